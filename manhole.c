@@ -1,0 +1,4908 @@
+/* manhole.c - a debugging socket for any CPython process, in one file.
+ *
+ * A signal, or nothing at all, opens /tmp/manhole-PID. Who connects with the process's
+ * own uid, or root's, sees the stack of every Python thread and then has a Python prompt
+ * in the living process. It is an extension module (`import manhole`), a drop-in for C
+ * programs that embed CPython (manhole.h), and an environment variable (PYTHONMANHOLE).
+ * README.rst says how to use it.
+ *
+ * THREADS
+ *   listener   one native thread, made by install(). Never attaches to Python, so nothing
+ * that Python does can stop it. Asleep in poll() when idle. Accepts, checks credentials,
+ *              starts sessions, carries copies of the application's output to slow
+ * clients. session    one native thread a client. Attaches with a thread state of its
+ * own, serves its client, detaches, ends. A oneshot session runs in the main thread
+ * instead. courier    a native thread that lives for one delivery of log lines, when the
+ * log goes to a Python object and no session is there to carry them. the application's
+ * own threads run the stream objects' write(), the fork hooks, the exit callback and what
+ * manhole.* offers; the two signal handlers run in whichever thread is hit.
+ *
+ * WHAT IT TOUCHES IN A PROCESS
+ *   files        the socket's path, with mode 0600; removed again by exit, release or a
+ * signal. descriptors  two eventfds and the listening socket; one for each client. All
+ * close-on-exec. signals      activate_on (a C handler), oneshot_on (signal.signal), and
+ * while the socket exists those of death_signals[] that were SIG_DFL. All are put back.
+ *   sys          std streams, __std*__ and displayhook while a client has a console;
+ * last_exc and its relatives when a client's statement raised. All are put back. atexit,
+ * os.register_at_fork, multiprocessing.util (in its children): one callback each.
+ *   environment  PYTHONMANHOLE is read by manhole.pth, nowhere else.
+ *
+ * HOW TO READ IT
+ *   Ground floor first; each room opens with a banner that says who runs it. Three
+ * markers say who may call a function, and clang's -Wthread-safety holds us to them:
+ * ATTACHED, DETACHED, ASYNC_SAFE. Unmarked: pure computation or leaf locks, any thread.
+ * Every PyObject * in a signature is borrowed unless its comment says "new"; what a
+ * function returns is new.
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <frameobject.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "manhole.h"
+
+#if PY_VERSION_HEX < 0x03090000
+#  error "manhole needs CPython 3.9 or newer"
+#endif
+
+/* Limits. A limit that a client can run into has its message near where it is enforced.
+ */
+enum {
+    MAX_SESSIONS = 64,           /* clients at once */
+    MAX_LINE = 16 * 1024 * 1024, /* characters of one line typed at the prompt */
+    COPIES_SIZE = 1024 * 1024, /* bytes of the app's output kept for a slow client; 2^n */
+    LOG_LINE_SIZE = 4096,      /* bytes; a pipe takes this much in one piece (PIPE_BUF) */
+    LOG_QUEUE_LENGTH = 256,    /* lines waiting for a Python object to take them */
+    LISTENER_STACK_SIZE = 256 * 1024,
+    EXIT_GRACE_MS = 1000,  /* what exit gives sessions that it has told to leave */
+    ACCEPT_PAUSE_MS = 200, /* before the next accept() after one that found no room */
+};
+
+/* ======================================================================================
+ * Markers and version shims: who may call what, and the CPythons' differences.
+ * The only room with PY_VERSION_HEX in it.
+ * ======================================================================================
+ */
+
+#if defined(__clang__)
+#  define CHECKED(x) __attribute__((x))
+#else
+#  define CHECKED(x)
+#endif
+
+/* Never defined: a name for the checker, which follows it as it would a lock. */
+struct CHECKED(capability("role")) role {
+    char unused;
+};
+extern struct role python;
+
+#define ATTACHED                                                                         \
+  CHECKED(requires_capability(python)) /* caller has an attached thread state */
+#define DETACHED                                                                         \
+  CHECKED(locks_excluded(python)) /* may block: caller must not be attached */
+#define ASYNC_SAFE                /* signal-safety(7) and each other; errno is kept */
+#define ATTACHES CHECKED(acquire_capability(python)) CHECKED(no_thread_safety_analysis)
+#define DETACHES CHECKED(release_capability(python)) CHECKED(no_thread_safety_analysis)
+
+/* Lets other threads run Python. Returns what reattach() needs to come back. */
+DETACHES static PyThreadState *
+detach(void)
+{
+    return PyEval_SaveThread();
+}
+
+/* Comes back. During finalization CPython ends the calling thread in here instead of
+ * returning, so nothing may be held across it that another thread waits for. */
+ATTACHES static void
+reattach(PyThreadState *tstate)
+{
+    PyEval_RestoreThread(tstate);
+}
+
+#if PY_VERSION_HEX < 0x030a0000
+static inline PyObject *
+Py_NewRef(PyObject *object)
+{
+    Py_INCREF(object);
+    return object;
+}
+
+static inline PyObject *
+Py_XNewRef(PyObject *object)
+{
+    Py_XINCREF(object);
+    return object;
+}
+#endif
+
+/* Keeps the cyclic collector, which may run any Python code, out of a stretch of C that
+ * must not be interrupted. Needed where frame objects are made on demand, which is
+ * since 3.11. */
+ATTACHED static bool
+pause_gc(void)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    return PyGC_Disable() == 1;
+#else
+    return false;
+#endif
+}
+
+ATTACHED static void
+resume_gc(bool was_enabled)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    if (was_enabled) {
+        PyGC_Enable();
+    }
+#else
+    (void)was_enabled;
+#endif
+}
+
+/* Takes the current exception. Returns it, normalized; NULL when there is none. */
+ATTACHED static PyObject *
+take_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type = NULL;      /* owned */
+    PyObject *value = NULL;     /* owned, handed to the caller */
+    PyObject *traceback = NULL; /* owned */
+    PyErr_Fetch(&type, &value, &traceback);
+    if (type != NULL) {
+        PyErr_NormalizeException(&type, &value, &traceback);
+        if (traceback != NULL) {
+            (void)PyException_SetTraceback(value, traceback);
+        }
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+#endif
+}
+
+/* ======================================================================================
+ * State: all that a process has of us, in one struct.
+ * ======================================================================================
+ */
+
+/* What a client is, as the kernel says. */
+struct peer {
+    pid_t pid;
+    uid_t uid;
+    gid_t gid;
+};
+
+/* Where log lines go. */
+struct destination {
+    int fd;           /* -1: to the object */
+    PyObject *object; /* owned, has write(str); NULL: to the descriptor */
+};
+
+/* Who serves a client once it is in. */
+enum handler_kind {
+    HANDLER_REPL,
+    HANDLER_EXEC,
+    HANDLER_CALLABLE,
+};
+
+struct handler {
+    enum handler_kind kind;
+    PyObject *callable; /* owned, NULL but for HANDLER_CALLABLE */
+};
+
+/* install()'s options, checked and converted. A field is named like its option. */
+struct options {
+    int verbose;
+    struct destination verbose_destination;
+    int strict;
+    int patch_fork;
+    int activate_on; /* signal number, 0: none */
+    int oneshot_on;  /* signal number, 0: none */
+    int thread;
+    sigset_t sigmask;
+    char *socket_path;      /* owned, malloc'd; NULL: /tmp/manhole-%(pid)s */
+    double reinstall_delay; /* seconds */
+    double start_timeout;   /* seconds */
+    double oneshot_timeout; /* seconds */
+    PyObject *locals;       /* owned mapping, or NULL */
+    int daemon_connection;
+    int redirect_stderr;
+    struct handler connection_handler;
+};
+
+enum session_state {
+    SESSION_FREE,
+    SESSION_TAKEN,
+    SESSION_BURNT, /* a forked child's own stack still uses it: never handed out again */
+};
+
+/* A client and what serves it. Slots of a fixed table, so that a forked child finds every
+ * descriptor that it inherited, and an application thread can look at all without a
+ * global lock. */
+struct session {
+    /* Under table_lock. */
+    enum session_state state;
+    /* Written before the session's thread starts. */
+    _Atomic int fd; /* blocking socket; -1: none */
+    struct peer peer;
+    /* The session's own thread. ident is read by the exit callback, attached as the owner
+     * is. */
+    unsigned long ident; /* as threading.get_ident(); 0: not attached */
+    bool has_console;    /* the std streams are this client's in its thread */
+    PyObject *input;     /* owned text file that sys.stdin is in its thread */
+    PyObject *names;     /* owned dict, the console's namespace */
+    /* Under out_lock. Whoever has set sending may send without the lock. */
+    pthread_mutex_t out_lock;
+    pthread_cond_t out_free;
+    bool sending;
+    _Atomic bool viewing; /* wants copies of the application's output; also read without
+                             the lock */
+    char *copies;         /* ring of COPIES_SIZE bytes, or NULL before the first copy */
+    size_t head; /* bytes ever sent and ever kept: their difference is what waits */
+    size_t tail;
+    size_t missed; /* bytes that found no room since the last note about it */
+};
+
+/* Wishes to the listener, bits of manhole.wishes. Each is followed by a write to wake_fd.
+ */
+enum {
+    WISH_OPEN = 1,  /* the activating signal came */
+    WISH_CLOSE = 2, /* close the socket, remove its path */
+    WISH_STOP = 4,  /* end the thread */
+};
+
+/* An attribute of sys that we have set, and what was there before. */
+struct borrowed_attribute {
+    const char *name;
+    PyObject *previous; /* owned, NULL: there was none */
+    PyObject *ours;     /* owned, NULL: not borrowed now */
+};
+
+static struct manhole {
+    /* Under install_lock, attached. */
+    bool installed;
+    _Atomic pid_t
+        owner; /* the process that all this belongs to; another one does nothing */
+    struct options options;
+    PyObject *module;           /* owned, while installed */
+    PyObject *exit_callback;    /* owned, as registered with atexit */
+    PyObject *previous_oneshot; /* owned, what signal.signal() returned */
+    PyInterpreterState *interpreter;
+    struct sigaction previous_activate;
+    /* The listener: made and joined under install_lock. */
+    bool has_listener;
+    pthread_t listener;
+    _Atomic int wake_fd; /* eventfd, the listener sleeps on it; -1: none */
+    _Atomic int
+        news_fd; /* eventfd, written when a session ends or the listener has started */
+    _Atomic unsigned wishes;
+    _Atomic bool
+        started;       /* the listener has bound, failed to, or sleeps until activated */
+    int bind_delay_ms; /* for the listener of a forked child */
+    _Atomic bool courier_is_out;
+    /* The socket's path. Read by the handlers: path is whole whenever bound is true. */
+    _Atomic bool bound;
+    _Atomic int listen_fd;
+    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+    dev_t path_device;
+    ino_t path_inode;
+    /* Sessions, under table_lock. */
+    bool closing; /* the interpreter is about to end: nobody attaches any more */
+    int inside;   /* threads of ours that are, or are about to be, attached */
+    struct session sessions[MAX_SESSIONS];
+    _Atomic int viewers; /* sessions with viewing set: the streams' short cut */
+    /* sys attributes, under sys_lock, attached. */
+    int consoles;
+    struct borrowed_attribute borrowed[11];
+} manhole = {
+    .wake_fd = -1,
+    .news_fd = -1,
+    .listen_fd = -1,
+    .borrowed =
+        {
+            {.name = "stdin"},
+            {.name = "__stdin__"},
+            {.name = "stdout"},
+            {.name = "__stdout__"},
+            {.name = "stderr"},
+            {.name = "__stderr__"},
+            {.name = "displayhook"},
+            {.name = "last_type"},
+            {.name = "last_value"},
+            {.name = "last_traceback"},
+            {.name = "last_exc"},
+        },
+};
+
+/* The session that the calling thread serves, NULL in all threads of the application. */
+static _Thread_local struct session *current_session;
+
+/* What the module owns in one interpreter. */
+struct module_state {
+    PyObject *manhole_type;
+    PyObject *stream_type;
+    PyObject *manhole_object; /* what install() returns */
+    bool has_fork_hook;
+    PyObject *console_type; /* made at the first connection, NULL before */
+    PyObject *already_installed;
+    PyObject *not_installed;
+    PyObject *configuration_conflict;
+    PyObject *suspicious_client;
+};
+
+static struct PyModuleDef manhole_module;
+
+/* The module's state in the interpreter that installed. Only while installed. */
+ATTACHED static struct module_state *
+installed_state(void)
+{
+    return PyModule_GetState(manhole.module);
+}
+
+/* True in the process that installed; false in a child that was forked behind CPython's
+ * back. */
+ASYNC_SAFE static bool
+is_owner(void)
+{
+    return atomic_load(&manhole.owner) == getpid();
+}
+
+/* ======================================================================================
+ * Locks. Two kinds, never mixed:
+ *   install_lock, sys_lock   may be held while Python runs; taken by lock_attached()
+ * only. leaves: table_lock, log_lock, out_lock of a session. Held for a few instructions,
+ * never while attaching, detaching, sending or running Python; so they may be taken in
+ * either state. A forked child makes all of them anew: the thread that held one is gone.
+ * ======================================================================================
+ */
+
+static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t sys_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Waits detached: the holder may need to attach before it can let go. */
+ATTACHED static void
+lock_attached(pthread_mutex_t *lock)
+{
+    if (pthread_mutex_trylock(lock) != 0) {
+        PyThreadState *tstate = detach();
+        (void)pthread_mutex_lock(lock);
+        reattach(tstate);
+    }
+}
+
+static void
+lock_leaf(pthread_mutex_t *lock)
+{
+    (void)pthread_mutex_lock(lock);
+}
+
+static void
+unlock(pthread_mutex_t *lock)
+{
+    (void)pthread_mutex_unlock(lock);
+}
+
+/* Before the first use, and in a forked child. */
+static void
+make_session_locks(void)
+{
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        (void)pthread_mutex_init(&manhole.sessions[i].out_lock, NULL);
+        (void)pthread_cond_init(&manhole.sessions[i].out_free, NULL);
+    }
+}
+
+static void
+make_locks_anew(void)
+{
+    (void)pthread_mutex_init(&install_lock, NULL);
+    (void)pthread_mutex_init(&sys_lock, NULL);
+    (void)pthread_mutex_init(&table_lock, NULL);
+    (void)pthread_mutex_init(&log_lock, NULL);
+    make_session_locks();
+}
+
+/* ======================================================================================
+ * Descriptors, clocks, threads, text: what the rooms above build on.
+ * ======================================================================================
+ */
+
+/* Closes what the variable holds and forgets it at once, so that a second call is
+ * harmless. */
+ASYNC_SAFE static void
+close_fd(_Atomic int *fd)
+{
+    int old = atomic_exchange(fd, -1);
+    if (old >= 0) {
+        (void)close(old);
+    }
+}
+
+ASYNC_SAFE static void
+write_eventfd(int fd)
+{
+    uint64_t one = 1;
+    if (fd >= 0) {
+        /* Fails only when the counter is full: then the reader has been woken long ago.
+         */
+        (void)!write(fd, &one, sizeof(one));
+    }
+}
+
+static void
+drain_eventfd(int fd)
+{
+    uint64_t count = 0;
+    (void)!read(fd, &count, sizeof(count));
+}
+
+static int64_t
+monotonic_ms(void)
+{
+    struct timespec now = {0};
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* For poll(): milliseconds until the deadline, 0 when it has passed; -1 for a deadline of
+ * -1. */
+static int
+ms_until(int64_t deadline_ms)
+{
+    int64_t left = 0;
+    if (deadline_ms < 0) {
+        return -1;
+    }
+    left = deadline_ms - monotonic_ms();
+    if (left < 0) {
+        return 0;
+    }
+    return left > INT_MAX ? INT_MAX : (int)left;
+}
+
+static int
+seconds_to_ms(double seconds)
+{
+    double ms = ceil(seconds * 1000.0);
+    return ms > (double)INT_MAX ? INT_MAX : (int)ms;
+}
+
+/* Starts a thread with the sigmask option's signals blocked from its first instruction.
+ * stack_size 0: the system's. thread NULL: detached. Returns 0, or an errno value. */
+static int
+start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t stack_size)
+{
+    pthread_t unused;
+    pthread_attr_t attributes;
+    sigset_t previous;
+    int error = pthread_attr_init(&attributes);
+    if (error != 0) {
+        return error;
+    }
+    if (stack_size != 0) {
+        (void)pthread_attr_setstacksize(&attributes, stack_size);
+    }
+    if (thread == NULL) {
+        (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    }
+    (void)pthread_sigmask(SIG_BLOCK, &manhole.options.sigmask, &previous);
+    error =
+        pthread_create(thread == NULL ? &unused : thread, &attributes, body, argument);
+    (void)pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    (void)pthread_attr_destroy(&attributes);
+    return error;
+}
+
+/* Bytes that grow. After a failed allocation it stays as it was and failed is set. */
+struct text {
+    char *bytes; /* owned, malloc'd */
+    size_t length;
+    size_t capacity;
+    bool failed;
+};
+
+static void
+append_bytes(struct text *text, const char *bytes, size_t length)
+{
+    if (text->failed) {
+        return;
+    }
+    if (text->capacity - text->length < length) {
+        size_t capacity = (text->capacity + length) * 2;
+        char *grown = realloc(text->bytes, capacity);
+        if (grown == NULL) {
+            text->failed = true;
+            return;
+        }
+        text->bytes = grown;
+        text->capacity = capacity;
+    }
+    memcpy(text->bytes + text->length, bytes, length);
+    text->length += length;
+}
+
+static void
+append_string(struct text *text, const char *string)
+{
+    append_bytes(text, string, strlen(string));
+}
+
+/* For short pieces: a number, a header. What does not fit 256 bytes is cut. */
+__attribute__((format(printf, 2, 3))) static void
+append_format(struct text *text, const char *format, ...)
+{
+    char piece[256];
+    va_list arguments;
+    int length = 0;
+    va_start(arguments, format);
+    length = vsnprintf(piece, sizeof(piece), format, arguments);
+    va_end(arguments);
+    if (length > 0) {
+        size_t size = (size_t)length;
+        append_bytes(text, piece, size < sizeof(piece) ? size : sizeof(piece) - 1);
+    }
+}
+
+/* Appends a str as UTF-8, what has no UTF-8 (lone surrogates) as \udcff. Never raises. */
+ATTACHED static void
+append_str(struct text *text, PyObject *str)
+{
+    Py_ssize_t length = 0;
+    const char *bytes = PyUnicode_AsUTF8AndSize(str, &length);
+    if (bytes != NULL) {
+        append_bytes(text, bytes, (size_t)length);
+        return;
+    }
+    PyErr_Clear();
+    PyObject *encoded =
+        PyUnicode_AsEncodedString(str, "utf-8", "backslashreplace"); /* owned */
+    if (encoded == NULL) {
+        PyErr_Clear();
+        append_string(text, "?");
+        return;
+    }
+    append_bytes(text, PyBytes_AS_STRING(encoded), (size_t)PyBytes_GET_SIZE(encoded));
+    Py_DECREF(encoded);
+}
+
+static void
+free_text(struct text *text)
+{
+    free(text->bytes);
+    *text = (struct text){0};
+}
+
+/* ======================================================================================
+ * Log: one line for each thing that happens, for the operator and for scripts.
+ * Runs on:  every thread; log_line() never runs Python and never blocks.
+ * Touches:  the verbose options, under log_lock. A Python destination is only ever called
+ * by deliver_log(); the lines wait for it in a bounded queue.
+ * ======================================================================================
+ */
+
+struct log_entry {
+    struct log_entry *next;
+    char line[]; /* NUL-terminated */
+};
+
+/* All under log_lock. */
+static struct {
+    bool enabled;
+    struct destination destination;
+    struct log_entry *first;
+    struct log_entry *last;
+    int length;
+} logger = {.destination = {.fd = -1}};
+
+/* A destination that cannot take the line now loses it: a full pipe must not stop the
+ * listener. */
+static void
+write_log_fd(int fd, const char *line, size_t length)
+{
+    struct pollfd target = {.fd = fd, .events = POLLOUT};
+    if (poll(&target, 1, 0) == 1 && (target.revents & POLLOUT) != 0) {
+        (void)!write(fd, line, length);
+    }
+}
+
+/* Under log_lock. */
+static void
+queue_log_line(const char *line, size_t length)
+{
+    struct log_entry *entry = NULL; /* owned by the queue */
+    if (logger.length == LOG_QUEUE_LENGTH) {
+        return;
+    }
+    entry = malloc(sizeof(*entry) + length + 1);
+    if (entry == NULL) {
+        return;
+    }
+    entry->next = NULL;
+    memcpy(entry->line, line, length + 1);
+    if (logger.last == NULL) {
+        logger.first = entry;
+    }
+    else {
+        logger.last->next = entry;
+    }
+    logger.last = entry;
+    logger.length++;
+}
+
+__attribute__((format(printf, 1, 2))) static void
+log_line(const char *format, ...)
+{
+    char line[LOG_LINE_SIZE];
+    struct timespec now = {0};
+    va_list arguments;
+    size_t length = 0;
+    bool enabled = false;
+    int fd = -1;
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    length =
+        (size_t)snprintf(line, sizeof(line), "Manhole[%ld:%lld.%04ld]: ", (long)getpid(),
+                         (long long)now.tv_sec, now.tv_nsec / 100000);
+    va_start(arguments, format);
+    (void)vsnprintf(line + length, sizeof(line) - length - 1, format, arguments);
+    va_end(arguments);
+    length = strlen(line);
+    line[length++] = '\n';
+    line[length] = '\0';
+    lock_leaf(&log_lock);
+    enabled = logger.enabled;
+    fd = logger.destination.fd;
+    if (enabled && fd < 0) {
+        queue_log_line(line, length);
+    }
+    unlock(&log_lock);
+    if (enabled && fd >= 0) {
+        write_log_fd(fd, line, length);
+    }
+}
+
+/* Returns the oldest queued line, malloc'd, or NULL; and in *object a new reference to
+ * where it is to go. */
+ATTACHED static struct log_entry *
+next_log_entry(PyObject **object)
+{
+    struct log_entry *entry = NULL;
+    lock_leaf(&log_lock);
+    if (logger.destination.object != NULL && logger.first != NULL) {
+        entry = logger.first;
+        *object = Py_NewRef(logger.destination.object);
+        logger.first = entry->next;
+        logger.length--;
+        if (logger.first == NULL) {
+            logger.last = NULL;
+        }
+    }
+    unlock(&log_lock);
+    return entry;
+}
+
+/* Hands the queued lines to the Python object. Keeps the current exception, adds none. */
+ATTACHED static void
+deliver_log(void)
+{
+    PyObject *type = NULL;      /* owned */
+    PyObject *value = NULL;     /* owned */
+    PyObject *traceback = NULL; /* owned */
+    PyObject *object = NULL;    /* owned */
+    struct log_entry *entry = NULL;
+    PyErr_Fetch(&type, &value, &traceback);
+    while ((entry = next_log_entry(&object)) != NULL) {
+        PyObject *result = PyObject_CallMethod(object, "write", "s", entry->line);
+        if (result == NULL) {
+            PyErr_Clear(); /* logging never raises into the application */
+        }
+        Py_XDECREF(result);
+        Py_CLEAR(object);
+        free(entry);
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
+/* Logs PREFIX, repr(exception), SUFFIX and drops the exception. */
+ATTACHED static void
+log_exception(const char *prefix, PyObject *exception /* new: taken over */,
+              const char *suffix)
+{
+    PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception); /* owned */
+    const char *utf8 = repr == NULL ? NULL : PyUnicode_AsUTF8(repr);
+    if (utf8 == NULL) {
+        PyErr_Clear();
+        utf8 = "an exception that has no repr()";
+    }
+    log_line("%s%s%s", prefix, utf8, suffix);
+    deliver_log();
+    Py_XDECREF(repr);
+    Py_XDECREF(exception);
+}
+
+/* Where lines go from now on; NULL: nowhere. Lines queued for an earlier object are
+ * dropped. */
+ATTACHED static void
+configure_log(const struct destination *destination)
+{
+    PyObject *previous = NULL; /* owned */
+    struct log_entry *entry = NULL;
+    lock_leaf(&log_lock);
+    previous = logger.destination.object;
+    entry = logger.first;
+    logger.enabled = destination != NULL;
+    logger.destination =
+        destination != NULL ? *destination : (struct destination){.fd = -1};
+    Py_XINCREF(logger.destination.object);
+    logger.first = NULL;
+    logger.last = NULL;
+    logger.length = 0;
+    unlock(&log_lock);
+    while (entry != NULL) {
+        struct log_entry *next = entry->next;
+        free(entry);
+        entry = next;
+    }
+    Py_XDECREF(previous);
+}
+
+static bool
+is_log_waiting(void)
+{
+    bool waiting = false;
+    lock_leaf(&log_lock);
+    waiting = logger.first != NULL;
+    unlock(&log_lock);
+    return waiting;
+}
+
+/* ======================================================================================
+ * Async-signal-safe code: the two handlers. Only signal-safety(7) calls and other
+ * ASYNC_SAFE functions here; errno saved first and restored last. Runs on:  whichever
+ * thread the kernel picks, at any instruction. Touches:  atomics, and manhole.path while
+ * bound says that it is whole.
+ * ======================================================================================
+ */
+
+/* Removes the socket's path if it is ours and there. Once: whoever clears bound unlinks.
+ */
+ASYNC_SAFE static void
+remove_path(void)
+{
+    bool expected = true;
+    if (atomic_compare_exchange_strong(&manhole.bound, &expected, false)) {
+        struct stat there;
+        if (lstat(manhole.path, &there) == 0 && there.st_dev == manhole.path_device &&
+            there.st_ino == manhole.path_inode) {
+            (void)unlink(manhole.path);
+        }
+    }
+}
+
+/* For activate_on. Wakes the listener, which was made for this at install. */
+ASYNC_SAFE static void
+on_activate(int signum)
+{
+    int saved_errno = errno;
+    (void)signum;
+    if (is_owner()) {
+        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+        write_eventfd(atomic_load(&manhole.wake_fd));
+    }
+    errno = saved_errno;
+}
+
+/* For a signal whose default action ends the process: the path goes first, then the
+ * process, by the very same signal, so that its exit status tells the truth. */
+ASYNC_SAFE static void
+on_death(int signum)
+{
+    int saved_errno = errno;
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    if (is_owner()) {
+        remove_path();
+    }
+    (void)sigaction(signum, &action, NULL);
+    (void)kill(getpid(), signum); /* blocked in here: delivered when we return */
+    errno = saved_errno;
+}
+
+/* ======================================================================================
+ * Socket: where the door is, and who may come through it.
+ * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout, except
+ * the two functions of the module that look at a socket object. Touches:  the socket's
+ * path and descriptor, the death signals. Never struct session, never sys.
+ * ======================================================================================
+ */
+
+/* Their default action is to end the process; Python leaves them at SIG_DFL. (SIGINT too,
+ * where Python was told not to handle signals.) Signals that dump core because the
+ * program is broken are not here: nothing more should run in it then. */
+static const int death_signals[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGTERM,
+                                    SIGUSR1, SIGUSR2, SIGALRM, SIGXCPU};
+
+/* Only where the disposition is SIG_DFL: a handler of the application's will end the
+ * process its own way. Not for pid 1, which the kernel spares signals that it does not
+ * handle. */
+DETACHED static void
+watch_death_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_death,
+                               .sa_flags = SA_RESTART | SA_ONSTACK};
+    (void)sigemptyset(&action.sa_mask);
+    if (getpid() == 1) {
+        return;
+    }
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(death_signals); i++) {
+        struct sigaction current;
+        if (sigaction(death_signals[i], NULL, &current) == 0 &&
+            (current.sa_flags & SA_SIGINFO) == 0 && current.sa_handler == SIG_DFL) {
+            (void)sigaction(death_signals[i], &action, NULL);
+        }
+    }
+}
+
+static void
+unwatch_death_signals(void)
+{
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    (void)sigemptyset(&action.sa_mask);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(death_signals); i++) {
+        struct sigaction current;
+        if (sigaction(death_signals[i], NULL, &current) == 0 &&
+            (current.sa_flags & SA_SIGINFO) == 0 && current.sa_handler == on_death) {
+            (void)sigaction(death_signals[i], &action, NULL);
+        }
+    }
+}
+
+/* Fills path (of size bytes) from the socket_path option, "%(pid)s" replaced by the pid.
+ * Returns the length that it has or would need, without the NUL. */
+static size_t
+expand_path(const char *template, char *path, size_t size)
+{
+    static const char marker[] = "%(pid)s";
+    const char *rest = template == NULL ? "/tmp/manhole-%(pid)s" : template;
+    size_t length = 0;
+    if (size > 0) {
+        path[0] = '\0';
+    }
+    while (*rest != '\0') {
+        char number[24];
+        const char *piece = rest;
+        size_t piece_length = strcspn(rest, "%");
+        if (strncmp(rest, marker, sizeof(marker) - 1) == 0) {
+            (void)snprintf(number, sizeof(number), "%ld", (long)getpid());
+            piece = number;
+            piece_length = strlen(number);
+            rest += sizeof(marker) - 1;
+        }
+        else {
+            piece_length = piece_length == 0 ? 1 : piece_length;
+            rest += piece_length;
+        }
+        if (length + piece_length < size) {
+            memcpy(path + length, piece, piece_length);
+            path[length + piece_length] = '\0';
+        }
+        length += piece_length;
+    }
+    return length;
+}
+
+/* The path is the process's own: a child may have one too. */
+static bool
+is_path_per_process(const char *template)
+{
+    return template == NULL || strstr(template, "%(pid)s") != NULL;
+}
+
+/* Who is on the other side of a connected socket. Returns 0, or -1 with errno. */
+static int
+read_peer(int fd, struct peer *peer)
+{
+    struct ucred credentials = {0};
+    socklen_t size = sizeof(credentials);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0) {
+        return -1;
+    }
+    *peer = (struct peer){credentials.pid, credentials.uid, credentials.gid};
+    return 0;
+}
+
+static bool
+may_enter(const struct peer *peer)
+{
+    return peer->uid == 0 || peer->uid == geteuid();
+}
+
+/* Is somebody serving the socket at this path? A listener whose process is gone counts as
+ * nobody (a child that never ran our fork hook may hold its descriptor), and so does one
+ * of our own. */
+DETACHED static bool
+is_answered(const struct sockaddr_un *address)
+{
+    struct peer peer = {0};
+    bool answered = false;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) {
+        return true; /* cannot tell: leave it alone */
+    }
+    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0) {
+        answered = read_peer(fd, &peer) < 0 ||
+                   (peer.pid != getpid() && !(kill(peer.pid, 0) < 0 && errno == ESRCH));
+    }
+    else {
+        answered = errno != ECONNREFUSED;
+    }
+    (void)close(fd);
+    return answered;
+}
+
+/* Removes a dead socket of ours. Returns NULL when the path is free now, else why it is
+ * not. */
+DETACHED static const char *
+clear_path(const struct sockaddr_un *address)
+{
+    struct stat there;
+    if (lstat(address->sun_path, &there) < 0) {
+        return errno == ENOENT ? NULL : strerror(errno);
+    }
+    if (!S_ISSOCK(there.st_mode)) {
+        return "something that is not a socket is there; move it away or use another "
+               "socket_path";
+    }
+    if (there.st_uid != geteuid()) {
+        return "a socket of another user is there; have it removed or use another "
+               "socket_path";
+    }
+    if (is_answered(address)) {
+        return "another process answers there; use another socket_path";
+    }
+    if (unlink(address->sun_path) < 0 && errno != ENOENT) {
+        return strerror(errno);
+    }
+    return NULL;
+}
+
+/* Opens the door at manhole.path. The mode is set before there is a path, so no umask and
+ * no moment leaves it open to others. Returns 0, or -1 after a log line that says why. */
+DETACHED static int
+open_socket(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct stat there = {0};
+    const char *why = NULL;
+    int fd = -1; /* owned, handed to manhole.listen_fd */
+    (void)expand_path(manhole.options.socket_path, manhole.path, sizeof(manhole.path));
+    memcpy(address.sun_path, manhole.path, sizeof(address.sun_path));
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 || fchmod(fd, S_IRUSR | S_IWUSR) < 0) {
+        why = strerror(errno);
+        goto done;
+    }
+    if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+        why = errno == EADDRINUSE ? clear_path(&address) : strerror(errno);
+        if (why == NULL && bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+            why = strerror(errno);
+        }
+        if (why != NULL) {
+            goto done;
+        }
+    }
+    if (lstat(manhole.path, &there) < 0 || listen(fd, MAX_SESSIONS) < 0) {
+        why = strerror(errno);
+        (void)unlink(manhole.path);
+        goto done;
+    }
+    manhole.path_device = there.st_dev;
+    manhole.path_inode = there.st_ino;
+    atomic_store(&manhole.bound, true);
+    watch_death_signals();
+    atomic_store(&manhole.listen_fd, fd);
+    fd = -1;
+done:
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    if (why != NULL) {
+        log_line("Cannot listen at %s: %s", manhole.path, why);
+        return -1;
+    }
+    log_line("Manhole UDS path: %s", manhole.path);
+    return 0;
+}
+
+/* Closes the door. Clients that are in stay. */
+static void
+close_socket(void)
+{
+    remove_path();
+    close_fd(&manhole.listen_fd);
+    unwatch_death_signals();
+}
+
+/* The path is gone or somebody else's now: a cleaner of /tmp, say. */
+DETACHED static bool
+is_path_lost(void)
+{
+    struct stat there;
+    return lstat(manhole.path, &there) < 0 || there.st_dev != manhole.path_device ||
+           there.st_ino != manhole.path_inode;
+}
+
+static void
+log_waiting(void)
+{
+    log_line("Waiting for new connection (in pid:%ld) ...", (long)getpid());
+}
+
+static void
+log_accepted(int fd, const struct peer *peer)
+{
+    log_line("Accepted connection on fd:%d from PID:%ld UID:%ld GID:%ld", fd,
+             (long)peer->pid, (long)peer->uid, (long)peer->gid);
+}
+
+static void
+describe_refusal(const struct peer *peer, char *text, size_t size)
+{
+    (void)snprintf(
+        text, size,
+        "Can't accept client with PID:%ld UID:%ld GID:%ld. It doesn't match the "
+        "current EUID:%ld or ROOT.",
+        (long)peer->pid, (long)peer->uid, (long)peer->gid, (long)geteuid());
+}
+
+/* ======================================================================================
+ * Stack dump: what every Python thread is doing.
+ * Runs on:  sessions and application threads, ATTACHED.
+ * Touches:  nothing but frames, linecache and the file's own structs.
+ * The application stands still only for the look, which records (code, line) and nothing
+ * else; source lines are read and text is made afterwards, while other threads run.
+ * ======================================================================================
+ */
+
+struct frame_record {
+    PyCodeObject *code; /* owned */
+    int line;
+};
+
+struct thread_record {
+    unsigned long ident;
+    size_t first; /* index of the innermost frame */
+    size_t count;
+};
+
+struct look {
+    struct frame_record *frames; /* owned */
+    size_t frame_count;
+    size_t frame_capacity;
+    struct thread_record *threads; /* owned */
+    size_t thread_count;
+};
+
+ATTACHED static void
+free_look(struct look *look)
+{
+    for (size_t i = 0; i < look->frame_count; i++) {
+        Py_DECREF(look->frames[i].code);
+    }
+    PyMem_RawFree(look->frames);
+    PyMem_RawFree(look->threads);
+    *look = (struct look){0};
+}
+
+ATTACHED static int
+record_frame(struct look *look, PyFrameObject *frame)
+{
+    if (look->frame_count == look->frame_capacity) {
+        size_t capacity = look->frame_capacity == 0 ? 256 : look->frame_capacity * 2;
+        struct frame_record *grown =
+            PyMem_RawRealloc(look->frames, capacity * sizeof(*look->frames));
+        if (grown == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        look->frames = grown;
+        look->frame_capacity = capacity;
+    }
+    look->frames[look->frame_count].code = PyFrame_GetCode(frame);
+    look->frames[look->frame_count].line = PyFrame_GetLineNumber(frame);
+    look->frame_count++;
+    return 0;
+}
+
+ATTACHED static int
+record_thread(struct look *look, PyObject *ident, PyObject *top)
+{
+    struct thread_record *thread = &look->threads[look->thread_count++];
+    PyFrameObject *frame = NULL; /* owned */
+    thread->ident = PyLong_AsUnsignedLong(ident);
+    thread->first = look->frame_count;
+    frame = (PyFrameObject *)Py_NewRef(top);
+    while (frame != NULL) {
+        PyFrameObject *back = NULL;
+        if (record_frame(look, frame) < 0) {
+            Py_DECREF(frame);
+            return -1;
+        }
+        back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = back;
+    }
+    thread->count = look->frame_count - thread->first;
+    return 0;
+}
+
+/* One look at all threads. Nothing in it lets go of the GIL, where there is one. Returns
+ * 0, or -1 with an exception; free_look() either way. */
+ATTACHED static int
+look_at_threads(struct look *look)
+{
+    PyObject *frames = NULL; /* owned dict of ident: topmost frame */
+    PyObject *ident = NULL;  /* borrowed */
+    PyObject *top = NULL;    /* borrowed */
+    Py_ssize_t position = 0;
+    PyObject *current_frames = PySys_GetObject("_current_frames"); /* borrowed */
+    bool collecting = pause_gc();
+    int result = -1;
+    if (current_frames == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "sys._current_frames is gone");
+        goto done;
+    }
+    frames = PyObject_CallNoArgs(current_frames);
+    if (frames == NULL) {
+        goto done;
+    }
+    look->threads =
+        PyMem_RawCalloc((size_t)PyDict_Size(frames) + 1, sizeof(*look->threads));
+    if (look->threads == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    while (PyDict_Next(frames, &position, &ident, &top)) {
+        if (record_thread(look, ident, top) < 0) {
+            goto done;
+        }
+    }
+    result = 0;
+done:
+    Py_XDECREF(frames);
+    resume_gc(collecting);
+    return result;
+}
+
+/* The lines of a source file, as linecache has them. Returns a new list, empty when there
+ * is no such file. Never raises. */
+ATTACHED static PyObject *
+read_source(PyObject *linecache, PyObject *filename)
+{
+    PyObject *lines = NULL; /* owned, handed to the caller */
+    PyObject *checked = PyObject_CallMethod(linecache, "checkcache", "O", filename);
+    PyErr_Clear();
+    lines = PyObject_CallMethod(linecache, "getlines", "O", filename);
+    if (lines != NULL && !PyList_Check(lines)) {
+        Py_CLEAR(lines);
+    }
+    PyErr_Clear();
+    Py_XDECREF(checked);
+    return lines != NULL ? lines : PyList_New(0);
+}
+
+/* Appends "  SOURCE" without its indentation; nothing when there is no such line. */
+ATTACHED static void
+append_source(struct text *text, PyObject *lines, int number)
+{
+    PyObject *line = NULL; /* owned: strip() makes a new one */
+    PyObject *source = NULL;
+    if (number < 1 || number > PyList_GET_SIZE(lines)) {
+        return;
+    }
+    source = PyList_GetItem(lines, number - 1); /* borrowed */
+    line = source == NULL ? NULL : PyObject_CallMethod(source, "strip", NULL);
+    if (line == NULL) {
+        PyErr_Clear();
+        return;
+    }
+    if (PyUnicode_Check(line) && PyUnicode_GetLength(line) > 0) {
+        append_string(text, "  ");
+        append_str(text, line);
+        append_string(text, "\n");
+    }
+    Py_DECREF(line);
+}
+
+/* sources: dict of filename: lines, so that each file is asked for once a dump. */
+ATTACHED static void
+append_frame(struct text *text, const struct frame_record *frame, PyObject *linecache,
+             PyObject *sources)
+{
+    PyObject *filename =
+        PyObject_GetAttrString((PyObject *)frame->code, "co_filename"); /* owned */
+    PyObject *name =
+        PyObject_GetAttrString((PyObject *)frame->code, "co_name"); /* owned */
+    PyObject *lines = NULL;                                         /* owned */
+    if (filename == NULL || name == NULL) {
+        goto done;
+    }
+    append_string(text, "File: \"");
+    append_str(text, filename);
+    append_format(text, "\", line %d, in ", frame->line);
+    append_str(text, name);
+    append_string(text, "\n");
+    lines = Py_XNewRef(PyDict_GetItemWithError(sources, filename));
+    if (lines == NULL && !PyErr_Occurred()) {
+        lines = read_source(linecache, filename);
+        if (lines != NULL) {
+            (void)PyDict_SetItem(sources, filename, lines);
+        }
+    }
+    if (lines != NULL) {
+        append_source(text, lines, frame->line);
+    }
+done:
+    PyErr_Clear();
+    Py_XDECREF(filename);
+    Py_XDECREF(name);
+    Py_XDECREF(lines);
+}
+
+/* Appends the dump of all threads, python-manhole's form to the letter. Returns 0, or -1
+ * with an exception set. */
+ATTACHED static int
+append_dump(struct text *text)
+{
+    struct look look = {0};
+    PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
+    PyObject *sources = PyDict_New();                         /* owned */
+    int result = -1;
+    if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
+        goto done;
+    }
+    for (size_t i = 0; i < look.thread_count; i++) {
+        const struct thread_record *thread = &look.threads[i];
+        append_format(text, "\n######### ProcessID=%ld, ThreadID=%lu #########\n",
+                      (long)getpid(), thread->ident);
+        for (size_t j = thread->count; j > 0; j--) {
+            append_frame(text, &look.frames[thread->first + j - 1], linecache, sources);
+        }
+    }
+    append_string(text, "#############################################\n\n\n");
+    result = 0;
+    if (text->failed) {
+        PyErr_NoMemory();
+        result = -1;
+    }
+done:
+    free_look(&look);
+    Py_XDECREF(linecache);
+    Py_XDECREF(sources);
+    return result;
+}
+
+/* ======================================================================================
+ * Output: bytes on their way to a client.
+ * Runs on:  the session's thread sends its own and waits for its client; application
+ * threads leave copies of what they print and never wait; the listener carries the
+ * copies. Touches:  the output fields of struct session. Whoever has set sending sends,
+ * nobody else.
+ * ======================================================================================
+ */
+
+/* Room left in the ring. Under out_lock. */
+static size_t
+ring_room(const struct session *session)
+{
+    return COPIES_SIZE - (session->tail - session->head);
+}
+
+/* Under out_lock, and there is room. */
+static void
+fill_ring(struct session *session, const char *bytes, size_t length)
+{
+    size_t start = session->tail % COPIES_SIZE;
+    size_t first = length < COPIES_SIZE - start ? length : COPIES_SIZE - start;
+    memcpy(session->copies + start, bytes, first);
+    memcpy(session->copies, bytes + first, length - first);
+    session->tail += length;
+}
+
+/* The longest prefix of at most room bytes that does not cut a UTF-8 character. */
+static size_t
+utf8_prefix(const char *bytes, size_t length, size_t room)
+{
+    size_t prefix = length < room ? length : room;
+    if (prefix < length) {
+        while (prefix > 0 && ((unsigned char)bytes[prefix] & 0xC0) == 0x80) {
+            prefix--;
+        }
+    }
+    return prefix;
+}
+
+/* Leaves a copy for one client. What does not fit is counted, and so is all that follows
+ * until the ring has been emptied and the note about it put in: no torn lines in between.
+ */
+static void
+keep_copy(struct session *session, const char *bytes, size_t length)
+{
+    bool wake = false;
+    lock_leaf(&session->out_lock);
+    if (!atomic_load(&session->viewing)) {
+        goto done;
+    }
+    if (session->copies == NULL) {
+        session->copies = malloc(COPIES_SIZE);
+    }
+    if (session->copies == NULL || session->missed > 0) {
+        session->missed += length;
+    }
+    else {
+        size_t kept = utf8_prefix(bytes, length, ring_room(session));
+        wake = !session->sending && session->head == session->tail;
+        fill_ring(session, bytes, kept);
+        session->missed = length - kept;
+    }
+done:
+    unlock(&session->out_lock);
+    if (wake) {
+        write_eventfd(atomic_load(&manhole.wake_fd));
+    }
+}
+
+/* Leaves a copy for every client that has a console. */
+static void
+keep_copies(const char *bytes, size_t length)
+{
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        if (atomic_load(&manhole.sessions[i].viewing)) {
+            keep_copy(&manhole.sessions[i], bytes, length);
+        }
+    }
+}
+
+/* The next piece of the ring in one stretch; puts the note about what was missed in when
+ * the ring is empty. Returns its length, 0: nothing waits. Under out_lock. */
+static size_t
+next_copies(struct session *session, const char **piece)
+{
+    size_t start = 0;
+    size_t waiting = 0;
+    if (session->head == session->tail && session->missed > 0 &&
+        session->copies != NULL) {
+        char note[80];
+        int length = snprintf(note, sizeof(note), "\n[manhole: %zu bytes not shown]\n",
+                              session->missed);
+        fill_ring(session, note, (size_t)length);
+        session->missed = 0;
+    }
+    start = session->head % COPIES_SIZE;
+    waiting = session->tail - session->head;
+    *piece = session->copies + start;
+    return waiting < COPIES_SIZE - start ? waiting : COPIES_SIZE - start;
+}
+
+/* Sends what waits. The caller has set sending. flags: MSG_DONTWAIT or 0. Returns 0 when
+ * nothing waits any more, else an errno value (EAGAIN: the client does not read just
+ * now). */
+DETACHED static int
+send_copies(struct session *session, int flags)
+{
+    for (;;) {
+        const char *piece = NULL;
+        size_t length = 0;
+        ssize_t sent = 0;
+        lock_leaf(&session->out_lock);
+        length = next_copies(session, &piece);
+        unlock(&session->out_lock);
+        if (length == 0) {
+            return 0;
+        }
+        sent = send(atomic_load(&session->fd), piece, length, flags | MSG_NOSIGNAL);
+        if (sent < 0) {
+            return errno;
+        }
+        lock_leaf(&session->out_lock);
+        session->head += (size_t)sent;
+        unlock(&session->out_lock);
+    }
+}
+
+/* Copies that a session's own sending has left behind, or that a stalled client has: the
+ * listener's to carry. */
+static bool
+has_copies(struct session *session)
+{
+    bool waiting = false;
+    lock_leaf(&session->out_lock);
+    waiting = !session->sending && atomic_load(&session->viewing) &&
+              (session->head != session->tail ||
+               (session->missed > 0 && session->copies != NULL));
+    unlock(&session->out_lock);
+    return waiting;
+}
+
+/* The listener's part: sends what the client takes without waiting for it. */
+DETACHED static void
+carry_copies(struct session *session)
+{
+    int error = 0;
+    lock_leaf(&session->out_lock);
+    if (session->sending || !atomic_load(&session->viewing)) {
+        unlock(&session->out_lock);
+        return;
+    }
+    session->sending = true;
+    unlock(&session->out_lock);
+    error = send_copies(session, MSG_DONTWAIT);
+    lock_leaf(&session->out_lock);
+    if (error != 0 && error != EAGAIN && error != EINTR) {
+        session->head = session->tail; /* gone: its own thread finds out */
+        session->missed = 0;
+    }
+    session->sending = false;
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
+}
+
+DETACHED static void
+begin_sending(struct session *session)
+{
+    lock_leaf(&session->out_lock);
+    while (session->sending) {
+        (void)pthread_cond_wait(&session->out_free, &session->out_lock);
+    }
+    session->sending = true;
+    unlock(&session->out_lock);
+}
+
+DETACHED static void
+end_sending(struct session *session)
+{
+    bool left = false;
+    lock_leaf(&session->out_lock);
+    session->sending = false;
+    left = session->head != session->tail || session->missed > 0;
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
+    if (left) {
+        write_eventfd(atomic_load(&manhole.wake_fd));
+    }
+}
+
+/* Sends a session's own bytes, after the copies that came before them. Advances *bytes
+ * and *length by what was sent. Returns 0, or an errno value; EINTR may come with half of
+ * it sent. */
+DETACHED static int
+send_own(struct session *session, const char **bytes, size_t *length)
+{
+    int error = send_copies(session, 0);
+    while (error == 0 && *length > 0) {
+        ssize_t sent = send(atomic_load(&session->fd), *bytes, *length, MSG_NOSIGNAL);
+        if (sent >= 0) {
+            *bytes += sent;
+            *length -= (size_t)sent;
+        }
+        else if (errno == EAGAIN) {
+            struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLOUT};
+            (void)poll(&client, 1, -1); /* somebody set O_NONBLOCK on the shared socket */
+        }
+        else {
+            error = errno;
+        }
+    }
+    return error;
+}
+
+/* Writes to the session's client, in the session's thread, waiting for it as long as it
+ * takes. Returns 0, or -1 with an exception: ConnectionError when the client is gone. */
+ATTACHED static int
+write_client(struct session *session, const char *bytes, size_t length)
+{
+    for (;;) {
+        int error = 0;
+        PyThreadState *tstate = detach();
+        begin_sending(session);
+        error = send_own(session, &bytes, &length);
+        end_sending(session);
+        reattach(tstate);
+        if (error == 0) {
+            return 0;
+        }
+        if (error != EINTR) {
+            errno = error;
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        }
+        if (PyErr_CheckSignals() < 0) {
+            return -1;
+        }
+    }
+}
+
+/* As write_client(), for a str. */
+ATTACHED static int
+write_client_str(struct session *session, PyObject *str)
+{
+    struct text text = {0};
+    Py_ssize_t length = 0;
+    const char *bytes = PyUnicode_AsUTF8AndSize(str, &length);
+    int result = -1;
+    if (bytes != NULL) {
+        return write_client(session, bytes, (size_t)length);
+    }
+    PyErr_Clear();
+    append_str(&text, str);
+    if (text.failed) {
+        PyErr_NoMemory();
+    }
+    else {
+        result = write_client(session, text.bytes, text.length);
+    }
+    free_text(&text);
+    return result;
+}
+
+/* ======================================================================================
+ * Streams: the objects that stand in sys while a client has a console.
+ * Runs on:  every thread that prints or reads, ATTACHED.
+ * Touches:  sys, through borrow_attribute(); a client's output.
+ * In a session's thread a stream is that client's. In any other it is the original in all
+ * but write() and writelines(), which also leave a copy for the clients; so an old
+ * reference to one of ours serves its owner for ever.
+ * ======================================================================================
+ */
+
+struct stream {
+    PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
+    PyObject *write_name;             /* owned, interned "write" */
+    const char *name;                 /* of the attribute of sys */
+    bool is_input;
+};
+
+/* The session whose client the calling thread's streams belong to, or NULL. */
+static struct session *
+console_session(void)
+{
+    return current_session != NULL && current_session->has_console ? current_session
+                                                                   : NULL;
+}
+
+ATTACHED static int
+stream_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((struct stream *)self)->original);
+    return 0;
+}
+
+ATTACHED static int
+stream_clear(PyObject *self)
+{
+    Py_CLEAR(((struct stream *)self)->original);
+    return 0;
+}
+
+ATTACHED static void
+stream_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    (void)stream_clear(self);
+    Py_XDECREF(((struct stream *)self)->write_name);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+ATTACHED static PyObject *
+stream_repr(PyObject *self)
+{
+    struct stream *stream = (struct stream *)self;
+    return PyUnicode_FromFormat("<manhole.Stream %s of %R>", stream->name,
+                                stream->original);
+}
+
+/* Whose attributes the stream shows to the calling thread. Returns a borrowed reference;
+ * self means the methods below. */
+ATTACHED static PyObject *
+stream_target(PyObject *self)
+{
+    struct stream *stream = (struct stream *)self;
+    struct session *session = console_session();
+    if (session != NULL) {
+        return stream->is_input ? session->input : self;
+    }
+    return stream->original == Py_None && !stream->is_input ? self : stream->original;
+}
+
+ATTACHED static PyObject *
+stream_getattro(PyObject *self, PyObject *name)
+{
+    PyObject *target = stream_target(self);
+    if (target == self) {
+        return PyObject_GenericGetAttr(self, name);
+    }
+    if (!((struct stream *)self)->is_input &&
+        (name == ((struct stream *)self)->write_name ||
+         PyUnicode_CompareWithASCIIString(name, "write") == 0 ||
+         PyUnicode_CompareWithASCIIString(name, "writelines") == 0)) {
+        return PyObject_GenericGetAttr(self, name);
+    }
+    return PyObject_GetAttr(target, name);
+}
+
+ATTACHED static int
+stream_setattro(PyObject *self, PyObject *name, PyObject *value)
+{
+    PyObject *target = stream_target(self);
+    return target == self ? PyObject_GenericSetAttr(self, name, value)
+                          : PyObject_SetAttr(target, name, value);
+}
+
+ATTACHED static PyObject *
+stream_iter(PyObject *self)
+{
+    PyObject *target = stream_target(self);
+    if (target == self) {
+        PyErr_SetString(PyExc_OSError, "not readable");
+        return NULL;
+    }
+    return PyObject_GetIter(target);
+}
+
+/* Bytes too, in a session: sys.stdout.buffer is the stream itself there. */
+ATTACHED static PyObject *
+write_to_session(struct session *session, PyObject *data)
+{
+    Py_ssize_t length = 0;
+    int result = -1;
+    if (PyUnicode_Check(data)) {
+        length = PyUnicode_GetLength(data);
+        result = write_client_str(session, data);
+    }
+    else {
+        Py_buffer view;
+        if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
+            return NULL;
+        }
+        length = view.len;
+        result = write_client(session, view.buf, (size_t)view.len);
+        PyBuffer_Release(&view);
+    }
+    return result < 0 ? NULL : PyLong_FromSsize_t(length);
+}
+
+/* Leaves a copy of what an application thread has printed. Never raises. */
+ATTACHED static void
+copy_to_clients(PyObject *str)
+{
+    Py_ssize_t length = 0;
+    const char *bytes = NULL;
+    if (!PyUnicode_Check(str)) {
+        return;
+    }
+    bytes = PyUnicode_AsUTF8AndSize(str, &length);
+    if (bytes != NULL) {
+        keep_copies(bytes, (size_t)length);
+    }
+    else {
+        struct text text = {0};
+        PyErr_Clear();
+        append_str(&text, str);
+        if (text.length > 0) {
+            keep_copies(text.bytes, text.length);
+        }
+        free_text(&text);
+    }
+}
+
+ATTACHED static PyObject *
+stream_write(PyObject *self, PyObject *data)
+{
+    struct stream *stream = (struct stream *)self;
+    struct session *session = console_session();
+    PyObject *result = NULL;
+    if (session != NULL) {
+        return write_to_session(session, data);
+    }
+    if (stream->original == Py_None) {
+        result = PyLong_FromSsize_t(PyObject_Length(data));
+    }
+    else {
+        result = PyObject_CallMethodOneArg(stream->original, stream->write_name, data);
+    }
+    if (result != NULL && atomic_load(&manhole.viewers) > 0) {
+        copy_to_clients(data);
+    }
+    return result;
+}
+
+ATTACHED static PyObject *
+stream_writelines(PyObject *self, PyObject *lines)
+{
+    PyObject *line = NULL;                        /* owned */
+    PyObject *iterator = PyObject_GetIter(lines); /* owned */
+    if (iterator == NULL) {
+        return NULL;
+    }
+    while ((line = PyIter_Next(iterator)) != NULL) {
+        PyObject *result = stream_write(self, line);
+        Py_DECREF(line);
+        if (result == NULL) {
+            break;
+        }
+        Py_DECREF(result);
+    }
+    Py_DECREF(iterator);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+/* The client's descriptor: subprocess.run(..., stdout=sys.stdout) shows at the client. */
+ATTACHED static PyObject *
+stream_fileno(PyObject *self, PyObject *unused)
+{
+    struct session *session = console_session();
+    (void)self;
+    (void)unused;
+    if (session == NULL) {
+        PyErr_SetString(PyExc_OSError,
+                        "the original stream is None and has no descriptor");
+        return NULL;
+    }
+    return PyLong_FromLong(atomic_load(&session->fd));
+}
+
+/* flush(), close(): every write has gone out by itself, and the client is not ours to
+ * close. */
+ATTACHED static PyObject *
+stream_nothing(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_None);
+}
+
+/* isatty(), readable(), seekable() */
+ATTACHED static PyObject *
+stream_no(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_False);
+}
+
+ATTACHED static PyObject *
+stream_writable(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_True);
+}
+
+static PyMethodDef stream_methods[] = {
+    {"write", stream_write, METH_O, NULL},
+    {"writelines", stream_writelines, METH_O, NULL},
+    {"fileno", stream_fileno, METH_NOARGS, NULL},
+    {"flush", stream_nothing, METH_NOARGS, NULL},
+    {"close", stream_nothing, METH_NOARGS, NULL},
+    {"isatty", stream_no, METH_NOARGS, NULL},
+    {"readable", stream_no, METH_NOARGS, NULL},
+    {"seekable", stream_no, METH_NOARGS, NULL},
+    {"writable", stream_writable, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+ATTACHED static PyObject *
+stream_constant(PyObject *self, void *value)
+{
+    (void)self;
+    return PyUnicode_FromString(value);
+}
+
+ATTACHED static PyObject *
+stream_false(PyObject *self, void *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_False);
+}
+
+ATTACHED static PyObject *
+stream_newlines(PyObject *self, void *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_None);
+}
+
+ATTACHED static PyObject *
+stream_buffer(PyObject *self, void *unused)
+{
+    (void)unused;
+    return Py_NewRef(self);
+}
+
+static char stream_encoding[] = "utf-8";
+static char stream_errors[] = "backslashreplace";
+static char stream_mode[] = "w";
+static char stream_name[] = "<manhole>";
+
+static PyGetSetDef stream_attributes[] = {
+    {"encoding", stream_constant, NULL, NULL, stream_encoding},
+    {"errors", stream_constant, NULL, NULL, stream_errors},
+    {"mode", stream_constant, NULL, NULL, stream_mode},
+    {"name", stream_constant, NULL, NULL, stream_name},
+    {"closed", stream_false, NULL, NULL, NULL},
+    {"line_buffering", stream_false, NULL, NULL, NULL},
+    {"newlines", stream_newlines, NULL, NULL, NULL},
+    {"buffer", stream_buffer, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+ATTACHED static PyObject *
+refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    (void)arguments;
+    (void)keywords;
+    PyErr_Format(PyExc_TypeError, "cannot create '%s' instances", type->tp_name);
+    return NULL;
+}
+
+static char stream_doc[] =
+    "A std stream while a manhole client is connected.\n\n"
+    "In the client's session it is the client; everywhere else it is the\n"
+    "original stream, whose output the clients see a copy of.";
+
+static PyType_Slot stream_slots[] = {
+    {Py_tp_doc, stream_doc},           {Py_tp_new, refuse_new},
+    {Py_tp_dealloc, stream_dealloc},   {Py_tp_traverse, stream_traverse},
+    {Py_tp_clear, stream_clear},       {Py_tp_repr, stream_repr},
+    {Py_tp_getattro, stream_getattro}, {Py_tp_setattro, stream_setattro},
+    {Py_tp_iter, stream_iter},         {Py_tp_methods, stream_methods},
+    {Py_tp_getset, stream_attributes}, {0, NULL},
+};
+
+static PyType_Spec stream_spec = {
+    .name = "manhole.Stream",
+    .basicsize = sizeof(struct stream),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = stream_slots,
+};
+
+/* Returns a new stream, or NULL with an exception. name: a literal. */
+ATTACHED static PyObject *
+make_stream(const char *name, PyObject *original)
+{
+    PyTypeObject *type = (PyTypeObject *)installed_state()->stream_type;
+    struct stream *stream = (struct stream *)type->tp_alloc(type, 0);
+    if (stream == NULL) {
+        return NULL;
+    }
+    stream->name = name;
+    stream->is_input = strstr(name, "stdin") != NULL;
+    stream->original = Py_NewRef(original);
+    stream->write_name = PyUnicode_InternFromString("write");
+    if (stream->write_name == NULL) {
+        Py_DECREF((PyObject *)stream);
+        return NULL;
+    }
+    return (PyObject *)stream;
+}
+
+/* Sets sys.NAME, and remembers what was there. Under sys_lock. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
+{
+    if (attribute->ours == NULL) {
+        attribute->previous = Py_XNewRef(PySys_GetObject(attribute->name));
+    }
+    Py_XSETREF(attribute->ours, Py_NewRef(ours));
+    return PySys_SetObject(attribute->name, ours);
+}
+
+/* Puts back what was there, where ours still stands. Under sys_lock. */
+ATTACHED static void
+give_back_attribute(struct borrowed_attribute *attribute)
+{
+    if (attribute->ours != NULL && PySys_GetObject(attribute->name) == attribute->ours) {
+        if (PySys_SetObject(attribute->name, attribute->previous) < 0) {
+            PyErr_Clear();
+        }
+    }
+    Py_CLEAR(attribute->ours);
+    Py_CLEAR(attribute->previous);
+}
+
+/* The row of a name in manhole.borrowed. */
+static struct borrowed_attribute *
+borrowed_row(const char *name)
+{
+    struct borrowed_attribute *row = manhole.borrowed;
+    while (strcmp(row->name, name) != 0) {
+        row++;
+    }
+    return row;
+}
+
+/* Puts a stream of ours into sys.NAME, unless there is none to stand in for or one of
+ * ours is there already. Under sys_lock. Returns 0, or -1 with an exception. */
+ATTACHED static int
+place_stream(const char *name)
+{
+    PyObject *original = PySys_GetObject(name); /* borrowed */
+    PyObject *stream = NULL;                    /* owned */
+    int result = -1;
+    if (original == NULL ||
+        Py_TYPE(original) == (PyTypeObject *)installed_state()->stream_type) {
+        return 0;
+    }
+    stream = make_stream(name, original);
+    if (stream != NULL) {
+        result = borrow_attribute(borrowed_row(name), stream);
+        Py_DECREF(stream);
+    }
+    return result;
+}
+
+/* Under sys_lock. Returns 0, or -1 with an exception. */
+ATTACHED static int
+place_streams(bool redirect_stderr)
+{
+    static const char *const names[] = {"stdin",      "__stdin__", "stdout",
+                                        "__stdout__", "stderr",    "__stderr__"};
+    size_t count = redirect_stderr ? 6 : 4;
+    PyObject *hook = NULL; /* owned */
+    int result = -1;
+    for (size_t i = 0; i < count; i++) {
+        if (place_stream(names[i]) < 0) {
+            return -1;
+        }
+    }
+    hook = PyObject_GetAttrString(manhole.module, "_displayhook");
+    if (hook != NULL) {
+        result = borrow_attribute(borrowed_row("displayhook"), hook);
+        Py_DECREF(hook);
+    }
+    return result;
+}
+
+ATTACHED static void
+give_back_attributes(void)
+{
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(manhole.borrowed); i++) {
+        give_back_attribute(&manhole.borrowed[i]);
+    }
+}
+
+/* From here on the calling thread's std streams are the session's client. Returns 0, or
+ * -1 with an exception. */
+ATTACHED static int
+open_streams(struct session *session)
+{
+    int result = 0;
+    lock_attached(&sys_lock);
+    if (manhole.consoles == 0) {
+        result = place_streams(manhole.options.redirect_stderr != 0);
+    }
+    if (result == 0) {
+        manhole.consoles++;
+        session->has_console = true;
+        atomic_store(&session->viewing, true);
+        atomic_fetch_add(&manhole.viewers, 1);
+    }
+    else {
+        give_back_attributes();
+    }
+    unlock(&sys_lock);
+    return result;
+}
+
+ATTACHED static void
+close_streams(struct session *session)
+{
+    lock_attached(&sys_lock);
+    if (session->has_console) {
+        session->has_console = false;
+        atomic_store(&session->viewing, false);
+        atomic_fetch_sub(&manhole.viewers, 1);
+        manhole.consoles--;
+        if (manhole.consoles == 0) {
+            give_back_attributes();
+        }
+    }
+    unlock(&sys_lock);
+}
+
+/* ======================================================================================
+ * Console: the prompt, and the other two ways to serve a client.
+ * Runs on:  the session's thread, ATTACHED.
+ * Touches:  the session's own fields; sys only through borrow_attribute().
+ * The standard library compiles, runs and formats: ManholeConsole is
+ * code.InteractiveConsole with its writing and its reporting of exceptions replaced, so
+ * that neither a crash reporter in sys.excepthook nor another client hears of a typing
+ * error.
+ * ======================================================================================
+ */
+
+/* Remembers an exception for pdb.pm() as sys.last_value and its relatives, until the last
+ * client leaves. Never raises. */
+ATTACHED static void
+remember_exception(PyObject *type, PyObject *value, PyObject *traceback)
+{
+    const struct {
+        const char *name;
+        PyObject *value;
+    } rows[] = {
+        {"last_type", type},
+        {"last_value", value},
+        {"last_traceback", traceback},
+        {"last_exc", value},
+    };
+    lock_attached(&sys_lock);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (borrow_attribute(borrowed_row(rows[i].name), rows[i].value) < 0) {
+            PyErr_Clear();
+        }
+    }
+    unlock(&sys_lock);
+}
+
+/* Writes what traceback.FORMATTER(...) makes of an exception to the client. Takes over
+ * the new reference lines. Returns None, or NULL with an exception. */
+ATTACHED static PyObject *
+write_lines(PyObject *lines /* new, or NULL with an exception */)
+{
+    PyObject *empty = NULL;  /* owned */
+    PyObject *joined = NULL; /* owned */
+    int result = -1;
+    if (lines != NULL) {
+        empty = PyUnicode_FromString("");
+        joined = empty == NULL ? NULL : PyUnicode_Join(empty, lines);
+    }
+    if (joined != NULL && current_session != NULL) {
+        result = write_client_str(current_session, joined);
+    }
+    Py_XDECREF(lines);
+    Py_XDECREF(empty);
+    Py_XDECREF(joined);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* Shows the exception being handled, less the code module's own frame. */
+ATTACHED static PyObject *
+show_exception(const char *formatter, bool with_traceback)
+{
+    PyObject *type = NULL;         /* owned */
+    PyObject *value = NULL;        /* owned */
+    PyObject *raised_in = NULL;    /* owned */
+    PyObject *ours_skipped = NULL; /* owned */
+    PyObject *module = NULL;       /* owned */
+    PyObject *lines = NULL;        /* new, handed to write_lines() */
+    PyErr_GetExcInfo(&type, &value, &raised_in);
+    if (value == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "no exception is being handled");
+        goto done;
+    }
+    ours_skipped = raised_in == NULL || raised_in == Py_None
+                       ? Py_NewRef(Py_None)
+                       : PyObject_GetAttrString(raised_in, "tb_next");
+    module = PyImport_ImportModule("traceback");
+    if (ours_skipped == NULL || module == NULL) {
+        goto done;
+    }
+    if (type == NULL) {
+        type = Py_NewRef((PyObject *)Py_TYPE(value));
+    }
+    remember_exception(type, value, ours_skipped);
+    lines = with_traceback
+                ? PyObject_CallMethod(module, formatter, "OOO", type, value, ours_skipped)
+                : PyObject_CallMethod(module, formatter, "OO", type, value);
+done:
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(raised_in);
+    Py_XDECREF(ours_skipped);
+    Py_XDECREF(module);
+    return write_lines(lines);
+}
+
+ATTACHED static PyObject *
+console_showtraceback(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return show_exception("format_exception", true);
+}
+
+ATTACHED static PyObject *
+console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
+{
+    (void)self;
+    (void)arguments;
+    (void)keywords;
+    return show_exception("format_exception_only", false);
+}
+
+ATTACHED static PyObject *
+console_write(PyObject *self, PyObject *data)
+{
+    (void)self;
+    if (current_session == NULL || !PyUnicode_Check(data)) {
+        PyErr_SetString(PyExc_TypeError, "write() takes a str, in a session's thread");
+        return NULL;
+    }
+    return write_client_str(current_session, data) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyMethodDef console_methods[] = {
+    {"write", console_write, METH_O, NULL},
+    {"showtraceback", console_showtraceback, METH_NOARGS, NULL},
+    {"showsyntaxerror", (PyCFunction)(void (*)(void))console_showsyntaxerror,
+     METH_VARARGS | METH_KEYWORDS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+/* Returns a new reference to class ManholeConsole, made at the first call; NULL with an
+ * exception. */
+ATTACHED static PyObject *
+get_console_type(void)
+{
+    struct module_state *state = installed_state();
+    PyObject *code = NULL; /* owned */
+    PyObject *base = NULL; /* owned */
+    PyObject *type = NULL; /* owned, handed to the caller */
+    if (state->console_type != NULL) {
+        return Py_NewRef(state->console_type);
+    }
+    code = PyImport_ImportModule("code");
+    base = code == NULL ? NULL : PyObject_GetAttrString(code, "InteractiveConsole");
+    if (base == NULL) {
+        goto done;
+    }
+    type = PyObject_CallFunction((PyObject *)&PyType_Type, "s(O){ss}", "ManholeConsole",
+                                 base, "__module__", "manhole");
+    for (PyMethodDef *method = console_methods; type != NULL && method->ml_name != NULL;
+         method++) {
+        PyObject *descriptor =
+            PyDescr_NewMethod((PyTypeObject *)type, method); /* owned */
+        if (descriptor == NULL ||
+            PyObject_SetAttrString(type, method->ml_name, descriptor) < 0) {
+            Py_CLEAR(type);
+        }
+        Py_XDECREF(descriptor);
+    }
+    if (type != NULL) {
+        state->console_type = Py_NewRef(type);
+    }
+done:
+    Py_XDECREF(code);
+    Py_XDECREF(base);
+    return type;
+}
+
+/* sys.displayhook while clients have consoles: `_` is a name of the session, never of
+ * builtins. */
+ATTACHED static PyObject *
+py_displayhook(PyObject *module, PyObject *value)
+{
+    struct session *session = console_session();
+    PyObject *shown = NULL;  /* owned */
+    PyObject *result = NULL; /* new, handed to the caller */
+    (void)module;
+    if (session == NULL) {
+        PyObject *original = NULL; /* owned */
+        lock_attached(&sys_lock);
+        original = Py_XNewRef(borrowed_row("displayhook")->previous);
+        unlock(&sys_lock);
+        if (original == NULL) {
+            original = Py_XNewRef(PySys_GetObject("__displayhook__"));
+        }
+        if (original != NULL) {
+            result = PyObject_CallOneArg(original, value);
+            Py_DECREF(original);
+            return result;
+        }
+        return Py_NewRef(Py_None);
+    }
+    if (value == Py_None) {
+        return Py_NewRef(Py_None);
+    }
+    shown = PyUnicode_FromFormat("%R\n", value);
+    if (shown != NULL && write_client_str(session, shown) == 0 &&
+        PyDict_SetItemString(session->names, "_", value) == 0) {
+        result = Py_NewRef(Py_None);
+    }
+    Py_XDECREF(shown);
+    return result;
+}
+
+/* The console's namespace: python-manhole's names, then the locals option's. Returns a
+ * new dict, or NULL with an exception. */
+ATTACHED static PyObject *
+make_names(PyObject *locals)
+{
+    static const char *const modules[] = {"sys", "os", "socket", "traceback"};
+    PyObject *dump =
+        PyObject_GetAttrString(manhole.module, "dump_stacktraces"); /* owned */
+    PyObject *names = PyDict_New(); /* owned, handed to the caller */
+    bool failed = dump == NULL || names == NULL ||
+                  PyDict_SetItemString(names, "dump_stacktraces", dump) < 0;
+    for (size_t i = 0; !failed && i < Py_ARRAY_LENGTH(modules); i++) {
+        PyObject *module = PyImport_ImportModule(modules[i]); /* owned */
+        failed = module == NULL || PyDict_SetItemString(names, modules[i], module) < 0;
+        Py_XDECREF(module);
+    }
+    if (!failed && locals != NULL) {
+        failed = PyDict_Update(names, locals) < 0;
+    }
+    if (failed) {
+        Py_CLEAR(names);
+    }
+    Py_XDECREF(dump);
+    return names;
+}
+
+/* Python's own banner, as InteractiveConsole.interact() has it. Returns a new str, or
+ * NULL. */
+ATTACHED static PyObject *
+make_banner(void)
+{
+    return PyUnicode_FromFormat("Python %s on %s\nType \"help\", \"copyright\", "
+                                "\"credits\" or \"license\" for more "
+                                "information.\n(ManholeConsole)\n",
+                                Py_GetVersion(), Py_GetPlatform());
+}
+
+/* The client has closed its connection, not just its writing side: it will see no answer.
+ */
+static bool
+is_gone(struct session *session)
+{
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
+    return poll(&client, 1, 0) == 1 && (client.revents & POLLHUP) != 0;
+}
+
+static bool
+ends_line(PyObject *line)
+{
+    Py_ssize_t length = PyUnicode_GetLength(line);
+    return length > 0 && PyUnicode_ReadChar(line, length - 1) == '\n';
+}
+
+/* Drops the rest of a line that is too long, says so. Returns a new empty line, or NULL.
+ */
+ATTACHED static PyObject *
+skip_line(struct session *session)
+{
+    static const char message[] = "manhole: line too long (limit: 16 MiB), ignored\n";
+    bool skipped = false;
+    while (!skipped) {
+        PyObject *rest = PyObject_CallMethod(session->input, "readline", "i", MAX_LINE);
+        if (rest == NULL) {
+            return NULL;
+        }
+        skipped = PyUnicode_GetLength(rest) == 0 || ends_line(rest);
+        Py_DECREF(rest);
+    }
+    return write_client(session, message, sizeof(message) - 1) < 0
+               ? NULL
+               : PyUnicode_FromString("\n");
+}
+
+/* Reads a line from the client, with its newline. Returns a new str, empty at the end of
+ * input, or NULL with an exception. Half a line of a client that is gone is no line: it
+ * may be the first half of something harmless that is not. */
+ATTACHED static PyObject *
+read_line(struct session *session)
+{
+    PyObject *line =
+        PyObject_CallMethod(session->input, "readline", "i", MAX_LINE); /* owned */
+    if (line == NULL) {
+        return NULL;
+    }
+    if (!PyUnicode_Check(line)) {
+        PyErr_SetString(PyExc_TypeError, "sys.stdin.readline() returned no str");
+        Py_CLEAR(line);
+    }
+    else if (PyUnicode_GetLength(line) == MAX_LINE && !ends_line(line)) {
+        Py_SETREF(line, skip_line(session));
+    }
+    else if (!ends_line(line) && is_gone(session)) {
+        Py_SETREF(line, PyUnicode_FromString(""));
+    }
+    return line;
+}
+
+/* A statement forked, and this is the child, whose main() is our loop: there is nothing
+ * to go back to, and its client belongs to the parent. */
+ATTACHED static void
+leave_forked_child(void)
+{
+    static const char *const names[] = {"stdout", "stderr"};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
+        PyObject *stream = PySys_GetObject(names[i]); /* borrowed */
+        PyObject *flushed = NULL;                     /* owned */
+        if (stream != NULL && stream != Py_None) {
+            flushed = PyObject_CallMethod(stream, "flush", NULL);
+        }
+        PyErr_Clear();
+        Py_XDECREF(flushed);
+    }
+    _exit(0);
+}
+
+/* What became of a line. */
+enum verdict {
+    LINE_DONE,
+    LINE_WANTS_MORE,
+    SESSION_OVER, /* with or without an exception set */
+};
+
+/* After an exception that left the console: an interrupt only costs the statement. */
+ATTACHED static enum verdict
+judge_exception(struct session *session, PyObject *console)
+{
+    static const char message[] = "\nKeyboardInterrupt\n";
+    PyObject *reset = NULL; /* owned */
+    if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        PyErr_Clear();
+        return SESSION_OVER;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+        return SESSION_OVER;
+    }
+    PyErr_Clear();
+    reset = PyObject_CallMethod(console, "resetbuffer", NULL);
+    Py_XDECREF(reset);
+    if (reset == NULL || write_client(session, message, sizeof(message) - 1) < 0) {
+        return SESSION_OVER;
+    }
+    return LINE_DONE;
+}
+
+ATTACHED static enum verdict
+push_line(struct session *session, PyObject *console, PyObject *line)
+{
+    Py_ssize_t length = PyUnicode_GetLength(line) - (ends_line(line) ? 1 : 0);
+    PyObject *bare = PyUnicode_Substring(line, 0, length); /* owned */
+    PyObject *more = NULL;                                 /* owned */
+    enum verdict verdict = SESSION_OVER;
+    if (bare == NULL) {
+        return SESSION_OVER;
+    }
+    more = PyObject_CallMethod(console, "push", "O", bare);
+    if (session->state == SESSION_BURNT) {
+        leave_forked_child();
+    }
+    if (more != NULL) {
+        verdict = PyObject_IsTrue(more) == 1 ? LINE_WANTS_MORE : LINE_DONE;
+    }
+    else {
+        verdict = judge_exception(session, console);
+    }
+    Py_DECREF(bare);
+    Py_XDECREF(more);
+    return verdict;
+}
+
+/* Prompt, line, prompt, line. Returns with an exception set when it was one that ended
+ * it. */
+ATTACHED static void
+run_console(struct session *session, PyObject *console)
+{
+    static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
+    enum verdict verdict = LINE_DONE;
+    while (verdict != SESSION_OVER) {
+        const char *prompt = verdict == LINE_WANTS_MORE ? "... " : ">>> ";
+        PyObject *line = NULL; /* owned */
+        if (write_client(session, prompt, 4) == 0) {
+            line = read_line(session);
+        }
+        if (line == NULL) {
+            verdict = judge_exception(session, console);
+        }
+        else if (PyUnicode_GetLength(line) == 0) {
+            (void)write_client(session, end_of_input, sizeof(end_of_input) - 1);
+            verdict = SESSION_OVER;
+        }
+        else {
+            verdict = push_line(session, console, line);
+        }
+        Py_XDECREF(line);
+    }
+}
+
+/* The dump, the banner, the prompt. Returns with an exception set when it was one that
+ * ended it. */
+ATTACHED static void
+talk(struct session *session)
+{
+    struct text dump = {0};
+    PyObject *type = NULL;    /* owned */
+    PyObject *console = NULL; /* owned */
+    PyObject *banner = NULL;  /* owned */
+    if (append_dump(&dump) < 0 || write_client(session, dump.bytes, dump.length) < 0) {
+        goto done;
+    }
+    type = get_console_type();
+    console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
+    banner = console == NULL ? NULL : make_banner();
+    if (banner != NULL && write_client_str(session, banner) == 0) {
+        run_console(session, console);
+    }
+done:
+    free_text(&dump);
+    Py_XDECREF(type);
+    Py_XDECREF(console);
+    Py_XDECREF(banner);
+}
+
+/* Logs why a handler ended, when it was an exception. */
+ATTACHED static void
+log_handler_exception(const char *prefix, const char *suffix)
+{
+    if (PyErr_ExceptionMatches(PyExc_BrokenPipeError) ||
+        PyErr_ExceptionMatches(PyExc_ConnectionResetError)) {
+        PyErr_Clear();
+        log_line("REPL client disconnected");
+        deliver_log();
+        return;
+    }
+    log_exception(prefix, take_exception(), suffix);
+}
+
+/* A text file over the client's socket, for reading; the descriptor stays the session's.
+ * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
+ * session goes on. */
+ATTACHED static PyObject *
+open_input(struct session *session)
+{
+    int fd = atomic_load(&session->fd);
+    int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK) != 0) {
+        (void)fcntl(fd, F_SETFL,
+                    flags & ~O_NONBLOCK); /* a socket object's timeout set it */
+    }
+    return PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape", NULL, 0);
+}
+
+/* No more bytes to or from this client; the descriptor is closed with the session. */
+DETACHED static void
+hang_up(struct session *session)
+{
+    char unread[4096];
+    int fd = atomic_load(&session->fd);
+    begin_sending(session);
+    (void)send_copies(session, MSG_DONTWAIT);
+    end_sending(session);
+    (void)shutdown(fd, SHUT_RDWR);
+    /* What stays unread would turn into ECONNRESET behind our last bytes. */
+    while (recv(fd, unread, sizeof(unread), MSG_DONTWAIT) > 0) {
+    }
+}
+
+/* Serves the session's client with the console, to the end. Never raises. */
+ATTACHED static void
+serve_console(struct session *session, PyObject *locals)
+{
+    PyThreadState *tstate = NULL;
+    session->names = make_names(locals);
+    session->input = session->names == NULL ? NULL : open_input(session);
+    if (session->input != NULL && open_streams(session) == 0) {
+        talk(session);
+    }
+    if (PyErr_Occurred()) {
+        log_handler_exception("REPL failed with ", ".");
+    }
+    log_line("DONE.");
+    close_streams(session);
+    Py_CLEAR(session->input);
+    Py_CLEAR(session->names);
+    tstate = detach();
+    hang_up(session);
+    reattach(tstate);
+    log_line("Cleaned up.");
+    deliver_log();
+}
+
+/* exit() in the exec handler's lines. */
+ATTACHED static PyObject *
+py_exit(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    PyErr_SetNone(PyExc_SystemExit);
+    return NULL;
+}
+
+/* Runs one line of the exec handler. Returns 0, or -1 with an exception. */
+ATTACHED static int
+exec_line(PyObject *line, PyObject *locals)
+{
+    PyObject *repr = PyObject_Repr(line);                                      /* owned */
+    PyObject *globals = PyDict_New();                                          /* owned */
+    PyObject *exit_function = PyObject_GetAttrString(manhole.module, "_exit"); /* owned */
+    PyObject *source =
+        PyUnicode_AsEncodedString(line, "utf-8", "surrogatepass"); /* owned */
+    PyObject *code = NULL;                                         /* owned */
+    PyObject *value = NULL;                                        /* owned */
+    struct text shown = {0};
+    if (repr == NULL || globals == NULL || exit_function == NULL || source == NULL) {
+        goto done;
+    }
+    append_str(&shown, repr);
+    append_bytes(&shown, "", 1);
+    log_line("Running: %s.", shown.failed ? "?" : shown.bytes);
+    deliver_log();
+    if ((size_t)PyBytes_GET_SIZE(source) != strlen(PyBytes_AS_STRING(source))) {
+        PyErr_SetString(PyExc_ValueError, "source code string cannot contain null bytes");
+        goto done;
+    }
+    code = Py_CompileString(PyBytes_AS_STRING(source), "<manhole>", Py_file_input);
+    if (code != NULL &&
+        PyDict_SetItemString(globals, "__builtins__", PyEval_GetBuiltins()) == 0 &&
+        PyDict_SetItemString(globals, "exit", exit_function) == 0) {
+        value = PyEval_EvalCode(code, globals, locals == NULL ? globals : locals);
+    }
+done:
+    free_text(&shown);
+    Py_XDECREF(repr);
+    Py_XDECREF(globals);
+    Py_XDECREF(exit_function);
+    Py_XDECREF(source);
+    Py_XDECREF(code);
+    Py_XDECREF(value);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Serves the client with the exec handler: each line is run, nothing is answered. Never
+ * raises. */
+ATTACHED static void
+serve_exec(struct session *session, PyObject *locals)
+{
+    bool over = false;
+    session->input = open_input(session);
+    while (session->input != NULL && !over) {
+        PyObject *line = read_line(session); /* owned */
+        over =
+            line == NULL || PyUnicode_GetLength(line) == 0 || exec_line(line, locals) < 0;
+        Py_XDECREF(line);
+        if (session->state == SESSION_BURNT) {
+            leave_forked_child();
+        }
+    }
+    if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        PyErr_Clear();
+        log_line("Exiting exec loop.");
+    }
+    else if (PyErr_Occurred()) {
+        log_exception("ManholeConnectionThread failure: ", take_exception(), "");
+    }
+    Py_CLEAR(session->input);
+    deliver_log();
+}
+
+/* The socket class that the standard library was born with: gevent's and eventlet's would
+ * want a hub in the session's thread. Returns a new reference, or NULL with an exception.
+ */
+ATTACHED static PyObject *
+get_socket_class(void)
+{
+    static const struct {
+        const char *patcher;
+        const char *getter;
+        const char *format;
+    } rows[] = {
+        {"gevent.monkey", "get_original", "ss"},
+        {"eventlet.patcher", "original", "s"},
+    };
+    PyObject *module = NULL; /* owned */
+    PyObject *type = NULL;   /* new, handed to the caller */
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows) && type == NULL; i++) {
+        PyObject *patchers = PyImport_GetModuleDict(); /* borrowed */
+        PyObject *patcher =
+            PyDict_GetItemString(patchers, rows[i].patcher); /* borrowed */
+        if (patcher == NULL) {
+            continue;
+        }
+        Py_XSETREF(module, PyObject_CallMethod(patcher, rows[i].getter, rows[i].format,
+                                               "socket", "socket"));
+        type = module != NULL && PyModule_Check(module)
+                   ? PyObject_GetAttrString(module, "socket")
+                   : Py_XNewRef(module);
+        PyErr_Clear();
+    }
+    if (type == NULL) {
+        Py_XSETREF(module, PyImport_ImportModule("socket"));
+        type = module == NULL ? NULL : PyObject_GetAttrString(module, "socket");
+    }
+    Py_XDECREF(module);
+    return type;
+}
+
+/* A socket.socket on a duplicate of the client's descriptor: the handler may close it.
+ * Returns a new reference, or NULL with an exception. */
+ATTACHED static PyObject *
+make_client_object(struct session *session)
+{
+    PyObject *type = get_socket_class(); /* owned */
+    PyObject *keywords = NULL;           /* owned */
+    PyObject *empty = PyTuple_New(0);    /* owned */
+    PyObject *client = NULL;             /* new */
+    int fd = fcntl(atomic_load(&session->fd), F_DUPFD_CLOEXEC,
+                   0); /* owned until client has it */
+    if (fd < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        goto done;
+    }
+    keywords = Py_BuildValue("{si}", "fileno", fd);
+    if (type != NULL && keywords != NULL && empty != NULL) {
+        client = PyObject_Call(type, empty, keywords);
+    }
+    if (client != NULL) {
+        fd = -1;
+    }
+done:
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(keywords);
+    Py_XDECREF(empty);
+    return client;
+}
+
+/* Serves the client with the connection_handler option's callable. Never raises. */
+ATTACHED static void
+serve_callable(struct session *session, PyObject *callable)
+{
+    PyObject *client = make_client_object(session); /* owned */
+    PyObject *result =
+        client == NULL ? NULL : PyObject_CallOneArg(callable, client); /* owned */
+    Py_XDECREF(result);
+    if (session->state == SESSION_BURNT) {
+        leave_forked_child();
+    }
+    if (PyErr_Occurred()) {
+        log_exception("ManholeConnectionThread failure: ", take_exception(), "");
+    }
+    Py_XDECREF(client);
+}
+
+/* ======================================================================================
+ * Session: one client, from accept() to the free slot.
+ * Runs on:  a native thread of its own, or the main thread (oneshot), or the application
+ * thread that called handle_connection_repl() with a socket of its own. Touches:  its
+ * slot of the table; threading's registry, to take its own entry out again.
+ * ======================================================================================
+ */
+
+/* Returns a slot for a connected socket, which it takes over; NULL when all are taken. */
+static struct session *
+claim_session(int fd, const struct peer *peer)
+{
+    struct session *session = NULL;
+    lock_leaf(&table_lock);
+    for (size_t i = 0; i < MAX_SESSIONS && session == NULL; i++) {
+        if (manhole.sessions[i].state == SESSION_FREE) {
+            session = &manhole.sessions[i];
+            session->state = SESSION_TAKEN;
+            session->peer = *peer;
+            session->ident = 0;
+            session->head = 0;
+            session->tail = 0;
+            session->missed = 0;
+            atomic_store(&session->fd, fd);
+        }
+    }
+    unlock(&table_lock);
+    return session;
+}
+
+/* Closes the client's descriptor and gives the slot back. */
+DETACHED static void
+release_session(struct session *session)
+{
+    char *copies = NULL; /* owned */
+    hang_up(session);
+    begin_sending(session);
+    copies = session->copies;
+    session->copies = NULL;
+    end_sending(session);
+    free(copies);
+    close_fd(&session->fd);
+    lock_leaf(&table_lock);
+    session->state = SESSION_FREE;
+    unlock(&table_lock);
+    write_eventfd(atomic_load(&manhole.news_fd));
+}
+
+static int
+count_sessions(void)
+{
+    int count = 0;
+    lock_leaf(&table_lock);
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        count += manhole.sessions[i].state == SESSION_TAKEN &&
+                 &manhole.sessions[i] != current_session;
+    }
+    unlock(&table_lock);
+    return count;
+}
+
+static int
+count_inside(void)
+{
+    int count = 0;
+    lock_leaf(&table_lock);
+    count = manhole.inside;
+    unlock(&table_lock);
+    return count;
+}
+
+/* Attaches a native thread of ours with a new thread state. Returns NULL, and stays
+ * detached, when the interpreter is about to end or has no memory. */
+ATTACHES static PyThreadState *
+enter_interpreter(void)
+{
+    PyThreadState *tstate = NULL;
+    lock_leaf(&table_lock);
+    if (!manhole.closing) {
+        tstate = PyThreadState_New(manhole.interpreter);
+        manhole.inside += tstate != NULL;
+    }
+    unlock(&table_lock);
+    if (tstate != NULL) {
+        PyEval_RestoreThread(tstate);
+    }
+    return tstate;
+}
+
+/* Forgets the entry that threading makes for a thread it did not start, when a statement
+ * (logging, say) asks for current_thread(): CPython before 3.13 keeps it for ever. Never
+ * raises. */
+ATTACHED static void
+forget_dummy_thread(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();                           /* borrowed */
+    PyObject *threading = PyDict_GetItemString(modules, "threading");       /* borrowed */
+    PyObject *active = NULL;                                                /* owned */
+    PyObject *ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident()); /* owned */
+    if (threading != NULL && ident != NULL) {
+        active = PyObject_GetAttrString(threading, "_active");
+        if (active != NULL && PyDict_Check(active) &&
+            PyDict_Contains(active, ident) == 1) {
+            (void)PyDict_DelItem(active, ident);
+        }
+    }
+    PyErr_Clear();
+    Py_XDECREF(active);
+    Py_XDECREF(ident);
+}
+
+/* The way back out of enter_interpreter(). */
+DETACHES static void
+leave_interpreter(PyThreadState *tstate)
+{
+    forget_dummy_thread();
+    PyThreadState_Clear(tstate);
+    PyThreadState_DeleteCurrent();
+    lock_leaf(&table_lock);
+    manhole.inside--;
+    unlock(&table_lock);
+    write_eventfd(atomic_load(&manhole.news_fd));
+}
+
+/* Serves the session's client as the options say, in the calling thread. Never raises. */
+ATTACHED static void
+serve_session(struct session *session)
+{
+    struct session *outer = current_session;
+    PyObject *locals = NULL;      /* owned */
+    struct handler handler = {0}; /* its callable is owned */
+    lock_attached(&install_lock);
+    locals = Py_XNewRef(manhole.options.locals);
+    handler = manhole.options.connection_handler;
+    Py_XINCREF(handler.callable);
+    unlock(&install_lock);
+    session->ident = PyThread_get_thread_ident();
+    current_session = session;
+    deliver_log();
+    switch (handler.kind) {
+    case HANDLER_REPL:
+        serve_console(session, locals);
+        break;
+    case HANDLER_EXEC:
+        serve_exec(session, locals);
+        break;
+    case HANDLER_CALLABLE:
+        serve_callable(session, handler.callable);
+        break;
+    }
+    current_session = outer;
+    session->ident = 0;
+    Py_XDECREF(locals);
+    Py_XDECREF(handler.callable);
+}
+
+/* Body of a session's thread. That it may not get in is beyond the checker. */
+DETACHED
+CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
+{
+    struct session *session = argument;
+    char name[32];
+    PyThreadState *tstate = NULL;
+    (void)snprintf(name, sizeof(name), "Manhole < PID:%ld", (long)session->peer.pid);
+    name[15] = '\0'; /* all that the kernel takes */
+    (void)pthread_setname_np(pthread_self(), name);
+    tstate = enter_interpreter();
+    if (tstate != NULL) {
+        serve_session(session);
+        if (atomic_load(&manhole.listen_fd) >= 0) {
+            log_waiting();
+        }
+        deliver_log();
+        leave_interpreter(tstate);
+    }
+    release_session(session);
+    return NULL;
+}
+
+/* Body of a courier: carries log lines to a Python object when no session does. */
+DETACHED
+CHECKED(no_thread_safety_analysis) static void *courier_main(void *unused)
+{
+    PyThreadState *tstate = enter_interpreter();
+    (void)unused;
+    if (tstate != NULL) {
+        deliver_log();
+        leave_interpreter(tstate);
+    }
+    atomic_store(&manhole.courier_is_out, false);
+    return NULL;
+}
+
+/* ======================================================================================
+ * Listener: the thread that nothing in Python can stop.
+ * Runs on:  itself. DETACHED for life: whoever calls Python here breaks the first
+ * invariant. Touches:  the socket, the slots of sessions, the copies that wait in them.
+ * ======================================================================================
+ */
+
+/* A client that cannot be served is told why, if it listens, and let go. */
+DETACHED static void
+turn_away(int fd, const char *why)
+{
+    char line[160];
+    int length = snprintf(line, sizeof(line), "manhole: %s\n", why);
+    (void)send(fd, line, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    (void)close(fd);
+    log_line("Turned a client away: %s", why);
+}
+
+/* Takes over fd. */
+DETACHED static void
+start_session(int fd, const struct peer *peer)
+{
+    struct session *session = claim_session(fd, peer);
+    int error = 0;
+    if (session == NULL) {
+        char why[80];
+        (void)snprintf(why, sizeof(why),
+                       "%d clients are connected already; try again later", MAX_SESSIONS);
+        turn_away(fd, why);
+        return;
+    }
+    error = start_thread(NULL, session_main, session, 0);
+    if (error != 0) {
+        char why[120];
+        (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
+                       strerror(error));
+        turn_away(dup(fd), why);
+        release_session(session);
+    }
+}
+
+/* Accepts one client. Returns 0, or -1 when there is no room for any just now. */
+DETACHED static int
+accept_client(void)
+{
+    struct peer peer = {0};
+    int fd =
+        accept4(atomic_load(&manhole.listen_fd), NULL, NULL, SOCK_CLOEXEC); /* owned */
+    if (fd < 0) {
+        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+            return -1;
+        }
+        return 0; /* EAGAIN, ECONNABORTED: the client has left again */
+    }
+    log_line("Started ManholeConnectionThread thread. Checking credentials ...");
+    if (read_peer(fd, &peer) < 0 || !may_enter(&peer)) {
+        char why[160];
+        describe_refusal(&peer, why, sizeof(why));
+        log_line("SuspiciousClient: %s", why);
+        log_waiting();
+        (void)close(fd);
+        return 0;
+    }
+    log_accepted(fd, &peer);
+    start_session(fd, &peer);
+    return 0;
+}
+
+/* What the listener knows from one turn of its loop to the next. */
+struct watch {
+    bool accept_fails;       /* said once, until it works again */
+    int64_t accept_again_ms; /* monotonic; -1: at once */
+};
+
+DETACHED static void
+accept_clients(struct watch *watch)
+{
+    if (accept_client() < 0) {
+        if (!watch->accept_fails) {
+            log_line("Cannot accept a client: %s. Waiting until there is room.",
+                     strerror(errno));
+        }
+        watch->accept_fails = true;
+        watch->accept_again_ms = monotonic_ms() + ACCEPT_PAUSE_MS;
+    }
+    else {
+        watch->accept_fails = false;
+        watch->accept_again_ms = -1;
+    }
+}
+
+/* Sleeps until there is something to do, then does it. */
+DETACHED static void
+watch_descriptors(struct watch *watch)
+{
+    struct pollfd fds[2 + MAX_SESSIONS] = {
+        {.fd = atomic_load(&manhole.wake_fd), .events = POLLIN}};
+    struct session *sessions[2 + MAX_SESSIONS] = {NULL};
+    nfds_t count = 1;
+    nfds_t door = 0;
+    bool paused = watch->accept_again_ms >= 0 && ms_until(watch->accept_again_ms) > 0;
+    if (atomic_load(&manhole.listen_fd) >= 0 && !paused) {
+        door = count++;
+        fds[door] =
+            (struct pollfd){.fd = atomic_load(&manhole.listen_fd), .events = POLLIN};
+    }
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        if (has_copies(&manhole.sessions[i])) {
+            sessions[count] = &manhole.sessions[i];
+            fds[count++] = (struct pollfd){.fd = atomic_load(&manhole.sessions[i].fd),
+                                           .events = POLLOUT};
+        }
+    }
+    if (poll(fds, count, paused ? ms_until(watch->accept_again_ms) : -1) <= 0) {
+        return;
+    }
+    if (fds[0].revents != 0) {
+        drain_eventfd(fds[0].fd);
+    }
+    if (door != 0 && fds[door].revents != 0) {
+        accept_clients(watch);
+    }
+    for (nfds_t i = 1; i < count; i++) {
+        if (sessions[i] != NULL && fds[i].revents != 0) {
+            carry_copies(sessions[i]);
+        }
+    }
+}
+
+/* Opens the socket, or opens it again where the path was lost. */
+DETACHED static void
+open_door(void)
+{
+    if (atomic_load(&manhole.listen_fd) >= 0) {
+        if (!is_path_lost()) {
+            return;
+        }
+        close_socket();
+    }
+    if (open_socket() == 0) {
+        log_waiting();
+    }
+}
+
+/* Does what the others have wished for. Returns the wishes that it found. */
+DETACHED static unsigned
+obey_wishes(void)
+{
+    unsigned wishes = atomic_exchange(&manhole.wishes, 0);
+    if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
+        close_socket();
+        write_eventfd(atomic_load(&manhole.news_fd));
+    }
+    else if ((wishes & WISH_OPEN) != 0) {
+        open_door();
+    }
+    return wishes;
+}
+
+/* A child that is about to exec or exit leaves no socket behind. */
+DETACHED static void
+delay_binding(void)
+{
+    struct pollfd wake = {.fd = atomic_load(&manhole.wake_fd), .events = POLLIN};
+    if (manhole.bind_delay_ms > 0) {
+        log_line("Delaying UDS binding %g seconds ...", manhole.options.reinstall_delay);
+        (void)poll(&wake, 1, manhole.bind_delay_ms);
+    }
+}
+
+/* One at a time: behind a stuck interpreter they would pile up. */
+DETACHED static void
+send_courier(void)
+{
+    if (is_log_waiting() && !atomic_exchange(&manhole.courier_is_out, true) &&
+        start_thread(NULL, courier_main, NULL, 0) != 0) {
+        atomic_store(&manhole.courier_is_out, false);
+    }
+}
+
+DETACHED static void *
+listener_main(void *unused)
+{
+    struct watch watch = {.accept_again_ms = -1};
+    (void)unused;
+    (void)pthread_setname_np(pthread_self(), "Manhole");
+    delay_binding();
+    if (manhole.options.activate_on == 0) {
+        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+        write_eventfd(atomic_load(&manhole.wake_fd));
+    }
+    while ((obey_wishes() & WISH_STOP) == 0) {
+        if (!atomic_exchange(&manhole.started, true)) {
+            write_eventfd(atomic_load(&manhole.news_fd));
+        }
+        send_courier();
+        watch_descriptors(&watch);
+    }
+    return NULL;
+}
+
+/* ======================================================================================
+ * Activation: signals in, waiting for threads, and the oneshot session.
+ * Runs on:  the threads that call install(), release() and handle_oneshot(), ATTACHED.
+ * Touches:  the dispositions of activate_on and oneshot_on, the listener's thread.
+ * ======================================================================================
+ */
+
+/* Waits, detached, until is_done() or the monotonic deadline (-1: none). Signals of the
+ * application are handled meanwhile. Returns 0 when done, 1 when late, -1 with an
+ * exception from a handler. */
+ATTACHED static int
+wait_for_news(bool (*is_done)(void), int64_t deadline_ms)
+{
+    while (!is_done()) {
+        struct pollfd news = {.fd = atomic_load(&manhole.news_fd), .events = POLLIN};
+        int timeout = ms_until(deadline_ms);
+        PyThreadState *tstate = NULL;
+        if (timeout == 0) {
+            return 1;
+        }
+        tstate = detach();
+        if (poll(&news, 1, timeout) > 0) {
+            drain_eventfd(news.fd);
+        }
+        reattach(tstate);
+        if (PyErr_CheckSignals() < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static bool
+has_started(void)
+{
+    return atomic_load(&manhole.started);
+}
+
+static bool
+has_no_session(void)
+{
+    return count_sessions() == 0;
+}
+
+static bool
+has_nobody_inside(void)
+{
+    return count_inside() == 0;
+}
+
+static bool
+has_closed_door(void)
+{
+    return atomic_load(&manhole.listen_fd) < 0;
+}
+
+static void
+wish(unsigned wishes)
+{
+    atomic_fetch_or(&manhole.wishes, wishes);
+    write_eventfd(atomic_load(&manhole.wake_fd));
+}
+
+/* Returns 0, or -1 with an exception. */
+ATTACHED static int
+start_listener(void)
+{
+    int error = 0;
+    atomic_store(&manhole.started, false);
+    error = start_thread(&manhole.listener, listener_main, NULL, LISTENER_STACK_SIZE);
+    if (error != 0) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    manhole.has_listener = true;
+    return 0;
+}
+
+ATTACHED static void
+stop_listener(void)
+{
+    if (manhole.has_listener) {
+        PyThreadState *tstate = NULL;
+        wish(WISH_STOP);
+        tstate = detach();
+        (void)pthread_join(manhole.listener, NULL);
+        reattach(tstate);
+        manhole.has_listener = false;
+    }
+}
+
+/* Two eventfds for the listener and those who wait for it. Once made they stay for the
+ * life of the process: a handler or an application thread may be about to write to one at
+ * any moment, and the number must never come to mean a descriptor of the application's.
+ * Returns 0, or -1 with an exception. */
+ATTACHED static int
+open_eventfds(void)
+{
+    _Atomic int *const fds[] = {&manhole.wake_fd, &manhole.news_fd};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(fds); i++) {
+        if (atomic_load(fds[i]) < 0) {
+            atomic_store(fds[i], eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+        }
+    }
+    if (atomic_load(&manhole.wake_fd) < 0 || atomic_load(&manhole.news_fd) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return 0;
+}
+
+/* Not through signal.signal(): a Python handler waits for the main thread to return to
+ * the interpreter, and would cut the application's system calls short. */
+ATTACHED static int
+watch_activate_on(int signum)
+{
+    struct sigaction action = {.sa_handler = on_activate,
+                               .sa_flags = SA_RESTART | SA_ONSTACK};
+    (void)sigemptyset(&action.sa_mask);
+    if (sigaction(signum, &action, &manhole.previous_activate) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return 0;
+}
+
+/* Restores what was there, unless the application has set its own since. */
+static void
+unwatch_activate_on(int signum)
+{
+    struct sigaction current;
+    if (sigaction(signum, NULL, &current) == 0 && (current.sa_flags & SA_SIGINFO) == 0 &&
+        current.sa_handler == on_activate) {
+        (void)sigaction(signum, &manhole.previous_activate, NULL);
+    }
+}
+
+/* signal.signal(signum, handler). Returns the previous handler, new, or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+set_python_handler(int signum, PyObject *handler)
+{
+    PyObject *module = PyImport_ImportModule("_signal"); /* owned */
+    PyObject *previous = NULL;                           /* new, handed to the caller */
+    if (module != NULL) {
+        previous = PyObject_CallMethod(module, "signal", "iO", signum, handler);
+    }
+    Py_XDECREF(module);
+    return previous;
+}
+
+ATTACHED static int
+watch_oneshot_on(int signum)
+{
+    PyObject *handler = PyObject_GetAttrString(installed_state()->manhole_object,
+                                               "handle_oneshot"); /* owned */
+    if (handler != NULL) {
+        Py_XSETREF(manhole.previous_oneshot, set_python_handler(signum, handler));
+        Py_DECREF(handler);
+    }
+    return handler == NULL || manhole.previous_oneshot == NULL ? -1 : 0;
+}
+
+/* None is what signal.signal() returns for a handler that was not set from Python: it
+ * cannot be put back from there, and SIG_DFL would be a lie. */
+ATTACHED static void
+unwatch_oneshot_on(int signum)
+{
+    if (manhole.previous_oneshot != NULL && manhole.previous_oneshot != Py_None) {
+        PyObject *ours = set_python_handler(signum, manhole.previous_oneshot); /* owned */
+        if (ours == NULL) {
+            log_exception("Cannot restore the signal handler: ", take_exception(), "");
+        }
+        Py_XDECREF(ours);
+    }
+    Py_CLEAR(manhole.previous_oneshot);
+}
+
+/* Waits for a client at the open socket, signals handled. Returns its descriptor, or -1
+ * with an exception. */
+ATTACHED static int
+wait_for_client(void)
+{
+    int64_t deadline_ms = monotonic_ms() + seconds_to_ms(manhole.options.oneshot_timeout);
+    for (;;) {
+        struct pollfd door = {.fd = atomic_load(&manhole.listen_fd), .events = POLLIN};
+        int timeout = ms_until(deadline_ms);
+        int fd = -1;
+        int error = 0;
+        PyThreadState *tstate = NULL;
+        if (timeout == 0) {
+            PyErr_Format(PyExc_TimeoutError, "no client came to %s in time",
+                         manhole.path);
+            return -1;
+        }
+        tstate = detach();
+        if (poll(&door, 1, timeout) > 0) {
+            fd = accept4(door.fd, NULL, NULL, SOCK_CLOEXEC);
+            error = fd < 0 && errno != EAGAIN && errno != ECONNABORTED ? errno : 0;
+        }
+        reattach(tstate);
+        if (fd >= 0) {
+            return fd;
+        }
+        if (error != 0 && error != EINTR) {
+            errno = error;
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        }
+        if (PyErr_CheckSignals() < 0) {
+            return -1;
+        }
+    }
+}
+
+/* Raises SuspiciousClient, or logs that the client is accepted. Returns 0 or -1. */
+ATTACHED static int
+check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
+{
+    if (read_peer(fd, peer) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    if (!may_enter(peer)) {
+        char why[160];
+        describe_refusal(peer, why, sizeof(why));
+        PyErr_SetString(suspicious_client, why);
+        return -1;
+    }
+    log_accepted(fd, peer);
+    deliver_log();
+    return 0;
+}
+
+/* Serves a connected socket in the calling thread; takes fd over. Returns 0, or -1 with
+ * an exception when it could not start. */
+ATTACHED static int
+serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
+{
+    struct session *session = claim_session(fd, peer);
+    PyThreadState *tstate = NULL;
+    if (session == NULL) {
+        (void)close(fd);
+        PyErr_Format(PyExc_RuntimeError, "%d clients are connected already",
+                     MAX_SESSIONS);
+        return -1;
+    }
+    serve(session);
+    tstate = detach();
+    release_session(session);
+    reattach(tstate);
+    return 0;
+}
+
+/* Opens the socket, takes one client, serves it. Returns 0, or -1 with an exception. */
+ATTACHED static int
+serve_oneshot(void)
+{
+    struct peer peer = {0};
+    PyThreadState *tstate = NULL;
+    int opened = -1;
+    int fd = -1; /* owned until serve_here() takes it */
+    int result = -1;
+    if (atomic_load(&manhole.listen_fd) >= 0) {
+        PyErr_Format(PyExc_RuntimeError, "already listening at %s", manhole.path);
+        return -1;
+    }
+    tstate = detach();
+    opened = open_socket();
+    reattach(tstate);
+    if (opened < 0) {
+        PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.path);
+        return -1;
+    }
+    log_waiting();
+    deliver_log();
+    fd = wait_for_client();
+    if (fd >= 0 && check_peer(installed_state()->suspicious_client, fd, &peer) == 0) {
+        result = serve_here(fd, &peer, serve_session);
+        fd = -1;
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    close_socket();
+    return result;
+}
+
+/* ======================================================================================
+ * Fork and exit: what happens to all this in a child, and at the end.
+ * Runs on:  the thread that forked, in the child; the thread that finalizes the
+ * interpreter. Touches:  everything: no other thread of ours is left, or is about to be.
+ * ======================================================================================
+ */
+
+ATTACHED static void
+drop_options(struct options *options)
+{
+    Py_CLEAR(options->verbose_destination.object);
+    Py_CLEAR(options->locals);
+    Py_CLEAR(options->connection_handler.callable);
+    free(options->socket_path);
+    options->socket_path = NULL;
+}
+
+/* Registers the exit callback, or takes it back. Returns 0, or -1 with an exception. */
+ATTACHED static int
+call_atexit(const char *method)
+{
+    PyObject *module = PyImport_ImportModule("atexit"); /* owned */
+    PyObject *result = NULL;                            /* owned */
+    if (module != NULL && manhole.exit_callback != NULL) {
+        result = PyObject_CallMethod(module, method, "O", manhole.exit_callback);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* From here on nothing is installed. */
+ATTACHED static void
+forget_options(void)
+{
+    if (manhole.exit_callback != NULL && call_atexit("unregister") < 0) {
+        PyErr_Clear();
+    }
+    Py_CLEAR(manhole.exit_callback);
+    deliver_log();
+    drop_options(&manhole.options);
+    manhole.installed = false;
+}
+
+/* Undoes install(), also a half-done one. Clients that are in stay. Under install_lock.
+ */
+ATTACHED static void
+uninstall(void)
+{
+    if (manhole.options.activate_on != 0) {
+        unwatch_activate_on(manhole.options.activate_on);
+    }
+    if (manhole.options.oneshot_on != 0) {
+        unwatch_oneshot_on(manhole.options.oneshot_on);
+    }
+    stop_listener();
+    forget_options();
+}
+
+/* Ends the input of every session but the calling thread's own, and raises SystemExit in
+ * what it runs just now. */
+ATTACHED static void
+dismiss_sessions(void)
+{
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        struct session *session = &manhole.sessions[i];
+        lock_leaf(&table_lock);
+        bool there = session->state == SESSION_TAKEN && session != current_session;
+        if (there) {
+            (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
+        }
+        unlock(&table_lock);
+        if (there && session->ident != 0) {
+            (void)PyThreadState_SetAsyncExc(session->ident, PyExc_SystemExit);
+        }
+    }
+}
+
+/* atexit: no new client; the connected ones are waited for, or with daemon_connection are
+ * let go; then nobody attaches any more. A second Ctrl-C ends the waiting. */
+ATTACHED static PyObject *
+py_at_exit(PyObject *module, PyObject *unused)
+{
+    int interrupted = 0;
+    (void)module;
+    (void)unused;
+    if (!manhole.installed || !is_owner()) {
+        return Py_NewRef(Py_None);
+    }
+    if (manhole.has_listener) {
+        wish(WISH_CLOSE);
+        interrupted = wait_for_news(has_closed_door, -1);
+    }
+    if (interrupted == 0 && !manhole.options.daemon_connection) {
+        interrupted = wait_for_news(has_no_session, -1);
+    }
+    if (interrupted < 0) {
+        PyErr_WriteUnraisable(NULL);
+    }
+    lock_leaf(&table_lock);
+    manhole.closing = true;
+    unlock(&table_lock);
+    dismiss_sessions();
+    if (wait_for_news(has_nobody_inside, monotonic_ms() + EXIT_GRACE_MS) < 0) {
+        PyErr_WriteUnraisable(NULL);
+    }
+    lock_attached(&sys_lock);
+    give_back_attributes();
+    unlock(&sys_lock);
+    lock_attached(&install_lock);
+    uninstall();
+    unlock(&install_lock);
+    return Py_NewRef(Py_None);
+}
+
+/* A child that multiprocessing made ends by os._exit(), after the finalizers of
+ * multiprocessing.util: our exit callback becomes one of them. The list of finalizers is
+ * emptied after this hook has run, so it is entered by the module's own hook that runs
+ * after that. Never raises. */
+ATTACHED static void
+tell_multiprocessing(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();                           /* borrowed */
+    PyObject *util = PyDict_GetItemString(modules, "multiprocessing.util"); /* borrowed */
+    PyObject *hook =
+        PyObject_GetAttrString(manhole.module, "_finalize_with_multiprocessing");
+    PyObject *result = NULL; /* owned */
+    if (util != NULL && hook != NULL) {
+        result = PyObject_CallMethod(util, "register_after_fork", "OO",
+                                     installed_state()->manhole_type, hook);
+    }
+    PyErr_Clear();
+    Py_XDECREF(hook);
+    Py_XDECREF(result);
+}
+
+/* Called by multiprocessing in its child. */
+ATTACHED static PyObject *
+py_finalize_with_multiprocessing(PyObject *module, PyObject *unused)
+{
+    PyObject *util = PyImport_ImportModule("multiprocessing.util");    /* owned */
+    PyObject *finalize = NULL;                                         /* owned */
+    PyObject *arguments = NULL;                                        /* owned */
+    PyObject *keywords = Py_BuildValue("{si}", "exitpriority", -1000); /* owned */
+    PyObject *result = NULL;                                           /* new */
+    (void)module;
+    (void)unused;
+    if (util != NULL && manhole.exit_callback != NULL) {
+        finalize = PyObject_GetAttrString(util, "Finalize");
+        arguments = Py_BuildValue("(OO)", Py_None, manhole.exit_callback);
+    }
+    if (finalize != NULL && arguments != NULL && keywords != NULL) {
+        result = PyObject_Call(finalize, arguments, keywords);
+    }
+    Py_XDECREF(util);
+    Py_XDECREF(finalize);
+    Py_XDECREF(arguments);
+    Py_XDECREF(keywords);
+    return result;
+}
+
+/* In a child: forgets the parent's threads, clients and socket. What a vanished thread
+ * owned is abandoned, not freed: it may be half changed. */
+ATTACHED static void
+forget_parent(void)
+{
+    make_locks_anew();
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        struct session *session = &manhole.sessions[i];
+        if (session != current_session) {
+            session->state =
+                session->state == SESSION_BURNT ? SESSION_BURNT : SESSION_FREE;
+        }
+        else {
+            session->state = SESSION_BURNT;
+        }
+        session->sending = false;
+        session->has_console = false;
+        session->copies = NULL;
+        atomic_store(&session->viewing, false);
+        close_fd(&session->fd);
+    }
+    current_session = NULL;
+    atomic_store(&manhole.viewers, 0);
+    manhole.consoles = 0;
+    manhole.inside = 0;
+    manhole.closing = false;
+    manhole.has_listener = false;
+    atomic_store(&manhole.courier_is_out, false);
+    atomic_store(&manhole.bound, false); /* the path is the parent's */
+    atomic_store(&manhole.wishes, 0);
+    close_fd(&manhole.listen_fd);
+    close_fd(&manhole.wake_fd);
+    close_fd(&manhole.news_fd);
+    give_back_attributes();
+}
+
+/* In a child whose parent has a manhole: its own, where there can be one. */
+ATTACHED static void
+reinstall(void)
+{
+    const struct options *options = &manhole.options;
+    bool by_signal = options->activate_on != 0 || options->oneshot_on != 0;
+    if (!options->patch_fork || !is_path_per_process(options->socket_path)) {
+        forget_options();
+        atomic_store(&manhole.owner, 0);
+        return;
+    }
+    atomic_store(&manhole.owner, getpid());
+    tell_multiprocessing();
+    if (!by_signal && options->thread) {
+        log_line("Fork detected. Reinstalling Manhole.");
+        manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
+    }
+    if (open_eventfds() < 0 ||
+        ((options->activate_on != 0 || (!by_signal && options->thread)) &&
+         start_listener() < 0)) {
+        log_exception("Cannot reinstall Manhole: ", take_exception(), "");
+    }
+    deliver_log();
+}
+
+/* os.register_at_fork(after_in_child=...): os.fork(), forkpty(), multiprocessing, and C
+ * programs that call PyOS_AfterFork_Child(). */
+ATTACHED static PyObject *
+py_after_fork_in_child(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
+        forget_parent();
+        if (manhole.installed) {
+            reinstall();
+        }
+    }
+    return Py_NewRef(Py_None);
+}
+
+/* Returns 0, or -1 with an exception. The hook cannot be taken back: it asks what is
+ * installed. */
+ATTACHED static int
+add_fork_hook(void)
+{
+    PyObject *posix = PyImport_ImportModule("posix"); /* owned */
+    PyObject *hook =
+        PyObject_GetAttrString(manhole.module, "_after_fork_in_child"); /* owned */
+    PyObject *function = NULL;                                          /* owned */
+    PyObject *keywords = NULL;                                          /* owned */
+    PyObject *arguments = PyTuple_New(0);                               /* owned */
+    PyObject *result = NULL;                                            /* owned */
+    if (posix != NULL && hook != NULL && arguments != NULL) {
+        function = PyObject_GetAttrString(posix, "register_at_fork");
+        keywords = Py_BuildValue("{sO}", "after_in_child", hook);
+    }
+    if (function != NULL && keywords != NULL) {
+        result = PyObject_Call(function, arguments, keywords);
+    }
+    Py_XDECREF(posix);
+    Py_XDECREF(hook);
+    Py_XDECREF(function);
+    Py_XDECREF(keywords);
+    Py_XDECREF(arguments);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* ======================================================================================
+ * Options: what install() takes. One row each; parser, error text, signature and
+ * docstring all come from it. Runs on:  the thread that calls install(), ATTACHED.
+ * Touches:  the struct options that it is given, nothing else.
+ * To add an option: a field in struct options, a row here, one in manhole.h, one in
+ * README.rst.
+ * ======================================================================================
+ */
+
+/* X(name, parser, default as Python has it, help) */
+#define POSITIONAL_OPTIONS(X)                                                            \
+  X(verbose, parse_bool, "True", "write a log line for each thing that happens")         \
+  X(verbose_destination, parse_destination, "2",                                         \
+    "where they go: a descriptor, or an object with write(str)")                         \
+  X(strict, parse_bool, "True",                                                          \
+    "a second install raises AlreadyInstalled; False: it replaces the first")
+#define KEYWORD_OPTIONS(X)                                                               \
+  X(patch_fork, parse_bool, "True", "forked children get a manhole of their own")        \
+  X(activate_on, parse_signal, "None",                                                   \
+    "signal that opens the socket; until then there is none")                            \
+  X(oneshot_on, parse_signal, "None",                                                    \
+    "signal whose handler serves one client in the main thread")                         \
+  X(thread, parse_bool, "True",                                                          \
+    "listen always; activate_on and oneshot_on switch it off")                           \
+  X(sigmask, parse_signals, "ALL_SIGNALS", "signals blocked in the manhole's threads")   \
+  X(socket_path, parse_path, "None",                                                     \
+    "instead of /tmp/manhole-PID; %(pid)s in it is replaced, and then children have "    \
+    "one too")                                                                           \
+  X(reinstall_delay, parse_seconds, "0.5",                                               \
+    "what a forked child waits before it listens")                                       \
+  X(start_timeout, parse_seconds, "0.5",                                                 \
+    "what install waits for the listener before it warns")                               \
+  X(oneshot_timeout, parse_seconds, "60", "what oneshot waits for its client")           \
+  X(locals, parse_mapping, "None", "names to add to the console's namespace")            \
+  X(daemon_connection, parse_bool, "False",                                              \
+    "the process may exit while clients are connected")                                  \
+  X(redirect_stderr, parse_bool, "True",                                                 \
+    "sys.stderr is the client's too in its session; False: it stays the application's")  \
+  X(connection_handler, parse_handler, "'repl'",                                         \
+    "who serves a client: 'repl', 'exec' or a callable that is given its socket.socket")
+
+/* What a parser says of a value. After PARSED_FAILED an exception is set, which says it
+ * better than the usual message would. A parser changes *field only when it takes the
+ * value. */
+enum parsed {
+    PARSED_FAILED = -1,
+    PARSED_OK,
+    PARSED_WRONG_TYPE,
+    PARSED_WRONG_VALUE,
+};
+
+/* None is false, as it always was; text is refused: "False" would be true. */
+ATTACHED static enum parsed
+parse_bool(PyObject *value, void *target)
+{
+    int *field = target;
+    if (value != Py_None && !PyLong_Check(value)) {
+        return PARSED_WRONG_TYPE;
+    }
+    *field = PyObject_IsTrue(value) == 1;
+    return PARSED_OK;
+}
+
+ATTACHED static enum parsed
+parse_seconds(PyObject *value, void *target)
+{
+    double *field = target;
+    double seconds = 0.0;
+    if ((!PyFloat_Check(value) && !PyLong_Check(value)) || PyBool_Check(value)) {
+        return PARSED_WRONG_TYPE;
+    }
+    seconds = PyFloat_AsDouble(value);
+    if (seconds < 0.0 || !isfinite(seconds) || PyErr_Occurred()) {
+        PyErr_Clear();
+        return PARSED_WRONG_VALUE;
+    }
+    *field = seconds;
+    return PARSED_OK;
+}
+
+/* "USR1", "SIGUSR1" or "usr1", by the interpreter's own list of signals. */
+ATTACHED static enum parsed
+parse_signal_name(PyObject *name, int *field)
+{
+    PyObject *module = PyImport_ImportModule("_signal");        /* owned */
+    PyObject *upper = PyObject_CallMethod(name, "upper", NULL); /* owned */
+    PyObject *number = NULL;                                    /* owned */
+    const char *text = upper == NULL ? NULL : PyUnicode_AsUTF8(upper);
+    char full[32];
+    enum parsed parsed = PARSED_WRONG_VALUE;
+    if (module == NULL || text == NULL) {
+        PyErr_Clear();
+    }
+    else if (strchr(text, '_') == NULL && strlen(text) < sizeof(full) - 3) {
+        (void)snprintf(full, sizeof(full), "%s%s",
+                       strncmp(text, "SIG", 3) == 0 ? "" : "SIG", text);
+        number = PyObject_GetAttrString(module, full);
+        if (number != NULL) {
+            *field = (int)PyLong_AsLong(number);
+            parsed = PARSED_OK;
+        }
+        PyErr_Clear();
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(upper);
+    Py_XDECREF(number);
+    return parsed;
+}
+
+ATTACHED static enum parsed
+parse_any_signal(PyObject *value, int *field)
+{
+    sigset_t set;
+    long number = 0;
+    if (PyUnicode_Check(value)) {
+        return parse_signal_name(value, field);
+    }
+    if (!PyLong_Check(value) || PyBool_Check(value)) {
+        return PARSED_WRONG_TYPE;
+    }
+    number = PyLong_AsLong(value);
+    PyErr_Clear();
+    (void)sigemptyset(&set);
+    if (number < 1 || number > INT_MAX || sigaddset(&set, (int)number) < 0) {
+        return PARSED_WRONG_VALUE;
+    }
+    *field = (int)number;
+    return PARSED_OK;
+}
+
+/* A signal that can be handled. */
+ATTACHED static enum parsed
+parse_signal(PyObject *value, void *target)
+{
+    int *field = target;
+    int number = 0;
+    enum parsed parsed = PARSED_OK;
+    if (value != Py_None) {
+        parsed = parse_any_signal(value, &number);
+    }
+    if (parsed != PARSED_OK) {
+        return parsed;
+    }
+    if (number == SIGKILL || number == SIGSTOP) {
+        return PARSED_WRONG_VALUE;
+    }
+    *field = number;
+    return PARSED_OK;
+}
+
+/* A fault of the thread's own must reach its handler (faulthandler's, say): blocked, the
+ * kernel would end the process without a word. */
+static void
+spare_faults(sigset_t *set)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS,  SIGFPE, SIGILL,
+                                 SIGTRAP, SIGABRT, SIGSYS};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(faults); i++) {
+        (void)sigdelset(set, faults[i]);
+    }
+}
+
+ATTACHED static enum parsed
+parse_signals(PyObject *value, void *target)
+{
+    sigset_t *field = target;
+    PyObject *iterator = NULL; /* owned */
+    PyObject *item = NULL;     /* owned */
+    enum parsed parsed = PARSED_OK;
+    (void)sigemptyset(field);
+    if (value == Py_None) {
+        return PARSED_OK;
+    }
+    iterator = PyUnicode_Check(value) ? NULL : PyObject_GetIter(value);
+    if (iterator == NULL) {
+        PyErr_Clear();
+        return PARSED_WRONG_TYPE;
+    }
+    while (parsed == PARSED_OK && (item = PyIter_Next(iterator)) != NULL) {
+        int number = 0;
+        parsed = parse_any_signal(item, &number);
+        if (parsed == PARSED_OK) {
+            (void)sigaddset(field, number);
+        }
+        Py_DECREF(item);
+    }
+    Py_DECREF(iterator);
+    spare_faults(field);
+    return PyErr_Occurred() ? PARSED_FAILED : parsed;
+}
+
+ATTACHED static enum parsed
+parse_destination(PyObject *value, void *target)
+{
+    struct destination *field = target;
+    if (PyLong_Check(value) && !PyBool_Check(value)) {
+        long fd = PyLong_AsLong(value);
+        PyErr_Clear();
+        if (fd < 0 || fd > INT_MAX) {
+            return PARSED_WRONG_VALUE;
+        }
+        field->fd = (int)fd;
+        Py_CLEAR(field->object);
+        return PARSED_OK;
+    }
+    if (!PyObject_HasAttrString(value, "write")) {
+        return PARSED_WRONG_TYPE;
+    }
+    field->fd = -1;
+    Py_XSETREF(field->object, Py_NewRef(value));
+    return PARSED_OK;
+}
+
+/* Raises a ValueError of its own for a path that no socket can have. */
+ATTACHED static enum parsed
+parse_path(PyObject *value, void *target)
+{
+    char **field = target;
+    PyObject *bytes = NULL; /* owned */
+    size_t length = 0;
+    if (value == Py_None) {
+        free(*field);
+        *field = NULL;
+        return PARSED_OK;
+    }
+    if (!PyUnicode_FSConverter(value, &bytes)) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+            PyErr_Clear();
+            return PARSED_WRONG_TYPE;
+        }
+        return PARSED_FAILED;
+    }
+    length = expand_path(PyBytes_AS_STRING(bytes), NULL, 0);
+    if (length == 0 || length >= sizeof(manhole.path)) {
+        PyErr_Format(PyExc_ValueError,
+                     "install() option 'socket_path' is %zu bytes long; a socket's path "
+                     "may have 1 "
+                     "to %zu",
+                     length, sizeof(manhole.path) - 1);
+        Py_DECREF(bytes);
+        return PARSED_FAILED;
+    }
+    free(*field);
+    *field = strdup(PyBytes_AS_STRING(bytes));
+    Py_DECREF(bytes);
+    if (*field == NULL) {
+        PyErr_NoMemory();
+        return PARSED_FAILED;
+    }
+    return PARSED_OK;
+}
+
+ATTACHED static enum parsed
+parse_mapping(PyObject *value, void *target)
+{
+    PyObject **field = target;
+    if (value != Py_None && !PyMapping_Check(value)) {
+        return PARSED_WRONG_TYPE;
+    }
+    Py_XSETREF(*field, value == Py_None ? NULL : Py_NewRef(value));
+    return PARSED_OK;
+}
+
+ATTACHED static enum parsed
+parse_handler(PyObject *value, void *target)
+{
+    struct handler *field = target;
+    static const struct {
+        const char *name;
+        enum handler_kind kind;
+    } rows[] = {{"repl", HANDLER_REPL}, {"exec", HANDLER_EXEC}};
+    if (PyCallable_Check(value)) {
+        field->kind = HANDLER_CALLABLE;
+        Py_XSETREF(field->callable, Py_NewRef(value));
+        return PARSED_OK;
+    }
+    if (!PyUnicode_Check(value)) {
+        return PARSED_WRONG_TYPE;
+    }
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (PyUnicode_CompareWithASCIIString(value, rows[i].name) == 0) {
+            field->kind = rows[i].kind;
+            return PARSED_OK;
+        }
+    }
+    return PARSED_WRONG_VALUE;
+}
+
+/* A kind of option: its parser, and what its error message says is allowed. */
+struct option_row {
+    const char *name;
+    enum parsed (*parse)(PyObject *value, void *target);
+    size_t offset; /* of the field in struct options */
+    const char *allowed;
+};
+
+#define ALLOWED_parse_bool "True or False"
+#define ALLOWED_parse_seconds "a number of seconds, 0 or more"
+#define ALLOWED_parse_signal                                                             \
+  "the name (\"USR1\", \"SIGUSR1\") or number of a signal, or None"
+#define ALLOWED_parse_signals "an iterable of signal names or numbers, or None"
+#define ALLOWED_parse_destination "a file descriptor, or an object with write(str)"
+#define ALLOWED_parse_path "a path, or None"
+#define ALLOWED_parse_mapping "a mapping of names, or None"
+#define ALLOWED_parse_handler "'repl', 'exec', or a callable that takes a socket"
+
+#define OPTION_ROW(name, parser, default_text, help)                                     \
+  {#name, parser, offsetof(struct options, name), ALLOWED_##parser},
+#define OPTION_SIGNATURE(name, parser, default_text, help) ", " #name "=" default_text
+#define OPTION_HELP(name, parser, default_text, help)                                    \
+  "\n  " #name " = " default_text "\n      " help "."
+
+static const struct option_row option_rows[] = {POSITIONAL_OPTIONS(OPTION_ROW)
+                                                    KEYWORD_OPTIONS(OPTION_ROW)};
+
+enum {
+    POSITIONAL_COUNT = 3,
+};
+
+static struct options
+default_options(void)
+{
+    struct options options = {
+        .verbose = 1,
+        .verbose_destination = {.fd = 2},
+        .strict = 1,
+        .patch_fork = 1,
+        .thread = 1,
+        .reinstall_delay = 0.5,
+        .start_timeout = 0.5,
+        .oneshot_timeout = 60.0,
+        .redirect_stderr = 1,
+        .connection_handler = {.kind = HANDLER_REPL},
+    };
+    (void)sigfillset(&options.sigmask);
+    spare_faults(&options.sigmask);
+    return options;
+}
+
+/* Returns 0, or -1 with an exception that names the option and what it may be. */
+ATTACHED static int
+parse_option(struct options *options, const struct option_row *row, PyObject *value)
+{
+    enum parsed parsed = row->parse(value, (char *)options + row->offset);
+    if (parsed == PARSED_WRONG_TYPE) {
+        PyErr_Format(PyExc_TypeError, "install() option '%s' must be %s, not %R",
+                     row->name, row->allowed, value);
+    }
+    else if (parsed == PARSED_WRONG_VALUE) {
+        PyErr_Format(PyExc_ValueError, "install() option '%s' must be %s, not %R",
+                     row->name, row->allowed, value);
+    }
+    return parsed == PARSED_OK ? 0 : -1;
+}
+
+/* For an option that there is not: names those that there are. */
+ATTACHED static void
+raise_unknown_option(PyObject *name)
+{
+    struct text known = {0};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(option_rows); i++) {
+        append_string(&known, i == 0 ? "" : ", ");
+        append_string(&known, option_rows[i].name);
+    }
+    append_bytes(&known, "", 1);
+    PyErr_Format(PyExc_TypeError, "install() got an unexpected option %R; it knows %s",
+                 name, known.failed ? "others" : known.bytes);
+    free_text(&known);
+}
+
+ATTACHED static int
+parse_keyword(struct options *options, PyObject *name, PyObject *value,
+              Py_ssize_t positional)
+{
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(option_rows); i++) {
+        if (PyUnicode_CompareWithASCIIString(name, option_rows[i].name) == 0) {
+            if ((Py_ssize_t)i < positional) {
+                PyErr_Format(PyExc_TypeError,
+                             "install() got multiple values for option %R", name);
+                return -1;
+            }
+            return parse_option(options, &option_rows[i], value);
+        }
+    }
+    raise_unknown_option(name);
+    return -1;
+}
+
+/* Fills options from install()'s arguments. Returns 0, or -1 with an exception;
+ * drop_options() either way. */
+ATTACHED static int
+parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
+              PyObject *configuration_conflict)
+{
+    PyObject *name = NULL;  /* borrowed */
+    PyObject *value = NULL; /* borrowed */
+    Py_ssize_t position = 0;
+    Py_ssize_t count = PyTuple_GET_SIZE(arguments);
+    if (count > POSITIONAL_COUNT) {
+        PyErr_Format(
+            PyExc_TypeError,
+            "install() takes at most %d positional options (%zd given); name the others",
+            POSITIONAL_COUNT, count);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (parse_option(options, &option_rows[i], PyTuple_GET_ITEM(arguments, i)) < 0) {
+            return -1;
+        }
+    }
+    while (keywords != NULL && PyDict_Next(keywords, &position, &name, &value)) {
+        if (parse_keyword(options, name, value, count) < 0) {
+            return -1;
+        }
+    }
+    if (options->activate_on != 0 && options->activate_on == options->oneshot_on) {
+        PyErr_Format(configuration_conflict,
+                     "activate_on and oneshot_on are both signal %d; give each its own",
+                     options->activate_on);
+        return -1;
+    }
+    return 0;
+}
+
+/* ======================================================================================
+ * Install: putting it all in place, and saying so.
+ * Runs on:  the thread that calls install() or release(), ATTACHED, under install_lock.
+ * ======================================================================================
+ */
+
+/* The first install in a process: its own locks, empty slots. */
+ATTACHED static void
+become_owner(void)
+{
+    if (atomic_load(&manhole.owner) == 0) {
+        make_session_locks();
+        for (size_t i = 0; i < MAX_SESSIONS; i++) {
+            if (manhole.sessions[i].state == SESSION_FREE) {
+                atomic_store(&manhole.sessions[i].fd, -1);
+            }
+        }
+    }
+    atomic_store(&manhole.owner, getpid());
+}
+
+static bool
+wants_listener(const struct options *options)
+{
+    return options->activate_on != 0 || (options->thread && options->oneshot_on == 0);
+}
+
+/* The line that python-manhole logs when forked children are not simply given a copy. */
+static void
+log_fork_policy(const struct options *options)
+{
+    if (!options->patch_fork) {
+        return;
+    }
+    if (options->activate_on != 0) {
+        log_line("Not patching os.fork and os.forkpty. Activation is done by signal %d",
+                 options->activate_on);
+    }
+    else if (options->oneshot_on != 0) {
+        log_line("Not patching os.fork and os.forkpty. Oneshot activation is done by "
+                 "signal %d",
+                 options->oneshot_on);
+    }
+    else if (!is_path_per_process(options->socket_path)) {
+        log_line("Not patching os.fork and os.forkpty. Using user socket path %s",
+                 options->socket_path);
+    }
+}
+
+/* What must be in place before the first thread or signal can come. Returns 0, or -1 with
+ * an exception. */
+ATTACHED static int
+prepare(PyObject *module)
+{
+    struct module_state *state = PyModule_GetState(module);
+    manhole.closing = false;
+    manhole.bind_delay_ms = 0;
+    manhole.interpreter = PyInterpreterState_Get();
+    Py_XSETREF(manhole.module, Py_NewRef(module));
+    if (open_eventfds() < 0) {
+        return -1;
+    }
+    if (!state->has_fork_hook) {
+        if (add_fork_hook() < 0) {
+            return -1;
+        }
+        state->has_fork_hook = true;
+    }
+    manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
+    return manhole.exit_callback == NULL ? -1 : call_atexit("register");
+}
+
+/* Returns 0, or -1 with an exception; uninstall() then. */
+ATTACHED static int
+start(PyObject *module)
+{
+    struct options *options = &manhole.options;
+    if (prepare(module) < 0) {
+        return -1;
+    }
+    if (options->oneshot_on != 0 && watch_oneshot_on(options->oneshot_on) < 0) {
+        return -1;
+    }
+    if (wants_listener(options) && start_listener() < 0) {
+        return -1;
+    }
+    /* Last: from here on the signal finds everything that it needs. */
+    return options->activate_on == 0 ? 0 : watch_activate_on(options->activate_on);
+}
+
+/* Waits for the socket to be there when install() returns; not under install_lock, for
+ * handlers of the application's signals may run meanwhile. Returns 0, or -1 with such a
+ * handler's exception. */
+ATTACHED static int
+wait_for_listener(void)
+{
+    int late = 0;
+    if (manhole.has_listener) {
+        late = wait_for_news(
+            has_started, monotonic_ms() + seconds_to_ms(manhole.options.start_timeout));
+        if (late > 0) {
+            log_line("WARNING: Waited %g seconds but Manhole thread didn't start yet :(",
+                     manhole.options.start_timeout);
+        }
+    }
+    return late < 0 ? -1 : 0;
+}
+
+/* Takes over what options owns. Returns 0, or -1 with an exception and nothing installed.
+ */
+ATTACHED static int
+install_locked(PyObject *module, struct options *options)
+{
+    struct module_state *state = PyModule_GetState(module);
+    if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
+        forget_parent(); /* forked by C code that ran no hook */
+        forget_options();
+    }
+    if (manhole.installed) {
+        if (options->strict) {
+            PyErr_SetString(state->already_installed,
+                            "Manhole already installed! (strict=False replaces it)");
+            return -1;
+        }
+        uninstall();
+    }
+    become_owner();
+    manhole.options = *options;
+    *options = (struct options){0};
+    configure_log(manhole.options.verbose ? &manhole.options.verbose_destination : NULL);
+    if (start(module) < 0) {
+        PyObject *exception = take_exception(); /* owned */
+        uninstall();
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+        return -1;
+    }
+    manhole.installed = true;
+    return 0;
+}
+
+/* install() itself. Returns the Manhole object, new, or NULL with an exception. */
+ATTACHED static PyObject *
+install(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    struct module_state *state = PyModule_GetState(module);
+    struct options options = default_options();
+    int result =
+        parse_options(&options, arguments, keywords, state->configuration_conflict);
+    if (result == 0) {
+        lock_attached(&install_lock);
+        result = install_locked(module, &options);
+        unlock(&install_lock);
+    }
+    if (result == 0) {
+        result = wait_for_listener();
+        log_fork_policy(&manhole.options);
+        deliver_log();
+    }
+    drop_options(&options);
+    return result < 0 ? NULL : Py_NewRef(state->manhole_object);
+}
+
+ATTACHED static void
+release(void)
+{
+    lock_attached(&install_lock);
+    if (manhole.installed && is_owner()) {
+        uninstall();
+    }
+    unlock(&install_lock);
+}
+
+/* Returns 0, or -1 with NotInstalled. */
+ATTACHED static int
+require_installed(PyObject *module)
+{
+    if (!manhole.installed) {
+        struct module_state *state = PyModule_GetState(module);
+        PyErr_SetString(state->not_installed, "Manhole is not installed!");
+        return -1;
+    }
+    return 0;
+}
+
+/* ======================================================================================
+ * Module: what Python sees as `manhole`.
+ * Runs on:  any thread of the application, ATTACHED.
+ * ======================================================================================
+ */
+
+#define HELP_INTRODUCTION                                                                \
+  "Install the manhole in this process and return the Manhole object.\n"                 \
+  "\n"                                                                                   \
+  "A client that connects to the socket (manhole-cli PID) sees the stack of every\n"     \
+  "thread and then has a Python prompt in this process. Options:\n"
+#define HELP_ERRORS                                                                      \
+  "\n\nAn option that is unknown, of a wrong type or value raises TypeError or\n"        \
+  "ValueError and names it; one signal for both activate_on and oneshot_on raises\n"     \
+  "ConfigurationConflict. A socket that cannot be opened is a log line: the\n"           \
+  "application goes on."
+
+PyDoc_STRVAR(
+    install_doc,
+    "install(verbose=True, verbose_destination=2, strict=True, *" KEYWORD_OPTIONS(
+        OPTION_SIGNATURE) ")\n--\n\n" HELP_INTRODUCTION POSITIONAL_OPTIONS(OPTION_HELP)
+        KEYWORD_OPTIONS(OPTION_HELP) HELP_ERRORS);
+
+ATTACHED static PyObject *
+py_install(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    return install(module, arguments, keywords);
+}
+
+PyDoc_STRVAR(
+    dump_stacktraces_doc,
+    "dump_stacktraces()\n--\n\n"
+    "Print the stack of every Python thread to sys.stderr (to sys.stdout when the\n"
+    "manhole was installed with redirect_stderr=False).");
+
+ATTACHED static PyObject *
+py_dump_stacktraces(PyObject *module, PyObject *unused)
+{
+    struct text dump = {0};
+    PyObject *text = NULL; /* owned */
+    PyObject *file = NULL; /* borrowed */
+    int result = -1;
+    (void)module;
+    (void)unused;
+    if (append_dump(&dump) == 0) {
+        text =
+            PyUnicode_DecodeUTF8(dump.bytes, (Py_ssize_t)dump.length, "backslashreplace");
+    }
+    file = PySys_GetObject(
+        manhole.installed && !manhole.options.redirect_stderr ? "stdout" : "stderr");
+    if (text != NULL) {
+        result = file == NULL || file == Py_None
+                     ? 0
+                     : PyFile_WriteObject(text, file, Py_PRINT_RAW);
+    }
+    free_text(&dump);
+    Py_XDECREF(text);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(
+    get_peercred_doc,
+    "get_peercred(sock, /)\n--\n\n"
+    "Return (pid, uid, gid) of the process at the other end of a connected Unix\n"
+    "socket, as the kernel recorded it. OSError when the socket has no such peer.");
+
+ATTACHED static PyObject *
+peer_tuple(const struct peer *peer)
+{
+    return Py_BuildValue("(lll)", (long)peer->pid, (long)peer->uid, (long)peer->gid);
+}
+
+ATTACHED static PyObject *
+py_get_peercred(PyObject *module, PyObject *sock)
+{
+    struct peer peer = {0};
+    int fd = PyObject_AsFileDescriptor(sock);
+    (void)module;
+    if (fd < 0) {
+        return NULL;
+    }
+    if (read_peer(fd, &peer) < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return peer_tuple(&peer);
+}
+
+PyDoc_STRVAR(
+    check_credentials_doc,
+    "check_credentials(sock, /)\n--\n\n"
+    "Return (pid, uid, gid) of the client on a connected Unix socket, and log that it\n"
+    "is accepted. SuspiciousClient when its uid is neither root's nor this process's\n"
+    "effective one; NotInstalled when no manhole is installed.");
+
+ATTACHED static PyObject *
+py_check_credentials(PyObject *module, PyObject *sock)
+{
+    struct module_state *state = PyModule_GetState(module);
+    struct peer peer = {0};
+    int fd = PyObject_AsFileDescriptor(sock);
+    if (fd < 0 || require_installed(module) < 0 ||
+        check_peer(state->suspicious_client, fd, &peer) < 0) {
+        return NULL;
+    }
+    return peer_tuple(&peer);
+}
+
+/* Serves a socket that Python code has, in its thread: the client of the session that the
+ * calling thread serves already, or any other. */
+ATTACHED static PyObject *
+handle_connection(PyObject *module, PyObject *client, void (*serve)(struct session *))
+{
+    struct peer peer = {0};
+    int fd = PyObject_AsFileDescriptor(client);
+    if (fd < 0 || require_installed(module) < 0) {
+        return NULL;
+    }
+    if (current_session != NULL && !current_session->has_console &&
+        current_session->input == NULL) {
+        serve(current_session);
+        return Py_NewRef(Py_None);
+    }
+    (void)read_peer(fd,
+                    &peer); /* the caller's to check: it may be a socketpair, or TCP */
+    fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return serve_here(fd, &peer, serve) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* Calls a handler with the installed locals; for a session that this thread did not have
+ * yet. */
+ATTACHED static void
+serve_with_locals(struct session *session, void (*serve)(struct session *, PyObject *))
+{
+    struct session *outer = current_session;
+    PyObject *locals = NULL; /* owned */
+    lock_attached(&install_lock);
+    locals = Py_XNewRef(manhole.options.locals);
+    unlock(&install_lock);
+    current_session = session;
+    serve(session, locals);
+    current_session = outer;
+    Py_XDECREF(locals);
+}
+
+ATTACHED static void
+serve_repl_here(struct session *session)
+{
+    serve_with_locals(session, serve_console);
+}
+
+ATTACHED static void
+serve_exec_here(struct session *session)
+{
+    serve_with_locals(session, serve_exec);
+}
+
+PyDoc_STRVAR(
+    handle_connection_repl_doc,
+    "handle_connection_repl(client, /)\n--\n\n"
+    "Serve a connected socket with the stack dump and the console, in this thread,\n"
+    "until the client leaves. For a connection_handler of one's own. It does not\n"
+    "check who the client is. NotInstalled when no manhole is installed.");
+
+ATTACHED static PyObject *
+py_handle_connection_repl(PyObject *module, PyObject *client)
+{
+    return handle_connection(module, client, serve_repl_here);
+}
+
+PyDoc_STRVAR(
+    handle_connection_exec_doc,
+    "handle_connection_exec(client, /)\n--\n\n"
+    "Run each line that comes over a connected socket, in this thread, until the\n"
+    "client leaves or calls exit(). Nothing is redirected or answered. It does not\n"
+    "check who the client is. NotInstalled when no manhole is installed.");
+
+ATTACHED static PyObject *
+py_handle_connection_exec(PyObject *module, PyObject *client)
+{
+    return handle_connection(module, client, serve_exec_here);
+}
+
+/* Runs install(TEXT) with the names of this module. Returns new, or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+eval_install(PyObject *module, PyObject *text)
+{
+    PyObject *call = PyUnicode_FromFormat("install(%U)", text); /* owned */
+    PyObject *names = PyDict_Copy(PyModule_GetDict(module));    /* owned */
+    PyObject *result = NULL;                                    /* new */
+    const char *source = call == NULL ? NULL : PyUnicode_AsUTF8(call);
+    if (source != NULL && names != NULL &&
+        PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) == 0 &&
+        PyDict_SetItemString(names, "manhole", module) == 0) {
+        result = PyRun_String(source, Py_eval_input, names, names);
+    }
+    Py_XDECREF(call);
+    Py_XDECREF(names);
+    return result;
+}
+
+PyDoc_STRVAR(
+    install_from_environment_doc,
+    "_install_from_environment()\n--\n\n"
+    "install() with the text of PYTHONMANHOLE as its arguments. For manhole.pth: a\n"
+    "failure is one line on sys.stderr, and the program goes on.");
+
+ATTACHED static PyObject *
+py_install_from_environment(PyObject *module, PyObject *unused)
+{
+    const char *value = getenv("PYTHONMANHOLE");
+    PyObject *text = NULL;   /* owned */
+    PyObject *result = NULL; /* owned */
+    (void)unused;
+    if (value == NULL) {
+        return Py_NewRef(Py_None);
+    }
+    text = PyUnicode_DecodeFSDefault(value);
+    result = text == NULL ? NULL : eval_install(module, text);
+    if (result == NULL) {
+        PyObject *exception = take_exception(); /* owned */
+        PySys_FormatStderr("Failed to manhole.install(%s): %R\n", value, exception);
+        Py_XDECREF(exception);
+    }
+    PyErr_Clear();
+    Py_XDECREF(text);
+    Py_XDECREF(result);
+    return Py_NewRef(Py_None);
+}
+
+static PyMethodDef module_methods[] = {
+    {"install", (PyCFunction)(void (*)(void))py_install, METH_VARARGS | METH_KEYWORDS,
+     install_doc},
+    {"dump_stacktraces", py_dump_stacktraces, METH_NOARGS, dump_stacktraces_doc},
+    {"get_peercred", py_get_peercred, METH_O, get_peercred_doc},
+    {"check_credentials", py_check_credentials, METH_O, check_credentials_doc},
+    {"handle_connection_repl", py_handle_connection_repl, METH_O,
+     handle_connection_repl_doc},
+    {"handle_connection_exec", py_handle_connection_exec, METH_O,
+     handle_connection_exec_doc},
+    {"_install_from_environment", py_install_from_environment, METH_NOARGS,
+     install_from_environment_doc},
+    {"_displayhook", py_displayhook, METH_O, NULL},
+    {"_exit", py_exit, METH_NOARGS, NULL},
+    {"_at_exit", py_at_exit, METH_NOARGS, NULL},
+    {"_after_fork_in_child", py_after_fork_in_child, METH_NOARGS, NULL},
+    {"_finalize_with_multiprocessing", py_finalize_with_multiprocessing, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+/* The Manhole object: one an interpreter, without fields of its own. */
+
+PyDoc_STRVAR(
+    handle_oneshot_doc,
+    "handle_oneshot($self, signum=None, frame=None, /)\n--\n\n"
+    "Open the socket, serve one client in this thread, close the socket. A signal\n"
+    "handler by its arguments. Never raises: what goes wrong, and that nobody came\n"
+    "within oneshot_timeout, is a log line.");
+
+ATTACHED static PyObject *
+manhole_handle_oneshot(PyObject *self, PyObject *arguments)
+{
+    PyObject *module = PyType_GetModule(Py_TYPE(self)); /* borrowed */
+    (void)arguments;
+    if (require_installed(module) < 0) {
+        return NULL;
+    }
+    if (serve_oneshot() < 0) {
+        log_exception("Oneshot failure: ", take_exception(), "");
+    }
+    return Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(
+    release_doc,
+    "release($self, /)\n--\n\n"
+    "Undo install(): the listener, its socket, the signal handlers. Clients that are\n"
+    "connected stay. Harmless when nothing is installed.");
+
+ATTACHED static PyObject *
+manhole_release_method(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    release();
+    return Py_NewRef(Py_None);
+}
+
+static PyMethodDef manhole_methods[] = {
+    {"handle_oneshot", manhole_handle_oneshot, METH_VARARGS, handle_oneshot_doc},
+    {"release", manhole_release_method, METH_NOARGS, release_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+ATTACHED static PyObject *
+manhole_uds_name(PyObject *self, void *unused)
+{
+    char path[sizeof(manhole.path)];
+    (void)self;
+    (void)unused;
+    (void)expand_path(manhole.options.socket_path, path, sizeof(path));
+    return PyUnicode_DecodeFSDefault(path);
+}
+
+ATTACHED static PyObject *
+manhole_repr(PyObject *self)
+{
+    PyObject *path = manhole_uds_name(self, NULL); /* owned */
+    PyObject *repr = path == NULL
+                         ? NULL
+                         : PyUnicode_FromFormat("<manhole.Manhole at %R%s>", path,
+                                                manhole.installed ? "" : ", released");
+    Py_XDECREF(path);
+    return repr;
+}
+
+static PyGetSetDef manhole_attributes[] = {
+    {"uds_name", manhole_uds_name, NULL,
+     "The path of the socket, whether it is open or not.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+ATTACHED static void
+manhole_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static char manhole_type_doc[] = "The installed manhole, as install() returns it.";
+
+static PyType_Slot manhole_slots[] = {
+    {Py_tp_doc, manhole_type_doc},
+    {Py_tp_new, refuse_new},
+    {Py_tp_dealloc, manhole_dealloc},
+    {Py_tp_repr, manhole_repr},
+    {Py_tp_methods, manhole_methods},
+    {Py_tp_getset, manhole_attributes},
+    {0, NULL},
+};
+
+static PyType_Spec manhole_spec = {
+    .name = "manhole.Manhole",
+    .basicsize = sizeof(PyObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = manhole_slots,
+};
+
+/* The numbers of all signals that Python names, sorted. Returns a new tuple, or NULL. */
+ATTACHED static PyObject *
+make_all_signals(void)
+{
+    PyObject *module = PyImport_ImportModule("_signal"); /* owned */
+    PyObject *numbers = PySet_New(NULL);                 /* owned */
+    PyObject *sorted = NULL;                             /* owned */
+    PyObject *all = NULL;                                /* new, handed to the caller */
+    PyObject *name = NULL;                               /* borrowed */
+    PyObject *value = NULL;                              /* borrowed */
+    Py_ssize_t position = 0;
+    if (module == NULL || numbers == NULL) {
+        goto done;
+    }
+    while (PyDict_Next(PyModule_GetDict(module), &position, &name, &value)) {
+        const char *text = PyUnicode_AsUTF8(name);
+        if (text != NULL && strncmp(text, "SIG", 3) == 0 && strchr(text, '_') == NULL &&
+            PySet_Add(numbers, value) < 0) {
+            goto done;
+        }
+    }
+    sorted = PySequence_List(numbers);
+    if (sorted != NULL && PyList_Sort(sorted) == 0) {
+        all = PyList_AsTuple(sorted);
+    }
+done:
+    Py_XDECREF(module);
+    Py_XDECREF(numbers);
+    Py_XDECREF(sorted);
+    return all;
+}
+
+/* Adds value to the module, dropping the new reference. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+add_object(PyObject *module, const char *name, PyObject *value /* new, or NULL */)
+{
+    int result = value == NULL ? -1 : PyObject_SetAttrString(module, name, value);
+    Py_XDECREF(value);
+    return result;
+}
+
+/* Makes an exception type, a member of the module and its state. Returns 0, or -1. */
+ATTACHED static int
+add_exception(PyObject *module, PyObject **slot, const char *name, const char *doc)
+{
+    *slot = PyErr_NewExceptionWithDoc(name, doc, NULL, NULL);
+    return add_object(module, strchr(name, '.') + 1, Py_XNewRef(*slot));
+}
+
+ATTACHED static int
+add_exceptions(PyObject *module, struct module_state *state)
+{
+    return add_exception(module, &state->already_installed, "manhole.AlreadyInstalled",
+                         "install() with strict=True found a manhole installed.") < 0 ||
+                   add_exception(module, &state->not_installed, "manhole.NotInstalled",
+                                 "What was called needs an installed manhole.") < 0 ||
+                   add_exception(module, &state->configuration_conflict,
+                                 "manhole.ConfigurationConflict",
+                                 "activate_on and oneshot_on are the same signal.") < 0 ||
+                   add_exception(
+                       module, &state->suspicious_client, "manhole.SuspiciousClient",
+                       "The client is neither root nor this process's user.") < 0
+               ? -1
+               : 0;
+}
+
+ATTACHED static int
+module_exec(PyObject *module)
+{
+    struct module_state *state = PyModule_GetState(module);
+    PyTypeObject *type = NULL; /* borrowed */
+    state->manhole_type = PyType_FromModuleAndSpec(module, &manhole_spec, NULL);
+    state->stream_type = PyType_FromModuleAndSpec(module, &stream_spec, NULL);
+    if (state->manhole_type == NULL || state->stream_type == NULL) {
+        return -1;
+    }
+    type = (PyTypeObject *)state->manhole_type;
+    state->manhole_object = type->tp_alloc(type, 0);
+    if (state->manhole_object == NULL || add_exceptions(module, state) < 0 ||
+        add_object(module, "ALL_SIGNALS", make_all_signals()) < 0 ||
+        add_object(module, "Manhole", Py_NewRef(state->manhole_type)) < 0 ||
+        PyModule_AddStringConstant(module, "__version__", MANHOLE_VERSION) < 0) {
+        return -1;
+    }
+    return 0;
+}
+
+ATTACHED static int
+module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    struct module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->manhole_type);
+    Py_VISIT(state->stream_type);
+    Py_VISIT(state->manhole_object);
+    Py_VISIT(state->console_type);
+    Py_VISIT(state->already_installed);
+    Py_VISIT(state->not_installed);
+    Py_VISIT(state->configuration_conflict);
+    Py_VISIT(state->suspicious_client);
+    return 0;
+}
+
+ATTACHED static int
+module_clear(PyObject *module)
+{
+    struct module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->manhole_type);
+    Py_CLEAR(state->stream_type);
+    Py_CLEAR(state->manhole_object);
+    Py_CLEAR(state->console_type);
+    Py_CLEAR(state->already_installed);
+    Py_CLEAR(state->not_installed);
+    Py_CLEAR(state->configuration_conflict);
+    Py_CLEAR(state->suspicious_client);
+    return 0;
+}
+
+ATTACHED static void
+module_free(void *module)
+{
+    (void)module_clear(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, (void *)module_exec},
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+PyDoc_STRVAR(
+    module_doc,
+    "A debugging socket in this process: stacks of all threads, and a prompt.\n\n"
+    "    import manhole\n"
+    "    manhole.install()\n\n"
+    "Then, in a shell: manhole-cli PID");
+
+static struct PyModuleDef manhole_module = {
+    PyModuleDef_HEAD_INIT,         .m_name = "manhole",
+    .m_doc = module_doc,           .m_size = sizeof(struct module_state),
+    .m_methods = module_methods,   .m_slots = module_slots,
+    .m_traverse = module_traverse, .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC
+PyInit_manhole(void)
+{
+    return PyModuleDef_Init(&manhole_module);
+}
+
+/* ======================================================================================
+ * C API: manhole.h.
+ * Runs on:  threads of the embedding program; each function's contract is in the header.
+ * ======================================================================================
+ */
+
+/* The module for a program that did not put it into the inittab. Returns new, or NULL. */
+ATTACHED static PyObject *
+make_module(void)
+{
+    PyObject *machinery = PyImport_ImportModule("importlib.machinery"); /* owned */
+    PyObject *spec = NULL;                                              /* owned */
+    PyObject *module = NULL; /* owned, handed to the caller */
+    if (machinery != NULL) {
+        spec = PyObject_CallMethod(machinery, "ModuleSpec", "sO", "manhole", Py_None);
+    }
+    if (spec != NULL) {
+        module = PyModule_FromDefAndSpec(&manhole_module, spec);
+    }
+    if (module != NULL &&
+        (PyModule_ExecDef(module, &manhole_module) < 0 ||
+         PyDict_SetItemString(PyImport_GetModuleDict(), "manhole", module) < 0)) {
+        Py_CLEAR(module);
+    }
+    Py_XDECREF(machinery);
+    Py_XDECREF(spec);
+    return module;
+}
+
+/* This very copy of the module. Returns new, or NULL with an exception. */
+ATTACHED static PyObject *
+get_module(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();                /* borrowed */
+    PyObject *module = PyDict_GetItemString(modules, "manhole"); /* borrowed */
+    if (module != NULL && PyModule_Check(module) &&
+        PyModule_GetDef(module) == &manhole_module) {
+        return Py_NewRef(module);
+    }
+    if (module != NULL) {
+        PyErr_SetString(
+            PyExc_ImportError,
+            "another module named manhole was imported before manhole_install()");
+        return NULL;
+    }
+    return make_module();
+}
+
+/* 0 stands for None. */
+ATTACHED static PyObject *
+signal_object(int signum)
+{
+    return signum == 0 ? Py_NewRef(Py_None) : PyLong_FromLong(signum);
+}
+
+/* Returns a new dict, or NULL with an exception. */
+ATTACHED static PyObject *
+make_keywords(const manhole_options *options)
+{
+    return Py_BuildValue(
+        "{sN si sN sN sN sN sN sN sN sd sd sd sz ss sO}", "verbose",
+        PyBool_FromLong(options->verbose), "verbose_destination",
+        options->verbose_destination, "strict", PyBool_FromLong(options->strict),
+        "patch_fork", PyBool_FromLong(options->patch_fork), "thread",
+        PyBool_FromLong(options->thread), "activate_on",
+        signal_object(options->activate_on), "oneshot_on",
+        signal_object(options->oneshot_on), "daemon_connection",
+        PyBool_FromLong(options->daemon_connection), "redirect_stderr",
+        PyBool_FromLong(options->redirect_stderr), "reinstall_delay",
+        options->reinstall_delay, "start_timeout", options->start_timeout,
+        "oneshot_timeout", options->oneshot_timeout, "socket_path", options->socket_path,
+        "connection_handler",
+        options->connection_handler == NULL ? "repl" : options->connection_handler,
+        "locals", options->locals == NULL ? Py_None : options->locals);
+}
+
+ATTACHED int
+manhole_install(const manhole_options *options)
+{
+    static const manhole_options defaults = MANHOLE_OPTIONS_DEFAULT;
+    PyObject *module = get_module();  /* owned */
+    PyObject *empty = PyTuple_New(0); /* owned */
+    PyObject *keywords = NULL;        /* owned */
+    PyObject *result = NULL;          /* owned */
+    if (module != NULL && empty != NULL) {
+        keywords = make_keywords(options == NULL ? &defaults : options);
+    }
+    if (keywords != NULL) {
+        result = install(module, empty, keywords);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(empty);
+    Py_XDECREF(keywords);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+ATTACHED int
+manhole_release(void)
+{
+    release();
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Returns 0, or -1 with errno. */
+static int
+write_all(int fd, const char *bytes, size_t length)
+{
+    while (length > 0) {
+        ssize_t written = write(fd, bytes, length);
+        if (written < 0 && errno != EINTR) {
+            return -1;
+        }
+        if (written > 0) {
+            bytes += written;
+            length -= (size_t)written;
+        }
+    }
+    return 0;
+}
+
+CHECKED(no_thread_safety_analysis)
+int
+manhole_dump_stacks(int fd)
+{
+    struct text dump = {0};
+    int result = 0;
+    int saved_errno = 0;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyThreadState *tstate = NULL;
+    if (append_dump(&dump) < 0) {
+        PyErr_Clear();
+        errno = ENOMEM;
+        result = -1;
+    }
+    tstate = PyEval_SaveThread();
+    if (result == 0) {
+        result = write_all(fd, dump.bytes, dump.length);
+    }
+    saved_errno = errno;
+    PyEval_RestoreThread(tstate);
+    free_text(&dump);
+    PyGILState_Release(gil);
+    errno = saved_errno;
+    return result;
+}

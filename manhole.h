@@ -1,0 +1,77 @@
+/* manhole.h - a debugging socket for any CPython process.
+ *
+ * Three ways to use manhole.c, one translation unit that needs nothing but CPython 3.9 or
+ * newer:
+ *
+ *   1. As an extension module:        import manhole; manhole.install()
+ *   2. Dropped into a C program that embeds CPython: compile manhole.c in, include this
+ * header, call manhole_install() after Py_Initialize(). For `import manhole` to find the
+ * same copy before that call: PyImport_AppendInittab("manhole", PyInit_manhole).
+ *   3. Through the environment:       PYTHONMANHOLE='activate_on="USR1"' python app.py
+ *
+ * README.rst has the whole story. SPDX-License-Identifier: BSD-2-Clause
+ */
+#ifndef MANHOLE_H
+#define MANHOLE_H
+
+#include <Python.h>
+
+#define MANHOLE_VERSION "1.0.0"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The options of manhole_install(). Start from MANHOLE_OPTIONS_DEFAULT and set what
+ * differs; a field left as there means what manhole.install() means by it, and is checked
+ * the same way. Strings and objects are read or referenced during the call; none needs to
+ * outlive it. */
+typedef struct manhole_options {
+    int verbose;             /* boolean: write log lines. Default 1. */
+    int verbose_destination; /* descriptor for the log lines. Default 2. */
+    int strict;              /* boolean: a second install fails. Default 1. */
+    int patch_fork;          /* boolean: forked children get a manhole. Default 1. */
+    int thread;              /* boolean: always-on listener. Default 1. */
+    int activate_on;         /* signal number that opens the listener; 0: none. */
+    int oneshot_on;          /* signal number that serves one client; 0: none. */
+    int daemon_connection;  /* boolean: exit although clients are connected. Default 0. */
+    int redirect_stderr;    /* boolean: stderr goes to the client too. Default 1. */
+    double reinstall_delay; /* seconds a forked child waits to bind. Default 0.5. */
+    double start_timeout;   /* seconds to wait for the listener. Default 0.5. */
+    double oneshot_timeout; /* seconds oneshot waits for a client. Default 60. */
+    const char *socket_path; /* UTF-8 path, %(pid)s allowed; NULL: /tmp/manhole-PID. */
+    const char *connection_handler; /* "repl" or "exec"; NULL: "repl". */
+    PyObject *locals;               /* borrowed dict of names for the console, or NULL. */
+} manhole_options;
+
+#define MANHOLE_OPTIONS_DEFAULT                                                          \
+  {                                                                                      \
+    1, 2, 1, 1, 1, 0, 0, 0, 1, 0.5, 0.5, 60.0, NULL, NULL, NULL                          \
+  }
+
+/* Installs the manhole in the calling thread's interpreter; NULL: all defaults.
+ * The caller is attached to Python (holds the GIL) and, for oneshot_on, is the main
+ * thread. Returns 0, or -1 with a Python exception set: ValueError or TypeError (an
+ * option, named), manhole.ConfigurationConflict, manhole.AlreadyInstalled (strict),
+ * MemoryError, OSError. */
+PyAPI_FUNC(int) manhole_install(const manhole_options *options);
+
+/* Undoes manhole_install(): the listener, its socket, the signal handlers. Clients that
+ * are connected stay. Harmless when nothing is installed. The caller is attached to
+ * Python. Returns 0, or -1 with a Python exception set. Py_Finalize() does the same by
+ * itself. */
+PyAPI_FUNC(int) manhole_release(void);
+
+/* Writes the stack of every Python thread to the descriptor fd, in the form a client
+ * sees. Any thread may call it, attached to Python or not; one that is not is attached
+ * meanwhile. Returns 0, or -1 with errno set and no Python exception. */
+PyAPI_FUNC(int) manhole_dump_stacks(int fd);
+
+/* The module's initialisation function, for PyImport_AppendInittab(). */
+PyMODINIT_FUNC PyInit_manhole(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
