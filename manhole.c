@@ -252,10 +252,11 @@ struct session {
     struct peer peer;
     /* The session's own thread. ident is read by the exit callback, attached as the owner
      * is. */
-    unsigned long ident; /* as threading.get_ident(); 0: not attached */
-    bool has_console;    /* the std streams are this client's in its thread */
-    PyObject *input;     /* owned text file that sys.stdin is in its thread */
-    PyObject *names;     /* owned dict, the console's namespace */
+    unsigned long ident;  /* as threading.get_ident() */
+    _Atomic bool running; /* what the client sent runs just now: may be interrupted */
+    bool has_console;     /* the std streams are this client's in its thread */
+    PyObject *input;      /* owned text file that sys.stdin is in its thread */
+    PyObject *names;      /* owned dict, the console's namespace */
     /* Under out_lock. Whoever has set sending may send without the lock. */
     pthread_mutex_t out_lock;
     pthread_cond_t out_free;
@@ -2359,6 +2360,24 @@ leave_forked_child(void)
     _exit(0);
 }
 
+/* Between these two the session runs what its client sent: it may be interrupted. */
+ATTACHED static void
+begin_running(struct session *session)
+{
+    session->ident = PyThread_get_thread_ident();
+    atomic_store(&session->running, true);
+}
+
+ATTACHED static void
+end_running(struct session *session)
+{
+    atomic_store(&session->running, false);
+    (void)PyThreadState_SetAsyncExc(session->ident, NULL); /* one that came too late */
+    if (session->state == SESSION_BURNT) {
+        leave_forked_child();
+    }
+}
+
 /* What became of a line. */
 enum verdict {
     LINE_DONE,
@@ -2398,10 +2417,9 @@ push_line(struct session *session, PyObject *console, PyObject *line)
     if (bare == NULL) {
         return SESSION_OVER;
     }
+    begin_running(session);
     more = PyObject_CallMethod(console, "push", "O", bare);
-    if (session->state == SESSION_BURNT) {
-        leave_forked_child();
-    }
+    end_running(session);
     if (more != NULL) {
         verdict = PyObject_IsTrue(more) == 1 ? LINE_WANTS_MORE : LINE_DONE;
     }
@@ -2545,7 +2563,7 @@ py_exit(PyObject *module, PyObject *unused)
 
 /* Runs one line of the exec handler. Returns 0, or -1 with an exception. */
 ATTACHED static int
-exec_line(PyObject *line, PyObject *locals)
+exec_line(struct session *session, PyObject *line, PyObject *locals)
 {
     PyObject *repr = PyObject_Repr(line);                                      /* owned */
     PyObject *globals = PyDict_New();                                          /* owned */
@@ -2570,7 +2588,9 @@ exec_line(PyObject *line, PyObject *locals)
     if (code != NULL &&
         PyDict_SetItemString(globals, "__builtins__", PyEval_GetBuiltins()) == 0 &&
         PyDict_SetItemString(globals, "exit", exit_function) == 0) {
+        begin_running(session);
         value = PyEval_EvalCode(code, globals, locals == NULL ? globals : locals);
+        end_running(session);
     }
 done:
     free_text(&shown);
@@ -2592,12 +2612,9 @@ serve_exec(struct session *session, PyObject *locals)
     session->input = open_input(session);
     while (session->input != NULL && !over) {
         PyObject *line = read_line(session); /* owned */
-        over =
-            line == NULL || PyUnicode_GetLength(line) == 0 || exec_line(line, locals) < 0;
+        over = line == NULL || PyUnicode_GetLength(line) == 0 ||
+               exec_line(session, line, locals) < 0;
         Py_XDECREF(line);
-        if (session->state == SESSION_BURNT) {
-            leave_forked_child();
-        }
     }
     if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
         PyErr_Clear();
@@ -2685,12 +2702,13 @@ ATTACHED static void
 serve_callable(struct session *session, PyObject *callable)
 {
     PyObject *client = make_client_object(session); /* owned */
-    PyObject *result =
-        client == NULL ? NULL : PyObject_CallOneArg(callable, client); /* owned */
-    Py_XDECREF(result);
-    if (session->state == SESSION_BURNT) {
-        leave_forked_child();
+    PyObject *result = NULL;                        /* owned */
+    begin_running(session);
+    if (client != NULL) {
+        result = PyObject_CallOneArg(callable, client);
     }
+    end_running(session);
+    Py_XDECREF(result);
     if (PyErr_Occurred()) {
         log_exception("ManholeConnectionThread failure: ", take_exception(), "");
     }
@@ -2716,7 +2734,6 @@ claim_session(int fd, const struct peer *peer)
             session = &manhole.sessions[i];
             session->state = SESSION_TAKEN;
             session->peer = *peer;
-            session->ident = 0;
             session->head = 0;
             session->tail = 0;
             session->missed = 0;
@@ -2833,7 +2850,6 @@ serve_session(struct session *session)
     handler = manhole.options.connection_handler;
     Py_XINCREF(handler.callable);
     unlock(&install_lock);
-    session->ident = PyThread_get_thread_ident();
     current_session = session;
     deliver_log();
     switch (handler.kind) {
@@ -2848,7 +2864,6 @@ serve_session(struct session *session)
         break;
     }
     current_session = outer;
-    session->ident = 0;
     Py_XDECREF(locals);
     Py_XDECREF(handler.callable);
 }
@@ -3452,7 +3467,7 @@ dismiss_sessions(void)
             (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
         }
         unlock(&table_lock);
-        if (there && session->ident != 0) {
+        if (there && atomic_load(&session->running)) {
             (void)PyThreadState_SetAsyncExc(session->ident, PyExc_SystemExit);
         }
     }

@@ -61,11 +61,11 @@ struct test_case {
   {                                                                                      \
     .name = #function, .body = (function)                                                \
   }
-#define RUN_TESTS(tests) run_tests((tests), sizeof(tests) / sizeof((tests)[0]))
+#define RUN_TESTS(tests) run_test_table((tests), sizeof(tests) / sizeof((tests)[0]))
 
 /* Runs each test in a directory of its own, with the checks above. Returns main()'s
  * status. */
-int run_tests(const struct test_case tests[], size_t count);
+int run_test_table(const struct test_case tests[], size_t count);
 
 /* Leaves the running test. It is counted, and listed with its reason. */
 void skip_test(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
@@ -117,8 +117,9 @@ struct process {
     int stream_fd[2]; /* by enum stream; -1 once at its end */
     int stdin_fd;     /* -1: closed, or it is stream_fd[OUT], a terminal */
     bool terminal;
-    bool killed; /* by SIGKILL: cannot have tidied up */
-    char *title; /* for messages */
+    bool killed;       /* by SIGKILL: cannot have tidied up */
+    bool status_taken; /* by the test: a crash is its business */
+    char *title;       /* for messages */
     struct text sent;
     struct process *next;
 };
