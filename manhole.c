@@ -40,6 +40,7 @@
 #include <Python.h>
 #include <frameobject.h>
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -55,9 +56,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -70,7 +76,7 @@
 /* Limits. A limit that a client can run into has its message near where it is enforced.
  */
 enum {
-    MAX_SESSIONS = 64,           /* clients at once */
+    MAX_SESSIONS = 256,          /* the most that max_sessions can be */
     MAX_LINE = 16 * 1024 * 1024, /* characters of one line typed at the prompt */
     COPIES_SIZE = 1024 * 1024, /* bytes of the app's output kept for a slow client; 2^n */
     LOG_LINE_SIZE = 4096,      /* bytes; a pipe takes this much in one piece (PIPE_BUF) */
@@ -78,13 +84,16 @@ enum {
     LISTENER_STACK_SIZE = 256 * 1024,
     EXIT_GRACE_MS = 1000,  /* what exit gives sessions that it has told to leave */
     ACCEPT_PAUSE_MS = 200, /* before the next accept() after one that found no room */
+    SNAPSHOT_TIMEOUT_MS = 2000, /* for one frozen copy, then it is killed */
+    SNAPSHOT_ATTEMPTS = 3,      /* copies made until one does not die */
+    MAX_SOURCE =
+        4 * 1024 * 1024, /* bytes of a source file that a snapshot reads lines from */
 };
 
 /* ======================================================================================
  * Markers and version shims: who may call what, and the CPythons' differences.
  * The only room with PY_VERSION_HEX in it.
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 #if defined(__clang__)
 #  define CHECKED(x) __attribute__((x))
@@ -185,10 +194,54 @@ take_exception(void)
 #endif
 }
 
+/* The kernel's id of a thread, 0 where CPython does not keep it. Reads memory alone. */
+ASYNC_SAFE static unsigned long
+native_id_of(const PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    return tstate->native_thread_id;
+#else
+    (void)tstate;
+    return 0;
+#endif
+}
+
+/* Whether a thread has the GIL, for a frozen copy to say. Reads memory alone. */
+ASYNC_SAFE static bool
+holds_gil(const PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030c0000 && !defined(Py_GIL_DISABLED)
+    return tstate->_status.active != 0;
+#else
+    (void)tstate;
+    return false;
+#endif
+}
+
+/* Before 3.12 the holder is known to the process, not to the thread: writes "! IDENT".
+ * Aborts when there is none: the last act of a frozen copy. */
+ASYNC_SAFE static void
+ask_gil_holder(int fd)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    char line[40];
+    int length = snprintf(line, sizeof(line), "! %lu\n",
+                          (unsigned long)PyThreadState_Get()->thread_id);
+    (void)!write(fd, line, (size_t)length);
+#else
+    (void)fd;
+#endif
+}
+
+#ifdef Py_GIL_DISABLED
+#  define HAS_GIL false
+#else
+#  define HAS_GIL true
+#endif
+
 /* ======================================================================================
  * State: all that a process has of us, in one struct.
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 /* What a client is, as the kernel says. */
 struct peer {
@@ -252,6 +305,7 @@ struct session {
     struct peer peer;
     /* The session's own thread. ident is read by the exit callback, attached as the owner
      * is. */
+    int64_t asked_ms;     /* monotonic: when it was accepted */
     unsigned long ident;  /* as threading.get_ident() */
     _Atomic bool running; /* what the client sent runs just now: may be interrupted */
     bool has_console;     /* the std streams are this client's in its thread */
@@ -266,7 +320,11 @@ struct session {
     char *copies;         /* ring of COPIES_SIZE bytes, or NULL before the first copy */
     size_t head; /* bytes ever sent and ever kept: their difference is what waits */
     size_t tail;
-    size_t missed; /* bytes that found no room since the last note about it */
+    size_t missed;  /* bytes that found no room since the last note about it */
+    bool answered;  /* Python has */
+    bool told;      /* the client has the snapshot's dump already */
+    bool reporting; /* a reporter uses the slot */
+    bool reported;  /* one was sent */
 };
 
 /* Wishes to the listener, bits of manhole.wishes. Each is followed by a write to wake_fd.
@@ -340,6 +398,16 @@ static struct manhole {
         },
 };
 
+/* What a frozen copy needs, settled at install so that nothing is asked for when it is
+ * too late. */
+static struct {
+    _Atomic int memory_fd; /* what the copy writes to; -1: there can be no copy */
+    int signum;            /* its handler is faulthandler's */
+    void (*handler)(int);
+    PyInterpreterState *interpreter;
+    PyObject *modules; /* owned, sys.modules */
+} snapshot = {.memory_fd = -1};
+
 /* The session that the calling thread serves, NULL in all threads of the application. */
 static _Thread_local struct session *current_session;
 
@@ -375,17 +443,18 @@ is_owner(void)
 
 /* ======================================================================================
  * Locks. Two kinds, never mixed:
- *   install_lock, sys_lock   may be held while Python runs; taken by lock_attached()
- * only. leaves: table_lock, log_lock, out_lock of a session. Held for a few instructions,
- * never while attaching, detaching, sending or running Python; so they may be taken in
- * either state. A forked child makes all of them anew: the thread that held one is gone.
- * ======================================================================================
- */
+ *   install_lock, sys_lock   may be held while Python runs; taken by lock_attached() only.
+ *   leaves: table_lock, log_lock, out_lock of a session. Held for a few instructions, never while
+ *   attaching, detaching, sending or running Python; so they may be taken in either state.
+ *   snapshot_lock            held while a frozen copy is made and waited for: DETACHED only.
+ * A forked child makes all of them anew: the thread that held one is gone.
+ * ====================================================================================== */
 
 static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t sys_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t snapshot_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Waits detached: the holder may need to attach before it can let go. */
 ATTACHED static void
@@ -427,13 +496,13 @@ make_locks_anew(void)
     (void)pthread_mutex_init(&sys_lock, NULL);
     (void)pthread_mutex_init(&table_lock, NULL);
     (void)pthread_mutex_init(&log_lock, NULL);
+    (void)pthread_mutex_init(&snapshot_lock, NULL);
     make_session_locks();
 }
 
 /* ======================================================================================
  * Descriptors, clocks, threads, text: what the rooms above build on.
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 /* Closes what the variable holds and forgets it at once, so that a second call is
  * harmless. */
@@ -603,10 +672,9 @@ free_text(struct text *text)
 /* ======================================================================================
  * Log: one line for each thing that happens, for the operator and for scripts.
  * Runs on:  every thread; log_line() never runs Python and never blocks.
- * Touches:  the verbose options, under log_lock. A Python destination is only ever called
- * by deliver_log(); the lines wait for it in a bounded queue.
- * ======================================================================================
- */
+ * Touches:  the verbose options, under log_lock. A Python destination is only ever called by
+ *           deliver_log(); the lines wait for it in a bounded queue.
+ * ====================================================================================== */
 
 struct log_entry {
     struct log_entry *next;
@@ -784,15 +852,13 @@ is_log_waiting(void)
 }
 
 /* ======================================================================================
- * Async-signal-safe code: the two handlers. Only signal-safety(7) calls and other
- * ASYNC_SAFE functions here; errno saved first and restored last. Runs on:  whichever
- * thread the kernel picks, at any instruction. Touches:  atomics, and manhole.path while
- * bound says that it is whole.
- * ======================================================================================
- */
+ * Async-signal-safe code: the two handlers. Only signal-safety(7) calls and other ASYNC_SAFE
+ * functions here; errno saved first and restored last.
+ * Runs on:  whichever thread the kernel picks, at any instruction.
+ * Touches:  atomics, and manhole.path while bound says that it is whole.
+ * ====================================================================================== */
 
-/* Removes the socket's path if it is ours and there. Once: whoever clears bound unlinks.
- */
+/* Removes the socket's path if it is ours and there. Once: whoever clears bound unlinks. */
 ASYNC_SAFE static void
 remove_path(void)
 {
@@ -836,11 +902,10 @@ on_death(int signum)
 
 /* ======================================================================================
  * Socket: where the door is, and who may come through it.
- * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout, except
- * the two functions of the module that look at a socket object. Touches:  the socket's
- * path and descriptor, the death signals. Never struct session, never sys.
- * ======================================================================================
- */
+ * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout, except the two
+ *           functions of the module that look at a socket object.
+ * Touches:  the socket's path and descriptor, the death signals. Never struct session, never sys.
+ * ====================================================================================== */
 
 /* Their default action is to end the process; Python leaves them at SIG_DFL. (SIGINT too,
  * where Python was told not to handle signals.) Signals that dump core because the
@@ -1082,13 +1147,710 @@ describe_refusal(const struct peer *peer, char *text, size_t size)
 }
 
 /* ======================================================================================
+ * Snapshot: the stacks of a process whose interpreter does not answer.
+ * Runs on:  native threads of ours, DETACHED; the frozen copy runs what is marked COPY_ONLY.
+ * Touches:  a memory file, one real-time signal (faulthandler's), /proc/self/task.
+ * A copy of the process is made by a raw clone: no SIGCHLD, no fork handlers, only the calling
+ * thread lives in it. There faulthandler walks all frames without the GIL. Nothing moves in the
+ * copy, and a copy that dies of what it reads is one copy less: the process never walks its own
+ * living frames. The copy writes into the memory file, the process reads it and tells the client.
+ * ====================================================================================== */
+
+/* Runs in the copy alone: ASYNC_SAFE, and raw system calls where glibc would ask its own
+ * record of the thread, which is stale after a raw clone. May read any memory; may die.
+ */
+#define COPY_ONLY ASYNC_SAFE
+
+/* How a snapshot ended. */
+enum copy_result {
+    COPY_DONE,
+    COPY_DIED,    /* or hung, and was killed */
+    COPY_REFUSED, /* the kernel made none: errno */
+};
+
+/* A reader of one str among what an object refers to, and of the int behind its ident. */
+struct thread_facts {
+    unsigned long ident;
+    unsigned long native_id; /* 0: not seen */
+    bool ident_seen;
+    PyObject *name; /* borrowed str, NULL: not seen */
+};
+
+/* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; the name as far as it is ASCII, '?' for the
+ * rest. */
+COPY_ONLY static void
+write_facts(int fd, const struct thread_facts *facts, bool holds_gil)
+{
+    char line[200];
+    size_t length = (size_t)snprintf(line, sizeof(line), "@ %lu %lu %d ", facts->ident,
+                                     facts->native_id, holds_gil);
+    Py_ssize_t name_length = facts->name == NULL ? 0 : PyUnicode_GET_LENGTH(facts->name);
+    for (Py_ssize_t i = 0; i < name_length && length < sizeof(line) - 1; i++) {
+        Py_UCS4 character = PyUnicode_READ_CHAR(facts->name, i);
+        line[length++] = character >= ' ' && character < 0x7f ? (char)character : '?';
+    }
+    line[length++] = '\n';
+    (void)!write(fd, line, length);
+}
+
+/* The value of a str key in a dict, without hashing. Returns a borrowed reference or
+ * NULL. */
+COPY_ONLY static PyObject *
+find_item(PyObject *dict, const char *key)
+{
+    PyObject *name = NULL;  /* borrowed */
+    PyObject *value = NULL; /* borrowed */
+    Py_ssize_t position = 0;
+    while (PyDict_Next(dict, &position, &name, &value)) {
+        if (PyUnicode_CheckExact(name) &&
+            PyUnicode_CompareWithASCIIString(name, key) == 0) {
+            return value;
+        }
+    }
+    return NULL;
+}
+
+/* A threading.Thread holds its name and ids in this order, whether in a dict or,
+ * since 3.11, in the object itself, whose layout is CPython's own business: its traverse
+ * function knows it. */
+COPY_ONLY static int
+visit_thread(PyObject *object, void *argument)
+{
+    struct thread_facts *facts = argument;
+    if (PyDict_CheckExact(object)) {
+        PyObject *name = find_item(object, "_name");
+        PyObject *native_id = find_item(object, "_native_id");
+        if (name != NULL && PyUnicode_CheckExact(name)) {
+            facts->name = name;
+        }
+        if (native_id != NULL && PyLong_CheckExact(native_id)) {
+            facts->native_id = PyLong_AsUnsignedLong(native_id);
+        }
+    }
+    else if (PyUnicode_CheckExact(object) && facts->name == NULL) {
+        facts->name = object;
+    }
+    else if (PyLong_CheckExact(object) && facts->native_id == 0) {
+        if (facts->ident_seen) {
+            facts->native_id = PyLong_AsUnsignedLong(object);
+        }
+        facts->ident_seen = PyLong_AsUnsignedLong(object) == facts->ident;
+    }
+    return 0;
+}
+
+/* What threading knows of a thread: its entry in threading._active. */
+COPY_ONLY static void
+find_thread_object(struct thread_facts *facts)
+{
+    PyObject *threading = find_item(snapshot.modules, "threading"); /* borrowed */
+    PyObject *active = NULL;                                        /* borrowed */
+    PyObject *ident = NULL;                                         /* borrowed */
+    PyObject *thread = NULL;                                        /* borrowed */
+    Py_ssize_t position = 0;
+    if (threading != NULL && PyModule_Check(threading)) {
+        active = find_item(PyModule_GetDict(threading), "_active");
+    }
+    if (active == NULL || !PyDict_Check(active)) {
+        return;
+    }
+    while (PyDict_Next(active, &position, &ident, &thread)) {
+        if (PyLong_CheckExact(ident) && PyLong_AsUnsignedLong(ident) == facts->ident &&
+            Py_TYPE(thread)->tp_traverse != NULL) {
+            (void)Py_TYPE(thread)->tp_traverse(thread, visit_thread, facts);
+            return;
+        }
+    }
+}
+
+/* The stacks first, for they matter most; then a line of facts for each thread; last, on
+ * older CPythons, the question that aborts when nobody holds the GIL. */
+COPY_ONLY static void
+describe_copy(int fd)
+{
+    (void)syscall(SYS_tgkill, (long)syscall(SYS_getpid), (long)syscall(SYS_gettid),
+                  (long)snapshot.signum);
+    for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
+         tstate != NULL; tstate = tstate->next) {
+        struct thread_facts facts = {.ident = tstate->thread_id,
+                                     .native_id = native_id_of(tstate)};
+        if (facts.ident != 0) {
+            find_thread_object(&facts);
+            write_facts(fd, &facts, holds_gil(tstate));
+        }
+    }
+    ask_gil_holder(fd);
+}
+
+/* Body of the copy. Whatever kills it, it dies without a word: no core, no handler, no
+ * stderr. */
+COPY_ONLY static void
+copy_main(void)
+{
+    static const int fatal[] = {SIGSEGV, SIGBUS,  SIGFPE, SIGILL,
+                                SIGABRT, SIGTRAP, SIGSYS};
+    const struct rlimit no_core = {0};
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    sigset_t own;
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    (void)prctl(PR_SET_DUMPABLE, 0);
+    (void)setrlimit(RLIMIT_CORE, &no_core);
+    for (int fd = 0; fd < 3; fd++) {
+        (void)close(fd);
+    }
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
+        (void)sigaction(fatal[i], &action, NULL);
+    }
+    (void)sigfillset(&own);
+    (void)sigdelset(&own, snapshot.signum);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
+        (void)sigdelset(&own, fatal[i]);
+    }
+    (void)sigprocmask(SIG_SETMASK, &own, NULL);
+    describe_copy(snapshot.memory_fd);
+    (void)syscall(SYS_exit_group, 0);
+}
+
+/* Waits for the copy with a deadline. Returns true when it ended by itself and well. */
+DETACHED static bool
+reap_copy(pid_t copy)
+{
+    int64_t deadline_ms = monotonic_ms() + SNAPSHOT_TIMEOUT_MS;
+    int status = 0;
+    pid_t reaped = 0;
+    while (reaped == 0) {
+        reaped = waitpid(copy, &status, __WALL | WNOHANG);
+        if (reaped == 0 && ms_until(deadline_ms) == 0) {
+            (void)kill(copy, SIGKILL);
+            reaped = waitpid(copy, &status, __WALL);
+        }
+        else if (reaped == 0) {
+            (void)poll(NULL, 0, 1);
+        }
+    }
+    return reaped == copy && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+/* The signal is still faulthandler's: the application may have taken it since. */
+static bool
+is_snapshot_ready(void)
+{
+    struct sigaction current;
+    return snapshot.memory_fd >= 0 && sigaction(snapshot.signum, NULL, &current) == 0 &&
+           current.sa_handler == snapshot.handler;
+}
+
+/* Makes one copy and appends what it wrote. */
+DETACHED static enum copy_result
+try_copy(struct text *raw)
+{
+    char piece[4096];
+    ssize_t length = 0;
+    bool well = false;
+    long copy = -1;
+    if (!is_snapshot_ready()) {
+        errno = EBUSY;
+        return COPY_REFUSED;
+    }
+    if (ftruncate(snapshot.memory_fd, 0) < 0 ||
+        lseek(snapshot.memory_fd, 0, SEEK_SET) < 0) {
+        return COPY_REFUSED;
+    }
+    copy = syscall(SYS_clone, 0UL, NULL, NULL, NULL, 0UL);
+    if (copy == 0) {
+        copy_main();
+    }
+    if (copy < 0) {
+        return COPY_REFUSED;
+    }
+    well = reap_copy((pid_t)copy);
+    for (off_t offset = 0;
+         (length = pread(snapshot.memory_fd, piece, sizeof(piece), offset)) > 0;
+         offset += length) {
+        append_bytes(raw, piece, (size_t)length);
+    }
+    (void)ftruncate(snapshot.memory_fd, 0);
+    return well ? COPY_DONE : COPY_DIED;
+}
+
+/* Fills raw with what a copy wrote, the best of a few. Copies are made one at a time. */
+DETACHED static enum copy_result
+take_snapshot(struct text *raw)
+{
+    enum copy_result result = COPY_DIED;
+    int saved_errno = 0;
+    lock_leaf(&snapshot_lock);
+    for (int attempt = 0; attempt < SNAPSHOT_ATTEMPTS && result == COPY_DIED; attempt++) {
+        struct text tried = {0};
+        result = try_copy(&tried);
+        saved_errno = errno;
+        if (tried.length > raw->length) {
+            struct text shorter = *raw;
+            *raw = tried;
+            tried = shorter;
+        }
+        free_text(&tried);
+    }
+    unlock(&snapshot_lock);
+    errno = saved_errno;
+    return result;
+}
+
+/* A piece of text that somebody else owns. */
+struct slice {
+    const char *bytes;
+    size_t length;
+};
+
+/* Takes a line, without its newline, off the front of rest. Returns false at the end. */
+static bool
+next_line(struct slice *rest, struct slice *line)
+{
+    const char *newline = NULL;
+    if (rest->length == 0) {
+        return false;
+    }
+    newline = memchr(rest->bytes, '\n', rest->length);
+    line->bytes = rest->bytes;
+    line->length = newline == NULL ? rest->length : (size_t)(newline - rest->bytes);
+    rest->bytes += line->length + (newline != NULL);
+    rest->length -= line->length + (newline != NULL);
+    return true;
+}
+
+static bool
+starts_with(const struct slice *slice, const char *prefix)
+{
+    size_t length = strlen(prefix);
+    return slice->length >= length && memcmp(slice->bytes, prefix, length) == 0;
+}
+
+/* What is known of one thread of the copy. */
+struct thread_note {
+    unsigned long native_id; /* 0: unknown */
+    bool holds_gil;
+    char name[160];
+};
+
+/* Finds the facts of a thread in a copy's text. */
+static struct thread_note
+find_note(struct slice raw, unsigned long ident)
+{
+    struct thread_note note = {0};
+    struct slice line;
+    while (next_line(&raw, &line)) {
+        char text[256];
+        unsigned long number = 0;
+        unsigned long native_id = 0;
+        int holder = 0;
+        int end = 0;
+        size_t length = line.length < sizeof(text) ? line.length : sizeof(text) - 1;
+        memcpy(text, line.bytes, length);
+        text[length] = '\0';
+        if (sscanf(text, "@ %lu %lu %d %n", &number, &native_id, &holder, &end) == 3 &&
+            number == ident) {
+            note.native_id = native_id;
+            note.holds_gil = note.holds_gil || holder != 0;
+            (void)snprintf(note.name, sizeof(note.name), "%s", end > 0 ? text + end : "");
+        }
+        else if (sscanf(text, "! %lu", &number) == 1 && number == ident) {
+            note.holds_gil = true;
+        }
+    }
+    return note;
+}
+
+/* Reads a small file of /proc into a string, up to the first newline. */
+DETACHED static void
+read_proc(const char *path, char *text, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, size - 1);
+    text[length < 0 ? 0 : length] = '\0';
+    text[strcspn(text, "\n")] = '\0';
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+}
+
+static const char *
+state_name(char state)
+{
+    static const struct {
+        char state;
+        const char *name;
+    } rows[] = {{'R', "running"}, {'S', "sleeping"}, {'D', "disk wait"}, {'T', "stopped"},
+                {'t', "traced"},  {'Z', "zombie"},   {'X', "dead"},      {'I', "idle"}};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (rows[i].state == state) {
+            return rows[i].name;
+        }
+    }
+    return "in an unknown state";
+}
+
+/* Appends "TID 12 (comm), sleeping in futex_wait_queue", as far as /proc shows it. */
+DETACHED static void
+append_kernel_state(struct text *text, unsigned long native_id)
+{
+    char path[64];
+    char stat[512];
+    char where[128];
+    const char *after_name = NULL;
+    append_format(text, "TID %lu", native_id);
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/comm", native_id);
+    read_proc(path, where, sizeof(where));
+    append_format(text, " (%s)", where);
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/stat", native_id);
+    read_proc(path, stat, sizeof(stat));
+    after_name = strrchr(stat, ')');
+    if (after_name == NULL || strlen(after_name) < 3) {
+        append_string(text, ", gone");
+        return;
+    }
+    append_format(text, ", %s", state_name(after_name[2]));
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/wchan", native_id);
+    read_proc(path, where, sizeof(where));
+    if (where[0] != '\0' && strcmp(where, "0") != 0) {
+        append_format(text, " in %s", where);
+    }
+    else {
+        (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/syscall", native_id);
+        read_proc(path, where, sizeof(where));
+        where[strcspn(where, " ")] = '\0';
+        if (where[0] >= '0' && where[0] <= '9') {
+            append_format(text, " in system call %s", where);
+        }
+    }
+}
+
+/* Source files, each read once a dump. */
+struct sources {
+    struct source {
+        char *path;  /* owned */
+        char *bytes; /* owned, NULL: not to be had */
+        size_t length;
+    } files[64];
+    size_t count;
+};
+
+/* Reads a regular file of a reasonable size whole. */
+DETACHED static void
+read_file(struct source *source)
+{
+    struct stat status;
+    int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd >= 0 && fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
+        status.st_size <= MAX_SOURCE) {
+        source->bytes = malloc((size_t)status.st_size + 1);
+    }
+    while (source->bytes != NULL && source->length < (size_t)status.st_size) {
+        ssize_t got = read(fd, source->bytes + source->length,
+                           (size_t)status.st_size - source->length);
+        if (got <= 0) {
+            break;
+        }
+        source->length += (size_t)got;
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+}
+
+/* Takes over path, which is malloc'd. Returns NULL when there is no room. */
+DETACHED static const struct source *
+find_source(struct sources *sources, char *path /* owned here */)
+{
+    struct source *source = NULL;
+    for (size_t i = 0; i < sources->count && source == NULL; i++) {
+        if (strcmp(sources->files[i].path, path) == 0) {
+            source = &sources->files[i];
+        }
+    }
+    if (source != NULL || sources->count == Py_ARRAY_LENGTH(sources->files)) {
+        free(path);
+        return source;
+    }
+    source = &sources->files[sources->count++];
+    source->path = path;
+    read_file(source);
+    return source;
+}
+
+static void
+free_sources(struct sources *sources)
+{
+    for (size_t i = 0; i < sources->count; i++) {
+        free(sources->files[i].path);
+        free(sources->files[i].bytes);
+    }
+}
+
+/* The number-th line of a source, without blanks around it; empty when there is none. */
+static struct slice
+source_line(const struct source *source, long number)
+{
+    struct slice rest = {source->bytes, source->bytes == NULL ? 0 : source->length};
+    struct slice line = {NULL, 0};
+    for (long i = 0; i < number; i++) {
+        if (!next_line(&rest, &line)) {
+            return (struct slice){NULL, 0};
+        }
+    }
+    while (line.length > 0 && strchr(" \t\r\f", line.bytes[line.length - 1]) != NULL) {
+        line.length--;
+    }
+    while (line.length > 0 && strchr(" \t\f", line.bytes[0]) != NULL) {
+        line.bytes++;
+        line.length--;
+    }
+    return line;
+}
+
+static void
+append_utf8(struct text *text, unsigned long character)
+{
+    char bytes[4];
+    size_t count = 0;
+    if (character < 0x80) {
+        bytes[count++] = (char)character;
+    }
+    else if (character < 0x800) {
+        bytes[count++] = (char)(0xC0 | (character >> 6));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else if (character < 0x10000) {
+        bytes[count++] = (char)(0xE0 | (character >> 12));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else {
+        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
+        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    append_bytes(text, bytes, count);
+}
+
+/* faulthandler writes what is not ASCII as \xe9, \u20ac, \U0001f40d: back to UTF-8. */
+static void
+append_unescaped(struct text *text, struct slice slice)
+{
+    while (slice.length > 0) {
+        size_t digits = 0;
+        size_t used = 1;
+        if (slice.length > 1 && slice.bytes[0] == '\\') {
+            const char *kinds = "xuU";
+            const char *kind = strchr(kinds, slice.bytes[1]);
+            digits = kind == NULL || *kind == '\0' ? 0 : (size_t)2 << (kind - kinds);
+        }
+        if (digits > 0 && slice.length >= 2 + digits) {
+            char number[9] = "";
+            char *end = NULL;
+            unsigned long character = 0;
+            memcpy(number, slice.bytes + 2, digits);
+            character = strtoul(number, &end, 16);
+            if (*end == '\0' && character <= 0x10FFFF) {
+                append_utf8(text, character);
+                used = 2 + digits;
+            }
+        }
+        if (used == 1) {
+            append_bytes(text, slice.bytes, 1);
+        }
+        slice.bytes += used;
+        slice.length -= used;
+    }
+}
+
+/* Appends a frame, `  File "F", line N in NAME` in faulthandler's words, in ours. A line
+ * of another form ("...", "<no Python frame>") stands as it is. */
+DETACHED static void
+append_copied_frame(struct text *text, struct slice line, struct sources *sources)
+{
+    static const char middle[] = "\", line ";
+    struct text path = {0};
+    const char *end = NULL;
+    char *number_end = NULL;
+    long number = 0;
+    struct slice shown;
+    const struct source *source = NULL;
+    for (size_t i = 0; i + sizeof(middle) - 1 <= line.length; i++) {
+        if (memcmp(line.bytes + i, middle, sizeof(middle) - 1) == 0) {
+            end = line.bytes + i;
+        }
+    }
+    if (!starts_with(&line, "  File \"") || end == NULL || end < line.bytes + 8) {
+        append_bytes(text, line.bytes, line.length);
+        append_string(text, "\n");
+        return;
+    }
+    append_unescaped(&path,
+                     (struct slice){line.bytes + 8, (size_t)(end - line.bytes) - 8});
+    append_bytes(&path, "", 1);
+    number = strtol(end + sizeof(middle) - 1, &number_end, 10);
+    shown = (struct slice){number_end, (size_t)(line.bytes + line.length - number_end)};
+    if (starts_with(&shown, " in ")) {
+        shown.bytes += 4;
+        shown.length -= 4;
+    }
+    if (path.failed) {
+        text->failed = true;
+        free_text(&path);
+        return;
+    }
+    append_string(text, "File: \"");
+    append_string(text, path.bytes);
+    append_format(text, "\", line %ld, in ", number);
+    append_unescaped(text, shown);
+    append_string(text, "\n");
+    source = find_source(sources, path.bytes);
+    if (source != NULL) {
+        struct slice code = source_line(source, number);
+        if (code.length > 0) {
+            append_string(text, "  ");
+            append_bytes(text, code.bytes, code.length);
+            append_string(text, "\n");
+        }
+    }
+}
+
+/* Appends one thread: header, what is known of it, frames outermost first. lines: as
+ * faulthandler has them, innermost first. */
+DETACHED static void
+append_copied_thread(struct text *text, struct slice raw, unsigned long ident,
+                     const struct slice *lines, size_t count, struct sources *sources)
+{
+    struct thread_note note = find_note(raw, ident);
+    append_format(text, "\n######### ProcessID=%ld, ThreadID=%lu #########\n",
+                  (long)getpid(), ident);
+    if (note.name[0] != '\0') {
+        append_string(text, "Thread: ");
+        append_string(text, note.name);
+        append_string(text, note.native_id != 0 ? ", " : "");
+    }
+    else if (note.native_id != 0) {
+        append_string(text, "Thread: ");
+    }
+    if (note.native_id != 0) {
+        append_kernel_state(text, note.native_id);
+    }
+    if (note.holds_gil) {
+        append_string(text, ", holds the GIL");
+    }
+    if (note.name[0] != '\0' || note.native_id != 0) {
+        append_string(text, "\n");
+    }
+    while (count > 0) {
+        append_copied_frame(text, lines[--count], sources);
+    }
+}
+
+/* Appends all threads of a copy's text. */
+DETACHED static void
+append_copied_threads(struct text *text, struct slice raw)
+{
+    enum {
+        MAX_LINES = 128
+    }; /* faulthandler stops at 100 frames and says so in one more line */
+    struct slice lines[MAX_LINES];
+    struct sources sources = {0};
+    struct slice rest = raw;
+    struct slice line;
+    unsigned long ident = 0;
+    size_t count = 0;
+    while (next_line(&rest, &line)) {
+        if (starts_with(&line, "Thread 0x") || starts_with(&line, "Current thread 0x")) {
+            if (ident != 0) {
+                append_copied_thread(text, raw, ident, lines, count, &sources);
+            }
+            ident = strtoul(memchr(line.bytes, '0', line.length), NULL, 16);
+            count = 0;
+        }
+        else if (starts_with(&line, "  ") && count < MAX_LINES) {
+            lines[count++] = line;
+        }
+    }
+    if (ident != 0) {
+        append_copied_thread(text, raw, ident, lines, count, &sources);
+    }
+    free_sources(&sources);
+}
+
+static bool
+is_noted(struct slice raw, unsigned long native_id)
+{
+    struct slice line;
+    bool noted = false;
+    while (!noted && next_line(&raw, &line)) {
+        char text[64];
+        unsigned long ident = 0;
+        unsigned long number = 0;
+        size_t length = line.length < sizeof(text) ? line.length : sizeof(text) - 1;
+        memcpy(text, line.bytes, length);
+        text[length] = '\0';
+        noted = sscanf(text, "@ %lu %lu", &ident, &number) == 2 && number == native_id;
+    }
+    return noted;
+}
+
+/* Appends the kernel's view of every thread that the copy's text has no facts of. */
+DETACHED static void
+append_other_threads(struct text *text, struct slice raw)
+{
+    struct dirent *entry = NULL;
+    DIR *tasks = opendir("/proc/self/task");
+    if (tasks == NULL) {
+        append_format(text, "/proc/self/task: %s\n", strerror(errno));
+        return;
+    }
+    append_string(text, "\nOther threads of the process, as the kernel sees them:\n");
+    while ((entry = readdir(tasks)) !=
+           NULL) { /* NOLINT(concurrency-mt-unsafe): our own DIR */
+        unsigned long native_id = strtoul(entry->d_name, NULL, 10);
+        if (native_id != 0 && !is_noted(raw, native_id)) {
+            append_string(text, "  ");
+            append_kernel_state(text, native_id);
+            append_string(text, "\n");
+        }
+    }
+    (void)closedir(tasks);
+}
+
+/* Appends the dump of a process whose interpreter does not answer. */
+DETACHED static void
+append_snapshot(struct text *text)
+{
+    struct text raw = {0};
+    enum copy_result result = take_snapshot(&raw);
+    int error = errno;
+    struct slice copied = {0};
+    append_bytes(&raw, "", 1); /* numbers are read up to what ends them */
+    if (!raw.failed) {
+        copied = (struct slice){raw.bytes, raw.length - 1};
+    }
+    if (result == COPY_REFUSED) {
+        append_format(text, "No frozen copy of the process can be made: %s.\n",
+                      strerror(error));
+    }
+    else if (result == COPY_DIED) {
+        append_string(text,
+                      "The frozen copies of the process died; what the best one told:\n");
+    }
+    append_copied_threads(text, copied);
+    append_other_threads(text, copied);
+    append_string(text, "#############################################\n\n\n");
+    free_text(&raw);
+}
+
+/* ======================================================================================
  * Stack dump: what every Python thread is doing.
  * Runs on:  sessions and application threads, ATTACHED.
  * Touches:  nothing but frames, linecache and the file's own structs.
- * The application stands still only for the look, which records (code, line) and nothing
- * else; source lines are read and text is made afterwards, while other threads run.
- * ======================================================================================
- */
+ * The application stands still only for the look, which records (code, line) and nothing else;
+ * source lines are read and text is made afterwards, while other threads run.
+ * ====================================================================================== */
 
 struct frame_record {
     PyCodeObject *code; /* owned */
@@ -1275,10 +2037,9 @@ done:
     Py_XDECREF(lines);
 }
 
-/* Appends the dump of all threads, python-manhole's form to the letter. Returns 0, or -1
- * with an exception set. */
+/* append_dump() where there is a GIL: every frame stands still while one looks. */
 ATTACHED static int
-append_dump(struct text *text)
+append_attached_dump(struct text *text)
 {
     struct look look = {0};
     PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
@@ -1308,14 +2069,27 @@ done:
     return result;
 }
 
+/* Appends the dump of all threads, python-manhole's form to the letter. Returns 0, or -1
+ * with an exception set. Without a GIL the frames of the others run on while one walks
+ * them: a frozen copy is looked at instead. */
+ATTACHED static int
+append_dump(struct text *text)
+{
+    if (!HAS_GIL) {
+        PyThreadState *tstate = detach();
+        append_snapshot(text);
+        reattach(tstate);
+        return 0;
+    }
+    return append_attached_dump(text);
+}
+
 /* ======================================================================================
  * Output: bytes on their way to a client.
- * Runs on:  the session's thread sends its own and waits for its client; application
- * threads leave copies of what they print and never wait; the listener carries the
- * copies. Touches:  the output fields of struct session. Whoever has set sending sends,
- * nobody else.
- * ======================================================================================
- */
+ * Runs on:  the session's thread sends its own and waits for its client; application threads
+ *           leave copies of what they print and never wait; the listener carries the copies.
+ * Touches:  the output fields of struct session. Whoever has set sending sends, nobody else.
+ * ====================================================================================== */
 
 /* Room left in the ring. Under out_lock. */
 static size_t
@@ -1349,8 +2123,7 @@ utf8_prefix(const char *bytes, size_t length, size_t room)
 }
 
 /* Leaves a copy for one client. What does not fit is counted, and so is all that follows
- * until the ring has been emptied and the note about it put in: no torn lines in between.
- */
+ * until the ring has been emptied and the note about it put in: no torn lines in between. */
 static void
 keep_copy(struct session *session, const char *bytes, size_t length)
 {
@@ -1575,11 +2348,10 @@ write_client_str(struct session *session, PyObject *str)
  * Streams: the objects that stand in sys while a client has a console.
  * Runs on:  every thread that prints or reads, ATTACHED.
  * Touches:  sys, through borrow_attribute(); a client's output.
- * In a session's thread a stream is that client's. In any other it is the original in all
- * but write() and writelines(), which also leave a copy for the clients; so an old
- * reference to one of ours serves its owner for ever.
- * ======================================================================================
- */
+ * In a session's thread a stream is that client's. In any other it is the original in all but
+ * write() and writelines(), which also leave a copy for the clients; so an old reference to one
+ * of ours serves its owner for ever.
+ * ====================================================================================== */
 
 struct stream {
     PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
@@ -2046,12 +2818,10 @@ close_streams(struct session *session)
  * Console: the prompt, and the other two ways to serve a client.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only through borrow_attribute().
- * The standard library compiles, runs and formats: ManholeConsole is
- * code.InteractiveConsole with its writing and its reporting of exceptions replaced, so
- * that neither a crash reporter in sys.excepthook nor another client hears of a typing
- * error.
- * ======================================================================================
- */
+ * The standard library compiles, runs and formats: ManholeConsole is code.InteractiveConsole with
+ * its writing and its reporting of exceptions replaced, so that neither a crash reporter in
+ * sys.excepthook nor another client hears of a typing error.
+ * ====================================================================================== */
 
 /* Remembers an exception for pdb.pm() as sys.last_value and its relatives, until the last
  * client leaves. Never raises. */
@@ -2282,8 +3052,7 @@ make_banner(void)
                                 Py_GetVersion(), Py_GetPlatform());
 }
 
-/* The client has closed its connection, not just its writing side: it will see no answer.
- */
+/* The client has closed its connection, not just its writing side: it will see no answer. */
 static bool
 is_gone(struct session *session)
 {
@@ -2298,8 +3067,7 @@ ends_line(PyObject *line)
     return length > 0 && PyUnicode_ReadChar(line, length - 1) == '\n';
 }
 
-/* Drops the rest of a line that is too long, says so. Returns a new empty line, or NULL.
- */
+/* Drops the rest of a line that is too long, says so. Returns a new empty line, or NULL. */
 ATTACHED static PyObject *
 skip_line(struct session *session)
 {
@@ -2628,8 +3396,7 @@ serve_exec(struct session *session, PyObject *locals)
 }
 
 /* The socket class that the standard library was born with: gevent's and eventlet's would
- * want a hub in the session's thread. Returns a new reference, or NULL with an exception.
- */
+ * want a hub in the session's thread. Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
 get_socket_class(void)
 {
@@ -2717,11 +3484,10 @@ serve_callable(struct session *session, PyObject *callable)
 
 /* ======================================================================================
  * Session: one client, from accept() to the free slot.
- * Runs on:  a native thread of its own, or the main thread (oneshot), or the application
- * thread that called handle_connection_repl() with a socket of its own. Touches:  its
- * slot of the table; threading's registry, to take its own entry out again.
- * ======================================================================================
- */
+ * Runs on:  a native thread of its own, or the main thread (oneshot), or the application thread
+ *           that called handle_connection_repl() with a socket of its own.
+ * Touches:  its slot of the table; threading's registry, to take its own entry out again.
+ * ====================================================================================== */
 
 /* Returns a slot for a connected socket, which it takes over; NULL when all are taken. */
 static struct session *
@@ -2907,10 +3673,9 @@ CHECKED(no_thread_safety_analysis) static void *courier_main(void *unused)
 
 /* ======================================================================================
  * Listener: the thread that nothing in Python can stop.
- * Runs on:  itself. DETACHED for life: whoever calls Python here breaks the first
- * invariant. Touches:  the socket, the slots of sessions, the copies that wait in them.
- * ======================================================================================
- */
+ * Runs on:  itself. DETACHED for life: whoever calls Python here breaks the first invariant.
+ * Touches:  the socket, the slots of sessions, the copies that wait in them.
+ * ====================================================================================== */
 
 /* A client that cannot be served is told why, if it listens, and let go. */
 DETACHED static void
@@ -3110,8 +3875,7 @@ listener_main(void *unused)
  * Activation: signals in, waiting for threads, and the oneshot session.
  * Runs on:  the threads that call install(), release() and handle_oneshot(), ATTACHED.
  * Touches:  the dispositions of activate_on and oneshot_on, the listener's thread.
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 /* Waits, detached, until is_done() or the monotonic deadline (-1: none). Signals of the
  * application are handled meanwhile. Returns 0 when done, 1 when late, -1 with an
@@ -3397,10 +4161,9 @@ serve_oneshot(void)
 
 /* ======================================================================================
  * Fork and exit: what happens to all this in a child, and at the end.
- * Runs on:  the thread that forked, in the child; the thread that finalizes the
- * interpreter. Touches:  everything: no other thread of ours is left, or is about to be.
- * ======================================================================================
- */
+ * Runs on:  the thread that forked, in the child; the thread that finalizes the interpreter.
+ * Touches:  everything: no other thread of ours is left, or is about to be.
+ * ====================================================================================== */
 
 ATTACHED static void
 drop_options(struct options *options)
@@ -3439,8 +4202,7 @@ forget_options(void)
     manhole.installed = false;
 }
 
-/* Undoes install(), also a half-done one. Clients that are in stay. Under install_lock.
- */
+/* Undoes install(), also a half-done one. Clients that are in stay. Under install_lock. */
 ATTACHED static void
 uninstall(void)
 {
@@ -3662,13 +4424,12 @@ add_fork_hook(void)
 }
 
 /* ======================================================================================
- * Options: what install() takes. One row each; parser, error text, signature and
- * docstring all come from it. Runs on:  the thread that calls install(), ATTACHED.
+ * Options: what install() takes. One row each; parser, error text, signature and docstring all
+ * come from it.
+ * Runs on:  the thread that calls install(), ATTACHED.
  * Touches:  the struct options that it is given, nothing else.
- * To add an option: a field in struct options, a row here, one in manhole.h, one in
- * README.rst.
- * ======================================================================================
- */
+ * To add an option: a field in struct options, a row here, one in manhole.h, one in README.rst.
+ * ====================================================================================== */
 
 /* X(name, parser, default as Python has it, help) */
 #define POSITIONAL_OPTIONS(X)                                                            \
@@ -4088,8 +4849,7 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
 /* ======================================================================================
  * Install: putting it all in place, and saying so.
  * Runs on:  the thread that calls install() or release(), ATTACHED, under install_lock.
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 /* The first install in a process: its own locks, empty slots. */
 ATTACHED static void
@@ -4193,8 +4953,7 @@ wait_for_listener(void)
     return late < 0 ? -1 : 0;
 }
 
-/* Takes over what options owns. Returns 0, or -1 with an exception and nothing installed.
- */
+/* Takes over what options owns. Returns 0, or -1 with an exception and nothing installed. */
 ATTACHED static int
 install_locked(PyObject *module, struct options *options)
 {
@@ -4273,8 +5032,7 @@ require_installed(PyObject *module)
 /* ======================================================================================
  * Module: what Python sees as `manhole`.
  * Runs on:  any thread of the application, ATTACHED.
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 #define HELP_INTRODUCTION                                                                \
   "Install the manhole in this process and return the Manhole object.\n"                 \
@@ -4778,8 +5536,7 @@ PyInit_manhole(void)
 /* ======================================================================================
  * C API: manhole.h.
  * Runs on:  threads of the embedding program; each function's contract is in the header.
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 /* The module for a program that did not put it into the inittab. Returns new, or NULL. */
 ATTACHED static PyObject *

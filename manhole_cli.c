@@ -1,22 +1,22 @@
 /* manhole_cli.c - the client of a manhole: manhole-cli [options] PID
  *
- * Sends the process a signal if asked to, connects to its socket, makes sure that it is that
- * process which answers, then copies standard input to the socket and the socket to standard
- * output until the other side closes. Command line, messages and history file are those of
- * python-manhole's client of the same name.
+ * Sends the process a signal if asked to, connects to its socket, makes sure that it is
+ * that process which answers, then copies standard input to the socket and the socket to
+ * standard output until the other side closes. Command line, messages and history file
+ * are those of python-manhole's client of the same name.
  *
  * WHAT IT TOUCHES
- *   /tmp/manhole-PID, or the socket whose path is given   connected to, never created or removed
- *   /proc/PID/status                                      read, for the uid of that process
- *   ~/.manhole_history                                    each line typed at a terminal, mode 0600
- *   the abstract address \0manhole-cli/PID.N/repl         its own end of the connection, see
- *                                                         show_calling_card()
- *   HOME                                                  the only environment variable read
+ *   /tmp/manhole-PID, or the socket whose path is given   connected to, never created or
+ * removed /proc/PID/status                                      read, for the uid of that
+ * process
+ *   ~/.manhole_history                                    each line typed at a terminal,
+ * mode 0600 the abstract address \0manhole-cli/PID.N/repl         its own end of the
+ * connection, see show_calling_card() HOME the only environment variable read
  *
  * EXIT STATUS: enum exit_status below.
  *
- * HOW TO READ IT: ground floor first; main() is at the end, and is the table of contents. One
- * thread throughout. Nothing here is shared with manhole.c.
+ * HOW TO READ IT: ground floor first; main() is at the end, and is the table of contents.
+ * One thread throughout. Nothing here is shared with manhole.c.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -27,7 +27,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <math.h>
 #include <poll.h>
 #include <pwd.h>
 #include <signal.h>
@@ -50,32 +49,35 @@
 enum {
     FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
     LONGEST_PAUSE_MS = 32,
-    CHUNK_SIZE = 64 * 1024,   /* bytes on their way in each direction */
-    HISTORY_LINE_SIZE = 4096, /* bytes with the newline; a longer line is not remembered */
-    QUOTED_SIZE = 1024,       /* bytes of an argument as messages show it; the rest is cut */
-    TITLE_SIZE = 64,          /* bytes of an option's names, for --help and messages */
+    CHUNK_SIZE = 64 * 1024, /* bytes on their way in each direction */
+    HISTORY_LINE_SIZE =
+        4096,           /* bytes with the newline; a longer line is not remembered */
+    QUOTED_SIZE = 1024, /* bytes of an argument as messages show it; the rest is cut */
+    TITLE_SIZE = 64,    /* bytes of an option's names, for --help and messages */
 };
 
-/* What the shell gets. 0 also when the server is killed: its close looks the same. A process
- * that -c or the like will run one day may give any status, as with python -c. */
+/* What the shell gets. 0 also when the server is killed: its close looks the same. A
+ * process that -c or the like will run one day may give any status, as with python -c. */
 enum exit_status {
-    STATUS_OK = 0,              /* the server closed the connection, or --help */
-    STATUS_TROUBLE = 1,         /* the system refused something; the message says what */
-    STATUS_USAGE = 2,           /* the command line, as argparse has it */
-    STATUS_NO_SIGNAL = 3,       /* the signal could not be sent; nothing was connected to */
-    STATUS_REFUSED = 4,         /* another process than the one asked for serves the socket */
-    STATUS_NO_CONNECTION = 5,   /* nobody answered within the timeout, as python-manhole has it */
-    STATUS_INTERRUPTED = 130,   /* Ctrl-C, as shells have it: 128 + SIGINT */
-    STATUS_OUTPUT_GONE = 141,   /* nobody reads standard output any more: 128 + SIGPIPE */
+    STATUS_OK = 0,        /* the server closed the connection, or --help */
+    STATUS_TROUBLE = 1,   /* the system refused something; the message says what */
+    STATUS_USAGE = 2,     /* the command line, as argparse has it */
+    STATUS_NO_SIGNAL = 3, /* the signal could not be sent; nothing was connected to */
+    STATUS_REFUSED = 4,   /* another process than the one asked for serves the socket */
+    STATUS_NO_CONNECTION = 5, /* nobody answered within the timeout */
+    STATUS_INTERRUPTED = 130, /* Ctrl-C, as shells have it: 128 + SIGINT */
+    STATUS_OUTPUT_GONE = 141, /* nobody reads standard output any more: 128 + SIGPIPE */
 };
 
 /* ======================================================================================
  * Messages: every word on standard error, and the ways out that are not main()'s.
  * A message is one line: what failed, with whom, and what to do next.
- * ====================================================================================== */
+ * ======================================================================================
+ */
 
 static const char program[] = "manhole-cli";
-static const char usage[] = "usage: manhole-cli [-h] [-t TIMEOUT] [-1 | -2 | -s SIGNAL] PID\n";
+static const char usage[] =
+    "usage: manhole-cli [-h] [-t TIMEOUT] [-1 | -2 | -s SIGNAL] PID\n";
 
 /* An argument as Python's repr() writes it. By value, so that it can stand in a call:
  * quote(text).text lives until the end of that full expression. */
@@ -83,17 +85,19 @@ struct quoted {
     char text[QUOTED_SIZE];
 };
 
-/* The length of the UTF-8 sequence at the start of text, 0 when there is none. Overlong forms
- * of three and four bytes pass: this is for showing text, not for trusting it. */
+/* The length of the UTF-8 sequence at the start of text, 0 when there is none. Overlong
+ * forms of three and four bytes pass: this is for showing text, not for trusting it. */
 static size_t
 sequence_length(const unsigned char *text)
 {
-    size_t length = text[0] < 0x80   ? 1
-                    : text[0] < 0xc2 ? 0
-                    : text[0] < 0xe0 ? 2
-                    : text[0] < 0xf0 ? 3
-                    : text[0] < 0xf5 ? 4
-                                     : 0;
+    size_t length = text[0] >= 0xf0 ? 4 : text[0] >= 0xe0 ? 3 : 2;
+
+    if (text[0] < 0x80) {
+        return 1;
+    }
+    if (text[0] < 0xc2 || text[0] > 0xf4) {
+        return 0;
+    }
     for (size_t i = 1; i < length; i++) {
         if ((text[i] & 0xc0) != 0x80) {
             return 0;
@@ -102,8 +106,9 @@ sequence_length(const unsigned char *text)
     return length;
 }
 
-/* Writes the first character of text as repr() would. Bytes that are no UTF-8 come out as the
- * lone surrogates that Python makes of them. Returns how many bytes of text that was. */
+/* Writes the first character of text as repr() would. Bytes that are no UTF-8 come out as
+ * the lone surrogates that Python makes of them. Returns how many bytes of text that was.
+ */
 static size_t
 quote_character(const unsigned char *text, char mark, char *out, size_t size)
 {
@@ -126,7 +131,8 @@ quote_character(const unsigned char *text, char mark, char *out, size_t size)
     else if (text[0] < 0x20 || text[0] == 0x7f) {
         (void)snprintf(out, size, "\\x%02x", (unsigned)text[0]);
     }
-    else if (last != 0 && (last <= 0xa0 || last == 0xad)) { /* C1 controls, and invisible ones */
+    else if (last != 0 &&
+             (last <= 0xa0 || last == 0xad)) { /* C1 controls, and invisible ones */
         (void)snprintf(out, size, "\\x%02x", last);
     }
     else {
@@ -160,8 +166,8 @@ leave(enum exit_status status)
     exit((int)status); /* NOLINT(concurrency-mt-unsafe): there is one thread */
 }
 
-/* One line on standard error, "%m" for errno included. Standard error is not buffered, and a
- * line is formatted first, so that it is written in one piece. */
+/* One line on standard error, "%m" for errno included. Standard error is not buffered,
+ * and a line is formatted first, so that it is written in one piece. */
 static void __attribute__((format(printf, 1, 0)))
 vsay_error(const char *format, va_list arguments)
 {
@@ -170,8 +176,7 @@ vsay_error(const char *format, va_list arguments)
     (void)fprintf(stderr, "%s: error: %s\n", program, line);
 }
 
-static void __attribute__((format(printf, 1, 2)))
-say_error(const char *format, ...)
+static void __attribute__((format(printf, 1, 2))) say_error(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -204,9 +209,11 @@ fail_usage(const char *format, ...)
 /* ======================================================================================
  * Values: numbers and signals as Python's int(), float() and signal module read them.
  * To add a signal: a row in signals[].
- * ====================================================================================== */
+ * ======================================================================================
+ */
 
-/* Every name that Python's signal module has on Linux. Aliases come after the usual name. */
+/* Every name that Python's signal module has on Linux. Aliases come after the usual name.
+ */
 static const struct signal_name {
     const char *name; /* without SIG */
     int number;
@@ -237,7 +244,7 @@ enum { SIGNAL_NAMES = sizeof(signals) / sizeof(signals[0]) };
 
 /* The real-time signals have no constant numbers, so they have no rows. */
 static const char *
-signal_name(int number)
+signal_name(long number)
 {
     for (size_t i = 0; i < SIGNAL_NAMES; i++) {
         if (signals[i].number == number) {
@@ -247,7 +254,8 @@ signal_name(int number)
     return number == SIGRTMIN ? "RTMIN" : number == SIGRTMAX ? "RTMAX" : NULL;
 }
 
-/* The number of a signal by its name, with or without SIG, in any case; 0: there is none. */
+/* The number of a signal by its name, with or without SIG, in any case; 0: there is none.
+ */
 static int
 signal_number(const char *name)
 {
@@ -259,7 +267,9 @@ signal_number(const char *name)
             return signals[i].number;
         }
     }
-    return strcasecmp(name, "RTMIN") == 0 ? SIGRTMIN : strcasecmp(name, "RTMAX") == 0 ? SIGRTMAX : 0;
+    return strcasecmp(name, "RTMIN") == 0   ? SIGRTMIN
+           : strcasecmp(name, "RTMAX") == 0 ? SIGRTMAX
+                                            : 0;
 }
 
 static bool
@@ -268,8 +278,9 @@ is_digit(char c)
     return c >= '0' && c <= '9';
 }
 
-/* Copies a number without the blanks around it and the underscores between its digits, both of
- * which Python allows. Returns a new string, or NULL when that cannot be a number. */
+/* Copies a number without the blanks around it and the underscores between its digits,
+ * both of which Python allows. Returns a new string, or NULL when that cannot be a
+ * number. */
 static char *
 tidy_number(const char *text)
 {
@@ -287,7 +298,8 @@ tidy_number(const char *text)
         if (from[i] != '_') {
             number[kept++] = from[i];
         }
-        else if (i == 0 || i + 1 == length || !is_digit(from[i - 1]) || !is_digit(from[i + 1])) {
+        else if (i == 0 || i + 1 == length || !is_digit(from[i - 1]) ||
+                 !is_digit(from[i + 1])) {
             free(number);
             number = NULL;
         }
@@ -298,7 +310,8 @@ tidy_number(const char *text)
     return number;
 }
 
-/* Reads what float() reads. strtod() would take hexadecimal numbers and nan(...) as well. */
+/* Reads what float() reads. strtod() would take hexadecimal numbers and nan(...) as well.
+ */
 static bool
 parse_float(const char *text, double *value)
 {
@@ -308,19 +321,20 @@ parse_float(const char *text, double *value)
 
     if (number != NULL && number[0] != '\0') {
         const char *digits = number + strspn(number, "+-");
-        bool is_word = strcasecmp(digits, "inf") == 0 || strcasecmp(digits, "infinity") == 0
-                       || strcasecmp(digits, "nan") == 0;
+        bool is_word = strcasecmp(digits, "inf") == 0 ||
+                       strcasecmp(digits, "infinity") == 0 ||
+                       strcasecmp(digits, "nan") == 0;
         *value = strtod(number, &end);
-        good = *end == '\0' && (is_word || strspn(number, "0123456789.eE+-") == strlen(number));
+        good = *end == '\0' &&
+               (is_word || strspn(number, "0123456789.eE+-") == strlen(number));
     }
     free(number);
     return good;
 }
 
-/* Reads what int() reads. Returns false when text is no integer at all. What is beyond an int
- * becomes INT_MAX or INT_MIN: no signal has either. */
+/* Reads what int() reads, as far as a long goes. */
 static bool
-parse_int(const char *text, int *value)
+parse_int(const char *text, long *value)
 {
     char *number = tidy_number(text);
     bool good = false;
@@ -328,10 +342,7 @@ parse_int(const char *text, int *value)
     if (number != NULL) {
         const char *digits = number + (number[0] == '+' || number[0] == '-' ? 1 : 0);
         good = digits[0] != '\0' && digits[strspn(digits, "0123456789")] == '\0';
-        if (good) {
-            long wide = strtol(number, NULL, 10);
-            *value = wide > INT_MAX ? INT_MAX : wide < INT_MIN ? INT_MIN : (int)wide;
-        }
+        *value = strtol(number, NULL, 10);
     }
     free(number);
     return good;
@@ -339,7 +350,8 @@ parse_int(const char *text, int *value)
 
 /* ======================================================================================
  * Target: whom the PID argument means.
- * ====================================================================================== */
+ * ======================================================================================
+ */
 
 struct target {
     pid_t pid; /* the process asked for; 0: whoever serves the path */
@@ -354,8 +366,8 @@ is_socket(const char *path)
     return stat(path, &status) == 0 && S_ISSOCK(status.st_mode);
 }
 
-/* The number in "1234" or "anything/manhole-1234"; 0: text has neither form. A newline at the
- * end, as a pid file's content has it, does no harm. No process is called 0. */
+/* The number in "1234" or "anything/manhole-1234"; 0: text has neither form. A newline at
+ * the end, as a pid file's content has it, does no harm. No process is called 0. */
 static pid_t
 parse_pid(const char *text)
 {
@@ -371,8 +383,8 @@ parse_pid(const char *text)
     for (start = end; start > 0 && is_digit(text[start - 1]);) {
         start--;
     }
-    if (start > 0
-        && (start < stem_length || strncmp(text + start - stem_length, stem, stem_length) != 0)) {
+    if (start > 0 && (start < stem_length ||
+                      strncmp(text + start - stem_length, stem, stem_length) != 0)) {
         return 0;
     }
     for (size_t i = start; i < end && pid <= INT_MAX; i++) {
@@ -381,9 +393,10 @@ parse_pid(const char *text)
     return pid <= INT_MAX ? (pid_t)pid : 0;
 }
 
-/* A number means the process of that id and its /tmp/manhole-PID; so does a path that ends
- * like that, unless there is a socket at that very path: then it means that socket, as does
- * the path of any other one. Ends the program when text is nothing of the kind. */
+/* A number means the process of that id and its /tmp/manhole-PID; so does a path that
+ * ends like that, unless there is a socket at that very path: then it means that socket,
+ * as does the path of any other one. Ends the program when text is nothing of the kind.
+ */
 static struct target
 parse_target(const char *text)
 {
@@ -394,14 +407,16 @@ parse_target(const char *text)
     if (has_path && strcmp(text, target.path) != 0 && is_socket(text)) {
         target.by_path = true;
         if (strlen(text) >= sizeof(target.path)) {
-            fail_usage("argument PID: the path of a socket has at most %zu bytes, this one has "
-                       "%zu; go to its directory and give its name alone",
-                       sizeof(target.path) - 1, strlen(text));
+            fail_usage(
+                "argument PID: the path of a socket has at most %zu bytes, this one has "
+                "%zu; go to its directory and give its name alone",
+                sizeof(target.path) - 1, strlen(text));
         }
         (void)snprintf(target.path, sizeof(target.path), "%s", text);
     }
     else if (target.pid == 0) {
-        fail_usage("argument PID: PID must be in one of these forms: 1234 or /tmp/manhole-1234");
+        fail_usage(
+            "argument PID: PID must be in one of these forms: 1234 or /tmp/manhole-1234");
     }
     return target;
 }
@@ -409,7 +424,8 @@ parse_target(const char *text)
 /* ======================================================================================
  * Command line: a table of options, read by rules that are argparse's to the letter.
  * To add an option: a row in options[], its function, the usage line, a test.
- * ====================================================================================== */
+ * ======================================================================================
+ */
 
 struct request {
     struct target target;
@@ -425,7 +441,8 @@ struct option {
     bool exclusive; /* at most one of these may be given */
     int constant;   /* what take_constant_signal() takes */
     /* argument: NULL without metavar */
-    void (*take)(const struct option *option, const char *argument, struct request *request);
+    void (*take)(const struct option *option, const char *argument,
+                 struct request *request);
 };
 
 #define NUMBER_TEXT(number) NUMBER_TEXT_(number)
@@ -478,8 +495,8 @@ static const struct option options[] = {
 
 enum { OPTIONS = sizeof(options) / sizeof(options[0]) };
 
-/* All names of an option, for messages ("-s/--signal") and for --help ("-s SIGNAL, --signal
- * SIGNAL"). By value, like struct quoted. */
+/* All names of an option, for messages ("-s/--signal") and for --help ("-s SIGNAL,
+ * --signal SIGNAL"). By value, like struct quoted. */
 struct title {
     char text[TITLE_SIZE];
 };
@@ -488,7 +505,8 @@ static struct title
 title_of(const struct option *option)
 {
     struct title title;
-    (void)snprintf(title.text, sizeof(title.text), "%s/%s", option->names[0], option->names[1]);
+    (void)snprintf(title.text, sizeof(title.text), "%s/%s", option->names[0],
+                   option->names[1]);
     return title;
 }
 
@@ -498,19 +516,24 @@ synopsis_of(const struct option *option)
     struct title title;
     const char *gap = option->metavar != NULL ? " " : "";
     const char *metavar = option->metavar != NULL ? option->metavar : "";
-    (void)snprintf(title.text, sizeof(title.text), "%s%s%s, %s%s%s", option->names[0], gap, metavar,
-                   option->names[1], gap, metavar);
+    (void)snprintf(title.text, sizeof(title.text), "%s%s%s, %s%s%s", option->names[0],
+                   gap, metavar, option->names[1], gap, metavar);
     return title;
 }
 
-/* One entry of --help, in the layout of argparse on a terminal of 80 columns: the text starts
- * in column 24, below the title if that is too long, and ends before column 78. */
+/* One entry of --help, in the layout of argparse on a terminal of 80 columns: the text
+ * starts in column 24, below the title if that is too long, and ends before column 78. */
 static void
 print_entry(const char *title, const char *text)
 {
     const size_t width = 78 - 24;
 
-    (void)printf(strlen(title) <= 20 ? "  %-20s  " : "  %s\n%24s", title, "");
+    if (strlen(title) <= 20) {
+        (void)printf("  %-20s  ", title);
+    }
+    else {
+        (void)printf("  %s\n%24s", title, "");
+    }
     while (strlen(text) > width) {
         size_t length = width;
         while (text[length] != ' ') {
@@ -529,7 +552,8 @@ take_help(const struct option *option, const char *argument, struct request *req
     (void)argument;
     (void)request;
     (void)printf("%s\nConnect to a manhole.\n\npositional arguments:\n", usage);
-    print_entry("PID", "A numerical process id, or a path in the form: /tmp/manhole-1234");
+    print_entry("PID",
+                "A numerical process id, or a path in the form: /tmp/manhole-1234");
     (void)printf("\noptions:\n");
     for (size_t i = 0; i < OPTIONS; i++) {
         print_entry(synopsis_of(&options[i]).text, options[i].help);
@@ -547,7 +571,8 @@ take_timeout(const struct option *option, const char *argument, struct request *
 }
 
 static void
-take_constant_signal(const struct option *option, const char *argument, struct request *request)
+take_constant_signal(const struct option *option, const char *argument,
+                     struct request *request)
 {
     (void)argument;
     request->signal = option->constant;
@@ -555,7 +580,7 @@ take_constant_signal(const struct option *option, const char *argument, struct r
 
 /* Names the numbers that may be given: those that have a name. */
 static _Noreturn void
-fail_signal_number(const struct option *option, int number)
+fail_signal_number(const struct option *option, long number)
 {
     char known[512] = "";
     size_t length = 0;
@@ -566,27 +591,806 @@ fail_signal_number(const struct option *option, int number)
                                        length > 0 ? ", " : "", candidate);
         }
     }
-    fail_usage("argument %s: Invalid signal number %d. Expected one of: %s", title_of(option).text,
-               number, known);
+    fail_usage("argument %s: Invalid signal number %ld. Expected one of: %s",
+               title_of(option).text, number, known);
+}
+
+static _Noreturn void
+fail_signal_name(const struct option *option, const char *name)
+{
+    char upper[QUOTED_SIZE];
+
+    (void)snprintf(upper, sizeof(upper), "%s", name);
+    for (char *c = upper; *c != '\0'; c++) {
+        *c = (char)(*c >= 'a' && *c <= 'z' ? *c - 'a' + 'A' : *c);
+    }
+    fail_usage("argument %s: Invalid signal name %s.", title_of(option).text,
+               quote(upper).text);
 }
 
 static void
 take_signal(const struct option *option, const char *argument, struct request *request)
 {
-    int number = 0;
+    long number = 0;
 
-    if (parse_int(argument, &number)) {
-        if (signal_name(number) == NULL) {
-            fail_signal_number(option, number);
+    if (!parse_int(argument, &number)) {
+        number = signal_number(argument);
+        if (number == 0) {
+            fail_signal_name(option, argument);
         }
     }
-    else {
-        number = signal_number(argument);
+    else if (signal_name(number) == NULL) {
+        fail_signal_number(option, number);
     }
-    if (number == 0) {
-        struct quoted name = quote(argument); /* upper case does not touch the escapes' meaning */
-        fail_usage("argument %s: Invalid signal name %s.", title_of(option).text, name.text);
-    }
-    request->signal = number;
+    request->signal = (int)number;
 }
 
+/* What one word of the command line is, before it is known where it stands. */
+struct word {
+    bool is_option;
+    bool is_long; /* begins with "--" */
+    const struct option
+        *option;          /* NULL: it looks like an option, but there is none such */
+    const char *argument; /* what is glued to the option; NULL: nothing is */
+};
+
+/* The option with exactly this name, which need not end where its string ends. */
+static const struct option *
+find_option(const char *name, size_t length)
+{
+    for (size_t i = 0; i < OPTIONS; i++) {
+        for (size_t j = 0; j < 2; j++) {
+            const char *candidate = options[i].names[j];
+            if (strlen(candidate) == length && strncmp(candidate, name, length) == 0) {
+                return &options[i];
+            }
+        }
+    }
+    return NULL;
+}
+
+/* Whether text may stand for this name: "--sig=9" for --signal, "-t5" for -t, "-US" for
+ * -USR1. argument: what then follows the name, or NULL. */
+static bool
+may_mean(const char *text, const char *name, const char **argument)
+{
+    bool is_long = text[1] == '-';
+    const char *equals = is_long ? strchr(text, '=') : NULL;
+    size_t length = equals != NULL ? (size_t)(equals - text) : strlen(text);
+
+    *argument = equals != NULL ? equals + 1 : NULL;
+    if (!is_long && strlen(name) == 2 && strncmp(text, name, 2) == 0) {
+        *argument = text + 2;
+        return true;
+    }
+    return strncmp(text, name, length) == 0;
+}
+
+/* Finds what a shortened name, or one with its argument glued to it, stands for. Ends the
+ * program when that may be several. */
+static struct word
+resolve_option(const char *text)
+{
+    struct word word = {.is_option = true, .is_long = text[1] == '-'};
+    char names[OPTIONS * TITLE_SIZE] = "";
+    size_t length = 0;
+    size_t found = 0;
+
+    for (size_t i = 0; i < OPTIONS; i++) {
+        for (size_t j = 0; j < 2; j++) {
+            const char *name = options[i].names[j];
+            const char *argument = NULL;
+            if (may_mean(text, name, &argument)) {
+                word.option = &options[i];
+                word.argument = argument;
+                length += (size_t)snprintf(names + length, sizeof(names) - length, "%s%s",
+                                           found > 0 ? ", " : "", name);
+                found++;
+            }
+        }
+    }
+    if (found > 1) {
+        fail_usage("ambiguous option: %s could match %s", text, names);
+    }
+    return word;
+}
+
+/* Says what a word is, in the order in which argparse asks. */
+static struct word
+classify_word(const char *text)
+{
+    size_t name_length = strcspn(text, "=");
+    struct word word = {.is_option = true};
+
+    if (text[0] != '-' || text[1] == '\0') {
+        return (struct word){.is_option = false};
+    }
+    word.is_long = text[1] == '-';
+    word.option = find_option(text, strlen(text));
+    if (word.option == NULL && text[name_length] == '=') {
+        word.option = find_option(text, name_length);
+        word.argument = text + name_length + 1;
+    }
+    if (word.option == NULL) {
+        word = resolve_option(text);
+    }
+    if (word.option == NULL && strchr(text, ' ') != NULL) {
+        word.is_option = false;
+    }
+    return word;
+}
+
+/* Does what an option asks for, unless it goes ill with one that came before. */
+static void
+take_option(const struct option *option, const char *argument, struct request *request)
+{
+    option->take(option, argument, request);
+    for (size_t i = 0; option->exclusive && i < OPTIONS; i++) {
+        if (options[i].exclusive && &options[i] != option &&
+            (request->taken & 1U << i) != 0) {
+            fail_usage("argument %s: not allowed with argument %s", title_of(option).text,
+                       title_of(&options[i]).text);
+        }
+    }
+    request->taken |= 1U << (option - options);
+}
+
+/* The option that comes next in a bundle, by its letter: what is glued to an option
+ * without an argument. Ends the program when there is none such. */
+static const struct option *
+next_in_bundle(const struct word *word)
+{
+    const char name[] = {'-', word->argument[0]};
+    const struct option *option = NULL;
+
+    if (!word->is_long && word->argument[0] != '\0') {
+        option = find_option(name, sizeof(name));
+    }
+    if (option == NULL) {
+        fail_usage("argument %s: ignored explicit argument %s",
+                   title_of(word->option).text, quote(word->argument).text);
+    }
+    return option;
+}
+
+/* Follows the options bundled in one word: "-1t2", or "-1" alone. next: the following
+ * word if it can be an argument, or NULL. request: NULL on a first round, which only
+ * looks for mistakes; these come before any of the options has its effect. Returns
+ * whether next was taken. */
+static bool
+walk_bundle(struct word word, const char *next, struct request *request)
+{
+    while (word.option != NULL) {
+        bool takes_argument = word.option->metavar != NULL;
+        bool takes_next = takes_argument && word.argument == NULL;
+        const char *argument = takes_next ? next : word.argument;
+        const struct option *following = NULL;
+
+        if (takes_next && next == NULL) {
+            fail_usage("argument %s: expected one argument", title_of(word.option).text);
+        }
+        if (!takes_argument && argument != NULL) {
+            following = next_in_bundle(&word);
+        }
+        if (request != NULL) {
+            take_option(word.option, argument, request);
+        }
+        if (takes_next) {
+            return true;
+        }
+        word.option = following;
+        if (following != NULL) {
+            word.argument = argument[1] != '\0' ? argument + 1 : NULL;
+        }
+    }
+    return false;
+}
+
+/* The words after the program's name. Those before the first "--" may be options. What
+ * nobody takes is moved to the front, to be named at the end. */
+struct words {
+    char **text;
+    int count;
+    int dashes; /* where the first "--" stands; count: nowhere */
+    int extra;  /* how many nobody took */
+    bool has_pid;
+};
+
+static bool
+is_argument(const struct words *words, int i)
+{
+    return i < words->count && i != words->dashes &&
+           (i > words->dashes || !classify_word(words->text[i]).is_option);
+}
+
+/* Takes the PID if it is here, with a "--" before or behind it. Returns how many words
+ * that was, as the next function does. */
+static int
+take_pid(struct words *words, int i, struct request *request)
+{
+    int at = i == words->dashes ? i + 1 : i;
+
+    if (words->has_pid || !is_argument(words, at)) {
+        return 0;
+    }
+    words->has_pid = true;
+    request->target = parse_target(words->text[at]);
+    return at + 1 == words->dashes ? 2 : at + 1 - i;
+}
+
+static int
+take_bundle(const struct words *words, int i, struct request *request)
+{
+    const char *next = is_argument(words, i + 1) ? words->text[i + 1] : NULL;
+    struct word word = {.is_option = false};
+
+    if (i < words->dashes) {
+        word = classify_word(words->text[i]);
+    }
+    if (!word.is_option || word.option == NULL) {
+        return 0;
+    }
+    (void)walk_bundle(word, next, NULL);
+    return walk_bundle(word, next, request) ? 2 : 1;
+}
+
+static _Noreturn void
+fail_extra_words(const struct words *words)
+{
+    char all[PATH_MAX] = "";
+    size_t length = 0;
+
+    for (int i = 0; i < words->extra && length < sizeof(all); i++) {
+        length +=
+            (size_t)snprintf(all + length, sizeof(all) - length, " %s", words->text[i]);
+    }
+    fail_usage("unrecognized arguments:%s", all);
+}
+
+/* Reads the command line; ends the program when it is wrong or asks for help. Options
+ * count from left to right, the PID stands anywhere between them. */
+static struct request
+parse_command_line(int argc, char **argv)
+{
+    struct request request = {.timeout_s = DEFAULT_TIMEOUT_S};
+    struct words words = {.text = argv + 1, .count = argc > 0 ? argc - 1 : 0};
+
+    while (words.dashes < words.count && strcmp(words.text[words.dashes], "--") != 0) {
+        (void)classify_word(
+            words.text[words.dashes++]); /* an ambiguous one ends it here */
+    }
+    for (int i = 0; i < words.count;) {
+        int taken = take_pid(&words, i, &request);
+        if (taken == 0) {
+            taken = take_bundle(&words, i, &request);
+        }
+        if (taken == 0) {
+            words.text[words.extra++] = words.text[i];
+            taken = 1;
+        }
+        i += taken;
+    }
+    if (!words.has_pid) {
+        fail_usage("the following arguments are required: PID");
+    }
+    if (words.extra > 0) {
+        fail_extra_words(&words);
+    }
+    return request;
+}
+
+/* ======================================================================================
+ * Connection: knock, wait until somebody opens, see who it is. No byte goes over here.
+ * ======================================================================================
+ */
+
+/* Seconds of a clock that only goes forward. */
+static double
+now_s(void)
+{
+    struct timespec now = {.tv_sec = 0};
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static void
+pause_s(double seconds)
+{
+    struct timespec pause = {.tv_sec = (time_t)seconds};
+    pause.tv_nsec = (long)((seconds - (double)pause.tv_sec) * 1e9);
+    (void)nanosleep(&pause, NULL); /* a shorter one is as good */
+}
+
+/* Binds our end to a name which tells the server, at accept() and without a byte of
+ * protocol, that this is a manhole-cli and what it wants. A server that does not know of
+ * it sees nothing unusual. The name wants to be unique, also among containers that share
+ * a network and count their processes alike. Without it the connection works just as
+ * well. */
+static void
+show_calling_card(int fd, const char *wish)
+{
+    struct sockaddr_un card = {.sun_family = AF_UNIX};
+    unsigned number = 0;
+    int length = 0;
+
+    (void)!getrandom(&number, sizeof(number), GRND_NONBLOCK);
+    length = snprintf(card.sun_path + 1, sizeof(card.sun_path) - 1,
+                      "manhole-cli/%d.%u/%s", (int)getpid(), number, wish);
+    (void)bind(fd, (const struct sockaddr *)&card,
+               (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length));
+}
+
+/* Non-blocking: a server that accepts nobody, its queue full, must not hold us beyond the
+ * timeout, nor one that reads nothing keep us from showing what it writes. */
+static int
+open_socket(void)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) {
+        fail(STATUS_TROUBLE, "cannot make a socket: %m");
+    }
+    show_calling_card(fd, "repl");
+    return fd;
+}
+
+/* Returns 0, or -1 with errno. The same socket may try again after a failure. */
+static int
+connect_once(int fd, const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    (void)snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    return connect(fd, (const struct sockaddr *)&address, sizeof(address));
+}
+
+/* What the socket is expected to say while its server is still on the way, or busy. */
+static bool
+is_worth_waiting(int error)
+{
+    return error == ENOENT || error == ECONNREFUSED || error == EAGAIN || error == EINTR;
+}
+
+/* Any other failure, in python-manhole's words. The waiting goes on: it may be a passing
+ * one, and it may be that somebody is just setting things right. */
+static void
+say_connect_error(const char *path, int error)
+{
+    const char *kind = error == EACCES || error == EPERM ? "PermissionError"
+                       : error == ENOTDIR                ? "NotADirectoryError"
+                                                         : "OSError";
+    errno = error;
+    (void)fprintf(stderr, "Failed to connect to %s: %s(%d, '%m')\n", quote(path).text,
+                  kind, error);
+}
+
+/* Tries until it works; ends the program when the time is over. */
+static void
+connect_within(int fd, const char *path, double timeout_s)
+{
+    double deadline = now_s() + timeout_s;
+    double pause = FIRST_PAUSE_MS / 1e3;
+    int said = 0; /* the error that was shown last */
+
+    while (connect_once(fd, path) < 0) {
+        int error = errno;
+        double left = deadline - now_s();
+        if (!is_worth_waiting(error) && error != said) {
+            say_connect_error(path, error);
+            said = error;
+        }
+        if (!(left > 0)) { /* a timeout that is not a number is over, too */
+            (void)fprintf(stderr, "Failed to connect to %s: Timeout\n", quote(path).text);
+            leave(STATUS_NO_CONNECTION);
+        }
+        pause_s(pause < left ? pause : left);
+        pause = 2 * pause < LONGEST_PAUSE_MS / 1e3 ? 2 * pause : LONGEST_PAUSE_MS / 1e3;
+    }
+}
+
+/* The effective uid of a process; false when there is no such process. Not the owner of
+ * /proc/PID: that is root as soon as a process has changed its uid, as daemons do. */
+static bool
+find_uid(pid_t pid, uid_t *uid)
+{
+    char path[64];
+    char line[256];
+    FILE *status = NULL; /* owned */
+    bool found = false;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    status = fopen(path, "re");
+    while (status != NULL && !found && fgets(line, sizeof(line), status) != NULL) {
+        char *real = NULL;
+        if (strncmp(line, "Uid:", 4) == 0) {
+            (void)strtoul(line + 4, &real, 10);
+            *uid = (uid_t)strtoul(real, NULL, 10);
+            found = true;
+        }
+    }
+    if (status != NULL) {
+        (void)fclose(status);
+    }
+    return found;
+}
+
+/* Makes sure that who answers may read what is typed, and be believed: root, ourselves,
+ * or the process asked for. For a connected client SO_PEERCRED tells who called listen(),
+ * so a socket that somebody else put at the path shows. A server in another pid namespace
+ * has pid 0 here; then the uid decides alone. */
+static struct ucred
+check_server(int fd, const struct target *target)
+{
+    struct ucred server = {.pid = 0};
+    socklen_t size = sizeof(server);
+    uid_t owner = geteuid();
+    bool is_user_known = false;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &server, &size) < 0) {
+        fail(STATUS_TROUBLE, "cannot find out who serves %s: %m",
+             quote(target->path).text);
+    }
+    if (target->pid != 0 && !find_uid(target->pid, &owner)) {
+        owner = geteuid();
+    }
+    is_user_known = server.uid == 0 || server.uid == geteuid() || server.uid == owner;
+    if (!is_user_known ||
+        (target->pid != 0 && server.pid != 0 && server.pid != target->pid)) {
+        char expected[64] = "a process";
+        if (target->pid != 0) {
+            (void)snprintf(expected, sizeof(expected), "PID:%d", (int)target->pid);
+        }
+        fail(STATUS_REFUSED,
+             "%s is served by PID:%d UID:%u GID:%u, expected was %s of UID:%u or root; "
+             "nothing "
+             "was sent. Find out who that is, or connect as that user",
+             quote(target->path).text, (int)server.pid, server.uid, server.gid, expected,
+             owner);
+    }
+    return server;
+}
+
+static void
+send_signal(pid_t pid, int number)
+{
+    const char *name = signal_name(number);
+    const char *advice = "";
+
+    if (kill(pid, number) == 0) {
+        return;
+    }
+    if (errno == ESRCH) {
+        advice = "; look for its number with ps or pgrep";
+    }
+    if (errno == EPERM) {
+        advice = "; run manhole-cli as the user of that process, or as root";
+    }
+    fail(STATUS_NO_SIGNAL, "cannot send signal %d (%s) to process %d: %m%s", number, name,
+         (int)pid, advice);
+}
+
+/* Signals whoever serves a given path: only a connection tells who that is, so it must
+ * work beforehand, and is then the one that is used. */
+static void
+connect_and_signal(int fd, const struct request *request)
+{
+    const struct target *target = &request->target;
+    struct ucred server;
+
+    if (connect_once(fd, target->path) < 0) {
+        fail(STATUS_NO_SIGNAL,
+             "cannot tell whom to send signal %d, nobody answers at %s: %m; "
+             "give the PID of the process instead",
+             request->signal, quote(target->path).text);
+    }
+    server = check_server(fd, target);
+    if (server.pid == 0) { /* kill(0) would hit ourselves */
+        fail(STATUS_NO_SIGNAL,
+             "cannot send signal %d to who serves %s: its PID is not visible "
+             "in this pid namespace; send it from inside",
+             request->signal, quote(target->path).text);
+    }
+    send_signal(server.pid, request->signal);
+}
+
+/* Returns a socket that is connected to the process asked for; ends the program without
+ * one. */
+static int
+open_connection(const struct request *request)
+{
+    int fd = open_socket();
+
+    if (request->signal != 0 && request->target.by_path) {
+        connect_and_signal(fd, request);
+        return fd;
+    }
+    if (request->signal != 0) {
+        send_signal(request->target.pid, request->signal);
+    }
+    connect_within(fd, request->target.path, request->timeout_s);
+    (void)check_server(fd, &request->target);
+    return fd;
+}
+
+/* ======================================================================================
+ * History: what was typed at a terminal, for the next time. A line each, as readline
+ * keeps it. Appends only, a line in one write(), so that clients side by side do not mix
+ * their lines. A line editor brings its own: it replaces this room.
+ * ======================================================================================
+ */
+
+struct history {
+    int fd; /* -1: nothing is kept */
+    size_t length;
+    bool is_too_long; /* the line being gathered */
+    char line[HISTORY_LINE_SIZE];
+};
+
+static struct history history = {.fd = -1};
+
+/* Opens ~/.manhole_history if standard input is a terminal. Not having one is no error.
+ */
+static void
+open_history(void)
+{
+    const char *home =
+        getenv("HOME"); /* NOLINT(concurrency-mt-unsafe): there is one thread */
+    char path[PATH_MAX];
+    char names[4096];
+    struct passwd entry;
+    struct passwd *found = NULL;
+
+    if (!isatty(STDIN_FILENO)) {
+        return;
+    }
+    if ((home == NULL || home[0] == '\0') &&
+        getpwuid_r(getuid(), &entry, names, sizeof(names), &found) == 0 &&
+        found != NULL) {
+        home = found->pw_dir;
+    }
+    if (home != NULL &&
+        snprintf(path, sizeof(path), "%s/.manhole_history", home) < PATH_MAX) {
+        history.fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    }
+}
+
+/* Gathers what was read into lines. Neither an empty one is kept nor one beyond the
+ * limit. */
+static void
+remember_typed(const char *bytes, size_t count)
+{
+    for (size_t i = 0; history.fd >= 0 && i < count; i++) {
+        history.is_too_long =
+            history.is_too_long || history.length == sizeof(history.line);
+        if (!history.is_too_long) {
+            history.line[history.length++] = bytes[i];
+        }
+        if (bytes[i] == '\n') {
+            if (!history.is_too_long && history.length > 1) {
+                (void)!write(history.fd, history.line, history.length);
+            }
+            history.length = 0;
+            history.is_too_long = false;
+        }
+    }
+}
+
+/* ======================================================================================
+ * Relay: standard input to the server, the server to standard output, whatever the bytes.
+ * Each direction holds one chunk and reads on when that is gone, so memory is bounded and
+ * neither direction waits for the other: who does not read holds up only what he does not
+ * read.
+ * ======================================================================================
+ */
+
+struct flow {
+    size_t start; /* of what is still to be written */
+    size_t end;
+    bool is_over; /* nothing more will be read */
+    char bytes[CHUNK_SIZE];
+};
+
+static bool
+is_pending(const struct flow *flow)
+{
+    return flow->start < flow->end;
+}
+
+/* After an interrupted or premature call the next poll() decides anew. */
+static bool
+is_passing(int error)
+{
+    return error == EINTR || error == EAGAIN;
+}
+
+/* Standard input may be shared with others, so it stays in blocking mode: poll() has just
+ * said that a read will not block. At its end the server is told, and may go on writing.
+ */
+static void
+read_stdin(struct flow *typed, int server)
+{
+    ssize_t count = read(STDIN_FILENO, typed->bytes, sizeof(typed->bytes));
+
+    if (count < 0 && is_passing(errno)) {
+        return;
+    }
+    if (count < 0) {
+        say_error("cannot read standard input: %m; taken as its end");
+    }
+    if (count <= 0) {
+        typed->is_over = true;
+        (void)shutdown(server, SHUT_WR);
+        return;
+    }
+    typed->start = 0;
+    typed->end = (size_t)count;
+    remember_typed(typed->bytes, typed->end);
+}
+
+/* A server that reads no more may still have something to say: that is left to
+ * read_server(). */
+static void
+write_server(struct flow *typed, int server)
+{
+    ssize_t count = send(server, typed->bytes + typed->start, typed->end - typed->start,
+                         MSG_NOSIGNAL);
+
+    if (count >= 0) {
+        typed->start += (size_t)count;
+    }
+    else if (!is_passing(errno)) {
+        typed->start = typed->end;
+        typed->is_over = true;
+    }
+}
+
+/* A reset is an end as well: so a server's close looks when it has not read all we sent.
+ */
+static void
+read_server(struct flow *shown, int server)
+{
+    ssize_t count = recv(server, shown->bytes, sizeof(shown->bytes), 0);
+
+    if (count > 0) {
+        shown->start = 0;
+        shown->end = (size_t)count;
+    }
+    else if (count == 0 || !is_passing(errno)) {
+        shown->is_over = true;
+    }
+}
+
+/* Standard output stays in blocking mode, too. To a pipe that poll() calls writable,
+ * PIPE_BUF bytes go without blocking. Returns false when nobody reads them any more. */
+static bool
+write_stdout(struct flow *shown)
+{
+    size_t pending = shown->end - shown->start;
+    ssize_t count = write(STDOUT_FILENO, shown->bytes + shown->start,
+                          pending < PIPE_BUF ? pending : PIPE_BUF);
+
+    if (count >= 0) {
+        shown->start += (size_t)count;
+    }
+    else if (errno == EPIPE) {
+        return false;
+    }
+    else if (!is_passing(errno)) {
+        fail(STATUS_TROUBLE, "cannot write to standard output: %m");
+    }
+    return true;
+}
+
+enum { INPUT, OUTPUT, SERVER, POLLED };
+
+/* What to wait for. A descriptor with nothing to do is hidden from poll() by -1: its end
+ * would be reported over and over. */
+static void
+choose_events(struct pollfd fds[POLLED], const struct flow *typed,
+              const struct flow *shown, int server)
+{
+    bool reads_input = !typed->is_over && !is_pending(typed) && !shown->is_over;
+    bool reads_server = !shown->is_over && !is_pending(shown);
+    bool writes_server = !shown->is_over && is_pending(typed);
+    short events = (short)((reads_server ? POLLIN : 0) | (writes_server ? POLLOUT : 0));
+
+    fds[INPUT] = (struct pollfd){.fd = reads_input ? STDIN_FILENO : -1, .events = POLLIN};
+    fds[OUTPUT] =
+        (struct pollfd){.fd = is_pending(shown) ? STDOUT_FILENO : -1, .events = POLLOUT};
+    fds[SERVER] = (struct pollfd){.fd = events != 0 ? server : -1, .events = events};
+}
+
+/* Reads or writes, whichever was waited for. An error or an end counts as both: the call
+ * then says what it is. */
+static void
+serve_server(const struct pollfd *ready, struct flow *typed, struct flow *shown)
+{
+    bool is_ended = (ready->revents & (POLLERR | POLLHUP)) != 0;
+
+    if ((ready->events & POLLIN) != 0 && ((ready->revents & POLLIN) != 0 || is_ended)) {
+        read_server(shown, ready->fd);
+    }
+    if ((ready->events & POLLOUT) != 0 && ((ready->revents & POLLOUT) != 0 || is_ended)) {
+        write_server(typed, ready->fd);
+    }
+}
+
+/* Copies both ways until the server has closed and all it wrote is shown. */
+static enum exit_status
+relay(int server)
+{
+    static struct flow typed;
+    static struct flow shown;
+    struct pollfd fds[POLLED];
+
+    while (!shown.is_over || is_pending(&shown)) {
+        choose_events(fds, &typed, &shown, server);
+        if (poll(fds, POLLED, -1) < 0 && errno != EINTR) {
+            fail(STATUS_TROUBLE, "cannot wait for input: %m");
+        }
+        if (fds[OUTPUT].revents != 0 && !write_stdout(&shown)) {
+            return STATUS_OUTPUT_GONE;
+        }
+        serve_server(&fds[SERVER], &typed, &shown);
+        if (fds[INPUT].revents != 0) {
+            read_stdin(&typed, server);
+        }
+    }
+    return STATUS_OK;
+}
+
+/* ======================================================================================
+ * The program.
+ * ======================================================================================
+ */
+
+/* A descriptor 0, 1 or 2 that the caller has closed would be taken by the socket. */
+static void
+keep_standard_descriptors(void)
+{
+    int fd = 0;
+    do {
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+}
+
+/* Only what signal-safety(7) allows; there is nothing to tidy up. */
+static void
+on_interrupt(int signal_number)
+{
+    (void)signal_number;
+    _exit(STATUS_INTERRUPTED);
+}
+
+/* Ctrl-C ends the client with its own status, unless the caller has it ignored (nohup,
+ * "&" in a script). Output that nobody reads is an error of write() and no signal. */
+static void
+set_signal_handlers(void)
+{
+    struct sigaction interrupt = {.sa_flags = 0};
+
+    (void)signal(SIGPIPE, SIG_IGN);
+    if (sigaction(SIGINT, NULL, &interrupt) == 0 && interrupt.sa_handler != SIG_IGN) {
+        interrupt =
+            (struct sigaction){.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
+        (void)sigaction(SIGINT, &interrupt, NULL);
+    }
+}
+
+int
+main(int argc, char **argv)
+{
+    enum exit_status status = STATUS_OK;
+    struct request request;
+    int server = -1; /* owned */
+
+    keep_standard_descriptors();
+    set_signal_handlers();
+    request = parse_command_line(argc, argv);
+    server = open_connection(&request);
+    open_history();
+    status = relay(server);
+    (void)close(server);
+    return (int)status;
+}

@@ -1,0 +1,237 @@
+# make help lists what can be made.
+#
+# What a user may set, on the command line or in the environment:
+PYTHON ?= python3
+CFLAGS ?= -O2 -g
+LDFLAGS ?=
+# install: under this prefix; empty: where PYTHON itself keeps its packages and programs.
+PREFIX ?=
+DESTDIR ?=
+# Not empty: warnings are errors.
+WERROR ?=
+# Run the tests that match a pattern: make test TEST='*fork*'
+TEST ?=
+# e.g. address,undefined; see make asan.
+SANITIZE ?=
+# The Python that has the distribution's gunicorn, Flask, gevent, ...; empty: skip such tests.
+DEBIAN_PYTHON ?= $(wildcard /usr/bin/python3)
+# Not empty: neither look for missing Debian packages nor install them.
+NO_SETUP ?=
+# Not empty: leave out test/system_*.c.
+NO_SYSTEM_TESTS ?=
+BUILD_ROOT ?= build
+
+# ---- What that Python says of itself: words, in this order -------------------------------
+
+# Each line is a statement of its own, for they are joined to one.
+define ASK_PYTHON
+import os, platform, sys, sysconfig
+get = sysconfig.get_config_var
+usr = "-usr" if sys.base_prefix == "/usr" else ""
+words = [platform.python_version() + sys.abiflags + usr, get("EXT_SUFFIX")]
+words += [sysconfig.get_path("include"), os.path.realpath(sys.executable)]
+words += [sys.base_prefix + ":" + sys.base_exec_prefix]
+words += [sysconfig.get_path("purelib", "posix_user", {"userbase": "."})]
+shared = ["-L" + get("LIBDIR"), "-Wl,-rpath," + get("LIBDIR"), "-l" + get("LDLIBRARY")[3:-3]]
+static = [os.path.join(get("LIBPL"), get("LIBRARY")), get("LINKFORSHARED")]
+words += shared if get("Py_ENABLE_SHARED") else static
+print(*words, get("LIBS"), get("SYSLIBS"))
+endef
+define NEWLINE
+
+
+endef
+ask = $(shell $(1) -c '$(subst $(NEWLINE),;,$(ASK_PYTHON))' 2>/dev/null)
+
+FACTS := $(call ask,$(PYTHON))
+TAG := $(word 1,$(FACTS))
+EXT_SUFFIX := $(word 2,$(FACTS))
+PYTHON_INCLUDE := $(word 3,$(FACTS))
+PYTHON_PROGRAM := $(word 4,$(FACTS))
+PYTHON_HOME := $(word 5,$(FACTS))
+USER_SITE := $(word 6,$(FACTS))
+LIBPYTHON := $(wordlist 7,99,$(FACTS))
+
+DEBIAN_TAG := $(if $(DEBIAN_PYTHON),$(word 1,$(call ask,$(DEBIAN_PYTHON))))
+
+# ---- Flags: ours apart from the user's ----------------------------------------------------
+
+WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+    -Wundef -Wformat=2 -Wvla -Wcast-qual -Wpointer-arith -Wnull-dereference
+
+OUR_CFLAGS := -std=c11 -pthread $(WARNINGS) $(if $(WERROR),-Werror)
+OUR_LDFLAGS := -pthread
+ifneq ($(SANITIZE),)
+SUFFIX := -asan
+OUR_CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
+OUR_LDFLAGS += -fsanitize=$(SANITIZE)
+PRELOAD := $(if $(findstring address,$(SANITIZE)),$(shell $(CC) -print-file-name=libasan.so))
+endif
+MODULE_CFLAGS := -fPIC -fvisibility=hidden -isystem $(PYTHON_INCLUDE)
+TEST_CFLAGS := -D_GNU_SOURCE -I.
+DEPENDENCIES = -MMD -MP -MF $@.d -MT $@
+
+# ---- What is built, in a folder for each Python and sanitizer -----------------------------
+
+BUILD := $(BUILD_ROOT)/$(or $(TAG),none)$(SUFFIX)
+MODULE := $(BUILD)/manhole$(EXT_SUFFIX)
+PTH := $(BUILD)/user/$(USER_SITE)/manhole.pth
+UNIT_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/unit_*.c)))
+E2E_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/e2e_*.c)))
+# Tests of what the distribution has for its own Python: the same whatever PYTHON is.
+SYSTEM_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/system_*.c)))
+EXAMPLE := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/embed_example.c))
+TESTS := $(UNIT_TESTS) $(E2E_TESTS) $(SYSTEM_TESTS)
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.PHONY: all check-python test-programs importable debian-module run-tests setup test test-all \
+    asan valgrind demo install uninstall lint format clean help force
+
+all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
+
+check-python:
+	@test -n "$(TAG)" || { echo "$(PYTHON) does not run; say PYTHON=..." >&2; exit 1; }
+	@test -e "$(PYTHON_INCLUDE)/Python.h" || { \
+	    echo "$(PYTHON) has no Python.h; on Debian: apt-get install python3-dev" >&2; exit 1; }
+
+$(MODULE): $(BUILD)/manhole.o
+	$(CC) -shared $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^
+
+$(BUILD)/manhole.o: manhole.c $(BUILD)/config.h
+	$(CC) $(OUR_CFLAGS) $(MODULE_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) -c -o $@ $<
+
+$(BUILD)/manhole-cli: manhole_cli.c $(BUILD)/config.h
+	$(CC) $(OUR_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< -lm
+
+# ---- Tests: a program for each test/*.c that the wildcards find ----------------------------
+
+$(UNIT_TESTS): $(BUILD)/%: test/%.c $(BUILD)/support.o
+	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -isystem $(PYTHON_INCLUDE) $(CPPFLAGS) $(CFLAGS) \
+	    $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/support.o \
+	    $(LIBPYTHON) -lcmocka
+
+$(E2E_TESTS) $(SYSTEM_TESTS): $(BUILD)/%: test/%.c $(BUILD)/support.o
+	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
+	    $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/support.o -lcmocka
+
+$(EXAMPLE): $(BUILD)/%: test/%.c $(BUILD)/manhole.o
+	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -isystem $(PYTHON_INCLUDE) $(CPPFLAGS) $(CFLAGS) \
+	    $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/manhole.o $(LIBPYTHON)
+
+$(BUILD)/support.o: test/support.c $(BUILD)/config.h
+	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -I$(BUILD) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
+	    -c -o $@ $<
+
+# manhole.pth where a Python with PYTHONUSERBASE=$(BUILD)/user finds it at its start.
+$(PTH): manhole.pth
+	@mkdir -p $(@D)
+	cp $< $@
+
+# What the fixtures know of this build, and the flags, so that a change of them builds anew.
+define CONFIG
+/* $(CC) $(OUR_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) */
+#define TEST_PYTHON "$(PYTHON_PROGRAM)"
+#define TEST_PYTHON_HOME "$(PYTHON_HOME)"
+#define TEST_DEBIAN_PYTHON "$(DEBIAN_PYTHON)"
+#define TEST_DEBIAN_TAG "$(DEBIAN_TAG)$(SUFFIX)"
+#define TEST_PRELOAD "$(PRELOAD)"
+endef
+export CONFIG
+
+$(BUILD)/config.h: force
+	@mkdir -p $(@D)
+	@echo "$$CONFIG" | cmp -s - $@ || echo "$$CONFIG" >$@
+
+-include $(wildcard $(BUILD)/*.d)
+
+test-programs: all $(PTH) $(TESTS) $(EXAMPLE)
+
+# The module and its manhole.pth, for tests that use another Python than PYTHON.
+importable: all $(PTH)
+
+setup: ## install what the build and the tests need (Debian packages)
+	@test/setup.sh test
+
+# Set-up first, on its own, for it may bring the Python that this Makefile asks.
+SET_UP = $(if $(NO_SETUP),,@test/setup.sh)
+
+test: ## build all, run all tests, or those that match TEST
+	$(SET_UP) test
+	@$(MAKE) --no-print-directory run-tests
+
+run-tests: test-programs $(if $(filter-out $(TAG),$(DEBIAN_TAG)),debian-module)
+	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' \
+	    test/run.sh $(if $(NO_SYSTEM_TESTS),$(UNIT_TESTS) $(E2E_TESTS),$(TESTS))
+
+debian-module:
+	@$(MAKE) --no-print-directory PYTHON='$(DEBIAN_PYTHON)' importable
+
+test-all: ## run the tests with every CPython from 3.9 that this machine has
+	$(SET_UP) test
+	@MAKE='$(MAKE)' test/test_all.sh
+
+asan: ## run the tests with the address and undefined-behaviour sanitizers
+	@$(MAKE) --no-print-directory test SANITIZE=address,undefined CFLAGS='-O1 -g'
+
+valgrind: ## run the tests with manhole's processes under valgrind (slow)
+	$(SET_UP) valgrind
+	@VALGRIND=yes $(MAKE) --no-print-directory test CFLAGS='-O1 -g'
+
+demo: ## see it at work on Python's own http.server
+	$(SET_UP) build
+	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' test/demo.sh
+
+# ---- Installing ---------------------------------------------------------------------------
+
+# Where packages and programs go: PYTHON's own places, or those under the prefix sys.argv[1].
+define ASK_DIRECTORIES
+import os, site, sys, sysconfig as s
+prefix = sys.argv[1] and os.path.abspath(sys.argv[1])
+known = site.getsitepackages() + [site.getusersitepackages()]
+under = [path for path in known if path.startswith(prefix + "/lib")]
+under += [s.get_path("platlib", "posix_prefix", {"base": prefix, "platbase": prefix})]
+own = [s.get_path("platlib"), s.get_path("scripts")]
+print(*([under[0], prefix + "/bin"] if prefix else own))
+endef
+DIRECTORIES = $(shell $(PYTHON) -c '$(subst $(NEWLINE),;,$(ASK_DIRECTORIES))' '$(PREFIX)')
+PACKAGES = $(DESTDIR)$(word 1,$(DIRECTORIES))
+PROGRAMS = $(DESTDIR)$(word 2,$(DIRECTORIES))
+
+install: all ## into PYTHON's (a virtual environment's) site-packages and bin, or PREFIX
+	install -d '$(PACKAGES)' '$(PROGRAMS)'
+	install -m 755 $(MODULE) '$(PACKAGES)'
+	install -m 644 manhole.pth '$(PACKAGES)'
+	install -m 755 $(BUILD)/manhole-cli '$(PROGRAMS)'
+
+uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDIR
+	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PROGRAMS)/manhole-cli'
+
+# ---- Care of the sources ------------------------------------------------------------------
+
+SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c)
+HEADERS := $(wildcard manhole.h test/*.h)
+SCRIPTS := $(wildcard test/*.sh .ci/run)
+LINT_FLAGS := -std=c11 $(TEST_CFLAGS) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
+
+lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout, scripts: no complaint
+	$(SET_UP) lint
+	for source in $(SOURCES); do \
+	    gcc $(LINT_FLAGS) -O2 $(WARNINGS) -Werror -c -o /dev/null $$source && \
+	    clang $(LINT_FLAGS) $(WARNINGS) -Wthread-safety -Werror -fsyntax-only $$source || exit; \
+	done
+	clang-format --dry-run --Werror $(SOURCES) $(HEADERS)
+	clang-tidy --quiet $(SOURCES) -- $(LINT_FLAGS)
+	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr \
+	    --enable=warning,performance,portability --suppress=missingInclude $(SOURCES)
+	shellcheck $(SCRIPTS)
+
+format: ## lay out the sources by .clang-format
+	clang-format -i $(SOURCES) $(HEADERS)
+
+clean: ## remove all that was built
+	rm -rf $(BUILD_ROOT) dist *.egg-info
+
+help: ## this list
+	@echo "make [PYTHON=python3] [CFLAGS=...] [PREFIX=...] [DESTDIR=...] [WERROR=1] [TEST='*...*'] TARGET"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12

@@ -1,0 +1,58 @@
+#!/bin/bash
+# Looks for the Debian packages that the build, the tests or the linters need, and installs the
+# missing ones: as root, or with a sudo that asks nothing. Where that cannot be, it prints the
+# command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
+# misses, and the tests of programs that are not there are skipped.
+#
+# usage: [PYTHON=python3] setup.sh build|test|valgrind|lint
+set -u
+
+python=${PYTHON:-python3}
+
+has_headers() {
+    "$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null
+}
+
+packages=(gcc libc6-dev make)
+has_headers || packages+=(python3 python3-dev)
+tests=(
+    python3-dev pkg-config libcmocka-dev procps            # what the tests are made with
+    socat netcat-openbsd rlwrap                            # clients
+    python3-venv python3-pip python3-setuptools python3-wheel # installing
+    gunicorn python3-flask uwsgi-core uwsgi-plugin-python3 # servers
+    python3-gevent python3-eventlet python3-uvloop         # other loops
+)
+case ${1:-build} in
+build) ;;
+test) packages+=("${tests[@]}") ;;
+valgrind) packages+=("${tests[@]}" valgrind) ;;
+lint) packages+=(libcmocka-dev clang clang-format clang-tidy cppcheck shellcheck) ;;
+*)
+    echo "usage: $0 build|test|valgrind|lint" >&2
+    exit 2
+    ;;
+esac
+
+command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || exit 0
+
+missing=()
+for package in "${packages[@]}"; do
+    state=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null)
+    [ "$state" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    as_root=(sudo -n)
+fi
+install=(apt-get install --yes --no-install-recommends "${missing[@]}")
+if [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null; then
+    echo "Installing: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    "${as_root[@]}" apt-get update --quiet && "${as_root[@]}" "${install[@]}" && exit 0
+fi
+echo "Packages are missing. Install them with:" >&2
+echo "    sudo ${install[*]}" >&2
+exit 1
