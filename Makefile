@@ -131,6 +131,7 @@ $(PTH): manhole.pth
 # What the fixtures know of this build, and the flags, so that a change of them builds anew.
 define CONFIG
 /* $(CC) $(OUR_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) */
+#define TEST_SOURCES "$(CURDIR)"
 #define TEST_PYTHON "$(PYTHON_PROGRAM)"
 #define TEST_PYTHON_HOME "$(PYTHON_HOME)"
 #define TEST_DEBIAN_PYTHON "$(DEBIAN_PYTHON)"
@@ -176,7 +177,7 @@ asan: ## run the tests with the address and undefined-behaviour sanitizers
 
 valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind
-	@VALGRIND=yes $(MAKE) --no-print-directory test CFLAGS='-O1 -g'
+	@VALGRIND=yes $(MAKE) --no-print-directory test
 
 demo: ## see it at work on Python's own http.server
 	$(SET_UP) build

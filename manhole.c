@@ -82,7 +82,10 @@ enum {
     LOG_LINE_SIZE = 4096,      /* bytes; a pipe takes this much in one piece (PIPE_BUF) */
     LOG_QUEUE_LENGTH = 256,    /* lines waiting for a Python object to take them */
     LISTENER_STACK_SIZE = 256 * 1024,
-    EXIT_GRACE_MS = 1000,  /* what exit gives sessions that it has told to leave */
+    EXIT_GRACE_MS = 1000, /* what exit gives sessions that it has told to leave */
+    CARD_SIZE = 40,       /* bytes of the id on a calling card, with the NUL */
+    GONE_CHECK_MS =
+        1000, /* how often what a vanished client left running is interrupted */
     ACCEPT_PAUSE_MS = 200, /* before the next accept() after one that found no room */
     SNAPSHOT_TIMEOUT_MS = 2000, /* for one frozen copy, then it is killed */
     SNAPSHOT_ATTEMPTS = 3,      /* copies made until one does not die */
@@ -282,7 +285,9 @@ struct options {
     double reinstall_delay; /* seconds */
     double start_timeout;   /* seconds */
     double oneshot_timeout; /* seconds */
-    PyObject *locals;       /* owned mapping, or NULL */
+    double hang_timeout;    /* seconds */
+    int max_sessions;
+    PyObject *locals; /* owned mapping, or NULL */
     int daemon_connection;
     int redirect_stderr;
     struct handler connection_handler;
@@ -303,28 +308,33 @@ struct session {
     /* Written before the session's thread starts. */
     _Atomic int fd; /* blocking socket; -1: none */
     struct peer peer;
-    /* The session's own thread. ident is read by the exit callback, attached as the owner
-     * is. */
-    int64_t asked_ms;     /* monotonic: when it was accepted */
+    char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
+    /* The session's own thread. ident is read by those who interrupt it, attached as it is. */
     unsigned long ident;  /* as threading.get_ident() */
     _Atomic bool running; /* what the client sent runs just now: may be interrupted */
     bool has_console;     /* the std streams are this client's in its thread */
     PyObject *input;      /* owned text file that sys.stdin is in its thread */
     PyObject *names;      /* owned dict, the console's namespace */
+    /* The listener's. */
+    int64_t
+        gone_ms; /* monotonic: when it last looked after a client that left; 0: it is there */
     /* Under out_lock. Whoever has set sending may send without the lock. */
     pthread_mutex_t out_lock;
-    pthread_cond_t out_free;
+    pthread_cond_t out_free; /* sending or helpers has changed */
     bool sending;
-    _Atomic bool viewing; /* wants copies of the application's output; also read without
-                             the lock */
-    char *copies;         /* ring of COPIES_SIZE bytes, or NULL before the first copy */
-    size_t head; /* bytes ever sent and ever kept: their difference is what waits */
+    _Atomic bool
+        viewing;  /* wants copies of the application's output; also read unlocked */
+    char *copies; /* ring of COPIES_SIZE bytes, or NULL before the first copy */
+    size_t head;  /* bytes ever sent and ever kept: their difference is what waits */
     size_t tail;
-    size_t missed;  /* bytes that found no room since the last note about it */
-    bool answered;  /* Python has */
-    bool told;      /* the client has the snapshot's dump already */
-    bool reporting; /* a reporter uses the slot */
-    bool reported;  /* one was sent */
+    size_t missed; /* bytes that found no room since the last note about it */
+    int64_t
+        asked_ms; /* monotonic: when the listener took it in; 0: it is none of the listener's */
+    bool answered;    /* Python has spoken to the client */
+    bool reported;    /* a reporter was sent, because it had not */
+    bool told;        /* the client has the stacks from it */
+    bool interrupted; /* an interrupter is on its way */
+    int helpers;      /* reporters and interrupters that still use the slot */
 };
 
 /* Wishes to the listener, bits of manhole.wishes. Each is followed by a write to wake_fd.
@@ -1747,6 +1757,20 @@ append_copied_thread(struct text *text, struct slice raw, unsigned long ident,
     }
 }
 
+/* A session's thread that has no frames yet: it waits for the very interpreter that is stuck. */
+static bool
+is_waiting_session(unsigned long ident)
+{
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        const struct session *session = &manhole.sessions[i];
+        if (atomic_load(&session->fd) >= 0 && session->ident == ident &&
+            !atomic_load(&session->running)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Appends all threads of a copy's text. */
 DETACHED static void
 append_copied_threads(struct text *text, struct slice raw)
@@ -1762,7 +1786,7 @@ append_copied_threads(struct text *text, struct slice raw)
     size_t count = 0;
     while (next_line(&rest, &line)) {
         if (starts_with(&line, "Thread 0x") || starts_with(&line, "Current thread 0x")) {
-            if (ident != 0) {
+            if (ident != 0 && !is_waiting_session(ident)) {
                 append_copied_thread(text, raw, ident, lines, count, &sources);
             }
             ident = strtoul(memchr(line.bytes, '0', line.length), NULL, 16);
@@ -1772,7 +1796,7 @@ append_copied_threads(struct text *text, struct slice raw)
             lines[count++] = line;
         }
     }
-    if (ident != 0) {
+    if (ident != 0 && !is_waiting_session(ident)) {
         append_copied_thread(text, raw, ident, lines, count, &sources);
     }
     free_sources(&sources);
@@ -3132,7 +3156,6 @@ leave_forked_child(void)
 ATTACHED static void
 begin_running(struct session *session)
 {
-    session->ident = PyThread_get_thread_ident();
     atomic_store(&session->running, true);
 }
 
@@ -3226,6 +3249,20 @@ run_console(struct session *session, PyObject *console)
     }
 }
 
+/* Python answers: no reporter has to any more. Returns whether one has told the client already. */
+ATTACHED static bool
+settle_report(struct session *session)
+{
+    bool told = false;
+    PyThreadState *tstate = detach();
+    begin_sending(session); /* a reporter in the middle of it comes to its end */
+    session->answered = true;
+    told = session->told;
+    end_sending(session);
+    reattach(tstate);
+    return told;
+}
+
 /* The dump, the banner, the prompt. Returns with an exception set when it was one that
  * ended it. */
 ATTACHED static void
@@ -3235,7 +3272,12 @@ talk(struct session *session)
     PyObject *type = NULL;    /* owned */
     PyObject *console = NULL; /* owned */
     PyObject *banner = NULL;  /* owned */
-    if (append_dump(&dump) < 0 || write_client(session, dump.bytes, dump.length) < 0) {
+    bool told = false;
+    if (append_dump(&dump) < 0) {
+        goto done;
+    }
+    told = settle_report(session);
+    if (!told && write_client(session, dump.bytes, dump.length) < 0) {
         goto done;
     }
     type = get_console_type();
@@ -3489,39 +3531,57 @@ serve_callable(struct session *session, PyObject *callable)
  * Touches:  its slot of the table; threading's registry, to take its own entry out again.
  * ====================================================================================== */
 
-/* Returns a slot for a connected socket, which it takes over; NULL when all are taken. */
+/* Returns a slot for a connected socket, which it takes over; NULL when max_sessions are there. */
 static struct session *
 claim_session(int fd, const struct peer *peer)
 {
     struct session *session = NULL;
+    int taken = 0;
     lock_leaf(&table_lock);
-    for (size_t i = 0; i < MAX_SESSIONS && session == NULL; i++) {
-        if (manhole.sessions[i].state == SESSION_FREE) {
-            session = &manhole.sessions[i];
-            session->state = SESSION_TAKEN;
-            session->peer = *peer;
-            session->head = 0;
-            session->tail = 0;
-            session->missed = 0;
-            atomic_store(&session->fd, fd);
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        if (manhole.sessions[i].state == SESSION_TAKEN) {
+            taken++;
         }
+        else if (manhole.sessions[i].state == SESSION_FREE && session == NULL) {
+            session = &manhole.sessions[i];
+        }
+    }
+    if (taken >= manhole.options.max_sessions) {
+        session = NULL;
+    }
+    if (session != NULL) {
+        session->state = SESSION_TAKEN;
+        session->peer = *peer;
+        session->card[0] = '\0';
+        session->gone_ms = 0;
+        session->head = 0;
+        session->tail = 0;
+        session->missed = 0;
+        session->asked_ms = 0;
+        session->answered = false;
+        session->reported = false;
+        session->told = false;
+        session->interrupted = false;
+        atomic_store(&session->fd, fd);
     }
     unlock(&table_lock);
     return session;
 }
 
-/* Closes the client's descriptor and gives the slot back. */
+/* Closes the client's descriptor and gives the slot back, once nobody else uses it. */
 DETACHED static void
 release_session(struct session *session)
 {
-    char *copies = NULL; /* owned */
     hang_up(session);
-    begin_sending(session);
-    copies = session->copies;
+    lock_leaf(&session->out_lock);
+    session->asked_ms = 0; /* the listener takes no more notice of it */
+    while (session->sending || session->helpers > 0) {
+        (void)pthread_cond_wait(&session->out_free, &session->out_lock);
+    }
+    free(session->copies);
     session->copies = NULL;
-    end_sending(session);
-    free(copies);
     close_fd(&session->fd);
+    unlock(&session->out_lock);
     lock_leaf(&table_lock);
     session->state = SESSION_FREE;
     unlock(&table_lock);
@@ -3616,6 +3676,7 @@ serve_session(struct session *session)
     handler = manhole.options.connection_handler;
     Py_XINCREF(handler.callable);
     unlock(&install_lock);
+    session->ident = PyThread_get_thread_ident(); /* of the main thread, in a oneshot */
     current_session = session;
     deliver_log();
     switch (handler.kind) {
@@ -3644,6 +3705,7 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     (void)snprintf(name, sizeof(name), "Manhole < PID:%ld", (long)session->peer.pid);
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
+    session->ident = PyThread_get_thread_ident();
     tstate = enter_interpreter();
     if (tstate != NULL) {
         serve_session(session);
@@ -3672,6 +3734,116 @@ CHECKED(no_thread_safety_analysis) static void *courier_main(void *unused)
 }
 
 /* ======================================================================================
+ * Helpers: native threads that the listener sends out for what may take long.
+ * Runs on:  themselves. A reporter stays DETACHED, an interrupter attaches.
+ * Touches:  the session that they were sent for, whose slot they hold until they are done.
+ * ====================================================================================== */
+
+/* Sends out a helper; the slot stays taken meanwhile. Returns whether it went. */
+DETACHED static bool
+send_helper(struct session *session, void *(*body)(void *))
+{
+    int error = 0;
+    lock_leaf(&session->out_lock);
+    session->helpers++;
+    unlock(&session->out_lock);
+    error = start_thread(NULL, body, session, 0);
+    if (error != 0) {
+        lock_leaf(&session->out_lock);
+        session->helpers--;
+        (void)pthread_cond_broadcast(&session->out_free);
+        unlock(&session->out_lock);
+        log_line("Cannot start a thread for the client of PID:%ld: %s",
+                 (long)session->peer.pid, strerror(error));
+    }
+    return error == 0;
+}
+
+static void
+helper_done(struct session *session)
+{
+    lock_leaf(&session->out_lock);
+    session->helpers--;
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
+}
+
+/* Body of a reporter: the stacks from a snapshot, for a client that Python does not answer. */
+DETACHED static void *
+reporter_main(void *argument)
+{
+    struct session *session = argument;
+    struct text text = {0};
+    struct tm since = {0};
+    char when[32] = "";
+    time_t seconds = time(NULL) - (time_t)((monotonic_ms() - session->asked_ms) / 1000);
+    (void)strftime(when, sizeof(when), "%H:%M:%S", gmtime_r(&seconds, &since));
+    append_format(
+        &text,
+        "manhole: Python has not answered for %g s, since %s UTC: the GIL is held or the "
+        "interpreter is stuck.\nThe stacks, from a frozen copy of the process:\n",
+        manhole.options.hang_timeout, when);
+    append_snapshot(&text);
+    append_string(&text, "manhole: the prompt comes here as soon as Python answers.\n");
+    begin_sending(session);
+    if (!session->answered) {
+        const char *bytes = text.bytes;
+        size_t length = text.length;
+        session->told = send_own(session, &bytes, &length) == 0;
+    }
+    end_sending(session);
+    free_text(&text);
+    helper_done(session);
+    return NULL;
+}
+
+DETACHED static void
+report_session(struct session *session)
+{
+    lock_leaf(&session->out_lock);
+    session->reported = true;
+    unlock(&session->out_lock);
+    (void)send_helper(session, reporter_main);
+}
+
+/* Body of an interrupter: raises KeyboardInterrupt in what the session runs, if it still does. */
+DETACHED
+CHECKED(no_thread_safety_analysis) static void *interrupter_main(void *argument)
+{
+    struct session *session = argument;
+    PyThreadState *tstate = enter_interpreter();
+    if (tstate != NULL) {
+        if (atomic_load(&session->running)) {
+            (void)PyThreadState_SetAsyncExc(session->ident, PyExc_KeyboardInterrupt);
+        }
+        leave_interpreter(tstate);
+    }
+    lock_leaf(&session->out_lock);
+    session->interrupted = false;
+    unlock(&session->out_lock);
+    helper_done(session);
+    return NULL;
+}
+
+/* Interrupts what the session runs. Returns whether it ran anything. */
+DETACHED static bool
+interrupt_session(struct session *session)
+{
+    bool running = atomic_load(&session->running);
+    bool send = false;
+    lock_leaf(&session->out_lock);
+    send = running && !session->interrupted;
+    session->interrupted = session->interrupted || send;
+    unlock(&session->out_lock);
+    if (send && !send_helper(session, interrupter_main)) {
+        lock_leaf(&session->out_lock);
+        session->interrupted = false;
+        unlock(&session->out_lock);
+    }
+    return running;
+}
+
+/* ======================================================================================
  * Listener: the thread that nothing in Python can stop.
  * Runs on:  itself. DETACHED for life: whoever calls Python here breaks the first invariant.
  * Touches:  the socket, the slots of sessions, the copies that wait in them.
@@ -3690,17 +3862,22 @@ turn_away(int fd, const char *why)
 
 /* Takes over fd. */
 DETACHED static void
-start_session(int fd, const struct peer *peer)
+start_session(int fd, const struct peer *peer, const char *card)
 {
     struct session *session = claim_session(fd, peer);
     int error = 0;
     if (session == NULL) {
         char why[80];
         (void)snprintf(why, sizeof(why),
-                       "%d clients are connected already; try again later", MAX_SESSIONS);
+                       "%d clients are connected already; try again later",
+                       manhole.options.max_sessions);
         turn_away(fd, why);
         return;
     }
+    (void)snprintf(session->card, sizeof(session->card), "%s", card);
+    lock_leaf(&session->out_lock);
+    session->asked_ms = monotonic_ms();
+    unlock(&session->out_lock);
     error = start_thread(NULL, session_main, session, 0);
     if (error != 0) {
         char why[120];
@@ -3711,13 +3888,66 @@ start_session(int fd, const struct peer *peer)
     }
 }
 
+/* A client's calling card: the abstract name that it was bound to, manhole-cli/ID/WISH. */
+struct card {
+    char id[CARD_SIZE];
+    char wish[16];
+};
+
+/* Reads a card. A client without one, plain nc, or with another's, has empty fields. */
+static struct card
+read_card(const struct sockaddr_un *address, socklen_t size)
+{
+    static const char prefix[] = "manhole-cli/";
+    struct card card = {"", ""};
+    char name[sizeof(address->sun_path) + 1] = "";
+    const char *slash = NULL;
+    const size_t offset = offsetof(struct sockaddr_un, sun_path) + 1;
+    if (size <= offset || size > sizeof(*address) || address->sun_path[0] != '\0') {
+        return card;
+    }
+    memcpy(name, address->sun_path + 1, size - offset);
+    slash = strrchr(name, '/');
+    if (strncmp(name, prefix, sizeof(prefix) - 1) == 0 &&
+        slash >= name + sizeof(prefix) &&
+        (size_t)(slash - name) - sizeof(prefix) + 1 < sizeof(card.id) &&
+        strlen(slash + 1) < sizeof(card.wish)) {
+        memcpy(card.id, name + sizeof(prefix) - 1,
+               (size_t)(slash - name) - sizeof(prefix) + 1);
+        (void)snprintf(card.wish, sizeof(card.wish), "%s", slash + 1);
+    }
+    return card;
+}
+
+/* Interrupts what the client with this id runs, and answers in a word what became of it. Takes
+ * over fd. */
+DETACHED static void
+answer_interrupt(int fd, const struct card *card)
+{
+    const char *answer = "unknown\n";
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        struct session *session = &manhole.sessions[i];
+        lock_leaf(&session->out_lock);
+        bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;
+        unlock(&session->out_lock);
+        if (meant) {
+            answer = interrupt_session(session) ? "interrupted\n" : "idle\n";
+        }
+    }
+    (void)send(fd, answer, strlen(answer), MSG_NOSIGNAL | MSG_DONTWAIT);
+    (void)close(fd);
+}
+
 /* Accepts one client. Returns 0, or -1 when there is no room for any just now. */
 DETACHED static int
 accept_client(void)
 {
     struct peer peer = {0};
-    int fd =
-        accept4(atomic_load(&manhole.listen_fd), NULL, NULL, SOCK_CLOEXEC); /* owned */
+    struct card card;
+    struct sockaddr_un address = {0};
+    socklen_t size = sizeof(address);
+    int fd = accept4(atomic_load(&manhole.listen_fd), (struct sockaddr *)&address, &size,
+                     SOCK_CLOEXEC); /* owned */
     if (fd < 0) {
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
             return -1;
@@ -3734,30 +3964,127 @@ accept_client(void)
         return 0;
     }
     log_accepted(fd, &peer);
-    start_session(fd, &peer);
+    card = read_card(&address, size);
+    if (strcmp(card.wish, "interrupt") == 0) {
+        answer_interrupt(fd, &card);
+    }
+    else {
+        start_session(fd, &peer, card.id);
+    }
     return 0;
 }
 
-/* What the listener knows from one turn of its loop to the next. */
+/* What the listener knows from one turn of its loop to the next, and what it waits for in one. */
 struct watch {
     bool accept_fails;       /* said once, until it works again */
-    int64_t accept_again_ms; /* monotonic; -1: at once */
+    int64_t accept_again_ms; /* monotonic; 0: at once */
+    struct pollfd fds[2 + MAX_SESSIONS];
+    struct session
+        *sessions[2 + MAX_SESSIONS]; /* whose descriptor it is; NULL: not a session's */
+    nfds_t count;
+    int64_t wake_ms; /* monotonic: the next thing to do whatever happens; -1: none */
 };
+
+static void
+watch_fd(struct watch *watch, int fd, short events, struct session *session)
+{
+    watch->fds[watch->count] = (struct pollfd){.fd = fd, .events = events};
+    watch->sessions[watch->count++] = session;
+}
+
+static void
+wake_at(struct watch *watch, int64_t time_ms)
+{
+    if (watch->wake_ms < 0 || time_ms < watch->wake_ms) {
+        watch->wake_ms = time_ms;
+    }
+}
+
+/* When the client must have heard something; -1: it has, or is not the listener's. */
+static int64_t
+report_time(struct session *session)
+{
+    int64_t time_ms = -1;
+    lock_leaf(&session->out_lock);
+    if (session->asked_ms != 0 && !session->answered && !session->reported &&
+        manhole.options.connection_handler.kind == HANDLER_REPL) {
+        time_ms = session->asked_ms + seconds_to_ms(manhole.options.hang_timeout);
+    }
+    unlock(&session->out_lock);
+    return time_ms;
+}
+
+static bool
+is_listeners(struct session *session)
+{
+    bool ours = false;
+    lock_leaf(&session->out_lock);
+    ours = session->asked_ms != 0;
+    unlock(&session->out_lock);
+    return ours;
+}
+
+/* Fills in what to wait for. A session's descriptor is always watched: that its client leaves must
+ * be seen while its thread is busy. */
+DETACHED static void
+prepare_watch(struct watch *watch)
+{
+    watch->count = 0;
+    watch->wake_ms = -1;
+    watch_fd(watch, atomic_load(&manhole.wake_fd), POLLIN, NULL);
+    if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
+        wake_at(watch, watch->accept_again_ms);
+    }
+    else if (atomic_load(&manhole.listen_fd) >= 0) {
+        watch_fd(watch, atomic_load(&manhole.listen_fd), POLLIN, NULL);
+    }
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        struct session *session = &manhole.sessions[i];
+        int fd = atomic_load(&session->fd);
+        if (fd < 0 || !is_listeners(session)) {
+            continue;
+        }
+        if (session->gone_ms != 0) {
+            wake_at(watch, session->gone_ms + GONE_CHECK_MS);
+        }
+        else {
+            watch_fd(watch, fd, has_copies(session) ? POLLOUT : 0, session);
+        }
+        if (report_time(session) >= 0) {
+            wake_at(watch, report_time(session));
+        }
+    }
+}
 
 DETACHED static void
 accept_clients(struct watch *watch)
 {
-    if (accept_client() < 0) {
-        if (!watch->accept_fails) {
-            log_line("Cannot accept a client: %s. Waiting until there is room.",
-                     strerror(errno));
-        }
-        watch->accept_fails = true;
-        watch->accept_again_ms = monotonic_ms() + ACCEPT_PAUSE_MS;
-    }
-    else {
+    watch->accept_again_ms = 0;
+    if (accept_client() == 0) {
         watch->accept_fails = false;
-        watch->accept_again_ms = -1;
+        return;
+    }
+    if (!watch->accept_fails) {
+        log_line("Cannot accept a client: %s. Waiting until there is room.",
+                 strerror(errno));
+    }
+    watch->accept_fails = true;
+    watch->accept_again_ms = monotonic_ms() + ACCEPT_PAUSE_MS;
+}
+
+/* What is due without any event: stacks for who waits too long, an interrupt for what a vanished
+ * client has left running, again and again until it ends. */
+DETACHED static void
+look_after(struct session *session)
+{
+    int64_t now_ms = monotonic_ms();
+    int64_t report_ms = report_time(session);
+    if (report_ms >= 0 && report_ms <= now_ms) {
+        report_session(session);
+    }
+    if (session->gone_ms != 0 && session->gone_ms + GONE_CHECK_MS <= now_ms) {
+        session->gone_ms = now_ms;
+        (void)interrupt_session(session);
     }
 }
 
@@ -3765,36 +4092,31 @@ accept_clients(struct watch *watch)
 DETACHED static void
 watch_descriptors(struct watch *watch)
 {
-    struct pollfd fds[2 + MAX_SESSIONS] = {
-        {.fd = atomic_load(&manhole.wake_fd), .events = POLLIN}};
-    struct session *sessions[2 + MAX_SESSIONS] = {NULL};
-    nfds_t count = 1;
-    nfds_t door = 0;
-    bool paused = watch->accept_again_ms >= 0 && ms_until(watch->accept_again_ms) > 0;
-    if (atomic_load(&manhole.listen_fd) >= 0 && !paused) {
-        door = count++;
-        fds[door] =
-            (struct pollfd){.fd = atomic_load(&manhole.listen_fd), .events = POLLIN};
-    }
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
-        if (has_copies(&manhole.sessions[i])) {
-            sessions[count] = &manhole.sessions[i];
-            fds[count++] = (struct pollfd){.fd = atomic_load(&manhole.sessions[i].fd),
-                                           .events = POLLOUT};
-        }
-    }
-    if (poll(fds, count, paused ? ms_until(watch->accept_again_ms) : -1) <= 0) {
+    prepare_watch(watch);
+    if (poll(watch->fds, watch->count, ms_until(watch->wake_ms)) < 0) {
         return;
     }
-    if (fds[0].revents != 0) {
-        drain_eventfd(fds[0].fd);
+    if (watch->fds[0].revents != 0) {
+        drain_eventfd(watch->fds[0].fd);
     }
-    if (door != 0 && fds[door].revents != 0) {
-        accept_clients(watch);
+    for (nfds_t i = 1; i < watch->count; i++) {
+        struct session *session = watch->sessions[i];
+        short events = watch->fds[i].revents;
+        if (session == NULL && events != 0) {
+            accept_clients(watch);
+        }
+        if (session != NULL && (events & POLLOUT) != 0) {
+            carry_copies(session);
+        }
+        if (session != NULL && (events & (POLLHUP | POLLERR)) != 0 && is_gone(session)) {
+            session->gone_ms = monotonic_ms();
+            (void)interrupt_session(session);
+        }
     }
-    for (nfds_t i = 1; i < count; i++) {
-        if (sessions[i] != NULL && fds[i].revents != 0) {
-            carry_copies(sessions[i]);
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        if (atomic_load(&manhole.sessions[i].fd) >= 0 &&
+            is_listeners(&manhole.sessions[i])) {
+            look_after(&manhole.sessions[i]);
         }
     }
 }
@@ -3853,7 +4175,7 @@ send_courier(void)
 DETACHED static void *
 listener_main(void *unused)
 {
-    struct watch watch = {.accept_again_ms = -1};
+    struct watch watch = {.accept_again_ms = 0};
     (void)unused;
     (void)pthread_setname_np(pthread_self(), "Manhole");
     delay_binding();
@@ -3980,6 +4302,84 @@ open_eventfds(void)
         return -1;
     }
     return 0;
+}
+
+/* A real-time signal that nobody uses, from the top; 0: there is none. */
+static int
+find_free_signal(void)
+{
+    for (int signum = SIGRTMAX; signum >= SIGRTMIN; signum--) {
+        struct sigaction current;
+        if (sigaction(signum, NULL, &current) == 0 && current.sa_handler == SIG_DFL &&
+            signum != manhole.options.activate_on &&
+            signum != manhole.options.oneshot_on) {
+            return signum;
+        }
+    }
+    return 0;
+}
+
+/* faulthandler.METHOD(signum, **keywords), keywords new or NULL. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+call_faulthandler(const char *method, PyObject *keywords /* new: taken over */)
+{
+    PyObject *module = PyImport_ImportModule("faulthandler"); /* owned */
+    PyObject *function = module == NULL ? NULL : PyObject_GetAttrString(module, method);
+    PyObject *arguments = Py_BuildValue("(i)", snapshot.signum); /* owned */
+    PyObject *result = NULL;                                     /* owned */
+    if (function != NULL && arguments != NULL) {
+        result = PyObject_Call(function, arguments, keywords);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(function);
+    Py_XDECREF(arguments);
+    Py_XDECREF(keywords);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* Settles all that a frozen copy will need. Without it the manhole works, but for that: a log line
+ * says so. In a forked child it is done again, for the memory file is the parent's. */
+ATTACHED static void
+open_snapshot(void)
+{
+    struct sigaction current = {.sa_handler = SIG_DFL};
+    int low = memfd_create("manhole", MFD_CLOEXEC);         /* owned */
+    int fd = low < 0 ? -1 : fcntl(low, F_DUPFD_CLOEXEC, 3); /* owned */
+    if (snapshot.signum == 0) {
+        snapshot.signum = find_free_signal();
+    }
+    snapshot.interpreter = manhole.interpreter;
+    Py_XSETREF(snapshot.modules, Py_NewRef(PyImport_GetModuleDict()));
+    if (fd < 0 || snapshot.signum == 0 ||
+        call_faulthandler("register", Py_BuildValue("{sisOsO}", "file", fd, "all_threads",
+                                                    Py_True, "chain", Py_False)) < 0 ||
+        sigaction(snapshot.signum, NULL, &current) < 0) {
+        log_line("Stacks of a stuck interpreter will not be available: %s",
+                 fd < 0 ? strerror(errno) : "no signal is free for faulthandler");
+        PyErr_Clear();
+        if (fd >= 0) {
+            (void)close(fd);
+        }
+        fd = -1;
+    }
+    snapshot.handler = current.sa_handler;
+    atomic_store(&snapshot.memory_fd, fd);
+    if (low >= 0) {
+        (void)close(low);
+    }
+}
+
+ATTACHED static void
+close_snapshot(void)
+{
+    if (snapshot.signum != 0 && call_faulthandler("unregister", NULL) < 0) {
+        PyErr_Clear();
+    }
+    snapshot.signum = 0;
+    close_fd(&snapshot.memory_fd);
+    Py_CLEAR(snapshot.modules);
 }
 
 /* Not through signal.signal(): a Python handler waits for the main thread to return to
@@ -4115,7 +4515,7 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
     if (session == NULL) {
         (void)close(fd);
         PyErr_Format(PyExc_RuntimeError, "%d clients are connected already",
-                     MAX_SESSIONS);
+                     manhole.options.max_sessions);
         return -1;
     }
     serve(session);
@@ -4213,6 +4613,7 @@ uninstall(void)
         unwatch_oneshot_on(manhole.options.oneshot_on);
     }
     stop_listener();
+    close_snapshot();
     forget_options();
 }
 
@@ -4335,6 +4736,8 @@ forget_parent(void)
         }
         session->sending = false;
         session->has_console = false;
+        session->helpers = 0;
+        session->asked_ms = 0;
         session->copies = NULL;
         atomic_store(&session->viewing, false);
         close_fd(&session->fd);
@@ -4351,6 +4754,7 @@ forget_parent(void)
     close_fd(&manhole.listen_fd);
     close_fd(&manhole.wake_fd);
     close_fd(&manhole.news_fd);
+    close_fd(&snapshot.memory_fd);
     give_back_attributes();
 }
 
@@ -4366,6 +4770,7 @@ reinstall(void)
         return;
     }
     atomic_store(&manhole.owner, getpid());
+    open_snapshot();
     tell_multiprocessing();
     if (!by_signal && options->thread) {
         log_line("Fork detected. Reinstalling Manhole.");
@@ -4455,6 +4860,11 @@ add_fork_hook(void)
   X(start_timeout, parse_seconds, "0.5",                                                 \
     "what install waits for the listener before it warns")                               \
   X(oneshot_timeout, parse_seconds, "60", "what oneshot waits for its client")           \
+  X(hang_timeout, parse_seconds, "1",                                                    \
+    "how long Python may take to answer a client before it is sent the stacks without "  \
+    "it")                                                                                \
+  X(max_sessions, parse_count, "64",                                                     \
+    "clients at once; one more is told so and turned away")                              \
   X(locals, parse_mapping, "None", "names to add to the console's namespace")            \
   X(daemon_connection, parse_bool, "False",                                              \
     "the process may exit while clients are connected")                                  \
@@ -4499,6 +4909,23 @@ parse_seconds(PyObject *value, void *target)
         return PARSED_WRONG_VALUE;
     }
     *field = seconds;
+    return PARSED_OK;
+}
+
+ATTACHED static enum parsed
+parse_count(PyObject *value, void *target)
+{
+    int *field = target;
+    long count = 0;
+    if (!PyLong_Check(value) || PyBool_Check(value)) {
+        return PARSED_WRONG_TYPE;
+    }
+    count = PyLong_AsLong(value);
+    PyErr_Clear();
+    if (count < 1 || count > MAX_SESSIONS) {
+        return PARSED_WRONG_VALUE;
+    }
+    *field = (int)count;
     return PARSED_OK;
 }
 
@@ -4720,6 +5147,7 @@ struct option_row {
 
 #define ALLOWED_parse_bool "True or False"
 #define ALLOWED_parse_seconds "a number of seconds, 0 or more"
+#define ALLOWED_parse_count "a whole number from 1 to 256"
 #define ALLOWED_parse_signal                                                             \
   "the name (\"USR1\", \"SIGUSR1\") or number of a signal, or None"
 #define ALLOWED_parse_signals "an iterable of signal names or numbers, or None"
@@ -4753,6 +5181,8 @@ default_options(void)
         .reinstall_delay = 0.5,
         .start_timeout = 0.5,
         .oneshot_timeout = 60.0,
+        .hang_timeout = 1.0,
+        .max_sessions = 64,
         .redirect_stderr = 1,
         .connection_handler = {.kind = HANDLER_REPL},
     };
@@ -4913,6 +5343,7 @@ prepare(PyObject *module)
         }
         state->has_fork_hook = true;
     }
+    open_snapshot();
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
     return manhole.exit_callback == NULL ? -1 : call_atexit("register");
 }

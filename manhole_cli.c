@@ -254,8 +254,7 @@ signal_name(long number)
     return number == SIGRTMIN ? "RTMIN" : number == SIGRTMAX ? "RTMAX" : NULL;
 }
 
-/* The number of a signal by its name, with or without SIG, in any case; 0: there is none.
- */
+/* The number of a signal by its name, with or without SIG, in any case; 0: none has it. */
 static int
 signal_number(const char *name)
 {
@@ -267,9 +266,10 @@ signal_number(const char *name)
             return signals[i].number;
         }
     }
-    return strcasecmp(name, "RTMIN") == 0   ? SIGRTMIN
-           : strcasecmp(name, "RTMAX") == 0 ? SIGRTMAX
-                                            : 0;
+    if (strcasecmp(name, "RTMIN") == 0) {
+        return SIGRTMIN;
+    }
+    return strcasecmp(name, "RTMAX") == 0 ? SIGRTMAX : 0;
 }
 
 static bool
@@ -628,10 +628,9 @@ take_signal(const struct option *option, const char *argument, struct request *r
 /* What one word of the command line is, before it is known where it stands. */
 struct word {
     bool is_option;
-    bool is_long; /* begins with "--" */
-    const struct option
-        *option;          /* NULL: it looks like an option, but there is none such */
-    const char *argument; /* what is glued to the option; NULL: nothing is */
+    bool is_long;                /* begins with "--" */
+    const struct option *option; /* NULL: it looks like one, but there is none such */
+    const char *argument;        /* what is glued to the option; NULL: nothing is */
 };
 
 /* The option with exactly this name, which need not end where its string ends. */
@@ -1012,17 +1011,38 @@ find_uid(pid_t pid, uid_t *uid)
     return found;
 }
 
-/* Makes sure that who answers may read what is typed, and be believed: root, ourselves,
- * or the process asked for. For a connected client SO_PEERCRED tells who called listen(),
- * so a socket that somebody else put at the path shows. A server in another pid namespace
- * has pid 0 here; then the uid decides alone. */
+/* One line that names both sides. */
+static _Noreturn void
+fail_refused(const struct target *target, const struct ucred *server, uid_t owner)
+{
+    char expected[64];
+
+    if (target->pid != 0) {
+        (void)snprintf(expected, sizeof(expected), "PID:%d UID:%u", (int)target->pid,
+                       owner);
+    }
+    else {
+        (void)snprintf(expected, sizeof(expected), "UID:%u or root", owner);
+    }
+    fail(STATUS_REFUSED,
+         "%s is served by PID:%d UID:%u GID:%u, not by %s; nothing was sent. Look who "
+         "that is, "
+         "and connect as that user if you trust it",
+         quote(target->path).text, (int)server->pid, server->uid, server->gid, expected);
+}
+
+/* Makes sure that who answers may read what is typed, and be believed: root, ourselves, or
+ * the user of the process asked for; and that it is this process. For a connected client
+ * SO_PEERCRED tells who called listen(), so a socket that somebody else put at the path
+ * shows. A server in another pid namespace has pid 0 here: then the uid decides alone. */
 static struct ucred
 check_server(int fd, const struct target *target)
 {
-    struct ucred server = {.pid = 0};
+    struct ucred server;
     socklen_t size = sizeof(server);
     uid_t owner = geteuid();
-    bool is_user_known = false;
+    bool is_pid_right = false;
+    bool is_uid_right = false;
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &server, &size) < 0) {
         fail(STATUS_TROUBLE, "cannot find out who serves %s: %m",
@@ -1031,19 +1051,10 @@ check_server(int fd, const struct target *target)
     if (target->pid != 0 && !find_uid(target->pid, &owner)) {
         owner = geteuid();
     }
-    is_user_known = server.uid == 0 || server.uid == geteuid() || server.uid == owner;
-    if (!is_user_known ||
-        (target->pid != 0 && server.pid != 0 && server.pid != target->pid)) {
-        char expected[64] = "a process";
-        if (target->pid != 0) {
-            (void)snprintf(expected, sizeof(expected), "PID:%d", (int)target->pid);
-        }
-        fail(STATUS_REFUSED,
-             "%s is served by PID:%d UID:%u GID:%u, expected was %s of UID:%u or root; "
-             "nothing "
-             "was sent. Find out who that is, or connect as that user",
-             quote(target->path).text, (int)server.pid, server.uid, server.gid, expected,
-             owner);
+    is_pid_right = target->pid == 0 || server.pid == 0 || server.pid == target->pid;
+    is_uid_right = server.uid == 0 || server.uid == geteuid() || server.uid == owner;
+    if (!is_pid_right || !is_uid_right) {
+        fail_refused(target, &server, owner);
     }
     return server;
 }
@@ -1126,13 +1137,12 @@ struct history {
 
 static struct history history = {.fd = -1};
 
-/* Opens ~/.manhole_history if standard input is a terminal. Not having one is no error.
- */
+/* Opens ~/.manhole_history if standard input is a terminal. To have none is no error. */
 static void
 open_history(void)
 {
-    const char *home =
-        getenv("HOME"); /* NOLINT(concurrency-mt-unsafe): there is one thread */
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
+    const char *home = getenv("HOME");
     char path[PATH_MAX];
     char names[4096];
     struct passwd entry;

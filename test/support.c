@@ -88,9 +88,9 @@ fail_test(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    vprint_error(format, arguments);
+    vprintf(format, arguments); /* cmocka's own functions cut at 1024 bytes */
     va_end(arguments);
-    print_error("\n");
+    puts("");
     _fail(current.file, current.line);
     abort(); /* _fail() does not return */
 }
@@ -250,7 +250,6 @@ show_text(const char *title, const struct text *text)
     if (hidden > 0) {
         print_message("[%zu bytes before this]\n", hidden);
     }
-    /* Not print_message(), which cuts at 1024 bytes. */
     fwrite(text->data + hidden, 1, text->length - hidden, stdout);
     print_message("%s", text->data[text->length - 1] == '\n' ? "" : "[no newline]\n");
 }
@@ -334,7 +333,7 @@ build_path(const char *name)
 const char *
 source_path(const char *name)
 {
-    return format_text("%s/../../%s", build_directory(), name);
+    return format_text("%s/%s", TEST_SOURCES, name);
 }
 
 bool
@@ -1648,7 +1647,7 @@ end_test(void **state)
     const char *problems = current.passed ? "" : tidy_up();
     if (!current.passed && !current.skipped) {
         show_transcripts();
-        print_message("%s", problems);
+        fputs(problems, stdout);
     }
     if (keep_directory != NULL && keep_directory[0] != '\0') {
         print_message("kept: %s\n", current.directory);
