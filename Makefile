@@ -86,7 +86,7 @@ TESTS := $(UNIT_TESTS) $(E2E_TESTS) $(SYSTEM_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests setup test test-all \
-    asan valgrind demo install uninstall lint format clean help force
+    asan valgrind where demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -179,6 +179,9 @@ valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind
 	@VALGRIND=yes $(MAKE) --no-print-directory test
 
+where: # the folder of this build
+	@echo $(BUILD)
+
 demo: ## see it at work on Python's own http.server
 	$(SET_UP) build
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' test/demo.sh
@@ -222,6 +225,7 @@ lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout,
 	    clang $(LINT_FLAGS) $(WARNINGS) -Wthread-safety -Werror -fsyntax-only $$source || exit; \
 	done
 	clang-format --dry-run --Werror $(SOURCES) $(HEADERS)
+	! grep -nE '^.{91,}' $(SOURCES) $(HEADERS)
 	clang-tidy --quiet $(SOURCES) -- $(LINT_FLAGS)
 	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr \
 	    --enable=warning,performance,portability --suppress=missingInclude $(SOURCES)

@@ -73,24 +73,35 @@
 #  error "manhole needs CPython 3.9 or newer"
 #endif
 
-/* Limits. A limit that a client can run into has its message near where it is enforced.
- */
+/* Limits. One that a client can run into has its message near where it is enforced. */
 enum {
-    MAX_SESSIONS = 256,          /* the most that max_sessions can be */
-    MAX_LINE = 16 * 1024 * 1024, /* characters of one line typed at the prompt */
-    COPIES_SIZE = 1024 * 1024, /* bytes of the app's output kept for a slow client; 2^n */
-    LOG_LINE_SIZE = 4096,      /* bytes; a pipe takes this much in one piece (PIPE_BUF) */
-    LOG_QUEUE_LENGTH = 256,    /* lines waiting for a Python object to take them */
+    /* The most that the option max_sessions can be. */
+    MAX_SESSIONS = 256,
+    /* Characters of one line typed at the prompt. */
+    MAX_LINE = 16 * 1024 * 1024,
+    /* Bytes of the application's output kept for a slow client. */
+    COPIES_SIZE = 1024 * 1024,
+    /* Bytes of a log line; a pipe takes this much in one piece (PIPE_BUF). */
+    LOG_LINE_SIZE = 4096,
+    /* Log lines that wait for a Python object to take them. */
+    LOG_QUEUE_LENGTH = 256,
     LISTENER_STACK_SIZE = 256 * 1024,
-    EXIT_GRACE_MS = 1000, /* what exit gives sessions that it has told to leave */
-    CARD_SIZE = 40,       /* bytes of the id on a calling card, with the NUL */
-    GONE_CHECK_MS =
-        1000, /* how often what a vanished client left running is interrupted */
-    ACCEPT_PAUSE_MS = 200, /* before the next accept() after one that found no room */
-    SNAPSHOT_TIMEOUT_MS = 2000, /* for one frozen copy, then it is killed */
-    SNAPSHOT_ATTEMPTS = 3,      /* copies made until one does not die */
-    MAX_SOURCE =
-        4 * 1024 * 1024, /* bytes of a source file that a snapshot reads lines from */
+    /* What exit gives sessions that it has told to leave. */
+    EXIT_GRACE_MS = 1000,
+    /* Bytes of the id on a calling card, with the NUL. */
+    CARD_SIZE = 40,
+    /* Stream objects that outlive their client. */
+    KEPT_STREAMS = 48,
+    /* How often what a vanished client left running is interrupted. */
+    GONE_CHECK_MS = 1000,
+    /* Before the next accept() after one that found no room. */
+    ACCEPT_PAUSE_MS = 200,
+    /* For one frozen copy, before it is killed; and copies made until one does not die. Beside
+     * threads that run Python flat out about every third copy dies on CPython 3.13. */
+    SNAPSHOT_TIMEOUT_MS = 1000,
+    SNAPSHOT_ATTEMPTS = 12,
+    /* Bytes of a source file that a snapshot reads lines from. */
+    MAX_SOURCE = 4 * 1024 * 1024,
 };
 
 /* ======================================================================================
@@ -427,6 +438,7 @@ struct module_state {
     PyObject *stream_type;
     PyObject *manhole_object; /* what install() returns */
     bool has_fork_hook;
+    PyObject *streams;      /* list of the last streams made, see get_stream() */
     PyObject *console_type; /* made at the first connection, NULL before */
     PyObject *already_installed;
     PyObject *not_installed;
@@ -1008,6 +1020,10 @@ read_peer(int fd, struct peer *peer)
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0) {
         return -1;
     }
+    if (credentials.uid == (uid_t)-1) { /* not connected, or no Unix socket */
+        errno = ENOTCONN;
+        return -1;
+    }
     *peer = (struct peer){credentials.pid, credentials.uid, credentials.gid};
     return 0;
 }
@@ -1166,6 +1182,9 @@ describe_refusal(const struct peer *peer, char *text, size_t size)
  * living frames. The copy writes into the memory file, the process reads it and tells the client.
  * ====================================================================================== */
 
+/* The copy's line between faulthandler's text and the facts of each thread. */
+static const char stacks_complete[] = "@@\n";
+
 /* Runs in the copy alone: ASYNC_SAFE, and raw system calls where glibc would ask its own
  * record of the thread, which is stale after a raw clone. May read any memory; may die.
  */
@@ -1280,6 +1299,7 @@ describe_copy(int fd)
 {
     (void)syscall(SYS_tgkill, (long)syscall(SYS_getpid), (long)syscall(SYS_gettid),
                   (long)snapshot.signum);
+    (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
     for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
          tstate != NULL; tstate = tstate->next) {
         struct thread_facts facts = {.ident = tstate->thread_id,
@@ -1321,8 +1341,8 @@ copy_main(void)
     (void)syscall(SYS_exit_group, 0);
 }
 
-/* Waits for the copy with a deadline. Returns true when it ended by itself and well. */
-DETACHED static bool
+/* Waits for the copy with a deadline. How it ended does not matter, only what it wrote. */
+DETACHED static void
 reap_copy(pid_t copy)
 {
     int64_t deadline_ms = monotonic_ms() + SNAPSHOT_TIMEOUT_MS;
@@ -1338,7 +1358,6 @@ reap_copy(pid_t copy)
             (void)poll(NULL, 0, 1);
         }
     }
-    return reaped == copy && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 /* The signal is still faulthandler's: the application may have taken it since. */
@@ -1354,9 +1373,9 @@ is_snapshot_ready(void)
 DETACHED static enum copy_result
 try_copy(struct text *raw)
 {
+    const size_t marker = sizeof(stacks_complete) - 1;
     char piece[4096];
     ssize_t length = 0;
-    bool well = false;
     long copy = -1;
     if (!is_snapshot_ready()) {
         errno = EBUSY;
@@ -1373,14 +1392,17 @@ try_copy(struct text *raw)
     if (copy < 0) {
         return COPY_REFUSED;
     }
-    well = reap_copy((pid_t)copy);
+    reap_copy((pid_t)copy);
     for (off_t offset = 0;
          (length = pread(snapshot.memory_fd, piece, sizeof(piece), offset)) > 0;
          offset += length) {
         append_bytes(raw, piece, (size_t)length);
     }
     (void)ftruncate(snapshot.memory_fd, 0);
-    return well ? COPY_DONE : COPY_DIED;
+    return raw->length > 0 &&
+                   memmem(raw->bytes, raw->length, stacks_complete, marker) != NULL
+               ? COPY_DONE
+               : COPY_DIED;
 }
 
 /* Fills raw with what a copy wrote, the best of a few. Copies are made one at a time. */
@@ -2713,6 +2735,30 @@ make_stream(const char *name, PyObject *original)
     return (PyObject *)stream;
 }
 
+/* Returns a stream for what stands in sys.NAME, new, or NULL with an exception. One that was made
+ * for the very same before is taken again, and the last ones are kept alive in any case: print()
+ * and its like only borrow what they find in sys, and may be in the middle of it when the last
+ * client leaves and the stream is taken out. */
+ATTACHED static PyObject *
+get_stream(const char *name, PyObject *original)
+{
+    PyObject *streams = installed_state()->streams; /* borrowed */
+    PyObject *made = NULL;                          /* owned, handed to the caller */
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams); i++) {
+        struct stream *stream = (struct stream *)PyList_GET_ITEM(streams, i);
+        if (stream->original == original && strcmp(stream->name, name) == 0) {
+            return Py_NewRef((PyObject *)stream);
+        }
+    }
+    made = make_stream(name, original);
+    if (made != NULL &&
+        (PyList_Append(streams, made) < 0 || (PyList_GET_SIZE(streams) > KEPT_STREAMS &&
+                                              PySequence_DelItem(streams, 0) < 0))) {
+        Py_CLEAR(made);
+    }
+    return made;
+}
+
 /* Sets sys.NAME, and remembers what was there. Under sys_lock. Returns 0, or -1 with an
  * exception. */
 ATTACHED static int
@@ -2761,7 +2807,7 @@ place_stream(const char *name)
         Py_TYPE(original) == (PyTypeObject *)installed_state()->stream_type) {
         return 0;
     }
-    stream = make_stream(name, original);
+    stream = get_stream(name, original);
     if (stream != NULL) {
         result = borrow_attribute(borrowed_row(name), stream);
         Py_DECREF(stream);
@@ -3908,7 +3954,7 @@ read_card(const struct sockaddr_un *address, socklen_t size)
     }
     memcpy(name, address->sun_path + 1, size - offset);
     slash = strrchr(name, '/');
-    if (strncmp(name, prefix, sizeof(prefix) - 1) == 0 &&
+    if (strncmp(name, prefix, sizeof(prefix) - 1) == 0 && slash != NULL &&
         slash >= name + sizeof(prefix) &&
         (size_t)(slash - name) - sizeof(prefix) + 1 < sizeof(card.id) &&
         strlen(slash + 1) < sizeof(card.wish)) {
@@ -4434,12 +4480,33 @@ watch_oneshot_on(int signum)
     return handler == NULL || manhole.previous_oneshot == NULL ? -1 : 0;
 }
 
+/* Whether the handler is still ours, not one that the application has set since. Never raises. */
+ATTACHED static bool
+is_oneshot_ours(int signum)
+{
+    PyObject *object = installed_state()->manhole_object;              /* borrowed */
+    PyObject *ours = PyObject_GetAttrString(object, "handle_oneshot"); /* owned */
+    PyObject *module = PyImport_ImportModule("_signal");               /* owned */
+    PyObject *current = NULL;                                          /* owned */
+    bool same = false;
+    if (module != NULL && ours != NULL) {
+        current = PyObject_CallMethod(module, "getsignal", "i", signum);
+        same = current != NULL && PyObject_RichCompareBool(current, ours, Py_EQ) == 1;
+    }
+    PyErr_Clear();
+    Py_XDECREF(ours);
+    Py_XDECREF(module);
+    Py_XDECREF(current);
+    return same;
+}
+
 /* None is what signal.signal() returns for a handler that was not set from Python: it
  * cannot be put back from there, and SIG_DFL would be a lie. */
 ATTACHED static void
 unwatch_oneshot_on(int signum)
 {
-    if (manhole.previous_oneshot != NULL && manhole.previous_oneshot != Py_None) {
+    if (manhole.previous_oneshot != NULL && manhole.previous_oneshot != Py_None &&
+        is_oneshot_ours(signum)) {
         PyObject *ours = set_python_handler(signum, manhole.previous_oneshot); /* owned */
         if (ours == NULL) {
             log_exception("Cannot restore the signal handler: ", take_exception(), "");
@@ -4942,7 +5009,8 @@ parse_signal_name(PyObject *name, int *field)
     if (module == NULL || text == NULL) {
         PyErr_Clear();
     }
-    else if (strchr(text, '_') == NULL && strlen(text) < sizeof(full) - 3) {
+    else if (strchr(text, '_') == NULL && strlen(text) < sizeof(full) - 3 &&
+             strlen(text) == (size_t)PyUnicode_GET_LENGTH(upper)) {
         (void)snprintf(full, sizeof(full), "%s%s",
                        strncmp(text, "SIG", 3) == 0 ? "" : "SIG", text);
         number = PyObject_GetAttrString(module, full);
@@ -5105,7 +5173,8 @@ ATTACHED static enum parsed
 parse_mapping(PyObject *value, void *target)
 {
     PyObject **field = target;
-    if (value != Py_None && !PyMapping_Check(value)) {
+    if (value != Py_None &&
+        !PyObject_HasAttrString(value, "keys")) { /* as dict.update() asks */
         return PARSED_WRONG_TYPE;
     }
     Py_XSETREF(*field, value == Py_None ? NULL : Py_NewRef(value));
@@ -5890,7 +5959,9 @@ module_exec(PyObject *module)
     }
     type = (PyTypeObject *)state->manhole_type;
     state->manhole_object = type->tp_alloc(type, 0);
-    if (state->manhole_object == NULL || add_exceptions(module, state) < 0 ||
+    state->streams = PyList_New(0);
+    if (state->manhole_object == NULL || state->streams == NULL ||
+        add_exceptions(module, state) < 0 ||
         add_object(module, "ALL_SIGNALS", make_all_signals()) < 0 ||
         add_object(module, "Manhole", Py_NewRef(state->manhole_type)) < 0 ||
         PyModule_AddStringConstant(module, "__version__", MANHOLE_VERSION) < 0) {
@@ -5906,6 +5977,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->manhole_type);
     Py_VISIT(state->stream_type);
     Py_VISIT(state->manhole_object);
+    Py_VISIT(state->streams);
     Py_VISIT(state->console_type);
     Py_VISIT(state->already_installed);
     Py_VISIT(state->not_installed);
@@ -5921,6 +5993,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->manhole_type);
     Py_CLEAR(state->stream_type);
     Py_CLEAR(state->manhole_object);
+    Py_CLEAR(state->streams);
     Py_CLEAR(state->console_type);
     Py_CLEAR(state->already_installed);
     Py_CLEAR(state->not_installed);

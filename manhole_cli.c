@@ -6,12 +6,11 @@
  * are those of python-manhole's client of the same name.
  *
  * WHAT IT TOUCHES
- *   /tmp/manhole-PID, or the socket whose path is given   connected to, never created or
- * removed /proc/PID/status                                      read, for the uid of that
- * process
- *   ~/.manhole_history                                    each line typed at a terminal,
- * mode 0600 the abstract address \0manhole-cli/PID.N/repl         its own end of the
- * connection, see show_calling_card() HOME the only environment variable read
+ *   /tmp/manhole-PID       or the socket whose path is given: connected to, no more
+ *   /proc/PID/status       read, for the uid of that process
+ *   ~/.manhole_history     each line typed at a terminal is appended; mode 0600
+ *   \0manhole-cli/PID.N/repl   its own end of the connection, see show_calling_card()
+ *   HOME                   the only variable of the environment that is read
  *
  * EXIT STATUS: enum exit_status below.
  *
@@ -21,7 +20,7 @@
  * SPDX-License-Identifier: BSD-2-Clause
  */
 #ifndef _GNU_SOURCE
-#  define _GNU_SOURCE /* struct ucred, ppoll and friends */
+#  define _GNU_SOURCE /* struct ucred */
 #endif
 
 #include <errno.h>
@@ -107,8 +106,7 @@ sequence_length(const unsigned char *text)
 }
 
 /* Writes the first character of text as repr() would. Bytes that are no UTF-8 come out as
- * the lone surrogates that Python makes of them. Returns how many bytes of text that was.
- */
+ * the lone surrogates that Python makes of them. Returns how many bytes that was. */
 static size_t
 quote_character(const unsigned char *text, char mark, char *out, size_t size)
 {
@@ -310,8 +308,7 @@ tidy_number(const char *text)
     return number;
 }
 
-/* Reads what float() reads. strtod() would take hexadecimal numbers and nan(...) as well.
- */
+/* Reads what float() reads. strtod() would take hexadecimal numbers and nan(...), too. */
 static bool
 parse_float(const char *text, double *value)
 {
@@ -1252,8 +1249,7 @@ write_server(struct flow *typed, int server)
     }
 }
 
-/* A reset is an end as well: so a server's close looks when it has not read all we sent.
- */
+/* A reset is an end as well: so a server's close looks when it has not read all that we sent. */
 static void
 read_server(struct flow *shown, int server)
 {

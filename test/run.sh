@@ -16,7 +16,7 @@ export UBSAN_OPTIONS=print_stacktrace=1
 valgrind=()
 if [ -n "${VALGRIND:-}" ]; then
     # PYTHONMALLOC: valgrind cannot see into Python's own allocator.
-    valgrind=(env PYTHONMALLOC=malloc valgrind --gen-suppressions=all --quiet --error-exitcode=99
+    valgrind=(env PYTHONMALLOC=malloc valgrind --quiet --error-exitcode=99
         --suppressions="$root/test/valgrind.supp")
     pythons=/usr/lib/valgrind/python3.supp
     [ -e $pythons ] && valgrind+=("--suppressions=$pythons")

@@ -678,13 +678,17 @@ add_all(struct list *list, const char *const *items)
     }
 }
 
-/* Variables that would let the tester's own environment into a test. */
+/* What would let the tester's own environment, or that of make, into a test. */
 static bool
 is_foreign(const char *variable)
 {
-    static const char *const prefixes[] = {"PYTHON",  "MANHOLE",      "MAKE",
-                                           "MFLAGS",  "VIRTUAL_ENV=", "DESTDIR=",
-                                           "PREFIX=", "COLUMNS=",     "LINES="};
+    static const char *const prefixes[] = {
+        "PYTHON",         "MANHOLE",     "MAKE",      "MFLAGS=",          "VIRTUAL_ENV=",
+        "CONFIG=",        "BUILD_ROOT=", "CFLAGS=",   "CPPFLAGS=",        "LDFLAGS=",
+        "DEBIAN_PYTHON=", "DESTDIR=",    "NO_SETUP=", "NO_SYSTEM_TESTS=", "PREFIX=",
+        "SANITIZE=",      "TEST=",       "VALGRIND=", "WERROR=",          "COLUMNS=",
+        "LINES=",
+    };
     for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++) {
         if (strncmp(variable, prefixes[i], strlen(prefixes[i])) == 0) {
             return true;
@@ -871,7 +875,7 @@ start(const struct launch *how, const char *const argv[])
     return process;
 }
 
-/* Starts argv, behind the wrapper when it is ours: valgrind, say. */
+/* Starts argv, behind the wrapper (valgrind, say) when it is ours. */
 static struct process *
 start_wrapped(const struct launch *how, const struct list *argv, bool ours)
 {
@@ -908,7 +912,9 @@ start_any_process(struct launch how)
 {
     struct list argv = {0};
     add_all(&argv, how.argv);
-    return start_wrapped(&how, &argv, false);
+    const char *build = build_directory();
+    bool ours = strncmp(argv.items[0], build, strlen(build)) == 0;
+    return start_wrapped(&how, &argv, ours);
 }
 
 struct process *

@@ -16,8 +16,10 @@
  *     int
  *     main(void)
  *     {
- *         static const struct test_case tests[] =
- * {TEST(expression_is_evaluated_in_the_process)}; return RUN_TESTS(tests);
+ *         static const struct test_case tests[] = {
+ *             TEST(expression_is_evaluated_in_the_process),
+ *         };
+ *         return RUN_TESTS(tests);
  *     }
  *
  * A function that waits fails the test itself when its deadline passes, so nothing here
@@ -29,12 +31,13 @@
  * /tmp/manhole-PID, a descriptor of the test program, a sanitizer's or valgrind's report.
  *
  * Environment (make sets what is needed):
- *   MANHOLE_TEST_FILTER   run the tests that match this pattern, e.g. '*uid*' (make test
- * TEST=...) MANHOLE_TEST_KEEP     not empty: keep each test's directory, and say where it
- * is MANHOLE_TEST_SLOWNESS every deadline is multiplied by this (valgrind)
- *   MANHOLE_TEST_WRAPPER  a command put before every target's python and embed_example
- * (valgrind) MANHOLE_PYTHON, MANHOLE_DEBIAN_PYTHON, MANHOLE_DEBIAN_BUILD   instead of
- * those built in
+ *
+ *   MANHOLE_TEST_FILTER    run what matches this pattern, '*uid*' (make test TEST=...)
+ *   MANHOLE_TEST_KEEP      not empty: keep each test's directory, say where it is
+ *   MANHOLE_TEST_SLOWNESS  every deadline is multiplied by this (valgrind)
+ *   MANHOLE_TEST_WRAPPER   put before targets and programs of this build (valgrind)
+ *   MANHOLE_PYTHON         instead of the Python that this was built for
+ *   MANHOLE_DEBIAN_PYTHON, MANHOLE_DEBIAN_BUILD   the same for Debian's
  *
  * One thread, one test at a time: the state of the running test is static in support.c.
  */

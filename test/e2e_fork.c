@@ -1,0 +1,763 @@
+/* e2e_fork.c - what becomes of a manhole in the children of its process. */
+#include "support.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* tell(): a line in one piece, however many processes write. stay(): in a child, until
+ * the first process has ended. */
+#define HELPERS                                                                          \
+  "import os, sys, signal, manhole\n"                                                    \
+  "leash, held = os.pipe()\n"                                                            \
+  "def tell(*words):\n"                                                                  \
+  "    os.write(1, (' '.join(map(str, words)) + '\\n').encode())\n"                      \
+  "def stay():\n"                                                                        \
+  "    os.close(held)\n"                                                                 \
+  "    os.read(leash, 1)\n"
+
+/* fork() as a C program does it that tells Python of it, uWSGI for one. */
+#define C_FORK                                                                           \
+  "import ctypes\n"                                                                      \
+  "def c_fork():\n"                                                                      \
+  "    python = ctypes.pythonapi\n"                                                      \
+  "    python.PyOS_BeforeFork()\n"                                                       \
+  "    pid = python.fork()\n"                                                            \
+  "    python.PyOS_AfterFork_Child() if pid == 0 else python.PyOS_AfterFork_Parent()\n"  \
+  "    return pid\n"
+
+/* The parent says the child's number; the child does what comes next, the parent stays. */
+#define FORK_AND_TELL(fork)                                                              \
+  "pid = " fork "\n"                                                                     \
+  "if pid: tell('child', pid)\n"
+
+#define CHILD_STAYS "if pid == 0: stay(); sys.exit(0)\n"
+
+static pid_t
+next_child(struct process *app)
+{
+    wait_for_text(app, OUT, "child ", DEADLINE);
+    return (pid_t)strtol(wait_for_text(app, OUT, "\n", DEADLINE), NULL, 10);
+}
+
+static struct client *
+client_at_prompt(const char *path)
+{
+    struct client *client = connect_client(path);
+    client_wait_for(client, ">>> ");
+    return client;
+}
+
+/* Whoever answers at this path is that process. */
+static void
+assert_answers_at(const char *path, pid_t pid)
+{
+    struct client *client = client_at_prompt(path);
+    assert_string_equal(client_ask(client, "os.getpid()"), format_text("%d\n", (int)pid));
+    client_close(client);
+}
+
+static void
+assert_answers(pid_t pid)
+{
+    assert_answers_at(socket_path_of(pid), pid);
+}
+
+/* No thread that could open a socket now or later. */
+static void
+assert_has_no_manhole(pid_t pid)
+{
+    assert_int_equal(count_threads(pid), 1);
+    assert_no_path(socket_path_of(pid));
+}
+
+/* ---- Every way to fork ------------------------------------------------------------- */
+
+static void
+assert_both_answer(const char *program)
+{
+    struct process *app = start_target(program);
+    pid_t child = next_child(app);
+    assert_answers(child);
+    assert_answers(app->pid);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    wait_for_no_path(socket_path_of(child), DEADLINE);
+}
+
+#define FORKED(fork)                                                                     \
+  HELPERS INSTALL("reinstall_delay=0.01") FORK_AND_TELL(fork) CHILD_STAYS STAY
+
+static void
+child_of_os_fork_answers(void)
+{
+    assert_both_answer(FORKED("os.fork()"));
+}
+
+static void
+child_of_os_forkpty_answers(void)
+{
+    assert_both_answer(FORKED("os.forkpty()[0]"));
+}
+
+static void
+child_of_a_fork_in_c_that_tells_python_answers(void)
+{
+    assert_both_answer(C_FORK FORKED("c_fork()"));
+}
+
+static void
+child_forked_by_another_thread_answers(void)
+{
+    assert_both_answer(HELPERS INSTALL("reinstall_delay=0.01") //
+                       "import threading\n"
+                       "def fork():\n"
+                       "    pid = os.fork()\n"
+                       "    if pid == 0: stay(); sys.exit(0)\n"
+                       "    tell('child', pid)\n"
+                       "thread = threading.Thread(target=fork)\n"
+                       "thread.start(); thread.join()\n" STAY);
+}
+
+static void
+grandchild_answers(void)
+{
+    struct process *app = start_target(HELPERS INSTALL("reinstall_delay=0.01") //
+                                       "if os.fork() == 0:\n"
+                                       "    tell('child', os.getpid())\n"
+                                       "    if os.fork() == 0:\n"
+                                       "        tell('child', os.getpid())\n"
+                                       "    stay()\n"
+                                       "    sys.exit(0)\n" STAY);
+    pid_t child = next_child(app);
+    pid_t grandchild = next_child(app);
+    assert_answers(grandchild);
+    assert_answers(child);
+    assert_answers(app->pid);
+}
+
+/* As daemons start; those that leave by os._exit() cannot tidy up. */
+static void
+daemon_that_forked_twice_answers(void)
+{
+    struct process *app = start_target(HELPERS INSTALL("reinstall_delay=0.5") //
+                                       "if os.fork(): os._exit(0)\n"
+                                       "os.setsid()\n"
+                                       "if os.fork(): os._exit(0)\n"
+                                       "tell('child', os.getpid())\n" STAY);
+    pid_t daemon = next_child(app);
+    expect_socket_left(socket_path_of(app->pid));
+    assert_answers(daemon);
+    close_stdin(app);
+    wait_for_no_path(socket_path_of(daemon), DEADLINE);
+}
+
+/* ---- multiprocessing --------------------------------------------------------------- */
+
+/* Run as a file, so that children can import it; argument: how to start them. */
+#define MULTIPROCESSING(body)                                                            \
+  "import multiprocessing, os, sys, manhole\n"                                           \
+  "def tell():\n"                                                                        \
+  "    os.write(1, b'child %d\\n' % os.getpid())\n"                                      \
+  "def work(event):\n"                                                                   \
+  "    tell()\n"                                                                         \
+  "    event.wait()\n"                                                                   \
+  "if __name__ == '__main__':\n"                                                         \
+  "    context = multiprocessing.get_context(sys.argv[1])\n" body
+
+#define END_OF_MAIN                                                                      \
+  "    os.write(1, b'joined\\n')\n"                                                      \
+  "    while os.read(0, 4096): pass\n"
+
+#define MAIN_WAITS_FOR_A_LINE "    os.read(0, 1)\n"
+
+static const char process_that_ends[] = INSTALL("reinstall_delay=0.01")
+    MULTIPROCESSING("    event = context.Event()\n"
+                    "    child = context.Process("
+                    "target=work, args=[event])\n"
+                    "    child.start()\n" //
+                    MAIN_WAITS_FOR_A_LINE "    event.set()\n"
+                    "    child.join()\n" //
+                    END_OF_MAIN);
+
+static const char process_that_is_terminated[] = INSTALL("reinstall_delay=0.01")
+    MULTIPROCESSING("    child = context.Process("
+                    "target=work, "
+                    "args=[context.Event()])\n"
+                    "    child.start()\n" //
+                    MAIN_WAITS_FOR_A_LINE "    child.terminate()\n"
+                    "    child.join()\n" //
+                    END_OF_MAIN);
+
+#define POOL(end)                                                                        \
+  INSTALL("reinstall_delay=0.01")                                                        \
+  MULTIPROCESSING("    pool = context.Pool(2, tell)\n"                                   \
+                  "    assert pool.map(abs, [-1, -2]) == [1, 2]\n" MAIN_WAITS_FOR_A_LINE \
+                  "    pool." end "()\n"                                                 \
+                  "    pool.join()\n" END_OF_MAIN)
+
+static const char executor[] = INSTALL("reinstall_delay=0.01") //
+    MULTIPROCESSING("    from concurrent.futures import ProcessPoolExecutor\n"
+                    "    with ProcessPoolExecutor(1, context, tell) as pool:\n"
+                    "        assert pool.submit(abs, -1).result() == 1\n"
+                    "        os.read(0, 1)\n" END_OF_MAIN);
+
+/* The child answers while it lives and leaves no socket; the parent then still answers. */
+static void
+assert_children_answer(const char *method, const char *program, int children)
+{
+    struct process *app = start_target(program, .argv = LIST(method));
+    pid_t pids[2] = {0};
+    for (int i = 0; i < children; i++) {
+        pids[i] = next_child(app);
+    }
+    for (int i = 0; i < children; i++) {
+        assert_answers(pids[i]);
+    }
+    write_stdin(app, "\n");
+    wait_for_text(app, OUT, "joined", DEADLINE);
+    for (int i = 0; i < children; i++) {
+        assert_no_path(socket_path_of(pids[i]));
+    }
+    assert_answers(app->pid);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+}
+
+/* The name of each test: a start method and what the children are. */
+#define MULTIPROCESSING_TEST(method, kind, program, children)                            \
+  static void method##_##kind##_answers_and_leaves_no_socket(void)                       \
+  {                                                                                      \
+    assert_children_answer(#method, (program), (children));                              \
+  }
+
+#define MULTIPROCESSING_TESTS(method)                                                    \
+  MULTIPROCESSING_TEST(method, process_that_ends, process_that_ends, 1)                  \
+  MULTIPROCESSING_TEST(method, process_terminated, process_that_is_terminated, 1)        \
+  MULTIPROCESSING_TEST(method, pool_closed, POOL("close"), 2)                            \
+  MULTIPROCESSING_TEST(method, pool_terminated, POOL("terminate"), 2)                    \
+  MULTIPROCESSING_TEST(method, executor, executor, 1)
+
+MULTIPROCESSING_TESTS(fork)
+MULTIPROCESSING_TESTS(forkserver)
+MULTIPROCESSING_TESTS(spawn)
+
+#define MULTIPROCESSING_ROWS(method)                                                     \
+  TEST(method##_process_that_ends_answers_and_leaves_no_socket),                         \
+      TEST(method##_process_terminated_answers_and_leaves_no_socket),                    \
+      TEST(method##_pool_closed_answers_and_leaves_no_socket),                           \
+      TEST(method##_pool_terminated_answers_and_leaves_no_socket),                       \
+      TEST(method##_executor_answers_and_leaves_no_socket)
+
+static const char child_that_installs[] =
+    MULTIPROCESSING("    child = context.Process(target=install_and_end)\n"
+                    "    child.start(); child.join()\n"
+                    "    tell()\n"
+                    "    os.read(0, 1)\n");
+
+/* Its parent has none. multiprocessing ends such a child by os._exit(). */
+static void
+process_that_installs_by_itself_leaves_no_socket(void)
+{
+    static const char *const methods[] = {"fork", "forkserver", "spawn"};
+    for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+        struct process *app = start_target(
+            format_text("def install_and_end():\n"
+                        "    manhole.install()\n"
+                        "    os.write(1, b'child %%d\\n' %% os.getpid())\n"
+                        "    assert os.path.exists('/tmp/manhole-%%d' %% os.getpid())\n"
+                        "%s",
+                        child_that_installs),
+            .argv = LIST(methods[i]));
+        pid_t child = next_child(app);
+        next_child(app);
+        assert_no_path(socket_path_of(child));
+    }
+}
+
+/* ---- reinstall_delay --------------------------------------------------------------- */
+
+/* Longer than any test. */
+#define LATE "reinstall_delay=3600"
+
+/* What a child does at once after the fork; the number of a child is told by the child. */
+static void
+assert_quick_child_leaves_nothing(const char *child)
+{
+    struct process *app = start_target(format_text("%s%sif os.fork() == 0:\n"
+                                                   "    tell('child', os.getpid())\n"
+                                                   "    %s\n"
+                                                   "pid, status = os.wait()\n"
+                                                   "tell('status', status)\n"
+                                                   "%s",
+                                                   HELPERS, INSTALL(LATE), child, STAY));
+    pid_t pid = next_child(app);
+    wait_for_text(app, OUT, "status 0\n", DEADLINE);
+    assert_no_path(socket_path_of(pid));
+    assert_not_contains(text_of(app, ERR),
+                        format_text("Manhole UDS path: %s", socket_path_of(pid)));
+}
+
+static void
+child_that_exits_within_the_delay_leaves_nothing(void)
+{
+    assert_quick_child_leaves_nothing("os._exit(0)");
+}
+
+/* Nor has it to wait until the delay is over. */
+static void
+child_that_finalizes_within_the_delay_leaves_nothing(void)
+{
+    assert_quick_child_leaves_nothing("sys.exit(0)");
+}
+
+static void
+child_that_execs_within_the_delay_leaves_nothing(void)
+{
+    assert_quick_child_leaves_nothing("os.execv('/bin/sh', ['sh', '-c', 'exit 0'])");
+}
+
+static void
+child_that_a_signal_ends_within_the_delay_leaves_nothing(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL(LATE) FORK_AND_TELL("os.fork()") CHILD_STAYS STAY);
+    pid_t child = next_child(app);
+    kill(child, SIGTERM);
+    wait_for_text(app, ERR, "Delaying UDS binding 3600 seconds ...", DEADLINE);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    assert_no_path(socket_path_of(child));
+}
+
+static void
+subprocess_with_a_preexec_function_leaves_nothing(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL(LATE) //
+                     "import subprocess\n"
+                     "run = subprocess.Popen(['sh', '-c', 'read line'], stdin=-1,\n"
+                     "                       preexec_fn=lambda: None)\n"
+                     "tell('child', run.pid)\n" STAY);
+    pid_t child = next_child(app);
+    assert_has_no_manhole(child);
+    assert_answers(app->pid);
+}
+
+static void
+child_says_that_it_reinstalls(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL("reinstall_delay=0.25") FORK_AND_TELL("os.fork()") //
+                     CHILD_STAYS STAY);
+    pid_t child = next_child(app);
+    const char *lines[] = {"Fork detected. Reinstalling Manhole.\n",
+                           "Delaying UDS binding 0.25 seconds ...\n",
+                           format_text("Manhole UDS path: %s\n", socket_path_of(child))};
+    for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+        const char *log = wait_for_text(app, ERR, lines[i], DEADLINE);
+        assert_contains(log, format_text("Manhole[%d:", (int)child));
+    }
+}
+
+/* ---- Options that say who has a manhole -------------------------------------------- */
+
+/* The parent's socket has this path in the test's directory. */
+static struct process *
+start_forking_at(const char *options, pid_t *child)
+{
+    struct process *app =
+        start_target(format_text("%smanhole.install(%s)\n%s%s%s", HELPERS, options,
+                                 FORK_AND_TELL("os.fork()"), CHILD_STAYS, STAY));
+    *child = next_child(app);
+    return app;
+}
+
+static void
+custom_socket_path_stays_the_parents(void)
+{
+    pid_t child = 0;
+    struct process *app =
+        start_forking_at("socket_path='door', reinstall_delay=0", &child);
+    assert_has_no_manhole(child);
+    assert_answers_at(test_path("door"), app->pid);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    assert_no_path(test_path("door"));
+}
+
+static void
+child_that_ends_leaves_the_parents_socket_alone(void)
+{
+    static const char *const ends[] = {"sys.exit(0)", "os._exit(0)",
+                                       "os.kill(os.getpid(), signal.SIGTERM)"};
+    for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
+        struct process *app = start_target(
+            format_text("%s%sif os.fork() == 0: %s\nos.wait()\n%s%s", HELPERS,
+                        INSTALL("socket_path='door'"), ends[i], READY, STAY));
+        wait_until_ready(app);
+        assert_answers_at(test_path("door"), app->pid);
+        close_stdin(app);
+        wait_for_exit(app, DEADLINE);
+    }
+}
+
+static void
+pid_in_socket_path_gives_each_child_its_own(void)
+{
+    pid_t child = 0;
+    struct process *app =
+        start_forking_at("socket_path='door-%(pid)s', reinstall_delay=0", &child);
+    assert_answers_at(test_path(format_text("door-%d", (int)child)), child);
+    assert_answers_at(test_path(format_text("door-%d", (int)app->pid)), app->pid);
+}
+
+static void
+child_is_activated_on_its_own(void)
+{
+    pid_t child = 0;
+    struct process *app = start_forking_at("activate_on='USR1'", &child);
+    assert_int_equal(kill(child, SIGUSR1), 0);
+    assert_answers(child);
+    assert_no_path(socket_path_of(app->pid));
+}
+
+static void
+parent_is_activated_without_its_child(void)
+{
+    pid_t child = 0;
+    struct process *app = start_forking_at("activate_on='USR1'", &child);
+    send_signal(app, SIGUSR1);
+    assert_answers(app->pid);
+    assert_no_path(socket_path_of(child));
+}
+
+static void
+child_of_an_activated_parent_waits_for_its_own_signal(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL("activate_on='USR1'") READY
+                     "os.read(0, 1)\n" FORK_AND_TELL("os.fork()") CHILD_STAYS STAY);
+    wait_until_ready(app);
+    send_signal(app, SIGUSR1);
+    wait_for_path(socket_path_of(app->pid), DEADLINE);
+    write_stdin(app, "\n");
+    pid_t child = next_child(app);
+    assert_no_path(socket_path_of(child));
+    assert_int_equal(kill(child, SIGUSR1), 0);
+    assert_answers(child);
+}
+
+static void
+child_serves_oneshot_on_its_own_signal(void)
+{
+    pid_t child = 0;
+    struct process *app = start_forking_at("oneshot_on='USR2'", &child);
+    assert_int_equal(kill(child, SIGUSR2), 0);
+    assert_answers(child);
+    wait_for_no_path(socket_path_of(child), DEADLINE);
+    assert_no_path(socket_path_of(app->pid));
+}
+
+static void
+patch_fork_false_leaves_children_without(void)
+{
+    pid_t child = 0;
+    struct process *app = start_forking_at("patch_fork=False, reinstall_delay=0", &child);
+    assert_has_no_manhole(child);
+    assert_answers(app->pid);
+}
+
+static void
+child_left_without_may_install_its_own(void)
+{
+    struct process *app = start_target(HELPERS INSTALL("patch_fork=False") //
+                                       FORK_AND_TELL("os.fork()")          //
+                                       "if pid == 0: manhole.install()\n"  //
+                                       CHILD_STAYS STAY);
+    pid_t child = next_child(app);
+    assert_answers(child);
+    assert_answers(app->pid);
+}
+
+/* Whose signals were the parent's manhole's: they do not disturb the child. */
+static void
+signals_to_a_child_left_without_do_nothing(void)
+{
+    struct process *app = start_target(
+        HELPERS INSTALL("patch_fork=False, activate_on='USR1'") //
+        "signal.signal(signal.SIGUSR2, lambda *_: tell('handled'))\n" FORK_AND_TELL(
+            "os.fork()") CHILD_STAYS STAY);
+    pid_t child = next_child(app);
+    assert_int_equal(kill(child, SIGUSR1), 0);
+    assert_int_equal(kill(child, SIGUSR2), 0);
+    wait_for_text(app, OUT, "handled", DEADLINE);
+    assert_has_no_manhole(child);
+}
+
+static void
+oneshot_signal_to_a_child_left_without_does_not_raise(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL("patch_fork=False, oneshot_on='USR1'")
+                         FORK_AND_TELL("os.fork()") //
+                     "if pid == 0:\n"
+                     "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+                     "    tell('went on')\n" CHILD_STAYS STAY);
+    wait_for_text(app, OUT, "went on", DEADLINE);
+}
+
+/* ---- C programs that fork without a word to Python --------------------------------- */
+
+static void
+child_that_python_does_not_know_of_leaves_the_socket_alone(void)
+{
+    static const char *const ends[] = {"os.kill(os.getpid(), signal.SIGTERM)",
+                                       "sys.exit(0)"};
+    for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
+        struct process *app = start_target(
+            format_text("%s%simport ctypes\n"
+                        "if ctypes.pythonapi.fork() == 0: %s\nos.wait()\n%s%s",
+                        HELPERS, INSTALL(""), ends[i], READY, STAY));
+        wait_until_ready(app);
+        assert_answers(app->pid);
+        close_stdin(app);
+        assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    }
+}
+
+/* ---- Clients of the parent --------------------------------------------------------- */
+
+/* Forks when it gets a line; both then live as long as its stdin is open. */
+#define FORK_WHEN_TOLD                                                                   \
+  READY "os.read(0, 1)\n" FORK_AND_TELL(                                                 \
+      "os.fork()") "if pid == 0: print('printed', type(sys.stdout).__module__, "         \
+                   "file=sys.stdout)\n" STAY
+
+static struct client *
+client_before_the_fork(struct process *app)
+{
+    wait_until_ready(app);
+    struct client *client = client_at_prompt(socket_path_of(app->pid));
+    write_stdin(app, "\n");
+    return client;
+}
+
+static void
+client_sees_the_end_of_a_killed_parent_though_its_child_lives(void)
+{
+    struct process *app = start_target(HELPERS INSTALL(LATE) FORK_WHEN_TOLD);
+    struct client *client = client_before_the_fork(app);
+    pid_t child = next_child(app);
+    send_signal(app, SIGKILL);
+    client_read_until_eof(client);
+    assert_int_equal(kill(child, 0), 0);
+    close_stdin(app);
+}
+
+static void
+client_sees_the_end_of_its_session_though_a_child_lives(void)
+{
+    struct process *app = start_target(HELPERS INSTALL(LATE) FORK_WHEN_TOLD);
+    struct client *client = client_before_the_fork(app);
+    pid_t child = next_child(app);
+    client_send(client, "exit()\n");
+    client_read_until_eof(client);
+    assert_int_equal(kill(child, 0), 0);
+    assert_answers(app->pid);
+}
+
+static void
+prints_of_a_child_go_to_its_original_stdout(void)
+{
+    struct process *app = start_target(HELPERS INSTALL(LATE) FORK_WHEN_TOLD);
+    struct client *client = client_before_the_fork(app);
+    wait_for_text(app, OUT, "printed _io", DEADLINE);
+    assert_not_contains(client_ask(client, "1"), "printed");
+}
+
+static void
+client_is_served_on_after_a_fork(void)
+{
+    struct process *app = start_target(HELPERS INSTALL(LATE) FORK_WHEN_TOLD);
+    struct client *client = client_before_the_fork(app);
+    next_child(app);
+    rewind_stream(app, OUT);
+    wait_for_text(app, OUT, "printed", DEADLINE);
+    assert_string_equal(client_ask(client, "'a' + 'b'"), "'ab'\n");
+}
+
+static void
+statement_that_forks_returns_to_the_client_once(void)
+{
+    struct process *app = start_target(TARGET(LATE));
+    struct client *client = client_at_prompt(socket_path_of(app->pid));
+    assert_matches(client_ask(client, "os.fork()"), "^[1-9][0-9]*\n$");
+    assert_string_equal(client_ask(client, "os.wait()[1]"), "0\n");
+    assert_string_equal(client_ask(client, "1 + 1"), "2\n");
+}
+
+static void
+multiprocessing_works_in_a_session(void)
+{
+    struct process *app = start_target("import multiprocessing\n" TARGET(LATE));
+    struct client *client = client_at_prompt(socket_path_of(app->pid));
+    client_ask(client, "context = __import__('multiprocessing').get_context('fork')");
+    client_ask(client, "p = context.Process(target=print, args=['in the child'])");
+    client_ask(client, "p.start()");
+    wait_for_text(app, OUT, "in the child", DEADLINE);
+    client_ask(client, "p.join()");
+    assert_string_equal(client_ask(client, "p.exitcode"), "0\n");
+}
+
+/* ---- Nothing left over ------------------------------------------------------------- */
+
+static void
+program_that_is_started_inherits_no_descriptor(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL("") READY "import subprocess\n"
+                                               "os.read(0, 1)\n"
+                                               "subprocess.run(['ls', '-l', "
+                                               "'/proc/self/fd'], close_fds=False)\n"
+                                               "tell('listed')\n" STAY);
+    client_before_the_fork(app);
+    const char *links = wait_for_text(app, OUT, "listed", DEADLINE);
+    assert_contains(links, "pipe:");
+    assert_not_contains(links, "socket:");
+    assert_not_contains(links, "anon_inode:");
+    assert_not_contains(links, "memfd:");
+}
+
+struct usage {
+    int fds;
+    int threads;
+    long rss;
+};
+
+static struct usage
+usage_of(const struct process *app)
+{
+    return (struct usage){count_fds(app->pid), count_threads(app->pid),
+                          rss_kib(app->pid)};
+}
+
+/* Forks as often as each line of its stdin says; what a child does is text. Then tells
+ * how many of their sockets are there. */
+static struct process *
+start_forker(const char *options, const char *child)
+{
+    struct process *app =
+        start_target(format_text("%smanhole.install(%s, verbose=False)\n"
+                                 "for line in sys.stdin:\n"
+                                 "    sockets = 0\n"
+                                 "    for i in range(int(line)):\n"
+                                 "        pid = os.fork()\n"
+                                 "        if pid == 0: %s\n"
+                                 "        assert os.waitpid(pid, 0)[1] == 0\n"
+                                 "        path = '/tmp/manhole-%%d' %% pid\n"
+                                 "        sockets += os.path.exists(path)\n"
+                                 "    tell('sockets', sockets)\n",
+                                 HELPERS, options, child),
+                     .python_options = LIST("-W", "ignore"));
+    write_stdin(app, "50\n"); /* until allocators have their sizes */
+    wait_for_text(app, OUT, "sockets ", DEADLINE);
+    return app;
+}
+
+static void
+assert_nothing_accumulates(struct process *app, const char *forks)
+{
+    struct usage before = usage_of(app);
+    write_stdin(app, forks);
+    wait_for_text(app, OUT, "sockets ", DEADLINE);
+    struct usage after = usage_of(app);
+    assert_int_equal(after.fds, before.fds);
+    assert_int_equal(after.threads, before.threads);
+    assert_in_range(after.rss, 0, before.rss + 512);
+}
+
+static void
+thousand_forks_leave_nothing_in_the_parent(void)
+{
+    struct process *app = start_forker(LATE, "os._exit(0)");
+    assert_nothing_accumulates(app, "1000\n");
+}
+
+static void
+thousand_forks_beside_a_client_leave_nothing_in_the_parent(void)
+{
+    struct process *app = start_forker(LATE, "os._exit(0)");
+    struct client *client = client_at_prompt(socket_path_of(app->pid));
+    assert_nothing_accumulates(app, "1000\n");
+    assert_string_equal(client_ask(client, "1 + 1"), "2\n");
+}
+
+static void
+children_that_finalize_leave_no_socket(void)
+{
+    struct process *app = start_forker("reinstall_delay=0", "sys.exit(0)");
+    write_stdin(app, "50\n");
+    wait_for_text(app, OUT, "sockets 0\n", DEADLINE);
+}
+
+/* Each child is forked at whatever moment of a connection that happens to be. */
+static void
+forks_while_clients_come_and_go_lose_no_client(void)
+{
+    struct process *app = start_forker(LATE, "os._exit(0)");
+    write_stdin(app, "300\n");
+    for (int i = 0; i < 50; i++) {
+        assert_answers(app->pid);
+    }
+    wait_for_text(app, OUT, "sockets ", DEADLINE);
+}
+
+int
+main(void)
+{
+    static const struct test_case tests[] = {
+        TEST(child_of_os_fork_answers),
+        TEST(child_of_os_forkpty_answers),
+        TEST(child_of_a_fork_in_c_that_tells_python_answers),
+        TEST(child_forked_by_another_thread_answers),
+        TEST(grandchild_answers),
+        TEST(daemon_that_forked_twice_answers),
+        MULTIPROCESSING_ROWS(fork),
+        MULTIPROCESSING_ROWS(forkserver),
+        MULTIPROCESSING_ROWS(spawn),
+        TEST(process_that_installs_by_itself_leaves_no_socket),
+        TEST(child_that_exits_within_the_delay_leaves_nothing),
+        TEST(child_that_finalizes_within_the_delay_leaves_nothing),
+        TEST(child_that_execs_within_the_delay_leaves_nothing),
+        TEST(child_that_a_signal_ends_within_the_delay_leaves_nothing),
+        TEST(subprocess_with_a_preexec_function_leaves_nothing),
+        TEST(child_says_that_it_reinstalls),
+        TEST(custom_socket_path_stays_the_parents),
+        TEST(child_that_ends_leaves_the_parents_socket_alone),
+        TEST(pid_in_socket_path_gives_each_child_its_own),
+        TEST(child_is_activated_on_its_own),
+        TEST(parent_is_activated_without_its_child),
+        TEST(child_of_an_activated_parent_waits_for_its_own_signal),
+        TEST(child_serves_oneshot_on_its_own_signal),
+        TEST(patch_fork_false_leaves_children_without),
+        TEST(child_left_without_may_install_its_own),
+        TEST(signals_to_a_child_left_without_do_nothing),
+        TEST(oneshot_signal_to_a_child_left_without_does_not_raise),
+        TEST(child_that_python_does_not_know_of_leaves_the_socket_alone),
+        TEST(client_sees_the_end_of_a_killed_parent_though_its_child_lives),
+        TEST(client_sees_the_end_of_its_session_though_a_child_lives),
+        TEST(prints_of_a_child_go_to_its_original_stdout),
+        TEST(client_is_served_on_after_a_fork),
+        TEST(statement_that_forks_returns_to_the_client_once),
+        TEST(multiprocessing_works_in_a_session),
+        TEST(program_that_is_started_inherits_no_descriptor),
+        TEST(thousand_forks_leave_nothing_in_the_parent),
+        TEST(thousand_forks_beside_a_client_leave_nothing_in_the_parent),
+        TEST(children_that_finalize_leave_no_socket),
+        TEST(forks_while_clients_come_and_go_lose_no_client),
+    };
+    return RUN_TESTS(tests);
+}
