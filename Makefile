@@ -225,7 +225,7 @@ lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout,
 	    clang $(LINT_FLAGS) $(WARNINGS) -Wthread-safety -Werror -fsyntax-only $$source || exit; \
 	done
 	clang-format --dry-run --Werror $(SOURCES) $(HEADERS)
-	! grep -nE '^.{91,}' $(SOURCES) $(HEADERS)
+	! grep -nE '^.{101,}' $(SOURCES) $(HEADERS)
 	clang-tidy --quiet $(SOURCES) -- $(LINT_FLAGS)
 	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr \
 	    --enable=warning,performance,portability --suppress=missingInclude $(SOURCES)

@@ -710,6 +710,7 @@ static struct {
     struct log_entry *first;
     struct log_entry *last;
     int length;
+    bool delivering; /* a thread is at it, and takes along what comes meanwhile */
 } logger = {.destination = {.fd = -1}};
 
 /* A destination that cannot take the line now loses it: a full pipe must not stop the
@@ -778,16 +779,31 @@ log_line(const char *format, ...)
     }
 }
 
-/* Returns the oldest queued line, malloc'd, or NULL; and in *object a new reference to
- * where it is to go. */
+/* Becomes the one thread that delivers, so that the lines keep their order. */
+static bool
+begin_delivery(void)
+{
+    bool mine = false;
+    lock_leaf(&log_lock);
+    mine = !logger.delivering && logger.first != NULL;
+    logger.delivering = logger.delivering || mine;
+    unlock(&log_lock);
+    return mine;
+}
+
+/* Returns the oldest queued line, malloc'd, and in *object a new reference to where it is to go. NULL
+ * when there is none: the delivery is over, in the same step, so that no line is left behind. */
 ATTACHED static struct log_entry *
 next_log_entry(PyObject **object)
 {
     struct log_entry *entry = NULL;
     lock_leaf(&log_lock);
-    if (logger.destination.object != NULL && logger.first != NULL) {
-        entry = logger.first;
-        *object = Py_NewRef(logger.destination.object);
+    entry = logger.first;
+    if (entry == NULL) {
+        logger.delivering = false;
+    }
+    else {
+        *object = Py_XNewRef(logger.destination.object);
         logger.first = entry->next;
         logger.length--;
         if (logger.first == NULL) {
@@ -807,12 +823,16 @@ deliver_log(void)
     PyObject *traceback = NULL; /* owned */
     PyObject *object = NULL;    /* owned */
     struct log_entry *entry = NULL;
+    if (!begin_delivery()) {
+        return;
+    }
     PyErr_Fetch(&type, &value, &traceback);
     while ((entry = next_log_entry(&object)) != NULL) {
-        PyObject *result = PyObject_CallMethod(object, "write", "s", entry->line);
-        if (result == NULL) {
-            PyErr_Clear(); /* logging never raises into the application */
+        PyObject *result = NULL; /* owned */
+        if (object != NULL) {
+            result = PyObject_CallMethod(object, "write", "s", entry->line);
         }
+        PyErr_Clear(); /* logging never raises into the application */
         Py_XDECREF(result);
         Py_CLEAR(object);
         free(entry);
@@ -3934,7 +3954,8 @@ start_session(int fd, const struct peer *peer, const char *card)
     }
 }
 
-/* A client's calling card: the abstract name that it was bound to, manhole-cli/ID/WISH. */
+/* A client's calling card: the abstract name that it was bound to, manhole-cli/ID/WISH, with
+ * whatever it takes to make that unique behind a dot: manhole-cli/4711.1/interrupt.2 */
 struct card {
     char id[CARD_SIZE];
     char wish[16];
@@ -3961,6 +3982,7 @@ read_card(const struct sockaddr_un *address, socklen_t size)
         memcpy(card.id, name + sizeof(prefix) - 1,
                (size_t)(slash - name) - sizeof(prefix) + 1);
         (void)snprintf(card.wish, sizeof(card.wish), "%s", slash + 1);
+        card.wish[strcspn(card.wish, ".")] = '\0';
     }
     return card;
 }
@@ -4816,6 +4838,7 @@ forget_parent(void)
     manhole.closing = false;
     manhole.has_listener = false;
     atomic_store(&manhole.courier_is_out, false);
+    logger.delivering = false;
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
     close_fd(&manhole.listen_fd);
@@ -5801,7 +5824,9 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
     if (serve_oneshot() < 0) {
         log_exception("Oneshot failure: ", take_exception(), "");
     }
-    return Py_NewRef(Py_None);
+    /* A signal that came meanwhile: the system call that we interrupt does not look again. What is
+     * raised here another handler has raised; it is the application's to have. */
+    return PyErr_CheckSignals() < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(

@@ -4,7 +4,7 @@
 # command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
 # misses, and the tests of programs that are not there are skipped.
 #
-# usage: [PYTHON=python3] setup.sh build|test|valgrind|lint
+# usage: [PYTHON=python3] setup.sh build|test|valgrind|lint|ci
 set -u
 
 python=${PYTHON:-python3}
@@ -23,13 +23,15 @@ tests=(
     gunicorn python3-flask uwsgi-core uwsgi-plugin-python3 # servers
     python3-gevent python3-eventlet python3-uvloop         # other loops
 )
+linters=(clang clang-format clang-tidy cppcheck shellcheck)
 case ${1:-build} in
 build) ;;
 test) packages+=("${tests[@]}") ;;
 valgrind) packages+=("${tests[@]}" valgrind) ;;
-lint) packages+=(libcmocka-dev clang clang-format clang-tidy cppcheck shellcheck) ;;
+lint) packages+=(libcmocka-dev "${linters[@]}") ;;
+ci) packages+=("${tests[@]}" "${linters[@]}") ;;
 *)
-    echo "usage: $0 build|test|valgrind|lint" >&2
+    echo "usage: $0 build|test|valgrind|lint|ci" >&2
     exit 2
     ;;
 esac
