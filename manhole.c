@@ -1927,6 +1927,9 @@ struct thread_record {
     unsigned long ident;
     size_t first; /* index of the innermost frame */
     size_t count;
+    size_t hash; /* of all its frames: two with the same stack have the same */
+    bool shown;
+    size_t group; /* once shown: the thread with the same stack that came first */
 };
 
 struct look {
@@ -1968,6 +1971,16 @@ record_frame(struct look *look, PyFrameObject *frame)
     return 0;
 }
 
+static size_t
+hash_frames(const struct frame_record *frames, size_t count)
+{
+    size_t hash = count;
+    for (size_t i = 0; i < count; i++) {
+        hash = (hash ^ (size_t)frames[i].code ^ (size_t)frames[i].line) * 0x100000001b3U;
+    }
+    return hash;
+}
+
 ATTACHED static int
 record_thread(struct look *look, PyObject *ident, PyObject *top)
 {
@@ -1987,6 +2000,7 @@ record_thread(struct look *look, PyObject *ident, PyObject *top)
         frame = back;
     }
     thread->count = look->frame_count - thread->first;
+    thread->hash = hash_frames(&look->frames[thread->first], thread->count);
     return 0;
 }
 
@@ -2103,6 +2117,91 @@ done:
     Py_XDECREF(lines);
 }
 
+static bool
+is_same_stack(const struct look *look, const struct thread_record *one,
+              const struct thread_record *other)
+{
+    const struct frame_record *frames = &look->frames[one->first];
+    const struct frame_record *others = &look->frames[other->first];
+    if (one->hash != other->hash || one->count != other->count) {
+        return false;
+    }
+    for (size_t i = 0; i < one->count; i++) {
+        if (frames[i].code != others[i].code || frames[i].line != others[i].line) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Appends the name that threading has for a thread, "?" for none. Never raises. */
+ATTACHED static void
+append_thread_name(struct text *text, PyObject *active /* dict, or NULL */,
+                   unsigned long ident)
+{
+    PyObject *key = PyLong_FromUnsignedLong(ident); /* owned */
+    PyObject *thread = NULL;                        /* owned */
+    PyObject *name = NULL;                          /* owned */
+    if (active != NULL && key != NULL) {
+        thread = PyObject_GetItem(active, key);
+        name = thread == NULL ? NULL : PyObject_GetAttrString(thread, "name");
+    }
+    if (name != NULL && PyUnicode_Check(name)) {
+        append_str(text, name);
+    }
+    else {
+        append_string(text, "?");
+    }
+    PyErr_Clear();
+    Py_XDECREF(key);
+    Py_XDECREF(thread);
+    Py_XDECREF(name);
+}
+
+/* Appends the headers of a thread and of all after it that have the same stack, which are thereby
+ * shown; for more than one their names too, for the headers alone tell little then. */
+ATTACHED static void
+append_headers(struct text *text, struct look *look, size_t first, PyObject *active)
+{
+    size_t count = 0;
+    append_string(text, "\n");
+    for (size_t i = first; i < look->thread_count; i++) {
+        struct thread_record *thread = &look->threads[i];
+        if (!thread->shown && is_same_stack(look, &look->threads[first], thread)) {
+            append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
+                          (long)getpid(), thread->ident);
+            thread->shown = true;
+            thread->group = first;
+            count++;
+        }
+    }
+    if (count == 1) {
+        return;
+    }
+    append_format(text, "%zu threads with the same stack:", count);
+    for (size_t i = first; i < look->thread_count; i++) {
+        if (look->threads[i].shown && look->threads[i].group == first) {
+            append_string(text, i == first ? " " : ", ");
+            append_thread_name(text, active, look->threads[i].ident);
+        }
+    }
+    append_string(text, "\n");
+}
+
+/* threading._active, when threading is imported. Returns a new reference, or NULL; never raises. */
+ATTACHED static PyObject *
+get_active_threads(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();                     /* borrowed */
+    PyObject *threading = PyDict_GetItemString(modules, "threading"); /* borrowed */
+    PyObject *active = NULL;                                          /* new */
+    if (threading != NULL) {
+        active = PyObject_GetAttrString(threading, "_active");
+    }
+    PyErr_Clear();
+    return active;
+}
+
 /* append_dump() where there is a GIL: every frame stands still while one looks. */
 ATTACHED static int
 append_attached_dump(struct text *text)
@@ -2110,14 +2209,18 @@ append_attached_dump(struct text *text)
     struct look look = {0};
     PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
     PyObject *sources = PyDict_New();                         /* owned */
+    PyObject *active = NULL;                                  /* owned, may stay NULL */
     int result = -1;
     if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
         goto done;
     }
+    active = get_active_threads();
     for (size_t i = 0; i < look.thread_count; i++) {
         const struct thread_record *thread = &look.threads[i];
-        append_format(text, "\n######### ProcessID=%ld, ThreadID=%lu #########\n",
-                      (long)getpid(), thread->ident);
+        if (thread->shown) {
+            continue;
+        }
+        append_headers(text, &look, i, active);
         for (size_t j = thread->count; j > 0; j--) {
             append_frame(text, &look.frames[thread->first + j - 1], linecache, sources);
         }
@@ -2132,6 +2235,7 @@ done:
     free_look(&look);
     Py_XDECREF(linecache);
     Py_XDECREF(sources);
+    Py_XDECREF(active);
     return result;
 }
 
@@ -3701,16 +3805,11 @@ enter_interpreter(void)
 ATTACHED static void
 forget_dummy_thread(void)
 {
-    PyObject *modules = PyImport_GetModuleDict();                           /* borrowed */
-    PyObject *threading = PyDict_GetItemString(modules, "threading");       /* borrowed */
-    PyObject *active = NULL;                                                /* owned */
+    PyObject *active = get_active_threads();                                /* owned */
     PyObject *ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident()); /* owned */
-    if (threading != NULL && ident != NULL) {
-        active = PyObject_GetAttrString(threading, "_active");
-        if (active != NULL && PyDict_Check(active) &&
-            PyDict_Contains(active, ident) == 1) {
-            (void)PyDict_DelItem(active, ident);
-        }
+    if (active != NULL && ident != NULL && PyDict_Check(active) &&
+        PyDict_Contains(active, ident) == 1) {
+        (void)PyDict_DelItem(active, ident);
     }
     PyErr_Clear();
     Py_XDECREF(active);

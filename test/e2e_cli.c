@@ -98,6 +98,9 @@ hear_all(int fd)
     while ((count = recv(fd, heard + length, sizeof(heard) - 1 - length, 0)) > 0) {
         length += (size_t)count;
     }
+    if (count < 0) { /* an end, too: the client went without reading all */
+        assert_int_equal(errno, ECONNRESET);
+    }
     heard[length] = '\0';
     return heard;
 }
@@ -274,6 +277,7 @@ static const struct mistake {
     MEANS("ambiguous option: -U could match -USR1, -USR2", "-U", "1"),
     MEANS("ambiguous option: --=3 could match --help, --timeout, --signal", "--=3"),
     MEANS("argument -1/-USR1: ignored explicit argument 'x'", "-1x", "1"),
+    MEANS("argument -1/-USR1: ignored explicit argument 'x'", "-h1x"),
     MEANS("argument -1/-USR1: ignored explicit argument '3'", "-1=3", "1"),
     MEANS("argument -h/--help: ignored explicit argument '3'", "--help=3"),
 };
@@ -510,6 +514,15 @@ static void
 number_means_the_socket_of_that_process(void)
 {
     expect_served(own_pid(), own_path());
+}
+
+static void
+number_means_that_also_where_a_socket_has_this_name(void)
+{
+    const char *decoy = test_path(own_pid());
+    int listener = listen_at(decoy);
+    expect_served(own_pid(), own_path());
+    stop_listening(listener, decoy);
 }
 
 static void
@@ -793,6 +806,39 @@ killed_server_ends_it(void)
     assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
 }
 
+/* Processor time of a process, in ticks of 10 ms; see proc_pid_stat(5). */
+static unsigned long
+cpu_ticks(const struct process *process)
+{
+    unsigned long user = 0;
+    unsigned long system = 0;
+    const char *line = read_file(format_text("/proc/%d/stat", (int)process->pid));
+    const char *fields = strrchr(line, ')');
+    assert_non_null(fields);
+    assert_int_equal(sscanf(fields,
+                            ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu",
+                            &user, &system),
+                     2);
+    return user + system;
+}
+
+static void
+waiting_costs_no_processor_time(void)
+{
+    int listener = listen_at(own_path());
+    struct process *cli = start_process(.argv = CLI(own_pid()));
+    int client = accept_client(listener);
+    close_stdin(cli);
+    assert_string_equal(hear_all(client), "");
+
+    watch_for(200);
+
+    assert_true(cpu_ticks(cli) < 5);
+    (void)close(client);
+    stop_listening(listener, own_path());
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
 /* One byte sequence of every value, NUL and invalid UTF-8 included, both ways. */
 static void
 bytes_pass_as_they_are(void)
@@ -881,15 +927,19 @@ output_that_nobody_reads_does_not_hold_up_input(void)
         "line = client.recv(100)\n"
         "print('heard', line, flush=True)\n"
         "read_all()\n"));
-    const char *command = "import subprocess, sys, time\n"
-                          "run = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE,\n"
-                          "                       stdout=subprocess.PIPE)\n"
-                          "time.sleep(0.2)\n" /* stdout fills */
-                          "run.stdin.write(b'hello')\n"
-                          "run.stdin.flush()\n"
-                          "sys.stdin.read()\n"
-                          "out, _ = run.communicate()\n"
-                          "print(run.returncode, len(out))\n";
+    const char *command =
+        "import fcntl, os, subprocess, sys, time\n"
+        "out, theirs = os.pipe()\n"
+        "fcntl.fcntl(theirs, 1031, 8192)\n" /* F_SETPIPE_SZ: less than a chunk */
+        "run = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=theirs)\n"
+        "os.close(theirs)\n"
+        "time.sleep(0.2)\n" /* stdout fills */
+        "run.stdin.write(b'hello')\n"
+        "run.stdin.flush()\n"
+        "sys.stdin.read()\n"
+        "run.stdin.close()\n"
+        "length = len(open(out, 'rb').read())\n"
+        "print(run.wait(), length)\n";
     struct process *driver =
         start_process(.argv = LIST(python(), "-c", command, build_path("manhole-cli"),
                                    pid_of(app)));
@@ -1067,6 +1117,7 @@ main(void)
         TEST(signal_for_a_path_where_nobody_answers_is_an_error),
         TEST(signal_is_not_sent_where_another_process_serves_the_path),
         TEST(number_means_the_socket_of_that_process),
+        TEST(number_means_that_also_where_a_socket_has_this_name),
         TEST(path_of_that_socket_means_the_same),
         TEST(path_that_ends_like_that_means_the_same),
         TEST(path_that_ends_like_that_is_used_where_it_is_a_socket),
@@ -1086,6 +1137,7 @@ main(void)
         TEST(close_by_the_server_ends_it_while_stdin_is_open),
         TEST(close_with_input_unread_is_an_end_as_well),
         TEST(killed_server_ends_it),
+        TEST(waiting_costs_no_processor_time),
         TEST(bytes_pass_as_they_are),
         TEST(big_input_arrives_whole),
         TEST(big_output_arrives_whole),

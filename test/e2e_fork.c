@@ -7,13 +7,14 @@
 #include <string.h>
 #include <unistd.h>
 
-/* tell(): a line in one piece, however many processes write. stay(): in a child, until
- * the first process has ended. */
+/* tell(): a line on the first process's standard output, in one piece however many write.
+ * stay(): in a child, until the first process has ended. */
 #define HELPERS                                                                          \
   "import os, sys, signal, manhole\n"                                                    \
   "leash, held = os.pipe()\n"                                                            \
+  "out = os.dup(1)\n"                                                                    \
   "def tell(*words):\n"                                                                  \
-  "    os.write(1, (' '.join(map(str, words)) + '\\n').encode())\n"                      \
+  "    os.write(out, (' '.join(map(str, words)) + '\\n').encode())\n"                    \
   "def stay():\n"                                                                        \
   "    os.close(held)\n"                                                                 \
   "    os.read(leash, 1)\n"
@@ -28,10 +29,10 @@
   "    python.PyOS_AfterFork_Child() if pid == 0 else python.PyOS_AfterFork_Parent()\n"  \
   "    return pid\n"
 
-/* The parent says the child's number; the child does what comes next, the parent stays. */
+/* By the time the child tells its number, the fork is behind it. */
 #define FORK_AND_TELL(fork)                                                              \
   "pid = " fork "\n"                                                                     \
-  "if pid: tell('child', pid)\n"
+  "if pid == 0: tell('child', os.getpid())\n"
 
 #define CHILD_STAYS "if pid == 0: stay(); sys.exit(0)\n"
 
@@ -108,17 +109,33 @@ child_of_a_fork_in_c_that_tells_python_answers(void)
     assert_both_answer(C_FORK FORKED("c_fork()"));
 }
 
+#define FORKED_BY_A_THREAD                                                               \
+  HELPERS INSTALL("reinstall_delay=0.01") "import threading\n"                           \
+                                          "def fork():\n"                                \
+                                          "    if os.fork() == 0:\n"                     \
+                                          "        tell('child', os.getpid())\n"         \
+                                          "        stay()\n"                             \
+                                          "thread = threading.Thread(target=fork)\n"     \
+                                          "thread.start(); thread.join()\n" STAY
+
 static void
 child_forked_by_another_thread_answers(void)
 {
-    assert_both_answer(HELPERS INSTALL("reinstall_delay=0.01") //
-                       "import threading\n"
-                       "def fork():\n"
-                       "    pid = os.fork()\n"
-                       "    if pid == 0: stay(); sys.exit(0)\n"
-                       "    tell('child', pid)\n"
-                       "thread = threading.Thread(target=fork)\n"
-                       "thread.start(); thread.join()\n" STAY);
+    struct process *app = start_target(FORKED_BY_A_THREAD);
+    assert_answers(next_child(app));
+    assert_answers(app->pid);
+}
+
+/* As it does where there is no manhole. */
+static void
+child_forked_by_another_thread_ends_with_it(void)
+{
+    struct process *app = start_target(FORKED_BY_A_THREAD);
+    const char *path = socket_path_of(next_child(app));
+    wait_for_path(path, DEADLINE);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    wait_for_no_path(path, DEADLINE);
 }
 
 static void
@@ -173,23 +190,12 @@ daemon_that_forked_twice_answers(void)
 
 #define MAIN_WAITS_FOR_A_LINE "    os.read(0, 1)\n"
 
-static const char process_that_ends[] = INSTALL("reinstall_delay=0.01")
-    MULTIPROCESSING("    event = context.Event()\n"
-                    "    child = context.Process("
-                    "target=work, args=[event])\n"
-                    "    child.start()\n" //
-                    MAIN_WAITS_FOR_A_LINE "    event.set()\n"
-                    "    child.join()\n" //
-                    END_OF_MAIN);
-
-static const char process_that_is_terminated[] = INSTALL("reinstall_delay=0.01")
-    MULTIPROCESSING("    child = context.Process("
-                    "target=work, "
-                    "args=[context.Event()])\n"
-                    "    child.start()\n" //
-                    MAIN_WAITS_FOR_A_LINE "    child.terminate()\n"
-                    "    child.join()\n" //
-                    END_OF_MAIN);
+#define PROCESS(end)                                                                     \
+  INSTALL("reinstall_delay=0.01")                                                        \
+  MULTIPROCESSING("    event = context.Event()\n"                                        \
+                  "    child = context.Process(target=work, args=[event])\n"             \
+                  "    child.start()\n" MAIN_WAITS_FOR_A_LINE "    " end "()\n"          \
+                  "    child.join()\n" END_OF_MAIN)
 
 #define POOL(end)                                                                        \
   INSTALL("reinstall_delay=0.01")                                                        \
@@ -198,11 +204,12 @@ static const char process_that_is_terminated[] = INSTALL("reinstall_delay=0.01")
                   "    pool." end "()\n"                                                 \
                   "    pool.join()\n" END_OF_MAIN)
 
-static const char executor[] = INSTALL("reinstall_delay=0.01") //
-    MULTIPROCESSING("    from concurrent.futures import ProcessPoolExecutor\n"
-                    "    with ProcessPoolExecutor(1, context, tell) as pool:\n"
-                    "        assert pool.submit(abs, -1).result() == 1\n"
-                    "        os.read(0, 1)\n" END_OF_MAIN);
+#define EXECUTOR                                                                         \
+  INSTALL("reinstall_delay=0.01")                                                        \
+  MULTIPROCESSING("    from concurrent.futures import ProcessPoolExecutor\n"             \
+                  "    with ProcessPoolExecutor(1, context, tell) as pool:\n"            \
+                  "        assert pool.submit(abs, -1).result() == 1\n"                  \
+                  "    " MAIN_WAITS_FOR_A_LINE END_OF_MAIN)
 
 /* The child answers while it lives and leaves no socket; the parent then still answers. */
 static void
@@ -234,11 +241,11 @@ assert_children_answer(const char *method, const char *program, int children)
   }
 
 #define MULTIPROCESSING_TESTS(method)                                                    \
-  MULTIPROCESSING_TEST(method, process_that_ends, process_that_ends, 1)                  \
-  MULTIPROCESSING_TEST(method, process_terminated, process_that_is_terminated, 1)        \
+  MULTIPROCESSING_TEST(method, process_that_ends, PROCESS("event.set"), 1)               \
+  MULTIPROCESSING_TEST(method, process_terminated, PROCESS("child.terminate"), 1)        \
   MULTIPROCESSING_TEST(method, pool_closed, POOL("close"), 2)                            \
   MULTIPROCESSING_TEST(method, pool_terminated, POOL("terminate"), 2)                    \
-  MULTIPROCESSING_TEST(method, executor, executor, 1)
+  MULTIPROCESSING_TEST(method, executor, EXECUTOR, 1)
 
 MULTIPROCESSING_TESTS(fork)
 MULTIPROCESSING_TESTS(forkserver)
@@ -482,31 +489,31 @@ child_left_without_may_install_its_own(void)
     assert_answers(app->pid);
 }
 
-/* Whose signals were the parent's manhole's: they do not disturb the child. */
+/* Whose signals were the parent's manhole's: they neither end nor disturb the child. */
 static void
-signals_to_a_child_left_without_do_nothing(void)
+assert_signal_passes_child_by(const char *option)
 {
-    struct process *app = start_target(
-        HELPERS INSTALL("patch_fork=False, activate_on='USR1'") //
-        "signal.signal(signal.SIGUSR2, lambda *_: tell('handled'))\n" FORK_AND_TELL(
-            "os.fork()") CHILD_STAYS STAY);
-    pid_t child = next_child(app);
-    assert_int_equal(kill(child, SIGUSR1), 0);
-    assert_int_equal(kill(child, SIGUSR2), 0);
-    wait_for_text(app, OUT, "handled", DEADLINE);
-    assert_has_no_manhole(child);
+    struct process *app =
+        start_target(format_text("%smanhole.install(patch_fork=False, %s='USR1')\n"
+                                 "if os.fork() == 0:\n"
+                                 "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+                                 "    tell('child', os.getpid())\n"
+                                 "    stay()\n"
+                                 "    sys.exit(0)\n%s",
+                                 HELPERS, option, STAY));
+    assert_has_no_manhole(next_child(app));
 }
 
 static void
-oneshot_signal_to_a_child_left_without_does_not_raise(void)
+activating_signal_passes_a_child_left_without_by(void)
 {
-    struct process *app =
-        start_target(HELPERS INSTALL("patch_fork=False, oneshot_on='USR1'")
-                         FORK_AND_TELL("os.fork()") //
-                     "if pid == 0:\n"
-                     "    os.kill(os.getpid(), signal.SIGUSR1)\n"
-                     "    tell('went on')\n" CHILD_STAYS STAY);
-    wait_for_text(app, OUT, "went on", DEADLINE);
+    assert_signal_passes_child_by("activate_on");
+}
+
+static void
+oneshot_signal_passes_a_child_left_without_by(void)
+{
+    assert_signal_passes_child_by("oneshot_on");
 }
 
 /* ---- C programs that fork without a word to Python --------------------------------- */
@@ -723,6 +730,7 @@ main(void)
         TEST(child_of_os_forkpty_answers),
         TEST(child_of_a_fork_in_c_that_tells_python_answers),
         TEST(child_forked_by_another_thread_answers),
+        TEST(child_forked_by_another_thread_ends_with_it),
         TEST(grandchild_answers),
         TEST(daemon_that_forked_twice_answers),
         MULTIPROCESSING_ROWS(fork),
@@ -744,8 +752,8 @@ main(void)
         TEST(child_serves_oneshot_on_its_own_signal),
         TEST(patch_fork_false_leaves_children_without),
         TEST(child_left_without_may_install_its_own),
-        TEST(signals_to_a_child_left_without_do_nothing),
-        TEST(oneshot_signal_to_a_child_left_without_does_not_raise),
+        TEST(activating_signal_passes_a_child_left_without_by),
+        TEST(oneshot_signal_passes_a_child_left_without_by),
         TEST(child_that_python_does_not_know_of_leaves_the_socket_alone),
         TEST(client_sees_the_end_of_a_killed_parent_though_its_child_lives),
         TEST(client_sees_the_end_of_its_session_though_a_child_lives),

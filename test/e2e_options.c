@@ -13,8 +13,7 @@
 /* ======================================================================================
  * The obedient program: its main thread does what each line of its stdin says and prints
  * the value, or the exception, in one line.
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 #define OBEDIENT                                                                         \
   "import inspect, manhole, os, signal, socket, sys, threading\n"                        \
@@ -88,8 +87,7 @@ read_child_pid(struct process *app)
 
 /* ======================================================================================
  * verbose, verbose_destination
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 verbose_False_writes_no_line(void)
@@ -176,8 +174,7 @@ log_descriptor_that_is_closed_or_full_disturbs_nobody(void)
 
 /* ======================================================================================
  * strict, release()
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 second_install_raises_and_the_first_goes_on(void)
@@ -316,8 +313,7 @@ client_may_release_the_manhole_that_it_is_in(void)
 
 /* ======================================================================================
  * patch_fork, reinstall_delay
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 /* The thread that will listen is started by the fork itself, so it can be counted. */
 #define FORKS                                                                            \
@@ -373,8 +369,7 @@ child_of_an_app_with_a_path_of_its_own_has_none(void)
 
 /* ======================================================================================
  * activate_on, oneshot_on, oneshot_timeout, thread
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 activate_on_takes_names_and_numbers(void)
@@ -528,8 +523,7 @@ handle_oneshot_never_raises(void)
 
 /* ======================================================================================
  * sigmask
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 assert_threads_block(const char *arguments, const char *numbers)
@@ -571,8 +565,7 @@ default_sigmask_blocks_all_but_faults(void)
 
 /* ======================================================================================
  * socket_path, uds_name
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 socket_path_replaces_the_usual_one(void)
@@ -646,8 +639,7 @@ uds_name_is_the_path_open_or_not(void)
 
 /* ======================================================================================
  * start_timeout
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 /* With no time at all the thread is late, if not each time. */
 static void
@@ -681,9 +673,28 @@ socket_is_there_when_install_returns(void)
 }
 
 /* ======================================================================================
+ * max_sessions
+ * ====================================================================================== */
+
+static void
+one_client_more_than_max_sessions_is_told_so(void)
+{
+    struct process *app = start_with("max_sessions=2");
+    const char *path = socket_path_of(app->pid);
+    struct client *first = enter(path);
+    enter(path);
+    assert_string_equal(client_read_until_eof(connect_client(path)),
+                        "manhole: 2 clients are connected already; try again later\n");
+    client_send(first, "exit()\n");
+    client_read_until_eof(first);
+    wait_for_text(app, ERR, "]: Cleaned up.\n", DEADLINE);
+    wait_for_text(app, ERR, "]: Waiting for new connection", DEADLINE);
+    assert_string_equal(tell(app, "'goes on'"), "goes on");
+}
+
+/* ======================================================================================
  * locals
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 locals_are_names_in_the_console(void)
@@ -724,8 +735,7 @@ locals_may_be_any_mapping(void)
 
 /* ======================================================================================
  * redirect_stderr
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 stderr_of_a_session_goes_to_its_client(void)
@@ -763,8 +773,7 @@ redirect_stderr_False_sends_dump_and_tracebacks_to_the_client(void)
 
 /* ======================================================================================
  * connection_handler
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 exec_handler_runs_lines_and_answers_nothing(void)
@@ -829,21 +838,31 @@ callable_is_given_a_real_socket(void)
     wait_for_text(app, OUT, "True True None\n", DEADLINE);
 }
 
-static void
-callable_may_close_its_socket(void)
+static bool
+has_three_fds_of_ours(void *app)
 {
-    struct process *app = start_target(HANDLER("    client.sendall(b'bye')\n"
-                                               "    client.close()\n")
-                                           TARGET("connection_handler=handler"));
-    wait_until_ready(app);
-    int fds = count_fds(app->pid);
-    for (int i = 0; i < 10; i++) {
+    const struct process *process = app;
+    return count_fds(process->pid) == 3 + 3;
+}
+
+/* Two eventfds and the listening socket stay. */
+static void
+callable_may_close_its_socket_or_not(void)
+{
+    static const char *const handlers[] = {
+        HANDLER("    client.sendall(b'bye')"),
+        HANDLER("    client.sendall(b'bye')\n    client.close()"),
+        HANDLER("    client.sendall(b'bye')\n    os.close(client.detach())"),
+    };
+    for (size_t i = 0; i < sizeof(handlers) / sizeof(handlers[0]); i++) {
+        struct process *app = start_target(format_text(
+            "import os\n%simport manhole; manhole.install(connection_handler=handler)\n"
+            "while os.read(0, 1): pass\n",
+            handlers[i]));
         assert_string_equal(client_read_until_eof(connect_to(app)), "bye");
-        wait_for_text(app, ERR, "]: Waiting for new connection", DEADLINE);
+        assert_string_equal(client_read_until_eof(connect_to(app)), "bye");
+        wait_until(has_three_fds_of_ours, app, "no descriptor is left over", DEADLINE);
     }
-    close_stdin(app);
-    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
-    assert_true(fds > 0);
 }
 
 static void
@@ -912,8 +931,7 @@ app_may_serve_a_socket_of_its_own(void)
 
 /* ======================================================================================
  * Wrong values
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static const struct wrong_value {
     const char *arguments;
@@ -981,6 +999,14 @@ static const struct wrong_value {
     {"oneshot_timeout=-1", "ValueError", "'oneshot_timeout' must be a number of seconds"},
     {"oneshot_timeout='soon'", "TypeError", "'oneshot_timeout'"},
     {"oneshot_timeout=10**400", "ValueError", "'oneshot_timeout'"},
+    {"hang_timeout=-1", "ValueError", "'hang_timeout' must be a number of seconds"},
+    {"hang_timeout='1'", "TypeError", "'hang_timeout'"},
+    {"max_sessions=0", "ValueError",
+     "'max_sessions' must be a whole number from 1 to 256"},
+    {"max_sessions=257", "ValueError", "'max_sessions'"},
+    {"max_sessions=2**70", "ValueError", "'max_sessions'"},
+    {"max_sessions=1.0", "TypeError", "'max_sessions'"},
+    {"max_sessions=True", "TypeError", "'max_sessions'"},
     {"locals=5", "TypeError", "'locals' must be a mapping of names, or None, not 5"},
     {"locals='abc'", "TypeError", "'locals' must be a mapping"},
     {"locals=[1]", "TypeError", "'locals' must be a mapping"},
@@ -1049,8 +1075,7 @@ loose_values_are_taken(void)
 
 /* ======================================================================================
  * Exceptions, credentials
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 exceptions_are_the_four_of_old(void)
@@ -1143,8 +1168,7 @@ check_credentials_refuses_another_user(void)
 
 /* ======================================================================================
  * What else the module offers
- * ======================================================================================
- */
+ * ====================================================================================== */
 
 static void
 dump_stacktraces_prints_to_stderr(void)
@@ -1213,6 +1237,8 @@ static const struct {
     {"reinstall_delay", "0.5"},
     {"start_timeout", "0.5"},
     {"oneshot_timeout", "60"},
+    {"hang_timeout", "1"},
+    {"max_sessions", "64"},
     {"locals", "None"},
     {"daemon_connection", "False"},
     {"redirect_stderr", "True"},
@@ -1232,10 +1258,21 @@ signature_tells_every_option_and_default(void)
             format_text(i == count - 1 ? "('%s', '%s')" : "('%s', %s)",
                         default_values[i].name, default_values[i].value));
     }
-    assert_string_equal(tell(app, "s['sigmask'].default == manhole.ALL_SIGNALS"), "True");
     assert_string_equal(tell(app, "len(s)"), format_text("%zu", count + 1));
     assert_string_equal(tell(app, "[n for n in s if s[n].kind != s[n].KEYWORD_ONLY]"),
                         "['verbose', 'verbose_destination', 'strict']");
+}
+
+static void
+values_of_the_signature_may_be_passed(void)
+{
+    struct process *app = start_target(OBEDIENT);
+    tell(app, "s = inspect.signature(manhole.install).parameters");
+    assert_contains(tell(app, "manhole.install(**{n: s[n].default for n in s})"),
+                    "<manhole.Manhole at ");
+    assert_string_equal(
+        tell(app, "sorted(set(manhole.ALL_SIGNALS).difference(blocked('Manhole')))"),
+        "[4, 5, 6, 7, 8, 9, 11, 19, 31]");
 }
 
 static void
@@ -1248,7 +1285,7 @@ help_tells_every_option(void)
     for (size_t i = 0; i < sizeof(default_values) / sizeof(default_values[0]); i++) {
         assert_matches(help, format_text("^ *%s = ", default_values[i].name));
     }
-    assert_matches(help, "^ *sigmask = ALL_SIGNALS$");
+    assert_matches(help, "^ *sigmask = ");
 }
 
 static void
@@ -1313,6 +1350,7 @@ main(void)
         TEST(uds_name_is_the_path_open_or_not),
         TEST(listener_that_is_late_costs_a_warning_and_serves),
         TEST(socket_is_there_when_install_returns),
+        TEST(one_client_more_than_max_sessions_is_told_so),
         TEST(locals_are_names_in_the_console),
         TEST(console_has_the_usual_names),
         TEST(console_does_not_change_the_dict_of_locals),
@@ -1325,7 +1363,7 @@ main(void)
         TEST(exec_handler_ends_with_its_input),
         TEST(exec_handler_ends_with_an_error),
         TEST(callable_is_given_a_real_socket),
-        TEST(callable_may_close_its_socket),
+        TEST(callable_may_close_its_socket_or_not),
         TEST(callable_that_raises_loses_only_its_client),
         TEST(callable_may_hand_its_client_to_the_console),
         TEST(callable_may_hand_its_client_to_the_exec_handler),
@@ -1346,6 +1384,7 @@ main(void)
         TEST(ALL_SIGNALS_are_those_that_python_names),
         TEST(version_is_that_of_the_header),
         TEST(signature_tells_every_option_and_default),
+        TEST(values_of_the_signature_may_be_passed),
         TEST(help_tells_every_option),
         TEST(every_public_name_has_help_and_signature),
     };

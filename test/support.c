@@ -12,6 +12,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <grp.h>
 #include <limits.h>
 #include <netinet/in.h>
@@ -250,7 +251,7 @@ show_text(const char *title, const struct text *text)
     if (hidden > 0) {
         print_message("[%zu bytes before this]\n", hidden);
     }
-    fwrite(text->data + hidden, 1, text->length - hidden, stdout);
+    (void)fwrite(text->data + hidden, 1, text->length - hidden, stdout);
     print_message("%s", text->data[text->length - 1] == '\n' ? "" : "[no newline]\n");
 }
 
@@ -343,27 +344,20 @@ path_exists(const char *path)
     return lstat(path, &status) == 0;
 }
 
+static int
+remove_entry(const char *path, const struct stat *status, int kind, struct FTW *place)
+{
+    (void)status;
+    (void)kind;
+    (void)place;
+    (void)remove(path);
+    return 0;
+}
+
 static void
 remove_tree(const char *path)
 {
-    DIR *directory = opendir(path);
-    struct dirent *entry;
-    while (directory != NULL && (entry = readdir(directory)) != NULL) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) {
-            continue;
-        }
-        const char *inside = format_text("%s/%s", path, entry->d_name);
-        if (entry->d_type == DT_DIR) {
-            remove_tree(inside);
-        }
-        else {
-            unlink(inside);
-        }
-    }
-    if (directory != NULL) {
-        closedir(directory);
-    }
-    rmdir(path);
+    (void)nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 /* ======================================================================================
@@ -416,24 +410,25 @@ struct relation {
     char state; /* as in proc(5) */
 };
 
+/* From a line like "42 (a name) S 1 ...", where the name may hold anything. */
 static bool
 look_up_relation(const char *pid, struct relation *relation)
 {
     char path[64];
     char line[512];
-    int parent = 0;
-    snprintf(path, sizeof(path), "/proc/%s/stat", pid);
+    (void)snprintf(path, sizeof(path), "/proc/%s/stat", pid);
     FILE *file = isdigit((unsigned char)pid[0]) ? fopen(path, "re") : NULL;
     if (file == NULL) {
         return false;
     }
     const char *fields = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
-    fclose(file);
-    relation->pid = (pid_t)strtol(pid, NULL, 10);
-    if (fields == NULL || sscanf(fields, ") %c %d", &relation->state, &parent) != 2) {
+    (void)fclose(file);
+    if (fields == NULL || strlen(fields) < strlen(") S 1")) {
         return false;
     }
-    relation->parent = parent;
+    relation->pid = (pid_t)strtol(pid, NULL, 10);
+    relation->state = fields[2];
+    relation->parent = (pid_t)strtol(fields + 4, NULL, 10);
     return true;
 }
 
@@ -748,6 +743,17 @@ make_environment(const struct launch *how)
     return env;
 }
 
+/* exec's parameters lack a const that they could have. */
+static char *const *
+for_exec(const char *const words[])
+{
+    union {
+        const char *const *ours;
+        char *const *theirs;
+    } list = {.ours = words};
+    return list.theirs;
+}
+
 /* In the child, to the exec. Writes what fails to stderr. */
 static void
 become(const struct launch *how, const int fds[3], const char *const argv[],
@@ -763,14 +769,14 @@ become(const struct launch *how, const int fds[3], const char *const argv[],
     if (how->terminal) {
         ioctl(STDIN_FILENO, TIOCSCTTY, 0);
     }
-    signal(SIGPIPE, SIG_DFL);
+    (void)signal(SIGPIPE, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
     if (chdir(current.directory) == 0 &&
         (how->uid == 0 ||
          (setgroups(0, NULL) == 0 && setgid(how->uid) == 0 && setuid(how->uid) == 0))) {
-        execvpe(argv[0], (char *const *)(uintptr_t)argv, (char *const *)(uintptr_t)env);
+        execvpe(argv[0], for_exec(argv), for_exec(env));
     }
-    fprintf(stderr, "cannot start %s: %s\n", argv[0], strerror(errno));
+    (void)fprintf(stderr, "cannot start %s: %s\n", argv[0], strerror(errno));
     _exit(127);
 }
 
@@ -844,7 +850,7 @@ start(const struct launch *how, const char *const argv[])
     if (how->uid != 0) {
         chmod(current.directory, 0777);
     }
-    fflush(stdout);
+    (void)fflush(stdout);
     pid_t pid = fork();
     if (pid < 0) {
         fail_test("fork: %s", strerror(errno));
@@ -889,6 +895,9 @@ start_wrapped(const struct launch *how, const struct list *argv, bool ours)
         }
     }
     add_all(&command, argv->items);
+    if (command.items == NULL) {
+        fail_test("there is no program to start");
+    }
     struct process *process = start(how, command.items);
     free(command.items);
     free(argv->items);
@@ -913,7 +922,7 @@ start_any_process(struct launch how)
     struct list argv = {0};
     add_all(&argv, how.argv);
     const char *build = build_directory();
-    bool ours = strncmp(argv.items[0], build, strlen(build)) == 0;
+    bool ours = argv.count > 0 && strncmp(argv.items[0], build, strlen(build)) == 0;
     return start_wrapped(&how, &argv, ours);
 }
 
@@ -1120,14 +1129,13 @@ is_not_there(void *path)
 void
 wait_for_path(const char *path, long timeout_ms)
 {
-    wait_until(is_there, (void *)(uintptr_t)path, format_text("%s exists", path),
-               timeout_ms);
+    wait_until(is_there, keep(strdup(path)), format_text("%s exists", path), timeout_ms);
 }
 
 void
 wait_for_no_path(const char *path, long timeout_ms)
 {
-    wait_until(is_not_there, (void *)(uintptr_t)path, format_text("%s is gone", path),
+    wait_until(is_not_there, keep(strdup(path)), format_text("%s is gone", path),
                timeout_ms);
 }
 
@@ -1653,7 +1661,7 @@ end_test(void **state)
     const char *problems = current.passed ? "" : tidy_up();
     if (!current.passed && !current.skipped) {
         show_transcripts();
-        fputs(problems, stdout);
+        (void)fputs(problems, stdout);
     }
     if (keep_directory != NULL && keep_directory[0] != '\0') {
         print_message("kept: %s\n", current.directory);
@@ -1670,26 +1678,31 @@ run_test_table(const struct test_case tests[], size_t count)
 {
     const char *filter = getenv("MANHOLE_TEST_FILTER");
     struct CMUnitTest *table = calloc(count, sizeof(*table));
-    if (table == NULL) {
+    struct test_case *copy = calloc(count, sizeof(*copy)); /* state is not const */
+    if (table == NULL || copy == NULL) {
+        free(table);
+        free(copy);
         return EXIT_FAILURE;
     }
+    memcpy(copy, tests, count * sizeof(*copy));
     for (size_t i = 0; i < count; i++) {
         table[i] = (struct CMUnitTest){
             .name = tests[i].name,
             .test_func = run_body,
             .setup_func = begin_test,
             .teardown_func = end_test,
-            .initial_state = (void *)(uintptr_t)&tests[i],
+            .initial_state = &copy[i],
         };
     }
-    signal(SIGPIPE, SIG_IGN);
-    setvbuf(stdout, NULL, _IOLBF, 0);
+    (void)signal(SIGPIPE, SIG_IGN);
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     if (filter != NULL && filter[0] != '\0') {
         cmocka_set_test_filter(filter);
     }
     int failed =
         _cmocka_run_group_tests(program_invocation_short_name, table, count, NULL, NULL);
+    free(copy);
     free(table);
     return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
