@@ -106,10 +106,9 @@ $(BUILD)/manhole-cli: manhole_cli.c $(BUILD)/config.h
 
 # ---- Tests: a program for each test/*.c that the wildcards find ----------------------------
 
-$(UNIT_TESTS): $(BUILD)/%: test/%.c $(BUILD)/support.o
+$(UNIT_TESTS): $(BUILD)/%: test/%.c $(BUILD)/config.h
 	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -isystem $(PYTHON_INCLUDE) $(CPPFLAGS) $(CFLAGS) \
-	    $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/support.o \
-	    $(LIBPYTHON) -lcmocka
+	    $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(LIBPYTHON) -lcmocka
 
 $(E2E_TESTS) $(SYSTEM_TESTS): $(BUILD)/%: test/%.c $(BUILD)/support.o
 	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \

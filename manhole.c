@@ -381,6 +381,8 @@ static struct manhole {
     _Atomic int
         news_fd; /* eventfd, written when a session ends or the listener has started */
     _Atomic unsigned wishes;
+    _Atomic pid_t
+        activated_child; /* a child that got activate_on before its fork hook ran */
     _Atomic bool
         started;       /* the listener has bound, failed to, or sleeps until activated */
     int bind_delay_ms; /* for the listener of a forked child */
@@ -923,6 +925,9 @@ on_activate(int signum)
     if (is_owner()) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
         write_eventfd(atomic_load(&manhole.wake_fd));
+    }
+    else {
+        atomic_store(&manhole.activated_child, getpid());
     }
     errno = saved_errno;
 }
@@ -2883,13 +2888,14 @@ get_stream(const char *name, PyObject *original)
     return made;
 }
 
-/* Sets sys.NAME, and remembers what was there. Under sys_lock. Returns 0, or -1 with an
+/* Sets sys.NAME, and remembers what was there: what the application has set since, too. Under sys_lock. Returns 0, or -1 with an
  * exception. */
 ATTACHED static int
 borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
 {
-    if (attribute->ours == NULL) {
-        attribute->previous = Py_XNewRef(PySys_GetObject(attribute->name));
+    PyObject *current = PySys_GetObject(attribute->name); /* borrowed */
+    if (attribute->ours == NULL || attribute->ours != current) {
+        Py_XSETREF(attribute->previous, Py_XNewRef(current));
     }
     Py_XSETREF(attribute->ours, Py_NewRef(ours));
     return PySys_SetObject(attribute->name, ours);
@@ -2946,19 +2952,37 @@ place_streams(bool redirect_stderr)
     static const char *const names[] = {"stdin",      "__stdin__", "stdout",
                                         "__stdout__", "stderr",    "__stderr__"};
     size_t count = redirect_stderr ? 6 : 4;
-    PyObject *hook = NULL; /* owned */
-    int result = -1;
     for (size_t i = 0; i < count; i++) {
         if (place_stream(names[i]) < 0) {
             return -1;
         }
     }
-    hook = PyObject_GetAttrString(manhole.module, "_displayhook");
+    return 0;
+}
+
+/* Under sys_lock. Returns 0, or -1 with an exception. */
+ATTACHED static int
+place_displayhook(void)
+{
+    PyObject *hook = PyObject_GetAttrString(manhole.module, "_displayhook"); /* owned */
+    int result = -1;
     if (hook != NULL) {
         result = borrow_attribute(borrowed_row("displayhook"), hook);
         Py_DECREF(hook);
     }
     return result;
+}
+
+/* Puts the streams back in place where the application has set its own since: a session's print()
+ * is its client's whatever the application redirects. Never raises. */
+ATTACHED static void
+replace_streams(void)
+{
+    lock_attached(&sys_lock);
+    if (manhole.consoles > 0 && place_streams(manhole.options.redirect_stderr != 0) < 0) {
+        PyErr_Clear();
+    }
+    unlock(&sys_lock);
 }
 
 ATTACHED static void
@@ -2977,7 +3001,9 @@ open_streams(struct session *session)
     int result = 0;
     lock_attached(&sys_lock);
     if (manhole.consoles == 0) {
-        result = place_streams(manhole.options.redirect_stderr != 0);
+        result = place_streams(manhole.options.redirect_stderr != 0) < 0
+                     ? -1
+                     : place_displayhook();
     }
     if (result == 0) {
         manhole.consoles++;
@@ -3107,12 +3133,46 @@ console_showtraceback(PyObject *self, PyObject *unused)
     return show_exception("format_exception", true);
 }
 
+/* CPython 3.13 and newer hand the source over: the compiler's own errors have no line of it. Never
+ * raises. */
+ATTACHED static void
+add_source_line(PyObject *error, PyObject *source)
+{
+    PyObject *text = PyObject_GetAttrString(error, "text");            /* owned */
+    PyObject *number = PyObject_GetAttrString(error, "lineno");        /* owned */
+    PyObject *lines = PyObject_CallMethod(source, "splitlines", NULL); /* owned */
+    if (text != NULL && number != NULL && lines != NULL && PyList_Check(lines) &&
+        PyObject_IsTrue(text) == 0) {
+        PyObject *line =
+            PyList_GetItem(lines, PyLong_AsSsize_t(number) - 1); /* borrowed */
+        if (line != NULL) {
+            (void)PyObject_SetAttrString(error, "text", line);
+        }
+    }
+    PyErr_Clear();
+    Py_XDECREF(text);
+    Py_XDECREF(number);
+    Py_XDECREF(lines);
+}
+
 ATTACHED static PyObject *
 console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
 {
+    PyObject *source =
+        keywords == NULL ? NULL : PyDict_GetItemString(keywords, "source"); /* borrowed */
+    PyObject *type = NULL;                                                  /* owned */
+    PyObject *value = NULL;                                                 /* owned */
+    PyObject *traceback = NULL;                                             /* owned */
     (void)self;
     (void)arguments;
-    (void)keywords;
+    PyErr_GetExcInfo(&type, &value, &traceback);
+    if (source != NULL && value != NULL &&
+        Py_TYPE(value) == (PyTypeObject *)PyExc_SyntaxError) {
+        add_source_line(value, source);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
     return show_exception("format_exception_only", false);
 }
 
@@ -3304,6 +3364,8 @@ read_line(struct session *session)
     return line;
 }
 
+ATTACHED static void release(void);
+
 /* A statement forked, and this is the child, whose main() is our loop: there is nothing
  * to go back to, and its client belongs to the parent. */
 ATTACHED static void
@@ -3319,6 +3381,7 @@ leave_forked_child(void)
         PyErr_Clear();
         Py_XDECREF(flushed);
     }
+    release();
     _exit(0);
 }
 
@@ -3378,6 +3441,7 @@ push_line(struct session *session, PyObject *console, PyObject *line)
     if (bare == NULL) {
         return SESSION_OVER;
     }
+    replace_streams();
     begin_running(session);
     more = PyObject_CallMethod(console, "push", "O", bare);
     end_running(session);
@@ -4882,7 +4946,7 @@ tell_multiprocessing(void)
     Py_XDECREF(result);
 }
 
-/* Called by multiprocessing in its child. */
+/* In a child of multiprocessing, called by it, or by install() when that comes later. */
 ATTACHED static PyObject *
 py_finalize_with_multiprocessing(PyObject *module, PyObject *unused)
 {
@@ -4905,6 +4969,27 @@ py_finalize_with_multiprocessing(PyObject *module, PyObject *unused)
     Py_XDECREF(arguments);
     Py_XDECREF(keywords);
     return result;
+}
+
+/* install() in a child of multiprocessing whose parent has no manhole, after the child's hooks have
+ * run. Never raises. */
+ATTACHED static void
+finalize_in_child(void)
+{
+    PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
+    PyObject *process =
+        PyDict_GetItemString(modules, "multiprocessing.process"); /* borrowed */
+    PyObject *parent = NULL;                                      /* owned */
+    PyObject *result = NULL;                                      /* owned */
+    if (process != NULL) {
+        parent = PyObject_CallMethod(process, "parent_process", NULL);
+    }
+    if (parent != NULL && parent != Py_None) {
+        result = py_finalize_with_multiprocessing(manhole.module, NULL);
+    }
+    PyErr_Clear();
+    Py_XDECREF(parent);
+    Py_XDECREF(result);
 }
 
 /* In a child: forgets the parent's threads, clients and socket. What a vanished thread
@@ -4947,13 +5032,49 @@ forget_parent(void)
     give_back_attributes();
 }
 
-/* In a child whose parent has a manhole: its own, where there can be one. */
+/* Threads of the process, ours included; 0: /proc does not tell. */
+static long
+count_process_threads(void)
+{
+    struct stat status;
+    return stat("/proc/self/task", &status) < 0 ? 0 : (long)status.st_nlink - 2;
+}
+
+/* Destructor of last_thread_key, in the thread that forked this child, when that thread ends (which
+ * it does not by exit()). When it was the last of the application's the process is to end with it:
+ * our listener must not keep it. */
+DETACHED static void
+on_thread_end(void *unused)
+{
+    (void)unused;
+    if (is_owner() && manhole.has_listener && count_process_threads() == 2) {
+        remove_path();
+        atomic_fetch_or(&manhole.wishes, WISH_STOP);
+        write_eventfd(atomic_load(&manhole.wake_fd));
+    }
+}
+
+static pthread_key_t last_thread_key;
+static pthread_once_t last_thread_once = PTHREAD_ONCE_INIT;
+
+static void
+make_last_thread_key(void)
+{
+    (void)pthread_key_create(&last_thread_key, on_thread_end);
+}
+
+/* In a child whose parent has a manhole: its own, where there can be one. Where not, activate_on's
+ * handler stays, and does nothing: a signal to the whole family must not kill the child. */
 ATTACHED static void
 reinstall(void)
 {
     const struct options *options = &manhole.options;
     bool by_signal = options->activate_on != 0 || options->oneshot_on != 0;
     if (!options->patch_fork || !is_path_per_process(options->socket_path)) {
+        if (options->oneshot_on != 0) {
+            unwatch_oneshot_on(options->oneshot_on);
+        }
+        close_snapshot();
         forget_options();
         atomic_store(&manhole.owner, 0);
         return;
@@ -4961,6 +5082,11 @@ reinstall(void)
     atomic_store(&manhole.owner, getpid());
     open_snapshot();
     tell_multiprocessing();
+    (void)pthread_once(&last_thread_once, make_last_thread_key);
+    (void)pthread_setspecific(last_thread_key, &manhole);
+    if (atomic_load(&manhole.activated_child) == getpid()) {
+        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+    }
     if (!by_signal && options->thread) {
         log_line("Fork detected. Reinstalling Manhole.");
         manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
@@ -5040,7 +5166,7 @@ add_fork_hook(void)
     "signal whose handler serves one client in the main thread")                         \
   X(thread, parse_bool, "True",                                                          \
     "listen always; activate_on and oneshot_on switch it off")                           \
-  X(sigmask, parse_signals, "ALL_SIGNALS", "signals blocked in the manhole's threads")   \
+  X(sigmask, parse_signals, "'ALL_SIGNALS'", "signals blocked in the manhole's threads") \
   X(socket_path, parse_path, "None",                                                     \
     "instead of /tmp/manhole-PID; %(pid)s in it is replaced, and then children have "    \
     "one too")                                                                           \
@@ -5212,6 +5338,12 @@ parse_signals(PyObject *value, void *target)
     if (value == Py_None) {
         return PARSED_OK;
     }
+    if (PyUnicode_Check(value) &&
+        PyUnicode_CompareWithASCIIString(value, "ALL_SIGNALS") == 0) {
+        (void)sigfillset(field);
+        spare_faults(field);
+        return PARSED_OK;
+    }
     iterator = PyUnicode_Check(value) ? NULL : PyObject_GetIter(value);
     if (iterator == NULL) {
         PyErr_Clear();
@@ -5341,7 +5473,8 @@ struct option_row {
 #define ALLOWED_parse_count "a whole number from 1 to 256"
 #define ALLOWED_parse_signal                                                             \
   "the name (\"USR1\", \"SIGUSR1\") or number of a signal, or None"
-#define ALLOWED_parse_signals "an iterable of signal names or numbers, or None"
+#define ALLOWED_parse_signals                                                            \
+  "an iterable of signal names or numbers, 'ALL_SIGNALS', or None"
 #define ALLOWED_parse_destination "a file descriptor, or an object with write(str)"
 #define ALLOWED_parse_path "a path, or None"
 #define ALLOWED_parse_mapping "a mapping of names, or None"
@@ -5536,7 +5669,11 @@ prepare(PyObject *module)
     }
     open_snapshot();
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
-    return manhole.exit_callback == NULL ? -1 : call_atexit("register");
+    if (manhole.exit_callback == NULL || call_atexit("register") < 0) {
+        return -1;
+    }
+    finalize_in_child();
+    return 0;
 }
 
 /* Returns 0, or -1 with an exception; uninstall() then. */

@@ -1,0 +1,46 @@
+/* unit.h - for test/unit_ROOM.c, which include ../manhole.c first and so cannot have support.h,
+ * whose names are much the same. Plain cmocka; the pattern of make test TEST=... is honoured:
+ *
+ *     int
+ *     main(void)
+ *     {
+ *         static const struct CMUnitTest tests[] = {
+ *             cmocka_unit_test(path_too_long_is_refused),
+ *         };
+ *         return RUN_UNIT_TESTS(tests);
+ *     }
+ *
+ * make runs them with PYTHONHOME set, so that the Python they embed finds its library.
+ */
+#ifndef UNIT_H
+#define UNIT_H
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#define RUN_UNIT_TESTS(tests)                                                            \
+  (set_unit_filter(),                                                                    \
+   cmocka_run_group_tests_name(program_invocation_short_name, (tests), NULL, NULL) != 0)
+
+/* Leaves the running test, counted and with its reason. */
+#define SKIP_UNIT_TEST(reason)                                                           \
+  do {                                                                                   \
+    printf("skipped: %s: %s\n", __func__, (reason));                                     \
+    skip();                                                                              \
+  } while (0)
+
+static inline void
+set_unit_filter(void)
+{
+    const char *pattern = getenv("MANHOLE_TEST_FILTER");
+    cmocka_set_test_filter(pattern != NULL && pattern[0] != '\0' ? pattern : NULL);
+}
+
+#endif
