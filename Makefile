@@ -154,7 +154,7 @@ setup: ## install what the build and the tests need (Debian packages)
 	@test/setup.sh test
 
 # Set-up first, on its own, for it may bring the Python that this Makefile asks.
-SET_UP = $(if $(NO_SETUP),,@test/setup.sh)
+SET_UP = @$(if $(NO_SETUP),:,PYTHON='$(PYTHON)' test/setup.sh)
 
 test: ## build all, run all tests, or those that match TEST
 	$(SET_UP) test
@@ -234,7 +234,7 @@ format: ## lay out the sources by .clang-format
 	clang-format -i $(SOURCES) $(HEADERS)
 
 clean: ## remove all that was built
-	rm -rf $(BUILD_ROOT) dist *.egg-info
+	rm -rf $(BUILD_ROOT) __pycache__
 
 help: ## this list
 	@echo "make [PYTHON=python3] [CFLAGS=...] [PREFIX=...] [DESTDIR=...] [WERROR=1] [TEST='*...*'] TARGET"

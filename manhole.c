@@ -5672,6 +5672,7 @@ prepare(PyObject *module)
     if (manhole.exit_callback == NULL || call_atexit("register") < 0) {
         return -1;
     }
+    tell_multiprocessing();
     finalize_in_child();
     return 0;
 }

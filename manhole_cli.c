@@ -70,7 +70,8 @@ enum exit_status {
 
 /* ======================================================================================
  * Messages: every word on standard error, and the ways out that are not main()'s.
- * A message is one line: what failed, with whom, and what to do next.
+ * A message is one line: what failed, with whom, and what to do next. Those that
+ * python-manhole has, too, are kept to the letter, for scripts look for them.
  * ======================================================================================
  */
 
@@ -139,6 +140,8 @@ quote_character(const unsigned char *text, char mark, char *out, size_t size)
     return length;
 }
 
+/* Quotes are double only where that saves a backslash. What is too long is cut, with three
+ * dots, and at no place inside a character. */
 static struct quoted
 quote(const char *text)
 {
@@ -182,6 +185,8 @@ static void __attribute__((format(printf, 1, 2))) say_error(const char *format, 
     va_end(arguments);
 }
 
+/* Says why and ends the program. What it owns, descriptors and little else, goes with it:
+ * nothing in this program needs a cleanup that the kernel does not do. */
 static _Noreturn void __attribute__((format(printf, 2, 3)))
 fail(enum exit_status status, const char *format, ...)
 {
@@ -192,7 +197,8 @@ fail(enum exit_status status, const char *format, ...)
     leave(status);
 }
 
-/* The command line is wrong: the usage line comes first, alone. */
+/* The command line is wrong: the usage line comes first, alone, so that scripts which look
+ * at the first line of the errors find the same one for every mistake. */
 static _Noreturn void __attribute__((format(printf, 1, 2)))
 fail_usage(const char *format, ...)
 {
@@ -205,7 +211,9 @@ fail_usage(const char *format, ...)
 }
 
 /* ======================================================================================
- * Values: numbers and signals as Python's int(), float() and signal module read them.
+ * Values: numbers and signals as Python's int(), float() and signal module read them, but
+ * for digits of other scripts. What Python refuses is refused: "1e" and "0x10" are no
+ * numbers, "1_000" and " 5 " are.
  * To add a signal: a row in signals[].
  * ======================================================================================
  */
@@ -270,6 +278,7 @@ signal_number(const char *name)
     return strcasecmp(name, "RTMAX") == 0 ? SIGRTMAX : 0;
 }
 
+/* Unlike isdigit(): any char will do, and no locale has a say. */
 static bool
 is_digit(char c)
 {
@@ -346,7 +355,7 @@ parse_int(const char *text, long *value)
 }
 
 /* ======================================================================================
- * Target: whom the PID argument means.
+ * Target: whom the PID argument means. Looks at the file system, connects to nothing.
  * ======================================================================================
  */
 
@@ -356,6 +365,7 @@ struct target {
     bool by_path; /* the path was given and is a socket: its server is who is meant */
 };
 
+/* Follows symbolic links. A path that cannot be looked at is none. */
 static bool
 is_socket(const char *path)
 {
@@ -419,16 +429,24 @@ parse_target(const char *text)
 }
 
 /* ======================================================================================
- * Command line: a table of options, read by rules that are argparse's to the letter.
+ * Command line: a table of options, read by rules that are argparse's to the letter:
+ *   - every word before a "--" that begins with "-" is an option, "-" alone excepted, and a
+ *     word with a space in it that is none; so "-5" is never a number here
+ *   - a name may be cut short where only one option begins like that: --sig, --t
+ *   - options of one letter may stand together, the last with its argument: -1t2
+ *   - an argument may follow as the next word, glued on (-t2), or after "=" (-t=2)
+ *   - the first mistake from the left is told, save that an ambiguous name comes before all
+ *     others, and unknown words come last
  * To add an option: a row in options[], its function, the usage line, a test.
  * ======================================================================================
  */
 
+/* What the command line asks for. */
 struct request {
     struct target target;
-    double timeout_s;
-    int signal;     /* 0: none is sent */
-    unsigned taken; /* bit i: options[i] was given */
+    double timeout_s; /* may be inf or nan; nan is over at once, as is what is negative */
+    int signal;       /* 0: none is sent */
+    unsigned taken;   /* bit i: options[i] was given */
 };
 
 struct option {
@@ -542,6 +560,8 @@ print_entry(const char *title, const char *text)
     (void)printf("%s\n", text);
 }
 
+/* The four that the rows name. What they are given has been matched to the row: an argument
+ * is there exactly when the row has a metavar. This one does not return. */
 static void
 take_help(const struct option *option, const char *argument, struct request *request)
 {
@@ -592,6 +612,7 @@ fail_signal_number(const struct option *option, long number)
                title_of(option).text, number, known);
 }
 
+/* Shows the name as it was looked up, in upper case; letters beyond ASCII stay as they are. */
 static _Noreturn void
 fail_signal_name(const struct option *option, const char *name)
 {
@@ -605,6 +626,8 @@ fail_signal_name(const struct option *option, const char *name)
                quote(upper).text);
 }
 
+/* A number wins over a name, as no signal is called by one. Only numbers with a name are
+ * taken, so that none of the C library's own real-time signals is sent by mistake. */
 static void
 take_signal(const struct option *option, const char *argument, struct request *request)
 {
@@ -622,7 +645,8 @@ take_signal(const struct option *option, const char *argument, struct request *r
     request->signal = (int)number;
 }
 
-/* What one word of the command line is, before it is known where it stands. */
+/* What one word of the command line is by itself, whatever stands before it. Found anew
+ * each time it is asked for, which costs nothing worth a table of results. */
 struct word {
     bool is_option;
     bool is_long;                /* begins with "--" */
@@ -716,7 +740,8 @@ classify_word(const char *text)
     return word;
 }
 
-/* Does what an option asks for, unless it goes ill with one that came before. */
+/* Does what an option asks for, unless it goes ill with one that came before. A wrong
+ * argument is told before such a conflict. The same option may come again: the last wins. */
 static void
 take_option(const struct option *option, const char *argument, struct request *request)
 {
@@ -792,6 +817,7 @@ struct words {
     bool has_pid;
 };
 
+/* Whether there is a word at i and it is no option; the first "--" is neither. */
 static bool
 is_argument(const struct words *words, int i)
 {
@@ -814,6 +840,9 @@ take_pid(struct words *words, int i, struct request *request)
     return at + 1 == words->dashes ? 2 : at + 1 - i;
 }
 
+/* Takes the options of one word, and the argument of the last of them from the next word
+ * where it needs one. An option that does not exist is left for the complaint at the end:
+ * a missing PID, a wrong argument are told first. */
 static int
 take_bundle(const struct words *words, int i, struct request *request)
 {
@@ -830,6 +859,7 @@ take_bundle(const struct words *words, int i, struct request *request)
     return walk_bundle(word, next, request) ? 2 : 1;
 }
 
+/* Names what nobody took. Left as it was typed, as argparse does. */
 static _Noreturn void
 fail_extra_words(const struct words *words)
 {
@@ -851,9 +881,10 @@ parse_command_line(int argc, char **argv)
     struct request request = {.timeout_s = DEFAULT_TIMEOUT_S};
     struct words words = {.text = argv + 1, .count = argc > 0 ? argc - 1 : 0};
 
+    /* An option that is ambiguous is an error before any other takes effect. */
     while (words.dashes < words.count && strcmp(words.text[words.dashes], "--") != 0) {
-        (void)classify_word(
-            words.text[words.dashes++]); /* an ambiguous one ends it here */
+        (void)classify_word(words.text[words.dashes]);
+        words.dashes++;
     }
     for (int i = 0; i < words.count;) {
         int taken = take_pid(&words, i, &request);
@@ -877,6 +908,9 @@ parse_command_line(int argc, char **argv)
 
 /* ======================================================================================
  * Connection: knock, wait until somebody opens, see who it is. No byte goes over here.
+ * Anybody may put a socket at /tmp/manhole-PID while the process has none. Who typed into
+ * that one would hand over his commands and believe the answers; hence check_server().
+ * To add a reason to refuse a server: check_server(), fail_refused() and a test.
  * ======================================================================================
  */
 
@@ -889,12 +923,13 @@ now_s(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
+/* A signal ends it early, which does no harm: the caller looks at the clock. */
 static void
 pause_s(double seconds)
 {
     struct timespec pause = {.tv_sec = (time_t)seconds};
     pause.tv_nsec = (long)((seconds - (double)pause.tv_sec) * 1e9);
-    (void)nanosleep(&pause, NULL); /* a shorter one is as good */
+    (void)nanosleep(&pause, NULL);
 }
 
 /* Binds our end to a name which tells the server, at accept() and without a byte of
@@ -958,7 +993,8 @@ say_connect_error(const char *path, int error)
                   kind, error);
 }
 
-/* Tries until it works; ends the program when the time is over. */
+/* Tries until it works; ends the program when the time is over. The pauses are short at
+ * first, for a manhole that a signal has just woken is there within a millisecond or two. */
 static void
 connect_within(int fd, const char *path, double timeout_s)
 {
@@ -1056,6 +1092,7 @@ check_server(int fd, const struct target *target)
     return server;
 }
 
+/* pid is positive: to kill() 0 and less mean whole groups, us among them. */
 static void
 send_signal(pid_t pid, int number)
 {
@@ -1100,7 +1137,8 @@ connect_and_signal(int fd, const struct request *request)
 }
 
 /* Returns a socket that is connected to the process asked for; ends the program without
- * one. */
+ * one. By PID the signal goes first, whether or not somebody answers already: it may be
+ * what makes the process listen. */
 static int
 open_connection(const struct request *request)
 {
@@ -1188,6 +1226,7 @@ remember_typed(const char *bytes, size_t count)
  * ======================================================================================
  */
 
+/* One direction. The two are static in relay(): they are too big for a small stack. */
 struct flow {
     size_t start; /* of what is still to be written */
     size_t end;
@@ -1195,6 +1234,7 @@ struct flow {
     char bytes[CHUNK_SIZE];
 };
 
+/* Whether something read is still to be written. Nothing more is read until it is. */
 static bool
 is_pending(const struct flow *flow)
 {
@@ -1348,7 +1388,9 @@ relay(int server)
  * ======================================================================================
  */
 
-/* A descriptor 0, 1 or 2 that the caller has closed would be taken by the socket. */
+/* A descriptor 0, 1 or 2 that the caller has closed would be taken by the socket, and then
+ * read as if it were standard input. /dev/null takes its place: an input at its end, an
+ * output that takes everything. */
 static void
 keep_standard_descriptors(void)
 {

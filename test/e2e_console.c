@@ -91,10 +91,23 @@ banner(void)
         text);
 }
 
+/* Free-threaded, the dump is that of a frozen copy, which says more. */
+static void
+require_gil(void)
+{
+    static const char look[] =
+        "import sysconfig, sys\n"
+        "sys.exit(sysconfig.get_config_var('Py_GIL_DISABLED') or 0)";
+    if (run_command(LIST(python(), "-c", look), "", NULL, NULL) != 0) {
+        skip_test("this Python has no GIL");
+    }
+}
+
 /* Each of its lines with a frame is the same line while it waits and before. */
 static void
 greeting_is_as_ever_to_the_byte(void)
 {
+    require_gil();
     struct process *app = start_target(
         INSTALL("") "import _thread, os, threading\n"
                     "def outer():\n"
@@ -130,6 +143,7 @@ greeting_is_as_ever_to_the_byte(void)
 static void
 frame_without_source_is_a_header_alone(void)
 {
+    require_gil();
     struct process *app =
         start_target(INSTALL("") "exec(compile('print(\"ready\", flush=True); input()', "
                                  "'no such file.py', 'exec'))\n");
@@ -142,6 +156,7 @@ frame_without_source_is_a_header_alone(void)
 static void
 dump_shows_names_in_any_script(void)
 {
+    require_gil();
     struct process *app = start_target(
         INSTALL("") "exec(compile('def größe():\\n print(\"ready\", flush=True); "
                     "input()\\ngröße()', 'ü\\u6f22\\ud800.py', 'exec'))\n");
@@ -373,18 +388,18 @@ app_reads_its_own_input_while_a_client_is_in(void)
                         readers[i]));
         struct client *client = enter(app);
         write_stdin(app, "one\n");
-        wait_for_text(app, OUT, "app read one", DEADLINE);
-        client_wait_for(client, "app read one");
+        wait_for_text(app, OUT, "app read one\n", DEADLINE);
+        client_wait_for(client, "app read one\n");
         client_send(client, "line = input('?')\n");
         client_wait_for(client, "?");
         write_stdin(app, "two\n");
-        wait_for_text(app, OUT, "app read two", DEADLINE);
-        client_wait_for(client, "app read two");
+        wait_for_text(app, OUT, "app read two\n", DEADLINE);
+        client_wait_for(client, "app read two\n");
         client_ask(client, "for the session");
         assert_string_equal(client_ask(client, "line"), "'for the session'\n");
         leave(app, client);
         write_stdin(app, "three\n");
-        wait_for_text(app, OUT, "app read three", DEADLINE);
+        wait_for_text(app, OUT, "app read three\n", DEADLINE);
     }
 }
 
@@ -642,6 +657,12 @@ switch_interval_is_never_touched(void)
     assert_string_equal(tell(app, "sys.getswitchinterval()"), "0.25");
 }
 
+static bool
+has_two_threads(void *app)
+{
+    return count_threads(((struct process *)app)->pid) == 2;
+}
+
 static void
 threading_forgets_a_session(void)
 {
@@ -650,6 +671,7 @@ threading_forgets_a_session(void)
     struct client *client = enter(app);
     client_ask(client, "import threading; t = threading.current_thread()");
     leave(app, client);
+    wait_until(has_two_threads, app, "the session's thread is gone", DEADLINE);
     assert_string_equal(tell(app, "threading.enumerate() == before"), "True");
 }
 

@@ -754,6 +754,8 @@ redirect_stderr_False_leaves_stderr_to_the_app(void)
     struct client *client = enter(socket_path_of(app->pid));
     assert_string_equal(client_ask(client, "n = sys.stderr.write('to stderr\\n')"), "");
     wait_for_text(app, ERR, "to stderr\n", DEADLINE);
+    tell(app, "sys.stderr.write('of the app\\n')");
+    wait_for_text(app, ERR, "of the app\n", DEADLINE);
     assert_string_equal(client_ask(client, "n = sys.stdout.write('to stdout\\n')"),
                         "to stdout\n");
 }
@@ -911,6 +913,40 @@ callable_may_hand_its_client_to_the_exec_handler(void)
     client_send(client, "print('it is', answer)\nexit()\n");
     assert_string_equal(client_read_until_eof(client), "");
     wait_for_text(app, OUT, "it is 42\n", DEADLINE);
+}
+
+static void
+callable_may_put_something_between_its_client_and_the_console(void)
+{
+    struct process *app = start_target("import manhole, socket, threading\n" HANDLER(
+        "    ours, theirs = socket.socketpair()\n"
+        "    def pump():\n"
+        "        for text in iter(lambda: ours.recv(4096), b''):\n"
+        "            client.sendall(text.upper())\n"
+        "    ours.sendall(b'print(\"loud\")\\nexit()\\n')\n"
+        "    thread = threading.Thread(target=pump)\n"
+        "    thread.start()\n"
+        "    manhole.handle_connection_repl(theirs)\n"
+        "    theirs.close()\n"
+        "    thread.join()\n") TARGET("connection_handler=handler"));
+    assert_contains(client_read_until_eof(connect_to(app)),
+                    "(MANHOLECONSOLE)\n>>> LOUD\n>>> ");
+}
+
+static void
+callable_may_keep_its_client(void)
+{
+    struct process *app =
+        start_with("connection_handler=names.setdefault('kept', []).append");
+    struct client *client = connect_to(app);
+    wait_for_text(app, ERR, "]: Accepted connection", DEADLINE);
+    wait_for_text(app, ERR, "]: Waiting for new connection", DEADLINE);
+    assert_string_equal(tell(app, "kept[0].sendall(b'later')"), "None");
+    client_wait_for(client, "later");
+    client_send(client, "and back");
+    assert_string_equal(tell(app, "kept[0].recv(100)"), "b'and back'");
+    tell(app, "kept.pop().close()");
+    assert_string_equal(client_read_until_eof(client), "");
 }
 
 static void
@@ -1373,6 +1409,8 @@ main(void)
         TEST(callable_that_raises_loses_only_its_client),
         TEST(callable_may_hand_its_client_to_the_console),
         TEST(callable_may_hand_its_client_to_the_exec_handler),
+        TEST(callable_may_put_something_between_its_client_and_the_console),
+        TEST(callable_may_keep_its_client),
         TEST(the_handlers_of_the_module_are_callables_too),
         TEST(app_may_serve_a_socket_of_its_own),
         TEST(wrong_value_is_named_and_installs_nothing),

@@ -1,8 +1,8 @@
 /* support.c - the fixtures of support.h. One thread; everything is read by poll().
  *
  * The test program is the "subreaper" of all that it starts: a process whose parent ends
- * becomes its child, so none can slip away unseen. Every process it starts leads a
- * session of its own and is killed by the kernel when the test program dies.
+ * becomes its child, so none can slip away unseen. Every process that it starts leads a
+ * session of its own, and gets SIGTERM from the kernel when the test program dies.
  */
 #define SUPPORT_C
 #include "support.h"
@@ -762,7 +762,7 @@ become(const struct launch *how, const int fds[3], const char *const argv[],
     sigset_t none;
     sigemptyset(&none);
     setsid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
     for (int i = 0; i < 3; i++) {
         dup2(fds[i], i);
     }

@@ -59,7 +59,7 @@ while read -r version python; do
     table+=$line$'\n'
 done <<<"$found"
 
+[ "$failed" -eq 0 ] || printf '\n%s' "$table" # the logs above are long
 echo
-printf '%s' "$table"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
