@@ -369,9 +369,11 @@ static struct manhole {
     _Atomic pid_t
         owner; /* the process that all this belongs to; another one does nothing */
     struct options options;
-    PyObject *module;           /* owned, while installed */
-    PyObject *exit_callback;    /* owned, as registered with atexit */
-    PyObject *previous_oneshot; /* owned, what signal.signal() returned */
+    PyObject *module;        /* owned, while installed */
+    PyObject *exit_callback; /* owned, as registered with atexit */
+    PyObject
+        *previous_oneshot; /* owned, what signal.signal() returned; None: see the next */
+    struct sigaction previous_oneshot_action; /* a handler that was not set from Python */
     PyInterpreterState *interpreter;
     struct sigaction previous_activate;
     /* The listener: made and joined under install_lock. */
@@ -4658,6 +4660,7 @@ watch_oneshot_on(int signum)
 {
     PyObject *handler = PyObject_GetAttrString(installed_state()->manhole_object,
                                                "handle_oneshot"); /* owned */
+    (void)sigaction(signum, NULL, &manhole.previous_oneshot_action);
     if (handler != NULL) {
         Py_XSETREF(manhole.previous_oneshot, set_python_handler(signum, handler));
         Py_DECREF(handler);
@@ -4685,17 +4688,26 @@ is_oneshot_ours(int signum)
     return same;
 }
 
-/* None is what signal.signal() returns for a handler that was not set from Python: it
- * cannot be put back from there, and SIG_DFL would be a lie. */
+/* Restores what was there, unless the application has set its own since. None is what
+ * signal.signal() returns for a handler of C code, which it cannot put back. */
 ATTACHED static void
 unwatch_oneshot_on(int signum)
 {
-    if (manhole.previous_oneshot != NULL && manhole.previous_oneshot != Py_None &&
-        is_oneshot_ours(signum)) {
-        PyObject *ours = set_python_handler(signum, manhole.previous_oneshot); /* owned */
+    if (manhole.previous_oneshot != NULL && is_oneshot_ours(signum)) {
+        bool was_c = manhole.previous_oneshot == Py_None;
+        PyObject *by_default = PyLong_FromLong(0); /* owned: signal.SIG_DFL */
+        PyObject *ours = NULL;                     /* owned */
+        if (by_default != NULL) {
+            ours =
+                set_python_handler(signum, was_c ? by_default : manhole.previous_oneshot);
+        }
         if (ours == NULL) {
             log_exception("Cannot restore the signal handler: ", take_exception(), "");
         }
+        else if (was_c) {
+            (void)sigaction(signum, &manhole.previous_oneshot_action, NULL);
+        }
+        Py_XDECREF(by_default);
         Py_XDECREF(ours);
     }
     Py_CLEAR(manhole.previous_oneshot);
@@ -5063,17 +5075,15 @@ make_last_thread_key(void)
     (void)pthread_key_create(&last_thread_key, on_thread_end);
 }
 
-/* In a child whose parent has a manhole: its own, where there can be one. Where not, activate_on's
- * handler stays, and does nothing: a signal to the whole family must not kill the child. */
+/* In a child whose parent has a manhole: its own, where there can be one. Where not, the handlers
+ * of activate_on and oneshot_on stay, and do nothing: a signal to the whole family must not kill
+ * the child. */
 ATTACHED static void
 reinstall(void)
 {
     const struct options *options = &manhole.options;
     bool by_signal = options->activate_on != 0 || options->oneshot_on != 0;
     if (!options->patch_fork || !is_path_per_process(options->socket_path)) {
-        if (options->oneshot_on != 0) {
-            unwatch_oneshot_on(options->oneshot_on);
-        }
         close_snapshot();
         forget_options();
         atomic_store(&manhole.owner, 0);
@@ -6054,7 +6064,9 @@ ATTACHED static PyObject *
 manhole_handle_oneshot(PyObject *self, PyObject *arguments)
 {
     PyObject *module = PyType_GetModule(Py_TYPE(self)); /* borrowed */
-    (void)arguments;
+    if (!manhole.installed && PyTuple_GET_SIZE(arguments) > 0) {
+        return Py_NewRef(Py_None); /* a signal, in a child that has no manhole */
+    }
     if (require_installed(module) < 0) {
         return NULL;
     }
