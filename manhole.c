@@ -369,11 +369,11 @@ static struct manhole {
     _Atomic pid_t
         owner; /* the process that all this belongs to; another one does nothing */
     struct options options;
-    PyObject *module;        /* owned, while installed */
-    PyObject *exit_callback; /* owned, as registered with atexit */
-    PyObject
-        *previous_oneshot; /* owned, what signal.signal() returned; None: see the next */
-    struct sigaction previous_oneshot_action; /* a handler that was not set from Python */
+    PyObject *module;           /* owned, while installed */
+    PyObject *exit_callback;    /* owned, as registered with atexit */
+    PyObject *previous_oneshot; /* owned, what signal.signal() returned */
+    struct sigaction previous_oneshot_action;
+    void (*oneshot_handler)(int); /* what signal.signal() has set: CPython's own */
     PyInterpreterState *interpreter;
     struct sigaction previous_activate;
     /* The listener: made and joined under install_lock. */
@@ -4658,6 +4658,7 @@ set_python_handler(int signum, PyObject *handler)
 ATTACHED static int
 watch_oneshot_on(int signum)
 {
+    struct sigaction action = {.sa_handler = SIG_DFL};
     PyObject *handler = PyObject_GetAttrString(installed_state()->manhole_object,
                                                "handle_oneshot"); /* owned */
     (void)sigaction(signum, NULL, &manhole.previous_oneshot_action);
@@ -4665,6 +4666,8 @@ watch_oneshot_on(int signum)
         Py_XSETREF(manhole.previous_oneshot, set_python_handler(signum, handler));
         Py_DECREF(handler);
     }
+    (void)sigaction(signum, NULL, &action);
+    manhole.oneshot_handler = action.sa_handler;
     return handler == NULL || manhole.previous_oneshot == NULL ? -1 : 0;
 }
 
@@ -4677,7 +4680,9 @@ is_oneshot_ours(int signum)
     PyObject *module = PyImport_ImportModule("_signal");               /* owned */
     PyObject *current = NULL;                                          /* owned */
     bool same = false;
-    if (module != NULL && ours != NULL) {
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    (void)sigaction(signum, NULL, &action);
+    if (module != NULL && ours != NULL && action.sa_handler == manhole.oneshot_handler) {
         current = PyObject_CallMethod(module, "getsignal", "i", signum);
         same = current != NULL && PyObject_RichCompareBool(current, ours, Py_EQ) == 1;
     }
@@ -4688,26 +4693,18 @@ is_oneshot_ours(int signum)
     return same;
 }
 
-/* Restores what was there, unless the application has set its own since. None is what
- * signal.signal() returns for a handler of C code, which it cannot put back. */
+/* Restores what was there, unless the application has set its own since: Python's record of it and
+ * then the handler itself, which Python does not know where C code has set it. */
 ATTACHED static void
 unwatch_oneshot_on(int signum)
 {
     if (manhole.previous_oneshot != NULL && is_oneshot_ours(signum)) {
-        bool was_c = manhole.previous_oneshot == Py_None;
-        PyObject *by_default = PyLong_FromLong(0); /* owned: signal.SIG_DFL */
-        PyObject *ours = NULL;                     /* owned */
-        if (by_default != NULL) {
-            ours =
-                set_python_handler(signum, was_c ? by_default : manhole.previous_oneshot);
+        PyObject *ours = NULL; /* owned */
+        if (manhole.previous_oneshot != Py_None) {
+            ours = set_python_handler(signum, manhole.previous_oneshot);
+            PyErr_Clear(); /* not the main thread: Python's record stays, the handler goes */
         }
-        if (ours == NULL) {
-            log_exception("Cannot restore the signal handler: ", take_exception(), "");
-        }
-        else if (was_c) {
-            (void)sigaction(signum, &manhole.previous_oneshot_action, NULL);
-        }
-        Py_XDECREF(by_default);
+        (void)sigaction(signum, &manhole.previous_oneshot_action, NULL);
         Py_XDECREF(ours);
     }
     Py_CLEAR(manhole.previous_oneshot);
