@@ -4742,7 +4742,7 @@ wait_for_client(void)
             return -1;
         }
         if (PyErr_CheckSignals() < 0) {
-            return -1;
+            return ONESHOT_INTERRUPTED;
         }
     }
 }
@@ -4786,7 +4786,7 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
     return 0;
 }
 
-/* Opens the socket, takes one client, serves it. Returns 0, or -1 with an exception. */
+/* Opens the socket, takes one client, serves it. Returns 0, or how it failed. */
 ATTACHED static int
 serve_oneshot(void)
 {
@@ -4794,17 +4794,17 @@ serve_oneshot(void)
     PyThreadState *tstate = NULL;
     int opened = -1;
     int fd = -1; /* owned until serve_here() takes it */
-    int result = -1;
+    int result = ONESHOT_FAILED;
     if (atomic_load(&manhole.listen_fd) >= 0) {
         PyErr_Format(PyExc_RuntimeError, "already listening at %s", manhole.path);
-        return -1;
+        return ONESHOT_FAILED;
     }
     tstate = detach();
     opened = open_socket();
     reattach(tstate);
     if (opened < 0) {
         PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.path);
-        return -1;
+        return ONESHOT_FAILED;
     }
     log_waiting();
     deliver_log();
@@ -4812,6 +4812,9 @@ serve_oneshot(void)
     if (fd >= 0 && check_peer(installed_state()->suspicious_client, fd, &peer) == 0) {
         result = serve_here(fd, &peer, serve_session);
         fd = -1;
+    }
+    else if (fd == ONESHOT_INTERRUPTED) {
+        result = ONESHOT_INTERRUPTED;
     }
     if (fd >= 0) {
         (void)close(fd);
@@ -6067,8 +6070,16 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
     if (require_installed(module) < 0) {
         return NULL;
     }
-    if (serve_oneshot() < 0) {
+    switch (serve_oneshot()) {
+    case ONESHOT_FAILED:
         log_exception("Oneshot failure: ", take_exception(), "");
+        break;
+    case ONESHOT_INTERRUPTED:
+        log_line("Oneshot failure: interrupted by another signal");
+        deliver_log();
+        return NULL;
+    default:
+        break;
     }
     /* A signal that came meanwhile: the system call that we interrupt does not look again. What is
      * raised here another handler has raised; it is the application's to have. */
