@@ -94,6 +94,8 @@ enum {
     KEPT_STREAMS = 48,
     /* How often what a vanished client left running is interrupted. */
     GONE_CHECK_MS = 1000,
+    /* Python's signal handlers are due in a wait, and a signal may come just before poll(). */
+    SIGNAL_CHECK_MS = 500,
     /* Before the next accept() after one that found no room. */
     ACCEPT_PAUSE_MS = 200,
     /* For one frozen copy, before it is killed; and copies made until one does not die. Beside
@@ -326,6 +328,8 @@ struct session {
     bool has_console;     /* the std streams are this client's in its thread */
     PyObject *input;      /* owned text file that sys.stdin is in its thread */
     PyObject *names;      /* owned dict, the console's namespace */
+    PyObject *
+        raised; /* owned: SystemExit from the application's signal handler, in a oneshot */
     /* The listener's. */
     int64_t
         gone_ms; /* monotonic: when it last looked after a client that left; 0: it is there */
@@ -581,6 +585,13 @@ ms_until(int64_t deadline_ms)
         return 0;
     }
     return left > INT_MAX ? INT_MAX : (int)left;
+}
+
+/* As much of a timeout for poll() as may pass before signals are looked at. */
+static int
+slice_of(int timeout_ms)
+{
+    return timeout_ms < 0 || timeout_ms > SIGNAL_CHECK_MS ? SIGNAL_CHECK_MS : timeout_ms;
 }
 
 static int
@@ -962,6 +973,12 @@ on_death(int signum)
 static const int death_signals[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGTERM,
                                     SIGUSR1, SIGUSR2, SIGALRM, SIGXCPU};
 
+static bool
+is_default(const struct sigaction *action)
+{
+    return (action->sa_flags & SA_SIGINFO) == 0 && action->sa_handler == SIG_DFL;
+}
+
 /* Only where the disposition is SIG_DFL: a handler of the application's will end the
  * process its own way. Not for pid 1, which the kernel spares signals that it does not
  * handle. */
@@ -976,9 +993,11 @@ watch_death_signals(void)
     }
     for (size_t i = 0; i < Py_ARRAY_LENGTH(death_signals); i++) {
         struct sigaction current;
-        if (sigaction(death_signals[i], NULL, &current) == 0 &&
-            (current.sa_flags & SA_SIGINFO) == 0 && current.sa_handler == SIG_DFL) {
-            (void)sigaction(death_signals[i], &action, NULL);
+        if (sigaction(death_signals[i], NULL, &current) == 0 && is_default(&current) &&
+            sigaction(death_signals[i], &action, &current) == 0 &&
+            !is_default(&current)) {
+            /* The application has set its own in between: it stays. */
+            (void)sigaction(death_signals[i], &current, NULL);
         }
     }
 }
@@ -3348,8 +3367,11 @@ skip_line(struct session *session)
 ATTACHED static PyObject *
 read_line(struct session *session)
 {
-    PyObject *line =
-        PyObject_CallMethod(session->input, "readline", "i", MAX_LINE); /* owned */
+    PyObject *line = NULL; /* owned, handed to the caller */
+    if (PyErr_CheckSignals() < 0) {
+        return NULL; /* in a oneshot: read() looks only when it is interrupted */
+    }
+    line = PyObject_CallMethod(session->input, "readline", "i", MAX_LINE);
     if (line == NULL) {
         return NULL;
     }
@@ -3471,7 +3493,12 @@ run_console(struct session *session, PyObject *console)
         if (write_client(session, prompt, 4) == 0) {
             line = read_line(session);
         }
-        if (line == NULL) {
+        if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
+            /* Not the client's: nothing of its runs now. It goes on where it came from. */
+            Py_XSETREF(session->raised, take_exception());
+            verdict = SESSION_OVER;
+        }
+        else if (line == NULL) {
             verdict = judge_exception(session, console);
         }
         else if (PyUnicode_GetLength(line) == 0) {
@@ -3940,6 +3967,7 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     tstate = enter_interpreter();
     if (tstate != NULL) {
         serve_session(session);
+        Py_CLEAR(session->raised);
         if (atomic_load(&manhole.listen_fd) >= 0) {
             log_waiting();
         }
@@ -4446,7 +4474,7 @@ wait_for_news(bool (*is_done)(void), int64_t deadline_ms)
             return 1;
         }
         tstate = detach();
-        if (poll(&news, 1, timeout) > 0) {
+        if (poll(&news, 1, slice_of(timeout)) > 0) {
             drain_eventfd(news.fd);
         }
         reattach(tstate);
@@ -4710,8 +4738,14 @@ unwatch_oneshot_on(int signum)
     Py_CLEAR(manhole.previous_oneshot);
 }
 
-/* Waits for a client at the open socket, signals handled. Returns its descriptor, or -1
- * with an exception. */
+/* How oneshot ends when it does not end well, with an exception. */
+enum {
+    ONESHOT_FAILED = -1,
+    ONESHOT_INTERRUPTED = -2, /* the exception is that of another signal's handler */
+};
+
+/* Waits for a client at the open socket, signals handled. Returns its descriptor, or one of
+ * the above. */
 ATTACHED static int
 wait_for_client(void)
 {
@@ -4728,7 +4762,7 @@ wait_for_client(void)
             return -1;
         }
         tstate = detach();
-        if (poll(&door, 1, timeout) > 0) {
+        if (poll(&door, 1, slice_of(timeout)) > 0) {
             fd = accept4(door.fd, NULL, NULL, SOCK_CLOEXEC);
             error = fd < 0 && errno != EAGAIN && errno != ECONNABORTED ? errno : 0;
         }
@@ -4766,23 +4800,30 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
     return 0;
 }
 
-/* Serves a connected socket in the calling thread; takes fd over. Returns 0, or -1 with
- * an exception when it could not start. */
+/* Serves a connected socket in the calling thread; takes fd over. Returns 0, or how it failed. */
 ATTACHED static int
 serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
 {
     struct session *session = claim_session(fd, peer);
+    PyObject *raised = NULL; /* owned */
     PyThreadState *tstate = NULL;
     if (session == NULL) {
         (void)close(fd);
         PyErr_Format(PyExc_RuntimeError, "%d clients are connected already",
                      manhole.options.max_sessions);
-        return -1;
+        return ONESHOT_FAILED;
     }
     serve(session);
+    raised = session->raised;
+    session->raised = NULL;
     tstate = detach();
     release_session(session);
     reattach(tstate);
+    if (raised != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
+        Py_DECREF(raised);
+        return ONESHOT_INTERRUPTED;
+    }
     return 0;
 }
 
@@ -4932,6 +4973,8 @@ py_at_exit(PyObject *module, PyObject *unused)
     give_back_attributes();
     unlock(&sys_lock);
     lock_attached(&install_lock);
+    manhole.options.activate_on =
+        0; /* its handler stays: one that comes late must not kill */
     uninstall();
     unlock(&install_lock);
     return Py_NewRef(Py_None);
