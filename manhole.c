@@ -627,6 +627,14 @@ start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t st
     return error;
 }
 
+/* strerror(), whose text another thread may change, in a buffer of the calling thread's. */
+static const char *
+error_text(int error)
+{
+    static _Thread_local char buffer[128];
+    return strerror_r(error, buffer, sizeof(buffer));
+}
+
 /* Bytes that grow. After a failed allocation it stays as it was and failed is set. */
 struct text {
     char *bytes; /* owned, malloc'd */
@@ -638,7 +646,7 @@ struct text {
 static void
 append_bytes(struct text *text, const char *bytes, size_t length)
 {
-    if (text->failed) {
+    if (text->failed || length == 0) {
         return;
     }
     if (text->capacity - text->length < length) {
@@ -1110,7 +1118,7 @@ clear_path(const struct sockaddr_un *address)
 {
     struct stat there;
     if (lstat(address->sun_path, &there) < 0) {
-        return errno == ENOENT ? NULL : strerror(errno);
+        return errno == ENOENT ? NULL : error_text(errno);
     }
     if (!S_ISSOCK(there.st_mode)) {
         return "something that is not a socket is there; move it away or use another "
@@ -1124,7 +1132,7 @@ clear_path(const struct sockaddr_un *address)
         return "another process answers there; use another socket_path";
     }
     if (unlink(address->sun_path) < 0 && errno != ENOENT) {
-        return strerror(errno);
+        return error_text(errno);
     }
     return NULL;
 }
@@ -1142,20 +1150,20 @@ open_socket(void)
     memcpy(address.sun_path, manhole.path, sizeof(address.sun_path));
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || fchmod(fd, S_IRUSR | S_IWUSR) < 0) {
-        why = strerror(errno);
+        why = error_text(errno);
         goto done;
     }
     if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-        why = errno == EADDRINUSE ? clear_path(&address) : strerror(errno);
+        why = errno == EADDRINUSE ? clear_path(&address) : error_text(errno);
         if (why == NULL && bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-            why = strerror(errno);
+            why = error_text(errno);
         }
         if (why != NULL) {
             goto done;
         }
     }
     if (lstat(manhole.path, &there) < 0 || listen(fd, MAX_SESSIONS) < 0) {
-        why = strerror(errno);
+        why = error_text(errno);
         (void)unlink(manhole.path);
         goto done;
     }
@@ -1262,7 +1270,8 @@ write_facts(int fd, const struct thread_facts *facts, bool holds_gil)
     Py_ssize_t name_length = facts->name == NULL ? 0 : PyUnicode_GET_LENGTH(facts->name);
     for (Py_ssize_t i = 0; i < name_length && length < sizeof(line) - 1; i++) {
         Py_UCS4 character = PyUnicode_READ_CHAR(facts->name, i);
-        line[length++] = character >= ' ' && character < 0x7f ? (char)character : '?';
+        bool is_ascii = character >= ' ' && character < 0x7f;
+        line[length++] = (char)(is_ascii ? character : (Py_UCS4)'?');
     }
     line[length++] = '\n';
     (void)!write(fd, line, length);
@@ -1382,7 +1391,7 @@ copy_main(void)
     for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
         (void)sigdelset(&own, fatal[i]);
     }
-    (void)sigprocmask(SIG_SETMASK, &own, NULL);
+    (void)pthread_sigmask(SIG_SETMASK, &own, NULL);
     describe_copy(snapshot.memory_fd);
     (void)syscall(SYS_exit_group, 0);
 }
@@ -1510,32 +1519,64 @@ struct thread_note {
     char name[160];
 };
 
+/* Takes a number and the blank behind it off the front of text. Returns false when there is none. */
+static bool
+take_number(const char **text, unsigned long *number)
+{
+    char *end = NULL;
+    if (**text < '0' || **text > '9') {
+        return false;
+    }
+    *number = strtoul(*text, &end, 10);
+    *text = *end == ' ' ? end + 1 : end;
+    return true;
+}
+
+/* Reads a line of facts, "@ IDENT NATIVE_ID HOLDS_GIL NAME" or "! IDENT". Returns the ident, 0 for
+ * any other line. */
+static unsigned long
+read_facts(const struct slice *line, struct thread_note *note)
+{
+    char copy[256];
+    const char *text = copy + 2;
+    unsigned long ident = 0;
+    unsigned long holder = 0;
+    size_t length = line->length < sizeof(copy) ? line->length : sizeof(copy) - 1;
+    memcpy(copy, line->bytes, length);
+    copy[length] = '\0';
+    if (starts_with(line, "! ") && take_number(&text, &ident)) {
+        note->holds_gil = true;
+        return ident;
+    }
+    if (starts_with(line, "@ ") && take_number(&text, &ident) &&
+        take_number(&text, &note->native_id) && take_number(&text, &holder)) {
+        note->holds_gil = holder != 0;
+        (void)snprintf(note->name, sizeof(note->name), "%s", text);
+        return ident;
+    }
+    return 0;
+}
+
 /* Finds the facts of a thread in a copy's text. */
 static struct thread_note
 find_note(struct slice raw, unsigned long ident)
 {
-    struct thread_note note = {0};
+    struct thread_note found = {0};
     struct slice line;
     while (next_line(&raw, &line)) {
-        char text[256];
-        unsigned long number = 0;
-        unsigned long native_id = 0;
-        int holder = 0;
-        int end = 0;
-        size_t length = line.length < sizeof(text) ? line.length : sizeof(text) - 1;
-        memcpy(text, line.bytes, length);
-        text[length] = '\0';
-        if (sscanf(text, "@ %lu %lu %d %n", &number, &native_id, &holder, &end) == 3 &&
-            number == ident) {
-            note.native_id = native_id;
-            note.holds_gil = note.holds_gil || holder != 0;
-            (void)snprintf(note.name, sizeof(note.name), "%s", end > 0 ? text + end : "");
+        struct thread_note note = {0};
+        if (read_facts(&line, &note) != ident) {
+            continue;
         }
-        else if (sscanf(text, "! %lu", &number) == 1 && number == ident) {
-            note.holds_gil = true;
+        note.holds_gil = note.holds_gil || found.holds_gil;
+        if (note.native_id == 0 && note.name[0] == '\0') {
+            found.holds_gil = note.holds_gil;
+        }
+        else {
+            found = note;
         }
     }
-    return note;
+    return found;
 }
 
 /* Reads a small file of /proc into a string, up to the first newline. */
@@ -1616,7 +1657,7 @@ struct sources {
 DETACHED static void
 read_file(struct source *source)
 {
-    struct stat status;
+    struct stat status = {0};
     int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd >= 0 && fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
         status.st_size <= MAX_SOURCE) {
@@ -1876,13 +1917,8 @@ is_noted(struct slice raw, unsigned long native_id)
     struct slice line;
     bool noted = false;
     while (!noted && next_line(&raw, &line)) {
-        char text[64];
-        unsigned long ident = 0;
-        unsigned long number = 0;
-        size_t length = line.length < sizeof(text) ? line.length : sizeof(text) - 1;
-        memcpy(text, line.bytes, length);
-        text[length] = '\0';
-        noted = sscanf(text, "@ %lu %lu", &ident, &number) == 2 && number == native_id;
+        struct thread_note note = {0};
+        noted = read_facts(&line, &note) != 0 && note.native_id == native_id;
     }
     return noted;
 }
@@ -1894,12 +1930,12 @@ append_other_threads(struct text *text, struct slice raw)
     struct dirent *entry = NULL;
     DIR *tasks = opendir("/proc/self/task");
     if (tasks == NULL) {
-        append_format(text, "/proc/self/task: %s\n", strerror(errno));
+        append_format(text, "/proc/self/task: %s\n", error_text(errno));
         return;
     }
     append_string(text, "\nOther threads of the process, as the kernel sees them:\n");
-    while ((entry = readdir(tasks)) !=
-           NULL) { /* NOLINT(concurrency-mt-unsafe): our own DIR */
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): only this thread has this DIR */
+    while ((entry = readdir(tasks)) != NULL) {
         unsigned long native_id = strtoul(entry->d_name, NULL, 10);
         if (native_id != 0 && !is_noted(raw, native_id)) {
             append_string(text, "  ");
@@ -1924,7 +1960,7 @@ append_snapshot(struct text *text)
     }
     if (result == COPY_REFUSED) {
         append_format(text, "No frozen copy of the process can be made: %s.\n",
-                      strerror(error));
+                      error_text(error));
     }
     else if (result == COPY_DIED) {
         append_string(text,
@@ -4013,7 +4049,7 @@ send_helper(struct session *session, void *(*body)(void *))
         (void)pthread_cond_broadcast(&session->out_free);
         unlock(&session->out_lock);
         log_line("Cannot start a thread for the client of PID:%ld: %s",
-                 (long)session->peer.pid, strerror(error));
+                 (long)session->peer.pid, error_text(error));
     }
     return error == 0;
 }
@@ -4141,7 +4177,7 @@ start_session(int fd, const struct peer *peer, const char *card)
     if (error != 0) {
         char why[120];
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
-                       strerror(error));
+                       error_text(error));
         turn_away(dup(fd), why);
         release_session(session);
     }
@@ -4327,7 +4363,7 @@ accept_clients(struct watch *watch)
     }
     if (!watch->accept_fails) {
         log_line("Cannot accept a client: %s. Waiting until there is room.",
-                 strerror(errno));
+                 error_text(errno));
     }
     watch->accept_fails = true;
     watch->accept_again_ms = monotonic_ms() + ACCEPT_PAUSE_MS;
@@ -4618,7 +4654,7 @@ open_snapshot(void)
                                                     Py_True, "chain", Py_False)) < 0 ||
         sigaction(snapshot.signum, NULL, &current) < 0) {
         log_line("Stacks of a stuck interpreter will not be available: %s",
-                 fd < 0 ? strerror(errno) : "no signal is free for faulthandler");
+                 fd < 0 ? error_text(errno) : "no signal is free for faulthandler");
         PyErr_Clear();
         if (fd >= 0) {
             (void)close(fd);
@@ -6054,6 +6090,7 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 py_install_from_environment(PyObject *module, PyObject *unused)
 {
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): Python's start-up, one thread */
     const char *value = getenv("PYTHONMANHOLE");
     PyObject *text = NULL;   /* owned */
     PyObject *result = NULL; /* owned */
@@ -6296,6 +6333,7 @@ module_exec(PyObject *module)
 }
 
 ATTACHED static int
+/* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_VISIT is an if */
 module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     struct module_state *state = PyModule_GetState(module);
@@ -6312,6 +6350,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
 }
 
 ATTACHED static int
+/* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_CLEAR is an if */
 module_clear(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);

@@ -135,7 +135,7 @@ static const char *const statements[] = {
     "print('begun'); sys.stdin.read()\n",
     "print('begun'); input('? ')\n",
     "print('begun'); __import__('threading').Event().wait()\n",
-    "print('begun'); __import__('subprocess').run(['sleep', '3600'])\n",
+    "print('begun'); __import__('subprocess').Popen('cat', stdin=-1).wait()\n",
     "def stubborn():\n    while True:\n        try:\n            while True: pass\n"
     "        except BaseException: pass\n\nprint('begun'); stubborn()\n",
 };
@@ -152,6 +152,22 @@ daemon_connection_lets_every_statement_go(void)
         client_read_until_eof(client);
         assert_quiet(app);
     }
+}
+
+/* CPython before 3.13 takes the thread that imports threading for the main one, and joins
+ * it at exit. */
+static void
+client_that_imports_threading_first_does_not_pass_for_the_main_thread(void)
+{
+    struct process *app =
+        start_target("import _thread\n" //
+                     ENDING(DROPS ", locals={'me': _thread.get_ident()}", "sys.exit(5)"));
+    struct client *client = client_at_prompt(app);
+    client_ask(client, "import threading");
+    assert_string_equal(client_ask(client, "threading.main_thread().ident == me"),
+                        "True\n");
+    assert_int_equal(end_of(app), 5);
+    client_read_until_eof(client);
 }
 
 static void
@@ -543,6 +559,7 @@ main(void)
         TEST(exit_admits_no_new_client),
         TEST(daemon_connection_lets_a_client_at_the_prompt_go),
         TEST(daemon_connection_lets_every_statement_go),
+        TEST(client_that_imports_threading_first_does_not_pass_for_the_main_thread),
         TEST(daemon_connection_lets_a_client_that_does_not_read_go),
         TEST(daemon_connection_lets_a_handler_of_the_program_go),
         TEST(clients_that_come_during_exit_do_no_harm),

@@ -20,13 +20,17 @@
   "names = globals()\n"                                                                  \
   "def threads():\n"                                                                     \
   "    return len(os.listdir('/proc/self/task'))\n"                                      \
+  "def signals(task, field):\n"                                                          \
+  "    for line in open(f'/proc/self/task/{task}/status'):\n"                            \
+  "        if line.startswith(field):\n"                                                 \
+  "            mask = int(line.split()[1], 16)\n"                                        \
+  "            return [n for n in range(1, 65) if mask >> n - 1 & 1]\n"                  \
+  "def caught():\n"                                                                      \
+  "    return signals(os.getpid(), 'SigCgt')\n"                                          \
   "def blocked(name):\n"                                                                 \
   "    for task in os.listdir('/proc/self/task'):\n"                                     \
-  "        status = open(f'/proc/self/task/{task}/status').read()\n"                     \
-  "        fields = dict(x.split(':\\t') for x in status.splitlines() if ':\\t' in x)\n" \
-  "        if fields['Name'].startswith(name):\n"                                        \
-  "            mask = int(fields['SigBlk'], 16)\n"                                       \
-  "            return [n for n in range(1, 65) if mask >> n - 1 & 1]\n"                  \
+  "        if open(f'/proc/self/task/{task}/comm').read().startswith(name):\n"           \
+  "            return signals(task, 'SigBlk')\n"                                         \
   "def obey(line):\n"                                                                    \
   "    try:\n"                                                                           \
   "        return eval(line, names)\n"                                                   \
@@ -261,6 +265,22 @@ undone_install_leaves_a_handler_that_the_app_has_set_since(void)
         wait_for_text(app, OUT, "heard 10, ", DEADLINE);
         send_signal(app, SIGUSR2);
         wait_for_text(app, OUT, "heard 12, ", DEADLINE);
+    }
+}
+
+static void
+undone_install_catches_no_signal_that_was_not_caught(void)
+{
+    static const char *const rows[] = {"", "activate_on='USR1', oneshot_on='USR2'"};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct process *app = start_target(OBEDIENT);
+        const char *before = tell(app, "caught()");
+        tell(app, format_text("m = manhole.install(%s)", rows[i]));
+        send_signal(app, i == 0 ? SIGCHLD : SIGUSR1);
+        assert_serves(socket_path_of(app->pid));
+        assert_string_not_equal(tell(app, "caught()"), before);
+        tell(app, "m.release()");
+        assert_string_equal(tell(app, "caught()"), before);
     }
 }
 
@@ -1363,6 +1383,7 @@ main(void)
         TEST(undone_install_gives_signals_back_to_handlers_in_python),
         TEST(undone_install_gives_signals_back_to_the_default_action),
         TEST(undone_install_leaves_a_handler_that_the_app_has_set_since),
+        TEST(undone_install_catches_no_signal_that_was_not_caught),
         TEST(release_removes_everything_and_install_works_again),
         TEST(release_twice_is_harmless),
         TEST(client_that_is_in_stays_after_release),

@@ -17,11 +17,12 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/de
 packages=(gcc libc6-dev make)
 has_headers || packages+=(python3 python3-dev)
 tests=(
-    python3-dev pkg-config libcmocka-dev procps            # what the tests are made with
-    socat netcat-openbsd rlwrap                            # clients
-    python3-venv python3-pip python3-setuptools python3-wheel # installing
-    gunicorn python3-flask uwsgi-core uwsgi-plugin-python3 # servers
-    python3-gevent python3-eventlet python3-uvloop         # other loops
+    python3-dev pkg-config libcmocka-dev procps    # what the tests are made with
+    socat netcat-openbsd rlwrap                    # clients
+    python3-venv python3-pip                       # installing
+    gunicorn python3-flask                         # servers
+    uwsgi-core uwsgi-plugin-python3
+    python3-gevent python3-eventlet python3-uvloop # other loops
 )
 linters=(clang clang-format clang-tidy cppcheck shellcheck)
 case ${1:-build} in
