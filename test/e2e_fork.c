@@ -539,9 +539,13 @@ child_that_python_does_not_know_of_leaves_the_socket_alone(void)
 
 /* Forks when it gets a line; both then live as long as its stdin is open. */
 #define FORK_WHEN_TOLD                                                                   \
-  READY "os.read(0, 1)\n" FORK_AND_TELL(                                                 \
-      "os.fork()") "if pid == 0: print('printed', type(sys.stdout).__module__, "         \
-                   "file=sys.stdout)\n" STAY
+  READY                                                                                  \
+  "import warnings; warnings.simplefilter('ignore')\n"                                   \
+  "os.read(0, 1)\n"                                                                      \
+  "pid = os.fork()\n"                                                                    \
+  "if pid == 0:\n"                                                                       \
+  "    tell('child', os.getpid())\n"                                                     \
+  "    print('printed', type(sys.stdout).__module__)\n" STAY
 
 static struct client *
 client_before_the_fork(struct process *app)
