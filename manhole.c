@@ -1185,6 +1185,16 @@ done:
     return 0;
 }
 
+/* exit() of a program that does not finalize Python, uWSGI's master for one. Runs after all
+ * atexit() handlers, and not by _exit(). */
+__attribute__((destructor)) static void
+remove_path_at_exit(void)
+{
+    if (is_owner()) {
+        remove_path();
+    }
+}
+
 /* Closes the door. Clients that are in stay. */
 static void
 close_socket(void)
