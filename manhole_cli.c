@@ -47,6 +47,8 @@
 /* Limits. */
 enum {
     FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
+    INTERRUPT_PATIENCE_MS =
+        1000, /* for the answer to Ctrl-C, and between it and a second one */
     LONGEST_PAUSE_MS = 32,
     CHUNK_SIZE = 64 * 1024, /* bytes on their way in each direction */
     HISTORY_LINE_SIZE =
@@ -932,21 +934,31 @@ pause_s(double seconds)
     (void)nanosleep(&pause, NULL);
 }
 
+/* Who we are to the server: the ID of our calling cards. It wants to be unique, also among
+ * containers that share a network and count their processes alike. */
+static const char *
+own_id(void)
+{
+    static char id[32];
+    unsigned number = 0;
+
+    if (id[0] == '\0') {
+        (void)!getrandom(&number, sizeof(number), GRND_NONBLOCK);
+        (void)snprintf(id, sizeof(id), "%d.%u", (int)getpid(), number);
+    }
+    return id;
+}
+
 /* Binds our end to a name which tells the server, at accept() and without a byte of
  * protocol, that this is a manhole-cli and what it wants. A server that does not know of
- * it sees nothing unusual. The name wants to be unique, also among containers that share
- * a network and count their processes alike. Without it the connection works just as
- * well. */
+ * it sees nothing unusual. Without it the connection works just as well. */
 static void
 show_calling_card(int fd, const char *wish)
 {
     struct sockaddr_un card = {.sun_family = AF_UNIX};
-    unsigned number = 0;
-    int length = 0;
+    int length = snprintf(card.sun_path + 1, sizeof(card.sun_path) - 1,
+                          "manhole-cli/%s/%s", own_id(), wish);
 
-    (void)!getrandom(&number, sizeof(number), GRND_NONBLOCK);
-    length = snprintf(card.sun_path + 1, sizeof(card.sun_path) - 1,
-                      "manhole-cli/%d.%u/%s", (int)getpid(), number, wish);
     (void)bind(fd, (const struct sockaddr *)&card,
                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length));
 }
@@ -954,13 +966,13 @@ show_calling_card(int fd, const char *wish)
 /* Non-blocking: a server that accepts nobody, its queue full, must not hold us beyond the
  * timeout, nor one that reads nothing keep us from showing what it writes. */
 static int
-open_socket(void)
+open_socket(const char *wish)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         fail(STATUS_TROUBLE, "cannot make a socket: %m");
     }
-    show_calling_card(fd, "repl");
+    show_calling_card(fd, wish);
     return fd;
 }
 
@@ -1142,7 +1154,7 @@ connect_and_signal(int fd, const struct request *request)
 static int
 open_connection(const struct request *request)
 {
-    int fd = open_socket();
+    int fd = open_socket("repl");
 
     if (request->signal != 0 && request->target.by_path) {
         connect_and_signal(fd, request);
@@ -1359,18 +1371,96 @@ serve_server(const struct pollfd *ready, struct flow *typed, struct flow *shown)
     }
 }
 
-/* Copies both ways until the server has closed and all it wrote is shown. */
+/* Ctrl-C has been typed and not been dealt with. */
+static volatile sig_atomic_t is_interrupt_due;
+
+/* Only what signal-safety(7) allows. */
+static void
+on_interrupt(int signal_number)
+{
+    (void)signal_number;
+    is_interrupt_due = 1;
+}
+
+/* Asks the server, by a connection of its own, to interrupt what our session runs. Fills in its
+ * answer: "interrupted", "idle", "unknown"; "" from a server that does not know of this. */
+static void
+ask_for_interrupt(const struct target *target, char *answer, size_t size)
+{
+    static unsigned count;
+    char wish[32];
+    struct pollfd server = {.events = POLLIN};
+    ssize_t length = -1;
+
+    (void)snprintf(wish, sizeof(wish), "interrupt.%u", ++count);
+    server.fd = open_socket(wish);
+    if (connect_once(server.fd, target->path) == 0) {
+        (void)check_server(server.fd, target);
+        if (poll(&server, 1, INTERRUPT_PATIENCE_MS) == 1) {
+            length = recv(server.fd, answer, size - 1, 0);
+        }
+    }
+    answer[length < 0 ? 0 : length] = '\0';
+    answer[strcspn(answer, "\n")] = '\0';
+    (void)close(server.fd);
+}
+
+/* Ctrl-C: the first one interrupts the statement, a second one soon after, while it still runs,
+ * leaves it running. Without a terminal, and with a server that knows no interrupts, it ends the
+ * client. Returns whether to go on. */
+static bool
+handle_interrupt(const struct target *target)
+{
+    static double last_s = -1e9; /* of the last one that a statement got */
+    char answer[32] = "";
+
+    if (!isatty(STDIN_FILENO)) {
+        return false;
+    }
+    ask_for_interrupt(target, answer, sizeof(answer));
+    if (strcmp(answer, "idle") == 0) {
+        (void)fprintf(stderr, "\nmanhole-cli: nothing is running; Ctrl-D leaves\n");
+        return true;
+    }
+    if (strcmp(answer, "interrupted") != 0) {
+        return false;
+    }
+    if (now_s() - last_s < INTERRUPT_PATIENCE_MS / 1e3) {
+        (void)fprintf(
+            stderr,
+            "\nmanhole-cli: left; the statement has not ended yet and is interrupted "
+            "again by the process every second until it does\n");
+        return false;
+    }
+    last_s = now_s();
+    return true;
+}
+
+/* Copies both ways until the server has closed and all it wrote is shown. Ctrl-C is let in while
+ * it waits, and only then. */
 static enum exit_status
-relay(int server)
+relay(int server, const struct target *target)
 {
     static struct flow typed;
     static struct flow shown;
     struct pollfd fds[POLLED];
+    sigset_t interrupt;
+    sigset_t waiting;
 
+    (void)sigemptyset(&interrupt);
+    (void)sigaddset(&interrupt, SIGINT);
+    (void)sigprocmask(SIG_BLOCK, &interrupt, &waiting);
     while (!shown.is_over || is_pending(&shown)) {
         choose_events(fds, &typed, &shown, server);
-        if (poll(fds, POLLED, -1) < 0 && errno != EINTR) {
-            fail(STATUS_TROUBLE, "cannot wait for input: %m");
+        if (ppoll(fds, POLLED, NULL, &waiting) < 0) {
+            if (errno != EINTR) {
+                fail(STATUS_TROUBLE, "cannot wait for input: %m");
+            }
+            if (is_interrupt_due && !handle_interrupt(target)) {
+                return STATUS_INTERRUPTED;
+            }
+            is_interrupt_due = 0;
+            continue;
         }
         if (fds[OUTPUT].revents != 0 && !write_stdout(&shown)) {
             return STATUS_OUTPUT_GONE;
@@ -1405,23 +1495,20 @@ keep_standard_descriptors(void)
 
 /* Only what signal-safety(7) allows; there is nothing to tidy up. */
 static void
-on_interrupt(int signal_number)
+on_early_interrupt(int signal_number)
 {
     (void)signal_number;
     _exit(STATUS_INTERRUPTED);
 }
 
-/* Ctrl-C ends the client with its own status, unless the caller has it ignored (nohup,
- * "&" in a script). Output that nobody reads is an error of write() and no signal. */
+/* Ctrl-C is dealt with by handler, unless the caller has it ignored (nohup, "&" in a script). */
 static void
-set_signal_handlers(void)
+set_interrupt_handler(void (*handler)(int))
 {
     struct sigaction interrupt = {.sa_flags = 0};
 
-    (void)signal(SIGPIPE, SIG_IGN);
     if (sigaction(SIGINT, NULL, &interrupt) == 0 && interrupt.sa_handler != SIG_IGN) {
-        interrupt =
-            (struct sigaction){.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
+        interrupt = (struct sigaction){.sa_handler = handler, .sa_flags = SA_RESTART};
         (void)sigaction(SIGINT, &interrupt, NULL);
     }
 }
@@ -1434,11 +1521,13 @@ main(int argc, char **argv)
     int server = -1; /* owned */
 
     keep_standard_descriptors();
-    set_signal_handlers();
+    (void)signal(SIGPIPE, SIG_IGN); /* output that nobody reads is an error of write() */
+    set_interrupt_handler(on_early_interrupt);
     request = parse_command_line(argc, argv);
     server = open_connection(&request);
     open_history();
-    status = relay(server);
+    set_interrupt_handler(on_interrupt);
+    status = relay(server, &request.target);
     (void)close(server);
     return (int)status;
 }
