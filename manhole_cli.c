@@ -23,6 +23,7 @@
 #  define _GNU_SOURCE /* struct ucred */
 #endif
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -46,7 +47,8 @@
 
 /* Limits. */
 enum {
-    FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
+    FIRST_PAUSE_MS = 1,        /* between two tries to connect; doubles up to */
+    FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
     INTERRUPT_PATIENCE_MS =
         1000, /* for the answer to Ctrl-C, and between it and a second one */
     LONGEST_PAUSE_MS = 32,
@@ -1005,11 +1007,113 @@ say_connect_error(const char *path, int error)
                   kind, error);
 }
 
+/* The state letter of a process as the kernel has it, 0 when there is no such process. */
+static char
+process_state(pid_t pid)
+{
+    char path[64];
+    char line[512];
+    const char *after_name = NULL;
+    FILE *stat_file = NULL; /* owned */
+    char state = 0;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    stat_file = fopen(path, "re");
+    if (stat_file == NULL) {
+        return 0;
+    }
+    if (fgets(line, sizeof(line), stat_file) != NULL) {
+        after_name = strrchr(line, ')');
+        state = after_name == NULL || strlen(after_name) < 3 ? 0 : after_name[2];
+    }
+    (void)fclose(stat_file);
+    return state;
+}
+
+/* Whether a thread of the process is a manhole's listener, which bears that name. */
+static bool
+has_listener(pid_t pid)
+{
+    char path[64];
+    char name[32];
+    struct dirent *task = NULL;
+    DIR *tasks = NULL; /* owned */
+    bool found = false;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+    tasks = opendir(path);
+    while (tasks != NULL && !found && (task = readdir(tasks)) != NULL) {
+        char comm[sizeof(path) + sizeof(task->d_name) + 8];
+        FILE *file = NULL; /* owned */
+        (void)snprintf(comm, sizeof(comm), "%s/%s/comm", path, task->d_name);
+        file = fopen(comm, "re");
+        if (file != NULL) {
+            found =
+                fgets(name, sizeof(name), file) != NULL && strcmp(name, "Manhole\n") == 0;
+            (void)fclose(file);
+        }
+    }
+    if (tasks != NULL) {
+        (void)closedir(tasks);
+    }
+    return found;
+}
+
+/* Says what keeps a process from answering, in one line with what to do. Silent, with false, when
+ * nothing of that can be seen. */
+static bool
+say_hindrance(pid_t pid)
+{
+    switch (process_state(pid)) {
+    case 0:
+        say_error("process %d is not there", (int)pid);
+        return true;
+    case 'T':
+        say_error("process is stopped: PID %d; 'kill -CONT %d' lets it go on", (int)pid,
+                  (int)pid);
+        return true;
+    case 't':
+        say_error("process is traced: PID %d is held by a debugger or strace; let it go "
+                  "on there",
+                  (int)pid);
+        return true;
+    case 'Z':
+    case 'X':
+        say_error("process %d has ended and waits for its parent to notice; there is "
+                  "nothing to "
+                  "look into",
+                  (int)pid);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* After a timeout: why nobody opens, as far as /proc shows it. */
+static void
+say_why(pid_t pid)
+{
+    if (pid == 0 || say_hindrance(pid)) {
+        return;
+    }
+    if (has_listener(pid)) {
+        say_error("process %d has a manhole that is not open: send it the signal of its "
+                  "activate_on option (-1, -2 or -s SIGNAL), or look into its log",
+                  (int)pid);
+    }
+    else {
+        say_error("process %d seems to have no manhole: it wants manhole.install(), or "
+                  "PYTHONMANHOLE in its environment, when it starts",
+                  (int)pid);
+    }
+}
+
 /* Tries until it works; ends the program when the time is over. The pauses are short at
  * first, for a manhole that a signal has just woken is there within a millisecond or two. */
 static void
-connect_within(int fd, const char *path, double timeout_s)
+connect_within(int fd, const struct target *target, double timeout_s)
 {
+    const char *path = target->path;
     double deadline = now_s() + timeout_s;
     double pause = FIRST_PAUSE_MS / 1e3;
     int said = 0; /* the error that was shown last */
@@ -1023,6 +1127,7 @@ connect_within(int fd, const char *path, double timeout_s)
         }
         if (!(left > 0)) { /* a timeout that is not a number is over, too */
             (void)fprintf(stderr, "Failed to connect to %s: Timeout\n", quote(path).text);
+            say_why(target->pid);
             leave(STATUS_NO_CONNECTION);
         }
         pause_s(pause < left ? pause : left);
@@ -1163,7 +1268,7 @@ open_connection(const struct request *request)
     if (request->signal != 0) {
         send_signal(request->target.pid, request->signal);
     }
-    connect_within(fd, request->target.path, request->timeout_s);
+    connect_within(fd, &request->target, request->timeout_s);
     (void)check_server(fd, &request->target);
     return fd;
 }
@@ -1436,6 +1541,17 @@ handle_interrupt(const struct target *target)
     return true;
 }
 
+/* As the kernel recorded it when the server began to listen. */
+static pid_t
+server_pid(int server)
+{
+    struct ucred credentials = {.pid = 0};
+    socklen_t size = sizeof(credentials);
+
+    (void)getsockopt(server, SOL_SOCKET, SO_PEERCRED, &credentials, &size);
+    return credentials.pid;
+}
+
 /* Copies both ways until the server has closed and all it wrote is shown. Ctrl-C is let in while
  * it waits, and only then. */
 static enum exit_status
@@ -1444,6 +1560,8 @@ relay(int server, const struct target *target)
     static struct flow typed;
     static struct flow shown;
     struct pollfd fds[POLLED];
+    const struct timespec patience = {.tv_sec = FIRST_BYTE_PATIENCE_S};
+    bool is_silent = true;
     sigset_t interrupt;
     sigset_t waiting;
 
@@ -1452,7 +1570,14 @@ relay(int server, const struct target *target)
     (void)sigprocmask(SIG_BLOCK, &interrupt, &waiting);
     while (!shown.is_over || is_pending(&shown)) {
         choose_events(fds, &typed, &shown, server);
-        if (ppoll(fds, POLLED, NULL, &waiting) < 0) {
+        int ready = ppoll(fds, POLLED, is_silent ? &patience : NULL, &waiting);
+        if (ready == 0) {
+            is_silent = false; /* said once */
+            (void)say_hindrance(server_pid(server));
+            continue;
+        }
+        is_silent = is_silent && fds[SERVER].revents == 0;
+        if (ready < 0) {
             if (errno != EINTR) {
                 fail(STATUS_TROUBLE, "cannot wait for input: %m");
             }
