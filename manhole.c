@@ -7,32 +7,34 @@
  * README.rst says how to use it.
  *
  * THREADS
- *   listener   one native thread, made by install(). Never attaches to Python, so nothing
- * that Python does can stop it. Asleep in poll() when idle. Accepts, checks credentials,
- *              starts sessions, carries copies of the application's output to slow
- * clients. session    one native thread a client. Attaches with a thread state of its
- * own, serves its client, detaches, ends. A oneshot session runs in the main thread
- * instead. courier    a native thread that lives for one delivery of log lines, when the
- * log goes to a Python object and no session is there to carry them. the application's
- * own threads run the stream objects' write(), the fork hooks, the exit callback and what
- * manhole.* offers; the two signal handlers run in whichever thread is hit.
+ *   listener     one native thread, made by install(). Never attaches to Python, so nothing that
+ *                Python does can stop it. Asleep in poll() when idle. Accepts, checks credentials,
+ *                starts sessions, carries copies of the application's output to slow clients.
+ *   session      one native thread a client. Attaches with a thread state of its own, serves its
+ *                client, detaches, ends. A oneshot session runs in the main thread instead.
+ *   helpers      native threads for one errand: a reporter sends the stacks of a process whose
+ *                Python does not answer, an interrupter raises KeyboardInterrupt in a session, a
+ *                courier carries log lines to a Python object.
+ *   application  its threads run the stream objects' write(), the fork hook, the exit callback and
+ *                what manhole.* offers; the two signal handlers run in whichever thread is hit.
  *
  * WHAT IT TOUCHES IN A PROCESS
- *   files        the socket's path, with mode 0600; removed again by exit, release or a
- * signal. descriptors  two eventfds and the listening socket; one for each client. All
- * close-on-exec. signals      activate_on (a C handler), oneshot_on (signal.signal), and
- * while the socket exists those of death_signals[] that were SIG_DFL. All are put back.
- *   sys          std streams, __std*__ and displayhook while a client has a console;
- * last_exc and its relatives when a client's statement raised. All are put back. atexit,
- * os.register_at_fork, multiprocessing.util (in its children): one callback each.
- *   environment  PYTHONMANHOLE is read by manhole.pth, nowhere else.
+ *   files        the socket's path, with mode 0600; removed again by exit, release or a signal.
+ *   descriptors  two eventfds and the listening socket; one for each client; a memory file while a
+ *                frozen copy is made. All close-on-exec.
+ *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
+ *                (faulthandler.register), and while the socket exists those of death_signals[] that
+ *                were SIG_DFL. All are put back.
+ *   sys          std streams, __std*__ and displayhook while a client has a console; last_exc and
+ *                its relatives when a client's statement raised. All are put back.
+ *   callbacks    atexit, os.register_at_fork, and in children multiprocessing.util: one each.
+ *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
  *
  * HOW TO READ IT
- *   Ground floor first; each room opens with a banner that says who runs it. Three
- * markers say who may call a function, and clang's -Wthread-safety holds us to them:
- * ATTACHED, DETACHED, ASYNC_SAFE. Unmarked: pure computation or leaf locks, any thread.
- * Every PyObject * in a signature is borrowed unless its comment says "new"; what a
- * function returns is new.
+ *   Ground floor first; each room opens with a banner that says who runs it. Three markers say who
+ *   may call a function, and clang's -Wthread-safety holds us to them: ATTACHED, DETACHED,
+ *   ASYNC_SAFE. Unmarked: pure computation or leaf locks, any thread. Every PyObject * in a
+ *   signature is borrowed unless its comment says "new"; what a function returns is new.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -162,6 +164,21 @@ Py_XNewRef(PyObject *object)
 }
 #endif
 
+/* Whether the calling thread is attached to Python. Before 3.12 CPython knows one holder of the GIL
+ * only; a thread of a subinterpreter is taken for one that is not. */
+static bool
+is_attached(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return PyThreadState_GetUnchecked() != NULL;
+#elif PY_VERSION_HEX >= 0x030c0000
+    return _PyThreadState_UncheckedGet() != NULL;
+#else
+    PyThreadState *own = PyGILState_GetThisThreadState();
+    return own != NULL && own == _PyThreadState_UncheckedGet();
+#endif
+}
+
 /* Keeps the cyclic collector, which may run any Python code, out of a stretch of C that
  * must not be interrupted. Needed where frame objects are made on demand, which is
  * since 3.11. */
@@ -184,6 +201,17 @@ resume_gc(bool was_enabled)
     }
 #else
     (void)was_enabled;
+#endif
+}
+
+/* The globals of a frame. Returns a new reference. */
+ATTACHED static PyObject *
+get_globals(PyFrameObject *frame)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    return PyFrame_GetGlobals(frame);
+#else
+    return Py_NewRef(frame->f_globals);
 #endif
 }
 
@@ -246,6 +274,40 @@ ask_gil_holder(int fd)
     (void)!write(fd, line, (size_t)length);
 #else
     (void)fd;
+#endif
+}
+
+/* Imports threading before a client does. Until 3.13 it takes the thread that imports it first for
+ * the main thread: exit would wait for a session, and the application would never be told its own
+ * main thread again. So that is put right at once. Never raises. */
+ATTACHED static void
+import_threading(void)
+{
+#if PY_VERSION_HEX < 0x030d0000
+    static const char repair[] =
+        "import _thread, os, threading\n"
+        "main = threading._main_thread\n"
+        "if main._ident == _thread.get_ident() != ident:\n"
+        "    threading._active[ident] = threading._active.pop(main._ident)\n"
+        "    main._ident, main._native_id = ident, os.getpid()\n"
+        "    threading._shutdown_locks.discard(main._tstate_lock)\n"
+        "    main._tstate_lock = _thread.allocate_lock()\n"
+        "    main._tstate_lock.acquire()\n"
+        "    threading._shutdown_locks.add(main._tstate_lock)\n";
+    PyThreadState *oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    PyObject *names = NULL;  /* owned */
+    PyObject *result = NULL; /* owned */
+    while (oldest->next != NULL) {
+        oldest = oldest->next;
+    }
+    names = Py_BuildValue("{sOsk}", "__builtins__", PyEval_GetBuiltins(), "ident",
+                          oldest->thread_id);
+    if (names != NULL) {
+        result = PyRun_String(repair, Py_file_input, names, names);
+    }
+    PyErr_Clear();
+    Py_XDECREF(names);
+    Py_XDECREF(result);
 #endif
 }
 
@@ -328,11 +390,9 @@ struct session {
     bool has_console;     /* the std streams are this client's in its thread */
     PyObject *input;      /* owned text file that sys.stdin is in its thread */
     PyObject *names;      /* owned dict, the console's namespace */
-    PyObject *
-        raised; /* owned: SystemExit from the application's signal handler, in a oneshot */
-    /* The listener's. */
-    int64_t
-        gone_ms; /* monotonic: when it last looked after a client that left; 0: it is there */
+    PyObject *raised; /* owned SystemExit of the application's own, out of a oneshot */
+    /* The listener's: monotonic, when it last looked after a client that left; 0: it is there. */
+    int64_t gone_ms;
     /* Under out_lock. Whoever has set sending may send without the lock. */
     pthread_mutex_t out_lock;
     pthread_cond_t out_free; /* sending or helpers has changed */
@@ -344,7 +404,7 @@ struct session {
     size_t tail;
     size_t missed; /* bytes that found no room since the last note about it */
     int64_t
-        asked_ms; /* monotonic: when the listener took it in; 0: it is none of the listener's */
+        asked_ms; /* monotonic: the listener took it in; 0: it is none of the listener's */
     bool answered;    /* Python has spoken to the client */
     bool reported;    /* a reporter was sent, because it had not */
     bool told;        /* the client has the stacks from it */
@@ -352,8 +412,7 @@ struct session {
     int helpers;      /* reporters and interrupters that still use the slot */
 };
 
-/* Wishes to the listener, bits of manhole.wishes. Each is followed by a write to wake_fd.
- */
+/* Wishes to the listener, bits of manhole.wishes. Each is followed by a write to wake_fd. */
 enum {
     WISH_OPEN = 1,  /* the activating signal came */
     WISH_CLOSE = 2, /* close the socket, remove its path */
@@ -365,6 +424,14 @@ struct borrowed_attribute {
     const char *name;
     PyObject *previous; /* owned, NULL: there was none */
     PyObject *ours;     /* owned, NULL: not borrowed now */
+};
+
+/* A descriptor that we keep, and what it was when we opened it: an application that closes all
+ * descriptors may have opened something of its own under the number since. */
+struct kept_fd {
+    _Atomic int number; /* -1: none */
+    dev_t device;
+    ino_t inode;
 };
 
 static struct manhole {
@@ -383,8 +450,8 @@ static struct manhole {
     /* The listener: made and joined under install_lock. */
     bool has_listener;
     pthread_t listener;
-    _Atomic int wake_fd; /* eventfd, the listener sleeps on it; -1: none */
-    _Atomic int
+    struct kept_fd wake_fd; /* eventfd, the listener sleeps on it */
+    struct kept_fd
         news_fd; /* eventfd, written when a session ends or the listener has started */
     _Atomic unsigned wishes;
     _Atomic pid_t
@@ -395,12 +462,13 @@ static struct manhole {
     _Atomic bool courier_is_out;
     /* The socket's path. Read by the handlers: path is whole whenever bound is true. */
     _Atomic bool bound;
-    _Atomic int listen_fd;
+    struct kept_fd listen_fd;
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
     dev_t path_device;
     ino_t path_inode;
     /* Sessions, under table_lock. */
     bool closing; /* the interpreter is about to end: nobody attaches any more */
+    int entering; /* threads of ours that make their thread state just now */
     int inside;   /* threads of ours that are, or are about to be, attached */
     struct session sessions[MAX_SESSIONS];
     _Atomic int viewers; /* sessions with viewing set: the streams' short cut */
@@ -408,9 +476,9 @@ static struct manhole {
     int consoles;
     struct borrowed_attribute borrowed[11];
 } manhole = {
-    .wake_fd = -1,
-    .news_fd = -1,
-    .listen_fd = -1,
+    .wake_fd.number = -1,
+    .news_fd.number = -1,
+    .listen_fd.number = -1,
     .borrowed =
         {
             {.name = "stdin"},
@@ -430,12 +498,11 @@ static struct manhole {
 /* What a frozen copy needs, settled at install so that nothing is asked for when it is
  * too late. */
 static struct {
-    _Atomic int memory_fd; /* what the copy writes to; -1: there can be no copy */
-    int signum;            /* its handler is faulthandler's */
+    int signum; /* its handler is faulthandler's, which writes to descriptor 2; 0: none was free */
     void (*handler)(int);
     PyInterpreterState *interpreter;
     PyObject *modules; /* owned, sys.modules */
-} snapshot = {.memory_fd = -1};
+} snapshot;
 
 /* The session that the calling thread serves, NULL in all threads of the application. */
 static _Thread_local struct session *current_session;
@@ -534,9 +601,8 @@ make_locks_anew(void)
  * Descriptors, clocks, threads, text: what the rooms above build on.
  * ====================================================================================== */
 
-/* Closes what the variable holds and forgets it at once, so that a second call is
- * harmless. */
-ASYNC_SAFE static void
+/* Closes what the variable holds and forgets it at once, so that a second call is harmless. */
+static void
 close_fd(_Atomic int *fd)
 {
     int old = atomic_exchange(fd, -1);
@@ -545,13 +611,55 @@ close_fd(_Atomic int *fd)
     }
 }
 
+/* Takes over a descriptor, or the -1 of who could open none. */
+static void
+keep_fd(struct kept_fd *kept, int fd)
+{
+    struct stat status = {0};
+    if (fd >= 0) {
+        (void)fstat(fd, &status);
+    }
+    kept->device = status.st_dev;
+    kept->inode = status.st_ino;
+    atomic_store(&kept->number, fd);
+}
+
+/* Its number; -1 when there is none, or none of ours any more. */
+ASYNC_SAFE static int
+kept_number(const struct kept_fd *kept)
+{
+    int fd = atomic_load(&kept->number);
+    struct stat status;
+    bool ours = fd >= 0 && fstat(fd, &status) == 0 && status.st_dev == kept->device &&
+                status.st_ino == kept->inode;
+    return ours ? fd : -1;
+}
+
+/* Closes it if it is still ours, and forgets it. */
+static void
+close_kept(struct kept_fd *kept)
+{
+    int fd = kept_number(kept);
+    atomic_store(&kept->number, -1);
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+}
+
+/* The application has closed it behind our back. */
+static bool
+is_lost(const struct kept_fd *kept)
+{
+    return atomic_load(&kept->number) >= 0 && kept_number(kept) < 0;
+}
+
 ASYNC_SAFE static void
-write_eventfd(int fd)
+write_eventfd(const struct kept_fd *eventfd)
 {
     uint64_t one = 1;
+    int fd = kept_number(eventfd);
     if (fd >= 0) {
-        /* Fails only when the counter is full: then the reader has been woken long ago.
-         */
+        /* Fails only when the counter is full: then the reader has been woken long ago. */
         (void)!write(fd, &one, sizeof(one));
     }
 }
@@ -561,6 +669,24 @@ drain_eventfd(int fd)
 {
     uint64_t count = 0;
     (void)!read(fd, &count, sizeof(count));
+}
+
+/* Two eventfds for the listener and those who wait for it. Once made they stay for the life of the
+ * process: a handler or an application thread may be about to write to one at any moment. Returns
+ * 0, or -1 with errno. */
+static int
+open_eventfds(void)
+{
+    struct kept_fd *const fds[] = {&manhole.wake_fd, &manhole.news_fd};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(fds); i++) {
+        if (kept_number(fds[i]) < 0) {
+            keep_fd(fds[i], eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+        }
+        if (atomic_load(&fds[i]->number) < 0) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 static int64_t
@@ -945,7 +1071,7 @@ on_activate(int signum)
     (void)signum;
     if (is_owner()) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-        write_eventfd(atomic_load(&manhole.wake_fd));
+        write_eventfd(&manhole.wake_fd);
     }
     else {
         atomic_store(&manhole.activated_child, getpid());
@@ -1171,7 +1297,7 @@ open_socket(void)
     manhole.path_inode = there.st_ino;
     atomic_store(&manhole.bound, true);
     watch_death_signals();
-    atomic_store(&manhole.listen_fd, fd);
+    keep_fd(&manhole.listen_fd, fd);
     fd = -1;
 done:
     if (fd >= 0) {
@@ -1195,12 +1321,19 @@ remove_path_at_exit(void)
     }
 }
 
+/* The door is open, as far as we have opened it. */
+static bool
+is_open(void)
+{
+    return atomic_load(&manhole.listen_fd.number) >= 0;
+}
+
 /* Closes the door. Clients that are in stay. */
 static void
 close_socket(void)
 {
     remove_path();
-    close_fd(&manhole.listen_fd);
+    close_kept(&manhole.listen_fd);
     unwatch_death_signals();
 }
 
@@ -1380,7 +1513,7 @@ describe_copy(int fd)
 /* Body of the copy. Whatever kills it, it dies without a word: no core, no handler, no
  * stderr. */
 COPY_ONLY static void
-copy_main(void)
+copy_main(int memory_fd)
 {
     static const int fatal[] = {SIGSEGV, SIGBUS,  SIGFPE, SIGILL,
                                 SIGABRT, SIGTRAP, SIGSYS};
@@ -1390,9 +1523,8 @@ copy_main(void)
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     (void)prctl(PR_SET_DUMPABLE, 0);
     (void)setrlimit(RLIMIT_CORE, &no_core);
-    for (int fd = 0; fd < 3; fd++) {
-        (void)close(fd);
-    }
+    (void)dup2(memory_fd,
+               STDERR_FILENO); /* a copy of the table too: nobody else sees it */
     for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
         (void)sigaction(fatal[i], &action, NULL);
     }
@@ -1402,7 +1534,7 @@ copy_main(void)
         (void)sigdelset(&own, fatal[i]);
     }
     (void)pthread_sigmask(SIG_SETMASK, &own, NULL);
-    describe_copy(snapshot.memory_fd);
+    describe_copy(STDERR_FILENO);
     (void)syscall(SYS_exit_group, 0);
 }
 
@@ -1430,8 +1562,20 @@ static bool
 is_snapshot_ready(void)
 {
     struct sigaction current;
-    return snapshot.memory_fd >= 0 && sigaction(snapshot.signum, NULL, &current) == 0 &&
+    return snapshot.signum != 0 && sigaction(snapshot.signum, NULL, &current) == 0 &&
            current.sa_handler == snapshot.handler;
+}
+
+/* Appends all that the file holds. */
+DETACHED static void
+append_file(struct text *text, int fd)
+{
+    char piece[4096];
+    ssize_t length = 0;
+    for (off_t offset = 0; (length = pread(fd, piece, sizeof(piece), offset)) > 0;
+         offset += length) {
+        append_bytes(text, piece, (size_t)length);
+    }
 }
 
 /* Makes one copy and appends what it wrote. */
@@ -1439,31 +1583,29 @@ DETACHED static enum copy_result
 try_copy(struct text *raw)
 {
     const size_t marker = sizeof(stacks_complete) - 1;
-    char piece[4096];
-    ssize_t length = 0;
+    int memory_fd = -1; /* owned */
     long copy = -1;
     if (!is_snapshot_ready()) {
         errno = EBUSY;
         return COPY_REFUSED;
     }
-    if (ftruncate(snapshot.memory_fd, 0) < 0 ||
-        lseek(snapshot.memory_fd, 0, SEEK_SET) < 0) {
+    memory_fd = memfd_create("manhole", MFD_CLOEXEC);
+    if (memory_fd < 0) {
         return COPY_REFUSED;
     }
     copy = syscall(SYS_clone, 0UL, NULL, NULL, NULL, 0UL);
     if (copy == 0) {
-        copy_main();
+        copy_main(memory_fd);
     }
     if (copy < 0) {
+        int error = errno;
+        (void)close(memory_fd);
+        errno = error;
         return COPY_REFUSED;
     }
     reap_copy((pid_t)copy);
-    for (off_t offset = 0;
-         (length = pread(snapshot.memory_fd, piece, sizeof(piece), offset)) > 0;
-         offset += length) {
-        append_bytes(raw, piece, (size_t)length);
-    }
-    (void)ftruncate(snapshot.memory_fd, 0);
+    append_file(raw, memory_fd);
+    (void)close(memory_fd);
     return raw->length > 0 &&
                    memmem(raw->bytes, raw->length, stacks_complete, marker) != NULL
                ? COPY_DONE
@@ -1986,12 +2128,13 @@ append_snapshot(struct text *text)
  * Stack dump: what every Python thread is doing.
  * Runs on:  sessions and application threads, ATTACHED.
  * Touches:  nothing but frames, linecache and the file's own structs.
- * The application stands still only for the look, which records (code, line) and nothing else;
+ * The application stands still only for the look, which records code, globals and line only;
  * source lines are read and text is made afterwards, while other threads run.
  * ====================================================================================== */
 
 struct frame_record {
     PyCodeObject *code; /* owned */
+    PyObject *globals;  /* owned: they know the loader, which may have the source */
     int line;
 };
 
@@ -2017,6 +2160,7 @@ free_look(struct look *look)
 {
     for (size_t i = 0; i < look->frame_count; i++) {
         Py_DECREF(look->frames[i].code);
+        Py_DECREF(look->frames[i].globals);
     }
     PyMem_RawFree(look->frames);
     PyMem_RawFree(look->threads);
@@ -2038,6 +2182,7 @@ record_frame(struct look *look, PyFrameObject *frame)
         look->frame_capacity = capacity;
     }
     look->frames[look->frame_count].code = PyFrame_GetCode(frame);
+    look->frames[look->frame_count].globals = get_globals(frame);
     look->frames[look->frame_count].line = PyFrame_GetLineNumber(frame);
     look->frame_count++;
     return 0;
@@ -2114,13 +2259,16 @@ done:
     return result;
 }
 
-/* The lines of a source file, as linecache has them. Returns a new list, empty when there
- * is no such file. Never raises. */
+/* The lines of a source file, as linecache has them; from a zip file, say, by the module's loader.
+ * Returns a new list, empty when there is no such file. Never raises. */
 ATTACHED static PyObject *
-read_source(PyObject *linecache, PyObject *filename)
+read_source(PyObject *linecache, PyObject *filename, PyObject *globals)
 {
     PyObject *lines = NULL; /* owned, handed to the caller */
     PyObject *checked = PyObject_CallMethod(linecache, "checkcache", "O", filename);
+    PyObject *lazy = NULL; /* owned */
+    PyErr_Clear();
+    lazy = PyObject_CallMethod(linecache, "lazycache", "OO", filename, globals);
     PyErr_Clear();
     lines = PyObject_CallMethod(linecache, "getlines", "O", filename);
     if (lines != NULL && !PyList_Check(lines)) {
@@ -2128,6 +2276,7 @@ read_source(PyObject *linecache, PyObject *filename)
     }
     PyErr_Clear();
     Py_XDECREF(checked);
+    Py_XDECREF(lazy);
     return lines != NULL ? lines : PyList_New(0);
 }
 
@@ -2174,7 +2323,7 @@ append_frame(struct text *text, const struct frame_record *frame, PyObject *line
     append_string(text, "\n");
     lines = Py_XNewRef(PyDict_GetItemWithError(sources, filename));
     if (lines == NULL && !PyErr_Occurred()) {
-        lines = read_source(linecache, filename);
+        lines = read_source(linecache, filename, frame->globals);
         if (lines != NULL) {
             (void)PyDict_SetItem(sources, filename, lines);
         }
@@ -2389,7 +2538,7 @@ keep_copy(struct session *session, const char *bytes, size_t length)
 done:
     unlock(&session->out_lock);
     if (wake) {
-        write_eventfd(atomic_load(&manhole.wake_fd));
+        write_eventfd(&manhole.wake_fd);
     }
 }
 
@@ -2509,7 +2658,7 @@ end_sending(struct session *session)
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
     if (left) {
-        write_eventfd(atomic_load(&manhole.wake_fd));
+        write_eventfd(&manhole.wake_fd);
     }
 }
 
@@ -3378,7 +3527,7 @@ static bool
 is_gone(struct session *session)
 {
     struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
-    return poll(&client, 1, 0) == 1 && (client.revents & POLLHUP) != 0;
+    return poll(&client, 1, 0) == 1 && (client.revents & (POLLHUP | POLLNVAL)) != 0;
 }
 
 static bool
@@ -3894,7 +4043,7 @@ release_session(struct session *session)
     lock_leaf(&table_lock);
     session->state = SESSION_FREE;
     unlock(&table_lock);
-    write_eventfd(atomic_load(&manhole.news_fd));
+    write_eventfd(&manhole.news_fd);
 }
 
 static int
@@ -3911,13 +4060,13 @@ count_sessions(void)
 }
 
 static int
-count_inside(void)
+read_under_table_lock(const int *count)
 {
-    int count = 0;
+    int value = 0;
     lock_leaf(&table_lock);
-    count = manhole.inside;
+    value = *count;
     unlock(&table_lock);
-    return count;
+    return value;
 }
 
 /* Attaches a native thread of ours with a new thread state. Returns NULL, and stays
@@ -3926,12 +4075,21 @@ ATTACHES static PyThreadState *
 enter_interpreter(void)
 {
     PyThreadState *tstate = NULL;
+    bool may_enter = false;
     lock_leaf(&table_lock);
-    if (!manhole.closing) {
-        tstate = PyThreadState_New(manhole.interpreter);
-        manhole.inside += tstate != NULL;
-    }
+    may_enter = !manhole.closing;
+    manhole.entering += may_enter;
     unlock(&table_lock);
+    if (!may_enter) {
+        return NULL;
+    }
+    /* Not under the lock: it may wait for all attached threads, or for the GIL. */
+    tstate = PyThreadState_New(manhole.interpreter);
+    lock_leaf(&table_lock);
+    manhole.entering--;
+    manhole.inside += tstate != NULL;
+    unlock(&table_lock);
+    write_eventfd(&manhole.news_fd);
     if (tstate != NULL) {
         PyEval_RestoreThread(tstate);
     }
@@ -3965,7 +4123,7 @@ leave_interpreter(PyThreadState *tstate)
     lock_leaf(&table_lock);
     manhole.inside--;
     unlock(&table_lock);
-    write_eventfd(atomic_load(&manhole.news_fd));
+    write_eventfd(&manhole.news_fd);
 }
 
 /* Serves the session's client as the options say, in the calling thread. Never raises. */
@@ -3982,6 +4140,7 @@ serve_session(struct session *session)
     unlock(&install_lock);
     session->ident = PyThread_get_thread_ident(); /* of the main thread, in a oneshot */
     current_session = session;
+    import_threading();
     deliver_log();
     switch (handler.kind) {
     case HANDLER_REPL:
@@ -4014,7 +4173,7 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     if (tstate != NULL) {
         serve_session(session);
         Py_CLEAR(session->raised);
-        if (atomic_load(&manhole.listen_fd) >= 0) {
+        if (is_open()) {
             log_waiting();
         }
         deliver_log();
@@ -4253,7 +4412,7 @@ accept_client(void)
     struct card card;
     struct sockaddr_un address = {0};
     socklen_t size = sizeof(address);
-    int fd = accept4(atomic_load(&manhole.listen_fd), (struct sockaddr *)&address, &size,
+    int fd = accept4(kept_number(&manhole.listen_fd), (struct sockaddr *)&address, &size,
                      SOCK_CLOEXEC); /* owned */
     if (fd < 0) {
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -4338,12 +4497,13 @@ prepare_watch(struct watch *watch)
 {
     watch->count = 0;
     watch->wake_ms = -1;
-    watch_fd(watch, atomic_load(&manhole.wake_fd), POLLIN, NULL);
+    /* Also descriptors that are lost: poll() returns at once for them, and all is opened anew. */
+    watch_fd(watch, atomic_load(&manhole.wake_fd.number), POLLIN, NULL);
     if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
         wake_at(watch, watch->accept_again_ms);
     }
-    else if (atomic_load(&manhole.listen_fd) >= 0) {
-        watch_fd(watch, atomic_load(&manhole.listen_fd), POLLIN, NULL);
+    else if (is_open()) {
+        watch_fd(watch, atomic_load(&manhole.listen_fd.number), POLLIN, NULL);
     }
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
         struct session *session = &manhole.sessions[i];
@@ -4404,7 +4564,7 @@ watch_descriptors(struct watch *watch)
         return;
     }
     if (watch->fds[0].revents != 0) {
-        drain_eventfd(watch->fds[0].fd);
+        drain_eventfd(kept_number(&manhole.wake_fd));
     }
     for (nfds_t i = 1; i < watch->count; i++) {
         struct session *session = watch->sessions[i];
@@ -4415,7 +4575,8 @@ watch_descriptors(struct watch *watch)
         if (session != NULL && (events & POLLOUT) != 0) {
             carry_copies(session);
         }
-        if (session != NULL && (events & (POLLHUP | POLLERR)) != 0 && is_gone(session)) {
+        if (session != NULL && (events & (POLLHUP | POLLERR | POLLNVAL)) != 0 &&
+            is_gone(session)) {
             session->gone_ms = monotonic_ms();
             (void)interrupt_session(session);
         }
@@ -4428,12 +4589,12 @@ watch_descriptors(struct watch *watch)
     }
 }
 
-/* Opens the socket, or opens it again where the path was lost. */
+/* Opens the socket, or opens it again where the path or the descriptor was lost. */
 DETACHED static void
 open_door(void)
 {
-    if (atomic_load(&manhole.listen_fd) >= 0) {
-        if (!is_path_lost()) {
+    if (is_open()) {
+        if (!is_path_lost() && !is_lost(&manhole.listen_fd)) {
             return;
         }
         close_socket();
@@ -4450,7 +4611,7 @@ obey_wishes(void)
     unsigned wishes = atomic_exchange(&manhole.wishes, 0);
     if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
         close_socket();
-        write_eventfd(atomic_load(&manhole.news_fd));
+        write_eventfd(&manhole.news_fd);
     }
     else if ((wishes & WISH_OPEN) != 0) {
         open_door();
@@ -4458,11 +4619,33 @@ obey_wishes(void)
     return wishes;
 }
 
+/* An application that makes itself a daemon closes every descriptor there is: opens ours anew.
+ * Returns false when that cannot be done: nothing would wake the listener any more. */
+DETACHED static bool
+recover_descriptors(void)
+{
+    bool woken = !is_lost(&manhole.wake_fd) && !is_lost(&manhole.news_fd);
+    if (woken && !is_lost(&manhole.listen_fd)) {
+        return true;
+    }
+    log_line("WARNING: The manhole's descriptors were closed by the application. Opening "
+             "them again.");
+    if (open_eventfds() < 0) {
+        log_line("Cannot go on listening: %s", error_text(errno));
+        close_socket();
+        return false;
+    }
+    if (is_open()) {
+        open_door();
+    }
+    return true;
+}
+
 /* A child that is about to exec or exit leaves no socket behind. */
 DETACHED static void
 delay_binding(void)
 {
-    struct pollfd wake = {.fd = atomic_load(&manhole.wake_fd), .events = POLLIN};
+    struct pollfd wake = {.fd = atomic_load(&manhole.wake_fd.number), .events = POLLIN};
     if (manhole.bind_delay_ms > 0) {
         log_line("Delaying UDS binding %g seconds ...", manhole.options.reinstall_delay);
         (void)poll(&wake, 1, manhole.bind_delay_ms);
@@ -4488,11 +4671,11 @@ listener_main(void *unused)
     delay_binding();
     if (manhole.options.activate_on == 0) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-        write_eventfd(atomic_load(&manhole.wake_fd));
+        write_eventfd(&manhole.wake_fd);
     }
-    while ((obey_wishes() & WISH_STOP) == 0) {
+    while (recover_descriptors() && (obey_wishes() & WISH_STOP) == 0) {
         if (!atomic_exchange(&manhole.started, true)) {
-            write_eventfd(atomic_load(&manhole.news_fd));
+            write_eventfd(&manhole.news_fd);
         }
         send_courier();
         watch_descriptors(&watch);
@@ -4513,7 +4696,7 @@ ATTACHED static int
 wait_for_news(bool (*is_done)(void), int64_t deadline_ms)
 {
     while (!is_done()) {
-        struct pollfd news = {.fd = atomic_load(&manhole.news_fd), .events = POLLIN};
+        struct pollfd news = {.fd = kept_number(&manhole.news_fd), .events = POLLIN};
         int timeout = ms_until(deadline_ms);
         PyThreadState *tstate = NULL;
         if (timeout == 0) {
@@ -4521,7 +4704,7 @@ wait_for_news(bool (*is_done)(void), int64_t deadline_ms)
         }
         tstate = detach();
         if (poll(&news, 1, slice_of(timeout)) > 0) {
-            drain_eventfd(news.fd);
+            drain_eventfd(kept_number(&manhole.news_fd));
         }
         reattach(tstate);
         if (PyErr_CheckSignals() < 0) {
@@ -4544,22 +4727,29 @@ has_no_session(void)
 }
 
 static bool
-has_nobody_inside(void)
+has_nobody_entering(void)
 {
-    return count_inside() == 0;
+    return read_under_table_lock(&manhole.entering) == 0;
 }
 
 static bool
+has_nobody_inside(void)
+{
+    return read_under_table_lock(&manhole.inside) == 0;
+}
+
+/* A listener whose eventfd the application has closed hears nothing; do not wait for it. */
+static bool
 has_closed_door(void)
 {
-    return atomic_load(&manhole.listen_fd) < 0;
+    return !is_open() || is_lost(&manhole.wake_fd);
 }
 
 static void
 wish(unsigned wishes)
 {
     atomic_fetch_or(&manhole.wishes, wishes);
-    write_eventfd(atomic_load(&manhole.wake_fd));
+    write_eventfd(&manhole.wake_fd);
 }
 
 /* Returns 0, or -1 with an exception. */
@@ -4584,31 +4774,18 @@ stop_listener(void)
     if (manhole.has_listener) {
         PyThreadState *tstate = NULL;
         wish(WISH_STOP);
-        tstate = detach();
-        (void)pthread_join(manhole.listener, NULL);
-        reattach(tstate);
+        if (is_lost(&manhole.wake_fd)) {
+            (void)pthread_detach(manhole.listener); /* it sleeps on what is no more */
+            (void)atomic_fetch_and(&manhole.wishes, ~(unsigned)WISH_STOP);
+            close_socket();
+        }
+        else {
+            tstate = detach();
+            (void)pthread_join(manhole.listener, NULL);
+            reattach(tstate);
+        }
         manhole.has_listener = false;
     }
-}
-
-/* Two eventfds for the listener and those who wait for it. Once made they stay for the
- * life of the process: a handler or an application thread may be about to write to one at
- * any moment, and the number must never come to mean a descriptor of the application's.
- * Returns 0, or -1 with an exception. */
-ATTACHED static int
-open_eventfds(void)
-{
-    _Atomic int *const fds[] = {&manhole.wake_fd, &manhole.news_fd};
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(fds); i++) {
-        if (atomic_load(fds[i]) < 0) {
-            atomic_store(fds[i], eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-        }
-    }
-    if (atomic_load(&manhole.wake_fd) < 0 || atomic_load(&manhole.news_fd) < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
-    return 0;
 }
 
 /* A real-time signal that nobody uses, from the top; 0: there is none. */
@@ -4647,35 +4824,26 @@ call_faulthandler(const char *method, PyObject *keywords /* new: taken over */)
 }
 
 /* Settles all that a frozen copy will need. Without it the manhole works, but for that: a log line
- * says so. In a forked child it is done again, for the memory file is the parent's. */
+ * says so. The copy makes descriptor 2 its own, so that is what faulthandler is told. */
 ATTACHED static void
 open_snapshot(void)
 {
     struct sigaction current = {.sa_handler = SIG_DFL};
-    int low = memfd_create("manhole", MFD_CLOEXEC);         /* owned */
-    int fd = low < 0 ? -1 : fcntl(low, F_DUPFD_CLOEXEC, 3); /* owned */
-    if (snapshot.signum == 0) {
-        snapshot.signum = find_free_signal();
-    }
+    snapshot.signum = find_free_signal();
     snapshot.interpreter = manhole.interpreter;
     Py_XSETREF(snapshot.modules, Py_NewRef(PyImport_GetModuleDict()));
-    if (fd < 0 || snapshot.signum == 0 ||
-        call_faulthandler("register", Py_BuildValue("{sisOsO}", "file", fd, "all_threads",
-                                                    Py_True, "chain", Py_False)) < 0 ||
+    if (snapshot.signum == 0 ||
+        call_faulthandler("register",
+                          Py_BuildValue("{sisOsO}", "file", STDERR_FILENO, "all_threads",
+                                        Py_True, "chain", Py_False)) < 0 ||
         sigaction(snapshot.signum, NULL, &current) < 0) {
-        log_line("Stacks of a stuck interpreter will not be available: %s",
-                 fd < 0 ? error_text(errno) : "no signal is free for faulthandler");
+        log_line(
+            "Stacks of a stuck interpreter will not be available: no real-time signal is "
+            "free for faulthandler");
         PyErr_Clear();
-        if (fd >= 0) {
-            (void)close(fd);
-        }
-        fd = -1;
+        snapshot.signum = 0;
     }
     snapshot.handler = current.sa_handler;
-    atomic_store(&snapshot.memory_fd, fd);
-    if (low >= 0) {
-        (void)close(low);
-    }
 }
 
 ATTACHED static void
@@ -4685,7 +4853,6 @@ close_snapshot(void)
         PyErr_Clear();
     }
     snapshot.signum = 0;
-    close_fd(&snapshot.memory_fd);
     Py_CLEAR(snapshot.modules);
 }
 
@@ -4797,7 +4964,7 @@ wait_for_client(void)
 {
     int64_t deadline_ms = monotonic_ms() + seconds_to_ms(manhole.options.oneshot_timeout);
     for (;;) {
-        struct pollfd door = {.fd = atomic_load(&manhole.listen_fd), .events = POLLIN};
+        struct pollfd door = {.fd = kept_number(&manhole.listen_fd), .events = POLLIN};
         int timeout = ms_until(deadline_ms);
         int fd = -1;
         int error = 0;
@@ -4882,7 +5049,7 @@ serve_oneshot(void)
     int opened = -1;
     int fd = -1; /* owned until serve_here() takes it */
     int result = ONESHOT_FAILED;
-    if (atomic_load(&manhole.listen_fd) >= 0) {
+    if (is_open()) {
         PyErr_Format(PyExc_RuntimeError, "already listening at %s", manhole.path);
         return ONESHOT_FAILED;
     }
@@ -5011,6 +5178,10 @@ py_at_exit(PyObject *module, PyObject *unused)
     lock_leaf(&table_lock);
     manhole.closing = true;
     unlock(&table_lock);
+    /* Microseconds, but not one may be left over: a thread state must not be made later. */
+    while (wait_for_news(has_nobody_entering, -1) < 0) {
+        PyErr_WriteUnraisable(NULL);
+    }
     dismiss_sessions();
     if (wait_for_news(has_nobody_inside, monotonic_ms() + EXIT_GRACE_MS) < 0) {
         PyErr_WriteUnraisable(NULL);
@@ -5119,6 +5290,7 @@ forget_parent(void)
     current_session = NULL;
     atomic_store(&manhole.viewers, 0);
     manhole.consoles = 0;
+    manhole.entering = 0;
     manhole.inside = 0;
     manhole.closing = false;
     manhole.has_listener = false;
@@ -5126,10 +5298,9 @@ forget_parent(void)
     logger.delivering = false;
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
-    close_fd(&manhole.listen_fd);
-    close_fd(&manhole.wake_fd);
-    close_fd(&manhole.news_fd);
-    close_fd(&snapshot.memory_fd);
+    close_kept(&manhole.listen_fd);
+    close_kept(&manhole.wake_fd);
+    close_kept(&manhole.news_fd);
     give_back_attributes();
 }
 
@@ -5151,7 +5322,7 @@ on_thread_end(void *unused)
     if (is_owner() && manhole.has_listener && count_process_threads() == 2) {
         remove_path();
         atomic_fetch_or(&manhole.wishes, WISH_STOP);
-        write_eventfd(atomic_load(&manhole.wake_fd));
+        write_eventfd(&manhole.wake_fd);
     }
 }
 
@@ -5179,7 +5350,6 @@ reinstall(void)
         return;
     }
     atomic_store(&manhole.owner, getpid());
-    open_snapshot();
     tell_multiprocessing();
     (void)pthread_once(&last_thread_once, make_last_thread_key);
     (void)pthread_setspecific(last_thread_key, &manhole);
@@ -5190,7 +5360,10 @@ reinstall(void)
         log_line("Fork detected. Reinstalling Manhole.");
         manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
     }
-    if (open_eventfds() < 0 ||
+    if (open_eventfds() < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    if (PyErr_Occurred() ||
         ((options->activate_on != 0 || (!by_signal && options->thread)) &&
          start_listener() < 0)) {
         log_exception("Cannot reinstall Manhole: ", take_exception(), "");
@@ -5758,6 +5931,7 @@ prepare(PyObject *module)
     manhole.interpreter = PyInterpreterState_Get();
     Py_XSETREF(manhole.module, Py_NewRef(module));
     if (open_eventfds() < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
     if (!state->has_fork_hook) {
@@ -6470,7 +6644,7 @@ ATTACHED static PyObject *
 make_keywords(const manhole_options *options)
 {
     return Py_BuildValue(
-        "{sN si sN sN sN sN sN sN sN sd sd sd sz ss sO}", "verbose",
+        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz ss sO}", "verbose",
         PyBool_FromLong(options->verbose), "verbose_destination",
         options->verbose_destination, "strict", PyBool_FromLong(options->strict),
         "patch_fork", PyBool_FromLong(options->patch_fork), "thread",
@@ -6480,8 +6654,9 @@ make_keywords(const manhole_options *options)
         PyBool_FromLong(options->daemon_connection), "redirect_stderr",
         PyBool_FromLong(options->redirect_stderr), "reinstall_delay",
         options->reinstall_delay, "start_timeout", options->start_timeout,
-        "oneshot_timeout", options->oneshot_timeout, "socket_path", options->socket_path,
-        "connection_handler",
+        "oneshot_timeout", options->oneshot_timeout, "hang_timeout",
+        options->hang_timeout, "max_sessions", options->max_sessions, "socket_path",
+        options->socket_path, "connection_handler",
         options->connection_handler == NULL ? "repl" : options->connection_handler,
         "locals", options->locals == NULL ? Py_None : options->locals);
 }
@@ -6531,28 +6706,56 @@ write_all(int fd, const char *bytes, size_t length)
     return 0;
 }
 
+/* Appends the dump, made with the interpreter's help. Returns 0, or -1 with errno. */
+ATTACHED static int
+append_dump_without_error(struct text *dump)
+{
+    PyObject *type = NULL;      /* owned */
+    PyObject *value = NULL;     /* owned */
+    PyObject *traceback = NULL; /* owned */
+    int result = 0;
+    PyErr_Fetch(&type, &value, &traceback);
+    result = append_dump(dump);
+    if (result < 0) {
+        PyErr_Clear();
+        errno = ENOMEM;
+    }
+    PyErr_Restore(type, value, traceback);
+    return result;
+}
+
 CHECKED(no_thread_safety_analysis)
 int
 manhole_dump_stacks(int fd)
 {
     struct text dump = {0};
+    PyThreadState *tstate = NULL;
+    bool attached = is_attached();
     int result = 0;
     int saved_errno = 0;
-    PyGILState_STATE gil = PyGILState_Ensure();
-    PyThreadState *tstate = NULL;
-    if (append_dump(&dump) < 0) {
-        PyErr_Clear();
+    if (attached) {
+        result = append_dump_without_error(&dump);
+        tstate = detach();
+    }
+    else if (atomic_load(&manhole.owner) != getpid() || snapshot.signum == 0) {
+        errno = ENOTSUP;
+        result = -1;
+    }
+    else {
+        append_snapshot(&dump);
+    }
+    if (result == 0 && dump.failed) {
         errno = ENOMEM;
         result = -1;
     }
-    tstate = PyEval_SaveThread();
     if (result == 0) {
         result = write_all(fd, dump.bytes, dump.length);
     }
     saved_errno = errno;
-    PyEval_RestoreThread(tstate);
     free_text(&dump);
-    PyGILState_Release(gil);
+    if (attached) {
+        reattach(tstate);
+    }
     errno = saved_errno;
     return result;
 }

@@ -1,13 +1,12 @@
 /* manhole.h - a debugging socket for any CPython process.
  *
- * Three ways to use manhole.c, one translation unit that needs nothing but CPython 3.9 or
- * newer:
+ * Three ways to use manhole.c, one translation unit that needs nothing but CPython 3.9 or newer:
  *
- *   1. As an extension module:        import manhole; manhole.install()
- *   2. Dropped into a C program that embeds CPython: compile manhole.c in, include this
- * header, call manhole_install() after Py_Initialize(). For `import manhole` to find the
- * same copy before that call: PyImport_AppendInittab("manhole", PyInit_manhole).
- *   3. Through the environment:       PYTHONMANHOLE='activate_on="USR1"' python app.py
+ *   1. As an extension module:  import manhole; manhole.install()
+ *   2. Dropped into a C program that embeds CPython: compile manhole.c in, include this header, call
+ *      manhole_install() after Py_Initialize(). For `import manhole` to find the same copy before
+ *      that call: PyImport_AppendInittab("manhole", PyInit_manhole).
+ *   3. Through the environment: PYTHONMANHOLE='activate_on="USR1"' python app.py
  *
  * README.rst has the whole story. SPDX-License-Identifier: BSD-2-Clause
  */
@@ -39,6 +38,8 @@ typedef struct manhole_options {
     double reinstall_delay; /* seconds a forked child waits to bind. Default 0.5. */
     double start_timeout;   /* seconds to wait for the listener. Default 0.5. */
     double oneshot_timeout; /* seconds oneshot waits for a client. Default 60. */
+    double hang_timeout; /* seconds until stacks come without Python's help. Default 1. */
+    int max_sessions;    /* clients at once, 1 to 256. Default 64. */
     const char *socket_path; /* UTF-8 path, %(pid)s allowed; NULL: /tmp/manhole-PID. */
     const char *connection_handler; /* "repl" or "exec"; NULL: "repl". */
     PyObject *locals;               /* borrowed dict of names for the console, or NULL. */
@@ -46,7 +47,7 @@ typedef struct manhole_options {
 
 #define MANHOLE_OPTIONS_DEFAULT                                                          \
   {                                                                                      \
-    1, 2, 1, 1, 1, 0, 0, 0, 1, 0.5, 0.5, 60.0, NULL, NULL, NULL                          \
+    1, 2, 1, 1, 1, 0, 0, 0, 1, 0.5, 0.5, 60.0, 1.0, 64, NULL, NULL, NULL                 \
   }
 
 /* Installs the manhole in the calling thread's interpreter; NULL: all defaults.
@@ -62,9 +63,12 @@ PyAPI_FUNC(int) manhole_install(const manhole_options *options);
  * itself. */
 PyAPI_FUNC(int) manhole_release(void);
 
-/* Writes the stack of every Python thread to the descriptor fd, in the form a client
- * sees. Any thread may call it, attached to Python or not; one that is not is attached
- * meanwhile. Returns 0, or -1 with errno set and no Python exception. */
+/* Writes the stack of every Python thread to the descriptor fd. Any thread may call it. One that
+ * is attached to Python gets what a client sees at once, and is detached while it writes. One that
+ * is not waits for nobody: it gets the stacks from a frozen copy of the process, as a client does
+ * when the GIL is stuck; that needs an installed manhole (else errno is ENOTSUP). So a watchdog
+ * thread of the program's can call it while Python hangs. Returns 0, or -1 with errno and no Python
+ * exception. */
 PyAPI_FUNC(int) manhole_dump_stacks(int fd);
 
 /* The module's initialisation function, for PyImport_AppendInittab(). */
