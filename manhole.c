@@ -940,8 +940,8 @@ begin_delivery(void)
     return mine;
 }
 
-/* Returns the oldest queued line, malloc'd, and in *object a new reference to where it is to go. NULL
- * when there is none: the delivery is over, in the same step, so that no line is left behind. */
+/* Returns the oldest queued line, malloc'd, and in *object a new reference to where it is to go.
+ * NULL when there is none: the delivery is over, in the same step, so that no line is left behind. */
 ATTACHED static struct log_entry *
 next_log_entry(PyObject **object)
 {
@@ -3104,8 +3104,8 @@ get_stream(const char *name, PyObject *original)
     return made;
 }
 
-/* Sets sys.NAME, and remembers what was there: what the application has set since, too. Under sys_lock. Returns 0, or -1 with an
- * exception. */
+/* Sets sys.NAME, and remembers what was there: what the application has set since, too. Under
+ * sys_lock. Returns 0, or -1 with an exception. */
 ATTACHED static int
 borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
 {
@@ -3876,6 +3876,7 @@ done:
 ATTACHED static void
 serve_exec(struct session *session, PyObject *locals)
 {
+    PyThreadState *tstate = NULL;
     bool over = false;
     session->input = open_input(session);
     while (session->input != NULL && !over) {
@@ -3892,6 +3893,9 @@ serve_exec(struct session *session, PyObject *locals)
         log_exception("ManholeConnectionThread failure: ", take_exception(), "");
     }
     Py_CLEAR(session->input);
+    tstate = detach();
+    hang_up(session);
+    reattach(tstate);
     deliver_log();
 }
 
@@ -3964,7 +3968,8 @@ done:
     return client;
 }
 
-/* Serves the client with the connection_handler option's callable. Never raises. */
+/* Serves the client with the connection_handler option's callable, which may keep it: the session
+ * closes its own descriptor in the end, and does not hang up. Never raises. */
 ATTACHED static void
 serve_callable(struct session *session, PyObject *callable)
 {
@@ -4030,7 +4035,6 @@ claim_session(int fd, const struct peer *peer)
 DETACHED static void
 release_session(struct session *session)
 {
-    hang_up(session);
     lock_leaf(&session->out_lock);
     session->asked_ms = 0; /* the listener takes no more notice of it */
     while (session->sending || session->helpers > 0) {
@@ -4178,6 +4182,9 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
         }
         deliver_log();
         leave_interpreter(tstate);
+    }
+    else {
+        hang_up(session);
     }
     release_session(session);
     return NULL;
