@@ -48,6 +48,7 @@
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -412,7 +413,7 @@ struct session {
     int helpers;      /* reporters and interrupters that still use the slot */
 };
 
-/* Wishes to the listener, bits of manhole.wishes. Each is followed by a write to wake_fd. */
+/* Wishes to the listener, bits of manhole.wishes. Each is followed by wake_listener(). */
 enum {
     WISH_OPEN = 1,  /* the activating signal came */
     WISH_CLOSE = 2, /* close the socket, remove its path */
@@ -450,7 +451,9 @@ static struct manhole {
     /* The listener: made and joined under install_lock. */
     bool has_listener;
     pthread_t listener;
-    struct kept_fd wake_fd; /* eventfd, the listener sleeps on it */
+    sem_t wake;             /* it sleeps on this while it has no descriptor to watch, */
+    struct kept_fd wake_fd; /* else on this eventfd; each wish goes to both */
+    _Atomic bool polling;   /* it does the latter */
     struct kept_fd
         news_fd; /* eventfd, written when a session ends or the listener has started */
     _Atomic unsigned wishes;
@@ -1063,6 +1066,14 @@ remove_path(void)
     }
 }
 
+/* After a change of manhole.wishes. */
+ASYNC_SAFE static void
+wake_listener(void)
+{
+    (void)sem_post(&manhole.wake);
+    write_eventfd(&manhole.wake_fd);
+}
+
 /* For activate_on. Wakes the listener, which was made for this at install. */
 ASYNC_SAFE static void
 on_activate(int signum)
@@ -1071,7 +1082,7 @@ on_activate(int signum)
     (void)signum;
     if (is_owner()) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-        write_eventfd(&manhole.wake_fd);
+        wake_listener();
     }
     else {
         atomic_store(&manhole.activated_child, getpid());
@@ -4562,12 +4573,23 @@ look_after(struct session *session)
     }
 }
 
-/* Sleeps until there is something to do, then does it. */
+/* Sleeps until there is something to do, then does it. With nothing to watch but the eventfd it
+ * sleeps on the semaphore instead, which an application that closes all descriptors cannot close:
+ * activate_on still works. */
 DETACHED static void
 watch_descriptors(struct watch *watch)
 {
+    int ready = 0;
     prepare_watch(watch);
-    if (poll(watch->fds, watch->count, ms_until(watch->wake_ms)) < 0) {
+    if (watch->count == 1 && watch->wake_ms < 0) {
+        (void)sem_wait(&manhole.wake);
+        drain_eventfd(kept_number(&manhole.wake_fd));
+        return;
+    }
+    atomic_store(&manhole.polling, true);
+    ready = poll(watch->fds, watch->count, ms_until(watch->wake_ms));
+    atomic_store(&manhole.polling, false);
+    if (ready < 0) {
         return;
     }
     if (watch->fds[0].revents != 0) {
@@ -4678,7 +4700,7 @@ listener_main(void *unused)
     delay_binding();
     if (manhole.options.activate_on == 0) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-        write_eventfd(&manhole.wake_fd);
+        wake_listener();
     }
     while (recover_descriptors() && (obey_wishes() & WISH_STOP) == 0) {
         if (!atomic_exchange(&manhole.started, true)) {
@@ -4745,18 +4767,24 @@ has_nobody_inside(void)
     return read_under_table_lock(&manhole.inside) == 0;
 }
 
-/* A listener whose eventfd the application has closed hears nothing; do not wait for it. */
+/* The listener sleeps in poll(), and the application has closed the eventfd that would wake it. */
+static bool
+is_listener_deaf(void)
+{
+    return is_lost(&manhole.wake_fd) && atomic_load(&manhole.polling);
+}
+
 static bool
 has_closed_door(void)
 {
-    return !is_open() || is_lost(&manhole.wake_fd);
+    return !is_open() || is_listener_deaf();
 }
 
 static void
 wish(unsigned wishes)
 {
     atomic_fetch_or(&manhole.wishes, wishes);
-    write_eventfd(&manhole.wake_fd);
+    wake_listener();
 }
 
 /* Returns 0, or -1 with an exception. */
@@ -4765,6 +4793,8 @@ start_listener(void)
 {
     int error = 0;
     atomic_store(&manhole.started, false);
+    atomic_store(&manhole.polling, false);
+    (void)sem_init(&manhole.wake, 0, 0);
     error = start_thread(&manhole.listener, listener_main, NULL, LISTENER_STACK_SIZE);
     if (error != 0) {
         errno = error;
@@ -4781,8 +4811,8 @@ stop_listener(void)
     if (manhole.has_listener) {
         PyThreadState *tstate = NULL;
         wish(WISH_STOP);
-        if (is_lost(&manhole.wake_fd)) {
-            (void)pthread_detach(manhole.listener); /* it sleeps on what is no more */
+        if (is_listener_deaf()) {
+            (void)pthread_detach(manhole.listener);
             (void)atomic_fetch_and(&manhole.wishes, ~(unsigned)WISH_STOP);
             close_socket();
         }
@@ -5329,7 +5359,7 @@ on_thread_end(void *unused)
     if (is_owner() && manhole.has_listener && count_process_threads() == 2) {
         remove_path();
         atomic_fetch_or(&manhole.wishes, WISH_STOP);
-        write_eventfd(&manhole.wake_fd);
+        wake_listener();
     }
 }
 
@@ -5450,13 +5480,13 @@ add_fork_hook(void)
     "instead of /tmp/manhole-PID; %(pid)s in it is replaced, and then children have "    \
     "one too")                                                                           \
   X(reinstall_delay, parse_seconds, "0.5",                                               \
-    "what a forked child waits before it listens")                                       \
+    "seconds that a forked child waits before it listens")                               \
   X(start_timeout, parse_seconds, "0.5",                                                 \
-    "what install waits for the listener before it warns")                               \
-  X(oneshot_timeout, parse_seconds, "60", "what oneshot waits for its client")           \
+    "seconds that install waits for the listener before it warns")                       \
+  X(oneshot_timeout, parse_seconds, "60", "seconds that oneshot waits for its client")   \
   X(hang_timeout, parse_seconds, "1",                                                    \
-    "how long Python may take to answer a client before it is sent the stacks without "  \
-    "it")                                                                                \
+    "seconds that Python may take to answer a client before it is sent the stacks "      \
+    "without it")                                                                        \
   X(max_sessions, parse_count, "64",                                                     \
     "clients at once; one more is told so and turned away")                              \
   X(locals, parse_mapping, "None", "names to add to the console's namespace")            \
@@ -6328,8 +6358,10 @@ PyDoc_STRVAR(
     handle_oneshot_doc,
     "handle_oneshot($self, signum=None, frame=None, /)\n--\n\n"
     "Open the socket, serve one client in this thread, close the socket. A signal\n"
-    "handler by its arguments. Never raises: what goes wrong, and that nobody came\n"
-    "within oneshot_timeout, is a log line.");
+    "handler by its arguments. What goes wrong, and that nobody came within\n"
+    "oneshot_timeout, is a log line; only what the handler of another signal raises\n"
+    "meanwhile comes out. NotInstalled when nothing is installed and it is called\n"
+    "without arguments.");
 
 ATTACHED static PyObject *
 manhole_handle_oneshot(PyObject *self, PyObject *arguments)
