@@ -4674,10 +4674,15 @@ recover_descriptors(void)
 DETACHED static void
 delay_binding(void)
 {
-    struct pollfd wake = {.fd = atomic_load(&manhole.wake_fd.number), .events = POLLIN};
+    int64_t deadline_ms = monotonic_ms() + manhole.bind_delay_ms;
     if (manhole.bind_delay_ms > 0) {
         log_line("Delaying UDS binding %g seconds ...", manhole.options.reinstall_delay);
-        (void)poll(&wake, 1, manhole.bind_delay_ms);
+    }
+    while (atomic_load(&manhole.wishes) == 0 && ms_until(deadline_ms) > 0 &&
+           recover_descriptors()) {
+        struct pollfd wake = {.fd = atomic_load(&manhole.wake_fd.number),
+                              .events = POLLIN};
+        (void)poll(&wake, 1, ms_until(deadline_ms));
     }
 }
 
