@@ -2270,6 +2270,18 @@ done:
     return result;
 }
 
+/* Whether this file is the module's own. Code that was compiled under another name, as templates
+ * are, has the globals of a module whose loader knows nothing of it. Never raises. */
+ATTACHED static bool
+is_module_of(PyObject *globals, PyObject *filename)
+{
+    PyObject *file = PyMapping_GetItemString(globals, "__file__"); /* owned */
+    bool same = file != NULL && PyObject_RichCompareBool(file, filename, Py_EQ) == 1;
+    PyErr_Clear();
+    Py_XDECREF(file);
+    return same;
+}
+
 /* The lines of a source file, as linecache has them; from a zip file, say, by the module's loader.
  * Returns a new list, empty when there is no such file. Never raises. */
 ATTACHED static PyObject *
@@ -2279,8 +2291,10 @@ read_source(PyObject *linecache, PyObject *filename, PyObject *globals)
     PyObject *checked = PyObject_CallMethod(linecache, "checkcache", "O", filename);
     PyObject *lazy = NULL; /* owned */
     PyErr_Clear();
-    lazy = PyObject_CallMethod(linecache, "lazycache", "OO", filename, globals);
-    PyErr_Clear();
+    if (is_module_of(globals, filename)) {
+        lazy = PyObject_CallMethod(linecache, "lazycache", "OO", filename, globals);
+        PyErr_Clear();
+    }
     lines = PyObject_CallMethod(linecache, "getlines", "O", filename);
     if (lines != NULL && !PyList_Check(lines)) {
         Py_CLEAR(lines);
@@ -6210,6 +6224,16 @@ py_check_credentials(PyObject *module, PyObject *sock)
     return peer_tuple(&peer);
 }
 
+/* Whether two descriptors are of one socket. */
+static bool
+is_same_file(int one, int other)
+{
+    struct stat first = {0};
+    struct stat second = {0};
+    return fstat(one, &first) == 0 && fstat(other, &second) == 0 &&
+           first.st_dev == second.st_dev && first.st_ino == second.st_ino;
+}
+
 /* Serves a socket that Python code has, in its thread: the client of the session that the
  * calling thread serves already, or any other. */
 ATTACHED static PyObject *
@@ -6221,7 +6245,8 @@ handle_connection(PyObject *module, PyObject *client, void (*serve)(struct sessi
         return NULL;
     }
     if (current_session != NULL && !current_session->has_console &&
-        current_session->input == NULL) {
+        current_session->input == NULL &&
+        is_same_file(fd, atomic_load(&current_session->fd))) {
         serve(current_session);
         return Py_NewRef(Py_None);
     }

@@ -32,11 +32,18 @@ assert_files_unharmed(void)
     }
 }
 
-/* Whoever comes first may find the old socket, whose last descriptor goes at that moment. */
+/* The first to come finds the old socket, whose last descriptor goes at that moment. */
+static void
+wake_listener(struct process *app)
+{
+    (void)is_served(socket_path_of(app->pid));
+    wait_for_text(app, ERR, "closed by the application. Opening them again.", DEADLINE);
+    wait_for_text(app, ERR, "Waiting for new connection", DEADLINE);
+}
+
 static struct client *
 client_at_prompt(const struct process *app)
 {
-    (void)is_served(socket_path_of(app->pid));
     struct client *client = connect_to(app);
     client_wait_for(client, ">>> ");
     return client;
@@ -46,9 +53,9 @@ static void
 listener_opens_its_descriptors_anew(void)
 {
     struct process *app = start_closed("");
+    wake_listener(app);
     struct client *client = client_at_prompt(app);
     assert_string_equal(client_ask(client, "6 * 7"), "42\n");
-    wait_for_text(app, ERR, "closed by the application. Opening them again.", DEADLINE);
     assert_files_unharmed();
 }
 
@@ -93,7 +100,7 @@ frozen_copy_is_made_all_the_same(void)
         start_target(INSTALL("hang_timeout=0") CLOSE_ALL //
                      "import ctypes\n" READY "ctypes.PyDLL(None).pause()\n");
     wait_until_ready(app);
-    (void)is_served(socket_path_of(app->pid));
+    wake_listener(app);
     struct client *client = connect_to(app);
     client_wait_for(client, ".pause()");
     client_wait_for(client, "as soon as Python answers");
