@@ -290,12 +290,10 @@ import_threading(void)
         "main = threading._main_thread\n"
         "if main._ident == _thread.get_ident() != ident:\n"
         "    threading._active[ident] = threading._active.pop(main._ident)\n"
-        "    main._ident, main._native_id = ident, os.getpid()\n"
-        "    threading._shutdown_locks.discard(main._tstate_lock)\n"
-        "    main._tstate_lock = _thread.allocate_lock()\n"
-        "    main._tstate_lock.acquire()\n"
-        "    threading._shutdown_locks.add(main._tstate_lock)\n";
+        "    main._ident, main._native_id = ident, os.getpid()\n";
+    PyThreadState *tstate = PyThreadState_Get();
     PyThreadState *oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    bool had_lock = tstate->on_delete != NULL; /* a thread of threading's own */
     PyObject *names = NULL;  /* owned */
     PyObject *result = NULL; /* owned */
     while (oldest->next != NULL) {
@@ -309,6 +307,13 @@ import_threading(void)
     PyErr_Clear();
     Py_XDECREF(names);
     Py_XDECREF(result);
+    if (tstate != oldest && !had_lock && tstate->on_delete != NULL) {
+        /* The main thread's lock: to be let go by it, not by the end of this thread. */
+        PyObject *lock = tstate->on_delete_data; /* owned, a weak reference */
+        tstate->on_delete = NULL;
+        tstate->on_delete_data = NULL;
+        Py_XDECREF(lock);
+    }
 #endif
 }
 

@@ -557,6 +557,17 @@ name_of_a_socket_in_the_working_directory_is_used(void)
     expect_served("own.sock", test_path("own.sock"));
 }
 
+/* The first line is all that python-manhole's client says. */
+static const char *
+timeout_at_a_process_without_manhole(void)
+{
+    return format_text("Failed to connect to '%s': Timeout\n"
+                       "manhole-cli: error: process %s seems to have no manhole: it wants "
+                       "manhole.install(), or PYTHONMANHOLE in its environment, when it "
+                       "starts\n",
+                       own_path(), own_pid());
+}
+
 static void
 nobody_there_is_a_timeout(void)
 {
@@ -565,8 +576,7 @@ nobody_there_is_a_timeout(void)
 
     assert_int_equal(run_command(CLI("-t0.3", own_pid()), NULL, NULL, &err), 5);
 
-    assert_string_equal(err,
-                        format_text("Failed to connect to '%s': Timeout\n", own_path()));
+    assert_string_equal(err, timeout_at_a_process_without_manhole());
     assert_true(now_ms() - start_ms >= 300);
 }
 
@@ -578,8 +588,7 @@ socket_that_nobody_serves_is_a_timeout(void)
 
     assert_int_equal(run_command(CLI("-t", ".1", own_pid()), NULL, NULL, &err), 5);
 
-    assert_string_equal(err,
-                        format_text("Failed to connect to '%s': Timeout\n", own_path()));
+    assert_string_equal(err, timeout_at_a_process_without_manhole());
     (void)unlink(own_path());
 }
 
@@ -606,8 +615,7 @@ full_queue_of_the_server_is_a_timeout(void)
 
     assert_int_equal(run_command(CLI("-t", ".2", own_pid()), NULL, NULL, &err), 5);
 
-    assert_string_equal(err,
-                        format_text("Failed to connect to '%s': Timeout\n", own_path()));
+    assert_string_equal(err, timeout_at_a_process_without_manhole());
     client_close(first);
     stop_listening(listener, own_path());
 }
@@ -1029,6 +1037,7 @@ start_at_terminal(int listener, int *client)
     return cli;
 }
 
+/* Of a server that knows no interrupts: the client asks for one by a second connection. */
 static void
 ctrl_c_ends_it_with_130(void)
 {
@@ -1037,6 +1046,7 @@ ctrl_c_ends_it_with_130(void)
     struct process *cli = start_at_terminal(listener, &client);
 
     write_stdin(cli, "\003");
+    (void)close(accept_client(listener));
 
     assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
     (void)close(client);

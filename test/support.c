@@ -993,6 +993,7 @@ void
 wait_until_ready(struct process *process)
 {
     wait_for_text(process, OUT, "ready", DEADLINE);
+    wait_for_text(process, OUT, "\n", DEADLINE); /* print() may write it apart */
 }
 
 static bool
@@ -1443,6 +1444,16 @@ complain(struct text *problems, const char *format, ...)
     va_end(arguments);
 }
 
+/* To a process with its whole group; to it alone while it has none yet: a child that has not come
+ * to its setsid(). */
+static void
+signal_group(pid_t pid, int signal_number)
+{
+    if (kill(-pid, signal_number) != 0 && errno == ESRCH) {
+        kill(pid, signal_number);
+    }
+}
+
 /* Ends what still runs: a living process with its whole group. The children of one that
  * has ended get no signal, for they should have ended, too. */
 static void
@@ -1450,8 +1461,8 @@ end_processes(struct text *problems)
 {
     for (struct process *p = current.processes; p != NULL; p = p->next) {
         if (!has_ended(p, 0)) {
-            kill(-p->pid, SIGTERM);
-            kill(-p->pid, SIGCONT);
+            signal_group(p->pid, SIGTERM);
+            signal_group(p->pid, SIGCONT);
         }
     }
     for (struct process *p = current.processes; p != NULL; p = p->next) {
@@ -1463,7 +1474,7 @@ end_processes(struct text *problems)
                      p->title);
         }
         p->killed = true;
-        kill(-p->pid, SIGKILL);
+        signal_group(p->pid, SIGKILL);
         has_ended(p, stretched(GRACE_MS));
     }
 }

@@ -1,4 +1,4 @@
-/* e2e_servers.c - gunicorn and uWSGI as Debian has them, started with PYTHONMANHOLE and not
+/* system_servers.c - gunicorn and uWSGI as Debian has them, started with PYTHONMANHOLE and not
  * changed otherwise. They serve on a Unix socket in the test's directory.
  */
 #include "support.h"
