@@ -101,10 +101,12 @@ enum {
     SIGNAL_CHECK_MS = 500,
     /* Before the next accept() after one that found no room. */
     ACCEPT_PAUSE_MS = 200,
-    /* For one frozen copy, before it is killed; and copies made until one does not die. Beside
-     * threads that run Python flat out about every third copy dies on CPython 3.13. */
+    /* For a frozen copy that writes nothing more, before it is killed; and copies made until one
+     * does not die. Beside threads that run Python flat out about every third dies on 3.13. */
     SNAPSHOT_TIMEOUT_MS = 1000,
     SNAPSHOT_ATTEMPTS = 12,
+    /* As many threads as faulthandler shows (its MAX_NTHREADS). */
+    THREADS_AT_ONCE = 100,
     /* Bytes of a source file that a snapshot reads lines from. */
     MAX_SOURCE = 4 * 1024 * 1024,
 };
@@ -294,8 +296,8 @@ import_threading(void)
     PyThreadState *tstate = PyThreadState_Get();
     PyThreadState *oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
     bool had_lock = tstate->on_delete != NULL; /* a thread of threading's own */
-    PyObject *names = NULL;  /* owned */
-    PyObject *result = NULL; /* owned */
+    PyObject *names = NULL;                    /* owned */
+    PyObject *result = NULL;                   /* owned */
     while (oldest->next != NULL) {
         oldest = oldest->next;
     }
@@ -949,7 +951,7 @@ begin_delivery(void)
 }
 
 /* Returns the oldest queued line, malloc'd, and in *object a new reference to where it is to go.
- * NULL when there is none: the delivery is over, in the same step, so that no line is left behind. */
+ * NULL when there is none: the delivery is over, in the same step, so no line is left behind. */
 ATTACHED static struct log_entry *
 next_log_entry(PyObject **object)
 {
@@ -1506,13 +1508,35 @@ find_thread_object(struct thread_facts *facts)
     }
 }
 
+/* Has faulthandler write the stacks. It goes through no more than THREADS_AT_ONCE: it is asked
+ * again and again, with the next ones linked behind the head of the list, which it so repeats. */
+COPY_ONLY static void
+write_stacks(void)
+{
+    PyThreadState *head = PyInterpreterState_ThreadHead(snapshot.interpreter);
+    PyThreadState *behind_head = head == NULL ? NULL : head->next;
+    PyThreadState *next = behind_head;
+    do {
+        if (head != NULL) {
+            head->next = next;
+        }
+        (void)syscall(SYS_tgkill, (long)syscall(SYS_getpid), (long)syscall(SYS_gettid),
+                      (long)snapshot.signum);
+        for (int i = 1; next != NULL && i < THREADS_AT_ONCE; i++) {
+            next = next->next;
+        }
+    } while (next != NULL);
+    if (head != NULL) {
+        head->next = behind_head;
+    }
+}
+
 /* The stacks first, for they matter most; then a line of facts for each thread; last, on
  * older CPythons, the question that aborts when nobody holds the GIL. */
 COPY_ONLY static void
 describe_copy(int fd)
 {
-    (void)syscall(SYS_tgkill, (long)syscall(SYS_getpid), (long)syscall(SYS_gettid),
-                  (long)snapshot.signum);
+    write_stacks();
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
     for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
          tstate != NULL; tstate = tstate->next) {
@@ -1554,15 +1578,21 @@ copy_main(int memory_fd)
     (void)syscall(SYS_exit_group, 0);
 }
 
-/* Waits for the copy with a deadline. How it ended does not matter, only what it wrote. */
+/* Waits for the copy, as long as it writes. How it ended does not matter, only what it wrote. */
 DETACHED static void
-reap_copy(pid_t copy)
+reap_copy(pid_t copy, int memory_fd)
 {
     int64_t deadline_ms = monotonic_ms() + SNAPSHOT_TIMEOUT_MS;
+    struct stat file = {0};
+    off_t size = 0;
     int status = 0;
     pid_t reaped = 0;
     while (reaped == 0) {
         reaped = waitpid(copy, &status, __WALL | WNOHANG);
+        if (fstat(memory_fd, &file) == 0 && file.st_size > size) {
+            size = file.st_size;
+            deadline_ms = monotonic_ms() + SNAPSHOT_TIMEOUT_MS;
+        }
         if (reaped == 0 && ms_until(deadline_ms) == 0) {
             (void)kill(copy, SIGKILL);
             reaped = waitpid(copy, &status, __WALL);
@@ -1619,7 +1649,7 @@ try_copy(struct text *raw)
         errno = error;
         return COPY_REFUSED;
     }
-    reap_copy((pid_t)copy);
+    reap_copy((pid_t)copy, memory_fd);
     append_file(raw, memory_fd);
     (void)close(memory_fd);
     return raw->length > 0 &&
@@ -1687,7 +1717,7 @@ struct thread_note {
     char name[160];
 };
 
-/* Takes a number and the blank behind it off the front of text. Returns false when there is none. */
+/* Takes a number and the blank behind it off the front of text. Returns false for none. */
 static bool
 take_number(const char **text, unsigned long *number)
 {
@@ -1725,13 +1755,35 @@ read_facts(const struct slice *line, struct thread_note *note)
     return 0;
 }
 
-/* Finds the facts of a thread in a copy's text. */
+/* What a copy wrote, in two parts. */
+struct copied {
+    struct slice stacks;
+    struct slice facts;
+};
+
+static struct copied
+split_copied(const struct text *raw)
+{
+    const size_t marker = sizeof(stacks_complete) - 1;
+    struct copied copied = {{raw->bytes, raw->length}, {NULL, 0}};
+    const char *found = raw->length == 0
+                            ? NULL
+                            : memmem(raw->bytes, raw->length, stacks_complete, marker);
+    if (found != NULL) {
+        copied.stacks.length = (size_t)(found - raw->bytes);
+        copied.facts.bytes = found + marker;
+        copied.facts.length = raw->length - copied.stacks.length - marker;
+    }
+    return copied;
+}
+
+/* Finds the facts of a thread. */
 static struct thread_note
-find_note(struct slice raw, unsigned long ident)
+find_note(struct slice facts, unsigned long ident)
 {
     struct thread_note found = {0};
     struct slice line;
-    while (next_line(&raw, &line)) {
+    while (next_line(&facts, &line)) {
         struct thread_note note = {0};
         if (read_facts(&line, &note) != ident) {
             continue;
@@ -1817,6 +1869,8 @@ struct sources {
         char *path;  /* owned */
         char *bytes; /* owned, NULL: not to be had */
         size_t length;
+        struct slice *lines; /* owned, may be NULL */
+        size_t line_count;
     } files[64];
     size_t count;
 };
@@ -1844,6 +1898,27 @@ read_file(struct source *source)
     }
 }
 
+/* Finds the lines. */
+static void
+index_lines(struct source *source)
+{
+    struct slice rest = {source->bytes, source->bytes == NULL ? 0 : source->length};
+    struct slice line = {NULL, 0};
+    size_t capacity = 0;
+    while (next_line(&rest, &line)) {
+        if (source->line_count == capacity) {
+            struct slice *grown = NULL;
+            capacity = capacity == 0 ? 256 : capacity * 2;
+            grown = realloc(source->lines, capacity * sizeof(*grown));
+            if (grown == NULL) {
+                return;
+            }
+            source->lines = grown;
+        }
+        source->lines[source->line_count++] = line;
+    }
+}
+
 /* Takes over path, which is malloc'd. Returns NULL when there is no room. */
 DETACHED static const struct source *
 find_source(struct sources *sources, char *path /* owned here */)
@@ -1861,6 +1936,7 @@ find_source(struct sources *sources, char *path /* owned here */)
     source = &sources->files[sources->count++];
     source->path = path;
     read_file(source);
+    index_lines(source);
     return source;
 }
 
@@ -1870,6 +1946,7 @@ free_sources(struct sources *sources)
     for (size_t i = 0; i < sources->count; i++) {
         free(sources->files[i].path);
         free(sources->files[i].bytes);
+        free(sources->files[i].lines);
     }
 }
 
@@ -1877,13 +1954,11 @@ free_sources(struct sources *sources)
 static struct slice
 source_line(const struct source *source, long number)
 {
-    struct slice rest = {source->bytes, source->bytes == NULL ? 0 : source->length};
     struct slice line = {NULL, 0};
-    for (long i = 0; i < number; i++) {
-        if (!next_line(&rest, &line)) {
-            return (struct slice){NULL, 0};
-        }
+    if (number < 1 || (unsigned long)number > source->line_count) {
+        return line;
     }
+    line = source->lines[number - 1];
     while (line.length > 0 && strchr(" \t\r\f", line.bytes[line.length - 1]) != NULL) {
         line.length--;
     }
@@ -2006,10 +2081,10 @@ append_copied_frame(struct text *text, struct slice line, struct sources *source
 /* Appends one thread: header, what is known of it, frames outermost first. lines: as
  * faulthandler has them, innermost first. */
 DETACHED static void
-append_copied_thread(struct text *text, struct slice raw, unsigned long ident,
+append_copied_thread(struct text *text, struct slice facts, unsigned long ident,
                      const struct slice *lines, size_t count, struct sources *sources)
 {
-    struct thread_note note = find_note(raw, ident);
+    struct thread_note note = find_note(facts, ident);
     append_format(text, "\n######### ProcessID=%ld, ThreadID=%lu #########\n",
                   (long)getpid(), ident);
     if (note.name[0] != '\0') {
@@ -2050,41 +2125,46 @@ is_waiting_session(unsigned long ident)
 
 /* Appends all threads of a copy's text. */
 DETACHED static void
-append_copied_threads(struct text *text, struct slice raw)
+append_copied_threads(struct text *text, const struct copied *copied)
 {
     enum {
         MAX_LINES = 128
     }; /* faulthandler stops at 100 frames and says so in one more line */
     struct slice lines[MAX_LINES];
     struct sources sources = {0};
-    struct slice rest = raw;
-    struct slice line;
+    struct slice rest = copied->stacks;
+    struct slice line = {NULL, 0};
+    unsigned long head = 0; /* the first thread, which comes again with every hundred */
     unsigned long ident = 0;
     size_t count = 0;
-    while (next_line(&rest, &line)) {
-        if (starts_with(&line, "Thread 0x") || starts_with(&line, "Current thread 0x")) {
+    bool more = true;
+    while (more) {
+        more = next_line(&rest, &line);
+        if (!more || starts_with(&line, "Thread 0x") ||
+            starts_with(&line, "Current thread 0x")) {
             if (ident != 0 && !is_waiting_session(ident)) {
-                append_copied_thread(text, raw, ident, lines, count, &sources);
+                append_copied_thread(text, copied->facts, ident, lines, count, &sources);
             }
-            ident = strtoul(memchr(line.bytes, '0', line.length), NULL, 16);
+            ident = more ? strtoul(memchr(line.bytes, '0', line.length), NULL, 16) : 0;
+            if (ident == head) {
+                ident = 0;
+            }
+            head = head == 0 ? ident : head;
             count = 0;
         }
         else if (starts_with(&line, "  ") && count < MAX_LINES) {
             lines[count++] = line;
         }
     }
-    if (ident != 0 && !is_waiting_session(ident)) {
-        append_copied_thread(text, raw, ident, lines, count, &sources);
-    }
     free_sources(&sources);
 }
 
 static bool
-is_noted(struct slice raw, unsigned long native_id)
+is_noted(struct slice facts, unsigned long native_id)
 {
     struct slice line;
     bool noted = false;
-    while (!noted && next_line(&raw, &line)) {
+    while (!noted && next_line(&facts, &line)) {
         struct thread_note note = {0};
         noted = read_facts(&line, &note) != 0 && note.native_id == native_id;
     }
@@ -2093,8 +2173,9 @@ is_noted(struct slice raw, unsigned long native_id)
 
 /* Appends the kernel's view of every thread that the copy's text has no facts of. */
 DETACHED static void
-append_other_threads(struct text *text, struct slice raw)
+append_other_threads(struct text *text, struct slice facts)
 {
+    const unsigned long own_id = (unsigned long)syscall(SYS_gettid);
     struct dirent *entry = NULL;
     DIR *tasks = opendir("/proc/self/task");
     if (tasks == NULL) {
@@ -2105,7 +2186,7 @@ append_other_threads(struct text *text, struct slice raw)
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): only this thread has this DIR */
     while ((entry = readdir(tasks)) != NULL) {
         unsigned long native_id = strtoul(entry->d_name, NULL, 10);
-        if (native_id != 0 && !is_noted(raw, native_id)) {
+        if (native_id != 0 && native_id != own_id && !is_noted(facts, native_id)) {
             append_string(text, "  ");
             append_kernel_state(text, native_id);
             append_string(text, "\n");
@@ -2121,10 +2202,10 @@ append_snapshot(struct text *text)
     struct text raw = {0};
     enum copy_result result = take_snapshot(&raw);
     int error = errno;
-    struct slice copied = {0};
+    struct copied copied = {0};
     append_bytes(&raw, "", 1); /* numbers are read up to what ends them */
     if (!raw.failed) {
-        copied = (struct slice){raw.bytes, raw.length - 1};
+        copied = split_copied(&raw);
     }
     if (result == COPY_REFUSED) {
         append_format(text, "No frozen copy of the process can be made: %s.\n",
@@ -2134,8 +2215,8 @@ append_snapshot(struct text *text)
         append_string(text,
                       "The frozen copies of the process died; what the best one told:\n");
     }
-    append_copied_threads(text, copied);
-    append_other_threads(text, copied);
+    append_copied_threads(text, &copied);
+    append_other_threads(text, copied.facts);
     append_string(text, "#############################################\n\n\n");
     free_text(&raw);
 }
