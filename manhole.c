@@ -4146,7 +4146,9 @@ claim_session(int fd, const struct peer *peer)
 DETACHED static void
 release_session(struct session *session)
 {
+    bool watched = false;
     lock_leaf(&session->out_lock);
+    watched = session->asked_ms != 0;
     session->asked_ms = 0; /* the listener takes no more notice of it */
     while (session->sending || session->helpers > 0) {
         (void)pthread_cond_wait(&session->out_free, &session->out_lock);
@@ -4159,6 +4161,9 @@ release_session(struct session *session)
     session->state = SESSION_FREE;
     unlock(&table_lock);
     write_eventfd(&manhole.news_fd);
+    if (watched) {
+        wake_listener(); /* the client sees the end only when poll() has let go of its socket */
+    }
 }
 
 static int
