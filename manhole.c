@@ -105,6 +105,8 @@ enum {
      * does not die. Beside threads that run Python flat out about every third dies on 3.13. */
     SNAPSHOT_TIMEOUT_MS = 1000,
     SNAPSHOT_ATTEMPTS = 12,
+    /* Before the second copy; twice that before the third. */
+    SNAPSHOT_PAUSE_MS = 3,
     /* As many threads as faulthandler shows (its MAX_NTHREADS). */
     THREADS_AT_ONCE = 100,
     /* Bytes of a source file that a snapshot reads lines from. */
@@ -1667,6 +1669,8 @@ take_snapshot(struct text *raw)
     lock_leaf(&snapshot_lock);
     for (int attempt = 0; attempt < SNAPSHOT_ATTEMPTS && result == COPY_DIED; attempt++) {
         struct text tried = {0};
+        /* The thread that was caught in the middle of a change may not run just now. */
+        (void)poll(NULL, 0, attempt * SNAPSHOT_PAUSE_MS);
         result = try_copy(&tried);
         saved_errno = errno;
         if (tried.length > raw->length) {

@@ -561,11 +561,12 @@ name_of_a_socket_in_the_working_directory_is_used(void)
 static const char *
 timeout_at_a_process_without_manhole(void)
 {
-    return format_text("Failed to connect to '%s': Timeout\n"
-                       "manhole-cli: error: process %s seems to have no manhole: it wants "
-                       "manhole.install(), or PYTHONMANHOLE in its environment, when it "
-                       "starts\n",
-                       own_path(), own_pid());
+    return format_text(
+        "Failed to connect to '%s': Timeout\n"
+        "manhole-cli: error: process %s seems to have no manhole: it wants "
+        "manhole.install(), or PYTHONMANHOLE in its environment, when it "
+        "starts\n",
+        own_path(), own_pid());
 }
 
 static void

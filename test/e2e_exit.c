@@ -126,6 +126,13 @@ daemon_connection_lets_a_client_at_the_prompt_go(void)
     assert_quiet(app);
 }
 
+#define STUBBORN                                                                         \
+  "def stubborn():\n"                                                                    \
+  "    while True:\n"                                                                    \
+  "        try:\n"                                                                       \
+  "            while True: pass\n"                                                       \
+  "        except BaseException: pass\n\n"
+
 /* What a client's statement may be doing when the process ends without waiting for it.
  * Each says "begun" first. */
 static const char *const statements[] = {
@@ -136,8 +143,7 @@ static const char *const statements[] = {
     "print('begun'); input('? ')\n",
     "print('begun'); __import__('threading').Event().wait()\n",
     "print('begun'); __import__('subprocess').Popen('cat', stdin=-1).wait()\n",
-    "def stubborn():\n    while True:\n        try:\n            while True: pass\n"
-    "        except BaseException: pass\n\nprint('begun'); stubborn()\n",
+    STUBBORN "print('begun'); stubborn()\n",
 };
 
 static void
@@ -519,7 +525,7 @@ static int
 number_of_exits(void)
 {
     const char *number = getenv("MANHOLE_TEST_EXITS");
-    return number == NULL ? 5 : atoi(number);
+    return number == NULL ? 5 : (int)strtol(number, NULL, 10);
 }
 
 static void

@@ -17,16 +17,12 @@ static const char *
 next_line_of(struct process *app, enum stream stream, pid_t pid)
 {
     const char *line = wait_for_text(app, stream, "\n", DEADLINE);
-    long long seconds = 0;
-    char digits[8] = "";
-    int start = 0;
-    (void)sscanf(line, "Manhole[%*d:%lld.%7[0-9]]: %n", &seconds, digits, &start);
-    const char *text = format_text("%.*s", (int)strlen(line + start) - 1, line + start);
-    assert_string_equal(
-        line, format_text("Manhole[%d:%lld.%s]: %s\n", (int)pid, seconds, digits, text));
-    assert_int_equal(strlen(digits), 4);
-    assert_in_range(seconds, time(NULL) - 3600, time(NULL) + 1);
-    return text;
+    const char *head = format_text("Manhole[%d:", (int)pid);
+    assert_matches(line, format_text("^Manhole\\[%d:[0-9]+\\.[0-9]{4}\\]: ", (int)pid));
+    assert_in_range(strtol(line + strlen(head), NULL, 10), time(NULL) - 3600,
+                    time(NULL) + 1);
+    const char *text = strstr(line, "]: ") + strlen("]: ");
+    return format_text("%.*s", (int)strlen(text) - 1, text);
 }
 
 static const char *
@@ -80,10 +76,11 @@ expect_opening(struct process *app)
 static void
 expect_acceptance_in(const struct log *log)
 {
-    int fd = -1;
+    static const char before[] = "Accepted connection on fd:";
     char target[64] = "";
     const char *text = next_line_of(log->app, log->stream, log->pid);
-    (void)sscanf(text, "Accepted connection on fd:%d", &fd);
+    assert_contains(text, before);
+    int fd = (int)strtol(strstr(text, before) + strlen(before), NULL, 10);
     assert_string_equal(
         text, format_text("Accepted connection on fd:%d from PID:%d UID:%d GID:%d", fd,
                           (int)getpid(), (int)geteuid(), (int)getegid()));
