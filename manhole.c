@@ -20,8 +20,8 @@
  *
  * WHAT IT TOUCHES IN A PROCESS
  *   files        the socket's path, with mode 0600; removed again by exit, release or a signal.
- *   descriptors  two eventfds and the listening socket; one for each client; a memory file while a
- *                frozen copy is made. All close-on-exec.
+ *   descriptors  two sockets to wake threads, and the listening one; one for each client; a memory
+ *                file while a frozen copy is made. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
  *                (faulthandler.register), and while the socket exists those of death_signals[] that
  *                were SIG_DFL. All are put back.
@@ -58,7 +58,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -444,6 +443,7 @@ struct kept_fd {
     ino_t inode;
 };
 
+/* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
@@ -460,11 +460,10 @@ static struct manhole {
     /* The listener: made and joined under install_lock. */
     bool has_listener;
     pthread_t listener;
-    sem_t wake;             /* it sleeps on this while it has no descriptor to watch, */
-    struct kept_fd wake_fd; /* else on this eventfd; each wish goes to both */
-    _Atomic bool polling;   /* it does the latter */
-    struct kept_fd
-        news_fd; /* eventfd, written when a session ends or the listener has started */
+    sem_t wake;               /* it sleeps on this while it has no descriptor to watch, */
+    struct kept_fd wake_bell; /* else on this; each wish goes to both */
+    _Atomic bool polling;     /* it does the latter */
+    struct kept_fd news_bell; /* rings when a session ends, or the listener has started */
     _Atomic unsigned wishes;
     _Atomic pid_t
         activated_child; /* a child that got activate_on before its fork hook ran */
@@ -488,8 +487,8 @@ static struct manhole {
     int consoles;
     struct borrowed_attribute borrowed[11];
 } manhole = {
-    .wake_fd.number = -1,
-    .news_fd.number = -1,
+    .wake_bell.number = -1,
+    .news_bell.number = -1,
     .listen_fd.number = -1,
     .borrowed =
         {
@@ -665,36 +664,59 @@ is_lost(const struct kept_fd *kept)
     return atomic_load(&kept->number) >= 0 && kept_number(kept) < 0;
 }
 
+/* A bell: who polls it wakes. A socket that is connected to itself. An eventfd would do, but all
+ * eventfds and epolls have one inode: kept_number() could not tell ours from one of the
+ * application's. Nobody else can send to it: only what it is connected to can. */
 ASYNC_SAFE static void
-write_eventfd(const struct kept_fd *eventfd)
+ring_bell(const struct kept_fd *bell)
 {
-    uint64_t one = 1;
-    int fd = kept_number(eventfd);
+    int fd = kept_number(bell);
     if (fd >= 0) {
-        /* Fails only when the counter is full: then the reader has been woken long ago. */
-        (void)!write(fd, &one, sizeof(one));
+        /* Fails only when its queue is full: then the reader has been woken long ago. */
+        (void)!write(fd, "", 1);
     }
 }
 
 static void
-drain_eventfd(int fd)
+silence_bell(const struct kept_fd *bell)
 {
-    uint64_t count = 0;
-    (void)!read(fd, &count, sizeof(count));
+    int fd = kept_number(bell);
+    char byte = 0;
+    while (fd >= 0 && read(fd, &byte, sizeof(byte)) > 0) {
+    }
 }
 
-/* Two eventfds for the listener and those who wait for it. Once made they stay for the life of the
- * process: a handler or an application thread may be about to write to one at any moment. Returns
- * 0, or -1 with errno. */
+/* Returns a descriptor, or -1 with errno. */
 static int
-open_eventfds(void)
+open_bell(void)
 {
-    struct kept_fd *const fds[] = {&manhole.wake_fd, &manhole.news_fd};
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(fds); i++) {
-        if (kept_number(fds[i]) < 0) {
-            keep_fd(fds[i], eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t size = sizeof(address);
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); /* owned */
+    /* Only a family: the kernel finds an address, which is in no file system. */
+    if (fd >= 0 &&
+        (bind(fd, (struct sockaddr *)&address, sizeof(address.sun_family)) < 0 ||
+         getsockname(fd, (struct sockaddr *)&address, &size) < 0 ||
+         connect(fd, (struct sockaddr *)&address, size) < 0)) {
+        int error = errno;
+        (void)close(fd);
+        errno = error;
+        fd = -1;
+    }
+    return fd;
+}
+
+/* Once made the bells stay for the life of the process: a handler or an application thread may be
+ * about to ring one at any moment. Returns 0, or -1 with errno. */
+static int
+open_bells(void)
+{
+    struct kept_fd *const bells[] = {&manhole.wake_bell, &manhole.news_bell};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(bells); i++) {
+        if (kept_number(bells[i]) < 0) {
+            keep_fd(bells[i], open_bell());
         }
-        if (atomic_load(&fds[i]->number) < 0) {
+        if (atomic_load(&bells[i]->number) < 0) {
             return -1;
         }
     }
@@ -1061,11 +1083,16 @@ is_log_waiting(void)
  * Touches:  atomics, and manhole.path while bound says that it is whole.
  * ====================================================================================== */
 
-/* Removes the socket's path if it is ours and there. Once: whoever clears bound unlinks. */
+/* Removes the socket's path if it is ours and there. Once: whoever clears bound unlinks. No signal
+ * may come in between, for its handler may end the process. */
 ASYNC_SAFE static void
 remove_path(void)
 {
     bool expected = true;
+    sigset_t all;
+    sigset_t before;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     if (atomic_compare_exchange_strong(&manhole.bound, &expected, false)) {
         struct stat there;
         if (lstat(manhole.path, &there) == 0 && there.st_dev == manhole.path_device &&
@@ -1073,6 +1100,7 @@ remove_path(void)
             (void)unlink(manhole.path);
         }
     }
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* After a change of manhole.wishes. */
@@ -1080,7 +1108,7 @@ ASYNC_SAFE static void
 wake_listener(void)
 {
     (void)sem_post(&manhole.wake);
-    write_eventfd(&manhole.wake_fd);
+    ring_bell(&manhole.wake_bell);
 }
 
 /* For activate_on. Wakes the listener, which was made for this at install. */
@@ -2653,7 +2681,7 @@ keep_copy(struct session *session, const char *bytes, size_t length)
 done:
     unlock(&session->out_lock);
     if (wake) {
-        write_eventfd(&manhole.wake_fd);
+        ring_bell(&manhole.wake_bell);
     }
 }
 
@@ -2773,7 +2801,7 @@ end_sending(struct session *session)
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
     if (left) {
-        write_eventfd(&manhole.wake_fd);
+        ring_bell(&manhole.wake_bell);
     }
 }
 
@@ -4164,7 +4192,7 @@ release_session(struct session *session)
     lock_leaf(&table_lock);
     session->state = SESSION_FREE;
     unlock(&table_lock);
-    write_eventfd(&manhole.news_fd);
+    ring_bell(&manhole.news_bell);
     if (watched) {
         wake_listener(); /* the client sees the end only when poll() has let go of its socket */
     }
@@ -4213,7 +4241,7 @@ enter_interpreter(void)
     manhole.entering--;
     manhole.inside += tstate != NULL;
     unlock(&table_lock);
-    write_eventfd(&manhole.news_fd);
+    ring_bell(&manhole.news_bell);
     if (tstate != NULL) {
         PyEval_RestoreThread(tstate);
     }
@@ -4247,7 +4275,7 @@ leave_interpreter(PyThreadState *tstate)
     lock_leaf(&table_lock);
     manhole.inside--;
     unlock(&table_lock);
-    write_eventfd(&manhole.news_fd);
+    ring_bell(&manhole.news_bell);
 }
 
 /* Serves the session's client as the options say, in the calling thread. Never raises. */
@@ -4625,7 +4653,7 @@ prepare_watch(struct watch *watch)
     watch->count = 0;
     watch->wake_ms = -1;
     /* Also descriptors that are lost: poll() returns at once for them, and all is opened anew. */
-    watch_fd(watch, atomic_load(&manhole.wake_fd.number), POLLIN, NULL);
+    watch_fd(watch, atomic_load(&manhole.wake_bell.number), POLLIN, NULL);
     if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
         wake_at(watch, watch->accept_again_ms);
     }
@@ -4682,7 +4710,7 @@ look_after(struct session *session)
     }
 }
 
-/* Sleeps until there is something to do, then does it. With nothing to watch but the eventfd it
+/* Sleeps until there is something to do, then does it. With nothing to watch but the bell it
  * sleeps on the semaphore instead, which an application that closes all descriptors cannot close:
  * activate_on still works. */
 DETACHED static void
@@ -4692,7 +4720,7 @@ watch_descriptors(struct watch *watch)
     prepare_watch(watch);
     if (watch->count == 1 && watch->wake_ms < 0) {
         (void)sem_wait(&manhole.wake);
-        drain_eventfd(kept_number(&manhole.wake_fd));
+        silence_bell(&manhole.wake_bell);
         return;
     }
     atomic_store(&manhole.polling, true);
@@ -4702,7 +4730,7 @@ watch_descriptors(struct watch *watch)
         return;
     }
     if (watch->fds[0].revents != 0) {
-        drain_eventfd(kept_number(&manhole.wake_fd));
+        silence_bell(&manhole.wake_bell);
     }
     for (nfds_t i = 1; i < watch->count; i++) {
         struct session *session = watch->sessions[i];
@@ -4749,7 +4777,7 @@ obey_wishes(void)
     unsigned wishes = atomic_exchange(&manhole.wishes, 0);
     if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
         close_socket();
-        write_eventfd(&manhole.news_fd);
+        ring_bell(&manhole.news_bell);
     }
     else if ((wishes & WISH_OPEN) != 0) {
         open_door();
@@ -4762,13 +4790,13 @@ obey_wishes(void)
 DETACHED static bool
 recover_descriptors(void)
 {
-    bool woken = !is_lost(&manhole.wake_fd) && !is_lost(&manhole.news_fd);
+    bool woken = !is_lost(&manhole.wake_bell) && !is_lost(&manhole.news_bell);
     if (woken && !is_lost(&manhole.listen_fd)) {
         return true;
     }
     log_line("WARNING: The manhole's descriptors were closed by the application. Opening "
              "them again.");
-    if (open_eventfds() < 0) {
+    if (open_bells() < 0) {
         log_line("Cannot go on listening: %s", error_text(errno));
         close_socket();
         return false;
@@ -4789,7 +4817,7 @@ delay_binding(void)
     }
     while (atomic_load(&manhole.wishes) == 0 && ms_until(deadline_ms) > 0 &&
            recover_descriptors()) {
-        struct pollfd wake = {.fd = atomic_load(&manhole.wake_fd.number),
+        struct pollfd wake = {.fd = atomic_load(&manhole.wake_bell.number),
                               .events = POLLIN};
         (void)poll(&wake, 1, ms_until(deadline_ms));
     }
@@ -4818,7 +4846,7 @@ listener_main(void *unused)
     }
     while (recover_descriptors() && (obey_wishes() & WISH_STOP) == 0) {
         if (!atomic_exchange(&manhole.started, true)) {
-            write_eventfd(&manhole.news_fd);
+            ring_bell(&manhole.news_bell);
         }
         send_courier();
         watch_descriptors(&watch);
@@ -4839,7 +4867,7 @@ ATTACHED static int
 wait_for_news(bool (*is_done)(void), int64_t deadline_ms)
 {
     while (!is_done()) {
-        struct pollfd news = {.fd = kept_number(&manhole.news_fd), .events = POLLIN};
+        struct pollfd news = {.fd = kept_number(&manhole.news_bell), .events = POLLIN};
         int timeout = ms_until(deadline_ms);
         PyThreadState *tstate = NULL;
         if (timeout == 0) {
@@ -4847,7 +4875,7 @@ wait_for_news(bool (*is_done)(void), int64_t deadline_ms)
         }
         tstate = detach();
         if (poll(&news, 1, slice_of(timeout)) > 0) {
-            drain_eventfd(kept_number(&manhole.news_fd));
+            silence_bell(&manhole.news_bell);
         }
         reattach(tstate);
         if (PyErr_CheckSignals() < 0) {
@@ -4881,11 +4909,11 @@ has_nobody_inside(void)
     return read_under_table_lock(&manhole.inside) == 0;
 }
 
-/* The listener sleeps in poll(), and the application has closed the eventfd that would wake it. */
+/* The listener sleeps in poll(), and the application has closed the bell that would wake it. */
 static bool
 is_listener_deaf(void)
 {
-    return is_lost(&manhole.wake_fd) && atomic_load(&manhole.polling);
+    return is_lost(&manhole.wake_bell) && atomic_load(&manhole.polling);
 }
 
 static bool
@@ -5450,8 +5478,8 @@ forget_parent(void)
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
     close_kept(&manhole.listen_fd);
-    close_kept(&manhole.wake_fd);
-    close_kept(&manhole.news_fd);
+    close_kept(&manhole.wake_bell);
+    close_kept(&manhole.news_bell);
     give_back_attributes();
 }
 
@@ -5511,7 +5539,7 @@ reinstall(void)
         log_line("Fork detected. Reinstalling Manhole.");
         manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
     }
-    if (open_eventfds() < 0) {
+    if (open_bells() < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
     }
     if (PyErr_Occurred() ||
@@ -6081,7 +6109,7 @@ prepare(PyObject *module)
     manhole.bind_delay_ms = 0;
     manhole.interpreter = PyInterpreterState_Get();
     Py_XSETREF(manhole.module, Py_NewRef(module));
-    if (open_eventfds() < 0) {
+    if (open_bells() < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }

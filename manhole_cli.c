@@ -1024,7 +1024,9 @@ process_state(pid_t pid)
     }
     if (fgets(line, sizeof(line), stat_file) != NULL) {
         after_name = strrchr(line, ')');
-        state = after_name == NULL || strlen(after_name) < 3 ? 0 : after_name[2];
+        if (after_name != NULL && strlen(after_name) >= 3) {
+            state = after_name[2];
+        }
     }
     (void)fclose(stat_file);
     return state;
@@ -1042,6 +1044,7 @@ has_listener(pid_t pid)
 
     (void)snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
     tasks = opendir(path);
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): one thread */
     while (tasks != NULL && !found && (task = readdir(tasks)) != NULL) {
         char comm[sizeof(path) + sizeof(task->d_name) + 8];
         FILE *file = NULL; /* owned */
@@ -1567,7 +1570,7 @@ relay(int server, const struct target *target)
 
     (void)sigemptyset(&interrupt);
     (void)sigaddset(&interrupt, SIGINT);
-    (void)sigprocmask(SIG_BLOCK, &interrupt, &waiting);
+    (void)pthread_sigmask(SIG_BLOCK, &interrupt, &waiting);
     while (!shown.is_over || is_pending(&shown)) {
         choose_events(fds, &typed, &shown, server);
         int ready = ppoll(fds, POLLED, is_silent ? &patience : NULL, &waiting);
