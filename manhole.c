@@ -407,7 +407,7 @@ struct session {
     pthread_cond_t out_free; /* sending or helpers has changed */
     bool sending;
     _Atomic bool
-        viewing;  /* wants copies of the application's output; also read unlocked */
+        viewing;  /* gets copies of the application's output; read unlocked, too */
     char *copies; /* ring of COPIES_SIZE bytes, or NULL before the first copy */
     size_t head;  /* bytes ever sent and ever kept: their difference is what waits */
     size_t tail;
@@ -447,8 +447,7 @@ struct kept_fd {
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
-    _Atomic pid_t
-        owner; /* the process that all this belongs to; another one does nothing */
+    _Atomic pid_t owner; /* the process whose all this is; another one does nothing */
     struct options options;
     PyObject *module;           /* owned, while installed */
     PyObject *exit_callback;    /* owned, as registered with atexit */
@@ -465,11 +464,9 @@ static struct manhole {
     _Atomic bool polling;     /* it does the latter */
     struct kept_fd news_bell; /* rings when a session ends, or the listener has started */
     _Atomic unsigned wishes;
-    _Atomic pid_t
-        activated_child; /* a child that got activate_on before its fork hook ran */
-    _Atomic bool
-        started;       /* the listener has bound, failed to, or sleeps until activated */
-    int bind_delay_ms; /* for the listener of a forked child */
+    _Atomic pid_t activated_child; /* has got activate_on before its fork hook ran */
+    _Atomic bool started;          /* has bound, failed to, or sleeps until activated */
+    int bind_delay_ms;             /* for the listener of a forked child */
     _Atomic bool courier_is_out;
     /* The socket's path. Read by the handlers: path is whole whenever bound is true. */
     _Atomic bool bound;
@@ -4600,8 +4597,7 @@ struct watch {
     bool accept_fails;       /* said once, until it works again */
     int64_t accept_again_ms; /* monotonic; 0: at once */
     struct pollfd fds[2 + MAX_SESSIONS];
-    struct session
-        *sessions[2 + MAX_SESSIONS]; /* whose descriptor it is; NULL: not a session's */
+    struct session *sessions[2 + MAX_SESSIONS]; /* whose it is; NULL: no session's */
     nfds_t count;
     int64_t wake_ms; /* monotonic: the next thing to do whatever happens; -1: none */
 };
