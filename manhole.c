@@ -406,10 +406,9 @@ struct session {
     pthread_mutex_t out_lock;
     pthread_cond_t out_free; /* sending or helpers has changed */
     bool sending;
-    _Atomic bool
-        viewing;  /* gets copies of the application's output; read unlocked, too */
-    char *copies; /* ring of COPIES_SIZE bytes, or NULL before the first copy */
-    size_t head;  /* bytes ever sent and ever kept: their difference is what waits */
+    _Atomic bool viewing; /* wants copies of what the application prints */
+    char *copies;         /* ring of COPIES_SIZE bytes, or NULL before the first copy */
+    size_t head; /* bytes ever sent and ever kept: their difference is what waits */
     size_t tail;
     size_t missed; /* bytes that found no room since the last note about it */
     int64_t
