@@ -87,6 +87,8 @@ enum {
     LOG_LINE_SIZE = 4096,
     /* Log lines that wait for a Python object to take them. */
     LOG_QUEUE_LENGTH = 256,
+    /* Side channels open at once, beside max_sessions consoles and programs. */
+    MAX_ASIDE = 16,
     LISTENER_STACK_SIZE = 256 * 1024,
     /* What exit gives sessions that it has told to leave. */
     EXIT_GRACE_MS = 1000,
@@ -377,6 +379,21 @@ struct options {
     struct handler connection_handler;
 };
 
+struct session;
+struct text;
+
+/* What the client has asked for on its calling card. The rows are in the listener's room. */
+struct wish {
+    const char *name;
+    bool aside;     /* needs a slot, but is none of max_sessions */
+    bool no_stacks; /* the console begins with its banner */
+    /* In the session's thread, attached; never raises. NULL: as connection_handler says. */
+    void (*serve)(struct session *session, PyObject *locals);
+    /* In a native thread: what the client gets, once and for all, when Python has not answered for
+     * hang_timeout. NULL: nothing, or what a console gets. */
+    void (*report)(struct text *text, const struct session *session);
+};
+
 enum session_state {
     SESSION_FREE,
     SESSION_TAKEN,
@@ -392,6 +409,7 @@ struct session {
     /* Written before the session's thread starts. */
     _Atomic int fd; /* blocking socket; -1: none */
     struct peer peer;
+    const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
     /* The session's own thread. ident is read by those who interrupt it, attached as it is. */
     unsigned long ident;  /* as threading.get_ident() */
@@ -413,9 +431,11 @@ struct session {
     size_t missed; /* bytes that found no room since the last note about it */
     int64_t
         asked_ms; /* monotonic: the listener took it in; 0: it is none of the listener's */
-    bool answered;    /* Python has spoken to the client */
-    bool reported;    /* a reporter was sent, because it had not */
-    bool told;        /* the client has the stacks from it */
+    int64_t
+        waiting_ms; /* monotonic: since when its thread waits for Python; 0: it does not */
+    bool answered;  /* Python has spoken to the client */
+    bool reported;  /* a reporter was sent, because it had not */
+    bool told;      /* the client has the stacks from it */
     bool interrupted; /* an interrupter is on its way */
     int helpers;      /* reporters and interrupters that still use the slot */
 };
@@ -3870,11 +3890,12 @@ talk(struct session *session)
     PyObject *console = NULL; /* owned */
     PyObject *banner = NULL;  /* owned */
     bool told = false;
-    if (append_dump(&dump) < 0) {
+    if (!session->wish->no_stacks && append_dump(&dump) < 0) {
         goto done;
     }
     told = settle_report(session);
-    if (!told && write_client(session, dump.bytes, dump.length) < 0) {
+    if (!told && !session->wish->no_stacks &&
+        write_client(session, dump.bytes, dump.length) < 0) {
         goto done;
     }
     type = get_console_type();
@@ -4127,39 +4148,82 @@ serve_callable(struct session *session, PyObject *callable)
 }
 
 /* ======================================================================================
+ * Side channels: what a client gets instead of a console when its calling card says so.
+ * Runs on:  the session's thread, ATTACHED.
+ * Touches:  the session's own fields.
+ * ====================================================================================== */
+
+/* No more bytes to this client, from its own thread. */
+ATTACHED static void
+end_channel(struct session *session)
+{
+    PyThreadState *tstate = detach();
+    hang_up(session);
+    reattach(tstate);
+}
+
+/* The stack dump alone. Never raises. */
+ATTACHED static void
+serve_stacks(struct session *session, PyObject *locals)
+{
+    struct text dump = {0};
+    (void)locals;
+    if (append_dump(&dump) == 0 && !settle_report(session)) {
+        (void)write_client(session, dump.bytes, dump.length);
+    }
+    if (PyErr_Occurred()) {
+        log_handler_exception("Stacks failed with ", ".");
+    }
+    free_text(&dump);
+    end_channel(session);
+}
+
+/* ======================================================================================
  * Session: one client, from accept() to the free slot.
  * Runs on:  a native thread of its own, or the main thread (oneshot), or the application thread
  *           that called handle_connection_repl() with a socket of its own.
  * Touches:  its slot of the table; threading's registry, to take its own entry out again.
  * ====================================================================================== */
 
-/* Returns a slot for a connected socket, which it takes over; NULL when max_sessions are there. */
+/* A client without a calling card: plain nc. */
+static const struct wish plain_wish = {.name = "repl"};
+
+/* The most sessions at once of this kind. */
+static int
+most_sessions(const struct wish *wish)
+{
+    return wish->aside ? MAX_ASIDE : manhole.options.max_sessions;
+}
+
+/* Returns a slot for a connected socket, which it takes over; NULL when there are enough already. */
 static struct session *
-claim_session(int fd, const struct peer *peer)
+claim_session(int fd, const struct peer *peer, const struct wish *wish)
 {
     struct session *session = NULL;
     int taken = 0;
     lock_leaf(&table_lock);
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN) {
-            taken++;
+            taken += manhole.sessions[i].wish->aside == wish->aside;
         }
         else if (manhole.sessions[i].state == SESSION_FREE && session == NULL) {
             session = &manhole.sessions[i];
         }
     }
-    if (taken >= manhole.options.max_sessions) {
+    if (taken >= most_sessions(wish)) {
         session = NULL;
     }
     if (session != NULL) {
         session->state = SESSION_TAKEN;
         session->peer = *peer;
+        session->wish = wish;
         session->card[0] = '\0';
         session->gone_ms = 0;
         session->head = 0;
         session->tail = 0;
         session->missed = 0;
         session->asked_ms = 0;
+        session->waiting_ms = 0;
         session->answered = false;
         session->reported = false;
         session->told = false;
@@ -4274,7 +4338,25 @@ leave_interpreter(PyThreadState *tstate)
     ring_bell(&manhole.news_bell);
 }
 
-/* Serves the session's client as the options say, in the calling thread. Never raises. */
+ATTACHED static void
+serve_as_configured(struct session *session, const struct handler *handler,
+                    PyObject *locals)
+{
+    switch (handler->kind) {
+    case HANDLER_REPL:
+        serve_console(session, locals);
+        break;
+    case HANDLER_EXEC:
+        serve_exec(session, locals);
+        break;
+    case HANDLER_CALLABLE:
+        serve_callable(session, handler->callable);
+        break;
+    }
+}
+
+/* Serves the session's client as its card and the options say, in the calling thread. Never
+ * raises. */
 ATTACHED static void
 serve_session(struct session *session)
 {
@@ -4290,20 +4372,24 @@ serve_session(struct session *session)
     current_session = session;
     import_threading();
     deliver_log();
-    switch (handler.kind) {
-    case HANDLER_REPL:
-        serve_console(session, locals);
-        break;
-    case HANDLER_EXEC:
-        serve_exec(session, locals);
-        break;
-    case HANDLER_CALLABLE:
-        serve_callable(session, handler.callable);
-        break;
+    if (session->wish->serve != NULL) {
+        session->wish->serve(session, locals);
+    }
+    else {
+        serve_as_configured(session, &handler, locals);
     }
     current_session = outer;
     Py_XDECREF(locals);
     Py_XDECREF(handler.callable);
+}
+
+/* Notes since when the session's thread waits for Python; 0: it does not. */
+static void
+note_waiting(struct session *session, int64_t time_ms)
+{
+    lock_leaf(&session->out_lock);
+    session->waiting_ms = time_ms;
+    unlock(&session->out_lock);
 }
 
 /* Body of a session's thread. That it may not get in is beyond the checker. */
@@ -4317,7 +4403,9 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
     session->ident = PyThread_get_thread_ident();
+    note_waiting(session, monotonic_ms());
     tstate = enter_interpreter();
+    note_waiting(session, 0);
     if (tstate != NULL) {
         serve_session(session);
         Py_CLEAR(session->raised);
@@ -4383,32 +4471,110 @@ helper_done(struct session *session)
     unlock(&session->out_lock);
 }
 
-/* Body of a reporter: the stacks from a snapshot, for a client that Python does not answer. */
-DETACHED static void *
-reporter_main(void *argument)
+/* The earliest of what the sessions' threads wait for Python since; 0: none waits. */
+static int64_t
+waiting_since(void)
 {
-    struct session *session = argument;
-    struct text text = {0};
+    int64_t since_ms = 0;
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        struct session *session = &manhole.sessions[i];
+        lock_leaf(&session->out_lock);
+        if (session->waiting_ms != 0 &&
+            (since_ms == 0 || session->waiting_ms < since_ms)) {
+            since_ms = session->waiting_ms;
+        }
+        unlock(&session->out_lock);
+    }
+    return since_ms;
+}
+
+/* Appends the line that says so. */
+static void
+append_hang(struct text *text)
+{
     struct tm since = {0};
     char when[32] = "";
-    time_t seconds = time(NULL) - (time_t)((monotonic_ms() - session->asked_ms) / 1000);
+    double waited = manhole.options.hang_timeout;
+    int64_t since_ms = waiting_since();
+    time_t seconds = time(NULL);
+    if (since_ms != 0) {
+        int64_t waited_ms = monotonic_ms() - since_ms;
+        seconds -= (time_t)(waited_ms / 1000);
+        waited =
+            (double)waited_ms / 1000.0 < waited + 1 ? waited : (double)(waited_ms / 1000);
+    }
     (void)strftime(when, sizeof(when), "%H:%M:%S", gmtime_r(&seconds, &since));
-    append_format(
-        &text,
-        "manhole: Python has not answered for %g s, since %s UTC: the GIL is held or the "
-        "interpreter is stuck.\nThe stacks, from a frozen copy of the process:\n",
-        manhole.options.hang_timeout, when);
-    append_snapshot(&text);
-    append_string(&text, "manhole: the prompt comes here as soon as Python answers.\n");
+    append_format(text,
+                  "manhole: Python has not answered for %g s, since %s UTC: the GIL is "
+                  "held or the interpreter is stuck.\n",
+                  waited, when);
+}
+
+/* For a client that waits for its prompt. */
+DETACHED static void
+report_to_console(struct text *text, const struct session *session)
+{
+    append_hang(text);
+    if (!session->wish->no_stacks) {
+        append_string(text, "The stacks, from a frozen copy of the process:\n");
+        append_snapshot(text);
+    }
+    append_string(text, "manhole: the prompt comes here as soon as Python answers.\n");
+}
+
+/* For a client that asked for the stacks. */
+DETACHED static void
+report_stacks(struct text *text, const struct session *session)
+{
+    (void)session;
+    append_hang(text);
+    append_string(text, "The stacks, from a frozen copy of the process:\n");
+    append_snapshot(text);
+}
+
+/* Sends what the session's client is told when Python does not answer, unless it just has. */
+DETACHED static void
+send_report(struct session *session)
+{
+    struct text text = {0};
+    if (session->wish->report != NULL) {
+        session->wish->report(&text, session);
+    }
+    else {
+        report_to_console(&text, session);
+    }
     begin_sending(session);
     if (!session->answered) {
         const char *bytes = text.bytes;
         size_t length = text.length;
         session->told = send_own(session, &bytes, &length) == 0;
+        if (session->wish->report != NULL) {
+            (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
+        }
     }
     end_sending(session);
     free_text(&text);
+}
+
+/* Body of a reporter: beside the session's own thread, which still waits for Python. */
+DETACHED static void *
+reporter_main(void *argument)
+{
+    struct session *session = argument;
+    send_report(session);
     helper_done(session);
+    return NULL;
+}
+
+/* Body of a session of its own: its client wants nothing but the report, and others have found out
+ * before that Python does not answer. So a stuck process is never full of waiting threads. */
+DETACHED static void *
+lone_reporter_main(void *argument)
+{
+    struct session *session = argument;
+    send_report(session);
+    hang_up(session);
+    release_session(session);
     return NULL;
 }
 
@@ -4475,25 +4641,40 @@ turn_away(int fd, const char *why)
     log_line("Turned a client away: %s", why);
 }
 
+static bool
+is_python_stuck(void)
+{
+    int64_t since_ms = waiting_since();
+    return since_ms != 0 &&
+           monotonic_ms() - since_ms >= seconds_to_ms(manhole.options.hang_timeout);
+}
+
 /* Takes over fd. */
 DETACHED static void
-start_session(int fd, const struct peer *peer, const char *card)
+start_session(int fd, const struct peer *peer, const char *card, const struct wish *wish)
 {
-    struct session *session = claim_session(fd, peer);
+    struct session *session = NULL;
+    bool stuck = wish->aside && is_python_stuck();
     int error = 0;
+    if (stuck && wish->report == NULL) {
+        (void)close(fd); /* it is about Python alone, and does not want to wait */
+        return;
+    }
+    session = claim_session(fd, peer, wish);
     if (session == NULL) {
         char why[80];
         (void)snprintf(why, sizeof(why),
                        "%d clients are connected already; try again later",
-                       manhole.options.max_sessions);
+                       most_sessions(wish));
         turn_away(fd, why);
         return;
     }
     (void)snprintf(session->card, sizeof(session->card), "%s", card);
     lock_leaf(&session->out_lock);
     session->asked_ms = monotonic_ms();
+    session->reported = stuck; /* by its own thread, at once */
     unlock(&session->out_lock);
-    error = start_thread(NULL, session_main, session, 0);
+    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session, 0);
     if (error != 0) {
         char why[120];
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
@@ -4555,6 +4736,22 @@ answer_interrupt(int fd, const struct card *card)
     (void)close(fd);
 }
 
+/* The side channels; any other wish, and none, is a console's. */
+static const struct wish *
+find_wish(const char *name)
+{
+    static const struct wish wishes[] = {
+        {.name = "quiet", .no_stacks = true},
+        {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(wishes); i++) {
+        if (strcmp(wishes[i].name, name) == 0) {
+            return &wishes[i];
+        }
+    }
+    return &plain_wish;
+}
+
 /* Accepts one client. Returns 0, or -1 when there is no room for any just now. */
 DETACHED static int
 accept_client(void)
@@ -4586,7 +4783,7 @@ accept_client(void)
         answer_interrupt(fd, &card);
     }
     else {
-        start_session(fd, &peer, card.id);
+        start_session(fd, &peer, card.id, find_wish(card.wish));
     }
     return 0;
 }
@@ -4616,6 +4813,13 @@ wake_at(struct watch *watch, int64_t time_ms)
     }
 }
 
+static bool
+has_report(const struct wish *wish)
+{
+    return wish->serve != NULL ? wish->report != NULL
+                               : manhole.options.connection_handler.kind == HANDLER_REPL;
+}
+
 /* When the client must have heard something; -1: it has, or is not the listener's. */
 static int64_t
 report_time(struct session *session)
@@ -4623,7 +4827,7 @@ report_time(struct session *session)
     int64_t time_ms = -1;
     lock_leaf(&session->out_lock);
     if (session->asked_ms != 0 && !session->answered && !session->reported &&
-        manhole.options.connection_handler.kind == HANDLER_REPL) {
+        has_report(session->wish)) {
         time_ms = session->asked_ms + seconds_to_ms(manhole.options.hang_timeout);
     }
     unlock(&session->out_lock);
@@ -5191,7 +5395,7 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
 ATTACHED static int
 serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
 {
-    struct session *session = claim_session(fd, peer);
+    struct session *session = claim_session(fd, peer, &plain_wish);
     PyObject *raised = NULL; /* owned */
     PyThreadState *tstate = NULL;
     if (session == NULL) {
