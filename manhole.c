@@ -100,6 +100,8 @@ enum {
     GONE_CHECK_MS = 1000,
     /* Python's signal handlers are due in a wait, and a signal may come just before poll(). */
     SIGNAL_CHECK_MS = 500,
+    /* What making a dump's text may keep other threads from running, in one go. */
+    HOLD_MS = 10,
     /* Before the next accept() after one that found no room. */
     ACCEPT_PAUSE_MS = 200,
     /* For a frozen copy that writes nothing more, before it is killed; and copies made until one
@@ -207,6 +209,19 @@ resume_gc(bool was_enabled)
     }
 #else
     (void)was_enabled;
+#endif
+}
+
+/* Where in its code a frame is: PyCode_Addr2Line() makes a line of it when there is time. */
+ATTACHED static int
+get_instruction(PyFrameObject *frame)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    return PyFrame_GetLasti(frame);
+#elif PY_VERSION_HEX >= 0x030a0000
+    return frame->f_lasti < 0 ? -1 : frame->f_lasti * 2;
+#else
+    return frame->f_lasti;
 #endif
 }
 
@@ -2280,7 +2295,7 @@ append_snapshot(struct text *text)
 struct frame_record {
     PyCodeObject *code; /* owned */
     PyObject *globals;  /* owned: they know the loader, which may have the source */
-    int line;
+    int instruction; /* the line is found afterwards: it takes ten times as long as all else */
 };
 
 struct thread_record {
@@ -2328,7 +2343,7 @@ record_frame(struct look *look, PyFrameObject *frame)
     }
     look->frames[look->frame_count].code = PyFrame_GetCode(frame);
     look->frames[look->frame_count].globals = get_globals(frame);
-    look->frames[look->frame_count].line = PyFrame_GetLineNumber(frame);
+    look->frames[look->frame_count].instruction = get_instruction(frame);
     look->frame_count++;
     return 0;
 }
@@ -2338,7 +2353,8 @@ hash_frames(const struct frame_record *frames, size_t count)
 {
     size_t hash = count;
     for (size_t i = 0; i < count; i++) {
-        hash = (hash ^ (size_t)frames[i].code ^ (size_t)frames[i].line) * 0x100000001b3U;
+        hash = (hash ^ (size_t)frames[i].code ^ (size_t)frames[i].instruction) *
+               0x100000001b3U;
     }
     return hash;
 }
@@ -2467,6 +2483,7 @@ ATTACHED static void
 append_frame(struct text *text, const struct frame_record *frame, PyObject *linecache,
              PyObject *sources)
 {
+    int line = PyCode_Addr2Line(frame->code, frame->instruction);
     PyObject *filename =
         PyObject_GetAttrString((PyObject *)frame->code, "co_filename"); /* owned */
     PyObject *name =
@@ -2477,7 +2494,7 @@ append_frame(struct text *text, const struct frame_record *frame, PyObject *line
     }
     append_string(text, "File: \"");
     append_str(text, filename);
-    append_format(text, "\", line %d, in ", frame->line);
+    append_format(text, "\", line %d, in ", line);
     append_str(text, name);
     append_string(text, "\n");
     lines = Py_XNewRef(PyDict_GetItemWithError(sources, filename));
@@ -2488,7 +2505,7 @@ append_frame(struct text *text, const struct frame_record *frame, PyObject *line
         }
     }
     if (lines != NULL) {
-        append_source(text, lines, frame->line);
+        append_source(text, lines, line);
     }
 done:
     PyErr_Clear();
@@ -2507,7 +2524,8 @@ is_same_stack(const struct look *look, const struct thread_record *one,
         return false;
     }
     for (size_t i = 0; i < one->count; i++) {
-        if (frames[i].code != others[i].code || frames[i].line != others[i].line) {
+        if (frames[i].code != others[i].code ||
+            frames[i].instruction != others[i].instruction) {
             return false;
         }
     }
@@ -2582,6 +2600,21 @@ get_active_threads(void)
     return active;
 }
 
+/* Text is made in C alone, so no switch of threads would come by itself. Returns since when the
+ * caller has kept the others from running. */
+ATTACHED static int64_t
+let_others_run(int64_t held_since_ms)
+{
+    PyThreadState *tstate = NULL;
+    if (monotonic_ms() - held_since_ms < HOLD_MS) {
+        return held_since_ms;
+    }
+    tstate = detach();
+    (void)poll(NULL, 0, 1); /* else this thread has it again before another is awake */
+    reattach(tstate);
+    return monotonic_ms();
+}
+
 /* append_dump() where there is a GIL: every frame stands still while one looks. */
 ATTACHED static int
 append_attached_dump(struct text *text)
@@ -2590,6 +2623,7 @@ append_attached_dump(struct text *text)
     PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
     PyObject *sources = PyDict_New();                         /* owned */
     PyObject *active = NULL;                                  /* owned, may stay NULL */
+    int64_t held_since_ms = 0;
     int result = -1;
     if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
         goto done;
@@ -2600,6 +2634,7 @@ append_attached_dump(struct text *text)
         if (thread->shown) {
             continue;
         }
+        held_since_ms = let_others_run(held_since_ms);
         append_headers(text, &look, i, active);
         for (size_t j = thread->count; j > 0; j--) {
             append_frame(text, &look.frames[thread->first + j - 1], linecache, sources);
