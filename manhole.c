@@ -87,6 +87,12 @@ enum {
     LOG_LINE_SIZE = 4096,
     /* Log lines that wait for a Python object to take them. */
     LOG_QUEUE_LENGTH = 256,
+    /* Bytes of a request on a side channel: a program with its arguments. */
+    MAX_PROGRAM = 16 * 1024 * 1024,
+    /* Bytes in one frame of a program's output. */
+    MAX_FRAME = 16 * 1024,
+    /* Without a byte of a request that has begun, or should have. */
+    REQUEST_TIMEOUT_MS = 10000,
     /* Side channels open at once, beside max_sessions consoles and programs. */
     MAX_ASIDE = 16,
     LISTENER_STACK_SIZE = 256 * 1024,
@@ -402,6 +408,10 @@ struct wish {
     const char *name;
     bool aside;     /* needs a slot, but is none of max_sessions */
     bool no_stacks; /* the console begins with its banner */
+    bool framed;    /* the answer is in frames: stdout and stderr apart */
+    /* In the session's thread, before it attaches: reads the client's request. Returns whether
+     * there is one; else the client has been told. NULL: there is none to wait for. */
+    bool (*receive)(struct session *session);
     /* In the session's thread, attached; never raises. NULL: as connection_handler says. */
     void (*serve)(struct session *session, PyObject *locals);
     /* In a native thread: what the client gets, once and for all, when Python has not answered for
@@ -432,6 +442,9 @@ struct session {
     bool has_console;     /* the std streams are this client's in its thread */
     PyObject *input;      /* owned text file that sys.stdin is in its thread */
     PyObject *names;      /* owned dict, the console's namespace */
+    PyObject *arguments;  /* owned, sys.argv in its thread; NULL: the application's */
+    char *request;        /* owned, malloc'd, NUL-terminated; NULL: the wish needs none */
+    size_t request_length;
     PyObject *raised; /* owned SystemExit of the application's own, out of a oneshot */
     /* The listener's: monotonic, when it last looked after a client that left; 0: it is there. */
     int64_t gone_ms;
@@ -516,6 +529,8 @@ static struct manhole {
     _Atomic int viewers; /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */
     int consoles;
+    int programs;        /* sessions with an argv of their own */
+    PyObject *sys_class; /* owned, what type(sys) was before the first of them */
     struct borrowed_attribute borrowed[11];
 } manhole = {
     .wake_bell.number = -1,
@@ -557,6 +572,7 @@ struct module_state {
     bool has_fork_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
     PyObject *console_type; /* made at the first connection, NULL before */
+    PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *already_installed;
     PyObject *not_installed;
     PyObject *configuration_conflict;
@@ -2880,10 +2896,10 @@ send_own(struct session *session, const char **bytes, size_t *length)
     return error;
 }
 
-/* Writes to the session's client, in the session's thread, waiting for it as long as it
+/* Sends to the session's client, in the session's thread, waiting for it as long as it
  * takes. Returns 0, or -1 with an exception: ConnectionError when the client is gone. */
 ATTACHED static int
-write_client(struct session *session, const char *bytes, size_t length)
+send_client(struct session *session, const char *bytes, size_t length)
 {
     for (;;) {
         int error = 0;
@@ -2906,16 +2922,47 @@ write_client(struct session *session, const char *bytes, size_t length)
     }
 }
 
-/* As write_client(), for a str. */
+/* The kinds of frames. */
+enum frame_kind {
+    FRAME_OUTPUT = 'o',
+    FRAME_ERROR = 'e',
+    FRAME_STATUS = 'x',
+};
+
+/* As send_client(), as frames where the client has asked for them: a kind, the length as four
+ * bytes, the high one first, and as many bytes. */
 ATTACHED static int
-write_client_str(struct session *session, PyObject *str)
+write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
+{
+    if (!session->wish->framed) {
+        return send_client(session, bytes, length);
+    }
+    while (length > 0) {
+        size_t size = length < MAX_FRAME ? length : MAX_FRAME;
+        char frame[5 + MAX_FRAME];
+        const char head[5] = {(char)kind, (char)(size >> 24), (char)(size >> 16),
+                              (char)(size >> 8), (char)size};
+        memcpy(frame, head, sizeof(head));
+        memcpy(frame + sizeof(head), bytes, size);
+        if (send_client(session, frame, sizeof(head) + size) < 0) {
+            return -1;
+        }
+        bytes += size;
+        length -= size;
+    }
+    return 0;
+}
+
+/* As write_as(), for a str. */
+ATTACHED static int
+write_str_as(struct session *session, enum frame_kind kind, PyObject *str)
 {
     struct text text = {0};
     Py_ssize_t length = 0;
     const char *bytes = PyUnicode_AsUTF8AndSize(str, &length);
     int result = -1;
     if (bytes != NULL) {
-        return write_client(session, bytes, (size_t)length);
+        return write_as(session, kind, bytes, (size_t)length);
     }
     PyErr_Clear();
     append_str(&text, str);
@@ -2923,10 +2970,23 @@ write_client_str(struct session *session, PyObject *str)
         PyErr_NoMemory();
     }
     else {
-        result = write_client(session, text.bytes, text.length);
+        result = write_as(session, kind, text.bytes, text.length);
     }
     free_text(&text);
     return result;
+}
+
+/* Writes to the session's client what is no error. */
+ATTACHED static int
+write_client(struct session *session, const char *bytes, size_t length)
+{
+    return write_as(session, FRAME_OUTPUT, bytes, length);
+}
+
+ATTACHED static int
+write_client_str(struct session *session, PyObject *str)
+{
+    return write_str_as(session, FRAME_OUTPUT, str);
 }
 
 /* ======================================================================================
@@ -2943,6 +3003,7 @@ struct stream {
     PyObject *write_name;             /* owned, interned "write" */
     const char *name;                 /* of the attribute of sys */
     bool is_input;
+    bool is_error;
 };
 
 /* The session whose client the calling thread's streams belong to, or NULL. */
@@ -2951,6 +3012,21 @@ console_session(void)
 {
     return current_session != NULL && current_session->has_console ? current_session
                                                                    : NULL;
+}
+
+/* Whether the session wants sys.stderr: a program's errors are always its client's. */
+static bool
+wants_stderr(const struct session *session)
+{
+    return session->wish->framed || manhole.options.redirect_stderr;
+}
+
+/* The session whose client this stream is in the calling thread, or NULL: the original is. */
+static struct session *
+stream_session(const struct stream *stream)
+{
+    struct session *session = console_session();
+    return session != NULL && stream->is_error && !wants_stderr(session) ? NULL : session;
 }
 
 ATTACHED static int
@@ -2993,7 +3069,7 @@ ATTACHED static PyObject *
 stream_target(PyObject *self)
 {
     struct stream *stream = (struct stream *)self;
-    struct session *session = console_session();
+    struct session *session = stream_session(stream);
     if (session != NULL) {
         return stream->is_input ? session->input : self;
     }
@@ -3037,13 +3113,13 @@ stream_iter(PyObject *self)
 
 /* Bytes too, in a session: sys.stdout.buffer is the stream itself there. */
 ATTACHED static PyObject *
-write_to_session(struct session *session, PyObject *data)
+write_to_session(struct session *session, enum frame_kind kind, PyObject *data)
 {
     Py_ssize_t length = 0;
     int result = -1;
     if (PyUnicode_Check(data)) {
         length = PyUnicode_GetLength(data);
-        result = write_client_str(session, data);
+        result = write_str_as(session, kind, data);
     }
     else {
         Py_buffer view;
@@ -3051,7 +3127,7 @@ write_to_session(struct session *session, PyObject *data)
             return NULL;
         }
         length = view.len;
-        result = write_client(session, view.buf, (size_t)view.len);
+        result = write_as(session, kind, view.buf, (size_t)view.len);
         PyBuffer_Release(&view);
     }
     return result < 0 ? NULL : PyLong_FromSsize_t(length);
@@ -3085,10 +3161,11 @@ ATTACHED static PyObject *
 stream_write(PyObject *self, PyObject *data)
 {
     struct stream *stream = (struct stream *)self;
-    struct session *session = console_session();
+    struct session *session = stream_session(stream);
     PyObject *result = NULL;
     if (session != NULL) {
-        return write_to_session(session, data);
+        return write_to_session(session, stream->is_error ? FRAME_ERROR : FRAME_OUTPUT,
+                                data);
     }
     if (stream->original == Py_None) {
         result = PyLong_FromSsize_t(PyObject_Length(data));
@@ -3096,7 +3173,8 @@ stream_write(PyObject *self, PyObject *data)
     else {
         result = PyObject_CallMethodOneArg(stream->original, stream->write_name, data);
     }
-    if (result != NULL && atomic_load(&manhole.viewers) > 0) {
+    if (result != NULL && atomic_load(&manhole.viewers) > 0 &&
+        !(stream->is_error && !manhole.options.redirect_stderr)) {
         copy_to_clients(data);
     }
     return result;
@@ -3122,16 +3200,36 @@ stream_writelines(PyObject *self, PyObject *lines)
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-/* The client's descriptor: subprocess.run(..., stdout=sys.stdout) shows at the client. */
+/* Raises io.UnsupportedOperation, which callers of fileno() are prepared for. */
+ATTACHED static void
+refuse_fileno(const char *why)
+{
+    PyObject *io = PyImport_ImportModule("io"); /* owned */
+    PyObject *type = io == NULL
+                         ? NULL
+                         : PyObject_GetAttrString(io, "UnsupportedOperation"); /* owned */
+    if (type != NULL) {
+        PyErr_SetString(type, why);
+    }
+    Py_XDECREF(io);
+    Py_XDECREF(type);
+}
+
+/* The client's descriptor: subprocess.run(..., stdout=sys.stdout) shows at the client. Not where
+ * stdout and stderr go in frames. */
 ATTACHED static PyObject *
 stream_fileno(PyObject *self, PyObject *unused)
 {
-    struct session *session = console_session();
-    (void)self;
+    struct session *session = stream_session((struct stream *)self);
     (void)unused;
     if (session == NULL) {
         PyErr_SetString(PyExc_OSError,
                         "the original stream is None and has no descriptor");
+        return NULL;
+    }
+    if (session->wish->framed) {
+        refuse_fileno("what a program writes goes to its client in frames: there is no "
+                      "descriptor for it");
         return NULL;
     }
     return PyLong_FromLong(atomic_load(&session->fd));
@@ -3265,6 +3363,7 @@ make_stream(const char *name, PyObject *original)
     }
     stream->name = name;
     stream->is_input = strstr(name, "stdin") != NULL;
+    stream->is_error = strstr(name, "stderr") != NULL;
     stream->original = Py_NewRef(original);
     stream->write_name = PyUnicode_InternFromString("write");
     if (stream->write_name == NULL) {
@@ -3410,18 +3509,17 @@ open_streams(struct session *session)
 {
     int result = 0;
     lock_attached(&sys_lock);
-    if (manhole.consoles == 0) {
-        result = place_streams(manhole.options.redirect_stderr != 0) < 0
-                     ? -1
-                     : place_displayhook();
+    result = place_streams(wants_stderr(session));
+    if (result == 0 && manhole.consoles == 0) {
+        result = place_displayhook();
     }
     if (result == 0) {
         manhole.consoles++;
         session->has_console = true;
-        atomic_store(&session->viewing, true);
-        atomic_fetch_add(&manhole.viewers, 1);
+        atomic_store(&session->viewing, !session->wish->framed);
+        atomic_fetch_add(&manhole.viewers, !session->wish->framed);
     }
-    else {
+    else if (manhole.consoles == 0) {
         give_back_attributes();
     }
     unlock(&sys_lock);
@@ -3435,7 +3533,7 @@ close_streams(struct session *session)
     if (session->has_console) {
         session->has_console = false;
         atomic_store(&session->viewing, false);
-        atomic_fetch_sub(&manhole.viewers, 1);
+        atomic_fetch_sub(&manhole.viewers, !session->wish->framed);
         manhole.consoles--;
         if (manhole.consoles == 0) {
             give_back_attributes();
@@ -4183,6 +4281,376 @@ serve_callable(struct session *session, PyObject *callable)
 }
 
 /* ======================================================================================
+ * Programs: code that a client sends whole, with arguments, and whose status it waits for.
+ * Runs on:  the session's thread: DETACHED while the request comes, then ATTACHED.
+ * Touches:  the session's own fields; the type of the module sys, under sys_lock.
+ * sys.argv is the session's own as its streams are. Nothing stands in for the list, though, for C
+ * code asks what is a list and reads its memory: while programs run, sys is of a class of ours that
+ * has argv as a property. What is in sys.__dict__ stays, and that is what C code sees.
+ * ====================================================================================== */
+
+ATTACHED static PyObject *
+get_argv(PyObject *sys, void *unused)
+{
+    struct session *session = console_session();
+    PyObject *argv = NULL; /* new, handed to the caller */
+    (void)unused;
+    if (session != NULL && session->arguments != NULL) {
+        return Py_NewRef(session->arguments);
+    }
+    argv = PyMapping_GetItemString(PyModule_GetDict(sys), "argv");
+    if (argv == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "module 'sys' has no attribute 'argv'");
+    }
+    return argv;
+}
+
+ATTACHED static int
+set_argv(PyObject *sys, PyObject *value /* NULL: delete it */, void *unused)
+{
+    struct session *session = console_session();
+    PyObject *names = PyModule_GetDict(sys); /* borrowed */
+    (void)unused;
+    if (session != NULL && session->arguments != NULL && value != NULL) {
+        Py_SETREF(session->arguments, Py_NewRef(value));
+        return 0;
+    }
+    return value != NULL ? PyDict_SetItemString(names, "argv", value)
+                         : PyDict_DelItemString(names, "argv");
+}
+
+static PyGetSetDef argv_attribute = {"argv", get_argv, set_argv, NULL, NULL};
+
+/* The class of sys while programs run: a subclass of what it is without us. Returns a new
+ * reference, or NULL with an exception. */
+ATTACHED static PyObject *
+get_sys_type(PyTypeObject *base)
+{
+    struct module_state *state = installed_state();
+    PyObject *descriptor = NULL; /* owned */
+    PyObject *type = NULL;       /* owned, handed to the caller */
+    if (state->sys_type != NULL && ((PyTypeObject *)state->sys_type)->tp_base == base) {
+        return Py_NewRef(state->sys_type);
+    }
+    type = PyObject_CallFunction((PyObject *)&PyType_Type, "s(O){ss}", base->tp_name,
+                                 base, "__module__", "builtins");
+    if (type != NULL) {
+        descriptor = PyDescr_NewGetSet((PyTypeObject *)type, &argv_attribute);
+    }
+    if (descriptor == NULL || PyObject_SetAttrString(type, "argv", descriptor) < 0) {
+        Py_CLEAR(type);
+    }
+    else {
+        Py_XSETREF(state->sys_type, Py_NewRef(type)); /* kept: never freed while in use */
+    }
+    Py_XDECREF(descriptor);
+    return type;
+}
+
+/* Gives sys its own class again, where ours is still in place. Under sys_lock. Never raises. */
+ATTACHED static void
+give_back_sys(void)
+{
+    PyObject *sys = PyDict_GetItemString(PyImport_GetModuleDict(), "sys"); /* borrowed */
+    if (sys != NULL && manhole.sys_class != NULL &&
+        (PyObject *)Py_TYPE(sys) == installed_state()->sys_type &&
+        PyObject_SetAttrString(sys, "__class__", manhole.sys_class) < 0) {
+        PyErr_Clear();
+    }
+    Py_CLEAR(manhole.sys_class);
+}
+
+/* From here on sys.argv is the session's in its thread. Returns 0, or -1 with an exception. */
+ATTACHED static int
+open_arguments(struct session *session, PyObject *arguments)
+{
+    PyObject *sys = NULL;  /* borrowed */
+    PyObject *type = NULL; /* owned */
+    int result = -1;
+    lock_attached(&sys_lock);
+    sys = PyDict_GetItemString(PyImport_GetModuleDict(), "sys");
+    if (manhole.programs > 0) {
+        result = 0;
+    }
+    else if (sys != NULL && (type = get_sys_type(Py_TYPE(sys))) != NULL) {
+        manhole.sys_class = Py_NewRef((PyObject *)Py_TYPE(sys));
+        result = PyObject_SetAttrString(sys, "__class__", type);
+    }
+    if (result == 0) {
+        manhole.programs++;
+        session->arguments = Py_NewRef(arguments);
+    }
+    else {
+        Py_CLEAR(manhole.sys_class);
+    }
+    unlock(&sys_lock);
+    Py_XDECREF(type);
+    return result;
+}
+
+ATTACHED static void
+close_arguments(struct session *session)
+{
+    if (session->arguments != NULL) {
+        Py_CLEAR(session->arguments);
+        lock_attached(&sys_lock);
+        manhole.programs--;
+        if (manhole.programs == 0) {
+            give_back_sys();
+        }
+        unlock(&sys_lock);
+    }
+}
+
+/* Reads so many bytes of a request. Returns false when the client stalls, leaves or ends them. */
+DETACHED static bool
+receive_bytes(struct session *session, char *bytes, size_t length)
+{
+    while (length > 0) {
+        struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLIN};
+        ssize_t got = -1;
+        int ready = poll(&client, 1, REQUEST_TIMEOUT_MS);
+        if (ready > 0) {
+            got = recv(client.fd, bytes, length, MSG_DONTWAIT);
+        }
+        if (ready == 0 || got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN)) {
+            return false;
+        }
+        if (got > 0) {
+            bytes += got;
+            length -= (size_t)got;
+        }
+    }
+    return true;
+}
+
+/* Tells the client why its request is none. Returns false, for receive() to return. */
+DETACHED static bool
+refuse_request(struct session *session, const char *why)
+{
+    char line[160];
+    int length = snprintf(line, sizeof(line), "manhole: %s\n", why);
+    (void)send(atomic_load(&session->fd), line, (size_t)length,
+               MSG_NOSIGNAL | MSG_DONTWAIT);
+    log_line("Turned a client away: %s", why);
+    return false;
+}
+
+/* Four bytes of length, the high one first; then the fields, a NUL between two: the file that
+ * tracebacks name, the elements of sys.argv, the source. */
+DETACHED static bool
+receive_program(struct session *session)
+{
+    unsigned char head[4];
+    size_t length = 0;
+    if (!receive_bytes(session, (char *)head, sizeof(head))) {
+        return refuse_request(session, "no program came");
+    }
+    length =
+        (size_t)head[0] << 24 | (size_t)head[1] << 16 | (size_t)head[2] << 8 | head[3];
+    if (length > MAX_PROGRAM) {
+        return refuse_request(session, "the program is larger than 16 MiB");
+    }
+    session->request = malloc(length + 1);
+    if (session->request == NULL) {
+        return refuse_request(session, "there is no memory for the program");
+    }
+    session->request[length] = '\0';
+    session->request_length = length;
+    if (!receive_bytes(session, session->request, length)) {
+        return refuse_request(session, "only a part of the program came");
+    }
+    if (memchr(session->request, '\0', length) == NULL) {
+        return refuse_request(session, "the program has no file name");
+    }
+    return true;
+}
+
+/* Where the program's text begins in the request: behind the last NUL. */
+static const char *
+find_program(const struct session *session)
+{
+    return (const char *)memrchr(session->request, '\0', session->request_length) + 1;
+}
+
+ATTACHED static PyObject *
+decode_field(const char *field)
+{
+    return PyUnicode_DecodeUTF8(field, (Py_ssize_t)strlen(field), "surrogateescape");
+}
+
+/* What sys.argv is to be. Returns a new list, or NULL with an exception. */
+ATTACHED static PyObject *
+make_arguments(const struct session *session)
+{
+    PyObject *arguments = PyList_New(0); /* owned, handed to the caller */
+    const char *field = session->request + strlen(session->request) + 1;
+    const char *end = find_program(session);
+    while (arguments != NULL && field < end) {
+        PyObject *argument = decode_field(field); /* owned */
+        if (argument == NULL || PyList_Append(arguments, argument) < 0) {
+            Py_CLEAR(arguments);
+        }
+        Py_XDECREF(argument);
+        field += strlen(field) + 1;
+    }
+    return arguments;
+}
+
+/* Makes the session's namespace that of a program. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_program_names(struct session *session, PyObject *file)
+{
+    PyObject *name = PyUnicode_FromString("__main__"); /* owned */
+    int result = name == NULL ? -1 : 0;
+    if (result == 0) {
+        result = PyDict_SetItemString(session->names, "__name__", name);
+    }
+    if (result == 0) {
+        result =
+            PyDict_SetItemString(session->names, "__builtins__", PyEval_GetBuiltins());
+    }
+    if (result == 0 && session->request[0] != '<') {
+        result = PyDict_SetItemString(session->names, "__file__", file);
+    }
+    Py_XDECREF(name);
+    return result;
+}
+
+/* Runs the program. Returns what it raised, new, or NULL. */
+ATTACHED static PyObject *
+run_program(struct session *session, PyObject *file)
+{
+    PyObject *code = NULL;   /* owned */
+    PyObject *result = NULL; /* owned */
+    PyObject *raised = NULL; /* new, handed to the caller */
+    begin_running(session);
+    code = Py_CompileStringObject(find_program(session), file, Py_file_input, NULL, -1);
+    if (code != NULL) {
+        result = PyEval_EvalCode(code, session->names, session->names);
+    }
+    raised = take_exception();
+    end_running(session);
+    Py_XDECREF(code);
+    Py_XDECREF(result);
+    return raised;
+}
+
+/* What traceback.format_exception() makes of an exception. Its __str__() may be anything: it can be
+ * interrupted. Returns a new str, or NULL with an exception. */
+ATTACHED static PyObject *
+format_exception(struct session *session, PyObject *exception)
+{
+    PyObject *module = NULL; /* owned */
+    PyObject *lines = NULL;  /* owned */
+    PyObject *text = NULL;   /* owned, handed to the caller */
+    PyObject *traceback = PyException_GetTraceback(exception); /* owned, or NULL */
+    PyObject *empty = PyUnicode_FromString("");                /* owned */
+    begin_running(session);
+    module = PyImport_ImportModule("traceback");
+    if (module != NULL && empty != NULL) {
+        lines = PyObject_CallMethod(module, "format_exception", "OOO",
+                                    (PyObject *)Py_TYPE(exception), exception,
+                                    traceback == NULL ? Py_None : traceback);
+    }
+    if (lines != NULL) {
+        text = PyUnicode_Join(empty, lines);
+    }
+    end_running(session);
+    Py_XDECREF(module);
+    Py_XDECREF(lines);
+    Py_XDECREF(traceback);
+    Py_XDECREF(empty);
+    return text;
+}
+
+/* Shows what a program raised, and sets its exit status, as Python itself would at its end: the
+ * number or text of SystemExit, the traceback of all else. Returns 0, or -1 with an exception. */
+ATTACHED static int
+end_program(struct session *session, PyObject *raised /* or NULL */, long *status)
+{
+    PyObject *code = NULL; /* owned */
+    PyObject *text = NULL; /* owned */
+    int result = -1;
+    *status = raised == NULL ? 0 : 1;
+    if (raised == NULL) {
+        return 0;
+    }
+    if (!PyErr_GivenExceptionMatches(raised, PyExc_SystemExit)) {
+        text = format_exception(session, raised);
+    }
+    else if ((code = PyObject_GetAttrString(raised, "code")) != NULL) {
+        if (code == Py_None || PyLong_Check(code)) {
+            *status = code == Py_None ? 0 : PyLong_AsLong(code);
+            PyErr_Clear();
+            Py_DECREF(code);
+            return 0;
+        }
+        text = PyUnicode_FromFormat("%S\n", code);
+    }
+    if (text == NULL) {
+        PyErr_Clear();
+        text = PyUnicode_FromFormat("%s\n", Py_TYPE(raised)->tp_name);
+    }
+    if (text != NULL) {
+        result = write_str_as(session, FRAME_ERROR, text);
+    }
+    Py_XDECREF(code);
+    Py_XDECREF(text);
+    return result;
+}
+
+/* All of a program's life once everything is in place. Returns 0, or -1 with an exception. */
+ATTACHED static int
+run_to_the_end(struct session *session)
+{
+    PyObject *file = decode_field(session->request); /* owned */
+    PyObject *raised = NULL;                         /* owned */
+    char status_text[32];
+    long status = 0;
+    int result = -1;
+    log_line("Running a program: %.200s.", session->request);
+    deliver_log();
+    if (file != NULL && add_program_names(session, file) == 0) {
+        raised = run_program(session, file);
+        result = end_program(session, raised, &status);
+    }
+    if (result == 0) {
+        int length = snprintf(status_text, sizeof(status_text), "%ld", status);
+        result = write_as(session, FRAME_STATUS, status_text, (size_t)length);
+    }
+    Py_XDECREF(file);
+    Py_XDECREF(raised);
+    return result;
+}
+
+/* Runs the program that the client has sent. Never raises. */
+ATTACHED static void
+serve_program(struct session *session, PyObject *locals)
+{
+    PyObject *arguments = make_arguments(session); /* owned */
+    PyThreadState *tstate = NULL;
+    session->names = make_names(locals);
+    session->input = open_input(session);
+    if (arguments != NULL && session->names != NULL && session->input != NULL &&
+        open_streams(session) == 0 && open_arguments(session, arguments) == 0) {
+        (void)run_to_the_end(session);
+    }
+    Py_XDECREF(arguments);
+    if (PyErr_Occurred()) {
+        log_handler_exception("Program failed with ", ".");
+    }
+    close_arguments(session);
+    close_streams(session);
+    Py_CLEAR(session->input);
+    Py_CLEAR(session->names);
+    tstate = detach();
+    hang_up(session);
+    reattach(tstate);
+    deliver_log();
+}
+
+/* ======================================================================================
  * Side channels: what a client gets instead of a console when its calling card says so.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields.
@@ -4252,6 +4720,9 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->state = SESSION_TAKEN;
         session->peer = *peer;
         session->wish = wish;
+        session->arguments = NULL;
+        session->request = NULL;
+        session->request_length = 0;
         session->card[0] = '\0';
         session->gone_ms = 0;
         session->head = 0;
@@ -4282,6 +4753,8 @@ release_session(struct session *session)
     }
     free(session->copies);
     session->copies = NULL;
+    free(session->request);
+    session->request = NULL;
     close_fd(&session->fd);
     unlock(&session->out_lock);
     lock_leaf(&table_lock);
@@ -4438,9 +4911,11 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
     session->ident = PyThread_get_thread_ident();
-    note_waiting(session, monotonic_ms());
-    tstate = enter_interpreter();
-    note_waiting(session, 0);
+    if (session->wish->receive == NULL || session->wish->receive(session)) {
+        note_waiting(session, monotonic_ms());
+        tstate = enter_interpreter();
+        note_waiting(session, 0);
+    }
     if (tstate != NULL) {
         serve_session(session);
         Py_CLEAR(session->raised);
@@ -4777,6 +5252,10 @@ find_wish(const char *name)
 {
     static const struct wish wishes[] = {
         {.name = "quiet", .no_stacks = true},
+        {.name = "exec",
+         .framed = true,
+         .receive = receive_program,
+         .serve = serve_program},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(wishes); i++) {
@@ -5601,6 +6080,7 @@ py_at_exit(PyObject *module, PyObject *unused)
     }
     lock_attached(&sys_lock);
     give_back_attributes();
+    give_back_sys();
     unlock(&sys_lock);
     lock_attached(&install_lock);
     manhole.options.activate_on =
@@ -5694,6 +6174,7 @@ forget_parent(void)
         }
         session->sending = false;
         session->has_console = false;
+        session->waiting_ms = 0;
         session->helpers = 0;
         session->asked_ms = 0;
         session->copies = NULL;
@@ -5703,6 +6184,7 @@ forget_parent(void)
     current_session = NULL;
     atomic_store(&manhole.viewers, 0);
     manhole.consoles = 0;
+    manhole.programs = 0;
     manhole.entering = 0;
     manhole.inside = 0;
     manhole.closing = false;
@@ -5715,6 +6197,7 @@ forget_parent(void)
     close_kept(&manhole.wake_bell);
     close_kept(&manhole.news_bell);
     give_back_attributes();
+    give_back_sys();
 }
 
 /* Threads of the process, ours included; 0: /proc does not tell. */
@@ -6952,6 +7435,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->manhole_object);
     Py_VISIT(state->streams);
     Py_VISIT(state->console_type);
+    Py_VISIT(state->sys_type);
     Py_VISIT(state->already_installed);
     Py_VISIT(state->not_installed);
     Py_VISIT(state->configuration_conflict);
@@ -6969,6 +7453,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->manhole_object);
     Py_CLEAR(state->streams);
     Py_CLEAR(state->console_type);
+    Py_CLEAR(state->sys_type);
     Py_CLEAR(state->already_installed);
     Py_CLEAR(state->not_installed);
     Py_CLEAR(state->configuration_conflict);

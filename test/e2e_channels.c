@@ -31,11 +31,13 @@ start_holder(void)
     return start_ready(INSTALL("hang_timeout=0.2") HOLD_GIL);
 }
 
-/* Connects with the calling card of one run of manhole-cli. */
+/* Connects with the calling card of one run of manhole-cli, of which no two are the same. */
 static struct client *
 connect_wishing(const struct process *app, const char *wish)
 {
-    const char *card = format_text("manhole-cli/%ld.7/%s", (long)getpid(), wish);
+    static int number;
+    const char *card =
+        format_text("manhole-cli/%ld.7/%s.%d", (long)getpid(), wish, ++number);
     return connect_as(socket_path_of(app->pid), card);
 }
 
@@ -109,7 +111,7 @@ stuck_process_shows_its_stacks_again_and_again(void)
     struct process *app =
         start_ready(INSTALL("hang_timeout=0.05, max_sessions=1") HOLD_GIL);
     for (int i = 0; i < 40; i++) {
-        struct client *client = connect_wishing(app, format_text("stacks.%d", i));
+        struct client *client = connect_wishing(app, "stacks");
         assert_contains(client_read_until_eof(client), ", in hold\n");
         client_close(client);
     }
@@ -136,6 +138,358 @@ stacks_come_whatever_the_connection_handler(void)
     assert_contains(client_read_until_eof(connect_wishing(app, "stacks")), DUMP_END);
 }
 
+/* ---- exec -------------------------------------------------------------------------- */
+
+/* What came in the frames of each kind. */
+struct result {
+    char *out;
+    char *err;
+    char *status;
+};
+
+static void
+append_payload(char **text, const char *payload, size_t length)
+{
+    const char *longer = format_text("%s%.*s", *text, (int)length, payload);
+    *text = strdup(longer);
+    assert_non_null(*text);
+}
+
+/* Reads frames to the end of the connection; anything else fails the test. */
+static struct result
+read_result(struct client *client)
+{
+    struct result result = {"", "", ""};
+    client_read_until_eof(client);
+    const unsigned char *next = (const unsigned char *)client->text.data;
+    size_t left = client->text.length;
+    while (left > 0) {
+        assert_true(left >= 5);
+        size_t length = (size_t)next[1] << 24 | (size_t)next[2] << 16 |
+                        (size_t)next[3] << 8 | next[4];
+        assert_true(left >= 5 + length);
+        assert_string_equal(result.status, "");
+        char **text = next[0] == 'o'   ? &result.out
+                      : next[0] == 'e' ? &result.err
+                                       : &result.status;
+        assert_non_null(strchr("oex", next[0]));
+        append_payload(text, (const char *)next + 5, length);
+        next += 5 + length;
+        left -= 5 + length;
+    }
+    return result;
+}
+
+/* Sends a request whose fields, with a NUL behind each but the last, are of this length. */
+static void
+send_request(struct client *client, const char *fields, size_t length)
+{
+    const unsigned char head[] = {(unsigned char)(length >> 24),
+                                  (unsigned char)(length >> 16),
+                                  (unsigned char)(length >> 8), (unsigned char)length};
+    client_send_bytes(client, head, sizeof(head));
+    client_send_bytes(client, fields, length);
+}
+
+/* The source sent as manhole-cli -c does, with two arguments. */
+static struct client *
+start_program(const struct process *app, const char *source)
+{
+    static const char arguments[] = "<string>\0-c\0one\0two";
+    char request[4096];
+    struct client *client = connect_wishing(app, "exec");
+    memcpy(request, arguments, sizeof(arguments));
+    snprintf(request + sizeof(arguments), sizeof(request) - sizeof(arguments), "%s",
+             source);
+    send_request(client, request, sizeof(arguments) + strlen(source));
+    return client;
+}
+
+static struct result
+run_program(const struct process *app, const char *source)
+{
+    struct client *client = start_program(app, source);
+    client_shutdown_write(client);
+    return read_result(client);
+}
+
+static void
+program_has_streams_and_a_status_of_its_own(void)
+{
+    static const struct {
+        const char *source;
+        const char *out;
+        const char *err;
+        const char *status;
+    } rows[] = {
+        {"print(6 * 7)", "42\n", "", "0"},
+        {"", "", "", "0"},
+        {"import sys; print('a'); print('b', file=sys.stderr); print('c')", "a\nc\n",
+         "b\n", "0"},
+        {"import sys; sys.exit(3)", "", "", "3"},
+        {"import sys; sys.exit()", "", "", "0"},
+        {"import sys; sys.exit('no')", "", "no\n", "1"},
+        {"import sys; sys.exit(-1)", "", "", "-1"},
+        {"exit(4)", "", "", "4"},
+        {"import sys; sys.stdout.buffer.write(b'raw\\n')", "raw\n", "", "0"},
+        {"print('h\xc3\xa9', chr(0xdcff))", "h\xc3\xa9 \\udcff\n", "", "0"},
+        {"import sys; print(sys.argv)", "['-c', 'one', 'two']\n", "", "0"},
+        {"print(__name__, '__file__' in globals())", "__main__ False\n", "", "0"},
+        {"import os, sys; print(answer, sys.stdin.read() == '')", "42 True\n", "", "0"},
+        {"1\n'shown?'", "", "", "0"},
+        {"import sys; sys.displayhook(5)", "5\n", "", "0"},
+        {"import os; dump_stacktraces and None", "", "", "0"},
+    };
+    struct process *app = start_ready(TARGET("locals={'answer': 42}"));
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct result result = run_program(app, rows[i].source);
+        assert_string_equal(result.out, rows[i].out);
+        assert_string_equal(result.err, rows[i].err);
+        assert_string_equal(result.status, rows[i].status);
+    }
+    assert_string_equal(text_of(app, OUT), "ready\n");
+}
+
+static void
+program_that_raises_has_its_traceback_on_stderr(void)
+{
+    static const struct {
+        const char *source;
+        const char *error;
+    } rows[] = {
+        {"1 / 0", "^  File \"<string>\", line 1, in <module>$"},
+        {"1 / 0", "^ZeroDivisionError: division by zero$"},
+        {"def f(", "^SyntaxError: "},
+        {"raise KeyboardInterrupt", "^KeyboardInterrupt$"},
+        {"class E(Exception):\n    def __str__(self): 1 / 0\nraise E",
+         "^E: <(exception str|unprintable)"},
+    };
+    struct process *app = start_ready(TARGET(""));
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct result result = run_program(app, rows[i].source);
+        assert_matches(result.err, rows[i].error);
+        assert_not_contains(result.err, "manhole");
+        assert_string_equal(result.out, "");
+        assert_string_equal(result.status, "1");
+    }
+}
+
+static void
+program_from_a_file_knows_its_name(void)
+{
+    static const char request[] = "dir/script.py\0dir/script.py\0print(__file__)\n1 / 0";
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = connect_wishing(app, "exec");
+    send_request(client, request, sizeof(request) - 1);
+    struct result result = read_result(client);
+    assert_string_equal(result.out, "dir/script.py\n");
+    assert_contains(result.err, "File \"dir/script.py\", line 2, in <module>");
+}
+
+static void
+what_follows_the_program_is_its_stdin(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client =
+        start_program(app, "import sys\nprint(input('name? '))\nprint(sys.stdin.read())");
+    client_send(client, "Ada\nrest\nof it");
+    client_shutdown_write(client);
+    assert_string_equal(read_result(client).out, "name? Ada\nrest\nof it\n");
+}
+
+/* Until it is killed by its stdin: asks the application's main thread what it sees. */
+#define ASKED                                                                            \
+  INSTALL("")                                                                            \
+  "import os, sys\n"                                                                     \
+  "sys.argv[:] = ['app', '-x']\n"                                                        \
+  "held = sys.argv\n" READY "while os.read(0, 9):\n"                                     \
+  "    sys.argv.append('more')\n"                                                        \
+  "    print(sys.argv, held is sys.argv, sys.stdout is sys.__stdout__, flush=True)\n"
+
+static void
+arguments_and_streams_of_the_application_stay_its_own(void)
+{
+    struct process *app = start_ready(ASKED);
+    struct client *client = start_program(
+        app,
+        "import sys\nfrom sys import argv\nsys.argv[0] = 'mine'\nprint('up', argv)\n"
+        "sys.argv = ['new']\nprint(input(), sys.argv, __import__('argparse')._sys.argv)");
+    client_wait_for(client, "up");
+    client_wait_for(client, "['mine', 'one', 'two']");
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "['app', '-x', 'more'] True", DEADLINE);
+    client_send(client, "go\n");
+    assert_contains(read_result(client).out, "go ['new'] ['new']\n");
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "['app', '-x', 'more', 'more'] True True\n", DEADLINE);
+    assert_string_equal(
+        run_program(
+            app,
+            "import sys; print(type(sys).__mro__[1].__name__, len(sys.__dict__['argv']))")
+            .out,
+        "module 4\n");
+    struct client *console = connect_to(app);
+    client_wait_for(console, ">>> ");
+    assert_string_equal(client_ask(console, "type(sys) is type(os)"), "True\n");
+    assert_string_equal(client_ask(console, "sys.argv is sys.__dict__['argv']"),
+                        "True\n");
+}
+
+static void
+programs_run_side_by_side_with_their_own_arguments(void)
+{
+    static const char first[] = "<string>\0first\0import sys; print(input(), sys.argv)";
+    static const char second[] = "<string>\0second\0import sys; print(input(), sys.argv)";
+    struct process *app = start_ready(TARGET(""));
+    struct client *one = connect_wishing(app, "exec");
+    struct client *two = connect_wishing(app, "exec");
+    send_request(one, first, sizeof(first) - 1);
+    send_request(two, second, sizeof(second) - 1);
+    client_send(two, "b\n");
+    assert_string_equal(read_result(two).out, "b ['second']\n");
+    client_send(one, "a\n");
+    assert_string_equal(read_result(one).out, "a ['first']\n");
+}
+
+static void
+program_hears_nothing_of_the_application(void)
+{
+    struct process *app = start_ready(INSTALL(
+        "") "import os\n" READY "while os.read(0, 9): print('app prints', flush=True)\n");
+    struct client *client = start_program(app, "print('up')\nprint(input())");
+    client_wait_for(client, "up");
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "app prints\n", DEADLINE);
+    client_send(client, "done\n");
+    assert_string_equal(read_result(client).out, "up\ndone\n");
+}
+
+static void
+errors_of_a_program_are_its_own_without_redirect_stderr(void)
+{
+    struct process *app = start_ready(TARGET("redirect_stderr=False"));
+    struct client *console = connect_to(app);
+    client_wait_for(console, ">>> ");
+    struct client *client =
+        start_program(app, "import sys\nprint('mine', file=sys.stderr)\ninput()");
+    client_wait_for(client, "mine");
+    client_send(console, "print('app' + 's', file=sys.stderr)\n");
+    wait_for_text(app, ERR, "apps\n", DEADLINE);
+    client_send(client, "\n");
+    assert_string_equal(read_result(client).err, "mine\n");
+    assert_string_equal(client_ask(console, ""), "");
+    assert_not_contains(text_of(app, ERR), "mine");
+}
+
+static void
+running_program_is_interrupted_by_its_id(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = start_program(app, "print('up')\nwhile True: pass");
+    client_wait_for(client, "up");
+    assert_string_equal(client_read_until_eof(connect_wishing(app, "interrupt")),
+                        "interrupted\n");
+    struct result result = read_result(client);
+    assert_matches(result.err, "^KeyboardInterrupt$");
+    assert_string_equal(result.status, "1");
+}
+
+static void
+program_of_a_vanished_client_is_interrupted(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = start_program(app, "import os\ntry:\n"
+                                               "    print('up')\n    while True: pass\n"
+                                               "finally: os.write(1, b'interrupted\\n')");
+    client_wait_for(client, "up");
+    client_close(client);
+    wait_for_text(app, OUT, "interrupted\n", DEADLINE);
+    assert_string_equal(run_program(app, "print(1)").out, "1\n");
+}
+
+static void
+stalled_client_of_a_program_stops_nobody_else(void)
+{
+    struct process *app = start_ready(
+        INSTALL("") "import os\n" READY
+                    "while os.read(0, 9): print('app goes on', flush=True)\n");
+    struct client *client =
+        start_program(app, "print('up')\nwhile True: print('x' * 100000)");
+    client_wait_for(client, "up");
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "app goes on\n", DEADLINE);
+    assert_string_equal(run_program(app, "print(1)").out, "1\n");
+    client_close(client);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+}
+
+static void
+large_output_arrives_whole(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct result result = run_program(app, "print('x' * 3000000)");
+    assert_int_equal(strlen(result.out), 3000001);
+    assert_string_equal(result.status, "0");
+}
+
+static void
+subprocess_on_framed_stdout_is_refused(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct result result = run_program(app, "import io\ntry: sys.stdout.fileno()\nexcept "
+                                            "io.UnsupportedOperation: print('no')");
+    assert_string_equal(result.out, "no\n");
+}
+
+static void
+what_is_no_program_is_refused(void)
+{
+    static const struct {
+        const char *bytes;
+        size_t length;
+        const char *answer;
+    } rows[] = {
+        {"", 0, "manhole: no program came\n"},
+        {"\0\0", 2, "manhole: no program came\n"},
+        {"\0\0\1\0x\0", 6, "manhole: only a part of the program came\n"},
+        {"\0\0\0\3abc", 7, "manhole: the program has no file name\n"},
+        {"\0\0\0\0", 4, "manhole: the program has no file name\n"},
+        {"\1\0\0\1", 4, "manhole: the program is larger than 16 MiB\n"},
+        {"print(1)\n", 9, "manhole: the program is larger than 16 MiB\n"},
+    };
+    struct process *app = start_ready(TARGET(""));
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct client *client = connect_wishing(app, "exec");
+        client_send_bytes(client, rows[i].bytes, rows[i].length);
+        client_shutdown_write(client);
+        assert_string_equal(client_read_until_eof(client), rows[i].answer);
+    }
+    assert_string_equal(run_program(app, "print(1)").out, "1\n");
+}
+
+static void
+program_is_one_of_max_sessions(void)
+{
+    struct process *app = start_ready(TARGET("max_sessions=1"));
+    struct client *client = start_program(app, "print('up')\ninput()");
+    client_wait_for(client, "up");
+    assert_contains(client_read_until_eof(connect_wishing(app, "exec")),
+                    "manhole: 1 clients");
+}
+
+/* At exit the application tells its client nothing that would look like an end of the program. */
+static void
+program_that_the_application_ends_has_no_status(void)
+{
+    struct process *app = start_ready(TARGET("daemon_connection=True"));
+    struct client *client = start_program(app, "print('up')\nwhile True: pass");
+    client_wait_for(client, "up");
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    assert_string_equal(read_result(client).status, "");
+}
+
 int
 main(void)
 {
@@ -148,6 +502,22 @@ main(void)
         TEST(stuck_process_shows_its_stacks_again_and_again),
         TEST(stacks_come_beside_as_many_consoles_as_there_may_be),
         TEST(stacks_come_whatever_the_connection_handler),
+        TEST(program_has_streams_and_a_status_of_its_own),
+        TEST(program_that_raises_has_its_traceback_on_stderr),
+        TEST(program_from_a_file_knows_its_name),
+        TEST(what_follows_the_program_is_its_stdin),
+        TEST(arguments_and_streams_of_the_application_stay_its_own),
+        TEST(programs_run_side_by_side_with_their_own_arguments),
+        TEST(program_hears_nothing_of_the_application),
+        TEST(errors_of_a_program_are_its_own_without_redirect_stderr),
+        TEST(running_program_is_interrupted_by_its_id),
+        TEST(program_of_a_vanished_client_is_interrupted),
+        TEST(stalled_client_of_a_program_stops_nobody_else),
+        TEST(large_output_arrives_whole),
+        TEST(subprocess_on_framed_stdout_is_refused),
+        TEST(what_is_no_program_is_refused),
+        TEST(program_is_one_of_max_sessions),
+        TEST(program_that_the_application_ends_has_no_status),
     };
     return RUN_TESTS(tests);
 }
