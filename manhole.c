@@ -139,19 +139,33 @@ extern struct role python;
 #define ATTACHES CHECKED(acquire_capability(python)) CHECKED(no_thread_safety_analysis)
 #define DETACHES CHECKED(release_capability(python)) CHECKED(no_thread_safety_analysis)
 
-/* Lets other threads run Python. Returns what reattach() needs to come back. */
+/* The interpreter is ending, and whoever detaches now never comes back. */
+static bool
+is_finalizing(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+}
+
+/* Lets other threads run Python. Returns what reattach() needs to come back. During finalization
+ * there is nobody else to let run: the caller stays attached, NULL. */
 DETACHES static PyThreadState *
 detach(void)
 {
-    return PyEval_SaveThread();
+    return is_finalizing() ? NULL : PyEval_SaveThread();
 }
 
-/* Comes back. During finalization CPython ends the calling thread in here instead of
- * returning, so nothing may be held across it that another thread waits for. */
+/* Comes back. When finalization has begun meanwhile CPython ends the calling thread in here instead
+ * of returning, so nothing may be held across it that another thread waits for. */
 ATTACHES static void
 reattach(PyThreadState *tstate)
 {
-    PyEval_RestoreThread(tstate);
+    if (tstate != NULL) {
+        PyEval_RestoreThread(tstate);
+    }
 }
 
 #if PY_VERSION_HEX < 0x030a0000
@@ -592,10 +606,42 @@ lock_leaf(pthread_mutex_t *lock)
     (void)pthread_mutex_lock(lock);
 }
 
+/* The thread that is in install() or release(), 0: none. */
+static _Atomic unsigned long installer;
+
+ATTACHED static void
+raise_at_work(void)
+{
+    PyErr_SetString(
+        PyExc_RuntimeError,
+        "install() or release() is at work in this very thread; try again later");
+}
+
+/* Returns 0, or -1 with RuntimeError: a signal handler in Python may find that its own thread is at
+ * it already. */
+ATTACHED static int
+lock_install(void)
+{
+    if (atomic_load(&installer) == PyThread_get_thread_ident()) {
+        raise_at_work();
+        return -1;
+    }
+    lock_attached(&install_lock);
+    atomic_store(&installer, PyThread_get_thread_ident());
+    return 0;
+}
+
 static void
 unlock(pthread_mutex_t *lock)
 {
     (void)pthread_mutex_unlock(lock);
+}
+
+static void
+unlock_install(void)
+{
+    atomic_store(&installer, 0);
+    unlock(&install_lock);
 }
 
 /* Before the first use, and in a forked child. */
@@ -612,6 +658,7 @@ static void
 make_locks_anew(void)
 {
     (void)pthread_mutex_init(&install_lock, NULL);
+    atomic_store(&installer, 0);
     (void)pthread_mutex_init(&sys_lock, NULL);
     (void)pthread_mutex_init(&table_lock, NULL);
     (void)pthread_mutex_init(&log_lock, NULL);
@@ -3757,7 +3804,7 @@ read_line(struct session *session)
     return line;
 }
 
-ATTACHED static void release(void);
+ATTACHED static int release(void);
 
 /* A statement forked, and this is the child, whose main() is our loop: there is nothing
  * to go back to, and its client belongs to the parent. */
@@ -3774,7 +3821,9 @@ leave_forked_child(void)
         PyErr_Clear();
         Py_XDECREF(flushed);
     }
-    release();
+    if (release() < 0) {
+        PyErr_Clear();
+    }
     _exit(0);
 }
 
@@ -4316,11 +4365,11 @@ serve_session(struct session *session)
     struct session *outer = current_session;
     PyObject *locals = NULL;      /* owned */
     struct handler handler = {0}; /* its callable is owned */
-    lock_attached(&install_lock);
+    lock_leaf(&table_lock);
     locals = Py_XNewRef(manhole.options.locals);
     handler = manhole.options.connection_handler;
     Py_XINCREF(handler.callable);
-    unlock(&install_lock);
+    unlock(&table_lock);
     session->ident = PyThread_get_thread_ident(); /* of the main thread, in a oneshot */
     current_session = session;
     import_threading();
@@ -5320,13 +5369,20 @@ call_atexit(const char *method)
 ATTACHED static void
 forget_options(void)
 {
+    struct options dropped; /* owned */
     if (manhole.exit_callback != NULL && call_atexit("unregister") < 0) {
         PyErr_Clear();
     }
     Py_CLEAR(manhole.exit_callback);
-    deliver_log();
-    drop_options(&manhole.options);
+    lock_leaf(&table_lock);
+    dropped = manhole.options;
+    manhole.options.locals = NULL;
+    manhole.options.socket_path = NULL;
+    manhole.options.verbose_destination.object = NULL;
+    manhole.options.connection_handler.callable = NULL;
+    unlock(&table_lock);
     manhole.installed = false;
+    drop_options(&dropped);
 }
 
 /* Undoes install(), also a half-done one. Clients that are in stay. Under install_lock. */
@@ -5378,7 +5434,7 @@ py_at_exit(PyObject *module, PyObject *unused)
         wish(WISH_CLOSE);
         interrupted = wait_for_news(has_closed_door, -1);
     }
-    if (interrupted == 0 && !manhole.options.daemon_connection) {
+    if (interrupted == 0 && !manhole.options.daemon_connection && !is_finalizing()) {
         interrupted = wait_for_news(has_no_session, -1);
     }
     if (interrupted < 0) {
@@ -5392,17 +5448,22 @@ py_at_exit(PyObject *module, PyObject *unused)
         PyErr_WriteUnraisable(NULL);
     }
     dismiss_sessions();
-    if (wait_for_news(has_nobody_inside, monotonic_ms() + EXIT_GRACE_MS) < 0) {
+    /* In a subinterpreter that ends with the main one it is too late for them to get out. */
+    if (!is_finalizing() &&
+        wait_for_news(has_nobody_inside, monotonic_ms() + EXIT_GRACE_MS) < 0) {
         PyErr_WriteUnraisable(NULL);
     }
     lock_attached(&sys_lock);
     give_back_attributes();
     unlock(&sys_lock);
-    lock_attached(&install_lock);
+    if (lock_install() < 0) {
+        return NULL;
+    }
     manhole.options.activate_on =
         0; /* its handler stays: one that comes late must not kill */
     uninstall();
-    unlock(&install_lock);
+    unlock_install();
+    deliver_log();
     return Py_NewRef(Py_None);
 }
 
@@ -6213,7 +6274,9 @@ install_locked(PyObject *module, struct options *options)
         uninstall();
     }
     become_owner();
+    lock_leaf(&table_lock);
     manhole.options = *options;
+    unlock(&table_lock);
     *options = (struct options){0};
     configure_log(manhole.options.verbose ? &manhole.options.verbose_destination : NULL);
     if (start(module) < 0) {
@@ -6236,9 +6299,11 @@ install(PyObject *module, PyObject *arguments, PyObject *keywords)
     int result =
         parse_options(&options, arguments, keywords, state->configuration_conflict);
     if (result == 0) {
-        lock_attached(&install_lock);
+        result = lock_install();
+    }
+    if (result == 0) {
         result = install_locked(module, &options);
-        unlock(&install_lock);
+        unlock_install();
     }
     if (result == 0) {
         result = wait_for_listener();
@@ -6249,20 +6314,29 @@ install(PyObject *module, PyObject *arguments, PyObject *keywords)
     return result < 0 ? NULL : Py_NewRef(state->manhole_object);
 }
 
-ATTACHED static void
+/* Returns 0, or -1 with an exception. */
+ATTACHED static int
 release(void)
 {
-    lock_attached(&install_lock);
+    if (lock_install() < 0) {
+        return -1;
+    }
     if (manhole.installed && is_owner()) {
         uninstall();
     }
-    unlock(&install_lock);
+    unlock_install();
+    deliver_log();
+    return 0;
 }
 
-/* Returns 0, or -1 with NotInstalled. */
+/* Returns 0, or -1 with NotInstalled. A signal handler may come in the middle of install(). */
 ATTACHED static int
 require_installed(PyObject *module)
 {
+    if (atomic_load(&installer) == PyThread_get_thread_ident()) {
+        raise_at_work();
+        return -1;
+    }
     if (!manhole.installed) {
         struct module_state *state = PyModule_GetState(module);
         PyErr_SetString(state->not_installed, "Manhole is not installed!");
@@ -6419,9 +6493,9 @@ serve_with_locals(struct session *session, void (*serve)(struct session *, PyObj
 {
     struct session *outer = current_session;
     PyObject *locals = NULL; /* owned */
-    lock_attached(&install_lock);
+    lock_leaf(&table_lock);
     locals = Py_XNewRef(manhole.options.locals);
-    unlock(&install_lock);
+    unlock(&table_lock);
     current_session = session;
     serve(session, locals);
     current_session = outer;
@@ -6554,7 +6628,11 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
         return Py_NewRef(Py_None); /* a signal, in a child that has no manhole */
     }
     if (require_installed(module) < 0) {
-        return NULL;
+        if (PyTuple_GET_SIZE(arguments) == 0) {
+            return NULL;
+        }
+        log_exception("Oneshot failure: ", take_exception(), "");
+        return Py_NewRef(Py_None);
     }
     switch (serve_oneshot()) {
     case ONESHOT_FAILED:
@@ -6583,8 +6661,7 @@ manhole_release_method(PyObject *self, PyObject *unused)
 {
     (void)self;
     (void)unused;
-    release();
-    return Py_NewRef(Py_None);
+    return release() < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static PyMethodDef manhole_methods[] = {
@@ -6907,8 +6984,7 @@ manhole_install(const manhole_options *options)
 ATTACHED int
 manhole_release(void)
 {
-    release();
-    return PyErr_Occurred() ? -1 : 0;
+    return release();
 }
 
 /* Returns 0, or -1 with errno. */
