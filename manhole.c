@@ -475,7 +475,8 @@ struct kept_fd {
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
-    _Atomic pid_t owner; /* the process whose all this is; another one does nothing */
+    bool has_exit_handler; /* C's; it cannot be taken back */
+    _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
     PyObject *module;           /* owned, while installed */
     PyObject *exit_callback;    /* owned, as registered with atexit */
@@ -499,6 +500,8 @@ static struct manhole {
     /* The socket's path. Read by the handlers: path is whole whenever bound is true. */
     _Atomic bool bound;
     struct kept_fd listen_fd;
+    _Atomic bool
+        oneshot; /* the door is handle_oneshot()'s: the listener leaves it alone */
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
     dev_t path_device;
     ino_t path_inode;
@@ -1141,22 +1144,22 @@ is_log_waiting(void)
  * Touches:  atomics, and manhole.path while bound says that it is whole.
  * ====================================================================================== */
 
-/* Removes the socket's path if it is ours and there. Once: whoever clears bound unlinks. No signal
- * may come in between, for its handler may end the process. */
+/* Removes the socket's path if it is ours and there. No signal may come in between, for its handler
+ * may end the process. Two threads at once do no harm: the second finds nothing of ours. */
 ASYNC_SAFE static void
 remove_path(void)
 {
-    bool expected = true;
     sigset_t all;
     sigset_t before;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    if (atomic_compare_exchange_strong(&manhole.bound, &expected, false)) {
+    if (atomic_load(&manhole.bound)) {
         struct stat there;
         if (lstat(manhole.path, &there) == 0 && there.st_dev == manhole.path_device &&
             there.st_ino == manhole.path_inode) {
             (void)unlink(manhole.path);
         }
+        atomic_store(&manhole.bound, false);
     }
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
@@ -1417,9 +1420,8 @@ done:
     return 0;
 }
 
-/* exit() of a program that does not finalize Python, uWSGI's master for one. Runs after all
- * atexit() handlers, and not by _exit(). */
-__attribute__((destructor)) static void
+/* For atexit(): exit() of a program that does not finalize Python, uWSGI's master for one. */
+static void
 remove_path_at_exit(void)
 {
     if (is_owner()) {
@@ -3851,26 +3853,53 @@ enum verdict {
     SESSION_OVER, /* with or without an exception set */
 };
 
-/* After an exception that left the console: an interrupt only costs the statement. */
+/* Tells the client what the compiler has given up on. Returns 0, or -1 with an exception. */
+ATTACHED static int
+show_compiler_error(void)
+{
+    PyObject *error = take_exception();                       /* owned */
+    PyObject *traceback = PyImport_ImportModule("traceback"); /* owned */
+    PyObject *lines = NULL;   /* new, handed to write_lines() */
+    PyObject *written = NULL; /* owned */
+    if (traceback != NULL) {
+        lines = PyObject_CallMethod(traceback, "format_exception_only", "OO",
+                                    Py_TYPE(error), error);
+    }
+    written = write_lines(lines);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    Py_XDECREF(written);
+    return written == NULL ? -1 : 0;
+}
+
+/* After an exception that left the console: an interrupt, or a statement beyond the compiler's
+ * limits, only costs the statement. */
 ATTACHED static enum verdict
 judge_exception(struct session *session, PyObject *console)
 {
     static const char message[] = "\nKeyboardInterrupt\n";
     PyObject *reset = NULL; /* owned */
-    if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
         PyErr_Clear();
+        if (write_client(session, message, sizeof(message) - 1) < 0) {
+            return SESSION_OVER;
+        }
+    }
+    else if (PyErr_ExceptionMatches(PyExc_MemoryError) ||
+             PyErr_ExceptionMatches(PyExc_RecursionError)) {
+        if (show_compiler_error() < 0) {
+            return SESSION_OVER;
+        }
+    }
+    else {
+        if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+            PyErr_Clear();
+        }
         return SESSION_OVER;
     }
-    if (!PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-        return SESSION_OVER;
-    }
-    PyErr_Clear();
     reset = PyObject_CallMethod(console, "resetbuffer", NULL);
     Py_XDECREF(reset);
-    if (reset == NULL || write_client(session, message, sizeof(message) - 1) < 0) {
-        return SESSION_OVER;
-    }
-    return LINE_DONE;
+    return reset == NULL ? SESSION_OVER : LINE_DONE;
 }
 
 ATTACHED static enum verdict
@@ -4736,7 +4765,7 @@ prepare_watch(struct watch *watch)
     if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
         wake_at(watch, watch->accept_again_ms);
     }
-    else if (is_open()) {
+    else if (is_open() && !atomic_load(&manhole.oneshot)) {
         watch_fd(watch, atomic_load(&manhole.listen_fd.number), POLLIN, NULL);
     }
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
@@ -4858,6 +4887,10 @@ obey_wishes(void)
         close_socket();
         ring_bell(&manhole.news_bell);
     }
+    else if ((wishes & WISH_OPEN) != 0 && atomic_load(&manhole.oneshot)) {
+        atomic_fetch_or(&manhole.wishes,
+                        WISH_OPEN); /* again when that is over, which wakes us */
+    }
     else if ((wishes & WISH_OPEN) != 0) {
         open_door();
     }
@@ -4880,7 +4913,7 @@ recover_descriptors(void)
         close_socket();
         return false;
     }
-    if (is_open()) {
+    if (is_open() && !atomic_load(&manhole.oneshot)) {
         open_door();
     }
     return true;
@@ -5311,12 +5344,13 @@ serve_oneshot(void)
         PyErr_Format(PyExc_RuntimeError, "already listening at %s", manhole.path);
         return ONESHOT_FAILED;
     }
+    atomic_store(&manhole.oneshot, true);
     tstate = detach();
     opened = open_socket();
     reattach(tstate);
     if (opened < 0) {
         PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.path);
-        return ONESHOT_FAILED;
+        goto done;
     }
     log_waiting();
     deliver_log();
@@ -5332,6 +5366,9 @@ serve_oneshot(void)
         (void)close(fd);
     }
     close_socket();
+done:
+    atomic_store(&manhole.oneshot, false);
+    wake_listener(); /* it may have been asked to open one of its own meanwhile */
     return result;
 }
 
@@ -5566,6 +5603,7 @@ forget_parent(void)
     manhole.has_listener = false;
     atomic_store(&manhole.courier_is_out, false);
     logger.delivering = false;
+    atomic_store(&manhole.oneshot, false);
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
     close_kept(&manhole.listen_fd);
@@ -6211,6 +6249,9 @@ prepare(PyObject *module)
         state->has_fork_hook = true;
     }
     open_snapshot();
+    if (!manhole.has_exit_handler) {
+        manhole.has_exit_handler = atexit(remove_path_at_exit) == 0;
+    }
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
     if (manhole.exit_callback == NULL || call_atexit("register") < 0) {
         return -1;
