@@ -14,7 +14,8 @@
  *                client, detaches, ends. A oneshot session runs in the main thread instead.
  *   helpers      native threads for one errand: a reporter sends the stacks of a process whose
  *                Python does not answer, an interrupter raises KeyboardInterrupt in a session, a
- *                courier carries log lines to a Python object.
+ *                guard has a oneshot's session interrupted when its client has left, a courier
+ *                carries log lines to a Python object.
  *   application  its threads run the stream objects' write(), the fork hook, the exit callback and
  *                what manhole.* offers; the two signal handlers run in whichever thread is hit.
  *
@@ -446,7 +447,8 @@ struct session {
     bool reported;    /* a reporter was sent, because it had not */
     bool told;        /* the client has the stacks from it */
     bool interrupted; /* an interrupter is on its way */
-    int helpers;      /* reporters and interrupters that still use the slot */
+    bool over;        /* a guard may go */
+    int helpers;      /* reporters, interrupters and guards that still use the slot */
 };
 
 /* Wishes to the listener, bits of manhole.wishes. Each is followed by wake_listener(). */
@@ -4277,6 +4279,7 @@ claim_session(int fd, const struct peer *peer)
         session->reported = false;
         session->told = false;
         session->interrupted = false;
+        session->over = false;
         atomic_store(&session->fd, fd);
     }
     unlock(&table_lock);
@@ -4569,6 +4572,41 @@ interrupt_session(struct session *session)
         unlock(&session->out_lock);
     }
     return running;
+}
+
+/* Body of a guard, for a session that no listener looks after: interrupts what a vanished client
+ * has left running, again and again until the session is over, which hangs up at its end, too. */
+DETACHED static void *
+guard_main(void *argument)
+{
+    struct session *session = argument;
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
+    while (poll(&client, 1, -1) < 0) {
+    }
+    lock_leaf(&session->out_lock);
+    while (!session->over) {
+        struct timespec again = {0};
+        unlock(&session->out_lock);
+        (void)interrupt_session(session);
+        lock_leaf(&session->out_lock);
+        (void)clock_gettime(CLOCK_REALTIME, &again);
+        again.tv_sec += GONE_CHECK_MS / 1000;
+        if (!session->over) {
+            (void)pthread_cond_timedwait(&session->out_free, &session->out_lock, &again);
+        }
+    }
+    unlock(&session->out_lock);
+    helper_done(session);
+    return NULL;
+}
+
+static void
+dismiss_guard(struct session *session)
+{
+    lock_leaf(&session->out_lock);
+    session->over = true;
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
 }
 
 /* ======================================================================================
@@ -5308,6 +5346,8 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
 ATTACHED static int
 serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
 {
+    bool hangs_up = serve != serve_session ||
+                    manhole.options.connection_handler.kind != HANDLER_CALLABLE;
     struct session *session = claim_session(fd, peer);
     PyObject *raised = NULL; /* owned */
     PyThreadState *tstate = NULL;
@@ -5317,7 +5357,13 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
                      manhole.options.max_sessions);
         return ONESHOT_FAILED;
     }
+    if (hangs_up) {
+        tstate = detach();
+        (void)send_helper(session, guard_main);
+        reattach(tstate);
+    }
     serve(session);
+    dismiss_guard(session);
     raised = session->raised;
     session->raised = NULL;
     tstate = detach();
@@ -6537,6 +6583,7 @@ serve_with_locals(struct session *session, void (*serve)(struct session *, PyObj
     lock_leaf(&table_lock);
     locals = Py_XNewRef(manhole.options.locals);
     unlock(&table_lock);
+    session->ident = PyThread_get_thread_ident();
     current_session = session;
     serve(session, locals);
     current_session = outer;
