@@ -167,7 +167,8 @@ variable_text_is_the_arguments_of_install(void)
     const char *path = test_path("door");
     const char *variable =
         format_text("PYTHONMANHOLE=socket_path='%s', locals={'a': 42}", path);
-    start_target(SAYS_IF_IMPORTED, .env = LIST(variable));
+    struct process *app = start_target(SAYS_IF_IMPORTED, .env = LIST(variable));
+    wait_until_ready(app);
     struct client *client = connect_client(path);
     client_wait_for(client, ">>> ");
     assert_string_equal(client_ask(client, "a"), "42\n");
