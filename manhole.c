@@ -88,7 +88,8 @@ enum {
     LOG_LINE_SIZE = 4096,
     /* Log lines that wait for a Python object to take them. */
     LOG_QUEUE_LENGTH = 256,
-    LISTENER_STACK_SIZE = 256 * 1024,
+    /* Of threads that run none of the client's Python code. */
+    SMALL_STACK_SIZE = 256 * 1024,
     /* What exit gives sessions that it has told to leave. */
     EXIT_GRACE_MS = 1000,
     /* Bytes of the id on a calling card, with the NUL. */
@@ -1650,11 +1651,16 @@ copy_main(int memory_fd)
     static const int fatal[] = {SIGSEGV, SIGBUS,  SIGFPE, SIGILL,
                                 SIGABRT, SIGTRAP, SIGSYS};
     const struct rlimit no_core = {0};
+    struct rlimit file_size;
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigset_t own;
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     (void)prctl(PR_SET_DUMPABLE, 0);
     (void)setrlimit(RLIMIT_CORE, &no_core);
+    if (getrlimit(RLIMIT_FSIZE, &file_size) == 0) {
+        file_size.rlim_cur = file_size.rlim_max;
+        (void)setrlimit(RLIMIT_FSIZE, &file_size);
+    }
     (void)dup2(memory_fd,
                STDERR_FILENO); /* a copy of the table too: nobody else sees it */
     for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
@@ -2301,7 +2307,14 @@ append_snapshot(struct text *text)
     if (!raw.failed) {
         copied = split_copied(&raw);
     }
-    if (result == COPY_REFUSED) {
+    if (result == COPY_REFUSED && error == EBUSY) {
+        append_format(text,
+                      "No frozen copy of the process can be made: signal %d, which "
+                      "faulthandler had "
+                      "for it, is somebody else's now.\n",
+                      snapshot.signum);
+    }
+    else if (result == COPY_REFUSED) {
         append_format(text, "No frozen copy of the process can be made: %s.\n",
                       error_text(error));
     }
@@ -4478,7 +4491,7 @@ send_helper(struct session *session, void *(*body)(void *))
     lock_leaf(&session->out_lock);
     session->helpers++;
     unlock(&session->out_lock);
-    error = start_thread(NULL, body, session, 0);
+    error = start_thread(NULL, body, session, SMALL_STACK_SIZE);
     if (error != 0) {
         lock_leaf(&session->out_lock);
         session->helpers--;
@@ -4499,42 +4512,71 @@ helper_done(struct session *session)
     unlock(&session->out_lock);
 }
 
+/* Appends the line that says how long Python has not answered. */
+static void
+append_silence(struct text *text, const struct session *session)
+{
+    struct tm since = {0};
+    char when[32] = "";
+    time_t seconds = time(NULL) - (time_t)((monotonic_ms() - session->asked_ms) / 1000);
+    (void)strftime(when, sizeof(when), "%H:%M:%S", gmtime_r(&seconds, &since));
+    append_format(
+        text,
+        "manhole: Python has not answered for %g s, since %s UTC: the GIL is held or "
+        "the interpreter is stuck.\n",
+        manhole.options.hang_timeout, when);
+}
+
+/* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. */
+DETACHED static void
+send_report(struct session *session, const struct text *report, int flags)
+{
+    begin_sending(session);
+    if (!session->answered && flags == 0) {
+        const char *bytes = report->bytes;
+        size_t length = report->length;
+        session->told = send_own(session, &bytes, &length) == 0;
+    }
+    else if (!session->answered) {
+        (void)send(atomic_load(&session->fd), report->bytes, report->length,
+                   flags | MSG_NOSIGNAL);
+    }
+    end_sending(session);
+}
+
 /* Body of a reporter: the stacks from a snapshot, for a client that Python does not answer. */
 DETACHED static void *
 reporter_main(void *argument)
 {
     struct session *session = argument;
     struct text text = {0};
-    struct tm since = {0};
-    char when[32] = "";
-    time_t seconds = time(NULL) - (time_t)((monotonic_ms() - session->asked_ms) / 1000);
-    (void)strftime(when, sizeof(when), "%H:%M:%S", gmtime_r(&seconds, &since));
-    append_format(
-        &text,
-        "manhole: Python has not answered for %g s, since %s UTC: the GIL is held or the "
-        "interpreter is stuck.\nThe stacks, from a frozen copy of the process:\n",
-        manhole.options.hang_timeout, when);
+    append_silence(&text, session);
+    append_string(&text, "The stacks, from a frozen copy of the process:\n");
     append_snapshot(&text);
     append_string(&text, "manhole: the prompt comes here as soon as Python answers.\n");
-    begin_sending(session);
-    if (!session->answered) {
-        const char *bytes = text.bytes;
-        size_t length = text.length;
-        session->told = send_own(session, &bytes, &length) == 0;
-    }
-    end_sending(session);
+    send_report(session, &text, 0);
     free_text(&text);
     helper_done(session);
     return NULL;
 }
 
+/* Where there is no thread to be had the listener says what it can by itself. */
 DETACHED static void
 report_session(struct session *session)
 {
+    struct text text = {0};
     lock_leaf(&session->out_lock);
     session->reported = true;
     unlock(&session->out_lock);
-    (void)send_helper(session, reporter_main);
+    if (send_helper(session, reporter_main)) {
+        return;
+    }
+    append_silence(&text, session);
+    append_string(&text,
+                  "No thread can be started to make a frozen copy of the process.\n");
+    append_other_threads(&text, (struct slice){NULL, 0});
+    send_report(session, &text, MSG_DONTWAIT);
+    free_text(&text);
 }
 
 /* Body of an interrupter: raises KeyboardInterrupt in what the session runs, if it still does. */
@@ -5087,7 +5129,7 @@ start_listener(void)
     atomic_store(&manhole.started, false);
     atomic_store(&manhole.polling, false);
     (void)sem_init(&manhole.wake, 0, 0);
-    error = start_thread(&manhole.listener, listener_main, NULL, LISTENER_STACK_SIZE);
+    error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
     if (error != 0) {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
