@@ -11,6 +11,8 @@ DESTDIR ?=
 WERROR ?=
 # Run the tests that match a pattern: make test TEST='*fork*'
 TEST ?=
+# How many test programs run at once, and compilers before them.
+JOBS ?= $(shell nproc)
 # e.g. address,undefined; see make asan.
 SANITIZE ?=
 # The Python that has the distribution's gunicorn, Flask, gevent, ...; empty: skip such tests.
@@ -156,12 +158,15 @@ setup: ## install what the build and the tests need (Debian packages)
 # Set-up first, on its own, for it may bring the Python that this Makefile asks.
 SET_UP = @$(if $(NO_SETUP),:,PYTHON='$(PYTHON)' test/setup.sh)
 
+# Of what comes next, for those who did not say so themselves.
+IN_PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
+
 test: ## build all, run all tests, or those that match TEST
 	$(SET_UP) test
-	@$(MAKE) --no-print-directory run-tests
+	@$(MAKE) --no-print-directory $(IN_PARALLEL) run-tests
 
 run-tests: test-programs $(if $(filter-out $(TAG),$(DEBIAN_TAG)),debian-module)
-	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' \
+	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' JOBS='$(JOBS)' \
 	    test/run.sh $(if $(NO_SYSTEM_TESTS),$(UNIT_TESTS) $(E2E_TESTS),$(TESTS))
 
 debian-module:
@@ -219,17 +224,27 @@ LINT_FLAGS := -std=c11 $(TEST_CFLAGS) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 
 lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout, scripts: no complaint
 	$(SET_UP) lint
-	for source in $(SOURCES); do \
-	    gcc $(LINT_FLAGS) -O2 $(WARNINGS) -Werror -c -o /dev/null $$source && \
-	    clang $(LINT_FLAGS) $(WARNINGS) -Wthread-safety -Wno-string-concatenation -Werror \
-	        -fsyntax-only $$source || exit; \
-	done
+	@$(MAKE) --no-print-directory --keep-going --output-sync $(IN_PARALLEL) lint-all
+
+LINTED := $(SOURCES:%=lint/%)
+.PHONY: lint-all lint-layout lint-scripts $(LINTED)
+lint-all: lint-layout lint-scripts $(LINTED)
+
+lint-layout:
 	clang-format --dry-run --Werror $(SOURCES) $(HEADERS)
 	! grep -nE '^.{101,}' $(SOURCES) $(HEADERS)
-	clang-tidy --quiet $(SOURCES) -- $(LINT_FLAGS)
-	cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr \
-	    --enable=warning,performance,portability --suppress=missingInclude $(SOURCES)
+
+lint-scripts:
 	shellcheck $(SCRIPTS)
+
+$(LINTED): lint/%: %
+	@echo 'gcc, clang, clang-tidy, cppcheck $<'
+	@gcc $(LINT_FLAGS) -O2 $(WARNINGS) -Werror -c -o /dev/null $<
+	@clang $(LINT_FLAGS) $(WARNINGS) -Wthread-safety -Wno-string-concatenation -Werror \
+	    -fsyntax-only $<
+	@clang-tidy --quiet $< -- $(LINT_FLAGS)
+	@cppcheck --quiet --error-exitcode=1 --std=c11 --inline-suppr \
+	    --enable=warning,performance,portability --suppress=missingInclude $<
 
 format: ## lay out the sources by .clang-format
 	clang-format -i $(SOURCES) $(HEADERS)

@@ -14,7 +14,8 @@
  *                client, detaches, ends. A oneshot session runs in the main thread instead.
  *   helpers      native threads for one errand: a reporter sends the stacks of a process whose
  *                Python does not answer, an interrupter raises KeyboardInterrupt in a session, a
- *                courier carries log lines to a Python object.
+ *                guard has a oneshot's session interrupted when its client has left, a courier
+ *                carries log lines to a Python object.
  *   application  its threads run the stream objects' write(), the fork hook, the exit callback and
  *                what manhole.* offers; the two signal handlers run in whichever thread is hit.
  *
@@ -95,7 +96,8 @@ enum {
     REQUEST_TIMEOUT_MS = 10000,
     /* Side channels open at once, beside max_sessions consoles and programs. */
     MAX_ASIDE = 16,
-    LISTENER_STACK_SIZE = 256 * 1024,
+    /* Of threads that run none of the client's Python code. */
+    SMALL_STACK_SIZE = 256 * 1024,
     /* What exit gives sessions that it has told to leave. */
     EXIT_GRACE_MS = 1000,
     /* Bytes of the id on a calling card, with the NUL. */
@@ -147,19 +149,33 @@ extern struct role python;
 #define ATTACHES CHECKED(acquire_capability(python)) CHECKED(no_thread_safety_analysis)
 #define DETACHES CHECKED(release_capability(python)) CHECKED(no_thread_safety_analysis)
 
-/* Lets other threads run Python. Returns what reattach() needs to come back. */
+/* The interpreter is ending, and whoever detaches now never comes back. */
+static bool
+is_finalizing(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+}
+
+/* Lets other threads run Python. Returns what reattach() needs to come back. During finalization
+ * there is nobody else to let run: the caller stays attached, NULL. */
 DETACHES static PyThreadState *
 detach(void)
 {
-    return PyEval_SaveThread();
+    return is_finalizing() ? NULL : PyEval_SaveThread();
 }
 
-/* Comes back. During finalization CPython ends the calling thread in here instead of
- * returning, so nothing may be held across it that another thread waits for. */
+/* Comes back. When finalization has begun meanwhile CPython ends the calling thread in here instead
+ * of returning, so nothing may be held across it that another thread waits for. */
 ATTACHES static void
 reattach(PyThreadState *tstate)
 {
-    PyEval_RestoreThread(tstate);
+    if (tstate != NULL) {
+        PyEval_RestoreThread(tstate);
+    }
 }
 
 #if PY_VERSION_HEX < 0x030a0000
@@ -465,7 +481,8 @@ struct session {
     bool reported;  /* a reporter was sent, because it had not */
     bool told;      /* the client has the stacks from it */
     bool interrupted; /* an interrupter is on its way */
-    int helpers;      /* reporters and interrupters that still use the slot */
+    bool over;        /* a guard may go */
+    int helpers;      /* reporters, interrupters and guards that still use the slot */
 };
 
 /* Wishes to the listener, bits of manhole.wishes. Each is followed by wake_listener(). */
@@ -494,7 +511,8 @@ struct kept_fd {
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
-    _Atomic pid_t owner; /* the process whose all this is; another one does nothing */
+    bool has_exit_handler; /* C's; it cannot be taken back */
+    _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
     PyObject *module;           /* owned, while installed */
     PyObject *exit_callback;    /* owned, as registered with atexit */
@@ -518,6 +536,8 @@ static struct manhole {
     /* The socket's path. Read by the handlers: path is whole whenever bound is true. */
     _Atomic bool bound;
     struct kept_fd listen_fd;
+    _Atomic bool
+        oneshot; /* the door is handle_oneshot()'s: the listener leaves it alone */
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
     dev_t path_device;
     ino_t path_inode;
@@ -628,10 +648,42 @@ lock_leaf(pthread_mutex_t *lock)
     (void)pthread_mutex_lock(lock);
 }
 
+/* The thread that is in install() or release(), 0: none. */
+static _Atomic unsigned long installer;
+
+ATTACHED static void
+raise_at_work(void)
+{
+    PyErr_SetString(
+        PyExc_RuntimeError,
+        "install() or release() is at work in this very thread; try again later");
+}
+
+/* Returns 0, or -1 with RuntimeError: a signal handler in Python may find that its own thread is at
+ * it already. */
+ATTACHED static int
+lock_install(void)
+{
+    if (atomic_load(&installer) == PyThread_get_thread_ident()) {
+        raise_at_work();
+        return -1;
+    }
+    lock_attached(&install_lock);
+    atomic_store(&installer, PyThread_get_thread_ident());
+    return 0;
+}
+
 static void
 unlock(pthread_mutex_t *lock)
 {
     (void)pthread_mutex_unlock(lock);
+}
+
+static void
+unlock_install(void)
+{
+    atomic_store(&installer, 0);
+    unlock(&install_lock);
 }
 
 /* Before the first use, and in a forked child. */
@@ -648,6 +700,7 @@ static void
 make_locks_anew(void)
 {
     (void)pthread_mutex_init(&install_lock, NULL);
+    atomic_store(&installer, 0);
     (void)pthread_mutex_init(&sys_lock, NULL);
     (void)pthread_mutex_init(&table_lock, NULL);
     (void)pthread_mutex_init(&log_lock, NULL);
@@ -1130,22 +1183,22 @@ is_log_waiting(void)
  * Touches:  atomics, and manhole.path while bound says that it is whole.
  * ====================================================================================== */
 
-/* Removes the socket's path if it is ours and there. Once: whoever clears bound unlinks. No signal
- * may come in between, for its handler may end the process. */
+/* Removes the socket's path if it is ours and there. No signal may come in between, for its handler
+ * may end the process. Two threads at once do no harm: the second finds nothing of ours. */
 ASYNC_SAFE static void
 remove_path(void)
 {
-    bool expected = true;
     sigset_t all;
     sigset_t before;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    if (atomic_compare_exchange_strong(&manhole.bound, &expected, false)) {
+    if (atomic_load(&manhole.bound)) {
         struct stat there;
         if (lstat(manhole.path, &there) == 0 && there.st_dev == manhole.path_device &&
             there.st_ino == manhole.path_inode) {
             (void)unlink(manhole.path);
         }
+        atomic_store(&manhole.bound, false);
     }
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
@@ -1406,9 +1459,8 @@ done:
     return 0;
 }
 
-/* exit() of a program that does not finalize Python, uWSGI's master for one. Runs after all
- * atexit() handlers, and not by _exit(). */
-__attribute__((destructor)) static void
+/* For atexit(): exit() of a program that does not finalize Python, uWSGI's master for one. */
+static void
 remove_path_at_exit(void)
 {
     if (is_owner()) {
@@ -1635,11 +1687,16 @@ copy_main(int memory_fd)
     static const int fatal[] = {SIGSEGV, SIGBUS,  SIGFPE, SIGILL,
                                 SIGABRT, SIGTRAP, SIGSYS};
     const struct rlimit no_core = {0};
+    struct rlimit file_size;
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigset_t own;
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     (void)prctl(PR_SET_DUMPABLE, 0);
     (void)setrlimit(RLIMIT_CORE, &no_core);
+    if (getrlimit(RLIMIT_FSIZE, &file_size) == 0) {
+        file_size.rlim_cur = file_size.rlim_max;
+        (void)setrlimit(RLIMIT_FSIZE, &file_size);
+    }
     (void)dup2(memory_fd,
                STDERR_FILENO); /* a copy of the table too: nobody else sees it */
     for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
@@ -2286,7 +2343,14 @@ append_snapshot(struct text *text)
     if (!raw.failed) {
         copied = split_copied(&raw);
     }
-    if (result == COPY_REFUSED) {
+    if (result == COPY_REFUSED && error == EBUSY) {
+        append_format(text,
+                      "No frozen copy of the process can be made: signal %d, which "
+                      "faulthandler had "
+                      "for it, is somebody else's now.\n",
+                      snapshot.signum);
+    }
+    else if (result == COPY_REFUSED) {
         append_format(text, "No frozen copy of the process can be made: %s.\n",
                       error_text(error));
     }
@@ -3875,7 +3939,7 @@ read_line(struct session *session)
     return line;
 }
 
-ATTACHED static void release(void);
+ATTACHED static int release(void);
 
 /* A statement forked, and this is the child, whose main() is our loop: there is nothing
  * to go back to, and its client belongs to the parent. */
@@ -3892,7 +3956,9 @@ leave_forked_child(void)
         PyErr_Clear();
         Py_XDECREF(flushed);
     }
-    release();
+    if (release() < 0) {
+        PyErr_Clear();
+    }
     _exit(0);
 }
 
@@ -3920,26 +3986,53 @@ enum verdict {
     SESSION_OVER, /* with or without an exception set */
 };
 
-/* After an exception that left the console: an interrupt only costs the statement. */
+/* Tells the client what the compiler has given up on. Returns 0, or -1 with an exception. */
+ATTACHED static int
+show_compiler_error(void)
+{
+    PyObject *error = take_exception();                       /* owned */
+    PyObject *traceback = PyImport_ImportModule("traceback"); /* owned */
+    PyObject *lines = NULL;   /* new, handed to write_lines() */
+    PyObject *written = NULL; /* owned */
+    if (traceback != NULL) {
+        lines = PyObject_CallMethod(traceback, "format_exception_only", "OO",
+                                    Py_TYPE(error), error);
+    }
+    written = write_lines(lines);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    Py_XDECREF(written);
+    return written == NULL ? -1 : 0;
+}
+
+/* After an exception that left the console: an interrupt, or a statement beyond the compiler's
+ * limits, only costs the statement. */
 ATTACHED static enum verdict
 judge_exception(struct session *session, PyObject *console)
 {
     static const char message[] = "\nKeyboardInterrupt\n";
     PyObject *reset = NULL; /* owned */
-    if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
         PyErr_Clear();
+        if (write_client(session, message, sizeof(message) - 1) < 0) {
+            return SESSION_OVER;
+        }
+    }
+    else if (PyErr_ExceptionMatches(PyExc_MemoryError) ||
+             PyErr_ExceptionMatches(PyExc_RecursionError)) {
+        if (show_compiler_error() < 0) {
+            return SESSION_OVER;
+        }
+    }
+    else {
+        if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+            PyErr_Clear();
+        }
         return SESSION_OVER;
     }
-    if (!PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-        return SESSION_OVER;
-    }
-    PyErr_Clear();
     reset = PyObject_CallMethod(console, "resetbuffer", NULL);
     Py_XDECREF(reset);
-    if (reset == NULL || write_client(session, message, sizeof(message) - 1) < 0) {
-        return SESSION_OVER;
-    }
-    return LINE_DONE;
+    return reset == NULL ? SESSION_OVER : LINE_DONE;
 }
 
 ATTACHED static enum verdict
@@ -4734,6 +4827,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->reported = false;
         session->told = false;
         session->interrupted = false;
+        session->over = false;
         atomic_store(&session->fd, fd);
     }
     unlock(&table_lock);
@@ -4871,11 +4965,11 @@ serve_session(struct session *session)
     struct session *outer = current_session;
     PyObject *locals = NULL;      /* owned */
     struct handler handler = {0}; /* its callable is owned */
-    lock_attached(&install_lock);
+    lock_leaf(&table_lock);
     locals = Py_XNewRef(manhole.options.locals);
     handler = manhole.options.connection_handler;
     Py_XINCREF(handler.callable);
-    unlock(&install_lock);
+    unlock(&table_lock);
     session->ident = PyThread_get_thread_ident(); /* of the main thread, in a oneshot */
     current_session = session;
     import_threading();
@@ -4960,7 +5054,7 @@ send_helper(struct session *session, void *(*body)(void *))
     lock_leaf(&session->out_lock);
     session->helpers++;
     unlock(&session->out_lock);
-    error = start_thread(NULL, body, session, 0);
+    error = start_thread(NULL, body, session, SMALL_STACK_SIZE);
     if (error != 0) {
         lock_leaf(&session->out_lock);
         session->helpers--;
@@ -4998,9 +5092,9 @@ waiting_since(void)
     return since_ms;
 }
 
-/* Appends the line that says so. */
+/* Appends the line that says how long Python has not answered. */
 static void
-append_hang(struct text *text)
+append_silence(struct text *text)
 {
     struct tm since = {0};
     char when[32] = "";
@@ -5024,7 +5118,7 @@ append_hang(struct text *text)
 DETACHED static void
 report_to_console(struct text *text, const struct session *session)
 {
-    append_hang(text);
+    append_silence(text);
     if (!session->wish->no_stacks) {
         append_string(text, "The stacks, from a frozen copy of the process:\n");
         append_snapshot(text);
@@ -5037,33 +5131,41 @@ DETACHED static void
 report_stacks(struct text *text, const struct session *session)
 {
     (void)session;
-    append_hang(text);
+    append_silence(text);
     append_string(text, "The stacks, from a frozen copy of the process:\n");
     append_snapshot(text);
 }
 
-/* Sends what the session's client is told when Python does not answer, unless it just has. */
+/* Appends what the session's client is told when Python does not answer. */
 DETACHED static void
-send_report(struct session *session)
+append_report(struct text *text, const struct session *session)
 {
-    struct text text = {0};
     if (session->wish->report != NULL) {
-        session->wish->report(&text, session);
+        session->wish->report(text, session);
     }
     else {
-        report_to_console(&text, session);
+        report_to_console(text, session);
     }
+}
+
+/* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. */
+DETACHED static void
+send_report(struct session *session, const struct text *report, int flags)
+{
     begin_sending(session);
-    if (!session->answered) {
-        const char *bytes = text.bytes;
-        size_t length = text.length;
+    if (!session->answered && flags == 0) {
+        const char *bytes = report->bytes;
+        size_t length = report->length;
         session->told = send_own(session, &bytes, &length) == 0;
-        if (session->wish->report != NULL) {
-            (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
-        }
+    }
+    else if (!session->answered) {
+        (void)send(atomic_load(&session->fd), report->bytes, report->length,
+                   flags | MSG_NOSIGNAL);
+    }
+    if (!session->answered && session->wish->report != NULL) {
+        (void)shutdown(atomic_load(&session->fd), SHUT_RDWR); /* that was all of it */
     }
     end_sending(session);
-    free_text(&text);
 }
 
 /* Body of a reporter: beside the session's own thread, which still waits for Python. */
@@ -5071,7 +5173,10 @@ DETACHED static void *
 reporter_main(void *argument)
 {
     struct session *session = argument;
-    send_report(session);
+    struct text text = {0};
+    append_report(&text, session);
+    send_report(session, &text, 0);
+    free_text(&text);
     helper_done(session);
     return NULL;
 }
@@ -5082,19 +5187,32 @@ DETACHED static void *
 lone_reporter_main(void *argument)
 {
     struct session *session = argument;
-    send_report(session);
+    struct text text = {0};
+    append_report(&text, session);
+    send_report(session, &text, 0);
+    free_text(&text);
     hang_up(session);
     release_session(session);
     return NULL;
 }
 
+/* Where there is no thread to be had the listener says what it can by itself. */
 DETACHED static void
 report_session(struct session *session)
 {
+    struct text text = {0};
     lock_leaf(&session->out_lock);
     session->reported = true;
     unlock(&session->out_lock);
-    (void)send_helper(session, reporter_main);
+    if (send_helper(session, reporter_main)) {
+        return;
+    }
+    append_silence(&text);
+    append_string(&text,
+                  "No thread can be started to make a frozen copy of the process.\n");
+    append_other_threads(&text, (struct slice){NULL, 0});
+    send_report(session, &text, MSG_DONTWAIT);
+    free_text(&text);
 }
 
 /* Body of an interrupter: raises KeyboardInterrupt in what the session runs, if it still does. */
@@ -5132,6 +5250,41 @@ interrupt_session(struct session *session)
         unlock(&session->out_lock);
     }
     return running;
+}
+
+/* Body of a guard, for a session that no listener looks after: interrupts what a vanished client
+ * has left running, again and again until the session is over, which hangs up at its end, too. */
+DETACHED static void *
+guard_main(void *argument)
+{
+    struct session *session = argument;
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
+    while (poll(&client, 1, -1) < 0) {
+    }
+    lock_leaf(&session->out_lock);
+    while (!session->over) {
+        struct timespec again = {0};
+        unlock(&session->out_lock);
+        (void)interrupt_session(session);
+        lock_leaf(&session->out_lock);
+        (void)clock_gettime(CLOCK_REALTIME, &again);
+        again.tv_sec += GONE_CHECK_MS / 1000;
+        if (!session->over) {
+            (void)pthread_cond_timedwait(&session->out_free, &session->out_lock, &again);
+        }
+    }
+    unlock(&session->out_lock);
+    helper_done(session);
+    return NULL;
+}
+
+static void
+dismiss_guard(struct session *session)
+{
+    lock_leaf(&session->out_lock);
+    session->over = true;
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
 }
 
 /* ======================================================================================
@@ -5370,7 +5523,7 @@ prepare_watch(struct watch *watch)
     if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
         wake_at(watch, watch->accept_again_ms);
     }
-    else if (is_open()) {
+    else if (is_open() && !atomic_load(&manhole.oneshot)) {
         watch_fd(watch, atomic_load(&manhole.listen_fd.number), POLLIN, NULL);
     }
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
@@ -5492,6 +5645,10 @@ obey_wishes(void)
         close_socket();
         ring_bell(&manhole.news_bell);
     }
+    else if ((wishes & WISH_OPEN) != 0 && atomic_load(&manhole.oneshot)) {
+        atomic_fetch_or(&manhole.wishes,
+                        WISH_OPEN); /* again when that is over, which wakes us */
+    }
     else if ((wishes & WISH_OPEN) != 0) {
         open_door();
     }
@@ -5514,7 +5671,7 @@ recover_descriptors(void)
         close_socket();
         return false;
     }
-    if (is_open()) {
+    if (is_open() && !atomic_load(&manhole.oneshot)) {
         open_door();
     }
     return true;
@@ -5650,7 +5807,7 @@ start_listener(void)
     atomic_store(&manhole.started, false);
     atomic_store(&manhole.polling, false);
     (void)sem_init(&manhole.wake, 0, 0);
-    error = start_thread(&manhole.listener, listener_main, NULL, LISTENER_STACK_SIZE);
+    error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
     if (error != 0) {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
@@ -5909,6 +6066,8 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
 ATTACHED static int
 serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
 {
+    bool hangs_up = serve != serve_session ||
+                    manhole.options.connection_handler.kind != HANDLER_CALLABLE;
     struct session *session = claim_session(fd, peer, &plain_wish);
     PyObject *raised = NULL; /* owned */
     PyThreadState *tstate = NULL;
@@ -5918,7 +6077,13 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
                      manhole.options.max_sessions);
         return ONESHOT_FAILED;
     }
+    if (hangs_up) {
+        tstate = detach();
+        (void)send_helper(session, guard_main);
+        reattach(tstate);
+    }
     serve(session);
+    dismiss_guard(session);
     raised = session->raised;
     session->raised = NULL;
     tstate = detach();
@@ -5945,12 +6110,13 @@ serve_oneshot(void)
         PyErr_Format(PyExc_RuntimeError, "already listening at %s", manhole.path);
         return ONESHOT_FAILED;
     }
+    atomic_store(&manhole.oneshot, true);
     tstate = detach();
     opened = open_socket();
     reattach(tstate);
     if (opened < 0) {
         PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.path);
-        return ONESHOT_FAILED;
+        goto done;
     }
     log_waiting();
     deliver_log();
@@ -5966,6 +6132,9 @@ serve_oneshot(void)
         (void)close(fd);
     }
     close_socket();
+done:
+    atomic_store(&manhole.oneshot, false);
+    wake_listener(); /* it may have been asked to open one of its own meanwhile */
     return result;
 }
 
@@ -6003,13 +6172,20 @@ call_atexit(const char *method)
 ATTACHED static void
 forget_options(void)
 {
+    struct options dropped; /* owned */
     if (manhole.exit_callback != NULL && call_atexit("unregister") < 0) {
         PyErr_Clear();
     }
     Py_CLEAR(manhole.exit_callback);
-    deliver_log();
-    drop_options(&manhole.options);
+    lock_leaf(&table_lock);
+    dropped = manhole.options;
+    manhole.options.locals = NULL;
+    manhole.options.socket_path = NULL;
+    manhole.options.verbose_destination.object = NULL;
+    manhole.options.connection_handler.callable = NULL;
+    unlock(&table_lock);
     manhole.installed = false;
+    drop_options(&dropped);
 }
 
 /* Undoes install(), also a half-done one. Clients that are in stay. Under install_lock. */
@@ -6061,7 +6237,7 @@ py_at_exit(PyObject *module, PyObject *unused)
         wish(WISH_CLOSE);
         interrupted = wait_for_news(has_closed_door, -1);
     }
-    if (interrupted == 0 && !manhole.options.daemon_connection) {
+    if (interrupted == 0 && !manhole.options.daemon_connection && !is_finalizing()) {
         interrupted = wait_for_news(has_no_session, -1);
     }
     if (interrupted < 0) {
@@ -6075,18 +6251,23 @@ py_at_exit(PyObject *module, PyObject *unused)
         PyErr_WriteUnraisable(NULL);
     }
     dismiss_sessions();
-    if (wait_for_news(has_nobody_inside, monotonic_ms() + EXIT_GRACE_MS) < 0) {
+    /* In a subinterpreter that ends with the main one it is too late for them to get out. */
+    if (!is_finalizing() &&
+        wait_for_news(has_nobody_inside, monotonic_ms() + EXIT_GRACE_MS) < 0) {
         PyErr_WriteUnraisable(NULL);
     }
     lock_attached(&sys_lock);
     give_back_attributes();
     give_back_sys();
     unlock(&sys_lock);
-    lock_attached(&install_lock);
+    if (lock_install() < 0) {
+        return NULL;
+    }
     manhole.options.activate_on =
         0; /* its handler stays: one that comes late must not kill */
     uninstall();
-    unlock(&install_lock);
+    unlock_install();
+    deliver_log();
     return Py_NewRef(Py_None);
 }
 
@@ -6191,6 +6372,7 @@ forget_parent(void)
     manhole.has_listener = false;
     atomic_store(&manhole.courier_is_out, false);
     logger.delivering = false;
+    atomic_store(&manhole.oneshot, false);
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
     close_kept(&manhole.listen_fd);
@@ -6837,6 +7019,9 @@ prepare(PyObject *module)
         state->has_fork_hook = true;
     }
     open_snapshot();
+    if (!manhole.has_exit_handler) {
+        manhole.has_exit_handler = atexit(remove_path_at_exit) == 0;
+    }
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
     if (manhole.exit_callback == NULL || call_atexit("register") < 0) {
         return -1;
@@ -6900,7 +7085,9 @@ install_locked(PyObject *module, struct options *options)
         uninstall();
     }
     become_owner();
+    lock_leaf(&table_lock);
     manhole.options = *options;
+    unlock(&table_lock);
     *options = (struct options){0};
     configure_log(manhole.options.verbose ? &manhole.options.verbose_destination : NULL);
     if (start(module) < 0) {
@@ -6923,9 +7110,11 @@ install(PyObject *module, PyObject *arguments, PyObject *keywords)
     int result =
         parse_options(&options, arguments, keywords, state->configuration_conflict);
     if (result == 0) {
-        lock_attached(&install_lock);
+        result = lock_install();
+    }
+    if (result == 0) {
         result = install_locked(module, &options);
-        unlock(&install_lock);
+        unlock_install();
     }
     if (result == 0) {
         result = wait_for_listener();
@@ -6936,20 +7125,29 @@ install(PyObject *module, PyObject *arguments, PyObject *keywords)
     return result < 0 ? NULL : Py_NewRef(state->manhole_object);
 }
 
-ATTACHED static void
+/* Returns 0, or -1 with an exception. */
+ATTACHED static int
 release(void)
 {
-    lock_attached(&install_lock);
+    if (lock_install() < 0) {
+        return -1;
+    }
     if (manhole.installed && is_owner()) {
         uninstall();
     }
-    unlock(&install_lock);
+    unlock_install();
+    deliver_log();
+    return 0;
 }
 
-/* Returns 0, or -1 with NotInstalled. */
+/* Returns 0, or -1 with NotInstalled. A signal handler may come in the middle of install(). */
 ATTACHED static int
 require_installed(PyObject *module)
 {
+    if (atomic_load(&installer) == PyThread_get_thread_ident()) {
+        raise_at_work();
+        return -1;
+    }
     if (!manhole.installed) {
         struct module_state *state = PyModule_GetState(module);
         PyErr_SetString(state->not_installed, "Manhole is not installed!");
@@ -7106,9 +7304,10 @@ serve_with_locals(struct session *session, void (*serve)(struct session *, PyObj
 {
     struct session *outer = current_session;
     PyObject *locals = NULL; /* owned */
-    lock_attached(&install_lock);
+    lock_leaf(&table_lock);
     locals = Py_XNewRef(manhole.options.locals);
-    unlock(&install_lock);
+    unlock(&table_lock);
+    session->ident = PyThread_get_thread_ident();
     current_session = session;
     serve(session, locals);
     current_session = outer;
@@ -7241,7 +7440,11 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
         return Py_NewRef(Py_None); /* a signal, in a child that has no manhole */
     }
     if (require_installed(module) < 0) {
-        return NULL;
+        if (PyTuple_GET_SIZE(arguments) == 0) {
+            return NULL;
+        }
+        log_exception("Oneshot failure: ", take_exception(), "");
+        return Py_NewRef(Py_None);
     }
     switch (serve_oneshot()) {
     case ONESHOT_FAILED:
@@ -7270,8 +7473,7 @@ manhole_release_method(PyObject *self, PyObject *unused)
 {
     (void)self;
     (void)unused;
-    release();
-    return Py_NewRef(Py_None);
+    return release() < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static PyMethodDef manhole_methods[] = {
@@ -7596,8 +7798,7 @@ manhole_install(const manhole_options *options)
 ATTACHED int
 manhole_release(void)
 {
-    release();
-    return PyErr_Occurred() ? -1 : 0;
+    return release();
 }
 
 /* Returns 0, or -1 with errno. */

@@ -97,7 +97,7 @@ static void
 frozen_copy_is_made_all_the_same(void)
 {
     struct process *app =
-        start_target(INSTALL("hang_timeout=0") CLOSE_ALL //
+        start_target(INSTALL("hang_timeout=0.3") CLOSE_ALL //
                      "import ctypes\n" READY "ctypes.PyDLL(None).pause()\n");
     wait_until_ready(app);
     wake_listener(app);

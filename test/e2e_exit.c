@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define ROWS(table) (sizeof(table) / sizeof((table)[0]))
+
 #define STAYS "daemon_connection=False"
 #define DROPS "daemon_connection=True"
 
@@ -146,17 +148,25 @@ static const char *const statements[] = {
     STUBBORN "print('begun'); stubborn()\n",
 };
 
+/* All at once, for the exit gives the most stubborn of them a second. */
 static void
 daemon_connection_lets_every_statement_go(void)
 {
-    for (size_t i = 0; i < sizeof(statements) / sizeof(statements[0]); i++) {
-        struct process *app = start_target(ENDING(DROPS, "sys.exit(5)"));
-        struct client *client = client_at_prompt(app);
-        client_send(client, statements[i]);
-        client_wait_for(client, "begun\n");
-        assert_int_equal(end_of(app), 5);
-        client_read_until_eof(client);
-        assert_quiet(app);
+    struct process *apps[ROWS(statements)];
+    struct client *clients[ROWS(statements)];
+    for (size_t i = 0; i < ROWS(statements); i++) {
+        apps[i] = start_target(ENDING(DROPS, "sys.exit(5)"));
+    }
+    for (size_t i = 0; i < ROWS(statements); i++) {
+        clients[i] = client_at_prompt(apps[i]);
+        client_send(clients[i], statements[i]);
+        client_wait_for(clients[i], "begun\n");
+        close_stdin(apps[i]);
+    }
+    for (size_t i = 0; i < ROWS(statements); i++) {
+        assert_int_equal(wait_for_exit(apps[i], DEADLINE), 5);
+        client_read_until_eof(clients[i]);
+        assert_quiet(apps[i]);
     }
 }
 
@@ -238,7 +248,7 @@ static const struct {
 static void
 exit_status_is_the_programs_and_the_socket_goes(void)
 {
-    for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+    for (size_t i = 0; i < ROWS(endings); i++) {
         struct process *app = start_target(
             format_text("%s%s%s%s\n", INSTALL(""), READY, STAY, endings[i].end));
         wait_until_ready(app);
@@ -282,7 +292,7 @@ manhole_never_activated_ends_quietly(void)
 {
     static const char *const options[] = {"activate_on='USR1'", "oneshot_on='USR1'",
                                           "thread=False"};
-    for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
+    for (size_t i = 0; i < ROWS(options); i++) {
         struct process *app = start_target(
             format_text("import manhole; manhole.install(verbose=False, %s)\n"
                         "raise SystemExit(3)\n",
@@ -345,7 +355,7 @@ static const struct {
 static void
 death_by_a_signal_is_that_signals_and_the_socket_goes(void)
 {
-    for (size_t i = 0; i < sizeof(death_signals) / sizeof(death_signals[0]); i++) {
+    for (size_t i = 0; i < ROWS(death_signals); i++) {
         struct process *app =
             start_target(NO_CORE "import signal\n"
                                  "signal.signal(signal.SIGINT, signal.SIG_DFL)\n" //
@@ -475,7 +485,7 @@ static void
 next_process_removes_the_socket_that_a_sudden_exit_left(void)
 {
     static const char *const ends[] = {"os._exit(0)", "os.kill(os.getpid(), 9)"};
-    for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
+    for (size_t i = 0; i < ROWS(ends); i++) {
         struct process *app =
             start_target(format_text("import os\n%s%s\n", INSTALL(AT_DOOR), ends[i]));
         wait_for_exit(app, DEADLINE);

@@ -853,6 +853,7 @@ callable_is_given_a_real_socket(void)
         "    client.sendall(b'say: ')\n"
         "    client.sendall(client.recv(100).upper())\n")
                                            TARGET("connection_handler=handler"));
+    wait_until_ready(app); /* for its threads' prints may mix */
     struct client *client = connect_to(app);
     client_wait_for(client, "say: ");
     client_send(client, "something");

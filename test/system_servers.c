@@ -3,9 +3,12 @@
  */
 #include "support.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { WORKERS = 3, MAX_CHILDREN = 16 };
 
@@ -427,10 +430,33 @@ static const char ONESHOT_APP[] = //
     "uwsgi.register_signal(17, 'workers', open_manhole)\n"
     "uwsgi.add_file_monitor(17, 'wanted')\n";
 
+/* The master does so after it has started the workers. */
+static bool
+is_watching_a_file(void *argument)
+{
+    const struct process *master = argument;
+    for (int fd = 0; fd < 64; fd++) {
+        const char *path = format_text("/proc/%d/fdinfo/%d", (int)master->pid, fd);
+        if (path_exists(path) && strstr(read_file(path), "inotify wd:") != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* In one piece, for each change of the file is a signal. */
+static void
+ask_for(pid_t worker)
+{
+    int fd = open(test_path("wanted"), O_WRONLY | O_CLOEXEC);
+    assert_int_equal(dprintf(fd, "%-10d\n", (int)worker), 11);
+    close(fd);
+}
+
 static void
 assert_uwsgi_worker_serves_one_client(struct server server, pid_t worker)
 {
-    write_file("wanted", format_text("%d\n", (int)worker));
+    ask_for(worker);
     struct client *client = client_at_prompt(worker);
     assert_contains(client->text.data, "in open_manhole\n");
     client_ask(client, "import os");
@@ -448,6 +474,7 @@ uwsgi_signal_opens_the_manhole_of_one_worker(void)
     const char *app = format_text("%s%s", ONESHOT_APP, WSGI_APP);
     struct server server = start_uwsgi(app, LIST(TWO_WORKERS), LIST("PYTHONMANHOLE"));
     struct brood workers = workers_of(server, 2);
+    wait_until(is_watching_a_file, server.master, "uWSGI watches the file", DEADLINE);
     for (int i = 0; i < 2; i++) {
         assert_uwsgi_worker_serves_one_client(server, workers.pids[0]);
         assert_uwsgi_worker_serves_one_client(server, workers.pids[1]);

@@ -3,7 +3,9 @@
 # in /usr/bin, each once. One line a Python as it ends, the output of those that failed, and in the
 # end the sum of all: N passed, N failed, N skipped.
 #
-# Environment: MAKE, DEBIAN_PYTHON (the only one that runs test/system_*.c), all else as make test.
+# Environment: MAKE; DEBIAN_PYTHON (the only one that runs test/system_*.c); EXCEPT (a Python that
+# has run all of make test already: it is left out, and so are test/system_*.c); all else as make
+# test.
 set -u
 shopt -s nullglob
 
@@ -34,13 +36,22 @@ if [ -z "$found" ]; then
     echo "no CPython from 3.9 with its headers here" >&2
     exit 1
 fi
+except=''
+if [ -n "${EXCEPT:-}" ]; then
+    except=$("$EXCEPT" -c "$describe") || exit 1
+fi
 
 passed=0 failed=0 skipped=0
 table=''
 while read -r version python; do
+    if [ "$version $python" = "$except" ]; then
+        printf '%-9s %-40s %s\n' "$version" 'left out: EXCEPT' "$python"
+        continue
+    fi
     log=$logs/$version.log
     options=(PYTHON="$python" NO_SETUP=1)
-    [ "$python" = "$debian_python" ] || options+=(NO_SYSTEM_TESTS=1)
+    [ "$python" = "$debian_python" ] && [ -z "$except" ] || options+=(NO_SYSTEM_TESTS=1)
+    SECONDS=0
     "$make" --no-print-directory test "${options[@]}" >"$log" 2>&1 </dev/null
     status=$?
     closing=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1)
@@ -54,7 +65,7 @@ while read -r version python; do
         status=1
     fi
     [ $status -eq 0 ] || cat "$log"
-    line=$(printf '%-9s %-40s %s' "$version" "$closing" "$python")
+    line=$(printf '%-9s %-40s %4d s  %s' "$version" "$closing" "$SECONDS" "$python")
     echo "$line"
     table+=$line$'\n'
 done <<<"$found"

@@ -1,0 +1,724 @@
+/* e2e_hang.c - processes whose Python does not answer still tell what they are doing.
+ *
+ * This file is compiled twice: as the test program, and by that, with STUCK_EXTENSION
+ * defined, as the extension module `stuck`, whose functions hang in the ways that a real
+ * one can.
+ */
+#ifdef STUCK_EXTENSION
+
+#  define PY_SSIZE_T_CLEAN
+#  include <Python.h>
+
+#  include <errno.h>
+#  include <poll.h>
+#  include <pthread.h>
+#  include <signal.h>
+#  include <stdio.h>
+#  include <stdlib.h>
+#  include <string.h>
+#  include <sys/mman.h>
+#  include <sys/wait.h>
+#  include <unistd.h>
+
+/* From here on the GIL is held until the function returns. */
+static void
+say_ready(void)
+{
+    (void)!write(STDOUT_FILENO, "ready\n", 6);
+}
+
+static PyObject *
+spin(PyObject *module, PyObject *unused)
+{
+    volatile int still = 1;
+    (void)module;
+    (void)unused;
+    say_ready();
+    while (still) {
+    }
+    Py_RETURN_NONE;
+}
+
+/* Until a byte comes on stdin: looks for children as an application does that reaps its own.
+ * Returns how often it saw one. */
+static PyObject *
+look_for_children(PyObject *module, PyObject *unused)
+{
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    long seen = 0;
+    (void)module;
+    (void)unused;
+    say_ready();
+    while (poll(&input, 1, 0) == 0) {
+        int status = 0;
+        seen += waitpid(-1, &status, WNOHANG) >= 0 || errno != ECHILD;
+    }
+    return PyLong_FromLong(seen);
+}
+
+static void
+on_fork(void)
+{
+    (void)!write(STDERR_FILENO, "fork handler\n", 13);
+}
+
+static PyObject *
+watch_forks(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    (void)pthread_atfork(on_fork, on_fork, on_fork);
+    Py_RETURN_NONE;
+}
+
+static struct {
+    char *start;
+    size_t size;
+    volatile sig_atomic_t is_hit;
+} heap;
+
+/* In the middle of malloc(), whose lock is held: stays until a byte comes on stdin. */
+static void
+on_heap_access(int signal_number)
+{
+    char byte = 0;
+    (void)signal_number;
+    (void)mprotect(heap.start, heap.size, PROT_READ | PROT_WRITE);
+    heap.is_hit = 1;
+    say_ready();
+    (void)!read(STDIN_FILENO, &byte, 1);
+}
+
+static void
+find_heap(void)
+{
+    char line[512];
+    FILE *maps = fopen("/proc/self/maps", "re");
+    while (maps != NULL && fgets(line, sizeof(line), maps) != NULL) {
+        unsigned long start = 0;
+        unsigned long end = 0;
+        if (strstr(line, "[heap]") != NULL &&
+            sscanf(line, "%lx-%lx", &start, &end) == 2) {
+            heap.start = (char *)start;
+            heap.size = end - start;
+        }
+    }
+    if (maps != NULL) {
+        (void)fclose(maps);
+    }
+}
+
+/* Takes the heap's pages away, so that malloc() itself faults. */
+static PyObject *
+hold_malloc(PyObject *module, PyObject *unused)
+{
+    struct sigaction action = {.sa_handler = on_heap_access};
+    struct sigaction before;
+    void *volatile memory = NULL;
+    (void)module;
+    (void)unused;
+    find_heap();
+    (void)sigaction(SIGSEGV, &action, &before);
+    (void)mprotect(heap.start, heap.size, PROT_NONE);
+    memory = malloc(8000); /* more than what a thread keeps for itself */
+    (void)mprotect(heap.start, heap.size, PROT_READ | PROT_WRITE);
+    (void)sigaction(SIGSEGV, &before, NULL);
+    free(memory);
+    return PyBool_FromLong(heap.is_hit);
+}
+
+static PyMethodDef methods[] = {
+    {"spin", spin, METH_NOARGS, NULL},
+    {"look_for_children", look_for_children, METH_NOARGS, NULL},
+    {"watch_forks", watch_forks, METH_NOARGS, NULL},
+    {"hold_malloc", hold_malloc, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "stuck",
+                                        .m_size = -1, .m_methods = methods};
+
+PyMODINIT_FUNC PyInit_stuck(void);
+
+PyMODINIT_FUNC
+PyInit_stuck(void)
+{
+    return PyModule_Create(&definition);
+}
+
+#else
+
+#  include "support.h"
+
+#  include <signal.h>
+#  include <stdio.h>
+#  include <stdlib.h>
+#  include <string.h>
+#  include <sys/resource.h>
+#  include <unistd.h>
+
+/* Short, so that a test does not wait; one test has the default. */
+#  define SOON "hang_timeout=0.05"
+
+/* What the client sees first of a process that hangs, and what ends the dump. */
+#  define HANGS "manhole: Python has not answered for "
+#  define PROMPT_LATER "manhole: the prompt comes here as soon as Python answers.\n"
+
+/* Three threads at rest in a function of their own. Tells the kernel's number of each. */
+#  define PARKED_THREADS                                                                 \
+    "import ctypes, os, threading, time\n"                                               \
+    "event = threading.Event()\n"                                                        \
+    "def park():\n"                                                                      \
+    "    event.wait() # parked here\n"                                                   \
+    "for i in range(3):\n"                                                               \
+    "    threading.Thread(target=park, name='parked-' + str(i), daemon=True).start()\n"  \
+    "while len(event._cond._waiters) < 3: time.sleep(0.001)\n"                           \
+    "for t in threading.enumerate():\n"                                                  \
+    "    print('thread', t.name, t.native_id, flush=True)\n"                             \
+    "c = ctypes.PyDLL(None)\n"                                                           \
+    "byte = ctypes.create_string_buffer(1)\n"
+
+/* Keeps the GIL until the test writes to the process's stdin. */
+#  define HOLD_GIL "c.read(0, byte, 1) # held here\n"
+
+/* A whole program that hangs until then, and goes on. */
+#  define HANGING(options)                                                               \
+    INSTALL(options) PARKED_THREADS READY HOLD_GIL "print('went on', flush=True)\n" STAY
+
+static bool
+is_asleep(void *argument)
+{
+    const struct process *app = argument;
+    const char *fields =
+        strrchr(read_file(format_text("/proc/%d/stat", (int)app->pid)), ')');
+    return strncmp(fields, ") S", 3) == 0;
+}
+
+/* It said that it is ready just before the call that does not come back. */
+static struct process *
+start_hanging(const char *program)
+{
+    struct process *app = start_target(program);
+    wait_until_ready(app);
+    wait_until(is_asleep, app, "the main thread sleeps", DEADLINE);
+    return app;
+}
+
+static const char *
+client_read_dump(struct client *client)
+{
+    client_wait_for(client, HANGS);
+    return client_wait_for(client, PROMPT_LATER);
+}
+
+static void
+end_hang(struct process *app)
+{
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "went on\n", DEADLINE);
+}
+
+static void
+assert_at_prompt(struct client *client)
+{
+    client_wait_for(client, "(ManholeConsole)\n>>> ");
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+}
+
+/* Builds the extension where the process finds it. */
+static void
+build_extension(void)
+{
+    const char *include = NULL;
+    const char *err = NULL;
+    require_program("cc");
+    run_command(LIST(python(), "-c",
+                     "import sysconfig\n"
+                     "print(sysconfig.get_path('include'), end='')\n"),
+                NULL, &include, NULL);
+    if (!path_exists(format_text("%s/Python.h", include))) {
+        skip_test("this Python has no Python.h");
+    }
+    int status = run_command(LIST("cc", "-shared", "-fPIC", "-O1", "-DSTUCK_EXTENSION",
+                                  format_text("-I%s", include), "-o",
+                                  test_path("stuck.so"), source_path("test/e2e_hang.c")),
+                             NULL, NULL, &err);
+    if (status != 0) {
+        fail_msg("cc: %s", err);
+    }
+}
+
+/* ======================================================================================
+ * What the client sees while the GIL is held.
+ * ======================================================================================
+ */
+
+/* The kernel's number that the process printed for a thread. */
+static const char *
+native_id_of(const struct process *app, const char *name)
+{
+    const char *key = format_text("thread %s ", name);
+    const char *found = strstr(text_of(app, OUT), key);
+    assert_non_null(found);
+    found += strlen(key);
+    return format_text("%.*s", (int)strspn(found, "0123456789"), found);
+}
+
+static void
+assert_threads_shown(const struct process *app, const char *dump)
+{
+    static const char *const names[] = {"MainThread", "parked-0", "parked-1", "parked-2"};
+    for (size_t i = 0; i < 4; i++) {
+        assert_matches(dump,
+                       format_text("^######### ProcessID=%d, ThreadID=[0-9]+ "
+                                   "#########\nThread: %s, TID %s \\(.*\\), [a-z]+",
+                                   (int)app->pid, names[i], native_id_of(app, names[i])));
+    }
+}
+
+/* Ways of C code to keep the GIL for ever. */
+static const struct hold {
+    const char *name;
+    const char *program;
+    const char *line;  /* where the main thread is, as the dump shows it */
+    const char *state; /* what the kernel says of it */
+} holds[] = {
+    {"a call that sleeps", PARKED_THREADS READY "c.sleep(1000) # held here\n",
+     "  c.sleep(1000) # held here\n", "sleeping"},
+    {"a mutex that is locked twice",
+     PARKED_THREADS "mutex = ctypes.create_string_buffer(256)\n"
+                    "c.pthread_mutex_lock(mutex)\n" READY
+                    "c.pthread_mutex_lock(mutex) # held here\n",
+     "  c.pthread_mutex_lock(mutex) # held here\n", "sleeping"},
+    {"a call that reads", PARKED_THREADS READY HOLD_GIL, "  " HOLD_GIL, "sleeping"},
+};
+
+static void
+assert_hang_shown(const struct process *app, const struct hold *hold)
+{
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_threads_shown(app, dump);
+    assert_contains(dump, "  event.wait() # parked here\n");
+    if (strstr(dump, hold->line) == NULL) {
+        fail_msg("%s: the dump does not show its line", hold->name);
+    }
+    assert_matches(
+        dump, format_text("Thread: MainThread, .*, %s.*, holds the GIL$", hold->state));
+    client_close(client);
+}
+
+static void
+stacks_come_while_c_code_holds_the_gil(void)
+{
+    for (size_t i = 0; i < sizeof(holds) / sizeof(holds[0]); i++) {
+        assert_hang_shown(
+            start_hanging(format_text(INSTALL(SOON) "%s", holds[i].program)), &holds[i]);
+    }
+}
+
+static void
+stacks_come_while_an_extension_spins_with_the_gil(void)
+{
+    static const struct hold spinning = {"an extension", NULL, "  stuck.spin()\n",
+                                         "running"};
+    build_extension();
+    struct process *app =
+        start_target(INSTALL(SOON) PARKED_THREADS "import stuck\nstuck.spin()\n");
+    wait_until_ready(app);
+    assert_hang_shown(app, &spinning);
+}
+
+static void
+prompt_comes_on_the_same_connection_when_the_call_ends(void)
+{
+    struct process *app = start_hanging(HANGING(SOON));
+    struct client *client = connect_to(app);
+    client_read_dump(client);
+    end_hang(app);
+    assert_at_prompt(client);
+}
+
+static void
+each_client_gets_the_stacks_and_the_prompt(void)
+{
+    struct process *app = start_hanging(HANGING(SOON));
+    struct client *clients[6];
+    for (size_t i = 0; i < 3; i++) {
+        clients[i] = connect_to(app);
+        assert_threads_shown(app, client_read_dump(clients[i]));
+    }
+    for (size_t i = 3; i < 6; i++) {
+        clients[i] = connect_to(app);
+    }
+    for (size_t i = 3; i < 6; i++) {
+        assert_threads_shown(app, client_read_dump(clients[i]));
+    }
+    end_hang(app);
+    for (size_t i = 0; i < 6; i++) {
+        assert_at_prompt(clients[i]);
+    }
+}
+
+static void
+stacks_come_after_a_second_unless_said_otherwise(void)
+{
+    struct process *app = start_hanging(HANGING(""));
+    struct client *client = connect_to(app);
+    assert_contains(client_wait_for(client, "UTC:"), HANGS "1 s, since ");
+}
+
+static void
+hang_timeout_0_sends_the_stacks_at_once(void)
+{
+    struct process *app = start_hanging(HANGING("hang_timeout=0"));
+    struct client *client = connect_to(app);
+    assert_contains(client_wait_for(client, "UTC:"), HANGS "0 s, since ");
+    assert_threads_shown(app, client_wait_for(client, PROMPT_LATER));
+}
+
+static void
+client_that_leaves_a_hung_process_leaves_nothing_in_it(void)
+{
+    struct process *app = start_hanging(HANGING(SOON));
+    int fds = count_fds(app->pid);
+    for (int i = 0; i < 5; i++) {
+        struct client *client = connect_to(app);
+        client_read_dump(client);
+        client_close(client);
+    }
+    end_hang(app);
+    struct client *last = connect_to(app);
+    client_wait_for(last, ">>> ");
+    client_ask(last, "import os, threading");
+    client_send(last, "while len(os.listdir('/proc/self/task')) > 6: pass\n\n");
+    client_wait_for(last, ">>> "); /* main, three parked, listener, this session */
+    client_close(last);
+    struct client *after = connect_to(app);
+    client_wait_for(after, ">>> ");
+    assert_int_equal(count_fds(app->pid), fds + 1);
+}
+
+/* ======================================================================================
+ * What the application sees of it: nothing.
+ * ======================================================================================
+ */
+
+static void
+application_sees_no_child_and_no_fork(void)
+{
+    build_extension();
+    struct process *app =
+        start_target(INSTALL(SOON) PARKED_THREADS
+                     "import signal, stuck\n"
+                     "def tell(*_): print('SIGCHLD', flush=True)\n"
+                     "signal.signal(signal.SIGCHLD, tell)\n"
+                     "os.register_at_fork(before=lambda: print('fork', flush=True))\n"
+                     "stuck.watch_forks()\n"
+                     "print('children', stuck.look_for_children(), flush=True)\n"
+                     "os.read(0, 1)\n"
+                     "try: print(os.waitpid(-1, os.WNOHANG))\n"
+                     "except ChildProcessError: print('none', flush=True)\n" STAY);
+    wait_until_ready(app);
+    for (int i = 0; i < 5; i++) {
+        struct client *client = connect_to(app);
+        assert_threads_shown(app, client_read_dump(client));
+        client_close(client);
+    }
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "none\n", DEADLINE);
+    assert_matches(text_of(app, OUT), "^ready\nchildren 0\nnone$");
+    assert_not_contains(text_of(app, ERR), "fork handler");
+}
+
+/* A C library's reading function does not try again, as Python does. */
+#  define READ_100000                                                                    \
+    "import ctypes, os\n"                                                                \
+    "c = ctypes.CDLL(None, use_errno=True)\n"                                            \
+    "stdin = ctypes.c_void_p.in_dll(c, 'stdin')\n"                                       \
+    "buffer = ctypes.create_string_buffer(100000)\n" READY                               \
+    "count = c.fread(buffer, 1, 100000, stdin)\n"                                        \
+    "print('count', count, 'errno', ctypes.get_errno(), flush=True)\n"
+
+static void
+activating_signals_cut_nothing_short(void)
+{
+    struct process *app = start_hanging(INSTALL("activate_on='USR1'") READ_100000 STAY);
+    const char *piece = format_text("%0100d", 0);
+    for (int i = 0; i < 1000; i++) {
+        send_signal(app, SIGUSR1);
+        write_stdin(app, piece);
+    }
+    wait_for_text(app, OUT, "count 100000 errno 0\n", DEADLINE);
+    wait_for_path(socket_path_of(app->pid), DEADLINE);
+}
+
+static void
+program_goes_on_as_if_nothing_had_been(void)
+{
+    struct process *app = start_hanging(HANGING(SOON));
+    struct client *client = connect_to(app);
+    client_read_dump(client);
+    end_hang(app);
+    assert_at_prompt(client);
+    client_close(client);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+}
+
+/* ======================================================================================
+ * No copy can be made, or every copy dies: that is said, and what the kernel knows is shown.
+ * ======================================================================================
+ */
+
+static void
+assert_kernels_view(const struct process *app, const char *dump)
+{
+    static const char *const names[] = {"MainThread", "parked-0", "parked-1", "parked-2"};
+    for (size_t i = 0; i < 4; i++) {
+        assert_matches(dump, format_text("^  TID %s \\(.*\\), sleeping",
+                                         native_id_of(app, names[i])));
+    }
+}
+
+static void
+copies_that_die_are_told(void)
+{
+    struct process *app = start_hanging( //
+        INSTALL(SOON) PARKED_THREADS     //
+        "import resource\n"              /* what the copy writes to has a size, too */
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n" READY HOLD_GIL);
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_contains(dump, "The frozen copies of the process died");
+    assert_kernels_view(app, dump);
+}
+
+static void
+signal_that_the_application_took_is_told(void)
+{
+    struct process *app =
+        start_hanging(INSTALL(SOON) PARKED_THREADS
+                      "import signal\n"
+                      "for s in range(signal.SIGRTMIN, signal.SIGRTMAX + 1):\n"
+                      "    signal.signal(s, lambda *_: None)\n" READY HOLD_GIL);
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_contains(dump, "No frozen copy of the process can be made: ");
+    assert_kernels_view(app, dump);
+}
+
+/* As a user of its own, for the kernel counts all processes of a user, and with room for the
+ * two threads that serve the client. */
+static void
+limit_of_processes_is_told(void)
+{
+    if (geteuid() != 0) {
+        skip_test("only root can take on another uid");
+    }
+    const unsigned uid = 100000 + (unsigned)getpid();
+    struct process *app = start_hanging(format_text(
+        PARKED_THREADS "import manhole, resource\n"
+                       "os.setgid(%u); os.setuid(%u)\n"
+                       "manhole.install(" SOON ")\n"
+                       "most = len(os.listdir('/proc/self/task')) + 2\n"
+                       "resource.setrlimit(resource.RLIMIT_NPROC, (most, most))\n" //
+        READY HOLD_GIL,
+        uid, uid));
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_contains(dump, "No frozen copy of the process can be made: Resource "
+                          "temporarily unavailable");
+    assert_kernels_view(app, dump);
+}
+
+/* ======================================================================================
+ * Other ways not to answer.
+ * ======================================================================================
+ */
+
+static void
+stacks_come_while_the_stuck_thread_is_inside_malloc(void)
+{
+    build_extension();
+    struct process *app =
+        start_target(INSTALL(SOON) PARKED_THREADS
+                     "import stuck\n"
+                     "print('held', stuck.hold_malloc(), flush=True)\n" STAY);
+    const char *said = wait_for_text(app, OUT, "\n", DEADLINE);
+    while (strstr(said, "ready") == NULL && strstr(said, "held") == NULL) {
+        said = wait_for_text(app, OUT, "\n", DEADLINE);
+    }
+    if (strstr(said, "held") != NULL) {
+        skip_test("this malloc() keeps its memory elsewhere");
+    }
+    struct client *client = connect_to(app);
+    assert_threads_shown(app, client_read_dump(client));
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "held True\n", DEADLINE);
+    assert_at_prompt(client);
+}
+
+static void
+manhole_cli_opens_a_hung_process_by_its_signal(void)
+{
+    struct process *app = start_hanging(HANGING("activate_on='USR1', " SOON));
+    struct process *cli = start_process(.argv = LIST(build_path("manhole-cli"), "-1",
+                                                     format_text("%d", (int)app->pid)));
+    wait_for_text(cli, OUT, HANGS, DEADLINE);
+    assert_threads_shown(app, wait_for_text(cli, OUT, PROMPT_LATER, DEADLINE));
+    write_stdin(cli, "6 * 7\n");
+    end_hang(app);
+    wait_for_text(cli, OUT, ">>> 42\n", DEADLINE);
+    close_stdin(cli);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+/* Nothing of Python's is held here: it is just that its main thread never comes back. */
+static void
+manhole_cli_gets_a_prompt_though_the_main_thread_is_deadlocked(void)
+{
+    struct process *app = start_hanging(
+        INSTALL("activate_on='USR1'") "import ctypes\n"
+                                      "c = ctypes.CDLL(None)\n"
+                                      "mutex = ctypes.create_string_buffer(256)\n"
+                                      "c.pthread_mutex_lock(mutex)\n" READY
+                                      "c.pthread_mutex_lock(mutex) # for ever\n");
+    const char *out = NULL;
+    int status = run_command(
+        LIST(build_path("manhole-cli"), "-1", format_text("%d", (int)app->pid)),
+        "6 * 7\n", &out, NULL);
+    assert_int_equal(status, 0);
+    assert_contains(out, "  c.pthread_mutex_lock(mutex) # for ever\n");
+    assert_contains(out, "(ManholeConsole)\n>>> 42\n");
+}
+
+static void
+prompt_comes_though_a_module_is_being_imported(void)
+{
+    write_file("endless.py", READY STAY);
+    struct process *app = start_hanging(INSTALL(SOON) "import endless\n");
+    struct client *client = connect_to(app);
+    const char *greeting = client_wait_for(client, ">>> ");
+    assert_matches(greeting, "^File: \".*endless.py\", line [0-9]+, in <module>$");
+    assert_not_contains(greeting, HANGS);
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+}
+
+static void
+stacks_come_while_the_import_lock_is_held(void)
+{
+    struct process *app =
+        start_hanging(INSTALL(SOON) PARKED_THREADS "import _imp\n"
+                                                   "_imp.acquire_lock()\n" READY
+                                                   "os.read(0, 1) # held here\n"
+                                                   "_imp.release_lock()\n"
+                                                   "print('went on', flush=True)\n" STAY);
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_threads_shown(app, dump);
+    assert_contains(dump, "  os.read(0, 1) # held here\n");
+    end_hang(app);
+    assert_at_prompt(client);
+}
+
+/* So the thread that has the GIL is not asked for it before that time. */
+static void
+stacks_come_though_the_switch_interval_is_endless(void)
+{
+    struct process *app =
+        start_target(INSTALL(SOON) PARKED_THREADS
+                     "import signal, sys\n"
+                     "going = []\n"
+                     "signal.signal(signal.SIGUSR2, lambda *_: going.append(1))\n"
+                     "sys.setswitchinterval(1000)\n" READY "while not going: pass\n"
+                     "print('went on', flush=True)\n" STAY);
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_threads_shown(app, dump);
+    assert_matches(dump, "Thread: MainThread, .*, holds the GIL$");
+    send_signal(app, SIGUSR2);
+    wait_for_text(app, OUT, "went on\n", DEADLINE);
+    assert_at_prompt(client);
+    client_ask(client, "import sys");
+    assert_string_equal(client_ask(client, "sys.getswitchinterval()"), "1000.0\n");
+}
+
+/* Sends signals as fast as a shell can. */
+static struct process *
+start_storm(const struct process *app)
+{
+    return start_process(.argv =
+                             LIST("sh", "-c",
+                                  "while kill -USR1 \"$0\"; do kill -USR2 \"$0\"; done",
+                                  format_text("%d", (int)app->pid)));
+}
+
+static void
+signal_storm_keeps_nobody_out(void)
+{
+    struct process *app = start_target(
+        "import signal\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: None)\n" INSTALL("activate_on='USR1'")
+            READY "while True: sum(range(1000))\n");
+    wait_until_ready(app);
+    struct process *storm = start_storm(app);
+    for (int i = 0; i < 5; i++) {
+        struct client *client = connect_to(app);
+        client_wait_for(client, ">>> ");
+        assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+        client_close(client);
+    }
+    send_signal(storm, SIGTERM);
+    assert_int_equal(wait_for_exit(storm, DEADLINE), -SIGTERM);
+}
+
+static void
+stacks_come_in_a_signal_storm(void)
+{
+    struct process *app =
+        start_hanging("import signal\n"
+                      "signal.signal(signal.SIGUSR2, lambda *_: None)\n" //
+                      INSTALL("activate_on='USR1', " SOON) PARKED_THREADS READY
+                      "while True: c.sleep(1000) # held here\n");
+    struct process *storm = start_storm(app);
+    for (int i = 0; i < 3; i++) {
+        struct client *client = connect_to(app);
+        assert_threads_shown(app, client_read_dump(client));
+        client_close(client);
+    }
+    send_signal(storm, SIGTERM);
+    assert_int_equal(wait_for_exit(storm, DEADLINE), -SIGTERM);
+}
+
+int
+main(void)
+{
+    static const struct test_case tests[] = {
+        TEST(stacks_come_while_c_code_holds_the_gil),
+        TEST(stacks_come_while_an_extension_spins_with_the_gil),
+        TEST(prompt_comes_on_the_same_connection_when_the_call_ends),
+        TEST(each_client_gets_the_stacks_and_the_prompt),
+        TEST(stacks_come_after_a_second_unless_said_otherwise),
+        TEST(hang_timeout_0_sends_the_stacks_at_once),
+        TEST(client_that_leaves_a_hung_process_leaves_nothing_in_it),
+        TEST(application_sees_no_child_and_no_fork),
+        TEST(activating_signals_cut_nothing_short),
+        TEST(program_goes_on_as_if_nothing_had_been),
+        TEST(copies_that_die_are_told),
+        TEST(signal_that_the_application_took_is_told),
+        TEST(limit_of_processes_is_told),
+        TEST(stacks_come_while_the_stuck_thread_is_inside_malloc),
+        TEST(manhole_cli_opens_a_hung_process_by_its_signal),
+        TEST(manhole_cli_gets_a_prompt_though_the_main_thread_is_deadlocked),
+        TEST(prompt_comes_though_a_module_is_being_imported),
+        TEST(stacks_come_while_the_import_lock_is_held),
+        TEST(stacks_come_though_the_switch_interval_is_endless),
+        TEST(signal_storm_keeps_nobody_out),
+        TEST(stacks_come_in_a_signal_storm),
+    };
+    return RUN_TESTS(tests);
+}
+
+#endif

@@ -1,0 +1,770 @@
+/* Snapshot: what is made of a frozen copy's text, of source files and of /proc, whatever is in them;
+ * and copies that die. That a stuck process's stacks come is shown in e2e_*.c. */
+#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+
+#include "unit.h"
+
+#define END "#############################################\n\n\n"
+
+static char directory[32]; /* the working directory of all tests */
+
+static void
+write_text(const char *name, const char *text)
+{
+    int fd = open(name, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+    (void)close(fd);
+}
+
+/* A copy of exactly these bytes, so that a sanitizer sees who reads beyond. */
+static struct slice
+slice_of_string(const char *string)
+{
+    size_t length = strlen(string);
+    char *bytes = malloc(length + (length == 0));
+    assert_non_null(bytes);
+    memcpy(bytes, string, length);
+    return (struct slice){bytes, length};
+}
+
+static void
+free_slice(struct slice slice)
+{
+    free((void *)(uintptr_t)slice.bytes);
+}
+
+/* Ends and frees the text. */
+static void
+assert_text(const char *name, struct text *text, const char *wanted)
+{
+    append_bytes(text, "", 1);
+    if (strcmp(text->bytes, wanted) != 0) {
+        fail_msg("%s\n--- got\n%s\n--- wanted\n%s", name, text->bytes, wanted);
+    }
+    free_text(text);
+}
+
+/* ---- Lines and facts -------------------------------------------------------------------- */
+
+static void
+text_is_taken_line_by_line(void **state)
+{
+    static const char *const wanted[] = {"one", "", "three"};
+    struct slice text = slice_of_string("one\n\nthree");
+    struct slice rest = text;
+    struct slice line;
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        assert_true(next_line(&rest, &line));
+        assert_int_equal(line.length, strlen(wanted[i]));
+        assert_memory_equal(line.bytes, wanted[i], line.length);
+    }
+    assert_false(next_line(&rest, &line));
+    free_slice(text);
+}
+
+static const struct {
+    const char *line;
+    unsigned long ident; /* 0: not a line of facts */
+    unsigned long native_id;
+    bool holds_gil;
+    const char *name;
+} facts_rows[] = {
+    {"@ 140001 12 1 MainThread", 140001, 12, true, "MainThread"},
+    {"@ 140001 0 0 ", 140001, 0, false, ""},
+    {"@ 18446744073709551615 4194304 0 Thread-7 (_worker)", ULONG_MAX, 4194304, false,
+     "Thread-7 (_worker)"},
+    {"@ 1 2 0 @ 3 4 1 odd name", 1, 2, false, "@ 3 4 1 odd name"},
+    {"! 140001", 140001, 0, true, ""},
+    {"", 0, 0, false, ""},
+    {"@", 0, 0, false, ""},
+    {"@ ", 0, 0, false, ""},
+    {"@ 140001", 0, 0, false, ""},
+    {"@ 140001 12", 0, 12, false, ""},
+    {"@ -1 12 1 x", 0, 0, false, ""},
+    {"@ x 12 1 x", 0, 0, false, ""},
+    {"!", 0, 0, false, ""},
+    {"!140001", 0, 0, false, ""},
+    {"Thread 0x1 (most recent call first):", 0, 0, false, ""},
+};
+
+static void
+facts_are_read_and_other_lines_left(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(facts_rows); i++) {
+        struct slice line = slice_of_string(facts_rows[i].line);
+        struct thread_note note = {0};
+        unsigned long ident = read_facts(&line, &note);
+        if (ident != facts_rows[i].ident || note.native_id != facts_rows[i].native_id ||
+            note.holds_gil != facts_rows[i].holds_gil ||
+            strcmp(note.name, facts_rows[i].name) != 0) {
+            fail_msg("%s: %lu %lu %d %s", facts_rows[i].line, ident, note.native_id,
+                     note.holds_gil, note.name);
+        }
+        free_slice(line);
+    }
+}
+
+static void
+long_name_is_cut(void **state)
+{
+    struct text text = {0};
+    struct thread_note note = {0};
+    (void)state;
+    append_string(&text, "@ 1 2 0 ");
+    for (int i = 0; i < 300; i++) {
+        append_string(&text, "x");
+    }
+    assert_int_equal(read_facts(&(struct slice){text.bytes, text.length}, &note), 1);
+    assert_int_equal(strlen(note.name), sizeof(note.name) - 1);
+    free_text(&text);
+}
+
+/* Before 3.12 the holder of the GIL is a line of its own, in any place. */
+static void
+holder_of_the_gil_is_found_in_either_form(void **state)
+{
+    static const struct {
+        const char *facts;
+        bool holds_gil; /* thread 7 */
+    } rows[] = {
+        {"@ 7 70 1 seven\n@ 8 80 0 eight\n", true},
+        {"@ 7 70 0 seven\n@ 8 80 1 eight\n", false},
+        {"@ 7 70 0 seven\n@ 8 80 0 eight\n! 7\n", true},
+        {"! 7\n@ 8 80 0 eight\n@ 7 70 0 seven\n", true},
+        {"@ 7 70 0 seven\n! 8\n", false},
+    };
+    (void)state;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        struct slice facts = slice_of_string(rows[i].facts);
+        struct thread_note note = find_note(facts, 7);
+        assert_int_equal(note.native_id, 70);
+        assert_string_equal(note.name, "seven");
+        if (note.holds_gil != rows[i].holds_gil) {
+            fail_msg("%s", rows[i].facts);
+        }
+        free_slice(facts);
+    }
+}
+
+/* ---- Frames ------------------------------------------------------------------------------ */
+
+static const struct {
+    const char *escaped;
+    const char *bytes;
+} escapes[] = {
+    {"plain/file.py", "plain/file.py"},
+    {"caf\\xe9.py", "caf\xc3\xa9.py"},
+    {"\\u20ac", "\xe2\x82\xac"},
+    {"\\U0001f40d", "\xf0\x9f\x90\x8d"},
+    {"\\xe9\\u20ac\\U0001f40d", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x90\x8d"},
+    {"\\x4", "\\x4"},
+    {"\\xzz", "\\xzz"},
+    {"\\u123", "\\u123"},
+    {"\\U0011ffff", "\\U0011ffff"},
+    {"C:\\new\\", "C:\\new\\"},
+    {"\\udcff", "\\udcff"}, /* has no UTF-8 */
+};
+
+static void
+escapes_of_faulthandler_are_utf8_again(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(escapes); i++) {
+        struct slice escaped = slice_of_string(escapes[i].escaped);
+        struct text text = {0};
+        append_unescaped(&text, escaped);
+        assert_text(escapes[i].escaped, &text, escapes[i].bytes);
+        free_slice(escaped);
+    }
+}
+
+static const struct {
+    const char *line; /* as faulthandler writes it */
+    const char *text;
+} frames[] = {
+    {"  File \"shop.py\", line 2 in sell",
+     "File: \"shop.py\", line 2, in sell\n  take(apple)\n"},
+    {"  File \"shop.py\", line 3 in sell", "File: \"shop.py\", line 3, in sell\n"},
+    {"  File \"shop.py\", line 4 in <module>",
+     "File: \"shop.py\", line 4, in <module>\n  end()\n"},
+    {"  File \"shop.py\", line 5 in sell", "File: \"shop.py\", line 5, in sell\n"},
+    {"  File \"shop.py\", line 0 in sell", "File: \"shop.py\", line 0, in sell\n"},
+    {"  File \"shop.py\", line 99999999999999999999 in sell",
+     "File: \"shop.py\", line 9223372036854775807, in sell\n"},
+    {"  File \"caf\\xe9.py\", line 1 in men\\xfc",
+     "File: \"caf\xc3\xa9.py\", line 1, in men\xc3\xbc\n  espresso\n"},
+    {"  File \"a\", line 7 in b\", line 1 in c",
+     "File: \"a\", line 7 in b\", line 1, in c\n"},
+    {"  File \"<string>\", line 1 in <module>",
+     "File: \"<string>\", line 1, in <module>\n"},
+    {"  File \"\", line 1 in f", "File: \"\", line 1, in f\n"},
+    {"  File ???, line 1 in f", "  File ???, line 1 in f\n"},
+    {"  File \"cut", "  File \"cut\n"},
+    {"  File \", line 1", "  File \", line 1\n"},
+    {"  <no Python frame>", "  <no Python frame>\n"},
+    {"  ...", "  ...\n"},
+};
+
+static void
+frame_is_told_in_our_words_with_its_source(void **state)
+{
+    (void)state;
+    write_text("shop.py", "def sell():\r\n \ttake(apple) \r\n\n\f end()");
+    write_text("caf\xc3\xa9.py", "espresso\n");
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(frames); i++) {
+        struct slice line = slice_of_string(frames[i].line);
+        struct sources sources = {0};
+        struct text text = {0};
+        append_copied_frame(&text, line, &sources);
+        assert_text(frames[i].line, &text, frames[i].text);
+        free_sources(&sources);
+        free_slice(line);
+    }
+    assert_int_equal(unlink("shop.py"), 0);
+    assert_int_equal(unlink("caf\xc3\xa9.py"), 0);
+}
+
+/* ---- Source files ------------------------------------------------------------------------- */
+
+static void
+put_huge_file(const char *name)
+{
+    write_text(name, "line\n");
+    assert_int_equal(truncate(name, MAX_SOURCE + 1), 0);
+}
+
+static void
+put_fifo(const char *name)
+{
+    assert_int_equal(mkfifo(name, 0600), 0);
+}
+
+static void
+put_directory(const char *name)
+{
+    assert_int_equal(mkdir(name, 0700), 0);
+}
+
+static void
+put_link_to_terminal(const char *name)
+{
+    assert_int_equal(symlink("/dev/ptmx", name), 0);
+}
+
+static void
+put_empty_file(const char *name)
+{
+    write_text(name, "");
+}
+
+static void
+put_nothing(const char *name)
+{
+    (void)name;
+}
+
+/* A file name in a dump can be anything. */
+static void
+only_files_of_a_sensible_size_are_read(void **state)
+{
+    static void (*const puts_it[])(const char *) = {
+        put_huge_file,        put_fifo,       put_directory,
+        put_link_to_terminal, put_empty_file, put_nothing,
+    };
+    (void)state;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(puts_it); i++) {
+        struct sources sources = {0};
+        const struct source *source = NULL;
+        puts_it[i]("file");
+        source = find_source(&sources, strdup("file"));
+        assert_non_null(source);
+        assert_int_equal(source->line_count, 0);
+        assert_int_equal(source_line(source, 1).length, 0);
+        free_sources(&sources);
+        (void)remove("file");
+    }
+}
+
+static void
+source_is_read_once_a_dump(void **state)
+{
+    struct sources sources = {0};
+    const struct source *first = NULL;
+    (void)state;
+    write_text("file", "before\n");
+    first = find_source(&sources, strdup("file"));
+    write_text("file", "after!\n");
+    assert_ptr_equal(find_source(&sources, strdup("file")), first);
+    assert_memory_equal(source_line(first, 1).bytes, "before", 6);
+    free_sources(&sources);
+    assert_int_equal(unlink("file"), 0);
+}
+
+static void
+many_files_are_too_many(void **state)
+{
+    struct sources sources = {0};
+    size_t found = 0;
+    (void)state;
+    for (int i = 0; i < 100; i++) {
+        char name[16];
+        (void)snprintf(name, sizeof(name), "file%d", i);
+        found += find_source(&sources, strdup(name)) != NULL;
+    }
+    assert_int_equal(found, Py_ARRAY_LENGTH(sources.files));
+    assert_non_null(find_source(&sources, strdup("file0")));
+    free_sources(&sources);
+}
+
+/* ---- Threads ------------------------------------------------------------------------------- */
+
+#define HEADER(ident) "\n######### ProcessID=%ld, ThreadID=" #ident " #########\n"
+
+/* What becomes of a copy's text. */
+static void
+append_threads(struct text *text, const char *stacks, const char *facts)
+{
+    const struct copied copied = {slice_of_string(stacks), slice_of_string(facts)};
+    append_copied_threads(text, &copied);
+    free_slice(copied.stacks);
+    free_slice(copied.facts);
+}
+
+static void
+assert_threads(const char *stacks, const char *wanted_format)
+{
+    const long pid = (long)getpid();
+    char wanted[2048];
+    struct text text = {0};
+    append_threads(&text, stacks, "");
+    (void)snprintf(wanted, sizeof(wanted), wanted_format, pid, pid, pid);
+    assert_text(stacks, &text, wanted);
+}
+
+static void
+stacks_are_told_outermost_first(void **state)
+{
+    (void)state;
+    assert_threads(
+        "Thread 0x00000010 (most recent call first):\n"
+        "  File \"in\", line 1 in inner\n"
+        "  File \"out\", line 2 in outer\n"
+        "\n"
+        "Current thread 0x00000011 (most recent call first):\n"
+        "  <no Python frame>\n",
+        HEADER(16) "File: \"out\", line 2, in outer\nFile: \"in\", line 1, in inner\n" //
+        HEADER(17) "  <no Python frame>\n");
+}
+
+/* It comes with every hundred threads. */
+static void
+head_of_the_list_is_told_once(void **state)
+{
+    (void)state;
+    assert_threads("Thread 0x1 (most recent call first):\n"
+                   "  one\n"
+                   "Thread 0x2 (most recent call first):\n"
+                   "  two\n"
+                   "Thread 0x1 (most recent call first):\n"
+                   "  one\n"
+                   "Thread 0x3 (most recent call first):\n"
+                   "  three\n",
+                   HEADER(1) "  one\n" HEADER(2) "  two\n" HEADER(3) "  three\n");
+}
+
+static void
+what_is_no_stack_is_left_out(void **state)
+{
+    (void)state;
+    assert_threads("nonsense\n  File \"x\", line 1 in f\n"
+                   "Thread 0x1 (most recent call first):\n"
+                   "Fatal error\n"
+                   "  one\n",
+                   HEADER(1) "  one\n");
+}
+
+static void
+deep_stack_keeps_its_innermost_frames(void **state)
+{
+    struct text stacks = {0};
+    struct text text = {0};
+    (void)state;
+    append_string(&stacks, "Thread 0x1 (most recent call first):\n");
+    for (int i = 0; i < 1000; i++) {
+        append_format(&stacks, "  frame %d\n", i);
+    }
+    append_bytes(&stacks, "", 1);
+    append_threads(&text, stacks.bytes, "");
+    append_bytes(&text, "", 1);
+    assert_non_null(strstr(text.bytes, "  frame 100\n"));
+    assert_null(strstr(text.bytes, "  frame 999\n"));
+    assert_non_null(strstr(text.bytes, "  frame 1\n  frame 0\n"));
+    free_text(&stacks);
+    free_text(&text);
+}
+
+static void
+facts_of_a_thread_stand_under_its_header(void **state)
+{
+    const long pid = (long)getpid();
+    char facts[128];
+    char wanted[256];
+    struct text text = {0};
+    (void)state;
+    (void)snprintf(facts, sizeof(facts), "@ 1 %ld 1 MainThread\n@ 2 0 0 Worker\n", pid);
+    append_threads(&text, "Thread 0x1 (:\n  one\nThread 0x2 (:\n  two\n", facts);
+    (void)snprintf(
+        wanted, sizeof(wanted),
+        HEADER(1) "Thread: MainThread, TID %ld (unit_snapshot), running, holds "
+                  "the GIL\n  one\n" HEADER(2) "Thread: Worker\n  two\n",
+        pid, pid, pid);
+    assert_text("facts", &text, wanted);
+}
+
+/* A copy may die at any byte. */
+static void
+text_may_break_off_anywhere(void **state)
+{
+    static const char whole[] = "Thread 0x0000000a (most recent call first):\n"
+                                "  File \"caf\\xe9\", line 12 in f\n"
+                                "  File \"b\", line 3 in <module>\n"
+                                "\n"
+                                "Current thread 0x0000000b (most recent call first):\n"
+                                "  File \"\\U0001f40d\", line 1 in g\n"
+                                "@@\n"
+                                "@ 10 0 1 MainThread\n"
+                                "@ 11 12345678 0 Thread-1\n"
+                                "! 10\n";
+    (void)state;
+    for (size_t length = 0; length < sizeof(whole); length++) {
+        struct text raw = {0};
+        struct text text = {0};
+        struct copied copied;
+        append_bytes(&raw, whole, length);
+        append_bytes(&raw, "", 1);
+        copied = split_copied(&raw);
+        append_copied_threads(&text, &copied);
+        append_other_threads(&text, copied.facts);
+        assert_false(text.failed);
+        free_text(&raw);
+        free_text(&text);
+    }
+}
+
+/* ---- /proc --------------------------------------------------------------------------------- */
+
+static void
+kernel_state_is_that_of_the_thread(void **state)
+{
+    char wanted[64];
+    struct text text = {0};
+    (void)state;
+    (void)prctl(PR_SET_NAME, "a) Z (b c");
+    append_kernel_state(&text, (unsigned long)getpid());
+    (void)prctl(PR_SET_NAME, "unit_snapshot");
+    (void)snprintf(wanted, sizeof(wanted), "TID %ld (a) Z (b c), running",
+                   (long)getpid());
+    append_bytes(&text, "", 1);
+    assert_memory_equal(text.bytes, wanted, strlen(wanted));
+    free_text(&text);
+}
+
+static void
+thread_that_is_gone_is_gone(void **state)
+{
+    struct text text = {0};
+    (void)state;
+    append_kernel_state(&text, 4194304); /* more than any pid */
+    assert_text("no thread", &text, "TID 4194304 (), gone");
+}
+
+static void
+each_state_has_a_name(void **state)
+{
+    (void)state;
+    assert_string_equal(state_name('R'), "running");
+    assert_string_equal(state_name('S'), "sleeping");
+    assert_string_equal(state_name('D'), "disk wait");
+    assert_string_equal(state_name('t'), "traced");
+    assert_string_equal(state_name('?'), "in an unknown state");
+}
+
+static void *
+wait_for_end(void *pipe_end)
+{
+    char byte = 0;
+    (void)!read(*(const int *)pipe_end, &byte, 1);
+    return NULL;
+}
+
+/* All that neither the dump told of nor tells the tale. */
+static void
+other_threads_are_those_without_facts(void **state)
+{
+    int ends[2];
+    pthread_t thread;
+    char facts[64];
+    char own[32];
+    struct text text = {0};
+    (void)state;
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    assert_int_equal(pthread_create(&thread, NULL, wait_for_end, &ends[0]), 0);
+    (void)pthread_setname_np(thread, "other");
+    (void)snprintf(facts, sizeof(facts), "@ 1 %ld 0 x\n", (long)getpid());
+    (void)snprintf(own, sizeof(own), "  TID %ld (unit_snapshot)", (long)getpid());
+    append_other_threads(&text, (struct slice){facts, strlen(facts)});
+    append_bytes(&text, "", 1);
+    assert_non_null(strstr(text.bytes, " (other), "));
+    assert_null(strstr(text.bytes, own));
+    free_text(&text);
+    (void)close(ends[1]);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    (void)close(ends[0]);
+}
+
+/* ---- Copies ---------------------------------------------------------------------------------- */
+
+/* What becomes of each copy in turn, the last one of all that follow. */
+enum fate { LIVES, DIES_AT_ONCE, DIES_LATE, HANGS };
+
+static const enum fate *fates;
+static size_t fate_count;
+static _Atomic size_t *copies_made; /* shared with the copies */
+
+/* In faulthandler's place. */
+static void
+on_snapshot(int signum)
+{
+    static const char stack[] = "Thread 0x1 (most recent call first):\n  one\n";
+    size_t number = atomic_fetch_add(copies_made, 1);
+    enum fate fate = fates[number < fate_count ? number : fate_count - 1];
+    (void)signum;
+    if (fate != DIES_AT_ONCE) {
+        (void)!write(STDERR_FILENO, stack, sizeof(stack) - 1);
+    }
+    while (fate == HANGS) {
+        (void)poll(NULL, 0, -1);
+    }
+    if (fate != LIVES) {
+        (void)syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
+    }
+}
+
+static void
+set_handler(void (*handler)(int))
+{
+    const struct sigaction action = {.sa_handler = handler};
+    (void)sigaction(SIGRTMIN, &action, NULL);
+}
+
+static int
+prepare_copies(void **state)
+{
+    (void)state;
+    copies_made = mmap(NULL, sizeof(*copies_made), PROT_READ | PROT_WRITE,
+                       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    snapshot.signum = SIGRTMIN;
+    snapshot.handler = on_snapshot;
+    snapshot.interpreter = PyInterpreterState_Get();
+    snapshot.modules = PyImport_GetModuleDict();
+    set_handler(on_snapshot);
+    return copies_made == MAP_FAILED;
+}
+
+static int
+forget_copies(void **state)
+{
+    (void)state;
+    (void)munmap((void *)copies_made, sizeof(*copies_made));
+    set_handler(SIG_DFL);
+    snapshot.modules = NULL;
+    return 0;
+}
+
+#define WITH_COPIES(test)                                                                \
+  cmocka_unit_test_setup_teardown(test, prepare_copies, forget_copies)
+
+#define SET_FATES(...)                                                                   \
+  do {                                                                                   \
+    static const enum fate array[] = {__VA_ARGS__};                                      \
+    fates = array;                                                                       \
+    fate_count = Py_ARRAY_LENGTH(array);                                                 \
+  } while (0)
+
+/* Of the snapshot, whose end is left to see. */
+static void
+assert_snapshot(const char *wanted)
+{
+    struct text text = {0};
+    append_snapshot(&text);
+    append_bytes(&text, "", 1);
+    if (strstr(text.bytes, wanted) == NULL || strstr(text.bytes, END) == NULL) {
+        fail_msg("%s\nis not in\n%s", wanted, text.bytes);
+    }
+    free_text(&text);
+    assert_int_equal(waitpid(-1, NULL, WNOHANG | __WALL), -1); /* no copy is left */
+    assert_int_equal(errno, ECHILD);
+}
+
+static void
+copy_that_lives_is_the_only_one(void **state)
+{
+    (void)state;
+    SET_FATES(LIVES);
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    assert_int_equal(atomic_load(copies_made), 1);
+}
+
+static void
+copy_that_dies_is_made_again(void **state)
+{
+    (void)state;
+    SET_FATES(DIES_AT_ONCE, DIES_LATE, LIVES);
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    assert_int_equal(atomic_load(copies_made), 3);
+}
+
+static void
+copy_that_hangs_is_ended_and_made_again(void **state)
+{
+    (void)state;
+    SET_FATES(HANGS, LIVES);
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    assert_int_equal(atomic_load(copies_made), 2);
+}
+
+static void
+best_of_dead_copies_is_shown(void **state)
+{
+    (void)state;
+    SET_FATES(DIES_AT_ONCE, DIES_LATE, DIES_AT_ONCE);
+    assert_snapshot("The frozen copies of the process died; what the best one told:\n"
+                    "\n######### ");
+    assert_int_equal(atomic_load(copies_made), SNAPSHOT_ATTEMPTS);
+}
+
+static void
+signal_that_the_application_took_makes_no_copy(void **state)
+{
+    (void)state;
+    set_handler(SIG_IGN);
+    assert_snapshot(
+        "No frozen copy of the process can be made: Device or resource busy.\n"
+        "\nOther threads of the process");
+    assert_int_equal(atomic_load(copies_made), 0);
+}
+
+static void
+without_descriptors_no_copy_is_made(void **state)
+{
+    struct rlimit limit;
+    struct rlimit none;
+    (void)state;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    none = (struct rlimit){.rlim_cur = 0, .rlim_max = limit.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    assert_snapshot("No frozen copy of the process can be made: Too many open files.\n");
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* ---- Facts of threads -------------------------------------------------------------------------- */
+
+static const char threads_program[] =
+    "import threading\n"
+    "stop = threading.Event()\n"
+    "class Odd(threading.Thread):\n"
+    "    def __init__(self):\n"
+    "        self.first = 'not the name'; self.second = 12345\n"
+    "        super().__init__(target=stop.wait, name='Odd one')\n"
+    "threads = [threading.Thread(target=stop.wait, name='Caf\\xe9 ' + 200 * 'x'), "
+    "Odd()]\n"
+    "for thread in threads: thread.start()\n"
+    "threads.append(threading.main_thread())\n"
+    "truth = [(t.ident, t.native_id, t.name) for t in threads]\n";
+
+/* threading's objects are read as memory, without running Python. */
+ATTACHED static void
+threads_are_known_by_name_and_native_id(void **state)
+{
+    PyObject *names = PyModule_GetDict(PyImport_AddModule("__main__"));
+    PyObject *truth = NULL;
+    (void)state;
+    assert_int_equal(PyRun_SimpleString(threads_program), 0);
+    truth = PyDict_GetItemString(names, "truth");
+    for (Py_ssize_t i = 0; i < PyList_Size(truth); i++) {
+        struct thread_facts facts = {0};
+        unsigned long native_id = 0;
+        PyObject *name = NULL;
+        assert_true(PyArg_ParseTuple(PyList_GetItem(truth, i), "kkU", &facts.ident,
+                                     &native_id, &name));
+        find_thread_object(&facts);
+        assert_int_equal(facts.native_id, native_id);
+        assert_non_null(facts.name);
+        assert_int_equal(PyUnicode_Compare(facts.name, name), 0);
+    }
+    assert_int_equal(PyRun_SimpleString("stop.set()\n"
+                                        "for t in threads[:2]: t.join()\n"),
+                     0);
+}
+
+ATTACHED static void
+name_is_one_line_of_ascii(void **state)
+{
+    struct thread_facts facts = {.ident = 1, .native_id = 2};
+    int ends[2];
+    char line[300] = "";
+    (void)state;
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    facts.name = PyUnicode_FromFormat("Caf\xc3\xa9\n%0200d", 1);
+    write_facts(ends[1], &facts, true);
+    assert_in_range(read(ends[0], line, sizeof(line) - 1), 100, 200);
+    assert_memory_equal(line, "@ 1 2 1 Caf??0000", 17);
+    assert_ptr_equal(strchr(line, '\n'), line + strlen(line) - 1);
+    Py_DECREF(facts.name);
+    (void)close(ends[0]);
+    (void)close(ends[1]);
+}
+
+int
+main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(text_is_taken_line_by_line),
+        cmocka_unit_test(facts_are_read_and_other_lines_left),
+        cmocka_unit_test(long_name_is_cut),
+        cmocka_unit_test(holder_of_the_gil_is_found_in_either_form),
+        cmocka_unit_test(escapes_of_faulthandler_are_utf8_again),
+        cmocka_unit_test(frame_is_told_in_our_words_with_its_source),
+        cmocka_unit_test(only_files_of_a_sensible_size_are_read),
+        cmocka_unit_test(source_is_read_once_a_dump),
+        cmocka_unit_test(many_files_are_too_many),
+        cmocka_unit_test(stacks_are_told_outermost_first),
+        cmocka_unit_test(head_of_the_list_is_told_once),
+        cmocka_unit_test(what_is_no_stack_is_left_out),
+        cmocka_unit_test(deep_stack_keeps_its_innermost_frames),
+        cmocka_unit_test(facts_of_a_thread_stand_under_its_header),
+        cmocka_unit_test(text_may_break_off_anywhere),
+        cmocka_unit_test(kernel_state_is_that_of_the_thread),
+        cmocka_unit_test(thread_that_is_gone_is_gone),
+        cmocka_unit_test(each_state_has_a_name),
+        cmocka_unit_test(other_threads_are_those_without_facts),
+        WITH_COPIES(copy_that_lives_is_the_only_one),
+        WITH_COPIES(copy_that_dies_is_made_again),
+        WITH_COPIES(copy_that_hangs_is_ended_and_made_again),
+        WITH_COPIES(best_of_dead_copies_is_shown),
+        WITH_COPIES(signal_that_the_application_took_makes_no_copy),
+        WITH_COPIES(without_descriptors_no_copy_is_made),
+        WITH_COPIES(threads_are_known_by_name_and_native_id),
+        cmocka_unit_test(name_is_one_line_of_ascii),
+    };
+    int failed = 0;
+    (void)snprintf(directory, sizeof(directory), "/tmp/mh-XXXXXX");
+    if (mkdtemp(directory) == NULL || chdir(directory) < 0) {
+        return 1;
+    }
+    Py_InitializeEx(0);
+    failed = RUN_UNIT_TESTS(tests);
+    return Py_FinalizeEx() < 0 || chdir("/") < 0 || rmdir(directory) < 0 || failed;
+}
