@@ -17,6 +17,8 @@ JOBS ?= $(shell nproc)
 SANITIZE ?=
 # The Python that has the distribution's gunicorn, Flask, gevent, ...; empty: skip such tests.
 DEBIAN_PYTHON ?= $(wildcard /usr/bin/python3)
+# What links manhole-cli with libedit; empty: it goes without line editing.
+LIBEDIT ?= $(shell echo '#include <histedit.h>' | $(CC) -E - >/dev/null 2>&1 && echo -ledit)
 # Not empty: neither look for missing Debian packages nor install them.
 NO_SETUP ?=
 # Not empty: leave out test/system_*.c.
@@ -70,6 +72,8 @@ OUR_LDFLAGS += -fsanitize=$(SANITIZE)
 PRELOAD := $(if $(findstring address,$(SANITIZE)),$(shell $(CC) -print-file-name=libasan.so))
 endif
 MODULE_CFLAGS := -fPIC -fvisibility=hidden -isystem $(PYTHON_INCLUDE)
+CLI_CFLAGS = -DMANHOLE_VERSION='$(VERSION)' $(if $(LIBEDIT),-DHAVE_LIBEDIT)
+VERSION := $(shell sed -n 's/^.define MANHOLE_VERSION //p' manhole.h)
 TEST_CFLAGS := -D_GNU_SOURCE -I.
 DEPENDENCIES = -MMD -MP -MF $@.d -MT $@
 
@@ -104,7 +108,8 @@ $(BUILD)/manhole.o: manhole.c $(BUILD)/config.h
 	$(CC) $(OUR_CFLAGS) $(MODULE_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) -c -o $@ $<
 
 $(BUILD)/manhole-cli: manhole_cli.c $(BUILD)/config.h
-	$(CC) $(OUR_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $<
+	$(CC) $(OUR_CFLAGS) $(CLI_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
+	    $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(LIBEDIT)
 
 # ---- Tests: a program for each test/*.c that the wildcards find ----------------------------
 
@@ -131,7 +136,7 @@ $(PTH): manhole.pth
 
 # What the fixtures know of this build, and the flags, so that a change of them builds anew.
 define CONFIG
-/* $(CC) $(OUR_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) */
+/* $(CC) $(OUR_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LIBEDIT) */
 #define TEST_SOURCES "$(CURDIR)"
 #define TEST_PYTHON "$(PYTHON_PROGRAM)"
 #define TEST_PYTHON_HOME "$(PYTHON_HOME)"

@@ -1,18 +1,23 @@
 /* manhole_cli.c - the client of a manhole: manhole-cli [options] PID
  *
  * Sends the process a signal if asked to, connects to its socket, makes sure that it is
- * that process which answers, then copies standard input to the socket and the socket to
- * standard output until the other side closes. Command line, messages and history file
- * are those of python-manhole's client of the same name.
+ * that process which answers, and then is its console: at a terminal with a line editor
+ * (libedit, if there was one to build with), else copying standard input to the socket and
+ * the socket to standard output until the other side closes. Or it runs code there (-c, -f),
+ * prints stacks (--stacks), for several processes side by side; lists them, or tidies up.
+ * Command line, messages and history file are those of python-manhole's client of the same
+ * name, and more.
  *
  * WHAT IT TOUCHES
  *   /tmp/manhole-PID       or the socket whose path is given: connected to, no more
- *   /proc/PID/status       read, for the uid of that process
+ *   /proc/PID/...          read, for what the process is; in a container its socket is below
+ *                          /proc/PID/root
  *   ~/.manhole_history     each line typed at a terminal is appended; mode 0600
- *   \0manhole-cli/PID.N/repl   its own end of the connection, see show_calling_card()
- *   HOME                   the only variable of the environment that is read
+ *   ~/.editrc              libedit's own settings, read
+ *   \0manhole-cli/PID.N/edit   its own end of the connection, see show_calling_card()
+ *   HOME, TERM, NO_COLOR, LC_*  are what it reads of the environment
  *
- * EXIT STATUS: enum exit_status below.
+ * EXIT STATUS: enum exit_status below; with -c and -f what the code says.
  *
  * HOW TO READ IT: ground floor first; main() is at the end, and is the table of contents.
  * One thread throughout. Nothing here is shared with manhole.c.
@@ -26,9 +31,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <langinfo.h>
 #include <limits.h>
+#include <locale.h>
+#include <math.h>
 #include <poll.h>
 #include <pwd.h>
+#include <regex.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -37,30 +46,50 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include <wchar.h>
+#include <wctype.h>
+#ifdef HAVE_LIBEDIT
+#  include <histedit.h>
+#endif
+
+#ifndef MANHOLE_VERSION
+#  define MANHOLE_VERSION "(version unknown)" /* make says it, from manhole.h */
+#endif
 
 /* Limits. */
 enum {
-    FIRST_PAUSE_MS = 1,        /* between two tries to connect; doubles up to */
-    FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
-    INTERRUPT_PATIENCE_MS =
-        1000, /* for the answer to Ctrl-C, and between it and a second one */
+    FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
     LONGEST_PAUSE_MS = 32,
+    FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
+    INTERRUPT_PATIENCE_MS = 1000, /* for an answer aside, and between two Ctrl-C */
+    PROMPT_PATIENCE_MS = 300, /* how long a line without end must stand to be a prompt */
+    KNOCK_PATIENCE_MS = 500,  /* for an answer at --list */
+    STACKS_PATIENCE_S = 10,
     CHUNK_SIZE = 64 * 1024, /* bytes on their way in each direction */
     HISTORY_LINE_SIZE =
-        4096,           /* bytes with the newline; a longer line is not remembered */
+        4096,             /* bytes with the newline; a longer line is not remembered */
+    HISTORY_LINES = 2000, /* that the editor knows */
+    HISTORY_SIZE = 1024 * 1024, /* bytes; beyond, the older half is dropped */
     QUOTED_SIZE = 1024, /* bytes of an argument as messages show it; the rest is cut */
     TITLE_SIZE = 64,    /* bytes of an option's names, for --help and messages */
+    MAX_WORDS = 1024,   /* PIDs, and arguments of code, on a command line */
+    MAX_OPTIONS = 32,   /* rows of options[], for each has a bit */
+    JOBS_AT_ONCE = 128, /* processes that are served side by side */
 };
 
-/* What the shell gets. 0 also when the server is killed: its close looks the same. A
- * process that -c or the like will run one day may give any status, as with python -c. */
+/* What the shell gets. 0 also when the server of a console is killed: its close looks the
+ * same. Code of -c and -f may give any status, as with python -c. */
 enum exit_status {
     STATUS_OK = 0,        /* the server closed the connection, or --help */
     STATUS_TROUBLE = 1,   /* the system refused something; the message says what */
@@ -68,6 +97,8 @@ enum exit_status {
     STATUS_NO_SIGNAL = 3, /* the signal could not be sent; nothing was connected to */
     STATUS_REFUSED = 4,   /* another process than the one asked for serves the socket */
     STATUS_NO_CONNECTION = 5, /* nobody answered within the timeout */
+    STATUS_CUT = 6,           /* the process was gone before the code had ended */
+    STATUS_TIMEOUT = 124, /* the code, or the stacks, took longer; as timeout(1) has it */
     STATUS_INTERRUPTED = 130, /* Ctrl-C, as shells have it: 128 + SIGINT */
     STATUS_OUTPUT_GONE = 141, /* nobody reads standard output any more: 128 + SIGPIPE */
 };
@@ -89,11 +120,15 @@ struct quoted {
     char text[QUOTED_SIZE];
 };
 
-/* The length of the UTF-8 sequence at the start of text, 0 when there is none. Overlong
- * forms of three and four bytes pass: this is for showing text, not for trusting it. */
+/* The length of the UTF-8 sequence at the start of text, 0 when there is none: what is
+ * overlong, a surrogate or beyond Unicode is none. Reads no further than a NUL. */
 static size_t
 sequence_length(const unsigned char *text)
 {
+    static const struct {
+        unsigned char first, low, high; /* bounds of the second byte after this one */
+    } narrow[] = {
+        {0xe0, 0xa0, 0xbf}, {0xed, 0x80, 0x9f}, {0xf0, 0x90, 0xbf}, {0xf4, 0x80, 0x8f}};
     size_t length = text[0] >= 0xf0 ? 4 : text[0] >= 0xe0 ? 3 : 2;
 
     if (text[0] < 0x80) {
@@ -104,6 +139,12 @@ sequence_length(const unsigned char *text)
     }
     for (size_t i = 1; i < length; i++) {
         if ((text[i] & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    for (size_t i = 0; i < sizeof(narrow) / sizeof(narrow[0]); i++) {
+        if (text[0] == narrow[i].first &&
+            (text[1] < narrow[i].low || text[1] > narrow[i].high)) {
             return 0;
         }
     }
@@ -359,6 +400,291 @@ parse_int(const char *text, long *value)
 }
 
 /* ======================================================================================
+ * Terminal: what text from a process may do to it, and the colours it gets here.
+ * On a terminal a process could, by the text that it writes, type commands, retitle the
+ * window or hide what it did. So there all control characters but newline, tab and carriage
+ * return are shown, not sent: ESC as ^[, what is no UTF-8 as \xff. --raw sends everything.
+ * To add a colour: a row in paints[], and in paint_of_line() what wears it.
+ * ======================================================================================
+ */
+
+/* Bytes that grow. Behind the last one there is always a NUL, unless there is none at all. */
+struct buffer {
+    char *data; /* owned; NULL while nothing was ever added */
+    size_t length;
+    size_t size;
+};
+
+static void
+append(struct buffer *buffer, const void *bytes, size_t count)
+{
+    if (buffer->length + count >= buffer->size) {
+        size_t size = 2 * (buffer->length + count) + 64;
+        char *data = realloc(buffer->data, size);
+        if (data == NULL) {
+            fail(STATUS_TROUBLE, "out of memory");
+        }
+        buffer->data = data;
+        buffer->size = size;
+    }
+    if (count > 0) {
+        memcpy(buffer->data + buffer->length, bytes, count);
+    }
+    buffer->length += count;
+    buffer->data[buffer->length] = '\0';
+}
+
+static void
+append_text(struct buffer *buffer, const char *text)
+{
+    append(buffer, text, strlen(text));
+}
+
+/* Takes the first bytes away. */
+static void
+drop(struct buffer *buffer, size_t count)
+{
+    if (buffer->length > 0) {
+        memmove(buffer->data, buffer->data + count, buffer->length - count + 1);
+        buffer->length -= count;
+    }
+}
+
+static void
+empty(struct buffer *buffer)
+{
+    drop(buffer, buffer->length);
+}
+
+/* The content as a string, also of a buffer that never had any. */
+static const char *
+text_of(const struct buffer *buffer)
+{
+    return buffer->data != NULL ? buffer->data : "";
+}
+
+/* The first line with its newline, or 0 when it is not whole yet. */
+static size_t
+line_length(const struct buffer *buffer)
+{
+    const char *newline =
+        buffer->length == 0 ? NULL : memchr(buffer->data, '\n', buffer->length);
+    return newline == NULL ? 0 : (size_t)(newline - buffer->data) + 1;
+}
+
+enum paint { PLAIN, PROMPT, HEADER, ERROR, FAINT };
+
+/* As in "ESC [ ... m"; the default ones, so that they suit light and dark screens. */
+static const char *const paints[] = {
+    [PLAIN] = "", [PROMPT] = "1;32", [HEADER] = "1;36", [ERROR] = "1;31", [FAINT] = "2",
+};
+
+static struct terminal {
+    bool is_shown_on; /* standard output is a terminal */
+    bool is_typed_on; /* standard input is one */
+    bool is_capable;  /* it can move its cursor: there is a TERM, and it is not dumb */
+    bool has_colours; /* wanted, too: no NO_COLOR in the environment */
+    bool is_raw;      /* --raw: control sequences are sent as they come */
+} terminal;
+
+/* Characters are what UTF-8 says, also where the locale says nothing of them. */
+static void
+look_at_terminal(bool is_raw)
+{
+    /* NOLINTBEGIN(concurrency-mt-unsafe): there is one thread */
+    const char *type = getenv("TERM");
+    const char *no_color = getenv("NO_COLOR");
+    if (setlocale(LC_CTYPE, "") == NULL || strcmp(nl_langinfo(CODESET), "UTF-8") != 0) {
+        (void)setlocale(LC_CTYPE, "C.UTF-8");
+    }
+    /* NOLINTEND(concurrency-mt-unsafe) */
+    terminal.is_shown_on = isatty(STDOUT_FILENO) == 1;
+    terminal.is_typed_on = isatty(STDIN_FILENO) == 1;
+    terminal.is_capable = type != NULL && type[0] != '\0' && strcmp(type, "dumb") != 0;
+    terminal.has_colours = terminal.is_shown_on && terminal.is_capable &&
+                           (no_color == NULL || no_color[0] == '\0');
+    terminal.is_raw = is_raw;
+}
+
+/* Whether a character turns the direction of the text around it, so that it reads as what
+ * it is not. */
+static bool
+is_misleading(wchar_t c)
+{
+    return (c >= 0x202a && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
+}
+
+/* The character at the start of valid UTF-8. */
+static wchar_t
+decode(const unsigned char *text, size_t length)
+{
+    wchar_t c = length == 1 ? text[0] : text[0] & (0xff >> (length + 1));
+    for (size_t i = 1; i < length; i++) {
+        c = (wchar_t)(c << 6 | (text[i] & 0x3f));
+    }
+    return c;
+}
+
+/* Adds text such that it moves nothing on a terminal but the cursor, and that only to the
+ * right, down, or to the start of its line. The bytes end with a NUL. */
+static void
+append_harmless(struct buffer *out, const char *bytes, size_t count)
+{
+    const unsigned char *text = (const unsigned char *)bytes;
+    char shown[16];
+
+    if (terminal.is_raw) {
+        append(out, bytes, count);
+        return;
+    }
+    for (size_t i = 0; i < count;) {
+        size_t length = sequence_length(text + i);
+        wchar_t c = length == 0 ? text[i] : decode(text + i, length);
+        if (length == 0 || (c >= 0x80 && c < 0xa0)) {
+            (void)snprintf(shown, sizeof(shown), "\\x%02x", (unsigned)c);
+        }
+        else if (is_misleading(c)) {
+            (void)snprintf(shown, sizeof(shown), "\\u%04x", (unsigned)c);
+        }
+        else if ((c < 0x20 && strchr("\n\t\r", (int)c) == NULL) || c == 0 || c == 0x7f) {
+            (void)snprintf(shown, sizeof(shown), "^%c", (int)c ^ 0x40);
+        }
+        else {
+            (void)snprintf(shown, sizeof(shown), "%.*s", (int)length, bytes + i);
+        }
+        append_text(out, shown);
+        i += length > 0 ? length : 1;
+    }
+}
+
+/* How many bytes at the end may be the beginning of a character of which the rest is still
+ * to come. */
+static size_t
+count_unfinished(const char *bytes, size_t count)
+{
+    for (size_t back = 1; back <= 3 && back <= count; back++) {
+        unsigned char byte = (unsigned char)bytes[count - back];
+        size_t needed = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
+        if (byte >= 0xc0) {
+            return needed > back ? back : 0;
+        }
+        if (byte < 0x80) {
+            return 0;
+        }
+    }
+    return 0;
+}
+
+static void
+append_paint(struct buffer *out, enum paint paint, const char *text)
+{
+    bool is_painted = terminal.has_colours && paint != PLAIN;
+    if (is_painted) {
+        append_text(out, "\033[");
+        append_text(out, paints[paint]);
+        append_text(out, "m");
+    }
+    append_text(out, text);
+    if (is_painted) {
+        append_text(out, "\033[0m");
+    }
+}
+
+/* The colour of a line, by its beginning: the head of a thread's stack; the head and the
+ * last line of a traceback, which is the first one behind it that is not indented. */
+static enum paint
+paint_of_line(const char *line)
+{
+    static bool is_in_traceback;
+    bool was_in_traceback = is_in_traceback;
+
+    if (strncmp(line, "#########", 9) == 0) {
+        is_in_traceback = false;
+        return HEADER;
+    }
+    if (strncmp(line, "Traceback (most recent call last):", 34) == 0) {
+        is_in_traceback = true;
+        return ERROR;
+    }
+    is_in_traceback = was_in_traceback && (line[0] == ' ' || line[0] == '\t');
+    return was_in_traceback && !is_in_traceback && line[0] != '\r' && line[0] != '\0'
+               ? ERROR
+               : PLAIN;
+}
+
+/* Adds a line as it looks on this terminal, with a newline. The bytes end with a NUL. */
+static void
+append_line(struct buffer *out, const char *bytes, size_t count)
+{
+    struct buffer line = {.data = NULL};
+
+    if (count > 0 && bytes[count - 1] == '\r') {
+        count--;
+    }
+    append_harmless(&line, bytes, count);
+    append_paint(out, line.length > 0 ? paint_of_line(line.data) : PLAIN, text_of(&line));
+    append_text(out, "\n");
+    free(line.data);
+}
+
+/* How many cells of the terminal a character takes. */
+static int
+cells_of(wchar_t c)
+{
+    int cells = wcwidth(c);
+    return cells >= 0 ? cells : c < 0x20 || c == 0x7f ? 2 : 1;
+}
+
+/* Cells and columns: where the cursor is after text that began in column 0. */
+struct place {
+    int row;
+    int column;
+};
+
+static void
+move_over(struct place *place, wchar_t c, int columns)
+{
+    int cells = c == '\t' ? 8 - place->column % 8 : cells_of(c);
+
+    if (place->column + cells > columns) {
+        place->row++;
+        place->column = 0;
+    }
+    place->column += cells;
+    if (place->column >= columns) {
+        place->row++;
+        place->column = 0;
+    }
+}
+
+/* Returns 80 where the terminal does not say. */
+static int
+count_columns(void)
+{
+    struct winsize size = {.ws_col = 0};
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col
+                                                                           : 80;
+}
+
+/* Writes all of it; ends the program when that cannot be. */
+static void
+write_all(int fd, const char *bytes, size_t count)
+{
+    while (count > 0) {
+        ssize_t written = write(fd, bytes, count);
+        if (written < 0 && errno == EPIPE) {
+            leave(STATUS_OUTPUT_GONE);
+        }
+        if (written < 0 && errno != EINTR && errno != EAGAIN) {
+            fail(STATUS_TROUBLE, "cannot write to standard %s: %m",
+                 fd == STDOUT_FILENO ? "output" : "error");
+        }
+        bytes += written > 0 ? written : 0;
+        count -= written > 0 ? (size_t)written : 0;
+    }
+}
+
+/* ======================================================================================
  * Target: whom the PID argument means. Looks at the file system, connects to nothing.
  * ======================================================================================
  */
@@ -404,6 +730,79 @@ parse_pid(const char *text)
     return pid <= INT_MAX ? (pid_t)pid : 0;
 }
 
+/* Adds the content of /proc/PID/name. False when it cannot be read. */
+static bool
+read_proc(pid_t pid, const char *name, struct buffer *content)
+{
+    char path[64];
+    char bytes[4096];
+    ssize_t count = 0;
+    int fd = -1;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, name);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return false;
+    }
+    while ((count = read(fd, bytes, sizeof(bytes))) > 0) {
+        append(content, bytes, (size_t)count);
+    }
+    (void)close(fd);
+    return count == 0;
+}
+
+/* The process's number in its own pid namespace, as its own socket has it. */
+static pid_t
+inner_pid(pid_t pid)
+{
+    struct buffer status = {.data = NULL}; /* owned */
+    pid_t inner = pid;
+
+    if (read_proc(pid, "status", &status)) {
+        const char *line = strstr(status.data, "\nNSpid:");
+        size_t length = line != NULL ? strcspn(line + 1, "\n") + 1 : 0;
+        while (length > 0 && is_digit(line[length - 1])) {
+            length--;
+        }
+        inner = line != NULL ? (pid_t)strtol(line + length, NULL, 10) : pid;
+    }
+    free(status.data);
+    return inner;
+}
+
+/* Whether two names stand for one file; also where that cannot be found out. */
+static bool
+is_same_file(const char *a, const char *b)
+{
+    struct stat status_a;
+    struct stat status_b;
+    return stat(a, &status_a) < 0 || stat(b, &status_b) < 0 ||
+           (status_a.st_dev == status_b.st_dev && status_a.st_ino == status_b.st_ino);
+}
+
+/* The process of that id and its socket. In a container, a service with a /tmp of its own or a
+ * chroot the socket is elsewhere, and under the number that the process has there. */
+static struct target
+target_of(pid_t pid)
+{
+    struct target target = {.pid = pid};
+    char root[64];
+    char mounts[64];
+
+    (void)snprintf(root, sizeof(root), "/proc/%d/root", (int)pid);
+    (void)snprintf(mounts, sizeof(mounts), "/proc/%d/ns/mnt", (int)pid);
+    (void)snprintf(target.path, sizeof(target.path), "/tmp/manhole-%d", (int)pid);
+    if (!is_same_file(root, "/") || !is_same_file(mounts, "/proc/self/ns/mnt")) {
+        (void)snprintf(target.path, sizeof(target.path), "%s/tmp/manhole-%d", root,
+                       (int)inner_pid(pid));
+    }
+    else if (pid > 0) {
+        (void)snprintf(target.path, sizeof(target.path), "/tmp/manhole-%d",
+                       (int)inner_pid(pid));
+    }
+    return target;
+}
+
 /* A number means the process of that id and its /tmp/manhole-PID; so does a path that
  * ends like that, unless there is a socket at that very path: then it means that socket,
  * as does the path of any other one. Ends the program when text is nothing of the kind.
@@ -411,10 +810,9 @@ parse_pid(const char *text)
 static struct target
 parse_target(const char *text)
 {
-    struct target target = {.pid = parse_pid(text)};
+    struct target target = target_of(parse_pid(text));
     bool has_path = text[0] != '\0' && strspn(text, "0123456789\n") != strlen(text);
 
-    (void)snprintf(target.path, sizeof(target.path), "/tmp/manhole-%d", (int)target.pid);
     if (has_path && strcmp(text, target.path) != 0 && is_socket(text)) {
         target.by_path = true;
         if (strlen(text) >= sizeof(target.path)) {
@@ -446,19 +844,45 @@ parse_target(const char *text)
  */
 
 /* What the command line asks for. */
+enum action { ACTION_CONSOLE, ACTION_RUN, ACTION_STACKS, ACTION_LIST, ACTION_CLEAN };
+
+enum { FLAG_JSON = 1, FLAG_ALL = 2, FLAG_NO_DUMP = 4, FLAG_QUIET = 8, FLAG_RAW = 16 };
+
 struct request {
-    struct target target;
+    enum action action;
+    unsigned flags;
+    struct target target;       /* the first one */
+    const char *pid[MAX_WORDS]; /* all that were given, as they were */
+    size_t pids;
     double timeout_s; /* may be inf or nan; nan is over at once, as is what is negative */
+    double deadline;  /* of what is run, by now_s() */
     int signal;       /* 0: none is sent */
-    unsigned taken;   /* bit i: options[i] was given */
+    const char *code; /* of -c */
+    const char *file; /* of -f */
+    const char *argument[MAX_WORDS]; /* of the code */
+    size_t arguments;
+    struct buffer source;
+    pid_t ancestor; /* of --children; 0: not given */
+    const char *match;
+    const char *host;
+    const char *command;
+    unsigned taken;                 /* bit i: options[i] was given, */
+    const char *given[MAX_OPTIONS]; /* and with this argument */
 };
 
+/* Which options go ill together. */
+enum group { NO_GROUP, SIGNAL_GROUP, ACTION_GROUP, PLACE_GROUP };
+
 struct option {
-    const char *names[2];
-    const char *metavar; /* NULL: takes no argument */
+    const char *names[2]; /* the second may be NULL */
+    const char *metavar;  /* NULL: takes no argument */
     const char *help;
-    bool exclusive; /* at most one of these may be given */
-    int constant;   /* what take_constant_signal() takes */
+    enum group group; /* at most one of these may be given */
+    int constant;     /* of the signal, the action or the flag that it stands for */
+    bool
+        is_new; /* not python-manhole's: its name may not be what makes another ambiguous */
+    bool is_literal;   /* its argument is the next word, whatever that looks like */
+    bool is_elsewhere; /* says where, and is not said again over there */
     /* argument: NULL without metavar */
     void (*take)(const struct option *option, const char *argument,
                  struct request *request);
@@ -468,14 +892,22 @@ struct option {
 #define NUMBER_TEXT_(number) #number
 #define DEFAULT_TIMEOUT_S 1
 
-static void take_help(const struct option *option, const char *argument,
-                      struct request *request);
-static void take_timeout(const struct option *option, const char *argument,
-                         struct request *request);
-static void take_constant_signal(const struct option *option, const char *argument,
-                                 struct request *request);
-static void take_signal(const struct option *option, const char *argument,
-                        struct request *request);
+#define TAKES(name)                                                                      \
+  static void name(const struct option *option, const char *argument,                    \
+                   struct request *request)
+TAKES(take_help);
+TAKES(take_version);
+TAKES(take_timeout);
+TAKES(take_constant_signal);
+TAKES(take_signal);
+TAKES(take_code);
+TAKES(take_file);
+TAKES(take_action);
+TAKES(take_flag);
+TAKES(take_ancestor);
+TAKES(take_match);
+TAKES(take_host);
+TAKES(take_command);
 
 static const struct option options[] = {
     {
@@ -492,14 +924,14 @@ static const struct option options[] = {
     {
         .names = {"-1", "-USR1"},
         .help = "Send USR1 (" NUMBER_TEXT(SIGUSR1) ") to the process before connecting.",
-        .exclusive = true,
+        .group = SIGNAL_GROUP,
         .constant = SIGUSR1,
         .take = take_constant_signal,
     },
     {
         .names = {"-2", "-USR2"},
         .help = "Send USR2 (" NUMBER_TEXT(SIGUSR2) ") to the process before connecting.",
-        .exclusive = true,
+        .group = SIGNAL_GROUP,
         .constant = SIGUSR2,
         .take = take_constant_signal,
     },
@@ -507,12 +939,130 @@ static const struct option options[] = {
         .names = {"-s", "--signal"},
         .metavar = "SIGNAL",
         .help = "Send the given SIGNAL to the process before connecting.",
-        .exclusive = true,
+        .group = SIGNAL_GROUP,
         .take = take_signal,
+    },
+    {
+        .names = {"-c"},
+        .metavar = "CODE",
+        .help =
+            "Run CODE in the process, print its output only, and exit with its status. "
+            "Words behind it are its sys.argv.",
+        .group = ACTION_GROUP,
+        .is_new = true,
+        .is_literal = true,
+        .take = take_code,
+    },
+    {
+        .names = {"-f"},
+        .metavar = "FILE",
+        .help = "The same with the code in FILE; \"-\" is standard input.",
+        .group = ACTION_GROUP,
+        .is_new = true,
+        .is_literal = true,
+        .take = take_file,
+    },
+    {
+        .names = {"--stacks"},
+        .help = "Print the stacks of all threads and exit, also when the process hangs.",
+        .group = ACTION_GROUP,
+        .constant = ACTION_STACKS,
+        .is_new = true,
+        .take = take_action,
+    },
+    {
+        .names = {"--json"},
+        .help = "Print the stacks as one JSON document.",
+        .constant = FLAG_JSON,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--list"},
+        .help = "List the processes that have a manhole, and whether they answer.",
+        .group = ACTION_GROUP,
+        .constant = ACTION_LIST,
+        .is_new = true,
+        .take = take_action,
+    },
+    {
+        .names = {"--clean"},
+        .help = "Remove sockets of yours that nobody serves any more.",
+        .group = ACTION_GROUP,
+        .constant = ACTION_CLEAN,
+        .is_new = true,
+        .take = take_action,
+    },
+    {
+        .names = {"--all"},
+        .help = "Instead of PID: all processes of yours that have a manhole.",
+        .constant = FLAG_ALL,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--children"},
+        .metavar = "PID",
+        .help = "Of these, PID and all that come from it: a master with its workers.",
+        .is_new = true,
+        .take = take_ancestor,
+    },
+    {
+        .names = {"--match"},
+        .metavar = "REGEX",
+        .help = "Of these, those whose command line matches REGEX.",
+        .is_new = true,
+        .take = take_match,
+    },
+    {
+        .names = {"--host"},
+        .metavar = "HOST",
+        .help = "On another machine, by ssh and the manhole-cli there.",
+        .group = PLACE_GROUP,
+        .is_new = true,
+        .is_elsewhere = true,
+        .take = take_host,
+    },
+    {
+        .names = {"--exec"},
+        .metavar = "COMMAND",
+        .help = "In a container, by the manhole-cli there: \"docker exec -i NAME\".",
+        .group = PLACE_GROUP,
+        .is_new = true,
+        .is_elsewhere = true,
+        .take = take_command,
+    },
+    {
+        .names = {"--no-dump"},
+        .help = "A console without the stacks at its start.",
+        .constant = FLAG_NO_DUMP,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--quiet"},
+        .help = "The same, and no remarks of manhole-cli; errors are still told.",
+        .constant = FLAG_QUIET | FLAG_NO_DUMP,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--raw"},
+        .help = "Let control characters from the process through to the terminal.",
+        .constant = FLAG_RAW,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--version"},
+        .help = "show the version and exit",
+        .is_new = true,
+        .take = take_version,
     },
 };
 
-enum { OPTIONS = sizeof(options) / sizeof(options[0]) };
+#define OPTIONS (sizeof(options) / sizeof(options[0]))
+_Static_assert(OPTIONS <= (size_t)MAX_OPTIONS, "struct request has room for all options");
 
 /* All names of an option, for messages ("-s/--signal") and for --help ("-s SIGNAL,
  * --signal SIGNAL"). By value, like struct quoted. */
@@ -524,8 +1074,9 @@ static struct title
 title_of(const struct option *option)
 {
     struct title title;
-    (void)snprintf(title.text, sizeof(title.text), "%s/%s", option->names[0],
-                   option->names[1]);
+    bool is_single = option->names[1] == NULL;
+    (void)snprintf(title.text, sizeof(title.text), "%s%s%s", option->names[0],
+                   is_single ? "" : "/", is_single ? "" : option->names[1]);
     return title;
 }
 
@@ -535,8 +1086,12 @@ synopsis_of(const struct option *option)
     struct title title;
     const char *gap = option->metavar != NULL ? " " : "";
     const char *metavar = option->metavar != NULL ? option->metavar : "";
-    (void)snprintf(title.text, sizeof(title.text), "%s%s%s, %s%s%s", option->names[0],
-                   gap, metavar, option->names[1], gap, metavar);
+    int length = snprintf(title.text, sizeof(title.text), "%s%s%s", option->names[0], gap,
+                          metavar);
+    if (option->names[1] != NULL) {
+        (void)snprintf(title.text + length, sizeof(title.text) - (size_t)length,
+                       ", %s%s%s", option->names[1], gap, metavar);
+    }
     return title;
 }
 
@@ -564,7 +1119,7 @@ print_entry(const char *title, const char *text)
     (void)printf("%s\n", text);
 }
 
-/* The four that the rows name. What they are given has been matched to the row: an argument
+/* Those that the rows name. What they are given has been matched to the row: an argument
  * is there exactly when the row has a metavar. This one does not return. */
 static void
 take_help(const struct option *option, const char *argument, struct request *request)
@@ -580,6 +1135,78 @@ take_help(const struct option *option, const char *argument, struct request *req
         print_entry(synopsis_of(&options[i]).text, options[i].help);
     }
     leave(STATUS_OK);
+}
+
+static void
+take_version(const struct option *option, const char *argument, struct request *request)
+{
+    (void)option;
+    (void)argument;
+    (void)request;
+    (void)printf("%s %s\n", program, MANHOLE_VERSION);
+    leave(STATUS_OK);
+}
+
+static void
+take_code(const struct option *option, const char *argument, struct request *request)
+{
+    (void)option;
+    request->action = ACTION_RUN;
+    request->code = argument;
+}
+
+static void
+take_file(const struct option *option, const char *argument, struct request *request)
+{
+    (void)option;
+    request->action = ACTION_RUN;
+    request->file = argument;
+}
+
+static void
+take_action(const struct option *option, const char *argument, struct request *request)
+{
+    (void)argument;
+    request->action = (enum action)option->constant;
+}
+
+static void
+take_flag(const struct option *option, const char *argument, struct request *request)
+{
+    (void)argument;
+    request->flags |= (unsigned)option->constant;
+}
+
+static void
+take_ancestor(const struct option *option, const char *argument, struct request *request)
+{
+    request->ancestor = parse_pid(argument);
+    if (request->ancestor == 0) {
+        fail_usage(
+            "argument %s: PID must be in one of these forms: 1234 or /tmp/manhole-1234",
+            title_of(option).text);
+    }
+}
+
+static void
+take_match(const struct option *option, const char *argument, struct request *request)
+{
+    (void)option;
+    request->match = argument;
+}
+
+static void
+take_host(const struct option *option, const char *argument, struct request *request)
+{
+    (void)option;
+    request->host = argument;
+}
+
+static void
+take_command(const struct option *option, const char *argument, struct request *request)
+{
+    (void)option;
+    request->command = argument;
 }
 
 static void
@@ -665,7 +1292,8 @@ find_option(const char *name, size_t length)
     for (size_t i = 0; i < OPTIONS; i++) {
         for (size_t j = 0; j < 2; j++) {
             const char *candidate = options[i].names[j];
-            if (strlen(candidate) == length && strncmp(candidate, name, length) == 0) {
+            if (candidate != NULL && strlen(candidate) == length &&
+                strncmp(candidate, name, length) == 0) {
                 return &options[i];
             }
         }
@@ -700,11 +1328,12 @@ resolve_option(const char *text)
     size_t length = 0;
     size_t found = 0;
 
-    for (size_t i = 0; i < OPTIONS; i++) {
+    /* What is short for one of python-manhole's options stays so. */
+    for (size_t i = 0; i < OPTIONS && (found == 0 || !options[i].is_new); i++) {
         for (size_t j = 0; j < 2; j++) {
             const char *name = options[i].names[j];
             const char *argument = NULL;
-            if (may_mean(text, name, &argument)) {
+            if (name != NULL && may_mean(text, name, &argument)) {
                 word.option = &options[i];
                 word.argument = argument;
                 length += (size_t)snprintf(names + length, sizeof(names) - length, "%s%s",
@@ -750,14 +1379,15 @@ static void
 take_option(const struct option *option, const char *argument, struct request *request)
 {
     option->take(option, argument, request);
-    for (size_t i = 0; option->exclusive && i < OPTIONS; i++) {
-        if (options[i].exclusive && &options[i] != option &&
+    for (size_t i = 0; option->group != NO_GROUP && i < OPTIONS; i++) {
+        if (options[i].group == option->group && &options[i] != option &&
             (request->taken & 1U << i) != 0) {
             fail_usage("argument %s: not allowed with argument %s", title_of(option).text,
                        title_of(&options[i]).text);
         }
     }
     request->taken |= 1U << (option - options);
+    request->given[option - options] = argument;
 }
 
 /* The option that comes next in a bundle, by its letter: what is glued to an option
@@ -818,29 +1448,67 @@ struct words {
     int count;
     int dashes; /* where the first "--" stands; count: nowhere */
     int extra;  /* how many nobody took */
-    bool has_pid;
 };
+
+/* Whether the word at i is one that an option before it takes as it is. */
+static bool
+is_literal(const struct words *words, int i)
+{
+    const struct option *option =
+        i > 0 ? find_option(words->text[i - 1], strlen(words->text[i - 1])) : NULL;
+    return option != NULL && option->is_literal && i < words->count &&
+           i - 1 < words->dashes;
+}
 
 /* Whether there is a word at i and it is no option; the first "--" is neither. */
 static bool
 is_argument(const struct words *words, int i)
 {
-    return i < words->count && i != words->dashes &&
-           (i > words->dashes || !classify_word(words->text[i]).is_option);
+    return is_literal(words, i) ||
+           (i < words->count && i != words->dashes &&
+            (i > words->dashes || !classify_word(words->text[i]).is_option));
+}
+
+/* Whether the processes are known without a PID. */
+static bool
+is_selection(const struct request *request)
+{
+    return (request->flags & FLAG_ALL) != 0 || request->ancestor != 0 ||
+           request->match != NULL;
+}
+
+/* Takes a word that stands behind -c or -f and is neither an option nor the PID. */
+static int
+take_argument_of_code(const struct words *words, int i, struct request *request)
+{
+    if (request->action != ACTION_RUN || (request->pids == 0 && !is_selection(request))) {
+        return 0;
+    }
+    if (i == words->dashes) {
+        return 1;
+    }
+    if (!is_argument(words, i) || request->arguments == MAX_WORDS) {
+        return 0;
+    }
+    request->argument[request->arguments++] = words->text[i];
+    return 1;
 }
 
 /* Takes the PID if it is here, with a "--" before or behind it. Returns how many words
  * that was, as the next function does. */
 static int
-take_pid(struct words *words, int i, struct request *request)
+take_pid(const struct words *words, int i, struct request *request)
 {
     int at = i == words->dashes ? i + 1 : i;
 
-    if (words->has_pid || !is_argument(words, at)) {
+    if (request->pids > 0 || !is_argument(words, at)) {
         return 0;
     }
-    words->has_pid = true;
-    request->target = parse_target(words->text[at]);
+    request->pid[request->pids++] = words->text[at];
+    if (request->host == NULL &&
+        request->command == NULL) { /* else it means one over there */
+        request->target = parse_target(words->text[at]);
+    }
     return at + 1 == words->dashes ? 2 : at + 1 - i;
 }
 
@@ -877,23 +1545,64 @@ fail_extra_words(const struct words *words)
     fail_usage("unrecognized arguments:%s", all);
 }
 
+/* Takes more PIDs, where what is asked for can be had of several. */
+static void
+take_more_pids(struct words *words, struct request *request)
+{
+    bool may_be_several =
+        request->action == ACTION_RUN || request->action == ACTION_STACKS;
+
+    for (int i = 0; i < words->extra; i++) {
+        if (!may_be_several || words->text[i][0] == '-' || request->pids == MAX_WORDS) {
+            fail_extra_words(words);
+        }
+        request->pid[request->pids++] = words->text[i];
+    }
+}
+
+/* What the options say together that none says alone. */
+static void
+settle_request(struct request *request)
+{
+    if ((request->flags & FLAG_JSON) != 0 && request->action == ACTION_CONSOLE) {
+        request->action = ACTION_STACKS;
+    }
+    if ((request->flags & FLAG_JSON) != 0 && request->action != ACTION_STACKS) {
+        fail_usage("argument --json: only with --stacks");
+    }
+    for (size_t i = 0; i < request->pids && request->pids > 1 && request->host == NULL &&
+                       request->command == NULL;
+         i++) {
+        (void)parse_target(request->pid[i]);
+    }
+}
+
 /* Reads the command line; ends the program when it is wrong or asks for help. Options
  * count from left to right, the PID stands anywhere between them. */
-static struct request
-parse_command_line(int argc, char **argv)
+static void
+parse_command_line(int argc, char **argv, struct request *request)
 {
-    struct request request = {.timeout_s = DEFAULT_TIMEOUT_S};
     struct words words = {.text = argv + 1, .count = argc > 0 ? argc - 1 : 0};
+    bool needs_pid = false;
 
     /* An option that is ambiguous is an error before any other takes effect. */
-    while (words.dashes < words.count && strcmp(words.text[words.dashes], "--") != 0) {
-        (void)classify_word(words.text[words.dashes]);
-        words.dashes++;
+    words.dashes = words.count;
+    for (int i = 0; i < words.dashes; i++) {
+        if (!is_literal(&words, i)) {
+            if (strcmp(words.text[i], "--") == 0) {
+                words.dashes = i;
+                break;
+            }
+            (void)classify_word(words.text[i]);
+        }
     }
     for (int i = 0; i < words.count;) {
-        int taken = take_pid(&words, i, &request);
+        int taken = take_argument_of_code(&words, i, request);
         if (taken == 0) {
-            taken = take_bundle(&words, i, &request);
+            taken = take_pid(&words, i, request);
+        }
+        if (taken == 0) {
+            taken = take_bundle(&words, i, request);
         }
         if (taken == 0) {
             words.text[words.extra++] = words.text[i];
@@ -901,13 +1610,14 @@ parse_command_line(int argc, char **argv)
         }
         i += taken;
     }
-    if (!words.has_pid) {
+    needs_pid = request->action != ACTION_LIST && request->action != ACTION_CLEAN &&
+                !is_selection(request) &&
+                !(words.count == 0 && terminal.is_typed_on && terminal.is_shown_on);
+    if (request->pids == 0 && needs_pid) {
         fail_usage("the following arguments are required: PID");
     }
-    if (words.extra > 0) {
-        fail_extra_words(&words);
-    }
-    return request;
+    take_more_pids(&words, request);
+    settle_request(request);
 }
 
 /* ======================================================================================
@@ -1184,32 +1894,46 @@ fail_refused(const struct target *target, const struct ucred *server, uid_t owne
          quote(target->path).text, (int)server->pid, server->uid, server->gid, expected);
 }
 
-/* Makes sure that who answers may read what is typed, and be believed: root, ourselves, or
- * the user of the process asked for; and that it is this process. For a connected client
+/* Whether who answers may read what is typed, and be believed: root, ourselves, or the user
+ * of the process asked for; and whether it is this process. For a connected client
  * SO_PEERCRED tells who called listen(), so a socket that somebody else put at the path
- * shows. A server in another pid namespace has pid 0 here: then the uid decides alone. */
+ * shows. A server in another pid namespace may have pid 0 here: then the uid decides alone. */
+static bool
+judge_server(int fd, const struct target *target, struct ucred *server, uid_t *owner)
+{
+    socklen_t size = sizeof(*server);
+
+    *owner = geteuid();
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, server, &size) < 0) {
+        fail(STATUS_TROUBLE, "cannot find out who serves %s: %m",
+             quote(target->path).text);
+    }
+    if (target->pid != 0 && !find_uid(target->pid, owner)) {
+        *owner = geteuid();
+    }
+    return (target->pid == 0 || server->pid == 0 || server->pid == target->pid) &&
+           (server->uid == 0 || server->uid == geteuid() || server->uid == *owner);
+}
+
+/* Ends the program when it is the wrong one. */
 static struct ucred
 check_server(int fd, const struct target *target)
 {
     struct ucred server;
-    socklen_t size = sizeof(server);
-    uid_t owner = geteuid();
-    bool is_pid_right = false;
-    bool is_uid_right = false;
+    uid_t owner = 0;
 
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &server, &size) < 0) {
-        fail(STATUS_TROUBLE, "cannot find out who serves %s: %m",
-             quote(target->path).text);
-    }
-    if (target->pid != 0 && !find_uid(target->pid, &owner)) {
-        owner = geteuid();
-    }
-    is_pid_right = target->pid == 0 || server.pid == 0 || server.pid == target->pid;
-    is_uid_right = server.uid == 0 || server.uid == geteuid() || server.uid == owner;
-    if (!is_pid_right || !is_uid_right) {
+    if (!judge_server(fd, target, &server, &owner)) {
         fail_refused(target, &server, owner);
     }
     return server;
+}
+
+static bool
+is_right_server(int fd, const struct target *target)
+{
+    struct ucred server;
+    uid_t owner = 0;
+    return judge_server(fd, target, &server, &owner);
 }
 
 /* pid is positive: to kill() 0 and less mean whole groups, us among them. */
@@ -1235,9 +1959,8 @@ send_signal(pid_t pid, int number)
 /* Signals whoever serves a given path: only a connection tells who that is, so it must
  * work beforehand, and is then the one that is used. */
 static void
-connect_and_signal(int fd, const struct request *request)
+connect_and_signal(int fd, const struct request *request, const struct target *target)
 {
-    const struct target *target = &request->target;
     struct ucred server;
 
     if (connect_once(fd, target->path) < 0) {
@@ -1260,50 +1983,268 @@ connect_and_signal(int fd, const struct request *request)
  * one. By PID the signal goes first, whether or not somebody answers already: it may be
  * what makes the process listen. */
 static int
-open_connection(const struct request *request)
+open_connection(const struct request *request, const struct target *target,
+                const char *wish)
 {
-    int fd = open_socket("repl");
+    int fd = open_socket(wish);
 
-    if (request->signal != 0 && request->target.by_path) {
-        connect_and_signal(fd, request);
+    if (request->signal != 0 && target->by_path) {
+        connect_and_signal(fd, request, target);
         return fd;
     }
     if (request->signal != 0) {
-        send_signal(request->target.pid, request->signal);
+        send_signal(target->pid, request->signal);
     }
-    connect_within(fd, &request->target, request->timeout_s);
-    (void)check_server(fd, &request->target);
+    connect_within(fd, target, request->timeout_s);
+    (void)check_server(fd, target);
     return fd;
 }
 
 /* ======================================================================================
- * History: what was typed at a terminal, for the next time. A line each, as readline
- * keeps it. Appends only, a line in one write(), so that clients side by side do not mix
- * their lines. A line editor brings its own: it replaces this room.
+ * Signals: let in only while we wait, so that they can be dealt with as any other news.
+ * Before there is a connection Ctrl-C simply ends the program.
  * ======================================================================================
  */
 
-struct history {
-    int fd; /* -1: nothing is kept */
-    size_t length;
-    bool is_too_long; /* the line being gathered */
-    char line[HISTORY_LINE_SIZE];
+static volatile sig_atomic_t is_signal_due[NSIG];
+static sigset_t mask_while_waiting;
+
+/* Only what signal-safety(7) allows. */
+static void
+on_signal(int number)
+{
+    is_signal_due[number] = 1;
+}
+
+/* The same; there is nothing to tidy up. */
+static void
+on_early_interrupt(int number)
+{
+    (void)number;
+    _exit(STATUS_INTERRUPTED);
+}
+
+/* Unless the caller has the signal ignored (nohup, "&" in a script). Returns whether it is not. */
+static bool
+set_handler(int number, void (*handler)(int))
+{
+    struct sigaction action = {.sa_flags = 0};
+
+    if (sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN) {
+        return false;
+    }
+    action = (struct sigaction){.sa_handler = handler, .sa_flags = SA_RESTART};
+    return sigaction(number, &action, NULL) == 0;
+}
+
+/* From now on take_due() tells of it. */
+static void
+follow_signal(int number)
+{
+    static bool is_first = true;
+    sigset_t set;
+
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, number);
+    (void)pthread_sigmask(SIG_BLOCK, &set, is_first ? &mask_while_waiting : NULL);
+    is_first = false;
+    (void)set_handler(number, on_signal);
+}
+
+/* Whether it has come since the last call. */
+static bool
+take_due(int number)
+{
+    bool is_due = is_signal_due[number] != 0;
+    is_signal_due[number] = 0;
+    return is_due;
+}
+
+/* As poll(), with the signals that are followed let in: -1 then, to be looked at. */
+static int
+poll_with_signals(struct pollfd fds[], nfds_t count, int patience_ms)
+{
+    struct timespec patience = {.tv_sec = patience_ms / 1000,
+                                .tv_nsec = patience_ms % 1000 * 1000000L};
+    int ready =
+        ppoll(fds, count, patience_ms < 0 ? NULL : &patience, &mask_while_waiting);
+
+    if (ready < 0 && errno != EINTR) {
+        fail(STATUS_TROUBLE, "cannot wait for input: %m");
+    }
+    return ready;
+}
+
+/* Has the signal do what it does to a program that does not care. */
+static void
+suffer(int number)
+{
+    sigset_t set;
+
+    (void)signal(number, SIG_DFL);
+    (void)raise(number);
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, number);
+    (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    (void)pthread_sigmask(SIG_BLOCK, &set, NULL); /* after a stop */
+    (void)set_handler(number, on_signal);
+}
+
+/* ======================================================================================
+ * Side channels: a second connection, whose calling card says what it wants to know of the
+ * first one's session. The console's own bytes stay what they always were.
+ * ======================================================================================
+ */
+
+/* After an interrupted or premature call the next poll() decides anew. */
+static bool
+is_passing(int error)
+{
+    return error == EINTR || error == EAGAIN;
+}
+
+/* Asks and adds the answer, to its end or that of the patience. Returns false, with whatever
+ * has come until then, when that was not the end. */
+static bool
+ask_aside(const struct target *target, const char *wish, const struct buffer *question,
+          int patience_ms, struct buffer *answer)
+{
+    static unsigned count;
+    double deadline = now_s() + patience_ms / 1e3;
+    char name[32];
+    char bytes[4096];
+    ssize_t length = -1;
+    struct pollfd server = {.events = POLLIN};
+
+    (void)snprintf(name, sizeof(name), "%s.%u", wish, ++count);
+    server.fd = open_socket(name);
+    if (connect_once(server.fd, target->path) == 0 &&
+        is_right_server(server.fd, target)) {
+        if (question != NULL) {
+            (void)send(server.fd, question->data, question->length, MSG_NOSIGNAL);
+        }
+        while (length != 0) {
+            double left_ms = (deadline - now_s()) * 1e3;
+            if (left_ms <= 0 || poll(&server, 1, (int)left_ms + 1) != 1) {
+                break;
+            }
+            length = recv(server.fd, bytes, sizeof(bytes), 0);
+            append(answer, bytes, length > 0 ? (size_t)length : 0);
+            length = length < 0 && is_passing(errno) ? 1 : length < 0 ? 0 : length;
+        }
+    }
+    (void)close(server.fd);
+    return length == 0;
+}
+
+enum interruption {
+    SESSION_INTERRUPTED,
+    SESSION_IDLE,
+    SESSION_LEFT, /* the client is to go */
 };
 
-static struct history history = {.fd = -1};
+/* Ctrl-C: the first one interrupts what our session runs. A second one soon after, while that still
+ * runs, leaves it running; so does the first one with a server that knows no interrupts. */
+static enum interruption
+interrupt_session(const struct target *target)
+{
+    static double last_s = -1e9;           /* of the last one that a statement got */
+    struct buffer answer = {.data = NULL}; /* owned */
+    enum interruption outcome = SESSION_LEFT;
 
-/* Opens ~/.manhole_history if standard input is a terminal. To have none is no error. */
+    (void)ask_aside(target, "interrupt", NULL, INTERRUPT_PATIENCE_MS, &answer);
+    if (strcmp(text_of(&answer), "idle\n") == 0) {
+        outcome = SESSION_IDLE;
+    }
+    else if (strcmp(text_of(&answer), "interrupted\n") == 0) {
+        if (now_s() - last_s >= INTERRUPT_PATIENCE_MS / 1e3) {
+            last_s = now_s();
+            outcome = SESSION_INTERRUPTED;
+        }
+        else {
+            (void)fprintf(
+                stderr, "\nmanhole-cli: left; the statement has not ended yet and is "
+                        "interrupted again by the process every second until it does\n");
+        }
+    }
+    free(answer.data);
+    return outcome;
+}
+
+/* As the kernel recorded it when the server began to listen. */
+static pid_t
+server_pid(int server)
+{
+    struct ucred credentials = {.pid = 0};
+    socklen_t size = sizeof(credentials);
+
+    (void)getsockopt(server, SOL_SOCKET, SO_PEERCRED, &credentials, &size);
+    return credentials.pid;
+}
+
+/* ======================================================================================
+ * History: what was typed at a terminal, for the next time. A line each, as readline
+ * keeps it. Clients side by side append under a lock, a line in one write(), so their lines
+ * do not mix; who finds the file too long when he starts keeps its last half, in place.
+ * ======================================================================================
+ */
+
+static char history_path[PATH_MAX]; /* "": nothing is kept */
+
+/* Returns it locked, or -1. To have no history is no error. */
+static int
+lock_history(int flags)
+{
+    int fd = history_path[0] == '\0'
+                 ? -1
+                 : open(history_path, flags | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK,
+                        0600);
+    if (fd >= 0 && flock(fd, LOCK_EX) < 0) {
+        (void)close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Keeps the last half of a file that has grown too long. */
 static void
-open_history(void)
+shorten_history(int fd)
+{
+    struct stat status;
+    struct buffer kept = {.data = NULL}; /* owned */
+    char bytes[4096];
+    off_t from = 0;
+    ssize_t count = 0;
+    size_t start = 0;
+
+    if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) ||
+        status.st_size <= HISTORY_SIZE) {
+        return;
+    }
+    from = status.st_size - HISTORY_SIZE / 2;
+    while ((count = pread(fd, bytes, sizeof(bytes), from)) > 0) {
+        append(&kept, bytes, (size_t)count);
+        from += count;
+    }
+    start = line_length(&kept);
+    if (count == 0 && ftruncate(fd, 0) == 0) {
+        (void)!pwrite(fd, text_of(&kept) + start, kept.length - start, 0);
+    }
+    free(kept.data);
+}
+
+/* Finds ~/.manhole_history if lines will come from a terminal. */
+static void
+find_history(void)
 {
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
     const char *home = getenv("HOME");
-    char path[PATH_MAX];
     char names[4096];
     struct passwd entry;
     struct passwd *found = NULL;
+    int fd = -1;
 
-    if (!isatty(STDIN_FILENO)) {
+    if (!terminal.is_typed_on) {
         return;
     }
     if ((home == NULL || home[0] == '\0') &&
@@ -1311,29 +2252,48 @@ open_history(void)
         found != NULL) {
         home = found->pw_dir;
     }
-    if (home != NULL &&
-        snprintf(path, sizeof(path), "%s/.manhole_history", home) < PATH_MAX) {
-        history.fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    if (home == NULL ||
+        snprintf(history_path, sizeof(history_path), "%s/.manhole_history", home) >=
+            (int)sizeof(history_path)) {
+        history_path[0] = '\0';
+    }
+    fd = lock_history(O_RDWR);
+    if (fd >= 0) {
+        (void)fchmod(fd, 0600);
+        shorten_history(fd);
+        (void)close(fd);
     }
 }
 
-/* Gathers what was read into lines. Neither an empty one is kept nor one beyond the
+/* Appends a line, given with its newline. Neither an empty one is kept nor one beyond the
  * limit. */
+static void
+remember_line(const char *line, size_t length)
+{
+    int fd = -1;
+
+    if (length <= 1 || length > HISTORY_LINE_SIZE) {
+        return;
+    }
+    fd = lock_history(O_WRONLY | O_APPEND);
+    if (fd >= 0) {
+        (void)!write(fd, line, length);
+        (void)close(fd);
+    }
+}
+
+/* Gathers what was read into lines. */
 static void
 remember_typed(const char *bytes, size_t count)
 {
-    for (size_t i = 0; history.fd >= 0 && i < count; i++) {
-        history.is_too_long =
-            history.is_too_long || history.length == sizeof(history.line);
-        if (!history.is_too_long) {
-            history.line[history.length++] = bytes[i];
-        }
-        if (bytes[i] == '\n') {
-            if (!history.is_too_long && history.length > 1) {
-                (void)!write(history.fd, history.line, history.length);
-            }
-            history.length = 0;
-            history.is_too_long = false;
+    static struct buffer typed;
+    size_t length = 0;
+
+    if (history_path[0] != '\0') {
+        append(&typed, bytes, count);
+        while ((length = line_length(&typed)) > 0) {
+            remember_line(typed.data, length);
+            drop(&typed, length);
         }
     }
 }
@@ -1359,13 +2319,6 @@ static bool
 is_pending(const struct flow *flow)
 {
     return flow->start < flow->end;
-}
-
-/* After an interrupted or premature call the next poll() decides anew. */
-static bool
-is_passing(int error)
-{
-    return error == EINTR || error == EAGAIN;
 }
 
 /* Standard input may be shared with others, so it stays in blocking mode: poll() has just
@@ -1409,15 +2362,40 @@ write_server(struct flow *typed, int server)
     }
 }
 
+/* Makes what came harmless for a terminal. It grows by the factor of GROWTH at most. */
+enum { GROWTH = 4 };
+
+static void
+tame(struct flow *shown)
+{
+    static struct buffer unfinished; /* a character of which the rest is still to come */
+    static struct buffer tamed;
+    size_t whole = 0;
+
+    append(&unfinished, shown->bytes, shown->end);
+    whole = unfinished.length - count_unfinished(unfinished.data, unfinished.length);
+    append_harmless(&tamed, unfinished.data, whole);
+    drop(&unfinished, whole);
+    memcpy(shown->bytes, tamed.data, tamed.length);
+    shown->end = tamed.length;
+    empty(&tamed);
+}
+
 /* A reset is an end as well: so a server's close looks when it has not read all that we sent. */
 static void
 read_server(struct flow *shown, int server)
 {
-    ssize_t count = recv(server, shown->bytes, sizeof(shown->bytes), 0);
+    bool is_tamed = terminal.is_shown_on && !terminal.is_raw;
+    size_t size =
+        is_tamed ? sizeof(shown->bytes) / GROWTH - MB_LEN_MAX : sizeof(shown->bytes);
+    ssize_t count = recv(server, shown->bytes, size, 0);
 
     if (count > 0) {
         shown->start = 0;
         shown->end = (size_t)count;
+        if (is_tamed) {
+            tame(shown);
+        }
     }
     else if (count == 0 || !is_passing(errno)) {
         shown->is_over = true;
@@ -1479,80 +2457,18 @@ serve_server(const struct pollfd *ready, struct flow *typed, struct flow *shown)
     }
 }
 
-/* Ctrl-C has been typed and not been dealt with. */
-static volatile sig_atomic_t is_interrupt_due;
-
-/* Only what signal-safety(7) allows. */
-static void
-on_interrupt(int signal_number)
-{
-    (void)signal_number;
-    is_interrupt_due = 1;
-}
-
-/* Asks the server, by a connection of its own, to interrupt what our session runs. Fills in its
- * answer: "interrupted", "idle", "unknown"; "" from a server that does not know of this. */
-static void
-ask_for_interrupt(const struct target *target, char *answer, size_t size)
-{
-    static unsigned count;
-    char wish[32];
-    struct pollfd server = {.events = POLLIN};
-    ssize_t length = -1;
-
-    (void)snprintf(wish, sizeof(wish), "interrupt.%u", ++count);
-    server.fd = open_socket(wish);
-    if (connect_once(server.fd, target->path) == 0) {
-        (void)check_server(server.fd, target);
-        if (poll(&server, 1, INTERRUPT_PATIENCE_MS) == 1) {
-            length = recv(server.fd, answer, size - 1, 0);
-        }
-    }
-    answer[length < 0 ? 0 : length] = '\0';
-    answer[strcspn(answer, "\n")] = '\0';
-    (void)close(server.fd);
-}
-
-/* Ctrl-C: the first one interrupts the statement, a second one soon after, while it still runs,
- * leaves it running. Without a terminal, and with a server that knows no interrupts, it ends the
- * client. Returns whether to go on. */
+/* Ctrl-C: interrupts what the process runs. Without a terminal, and where there is nothing to
+ * interrupt by, it ends the client. Returns whether to go on. */
 static bool
-handle_interrupt(const struct target *target)
+may_go_on(const struct target *target)
 {
-    static double last_s = -1e9; /* of the last one that a statement got */
-    char answer[32] = "";
+    enum interruption outcome =
+        terminal.is_typed_on ? interrupt_session(target) : SESSION_LEFT;
 
-    if (!isatty(STDIN_FILENO)) {
-        return false;
-    }
-    ask_for_interrupt(target, answer, sizeof(answer));
-    if (strcmp(answer, "idle") == 0) {
+    if (outcome == SESSION_IDLE) {
         (void)fprintf(stderr, "\nmanhole-cli: nothing is running; Ctrl-D leaves\n");
-        return true;
     }
-    if (strcmp(answer, "interrupted") != 0) {
-        return false;
-    }
-    if (now_s() - last_s < INTERRUPT_PATIENCE_MS / 1e3) {
-        (void)fprintf(
-            stderr,
-            "\nmanhole-cli: left; the statement has not ended yet and is interrupted "
-            "again by the process every second until it does\n");
-        return false;
-    }
-    last_s = now_s();
-    return true;
-}
-
-/* As the kernel recorded it when the server began to listen. */
-static pid_t
-server_pid(int server)
-{
-    struct ucred credentials = {.pid = 0};
-    socklen_t size = sizeof(credentials);
-
-    (void)getsockopt(server, SOL_SOCKET, SO_PEERCRED, &credentials, &size);
-    return credentials.pid;
+    return outcome != SESSION_LEFT;
 }
 
 /* Copies both ways until the server has closed and all it wrote is shown. Ctrl-C is let in while
@@ -1563,33 +2479,24 @@ relay(int server, const struct target *target)
     static struct flow typed;
     static struct flow shown;
     struct pollfd fds[POLLED];
-    const struct timespec patience = {.tv_sec = FIRST_BYTE_PATIENCE_S};
     bool is_silent = true;
-    sigset_t interrupt;
-    sigset_t waiting;
 
-    (void)sigemptyset(&interrupt);
-    (void)sigaddset(&interrupt, SIGINT);
-    (void)pthread_sigmask(SIG_BLOCK, &interrupt, &waiting);
+    follow_signal(SIGINT);
     while (!shown.is_over || is_pending(&shown)) {
         choose_events(fds, &typed, &shown, server);
-        int ready = ppoll(fds, POLLED, is_silent ? &patience : NULL, &waiting);
+        int ready =
+            poll_with_signals(fds, POLLED, is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : -1);
         if (ready == 0) {
             is_silent = false; /* said once */
             (void)say_hindrance(server_pid(server));
+        }
+        if (take_due(SIGINT) && !may_go_on(target)) {
+            return STATUS_INTERRUPTED;
+        }
+        if (ready <= 0) {
             continue;
         }
         is_silent = is_silent && fds[SERVER].revents == 0;
-        if (ready < 0) {
-            if (errno != EINTR) {
-                fail(STATUS_TROUBLE, "cannot wait for input: %m");
-            }
-            if (is_interrupt_due && !handle_interrupt(target)) {
-                return STATUS_INTERRUPTED;
-            }
-            is_interrupt_due = 0;
-            continue;
-        }
         if (fds[OUTPUT].revents != 0 && !write_stdout(&shown)) {
             return STATUS_OUTPUT_GONE;
         }
@@ -1599,6 +2506,1961 @@ relay(int server, const struct target *target)
         }
     }
     return STATUS_OK;
+}
+
+/* ======================================================================================
+ * Editor: the console at a terminal, when libedit is there: lines are edited, remembered
+ * and completed here, and what the process says meanwhile appears above them.
+ *
+ * The last line of what the server wrote, as long as no newline ends it, is the editor's
+ * prompt; all before it is output. So each prompt works, that of pdb or input() as well.
+ * The console's own ones come between two marks (wish "edit"): what arrives behind them,
+ * until a line is sent, was written by other threads and never becomes part of the prompt.
+ *
+ * libedit calls read_key() whenever it wants a key, and all waiting is done there, for the
+ * keys, the server and signals alike. The latter are blocked everywhere else.
+ * ======================================================================================
+ */
+
+#ifdef HAVE_LIBEDIT
+
+enum { MARK_BEGIN = 1, MARK_END = 2 }; /* around a prompt of the console */
+
+enum way_out { NO_WAY_OUT, SERVER_CLOSED, LINE_CANCELLED, LEFT, INPUT_ENDED };
+
+static struct editor {
+    EditLine *el;
+    History *history;
+    const struct target *target;
+    int server;
+    bool has_marks;          /* the server puts them */
+    bool is_waiting;         /* a prompt of the console stands, nothing was sent since */
+    bool is_typing;          /* libedit shows a line */
+    enum way_out way_out;    /* why read_key() gave up */
+    struct buffer line;      /* of the session, since its last newline */
+    struct buffer aside;     /* the same of other threads, while a prompt stands */
+    struct buffer out;       /* lines on their way to the terminal */
+    struct buffer prompt;    /* as libedit wants it */
+    struct place prompt_end; /* where it ends on the screen */
+    bool is_stale;           /* what is shown of it is not what it should be */
+    struct buffer unsent;    /* to the server */
+    struct buffer keys;      /* read, and not yet asked for */
+    struct buffer paste;     /* lines that wait for their prompt */
+    struct buffer preset;    /* what the next line begins with */
+    bool
+        is_in_string; /* the statement being pasted, after its last line: in triple quotes */
+    bool is_indented; /* its last line was */
+} editor;
+
+/* ---- What the server says ---------------------------------------------------------- */
+
+/* How many bytes of a line without end fill whole rows of the terminal, so that a newline
+ * behind them is not seen. 0: it is shorter than a row. */
+static size_t
+whole_rows(const struct buffer *line)
+{
+    struct place place = {.row = 0};
+    int columns = count_columns();
+    size_t whole = 0;
+
+    for (size_t i = 0; i < line->length;) {
+        const unsigned char *text = (const unsigned char *)line->data + i;
+        size_t length = sequence_length(text);
+        int row = place.row;
+        move_over(&place, length > 0 ? decode(text, length) : L'?', columns);
+        if (place.row > row) {
+            whole = place.column == 0 ? i + length : i;
+        }
+        i += length > 0 ? length : 1;
+    }
+    return whole;
+}
+
+/* Lines without end neither grow for ever nor become a prompt that fills the screen. */
+static void
+shorten(struct buffer *line)
+{
+    size_t whole = whole_rows(line);
+    if (whole > 0) {
+        append_line(&editor.out, line->data, whole);
+        drop(line, whole);
+    }
+}
+
+static void
+take_byte(char byte)
+{
+    struct buffer *line = editor.is_waiting ? &editor.aside : &editor.line;
+
+    if (byte == MARK_BEGIN && editor.is_waiting) { /* to a line that was sent before */
+        if (editor.aside.length > 0) {
+            append_line(&editor.out, editor.aside.data, editor.aside.length);
+            empty(&editor.aside);
+        }
+        empty(&editor.line);
+        editor.is_stale = true;
+        editor.is_waiting = false;
+    }
+    else if (byte == MARK_END && editor.has_marks) {
+        editor.is_waiting = editor.is_stale = true;
+    }
+    else if (byte == '\n') {
+        append_line(&editor.out, text_of(line), line->length);
+        empty(line);
+        editor.is_stale = true;
+    }
+    else if (byte != MARK_BEGIN) {
+        append(line, &byte, 1);
+        editor.is_stale = editor.is_stale || !editor.is_waiting;
+        if (line->length >= HISTORY_LINE_SIZE) {
+            shorten(line);
+        }
+    }
+    editor.has_marks = editor.has_marks || byte == MARK_BEGIN;
+}
+
+static bool
+ends_with(const struct buffer *line, const char *text)
+{
+    size_t length = strlen(text);
+    return line->length >= length &&
+           strcmp(line->data + line->length - length, text) == 0;
+}
+
+/* Takes what has arrived: output, a new prompt, or the end. */
+static void
+take_output(void)
+{
+    static char bytes[CHUNK_SIZE];
+    ssize_t count = recv(editor.server, bytes, sizeof(bytes), 0);
+
+    if (count == 0 || (count < 0 && !is_passing(errno))) {
+        editor.way_out = SERVER_CLOSED;
+        return;
+    }
+    for (ssize_t i = 0; i < count; i++) {
+        take_byte(bytes[i]);
+    }
+    if (!editor.has_marks &&
+        (ends_with(&editor.line, ">>> ") || ends_with(&editor.line, "... "))) {
+        editor.is_waiting = editor.is_stale = true;
+    }
+    if (!editor.is_waiting) {
+        shorten(&editor.line);
+    }
+}
+
+/* ---- The screen -------------------------------------------------------------------- */
+
+static void
+move_over_text(struct place *place, const struct buffer *shown)
+{
+    int columns = count_columns();
+    for (size_t i = 0; i < shown->length;) {
+        const unsigned char *text = (const unsigned char *)shown->data + i;
+        size_t length = sequence_length(text);
+        move_over(place, length > 0 ? decode(text, length) : L'?', columns);
+        i += length > 0 ? length : 1;
+    }
+}
+
+/* For libedit. Between two bytes '\1' stands what takes no room. */
+static char *
+prompt_of(EditLine *el)
+{
+    const char *line = text_of(&editor.line);
+    const char *carriage_return = strrchr(line, '\r');
+    const char *text = carriage_return != NULL ? carriage_return + 1 : line;
+    bool is_painted = terminal.has_colours && editor.is_waiting;
+    struct buffer shown = {.data = NULL}; /* owned */
+
+    (void)el;
+    append_harmless(&shown, text, strlen(text));
+    empty(&editor.prompt);
+    append_text(&editor.prompt, is_painted ? "\1\033[1;32m\1" : "");
+    append_text(&editor.prompt, text_of(&shown));
+    append_text(&editor.prompt, is_painted ? "\1\033[0m\1" : "");
+    editor.prompt_end = (struct place){.row = 0};
+    move_over_text(&editor.prompt_end, &shown);
+    editor.is_stale = false;
+    free(shown.data);
+    return editor.prompt.data;
+}
+
+/* Puts the cursor where the prompt begins, and clears all from there on. */
+static void
+hide_line(void)
+{
+    struct place place = editor.prompt_end;
+    const LineInfoW *line = el_wline(editor.el);
+    int columns = count_columns();
+
+    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
+        move_over(&place, *c, columns);
+    }
+    (void)fputs("\r", stdout);
+    if (place.row > 0) {
+        (void)printf("\033[%dA", place.row);
+    }
+    (void)fputs("\033[J", stdout);
+}
+
+/* Shows what has gathered, above the line being typed if there is one, and that again. */
+static void
+show_output(void)
+{
+    bool is_due = editor.out.length > 0 || (editor.is_typing && editor.is_stale);
+
+    if (is_due && editor.is_typing) {
+        hide_line();
+    }
+    (void)fwrite(text_of(&editor.out), 1, editor.out.length, stdout);
+    empty(&editor.out);
+    if (is_due && editor.is_typing) {
+        (void)el_set(editor.el, EL_REFRESH);
+    }
+    if (fflush(stdout) != 0 && errno == EPIPE) {
+        leave(STATUS_OUTPUT_GONE);
+    }
+}
+
+/* A remark of our own among the output. */
+static void
+say_note(const char *text)
+{
+    append_paint(&editor.out, FAINT, text);
+    append_text(&editor.out, "\n");
+}
+
+/* Puts the terminal in or out of the editor's hands, and has it mark pasted text. */
+static void
+hold_terminal(bool is_held)
+{
+    (void)el_set(editor.el, EL_PREP_TERM, is_held ? 1 : 0);
+    (void)fputs(is_held ? "\033[?2004h" : "\033[?2004l", stdout);
+    (void)fflush(stdout);
+}
+
+/* On every way out, exit() from anywhere included. */
+static void
+release_terminal(void)
+{
+    if (editor.el != NULL) {
+        hold_terminal(false);
+    }
+}
+
+/* ---- Signals ----------------------------------------------------------------------- */
+
+/* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. */
+static void
+stop_for_a_while(void)
+{
+    hold_terminal(false);
+    suffer(SIGTSTP);
+    hold_terminal(true);
+    el_resize(editor.el);
+    if (editor.is_typing) {
+        (void)el_set(editor.el, EL_REFRESH);
+    }
+}
+
+/* Ctrl-C drops the line being typed, and interrupts what the process runs. */
+static void
+take_interrupt(void)
+{
+    const LineInfoW *line = el_wline(editor.el);
+    bool has_text = editor.is_typing && line->lastchar > line->buffer;
+    bool is_in_block = ends_with(&editor.line, "... ") || editor.paste.length > 0;
+
+    empty(&editor.paste);
+    empty(&editor.keys);
+    switch (interrupt_session(editor.target)) {
+    case SESSION_IDLE:
+        if (!has_text && !is_in_block) {
+            say_note("manhole-cli: nothing is running; Ctrl-D leaves");
+        }
+        break;
+    case SESSION_INTERRUPTED:
+        break;
+    case SESSION_LEFT:
+        editor.way_out = LEFT;
+        return;
+    }
+    if (has_text) {
+        hide_line();
+        (void)el_cursor(editor.el, (int)(line->lastchar - line->cursor));
+        (void)el_set(editor.el, EL_REFRESH);
+        (void)fputs("^C\n", stdout);
+        editor.way_out = LINE_CANCELLED;
+    }
+}
+
+/* Deals with those that came while we waited. */
+static void
+take_signals(void)
+{
+    static const int endings[] = {SIGTERM, SIGHUP, SIGQUIT};
+
+    for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+        if (take_due(endings[i])) {
+            release_terminal();
+            suffer(endings[i]);
+        }
+    }
+    if (take_due(SIGWINCH)) {
+        el_resize(editor.el);
+        if (editor.is_typing) {
+            hide_line();
+            (void)el_set(editor.el, EL_REFRESH);
+        }
+    }
+    if (take_due(SIGTSTP)) {
+        stop_for_a_while();
+    }
+    if (take_due(SIGINT)) {
+        take_interrupt();
+    }
+}
+
+/* ---- Waiting ----------------------------------------------------------------------- */
+
+static void
+send_unsent(void)
+{
+    ssize_t count = editor.unsent.length == 0 ? 0
+                                              : send(editor.server, editor.unsent.data,
+                                                     editor.unsent.length, MSG_NOSIGNAL);
+    if (count > 0) {
+        drop(&editor.unsent, (size_t)count);
+    }
+    else if (count < 0 && !is_passing(errno)) {
+        empty(&editor.unsent); /* the end shows when we read */
+    }
+}
+
+static void
+read_keys(void)
+{
+    char bytes[512];
+    ssize_t count = read(STDIN_FILENO, bytes, sizeof(bytes));
+
+    if (count > 0) {
+        append(&editor.keys, bytes, (size_t)count);
+    }
+    else if (count == 0 || !is_passing(errno)) {
+        editor.way_out = INPUT_ENDED;
+    }
+}
+
+/* Waits for the server, and for keys if wanted; returns false after that many milliseconds, of
+ * which -1 is for ever. */
+static bool
+wait_for_news(bool wants_keys, int patience_ms)
+{
+    static bool is_silent = true; /* not a byte has come, and nothing was said of that */
+    struct pollfd fds[2] = {
+        {.fd = wants_keys ? STDIN_FILENO : -1, .events = POLLIN},
+        {.fd = editor.server,
+         .events = (short)(POLLIN | (editor.unsent.length > 0 ? POLLOUT : 0))},
+    };
+    int ready = 0;
+
+    show_output();
+    ready =
+        poll_with_signals(fds, 2, is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : patience_ms);
+    if (ready == 0 && is_silent) {
+        is_silent = false;
+        (void)say_hindrance(server_pid(editor.server));
+        return true;
+    }
+    if (ready > 0 && fds[1].revents != 0) {
+        is_silent = false;
+        send_unsent();
+        take_output();
+    }
+    if (ready > 0 && fds[0].revents != 0) {
+        read_keys();
+    }
+    take_signals();
+    return ready != 0;
+}
+
+/* Takes a whole character from the keys; false while there is none. What is no UTF-8 is
+ * passed over. */
+static bool
+take_key(wchar_t *key)
+{
+    size_t length = 0;
+
+    while (editor.keys.length >
+           count_unfinished(text_of(&editor.keys), editor.keys.length)) {
+        const unsigned char *text = (const unsigned char *)editor.keys.data;
+        length = sequence_length(text);
+        if (length > 0) {
+            *key = decode(text, length);
+            drop(&editor.keys, length);
+            return true;
+        }
+        drop(&editor.keys, 1);
+    }
+    return false;
+}
+
+/* libedit's way to a key. Returns how many there are, 1; 0 at the end; -1 to give up. */
+static int
+read_key(EditLine *el, wchar_t *key)
+{
+    if (editor.preset.length > 0) {
+        (void)el_insertstr(el, editor.preset.data);
+        empty(&editor.preset);
+        (void)el_set(el, EL_REFRESH);
+    }
+    while (editor.way_out == NO_WAY_OUT) {
+        if (take_key(key)) {
+            return 1;
+        }
+        (void)wait_for_news(true, -1);
+    }
+    return editor.way_out == INPUT_ENDED ? 0 : -1;
+}
+
+/* ---- Completion -------------------------------------------------------------------- */
+
+static bool
+is_of_name(wchar_t c)
+{
+    return c == L'_' || c == L'.' || iswalnum((wint_t)c) || c > 0x7f;
+}
+
+/* How long the beginning is that all lines have in common. */
+static size_t
+common_length(const struct buffer *lines)
+{
+    size_t common = strcspn(text_of(lines), "\n");
+
+    for (size_t start = common + 1; start < lines->length;) {
+        const char *line = lines->data + start;
+        size_t same = 0;
+        while (same < common && line[same] == lines->data[same]) {
+            same++;
+        }
+        common = same;
+        start += strcspn(line, "\n") + 1;
+    }
+    while (common > 0 && ((unsigned char)lines->data[common] & 0xc0) == 0x80) {
+        common--; /* not in the middle of a character */
+    }
+    return common;
+}
+
+/* Shows what may follow, in columns, without what stands before the last dot anyway. */
+static void
+show_matches(const struct buffer *matches, const char *word)
+{
+    const char *dot = strrchr(word, '.');
+    size_t hidden = dot != NULL ? (size_t)(dot - word) + 1 : 0;
+    size_t columns = (size_t)count_columns();
+    size_t width = 0;
+    size_t column = 0;
+    size_t length = 0;
+
+    for (size_t i = 0; i < matches->length; i += length + 1) {
+        length = strcspn(matches->data + i, "\n");
+        width = length - hidden + 2 > width ? length - hidden + 2 : width;
+    }
+    for (size_t i = 0; i < matches->length; i += length + 1) {
+        length = strcspn(matches->data + i, "\n");
+        append_harmless(&editor.out, matches->data + i + hidden, length - hidden);
+        column += width;
+        if (column + width > columns || i + length + 1 >= matches->length) {
+            append_text(&editor.out, "\n");
+            column = 0;
+        }
+        for (size_t pad = length - hidden; column > 0 && pad < width; pad++) {
+            append_text(&editor.out, " ");
+        }
+    }
+    show_output();
+}
+
+/* The name before the cursor, as UTF-8, with a newline. */
+static void
+find_word(EditLine *el, struct buffer *word)
+{
+    const LineInfoW *line = el_wline(el);
+    const wchar_t *start = line->cursor;
+
+    while (start > line->buffer && is_of_name(start[-1])) {
+        start--;
+    }
+    for (char utf8[MB_LEN_MAX + 1]; start < line->cursor; start++) {
+        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*start);
+        append_text(word, utf8);
+    }
+    append_text(word, "\n");
+}
+
+/* Whether each line begins with the word and goes on behind it. */
+static bool
+are_matches(const struct buffer *lines, const char *word)
+{
+    size_t length = 0;
+
+    for (size_t i = 0; i < lines->length; i += length + 1) {
+        length = strcspn(lines->data + i, "\n");
+        if (strncmp(lines->data + i, word, strlen(word)) != 0) {
+            return false;
+        }
+    }
+    return lines->length > 0 && lines->data[lines->length - 1] == '\n';
+}
+
+/* Tab: indents where there is no name; else completes it as far as the session's namespace
+ * leaves no choice, or shows the choice. */
+static unsigned char
+on_tab(EditLine *el, int key)
+{
+    struct buffer word = {.data = NULL};    /* owned */
+    struct buffer matches = {.data = NULL}; /* owned */
+    size_t common = 0;
+
+    (void)key;
+    find_word(el, &word);
+    if (word.length == 1) {
+        free(word.data);
+        return el_insertstr(el, "    ") == 0 ? CC_REFRESH : CC_ERROR;
+    }
+    (void)ask_aside(editor.target, "complete", &word, INTERRUPT_PATIENCE_MS, &matches);
+    word.data[--word.length] = '\0';
+    if (are_matches(&matches, word.data)) {
+        common = common_length(&matches);
+        if (common > word.length) {
+            matches.data[common] = '\0';
+            (void)el_insertstr(el, matches.data + word.length);
+        }
+        else if (line_length(&matches) < matches.length) {
+            show_matches(&matches, word.data);
+        }
+    }
+    free(word.data);
+    free(matches.data);
+    return CC_REFRESH;
+}
+
+/* ---- Pasted text ------------------------------------------------------------------- */
+
+/* The terminal puts it between two sequences; the first one has just been read. The last line,
+ * when no newline ends it, is for editing; those before it go one after the other, each at
+ * its prompt. */
+static unsigned char
+on_paste(EditLine *el, int key)
+{
+    static const char end[] = "\033[201~";
+    struct buffer text = {.data = NULL}; /* owned */
+    wchar_t c = 0;
+    size_t length = 0;
+
+    (void)key;
+    while (text.length < strlen(end) ||
+           strcmp(text.data + text.length - strlen(end), end) != 0) {
+        char utf8[MB_LEN_MAX + 1];
+        if (read_key(el, &c) != 1) {
+            free(text.data);
+            return CC_EOF;
+        }
+        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)(c == L'\r' ? L'\n' : c));
+        append_text(&text, utf8);
+    }
+    text.data[text.length -= strlen(end)] = '\0';
+    length = line_length(&text);
+    if (length > 0) {
+        append(&editor.paste, text.data + length, text.length - length);
+        text.data[length - 1] = '\0';
+    }
+    (void)el_insertstr(el, text.data);
+    editor.is_in_string = false;
+    editor.is_indented = false;
+    free(text.data);
+    return length > 0 ? CC_NEWLINE : CC_REFRESH;
+}
+
+/* The console ends a block at an empty line and only there, a file neither. So of what is pasted an
+ * empty line inside a block is left out, and one is put behind a block. */
+enum mending { AS_IT_IS, LEAVE_OUT, EMPTY_LINE_FIRST };
+
+static enum mending
+mend(const char *line, const char *rest)
+{
+    static const char *const goes_on[] = {"else", "elif", "except", "finally",
+                                          ")",    "]",    "}",      "#"};
+    bool is_in_block = ends_with(&editor.line, "... ") && !editor.is_in_string;
+
+    if (!is_in_block) {
+        return AS_IT_IS;
+    }
+    if (line[strspn(line, " \t")] == '\n') {
+        rest += strspn(rest, "\n");
+        return rest[0] == ' ' || rest[0] == '\t' ? LEAVE_OUT : AS_IT_IS;
+    }
+    for (size_t i = 0; i < sizeof(goes_on) / sizeof(goes_on[0]); i++) {
+        if (strncmp(line, goes_on[i], strlen(goes_on[i])) == 0) {
+            return AS_IT_IS;
+        }
+    }
+    return editor.is_indented && line[0] != ' ' && line[0] != '\t' ? EMPTY_LINE_FIRST
+                                                                   : AS_IT_IS;
+}
+
+/* Follows triple quotes and indentation in what is sent. */
+static void
+follow_paste(const char *line)
+{
+    bool is_inside = line[0] == ' ' || line[0] == '\t' || editor.is_in_string;
+
+    for (const char *c = line; *c != '\0'; c++) {
+        if (strncmp(c, "\"\"\"", 3) == 0 || strncmp(c, "'''", 3) == 0) {
+            editor.is_in_string = !editor.is_in_string;
+            c += 2;
+        }
+    }
+    editor.is_indented = is_inside;
+}
+
+/* Waits for the prompt of a pasted line: of the console, or any that stays for a while. Returns
+ * false when there is nothing more to send. */
+static bool
+wait_for_prompt(void)
+{
+    while (!editor.is_waiting && editor.way_out == NO_WAY_OUT &&
+           editor.paste.length > 0 &&
+           (wait_for_news(false, PROMPT_PATIENCE_MS) || editor.line.length == 0)) {
+    }
+    return editor.way_out == NO_WAY_OUT && editor.paste.length > 0;
+}
+
+/* ---- Lines ------------------------------------------------------------------------- */
+
+/* Sends a line, given with its newline. What the process says next is output again. */
+static void
+send_line(const char *line, size_t length)
+{
+    empty(&editor.line);
+    append(&editor.line, text_of(&editor.aside), editor.aside.length);
+    empty(&editor.aside);
+    editor.is_waiting = false;
+    editor.is_stale = true;
+    if (line[strspn(line, " \t")] != '\n') {
+        HistEvent event;
+        (void)history(editor.history, &event, H_ENTER, line);
+        remember_line(line, length);
+    }
+    append(&editor.unsent, line, length);
+    send_unsent();
+}
+
+/* Sends the next pasted line, as if it had been typed at its prompt. */
+static void
+send_pasted_line(void)
+{
+    size_t length = line_length(&editor.paste);
+    struct buffer line = {.data = NULL}; /* owned */
+    enum mending mending = AS_IT_IS;
+
+    if (length == 0) {
+        append(&editor.preset, editor.paste.data, editor.paste.length);
+        empty(&editor.paste);
+        return;
+    }
+    append(&line, editor.paste.data, length);
+    mending = mend(line.data, editor.paste.data + length);
+    if (mending == EMPTY_LINE_FIRST) {
+        empty(&line);
+        append_text(&line, "\n");
+    }
+    else {
+        drop(&editor.paste, length);
+    }
+    if (mending != LEAVE_OUT) {
+        append_paint(&editor.out, editor.is_waiting ? PROMPT : PLAIN,
+                     text_of(&editor.line));
+        append_harmless(&editor.out, line.data, line.length);
+        show_output();
+        follow_paste(line.data);
+        send_line(line.data, line.length);
+    }
+    free(line.data);
+}
+
+/* Lets a line be typed and sends it; then those that were pasted. */
+static void
+type_line(void)
+{
+    int count = 0;
+    const char *line = NULL;
+
+    editor.is_typing = true;
+    line = el_gets(editor.el, &count);
+    editor.is_typing = false;
+    if (line != NULL && count > 0) {
+        follow_paste(line);
+        send_line(line, (size_t)count);
+    }
+    else if (editor.way_out == NO_WAY_OUT) {
+        editor.way_out = INPUT_ENDED; /* Ctrl-D */
+    }
+    while (wait_for_prompt()) {
+        send_pasted_line();
+    }
+}
+
+/* ---- The conversation -------------------------------------------------------------- */
+
+static void
+load_history(void)
+{
+    HistEvent event;
+    char *line = NULL; /* owned */
+    size_t size = 0;
+    FILE *file = history_path[0] == '\0' ? NULL : fopen(history_path, "re"); /* owned */
+
+    editor.history = history_init();
+    (void)history(editor.history, &event, H_SETSIZE, HISTORY_LINES);
+    (void)history(editor.history, &event, H_SETUNIQUE, 1);
+    while (file != NULL && getline(&line, &size, file) > 0) {
+        (void)history(editor.history, &event, H_ENTER, line);
+    }
+    free(line);
+    if (file != NULL) {
+        (void)fclose(file);
+    }
+}
+
+/* Returns false where there can be no editor: not at a terminal, or not at this one. */
+static bool
+open_editor(void)
+{
+    static const char *const keys[][2] = {
+        {"^I", "manhole-complete"},         {"\033[200~", "manhole-paste"},
+        {"^R", "em-inc-search-prev"},       {"^W", "ed-delete-prev-word"},
+        {"\033[3~", "ed-delete-next-char"}, {"\033[1~", "ed-move-to-beg"},
+        {"\033[4~", "ed-move-to-end"},      {"\033[H", "ed-move-to-beg"},
+        {"\033[F", "ed-move-to-end"},       {"\033[1;5D", "ed-prev-word"},
+        {"\033[1;5C", "em-next-word"},
+    };
+
+    if (terminal.is_typed_on && terminal.is_shown_on && terminal.is_capable) {
+        editor.el = el_init(program, stdin, stdout, stderr);
+    }
+    if (editor.el == NULL) {
+        return false;
+    }
+    load_history();
+    (void)el_set(editor.el, EL_PROMPT_ESC, prompt_of, '\1');
+    (void)el_set(editor.el, EL_EDITOR, "emacs");
+    (void)el_set(editor.el, EL_SIGNAL, 0);
+    (void)el_set(editor.el, EL_HIST, history, editor.history);
+    (void)el_set(editor.el, EL_GETCFN, read_key);
+    (void)el_set(editor.el, EL_ADDFN, "manhole-complete", "Complete the name", on_tab);
+    (void)el_set(editor.el, EL_ADDFN, "manhole-paste", "Take pasted text", on_paste);
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+        (void)el_set(editor.el, EL_BIND, keys[i][0], keys[i][1], NULL);
+    }
+    (void)el_source(editor.el, NULL);
+    return true;
+}
+
+/* What there is still to show when no more lines come. */
+static void
+show_the_rest(void)
+{
+    while (editor.way_out == NO_WAY_OUT) {
+        (void)wait_for_news(false, -1);
+    }
+    append_harmless(&editor.out, text_of(&editor.line), editor.line.length);
+    append_harmless(&editor.out, text_of(&editor.aside), editor.aside.length);
+    show_output();
+}
+
+/* Tells the server that no more lines come, behind the last of them. */
+static void
+end_input(void)
+{
+    append_text(&editor.out, "\n");
+    empty(&editor.line);
+    editor.is_waiting = false;
+    editor.way_out = NO_WAY_OUT;
+    while (editor.unsent.length > 0 && editor.way_out == NO_WAY_OUT) {
+        (void)wait_for_news(false, -1);
+    }
+    (void)shutdown(editor.server, SHUT_WR);
+}
+
+/* The console at a terminal, until the server closes or Ctrl-C says that that is enough. */
+static enum exit_status
+converse(int server, const struct target *target)
+{
+    static const int followed[] = {SIGINT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGQUIT};
+
+    editor.server = server;
+    editor.target = target;
+    for (size_t i = 0; i < sizeof(followed) / sizeof(followed[0]); i++) {
+        follow_signal(followed[i]);
+    }
+    (void)atexit(release_terminal);
+    hold_terminal(true);
+    while (editor.way_out == NO_WAY_OUT || editor.way_out == LINE_CANCELLED) {
+        editor.way_out = NO_WAY_OUT;
+        type_line();
+    }
+    if (editor.way_out == INPUT_ENDED) {
+        end_input();
+    }
+    else if (editor.way_out == LEFT || editor.is_waiting) {
+        append_text(&editor.out, "\n");
+        empty(&editor.line);
+    }
+    if (editor.way_out == SERVER_CLOSED && editor.is_waiting) {
+        say_note("manhole-cli: the process has closed the connection");
+    }
+    show_the_rest();
+    return editor.way_out == LEFT ? STATUS_INTERRUPTED : STATUS_OK;
+}
+
+#endif /* HAVE_LIBEDIT */
+
+/* ======================================================================================
+ * Run: code of -c and -f goes over in one piece, its output comes back in frames, by stream.
+ * A frame is a kind ('o' output, 'e' errors, 'x' exit status, 'i' it reads its input), the
+ * length of what follows as four bytes, and that. Anything else is a refusal in plain text.
+ * ======================================================================================
+ */
+
+/* What a process writes to one of our streams, made harmless where that is a terminal. */
+struct outlet {
+    int fd;
+    bool is_terminal;
+    struct buffer unfinished; /* a character of which the rest is still to come */
+};
+
+static struct outlet
+open_outlet(int fd)
+{
+    return (struct outlet){.fd = fd, .is_terminal = isatty(fd) == 1 && !terminal.is_raw};
+}
+
+static void
+let_out(struct outlet *outlet, const char *bytes, size_t count)
+{
+    static struct buffer shown;
+    size_t whole = 0;
+
+    if (!outlet->is_terminal) {
+        write_all(outlet->fd, bytes, count);
+        return;
+    }
+    append(&outlet->unfinished, bytes, count);
+    whole = outlet->unfinished.length -
+            count_unfinished(outlet->unfinished.data, outlet->unfinished.length);
+    append_harmless(&shown, outlet->unfinished.data, whole);
+    drop(&outlet->unfinished, whole);
+    write_all(outlet->fd, text_of(&shown), shown.length);
+    empty(&shown);
+}
+
+/* The answer, as far as it has been read. */
+struct answer {
+    struct buffer bytes; /* not looked at yet */
+    char kind;           /* of the frame that has begun; 0: none has */
+    size_t left;         /* bytes of it still to come */
+    bool is_refusal;
+    bool wants_input;
+    long status; /* -1: has not come */
+    struct outlet out;
+    struct outlet err;
+};
+
+/* Takes what has arrived of frames. A status is short, so it is waited for as a whole. */
+static void
+take_frames(struct answer *answer)
+{
+    struct buffer *bytes = &answer->bytes;
+
+    while (!answer->is_refusal && bytes->length > 0) {
+        const unsigned char *head = (const unsigned char *)bytes->data;
+        size_t count = 0;
+        if (answer->kind == 0) {
+            answer->is_refusal = strchr("oexi", (int)head[0]) == NULL;
+            if (answer->is_refusal || bytes->length < 5) {
+                return;
+            }
+            answer->kind = (char)head[0];
+            answer->left = (size_t)head[1] << 24 | (size_t)head[2] << 16 |
+                           (size_t)head[3] << 8 | (size_t)head[4];
+            drop(bytes, 5);
+        }
+        count = bytes->length < answer->left ? bytes->length : answer->left;
+        if (answer->kind == 'x' && count < answer->left) {
+            return;
+        }
+        if (answer->kind == 'o' || answer->kind == 'e') {
+            let_out(answer->kind == 'o' ? &answer->out : &answer->err, text_of(bytes),
+                    count);
+        }
+        answer->wants_input = answer->wants_input || answer->kind == 'i';
+        answer->status = answer->kind == 'x' ? strtol(text_of(bytes), NULL, 10) & 0xff
+                                             : answer->status;
+        drop(bytes, count);
+        answer->left -= count;
+        answer->kind = answer->left == 0 ? 0 : answer->kind;
+    }
+}
+
+/* Puts together what the server wants: length, file name, arguments, source. */
+static void
+build_request(const struct request *request, struct buffer *out)
+{
+    const char *file = request->file == NULL             ? "<string>"
+                       : strcmp(request->file, "-") == 0 ? "<stdin>"
+                                                         : request->file;
+    struct buffer fields = {.data = NULL}; /* owned */
+    unsigned char length[4];
+
+    append(&fields, file, strlen(file) + 1);
+    file = request->file == NULL ? "-c" : request->file;
+    append(&fields, file, strlen(file) + 1);
+    for (size_t i = 0; i < request->arguments; i++) {
+        append(&fields, request->argument[i], strlen(request->argument[i]) + 1);
+    }
+    append(&fields, text_of(&request->source), request->source.length);
+    for (size_t i = 0; i < sizeof(length); i++) {
+        length[i] = (unsigned char)(fields.length >> (24 - 8 * i));
+    }
+    append(out, length, sizeof(length));
+    append(out, fields.data, fields.length);
+    free(fields.data);
+}
+
+/* Reads the source to run. It goes over behind a NUL, so it can have none itself, which is no loss:
+ * Python refuses such a source. */
+static void
+read_source(struct request *request)
+{
+    const char *path = request->file;
+    char bytes[4096];
+    ssize_t count = 0;
+    int fd = STDIN_FILENO;
+
+    if (path == NULL) {
+        append_text(&request->source, request->code);
+        return;
+    }
+    if (strcmp(path, "-") != 0) {
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+    }
+    while (fd >= 0 && (count = read(fd, bytes, sizeof(bytes))) > 0) {
+        append(&request->source, bytes, (size_t)count);
+    }
+    if (fd < 0 || count < 0) {
+        fail(STATUS_TROUBLE, "cannot read the script %s: %m", quote(path).text);
+    }
+    if (fd != STDIN_FILENO) {
+        (void)close(fd);
+    }
+    if (memchr(text_of(&request->source), '\0', request->source.length) != NULL) {
+        fail(STATUS_TROUBLE, "the script %s has a NUL byte, which Python does not take",
+             quote(path).text);
+    }
+}
+
+/* Milliseconds to wait at most before the deadline; -1: for ever. */
+static int
+patience_until(double deadline)
+{
+    double left_ms = (deadline - now_s()) * 1e3;
+    return left_ms > INT_MAX ? -1 : left_ms > 0 ? (int)left_ms + 1 : 0;
+}
+
+/* When what is run is to be over: --timeout, or what stacks may take. */
+static double
+find_deadline(const struct request *request)
+{
+    bool is_given = (request->taken & 1U << (find_option("-t", 2) - options)) != 0;
+    return is_given                           ? now_s() + request->timeout_s
+           : request->action == ACTION_STACKS ? now_s() + STACKS_PATIENCE_S
+                                              : HUGE_VAL;
+}
+
+static enum exit_status
+say_timeout(const struct target *target)
+{
+    say_error("process %d has not finished within the timeout; it was told to stop",
+              (int)target->pid);
+    return STATUS_TIMEOUT;
+}
+
+/* Whether to go on: not when the process can do nothing but wait itself. */
+static bool
+is_hopeless(int server)
+{
+    return say_hindrance(server_pid(server));
+}
+
+/* Reads on from standard input; at its end tells the server. */
+static void
+read_input(struct buffer *unsent, bool *is_over)
+{
+    char bytes[4096];
+    ssize_t count = read(STDIN_FILENO, bytes, sizeof(bytes));
+
+    if (count > 0) {
+        append(unsent, bytes, (size_t)count);
+    }
+    else if (count == 0 || !is_passing(errno)) {
+        *is_over = true;
+    }
+}
+
+/* Sends what there is; after the last of it, says that it was. */
+static void
+send_on(int server, struct buffer *unsent, bool is_over)
+{
+    static bool is_told = false;
+    ssize_t count = 0;
+
+    if (unsent->length > 0) {
+        count = send(server, unsent->data, unsent->length, MSG_NOSIGNAL);
+        if (count < 0 && !is_passing(errno)) {
+            count = (ssize_t)unsent->length; /* the end shows when we read */
+        }
+        drop(unsent, count > 0 ? (size_t)count : 0);
+    }
+    if (unsent->length == 0 && is_over && !is_told) {
+        is_told = true;
+        (void)shutdown(server, SHUT_WR);
+    }
+}
+
+/* What it comes to when the server has closed. */
+static enum exit_status
+conclude(struct answer *answer, const struct target *target, bool was_interrupted)
+{
+    if (answer->is_refusal) {
+        let_out(&answer->err, text_of(&answer->bytes), answer->bytes.length);
+        return STATUS_NO_CONNECTION;
+    }
+    if (answer->status >= 0) {
+        return was_interrupted && answer->status == 1 ? STATUS_INTERRUPTED
+                                                      : (enum exit_status)answer->status;
+    }
+    say_error("process %d has closed the connection before the code had ended",
+              (int)target->pid);
+    return STATUS_CUT;
+}
+
+/* Runs the code, with our standard streams as its own. */
+static enum exit_status
+run_code(int server, const struct request *request, const struct target *target,
+         bool *answered)
+{
+    struct answer answer = {.status = -1,
+                            .out = open_outlet(STDOUT_FILENO),
+                            .err = open_outlet(STDERR_FILENO)};
+    struct buffer unsent = {.data = NULL};
+    bool is_over = false;
+    bool was_interrupted = false;
+    bool is_silent = true;
+    ssize_t count = -1;
+
+    build_request(request, &unsent);
+    follow_signal(SIGINT);
+    while (count != 0) {
+        bool reads_input = answer.wants_input && !is_over && unsent.length == 0;
+        int patience_ms = patience_until(request->deadline);
+        struct pollfd fds[2] = {
+            {.fd = reads_input ? STDIN_FILENO : -1, .events = POLLIN},
+            {.fd = server, .events = (short)(POLLIN | (unsent.length > 0 ? POLLOUT : 0))},
+        };
+        if (is_silent &&
+            (patience_ms < 0 || patience_ms > FIRST_BYTE_PATIENCE_S * 1000)) {
+            patience_ms = FIRST_BYTE_PATIENCE_S * 1000;
+        }
+        int ready = poll_with_signals(fds, 2, patience_ms);
+        if (take_due(SIGINT)) {
+            was_interrupted = true;
+            if (interrupt_session(target) == SESSION_LEFT) {
+                return STATUS_INTERRUPTED;
+            }
+        }
+        if (ready == 0) {
+            if (now_s() >= request->deadline) {
+                return say_timeout(target);
+            }
+            if (is_silent && is_hopeless(server)) {
+                return STATUS_NO_CONNECTION;
+            }
+            is_silent = false;
+        }
+        if (ready <= 0) {
+            continue;
+        }
+        if (fds[0].revents != 0) {
+            read_input(&unsent, &is_over);
+        }
+        send_on(server, &unsent, is_over);
+        if ((fds[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0) {
+            char bytes[16 * 1024];
+            count = recv(server, bytes, sizeof(bytes), 0);
+            append(&answer.bytes, bytes, count > 0 ? (size_t)count : 0);
+            count = count < 0 && !is_passing(errno) ? 0 : count;
+            is_silent = false;
+            take_frames(&answer);
+        }
+    }
+    free(unsent.data);
+    *answered = answer.status >= 0;
+    return conclude(&answer, target, was_interrupted);
+}
+
+/* ======================================================================================
+ * Stacks: --stacks and --json, a text that the server sends and then closes.
+ * ======================================================================================
+ */
+
+/* Writes the lines that are whole, in colour where there is any. At the end also the rest. */
+static void
+show_lines(struct buffer *text, bool is_end)
+{
+    struct buffer shown = {.data = NULL}; /* owned */
+    size_t length = 0;
+
+    if (!terminal.is_shown_on || terminal.is_raw) {
+        write_all(STDOUT_FILENO, text_of(text), text->length);
+        empty(text);
+        return;
+    }
+    while ((length = line_length(text)) > 0 || (is_end && text->length > 0)) {
+        append_line(&shown, text->data, length > 0 ? length - 1 : text->length);
+        drop(text, length > 0 ? length : text->length);
+    }
+    write_all(STDOUT_FILENO, text_of(&shown), shown.length);
+    free(shown.data);
+}
+
+/* One line that says why there is nothing, instead of stacks. */
+static bool
+is_refusal(const struct buffer *text)
+{
+    return strncmp(text_of(text), "manhole: ", 9) == 0 &&
+           line_length(text) == text->length;
+}
+
+static enum exit_status
+show_stacks(int server, const struct request *request, const struct target *target)
+{
+    struct buffer text = {.data = NULL}; /* owned */
+    struct pollfd fds[1] = {{.fd = server, .events = POLLIN}};
+    bool is_first = true;
+    ssize_t count = -1;
+    enum exit_status status = STATUS_OK;
+
+    follow_signal(SIGINT);
+    (void)shutdown(server, SHUT_WR);
+    while (count != 0) {
+        char bytes[16 * 1024];
+        int ready = poll_with_signals(fds, 1, patience_until(request->deadline));
+        if (take_due(SIGINT)) {
+            return STATUS_INTERRUPTED;
+        }
+        if (ready == 0) {
+            return is_first && is_hopeless(server) ? STATUS_NO_CONNECTION
+                                                   : say_timeout(target);
+        }
+        count = ready < 0 ? -1 : recv(server, bytes, sizeof(bytes), 0);
+        if (ready < 0 || (count < 0 && is_passing(errno))) {
+            continue;
+        }
+        count = count < 0 ? 0 : count;
+        append(&text, bytes, (size_t)count);
+        if (!is_refusal(&text) && memchr(text_of(&text), '\n', text.length) != NULL) {
+            is_first = false;
+            show_lines(&text, false);
+        }
+    }
+    if (is_first && (text.length == 0 || is_refusal(&text))) {
+        status = STATUS_NO_CONNECTION;
+        if (text.length == 0) {
+            say_error("process %d has closed the connection without a word",
+                      (int)target->pid);
+        }
+        else {
+            (void)fputs(text.data, stderr);
+        }
+    }
+    else {
+        show_lines(&text, true);
+    }
+    free(text.data);
+    return status;
+}
+
+/* ======================================================================================
+ * Processes: those with a manhole, as /proc and their sockets show them.
+ * A manhole is there where a socket is, or a thread with the listener's name.
+ * To add a column to --list: print_process() and its title.
+ * ======================================================================================
+ */
+
+/* What is at the place of a process's socket. */
+enum door {
+    NO_DOOR,     /* nothing; a signal may open it */
+    DEAD_DOOR,   /* a socket that nobody serves any more */
+    DENIED_DOOR, /* not for us */
+    SILENT_DOOR, /* somebody serves it, who does not answer */
+    OPEN_DOOR,
+};
+
+struct process {
+    struct target target;
+    enum door door;
+    uid_t uid;
+    bool is_alive;
+    char signal[16];       /* that opens the door; "": none, or not known */
+    struct buffer command; /* the words of its command line */
+};
+
+struct processes {
+    struct process *list; /* owned */
+    size_t count;
+};
+
+/* A field of /proc/PID/stat by its number in proc(5), from 3 on; 0: no such process. */
+static unsigned long long
+read_stat(pid_t pid, int field)
+{
+    struct buffer content = {.data = NULL}; /* owned */
+    const char *at = NULL;
+    unsigned long long value = 0;
+
+    if (read_proc(pid, "stat", &content)) {
+        at = strrchr(text_of(&content), ')');
+        for (int i = 2; at != NULL && i < field; i++) {
+            at = strchr(at + 1, ' ');
+        }
+        value = at != NULL ? strtoull(at, NULL, 10) : 0;
+    }
+    free(content.data);
+    return value;
+}
+
+/* Calls for each number that is a name in the folder, behind the prefix. */
+static void
+for_each_number(const char *folder, const char *prefix,
+                void (*call)(pid_t number, void *argument), void *argument)
+{
+    const struct dirent *entry = NULL;
+    DIR *entries = opendir(folder); /* owned */
+
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
+    while (entries != NULL && (entry = readdir(entries)) != NULL) {
+        size_t length = strlen(prefix);
+        const char *digits = entry->d_name + length;
+        if (strncmp(entry->d_name, prefix, length) == 0 && is_digit(digits[0]) &&
+            digits[strspn(digits, "0123456789")] == '\0' && strlen(digits) < 10) {
+            call((pid_t)strtol(digits, NULL, 10), argument);
+        }
+    }
+    if (entries != NULL) {
+        (void)closedir(entries);
+    }
+}
+
+/* The value of activate_on in the PYTHONMANHOLE that a process was started with, when it says. */
+static void
+find_activation(pid_t pid, char *signal, size_t size)
+{
+    struct buffer environment = {.data = NULL}; /* owned */
+    static const char name[] = "PYTHONMANHOLE=";
+
+    signal[0] = '\0';
+    if (read_proc(pid, "environ", &environment)) {
+        for (size_t i = 0; i < environment.length;
+             i += strlen(environment.data + i) + 1) {
+            const char *text = environment.data + i;
+            const char *option = strncmp(text, name, strlen(name)) == 0
+                                     ? strstr(text, "activate_on=")
+                                     : NULL;
+            if (option != NULL) {
+                option += strlen("activate_on=") +
+                          strspn(option + strlen("activate_on="), "'\"");
+                option += strncmp(option, "SIG", 3) == 0 ? 3 : 0;
+                (void)snprintf(
+                    signal, size, "%.*s",
+                    (int)strspn(option, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"), option);
+            }
+        }
+    }
+    free(environment.data);
+}
+
+/* Its command line, words apart by blanks; or its name in brackets, as ps shows it. */
+static void
+find_command(pid_t pid, struct buffer *command)
+{
+    struct buffer bytes = {.data = NULL}; /* owned */
+
+    if (read_proc(pid, "cmdline", &bytes) && bytes.length > 0) {
+        while (bytes.length > 0 && bytes.data[bytes.length - 1] == '\0') {
+            bytes.length--;
+        }
+        for (size_t i = 0; i < bytes.length; i++) {
+            bytes.data[i] =
+                (char)(strchr("\n\t\r", bytes.data[i]) != NULL ? ' ' : bytes.data[i]);
+        }
+    }
+    else if (read_proc(pid, "comm", &bytes) && bytes.length > 1) {
+        append_text(command, "[");
+        bytes.data[bytes.length - 1] = ']';
+    }
+    append(command, text_of(&bytes), bytes.length);
+    free(bytes.data);
+}
+
+static void
+add_process(struct processes *processes, const struct process *process)
+{
+    struct process *list =
+        realloc(processes->list, (processes->count + 1) * sizeof(*processes->list));
+    if (list == NULL) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
+    processes->list = list;
+    processes->list[processes->count++] = *process;
+}
+
+/* Adds the process if it has a manhole. */
+static void
+consider_process(pid_t pid, void *argument)
+{
+    struct processes *processes = argument;
+    struct process process = {.target = target_of(pid), .is_alive = true};
+    bool has_socket = is_socket(process.target.path);
+
+    if ((has_socket || has_listener(pid)) && find_uid(pid, &process.uid)) {
+        find_activation(pid, process.signal, sizeof(process.signal));
+        find_command(pid, &process.command);
+        add_process(processes, &process);
+    }
+}
+
+/* Adds a socket that no process of this number can serve. */
+static void
+consider_socket(pid_t pid, void *argument)
+{
+    struct process process = {.target = {.pid = pid}};
+    struct stat status;
+
+    (void)snprintf(process.target.path, sizeof(process.target.path), "/tmp/manhole-%d",
+                   (int)pid);
+    if (process_state(pid) == 0 && lstat(process.target.path, &status) == 0 &&
+        S_ISSOCK(status.st_mode)) {
+        process.uid = status.st_uid;
+        add_process(argument, &process);
+    }
+}
+
+static int
+compare_processes(const void *a, const void *b)
+{
+    pid_t pid_a = ((const struct process *)a)->target.pid;
+    pid_t pid_b = ((const struct process *)b)->target.pid;
+    return (pid_a > pid_b) - (pid_a < pid_b);
+}
+
+static struct processes
+find_processes(void)
+{
+    struct processes processes = {.list = NULL};
+
+    for_each_number("/proc", "", consider_process, &processes);
+    for_each_number("/tmp", "manhole-", consider_socket, &processes);
+    if (processes.count > 0) {
+        qsort(processes.list, processes.count, sizeof(*processes.list),
+              compare_processes);
+    }
+    return processes;
+}
+
+/* Knocks at all doors at once, and waits a moment for who answers: the listener does, without
+ * Python, when asked to interrupt a session that is not there. */
+static void
+knock(struct processes *processes)
+{
+    double deadline = now_s() + KNOCK_PATIENCE_MS / 1e3;
+    struct pollfd *fds = calloc(processes->count + 1, sizeof(*fds)); /* owned */
+    size_t waiting = 0;
+
+    for (size_t i = 0; fds != NULL && i < processes->count; i++) {
+        struct process *process = &processes->list[i];
+        char wish[32];
+        (void)snprintf(wish, sizeof(wish), "interrupt.l%zu", i);
+        fds[i] = (struct pollfd){.fd = open_socket(wish), .events = POLLIN};
+        process->door = SILENT_DOOR;
+        if (connect_once(fds[i].fd, process->target.path) < 0) {
+            process->door = errno == ECONNREFUSED               ? DEAD_DOOR
+                            : errno == EACCES || errno == EPERM ? DENIED_DOOR
+                            : errno == EAGAIN                   ? SILENT_DOOR
+                                                                : NO_DOOR;
+            (void)close(fds[i].fd);
+            fds[i].fd = -1;
+        }
+        waiting += fds[i].fd >= 0;
+    }
+    while (waiting > 0 && poll(fds, processes->count, patience_until(deadline)) > 0) {
+        for (size_t i = 0; i < processes->count; i++) {
+            if (fds[i].fd >= 0 && fds[i].revents != 0) {
+                char byte = 0;
+                processes->list[i].door =
+                    recv(fds[i].fd, &byte, 1, 0) == 1 ? OPEN_DOOR : DENIED_DOOR;
+                (void)close(fds[i].fd);
+                fds[i].fd = -1;
+                waiting--;
+            }
+        }
+    }
+    for (size_t i = 0; fds != NULL && i < processes->count; i++) {
+        (void)(fds[i].fd >= 0 && close(fds[i].fd));
+    }
+    free(fds);
+}
+
+/* The version that the files which a process has mapped tell, like "3.11"; "?" where we may not
+ * look, or see nothing. */
+static void
+find_version(pid_t pid, char *version, size_t size)
+{
+    static const char *const signs[] = {"cpython-3", "/python3.", "libpython3."};
+    struct buffer maps = {.data = NULL}; /* owned */
+    int minor = 0;
+
+    (void)read_proc(pid, "maps", &maps);
+    for (size_t i = 0; minor == 0 && i < sizeof(signs) / sizeof(signs[0]); i++) {
+        const char *sign = strstr(text_of(&maps), signs[i]);
+        minor = sign != NULL ? (int)strtol(sign + strlen(signs[i]), NULL, 10) : 0;
+    }
+    (void)snprintf(version, size, minor > 0 ? "3.%d" : "?", minor);
+    free(maps.data);
+}
+
+/* How long it has been running, in the two greatest units. */
+static void
+find_age(pid_t pid, char *age, size_t size)
+{
+    struct timespec now = {.tv_sec = 0};
+    long ticks_per_s = sysconf(_SC_CLK_TCK);
+    long seconds = 0;
+
+    (void)clock_gettime(CLOCK_BOOTTIME, &now);
+    seconds =
+        (long)now.tv_sec - (long)(read_stat(pid, 22) / (unsigned long long)ticks_per_s);
+    if (seconds >= 86400) {
+        (void)snprintf(age, size, "%ldd%02ldh", seconds / 86400, seconds / 3600 % 24);
+    }
+    else if (seconds >= 3600) {
+        (void)snprintf(age, size, "%ldh%02ldm", seconds / 3600, seconds / 60 % 60);
+    }
+    else {
+        (void)snprintf(age, size, "%ldm%02lds", seconds / 60, seconds % 60);
+    }
+}
+
+static const char *
+find_user(uid_t uid)
+{
+    static char name[33];
+    char names[4096];
+    struct passwd entry;
+    struct passwd *found = NULL;
+
+    (void)snprintf(name, sizeof(name), "%u", (unsigned)uid);
+    if (getpwuid_r(uid, &entry, names, sizeof(names), &found) == 0 && found != NULL) {
+        (void)snprintf(name, sizeof(name), "%s", found->pw_name);
+    }
+    return name;
+}
+
+/* A row of --list. number: before it, in a list to choose from; 0: none. */
+static void
+print_process(const struct process *process, size_t number)
+{
+    static const char *const doors[] = {[NO_DOOR] = "closed",
+                                        [DEAD_DOOR] = "dead",
+                                        [DENIED_DOOR] = "not for you",
+                                        [SILENT_DOOR] = "silent",
+                                        [OPEN_DOOR] = "answers"};
+    struct buffer command = {.data = NULL}; /* owned */
+    char door[32];
+    char version[8] = "-";
+    char age[32] = "-";
+
+    (void)snprintf(door, sizeof(door), "%s", doors[process->door]);
+    if (process->door == NO_DOOR && process->signal[0] != '\0') {
+        (void)snprintf(door, sizeof(door), "-s %s", process->signal);
+    }
+    if (process->is_alive) {
+        find_version(process->target.pid, version, sizeof(version));
+        find_age(process->target.pid, age, sizeof(age));
+    }
+    append_harmless(&command, text_of(&process->command), process->command.length);
+    if (number > 0) {
+        (void)printf("%3zu. ", number);
+    }
+    (void)printf("%7d %-10s %-6s %9s  %-11s  %s\n", (int)process->target.pid,
+                 find_user(process->uid), version, age, door,
+                 process->is_alive ? text_of(&command) : process->target.path);
+    free(command.data);
+}
+
+static void
+print_processes(const struct processes *processes, bool is_numbered)
+{
+    (void)printf("%s%7s %-10s %-6s %9s  %-11s  %s\n", is_numbered ? "     " : "", "PID",
+                 "USER", "PYTHON", "SINCE", "SOCKET", "COMMAND");
+    for (size_t i = 0; i < processes->count; i++) {
+        print_process(&processes->list[i], is_numbered ? i + 1 : 0);
+    }
+}
+
+/* --list */
+static enum exit_status
+list_processes(void)
+{
+    struct processes processes = find_processes();
+
+    knock(&processes);
+    print_processes(&processes, false);
+    return fflush(stdout) == 0 ? STATUS_OK
+           : errno == EPIPE    ? STATUS_OUTPUT_GONE
+                               : STATUS_TROUBLE;
+}
+
+/* --clean: removes the sockets that nobody serves and that are ours. Between the look and the
+ * removal a new process may have taken the number: one that did has made a new file. */
+static enum exit_status
+clean_sockets(void)
+{
+    struct processes processes = find_processes();
+    enum exit_status status = STATUS_OK;
+
+    knock(&processes);
+    for (size_t i = 0; i < processes.count; i++) {
+        const struct process *process = &processes.list[i];
+        const char *path = process->target.path;
+        struct stat file;
+        if (process->door != DEAD_DOOR || lstat(path, &file) < 0 ||
+            !S_ISSOCK(file.st_mode) || file.st_uid != geteuid()) {
+            continue;
+        }
+        if (unlink(path) == 0) {
+            (void)printf("removed %s\n", path);
+        }
+        else if (errno != ENOENT) {
+            say_error("cannot remove %s: %m", path);
+            status = STATUS_TROUBLE;
+        }
+    }
+    return status;
+}
+
+/* Whether a process is this one or comes from it. */
+static bool
+is_descendant(pid_t pid, pid_t ancestor)
+{
+    for (int depth = 0; depth < 64 && pid > 0; depth++) {
+        if (pid == ancestor) {
+            return true;
+        }
+        pid = (pid_t)read_stat(pid, 4);
+    }
+    return false;
+}
+
+/* Leaves those that --children, --match and --all mean, of the processes that live and whose door
+ * is not closed to us. */
+static void
+select_processes(struct processes *processes, const struct request *request)
+{
+    regex_t expression;
+    size_t kept = 0;
+
+    if (request->match != NULL) {
+        int error = regcomp(&expression, request->match, REG_EXTENDED | REG_NOSUB);
+        if (error != 0) {
+            char reason[128];
+            (void)regerror(error, &expression, reason, sizeof(reason));
+            fail_usage("argument --match: %s: %s", quote(request->match).text, reason);
+        }
+    }
+    for (size_t i = 0; i < processes->count; i++) {
+        const struct process *process = &processes->list[i];
+        bool is_meant =
+            process->is_alive && (geteuid() == 0 || process->uid == geteuid());
+        if (is_meant && request->ancestor != 0) {
+            is_meant = is_descendant(process->target.pid, request->ancestor);
+        }
+        if (is_meant && request->match != NULL) {
+            is_meant = regexec(&expression, text_of(&process->command), 0, NULL, 0) == 0;
+        }
+        if (is_meant) {
+            processes->list[kept++] = *process;
+        }
+    }
+    if (request->match != NULL) {
+        regfree(&expression);
+    }
+    processes->count = kept;
+}
+
+/* Shows the processes, numbered, and asks which one. Ends the program without an answer. */
+static const struct target *
+ask_which(struct processes *processes)
+{
+    char line[32];
+    long number = 0;
+
+    if (processes->count == 0) {
+        fail(STATUS_NO_CONNECTION,
+             "no process of yours has a manhole: it wants "
+             "manhole.install(), or PYTHONMANHOLE in its environment, "
+             "when it starts");
+    }
+    knock(processes);
+    print_processes(processes, true);
+    while (number < 1 || number > (long)processes->count) {
+        (void)printf("Which one? [1-%zu] ", processes->count);
+        (void)fflush(stdout);
+        if (fgets(line, sizeof(line), stdin) == NULL || line[0] == 'q') {
+            (void)printf("\n");
+            leave(STATUS_OK);
+        }
+        number = strtol(line, NULL, 10);
+    }
+    return &processes->list[number - 1].target;
+}
+
+/* ======================================================================================
+ * Side by side: -c and --stacks for several processes at once, each in a child of ours that
+ * does what it does for one. What a child says comes here through pipes and is labelled:
+ * code's output line by line as it comes, stacks as a block when they are complete.
+ * ======================================================================================
+ */
+
+struct job {
+    const struct target *target;
+    pid_t child;
+    int fd[2]; /* its standard output and error; -1: at their end */
+    struct buffer text[2];
+    enum exit_status status;
+};
+
+/* Where a child leaves word that its process answered: the status alone may be the code's own. */
+static bool *has_answered; /* shared, one for each job */
+
+static enum exit_status serve(const struct request *request, const struct target *target,
+                              bool *answered);
+
+static void
+start_job(struct job *job, const struct request *request, bool *answered)
+{
+    int out[2];
+    int err[2];
+
+    if (pipe2(out, O_CLOEXEC) < 0 || pipe2(err, O_CLOEXEC) < 0 ||
+        (job->child = fork()) < 0) {
+        fail(STATUS_TROUBLE,
+             "cannot start a process for each: %m; ask for fewer at once");
+    }
+    if (job->child == 0) {
+        int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        (void)dup2(nothing, STDIN_FILENO);
+        (void)dup2(out[1], STDOUT_FILENO);
+        (void)dup2(err[1], STDERR_FILENO);
+        look_at_terminal(true);
+        leave(serve(request, job->target, answered));
+    }
+    (void)close(out[1]);
+    (void)close(err[1]);
+    job->fd[0] = out[0];
+    job->fd[1] = err[0];
+}
+
+/* Writes the lines that are whole, labelled; at the end also the rest. */
+static void
+show_labelled(struct job *job, int stream, bool is_end)
+{
+    struct buffer *text = &job->text[stream];
+    struct buffer shown = {.data = NULL}; /* owned */
+    char label[32];
+    size_t length = 0;
+
+    (void)snprintf(label, sizeof(label), "%d: ", (int)job->target->pid);
+    while ((length = line_length(text)) > 0 || (is_end && text->length > 0)) {
+        size_t visible = length > 0 ? length - 1 : text->length;
+        append_text(&shown, label);
+        if (terminal.is_shown_on) {
+            append_line(&shown, text->data, visible);
+        }
+        else {
+            append(&shown, text->data, visible);
+            append_text(&shown, "\n");
+        }
+        drop(text, length > 0 ? length : text->length);
+    }
+    write_all(stream == 0 ? STDOUT_FILENO : STDERR_FILENO, text_of(&shown), shown.length);
+    free(shown.data);
+}
+
+/* All of the stacks under a title. */
+static void
+show_block(struct job *job)
+{
+    struct buffer shown = {.data = NULL};   /* owned */
+    struct buffer command = {.data = NULL}; /* owned */
+    char title[32];
+
+    if (job->text[0].length > 0) {
+        find_command(job->target->pid, &command);
+        (void)snprintf(title, sizeof(title), "==> %d ", (int)job->target->pid);
+        append_paint(&shown, PROMPT, title);
+        append_harmless(&shown, text_of(&command), command.length);
+        append_text(&shown, " <==\n");
+        write_all(STDOUT_FILENO, shown.data, shown.length);
+        show_lines(&job->text[0], true);
+    }
+    free(shown.data);
+    free(command.data);
+}
+
+/* An element of one array with the documents of all. */
+static void
+show_document(struct job *job, bool is_first)
+{
+    struct buffer shown = {.data = NULL}; /* owned */
+    char none[64];
+
+    append_text(&shown, is_first ? "[" : ",\n");
+    while (job->text[0].length > 0 &&
+           job->text[0].data[job->text[0].length - 1] == '\n') {
+        job->text[0].data[--job->text[0].length] = '\0';
+    }
+    (void)snprintf(none, sizeof(none), "{\"pid\": %d, \"threads\": null}",
+                   (int)job->target->pid);
+    append_text(&shown, job->text[0].length > 0 ? job->text[0].data : none);
+    write_all(STDOUT_FILENO, shown.data, shown.length);
+    free(shown.data);
+}
+
+/* Reads what one stream of a child has. At the end of both, takes its exit status. */
+static void
+read_job(struct job *job, int stream)
+{
+    char bytes[16 * 1024];
+    ssize_t count = read(job->fd[stream], bytes, sizeof(bytes));
+    int status = 0;
+
+    if (count > 0) {
+        append(&job->text[stream], bytes, (size_t)count);
+        return;
+    }
+    if (count < 0 && is_passing(errno)) {
+        return;
+    }
+    (void)close(job->fd[stream]);
+    job->fd[stream] = -1;
+    if (job->fd[1 - stream] < 0 && waitpid(job->child, &status, 0) == job->child) {
+        job->status =
+            WIFEXITED(status) ? (enum exit_status)WEXITSTATUS(status) : STATUS_TROUBLE;
+    }
+}
+
+/* Shows what is to be shown of a job after it was read from. */
+static void
+show_job(struct job *job, const struct request *request, int stream, size_t *documents)
+{
+    bool is_over = job->fd[0] < 0 && job->fd[1] < 0;
+
+    if (request->action == ACTION_RUN || stream == 1) {
+        show_labelled(job, stream, job->fd[stream] < 0);
+    }
+    else if (is_over || job->fd[stream] < 0) {
+        if ((request->flags & FLAG_JSON) != 0) {
+            show_document(job, (*documents)++ == 0);
+        }
+        else {
+            show_block(job);
+        }
+    }
+}
+
+/* Waits for any of the jobs, and deals with it. Returns whether there was one. */
+static bool
+attend_jobs(struct job *jobs, size_t count, const struct request *request,
+            size_t *documents)
+{
+    struct pollfd *fds = calloc(2 * count, sizeof(*fds)); /* owned */
+    bool is_busy = false;
+
+    for (size_t i = 0; fds != NULL && i < 2 * count; i++) {
+        fds[i] = (struct pollfd){.fd = jobs[i / 2].fd[i % 2], .events = POLLIN};
+        is_busy = is_busy || fds[i].fd >= 0;
+    }
+    if (is_busy && poll(fds, 2 * count, -1) > 0) {
+        for (size_t i = 0; i < 2 * count; i++) {
+            if (fds[i].fd >= 0 && fds[i].revents != 0) {
+                read_job(&jobs[i / 2], (int)(i % 2));
+                show_job(&jobs[i / 2], request, (int)(i % 2), documents);
+            }
+        }
+    }
+    free(fds);
+    return is_busy;
+}
+
+/* Serves all; the status is the worst of theirs. */
+static enum exit_status
+serve_many(const struct request *request, const struct target *targets, size_t count)
+{
+    struct job *jobs = calloc(count, sizeof(*jobs)); /* owned */
+    enum exit_status status = STATUS_OK;
+    size_t documents = 0;
+    size_t answered = 0;
+
+    has_answered =
+        mmap(NULL, count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (jobs == NULL || has_answered == MAP_FAILED) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
+    for (size_t first = 0; first < count; first += JOBS_AT_ONCE) {
+        size_t now = count - first < JOBS_AT_ONCE ? count - first : JOBS_AT_ONCE;
+        for (size_t i = first; i < first + now; i++) {
+            jobs[i].target = &targets[i];
+            start_job(&jobs[i], request, &has_answered[i]);
+        }
+        while (attend_jobs(jobs + first, now, request, &documents)) {
+        }
+    }
+    write_all(STDOUT_FILENO, "]\n", documents > 0 ? 2 : 0);
+    for (size_t i = 0; i < count; i++) {
+        answered += has_answered[i];
+        status = jobs[i].status > status ? jobs[i].status : status;
+    }
+    if ((request->flags & FLAG_QUIET) == 0) {
+        (void)fprintf(stderr, "manhole-cli: %zu of %zu answered\n", answered, count);
+    }
+    free(jobs);
+    return status;
+}
+
+/* ======================================================================================
+ * Elsewhere: --host and --exec have the manhole-cli over there do it all, with the same options.
+ * Theirs are the streams, the exit status and, when they cannot be reached, the message.
+ * ======================================================================================
+ */
+
+/* As a shell reads it as one word. */
+static void
+append_quoted(struct buffer *out, const char *word)
+{
+    append_text(out, " '");
+    for (; *word != '\0'; word++) {
+        append_text(out, *word == '\'' ? "'\\''" : (const char[]){*word, '\0'});
+    }
+    append_text(out, "'");
+}
+
+/* The command line as it has to be over there. A script is read here, so it goes over as standard
+ * input. */
+static void
+build_command(struct request *request, void (*add)(struct buffer *out, const char *word),
+              struct buffer *out)
+{
+    add(out, program);
+    for (size_t i = 0; i < OPTIONS; i++) {
+        const struct option *option = &options[i];
+        struct buffer word = {.data = NULL}; /* owned */
+        if ((request->taken & 1U << i) == 0 || option->is_elsewhere) {
+            continue;
+        }
+        append_text(&word, option->names[0]);
+        if (option->metavar != NULL) {
+            append_text(&word, option->names[0][1] == '-' ? "=" : "");
+            append_text(&word, option->take == take_file ? "-" : request->given[i]);
+        }
+        add(out, word.data);
+        free(word.data);
+    }
+    for (size_t i = 0; i < request->pids; i++) {
+        add(out, request->pid[i]);
+    }
+    if (request->arguments > 0) {
+        add(out, "--");
+    }
+    for (size_t i = 0; i < request->arguments; i++) {
+        add(out, request->argument[i]);
+    }
+}
+
+/* A word of a list that execvp() can have: each ends with a NUL. */
+static void
+append_word(struct buffer *out, const char *word)
+{
+    append(out, word, strlen(word) + 1);
+}
+
+/* Runs it there instead of us. */
+static _Noreturn void
+go_elsewhere(struct request *request)
+{
+    struct buffer command = {.data = NULL};
+    bool wants_terminal =
+        request->action == ACTION_CONSOLE && terminal.is_typed_on && terminal.is_shown_on;
+    const char *name = "ssh";
+    char *words[MAX_WORDS];
+    size_t count = 0;
+
+    if (request->file != NULL && strcmp(request->file, "-") != 0) {
+        int fd = open(request->file, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || dup2(fd, STDIN_FILENO) < 0) {
+            fail(STATUS_TROUBLE, "cannot read the script %s: %m",
+                 quote(request->file).text);
+        }
+    }
+    (void)signal(SIGPIPE, SIG_DFL);
+    (void)signal(SIGINT, SIG_DFL);
+    if (request->host != NULL) {
+        build_command(request, append_quoted, &command);
+        (void)execlp(name, name, wants_terminal ? "-t" : "-T", "--", request->host,
+                     command.data, (char *)NULL);
+    }
+    else {
+        struct buffer script = {.data = NULL};
+        name = "sh";
+        append_text(&script, "exec ");
+        append_text(&script, request->command);
+        append_text(&script, " \"$@\"");
+        append_word(&command, name);
+        append_word(&command, "-c");
+        append_word(&command, script.data);
+        append_word(&command, name);
+        build_command(request, append_word, &command);
+        for (size_t i = 0; i < command.length && count + 1 < MAX_WORDS;
+             i += strlen(command.data + i) + 1) {
+            words[count++] = command.data + i;
+        }
+        words[count] = NULL;
+        (void)execvp(name, words);
+    }
+    fail(STATUS_TROUBLE, "cannot run %s: %m; is it installed?", name);
 }
 
 /* ======================================================================================
@@ -1621,41 +4483,122 @@ keep_standard_descriptors(void)
     }
 }
 
-/* Only what signal-safety(7) allows; there is nothing to tidy up. */
-static void
-on_early_interrupt(int signal_number)
+/* The console of a process: with the line editor where there can be one. */
+static enum exit_status
+hold_console(const struct request *request, const struct target *target)
 {
-    (void)signal_number;
-    _exit(STATUS_INTERRUPTED);
+    bool is_quiet = (request->flags & FLAG_NO_DUMP) != 0;
+
+    find_history();
+#ifdef HAVE_LIBEDIT
+    if (open_editor()) {
+        return converse(
+            open_connection(request, target, is_quiet ? "edit-quiet" : "edit"), target);
+    }
+#endif
+    return relay(open_connection(request, target, is_quiet ? "quiet" : "repl"), target);
 }
 
-/* Ctrl-C is dealt with by handler, unless the caller has it ignored (nohup, "&" in a script). */
-static void
-set_interrupt_handler(void (*handler)(int))
+/* Does for one process what is asked for. */
+static enum exit_status
+serve(const struct request *request, const struct target *target, bool *answered)
 {
-    struct sigaction interrupt = {.sa_flags = 0};
+    bool is_json = (request->flags & FLAG_JSON) != 0;
+    enum exit_status status = STATUS_OK;
 
-    if (sigaction(SIGINT, NULL, &interrupt) == 0 && interrupt.sa_handler != SIG_IGN) {
-        interrupt = (struct sigaction){.sa_handler = handler, .sa_flags = SA_RESTART};
-        (void)sigaction(SIGINT, &interrupt, NULL);
+    switch (request->action) {
+    case ACTION_RUN:
+        return run_code(open_connection(request, target, "exec"), request, target,
+                        answered);
+    case ACTION_STACKS:
+        status =
+            show_stacks(open_connection(request, target, is_json ? "json" : "stacks"),
+                        request, target);
+        *answered = status == STATUS_OK;
+        return status;
+    default:
+        return hold_console(request, target);
     }
+}
+
+/* Does it for those that --all, --children or --match mean: of the console there can be one. */
+static enum exit_status
+serve_selected(const struct request *request)
+{
+    struct processes processes = find_processes();
+    struct target *targets = NULL; /* owned */
+    enum exit_status status = STATUS_OK;
+    bool answered = false;
+
+    select_processes(&processes, request);
+    if (processes.count == 0 && is_selection(request)) {
+        fail(STATUS_NO_CONNECTION,
+             "none of the processes that are meant has a manhole for you; "
+             "see manhole-cli --list");
+    }
+    if (request->action == ACTION_CONSOLE) {
+        if (processes.count == 1 && is_selection(request)) {
+            return serve(request, &processes.list[0].target, &answered);
+        }
+        if (!terminal.is_typed_on || !terminal.is_shown_on) {
+            fail_usage(
+                "%zu processes are meant, a console is of one; see manhole-cli --list",
+                processes.count);
+        }
+        return serve(request, ask_which(&processes), &answered);
+    }
+    targets = calloc(processes.count, sizeof(*targets));
+    for (size_t i = 0; targets != NULL && i < processes.count; i++) {
+        targets[i] = processes.list[i].target;
+    }
+    status = serve_many(request, targets, targets != NULL ? processes.count : 0);
+    free(targets);
+    return status;
+}
+
+/* Does it for the PIDs of the command line. */
+static enum exit_status
+serve_named(const struct request *request)
+{
+    struct target *targets = calloc(request->pids, sizeof(*targets)); /* owned */
+    enum exit_status status = STATUS_OK;
+    bool answered = false;
+
+    if (request->pids == 1) {
+        free(targets);
+        return serve(request, &request->target, &answered);
+    }
+    for (size_t i = 0; targets != NULL && i < request->pids; i++) {
+        targets[i] = parse_target(request->pid[i]);
+    }
+    status = serve_many(request, targets, targets != NULL ? request->pids : 0);
+    free(targets);
+    return status;
 }
 
 int
 main(int argc, char **argv)
 {
-    enum exit_status status = STATUS_OK;
-    struct request request;
-    int server = -1; /* owned */
+    static struct request request = {.timeout_s = DEFAULT_TIMEOUT_S};
 
     keep_standard_descriptors();
     (void)signal(SIGPIPE, SIG_IGN); /* output that nobody reads is an error of write() */
-    set_interrupt_handler(on_early_interrupt);
-    request = parse_command_line(argc, argv);
-    server = open_connection(&request);
-    open_history();
-    set_interrupt_handler(on_interrupt);
-    status = relay(server, &request.target);
-    (void)close(server);
-    return (int)status;
+    (void)set_handler(SIGINT, on_early_interrupt);
+    look_at_terminal(false);
+    parse_command_line(argc, argv, &request);
+    terminal.is_raw = (request.flags & FLAG_RAW) != 0;
+    if (request.host != NULL || request.command != NULL) {
+        go_elsewhere(&request);
+    }
+    if (request.action == ACTION_LIST) {
+        return (int)list_processes();
+    }
+    if (request.action == ACTION_CLEAN) {
+        return (int)clean_sockets();
+    }
+    if (request.action == ACTION_RUN) {
+        read_source(&request);
+    }
+    request.deadline = find_deadline(&request);
+    return (int)(request.pids > 0 ? serve_named(&request) : serve_selected(&request));
 }
