@@ -85,6 +85,7 @@ enum {
     TITLE_SIZE = 64,    /* bytes of an option's names, for --help and messages */
     MAX_WORDS = 1024,   /* PIDs, and arguments of code, on a command line */
     MAX_OPTIONS = 32,   /* rows of options[], for each has a bit */
+    MAX_ORPHANS = 10,   /* sockets without a process that --list names */
     JOBS_AT_ONCE = 128, /* processes that are served side by side */
 };
 
@@ -2627,6 +2628,19 @@ ends_with(const struct buffer *line, const char *text)
            strcmp(line->data + line->length - length, text) == 0;
 }
 
+/* For a server that puts no marks: a prompt is what looks like one and has nothing behind it. */
+static void
+guess_prompt(struct buffer *line)
+{
+    if (ends_with(line, ">>> ") || ends_with(line, "... ")) {
+        struct buffer prompt = *line;
+        *line = editor.line;
+        editor.line = prompt;
+        empty(&editor.aside);
+        editor.is_waiting = editor.is_stale = true;
+    }
+}
+
 /* Takes what has arrived: output, a new prompt, or the end. */
 static void
 take_output(void)
@@ -2641,9 +2655,8 @@ take_output(void)
     for (ssize_t i = 0; i < count; i++) {
         take_byte(bytes[i]);
     }
-    if (!editor.has_marks &&
-        (ends_with(&editor.line, ">>> ") || ends_with(&editor.line, "... "))) {
-        editor.is_waiting = editor.is_stale = true;
+    if (!editor.has_marks) {
+        guess_prompt(editor.is_waiting ? &editor.aside : &editor.line);
     }
     if (!editor.is_waiting) {
         shorten(&editor.line);
@@ -3079,10 +3092,11 @@ on_paste(EditLine *el, int key)
         text.data[length - 1] = '\0';
     }
     (void)el_insertstr(el, text.data);
+    el_push(el, length > 0 ? "\n" : "");
     editor.is_in_string = false;
     editor.is_indented = false;
     free(text.data);
-    return length > 0 ? CC_NEWLINE : CC_REFRESH;
+    return CC_REFRESH;
 }
 
 /* The console ends a block at an empty line and only there, a file neither. So of what is pasted an
@@ -3545,8 +3559,14 @@ send_on(int server, struct buffer *unsent, bool is_over)
 static enum exit_status
 conclude(struct answer *answer, const struct target *target, bool was_interrupted)
 {
+    if (answer->is_refusal && strncmp(text_of(&answer->bytes), "manhole: ", 9) != 0) {
+        say_error(
+            "the manhole of process %d knows no -c; type at its console, without -c",
+            (int)target->pid);
+        return STATUS_NO_CONNECTION;
+    }
     if (answer->is_refusal) {
-        let_out(&answer->err, text_of(&answer->bytes), answer->bytes.length);
+        let_out(&answer->err, answer->bytes.data, answer->bytes.length);
         return STATUS_NO_CONNECTION;
     }
     if (answer->status >= 0) {
@@ -3615,6 +3635,9 @@ run_code(int server, const struct request *request, const struct target *target,
             count = count < 0 && !is_passing(errno) ? 0 : count;
             is_silent = false;
             take_frames(&answer);
+            if (answer.is_refusal && line_length(&answer.bytes) > 0) {
+                break;
+            }
         }
     }
     free(unsent.data);
@@ -3872,9 +3895,12 @@ consider_socket(pid_t pid, void *argument)
 static int
 compare_processes(const void *a, const void *b)
 {
-    pid_t pid_a = ((const struct process *)a)->target.pid;
-    pid_t pid_b = ((const struct process *)b)->target.pid;
-    return (pid_a > pid_b) - (pid_a < pid_b);
+    const struct process *first = a;
+    const struct process *second = b;
+    pid_t pid = first->target.pid;
+    pid_t other = second->target.pid;
+    return first->is_alive != second->is_alive ? (first->is_alive ? -1 : 1)
+                                               : (pid > other) - (pid < other);
 }
 
 static struct processes
@@ -4021,13 +4047,24 @@ print_process(const struct process *process, size_t number)
     free(command.data);
 }
 
+/* Sockets without a process come last, and not more than a few of them. */
 static void
 print_processes(const struct processes *processes, bool is_numbered)
 {
+    size_t orphans = 0;
+
     (void)printf("%s%7s %-10s %-6s %9s  %-11s  %s\n", is_numbered ? "     " : "", "PID",
                  "USER", "PYTHON", "SINCE", "SOCKET", "COMMAND");
     for (size_t i = 0; i < processes->count; i++) {
-        print_process(&processes->list[i], is_numbered ? i + 1 : 0);
+        orphans += !processes->list[i].is_alive;
+        if (orphans <= MAX_ORPHANS || processes->list[i].is_alive) {
+            print_process(&processes->list[i], is_numbered ? i + 1 : 0);
+        }
+    }
+    if (orphans > MAX_ORPHANS) {
+        (void)printf(
+            "and %zu more sockets of processes that are gone; --clean removes yours\n",
+            orphans - MAX_ORPHANS);
     }
 }
 
