@@ -94,6 +94,9 @@ enum {
     MAX_FRAME = 16 * 1024,
     /* Without a byte of a request that has begun, or should have. */
     REQUEST_TIMEOUT_MS = 10000,
+    /* Bytes of a line to complete, with its newline; and the most matches for it. */
+    MAX_COMPLETION = 4097,
+    MAX_MATCHES = 500,
     /* Side channels open at once, beside max_sessions consoles and programs. */
     MAX_ASIDE = 16,
     /* Of threads that run none of the client's Python code. */
@@ -425,6 +428,7 @@ struct wish {
     bool aside;     /* needs a slot, but is none of max_sessions */
     bool no_stacks; /* the console begins with its banner */
     bool framed;    /* the answer is in frames: stdout and stderr apart */
+    bool unlogged;  /* too frequent for a line in the log each time */
     /* In the session's thread, before it attaches: reads the client's request. Returns whether
      * there is one; else the client has been told. NULL: there is none to wait for. */
     bool (*receive)(struct session *session);
@@ -457,9 +461,9 @@ struct session {
     _Atomic bool running; /* what the client sent runs just now: may be interrupted */
     bool has_console;     /* the std streams are this client's in its thread */
     PyObject *input;      /* owned text file that sys.stdin is in its thread */
-    PyObject *names;      /* owned dict, the console's namespace */
-    PyObject *arguments;  /* owned, sys.argv in its thread; NULL: the application's */
-    char *request;        /* owned, malloc'd, NUL-terminated; NULL: the wish needs none */
+    PyObject *names; /* owned dict, the console's namespace; changes under table_lock */
+    PyObject *arguments; /* owned, sys.argv in its thread; NULL: the application's */
+    char *request;       /* owned, malloc'd, NUL-terminated; NULL: the wish needs none */
     size_t request_length;
     PyObject *raised; /* owned SystemExit of the application's own, out of a oneshot */
     /* The listener's: monotonic, when it last looked after a client that left; 0: it is there. */
@@ -593,6 +597,7 @@ struct module_state {
     PyObject *streams;      /* list of the last streams made, see get_stream() */
     PyObject *console_type; /* made at the first connection, NULL before */
     PyObject *sys_type;     /* made at the first program, NULL before */
+    PyObject *completion;   /* function, made at the first completion, NULL before */
     PyObject *already_installed;
     PyObject *not_installed;
     PyObject *configuration_conflict;
@@ -1935,8 +1940,9 @@ find_note(struct slice facts, unsigned long ident)
     return found;
 }
 
-/* Reads a small file of /proc into a string, up to the first newline. */
-DETACHED static void
+/* Reads a small file of /proc into a string, up to the first newline. Takes no longer than any other
+ * system call. */
+static void
 read_proc(const char *path, char *text, size_t size)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -1964,26 +1970,37 @@ state_name(char state)
     return "in an unknown state";
 }
 
+/* What the kernel has a thread do, in a word; NULL: it has none like this. */
+static const char *
+read_state(unsigned long native_id)
+{
+    char path[64];
+    char stat[512];
+    const char *after_name = NULL;
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/stat", native_id);
+    read_proc(path, stat, sizeof(stat));
+    after_name = strrchr(stat, ')');
+    return after_name == NULL || strlen(after_name) < 3 ? NULL
+                                                        : state_name(after_name[2]);
+}
+
 /* Appends "TID 12 (comm), sleeping in futex_wait_queue", as far as /proc shows it. */
 DETACHED static void
 append_kernel_state(struct text *text, unsigned long native_id)
 {
     char path[64];
-    char stat[512];
     char where[128];
-    const char *after_name = NULL;
+    const char *state = NULL;
     append_format(text, "TID %lu", native_id);
     (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/comm", native_id);
     read_proc(path, where, sizeof(where));
     append_format(text, " (%s)", where);
-    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/stat", native_id);
-    read_proc(path, stat, sizeof(stat));
-    after_name = strrchr(stat, ')');
-    if (after_name == NULL || strlen(after_name) < 3) {
+    state = read_state(native_id);
+    if (state == NULL) {
         append_string(text, ", gone");
         return;
     }
-    append_format(text, ", %s", state_name(after_name[2]));
+    append_format(text, ", %s", state);
     (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/wchan", native_id);
     read_proc(path, where, sizeof(where));
     if (where[0] != '\0' && strcmp(where, "0") != 0) {
@@ -2055,22 +2072,25 @@ index_lines(struct source *source)
     }
 }
 
-/* Takes over path, which is malloc'd. Returns NULL when there is no room. */
+/* Returns NULL when there is no room. */
 DETACHED static const struct source *
-find_source(struct sources *sources, char *path /* owned here */)
+find_source(struct sources *sources, const char *path)
 {
     struct source *source = NULL;
-    for (size_t i = 0; i < sources->count && source == NULL; i++) {
+    for (size_t i = 0; i < sources->count; i++) {
         if (strcmp(sources->files[i].path, path) == 0) {
-            source = &sources->files[i];
+            return &sources->files[i];
         }
     }
-    if (source != NULL || sources->count == Py_ARRAY_LENGTH(sources->files)) {
-        free(path);
-        return source;
+    if (sources->count == Py_ARRAY_LENGTH(sources->files)) {
+        return NULL;
     }
-    source = &sources->files[sources->count++];
-    source->path = path;
+    source = &sources->files[sources->count];
+    source->path = strdup(path);
+    if (source->path == NULL) {
+        return NULL;
+    }
+    sources->count++;
     read_file(source);
     index_lines(source);
     return source;
@@ -2162,17 +2182,30 @@ append_unescaped(struct text *text, struct slice slice)
     }
 }
 
-/* Appends a frame, `  File "F", line N in NAME` in faulthandler's words, in ours. A line
- * of another form ("...", "<no Python frame>") stands as it is. */
-DETACHED static void
-append_copied_frame(struct text *text, struct slice line, struct sources *sources)
+/* A frame of a copy: what faulthandler tells of it, and its source line. */
+struct copied_frame {
+    struct text path; /* NUL-terminated */
+    struct text function;
+    long number; /* of the line */
+    struct slice code;
+};
+
+static void
+free_copied_frame(struct copied_frame *frame)
+{
+    free_text(&frame->path);
+    free_text(&frame->function);
+}
+
+/* Reads a frame, `  File "F", line N in NAME` in faulthandler's words. Returns false for a line of
+ * another form ("...", "<no Python frame>"), and when there is no memory. */
+DETACHED static bool
+read_copied_frame(struct copied_frame *frame, struct slice line, struct sources *sources)
 {
     static const char middle[] = "\", line ";
-    struct text path = {0};
     const char *end = NULL;
     char *number_end = NULL;
-    long number = 0;
-    struct slice shown;
+    struct slice function;
     const struct source *source = NULL;
     for (size_t i = 0; i + sizeof(middle) - 1 <= line.length; i++) {
         if (memcmp(line.bytes + i, middle, sizeof(middle) - 1) == 0) {
@@ -2180,38 +2213,51 @@ append_copied_frame(struct text *text, struct slice line, struct sources *source
         }
     }
     if (!starts_with(&line, "  File \"") || end == NULL || end < line.bytes + 8) {
+        return false;
+    }
+    append_unescaped(&frame->path,
+                     (struct slice){line.bytes + 8, (size_t)(end - line.bytes) - 8});
+    append_bytes(&frame->path, "", 1);
+    frame->number = strtol(end + sizeof(middle) - 1, &number_end, 10);
+    function =
+        (struct slice){number_end, (size_t)(line.bytes + line.length - number_end)};
+    if (starts_with(&function, " in ")) {
+        function.bytes += 4;
+        function.length -= 4;
+    }
+    append_unescaped(&frame->function, function);
+    if (frame->path.failed || frame->function.failed) {
+        free_copied_frame(frame);
+        return false;
+    }
+    source = find_source(sources, frame->path.bytes);
+    if (source != NULL) {
+        frame->code = source_line(source, frame->number);
+    }
+    return true;
+}
+
+/* Appends a frame in our words. A line of another form stands as it is. */
+DETACHED static void
+append_copied_frame(struct text *text, struct slice line, struct sources *sources)
+{
+    struct copied_frame frame = {.number = 0};
+    if (!read_copied_frame(&frame, line, sources)) {
         append_bytes(text, line.bytes, line.length);
         append_string(text, "\n");
         return;
     }
-    append_unescaped(&path,
-                     (struct slice){line.bytes + 8, (size_t)(end - line.bytes) - 8});
-    append_bytes(&path, "", 1);
-    number = strtol(end + sizeof(middle) - 1, &number_end, 10);
-    shown = (struct slice){number_end, (size_t)(line.bytes + line.length - number_end)};
-    if (starts_with(&shown, " in ")) {
-        shown.bytes += 4;
-        shown.length -= 4;
-    }
-    if (path.failed) {
-        text->failed = true;
-        free_text(&path);
-        return;
-    }
     append_string(text, "File: \"");
-    append_string(text, path.bytes);
-    append_format(text, "\", line %ld, in ", number);
-    append_unescaped(text, shown);
+    append_string(text, frame.path.bytes);
+    append_format(text, "\", line %ld, in ", frame.number);
+    append_bytes(text, frame.function.bytes, frame.function.length);
     append_string(text, "\n");
-    source = find_source(sources, path.bytes);
-    if (source != NULL) {
-        struct slice code = source_line(source, number);
-        if (code.length > 0) {
-            append_string(text, "  ");
-            append_bytes(text, code.bytes, code.length);
-            append_string(text, "\n");
-        }
+    if (frame.code.length > 0) {
+        append_string(text, "  ");
+        append_bytes(text, frame.code.bytes, frame.code.length);
+        append_string(text, "\n");
     }
+    free_copied_frame(&frame);
 }
 
 /* Appends one thread: header, what is known of it, frames outermost first. lines: as
@@ -2259,9 +2305,15 @@ is_waiting_session(unsigned long ident)
     return false;
 }
 
+/* How one thread of a copy is written: as append_copied_thread() does, or as JSON. */
+typedef void thread_writer(struct text *text, struct slice facts, unsigned long ident,
+                           const struct slice *lines, size_t count,
+                           struct sources *sources);
+
 /* Appends all threads of a copy's text. */
 DETACHED static void
-append_copied_threads(struct text *text, const struct copied *copied)
+append_copied_threads(struct text *text, const struct copied *copied,
+                      thread_writer *append_thread)
 {
     enum {
         MAX_LINES = 128
@@ -2279,7 +2331,7 @@ append_copied_threads(struct text *text, const struct copied *copied)
         if (!more || starts_with(&line, "Thread 0x") ||
             starts_with(&line, "Current thread 0x")) {
             if (ident != 0 && !is_waiting_session(ident)) {
-                append_copied_thread(text, copied->facts, ident, lines, count, &sources);
+                append_thread(text, copied->facts, ident, lines, count, &sources);
             }
             ident = more ? strtoul(memchr(line.bytes, '0', line.length), NULL, 16) : 0;
             if (ident == head) {
@@ -2331,37 +2383,57 @@ append_other_threads(struct text *text, struct slice facts)
     (void)closedir(tasks);
 }
 
+/* What came of an attempt at a frozen copy. */
+struct examination {
+    struct text raw; /* what the copy wrote; copied points into it */
+    struct copied copied;
+    enum copy_result result;
+    int error; /* errno, for COPY_REFUSED */
+};
+
+DETACHED static void
+examine_copy(struct examination *examination)
+{
+    examination->result = take_snapshot(&examination->raw);
+    examination->error = errno;
+    append_bytes(&examination->raw, "", 1); /* numbers are read up to what ends them */
+    if (!examination->raw.failed) {
+        examination->copied = split_copied(&examination->raw);
+    }
+}
+
+/* Appends why there is not all that there should be; nothing when there is. */
+static void
+append_copy_note(struct text *text, const struct examination *examination)
+{
+    if (examination->result == COPY_REFUSED && examination->error == EBUSY) {
+        append_format(text,
+                      "No frozen copy of the process can be made: signal %d, which "
+                      "faulthandler had for it, is somebody else's now.",
+                      snapshot.signum);
+    }
+    else if (examination->result == COPY_REFUSED) {
+        append_format(text, "No frozen copy of the process can be made: %s.",
+                      error_text(examination->error));
+    }
+    else if (examination->result == COPY_DIED) {
+        append_string(text,
+                      "The frozen copies of the process died; what the best one told:");
+    }
+}
+
 /* Appends the dump of a process whose interpreter does not answer. */
 DETACHED static void
 append_snapshot(struct text *text)
 {
-    struct text raw = {0};
-    enum copy_result result = take_snapshot(&raw);
-    int error = errno;
-    struct copied copied = {0};
-    append_bytes(&raw, "", 1); /* numbers are read up to what ends them */
-    if (!raw.failed) {
-        copied = split_copied(&raw);
-    }
-    if (result == COPY_REFUSED && error == EBUSY) {
-        append_format(text,
-                      "No frozen copy of the process can be made: signal %d, which "
-                      "faulthandler had "
-                      "for it, is somebody else's now.\n",
-                      snapshot.signum);
-    }
-    else if (result == COPY_REFUSED) {
-        append_format(text, "No frozen copy of the process can be made: %s.\n",
-                      error_text(error));
-    }
-    else if (result == COPY_DIED) {
-        append_string(text,
-                      "The frozen copies of the process died; what the best one told:\n");
-    }
-    append_copied_threads(text, &copied);
-    append_other_threads(text, copied.facts);
+    struct examination examination = {.error = 0};
+    examine_copy(&examination);
+    append_copy_note(text, &examination);
+    append_string(text, examination.result == COPY_DONE ? "" : "\n");
+    append_copied_threads(text, &examination.copied, append_copied_thread);
+    append_other_threads(text, examination.copied.facts);
     append_string(text, "#############################################\n\n\n");
-    free_text(&raw);
+    free_text(&examination.raw);
 }
 
 /* ======================================================================================
@@ -2535,63 +2607,89 @@ read_source(PyObject *linecache, PyObject *filename, PyObject *globals)
     return lines != NULL ? lines : PyList_New(0);
 }
 
-/* Appends "  SOURCE" without its indentation; nothing when there is no such line. */
-ATTACHED static void
-append_source(struct text *text, PyObject *lines, int number)
+/* A line of a source without its indentation. Returns a new str, or NULL when there is none; never
+ * raises. */
+ATTACHED static PyObject *
+strip_line(PyObject *lines, int number)
 {
-    PyObject *line = NULL; /* owned: strip() makes a new one */
-    PyObject *source = NULL;
+    PyObject *line = NULL;   /* borrowed */
+    PyObject *source = NULL; /* new, handed to the caller */
     if (number < 1 || number > PyList_GET_SIZE(lines)) {
-        return;
+        return NULL;
     }
-    source = PyList_GetItem(lines, number - 1); /* borrowed */
-    line = source == NULL ? NULL : PyObject_CallMethod(source, "strip", NULL);
-    if (line == NULL) {
-        PyErr_Clear();
-        return;
+    line = PyList_GetItem(lines, number - 1);
+    source = line == NULL ? NULL : PyObject_CallMethod(line, "strip", NULL);
+    if (source != NULL &&
+        (!PyUnicode_Check(source) || PyUnicode_GetLength(source) == 0)) {
+        Py_CLEAR(source);
     }
-    if (PyUnicode_Check(line) && PyUnicode_GetLength(line) > 0) {
-        append_string(text, "  ");
-        append_str(text, line);
-        append_string(text, "\n");
-    }
-    Py_DECREF(line);
+    PyErr_Clear();
+    return source;
 }
 
-/* sources: dict of filename: lines, so that each file is asked for once a dump. */
+/* A frame as it is shown. */
+struct described_frame {
+    PyObject *filename; /* owned */
+    PyObject *name;     /* owned */
+    PyObject *source;   /* owned, NULL: not to be had */
+    int line;
+};
+
+ATTACHED static void
+free_described_frame(struct described_frame *described)
+{
+    Py_XDECREF(described->filename);
+    Py_XDECREF(described->name);
+    Py_XDECREF(described->source);
+}
+
+/* sources: dict of filename: lines, so that each file is asked for once a dump. Returns false when
+ * the frame cannot be shown; never raises. */
+ATTACHED static bool
+describe_frame(struct described_frame *described, const struct frame_record *frame,
+               PyObject *linecache, PyObject *sources)
+{
+    PyObject *code = (PyObject *)frame->code;
+    PyObject *lines = NULL; /* owned */
+    described->line = PyCode_Addr2Line(frame->code, frame->instruction);
+    described->filename = PyObject_GetAttrString(code, "co_filename");
+    described->name = PyObject_GetAttrString(code, "co_name");
+    if (described->filename != NULL && described->name != NULL) {
+        lines = Py_XNewRef(PyDict_GetItemWithError(sources, described->filename));
+        if (lines == NULL && !PyErr_Occurred()) {
+            lines = read_source(linecache, described->filename, frame->globals);
+            if (lines != NULL) {
+                (void)PyDict_SetItem(sources, described->filename, lines);
+            }
+        }
+        PyErr_Clear();
+    }
+    if (lines != NULL) {
+        described->source = strip_line(lines, described->line);
+    }
+    PyErr_Clear();
+    Py_XDECREF(lines);
+    return described->filename != NULL && described->name != NULL;
+}
+
 ATTACHED static void
 append_frame(struct text *text, const struct frame_record *frame, PyObject *linecache,
              PyObject *sources)
 {
-    int line = PyCode_Addr2Line(frame->code, frame->instruction);
-    PyObject *filename =
-        PyObject_GetAttrString((PyObject *)frame->code, "co_filename"); /* owned */
-    PyObject *name =
-        PyObject_GetAttrString((PyObject *)frame->code, "co_name"); /* owned */
-    PyObject *lines = NULL;                                         /* owned */
-    if (filename == NULL || name == NULL) {
-        goto done;
+    struct described_frame described = {.filename = NULL};
+    if (describe_frame(&described, frame, linecache, sources)) {
+        append_string(text, "File: \"");
+        append_str(text, described.filename);
+        append_format(text, "\", line %d, in ", described.line);
+        append_str(text, described.name);
+        append_string(text, "\n");
     }
-    append_string(text, "File: \"");
-    append_str(text, filename);
-    append_format(text, "\", line %d, in ", line);
-    append_str(text, name);
-    append_string(text, "\n");
-    lines = Py_XNewRef(PyDict_GetItemWithError(sources, filename));
-    if (lines == NULL && !PyErr_Occurred()) {
-        lines = read_source(linecache, filename, frame->globals);
-        if (lines != NULL) {
-            (void)PyDict_SetItem(sources, filename, lines);
-        }
+    if (described.source != NULL) {
+        append_string(text, "  ");
+        append_str(text, described.source);
+        append_string(text, "\n");
     }
-    if (lines != NULL) {
-        append_source(text, lines, line);
-    }
-done:
-    PyErr_Clear();
-    Py_XDECREF(filename);
-    Py_XDECREF(name);
-    Py_XDECREF(lines);
+    free_described_frame(&described);
 }
 
 static bool
@@ -2747,6 +2845,347 @@ append_dump(struct text *text)
         return 0;
     }
     return append_attached_dump(text);
+}
+
+/* ======================================================================================
+ * JSON: the same stacks for programs. {"pid", "python", "source", "threads": [{"id", "native_id",
+ * "name", "state", "holds_gil", "daemon", "frames": [{"file", "line", "function", "source"}]}]},
+ * null for what is not known, frames outermost first; a "note" where a frozen copy is not whole.
+ * Runs on:  sessions, ATTACHED, for the look; helpers, DETACHED, for the frozen copy.
+ * Touches:  nothing but frames, linecache and the file's own structs.
+ * ====================================================================================== */
+
+/* The length of the UTF-8 character that the bytes begin with, 0: they begin with none. */
+static size_t
+utf8_size(struct slice bytes)
+{
+    unsigned char first = (unsigned char)bytes.bytes[0];
+    unsigned char second = bytes.length > 1 ? (unsigned char)bytes.bytes[1] : 0;
+    size_t size = first < 0x80   ? 1
+                  : first < 0xC2 ? 0
+                  : first < 0xE0 ? 2
+                  : first < 0xF0 ? 3
+                                 : 4;
+    bool too_long = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
+    bool surrogate = first == 0xED && second > 0x9F;
+    bool too_large = first > 0xF4 || (first == 0xF4 && second > 0x8F);
+    if (size > bytes.length || too_long || surrogate || too_large) {
+        return 0;
+    }
+    for (size_t i = 1; i < size; i++) {
+        if (((unsigned char)bytes.bytes[i] & 0xC0) != 0x80) {
+            return 0;
+        }
+    }
+    return size;
+}
+
+/* Appends a string. A byte that is no UTF-8 becomes U+FFFD. */
+static void
+append_json_string(struct text *text, struct slice string)
+{
+    append_string(text, "\"");
+    while (string.length > 0) {
+        unsigned char first = (unsigned char)string.bytes[0];
+        size_t size = utf8_size(string);
+        if (size == 0) {
+            append_string(text, "\\ufffd");
+            size = 1;
+        }
+        else if (first == '"' || first == '\\') {
+            append_format(text, "\\%c", first);
+        }
+        else if (first < ' ' || first == 0x7F) {
+            append_format(text, "\\u%04x", first);
+        }
+        else {
+            append_bytes(text, string.bytes, size);
+        }
+        string.bytes += size;
+        string.length -= size;
+    }
+    append_string(text, "\"");
+}
+
+/* The same, for what a text has gathered. */
+static void
+append_json_text(struct text *text, const struct text *string)
+{
+    append_json_string(text, (struct slice){string->bytes, string->length});
+    text->failed = text->failed || string->failed;
+}
+
+/* The same, for a str; null for NULL and for what is none. */
+ATTACHED static void
+append_json_str(struct text *text, PyObject *str)
+{
+    struct text bytes = {0};
+    if (str == NULL || !PyUnicode_Check(str)) {
+        append_string(text, "null");
+        return;
+    }
+    append_str(&bytes, str);
+    append_json_text(text, &bytes);
+    free_text(&bytes);
+}
+
+/* Before each element: a comma behind another one. */
+static void
+append_json_comma(struct text *text)
+{
+    if (text->length > 0 && strchr("[{", text->bytes[text->length - 1]) == NULL) {
+        append_string(text, ",");
+    }
+    append_string(text, "\n");
+}
+
+/* 0 is not known. */
+static void
+append_json_id(struct text *text, const char *key, unsigned long id)
+{
+    if (id == 0) {
+        append_format(text, "\"%s\": null", key);
+    }
+    else {
+        append_format(text, "\"%s\": %lu", key, id);
+    }
+}
+
+/* What may be known or not. */
+enum answer {
+    ANSWER_NO,
+    ANSWER_YES,
+    ANSWER_UNKNOWN,
+};
+
+static void
+append_json_answer(struct text *text, const char *key, enum answer answer)
+{
+    static const char *const words[] = {"false", "true", "null"};
+    append_format(text, "\"%s\": %s", key, words[answer]);
+}
+
+/* Up to the threads. source: a literal. */
+static void
+begin_json(struct text *text, const char *source)
+{
+    const char *version = Py_GetVersion();
+    append_format(text, "{\"pid\": %ld, \"python\": ", (long)getpid());
+    append_json_string(text, (struct slice){version, strcspn(version, " ")});
+    append_format(text, ", \"source\": \"%s\", \"threads\": [", source);
+}
+
+/* What is known of a thread but its name and its frames. */
+struct thread_view {
+    unsigned long ident;
+    unsigned long native_id; /* 0: not known */
+    enum answer holds_gil;
+    enum answer daemon;
+};
+
+/* Up to the name's value. */
+static void
+begin_json_thread(struct text *text, const struct thread_view *view)
+{
+    const char *state = view->native_id == 0 ? NULL : read_state(view->native_id);
+    append_json_comma(text);
+    append_string(text, "{");
+    append_json_id(text, "id", view->ident);
+    append_string(text, ", ");
+    append_json_id(text, "native_id", view->native_id);
+    append_string(text, ", \"state\": ");
+    if (state == NULL) {
+        append_string(text, "null");
+    }
+    else {
+        append_json_string(text, (struct slice){state, strlen(state)});
+    }
+    append_string(text, ", ");
+    append_json_answer(text, "holds_gil", view->holds_gil);
+    append_string(text, ", ");
+    append_json_answer(text, "daemon", view->daemon);
+    append_string(text, ", \"name\": ");
+}
+
+/* One thread of a frozen copy. */
+DETACHED static void
+append_json_copied_thread(struct text *text, struct slice facts, unsigned long ident,
+                          const struct slice *lines, size_t count,
+                          struct sources *sources)
+{
+    struct thread_note note = find_note(facts, ident);
+    const struct thread_view view = {
+        .ident = ident,
+        .native_id = note.native_id,
+        .holds_gil = !HAS_GIL         ? ANSWER_UNKNOWN
+                     : note.holds_gil ? ANSWER_YES
+                                      : ANSWER_NO,
+        .daemon = ANSWER_UNKNOWN,
+    };
+    begin_json_thread(text, &view);
+    if (note.name[0] == '\0') {
+        append_string(text, "null");
+    }
+    else {
+        append_json_string(text, (struct slice){note.name, strlen(note.name)});
+    }
+    append_string(text, ", \"frames\": [");
+    while (count > 0) {
+        struct copied_frame frame = {.number = 0};
+        if (!read_copied_frame(&frame, lines[--count], sources)) {
+            continue;
+        }
+        append_json_comma(text);
+        append_string(text, "{\"file\": ");
+        append_json_string(text, (struct slice){frame.path.bytes, frame.path.length - 1});
+        append_format(text, ", \"line\": %ld, \"function\": ", frame.number);
+        append_json_text(text, &frame.function);
+        append_string(text, ", \"source\": ");
+        if (frame.code.length > 0) {
+            append_json_string(text, frame.code);
+        }
+        else {
+            append_string(text, "null");
+        }
+        append_string(text, "}");
+        free_copied_frame(&frame);
+    }
+    append_string(text, "]}");
+}
+
+/* Appends the whole document of a process whose interpreter does not answer. */
+DETACHED static void
+append_json_snapshot(struct text *text)
+{
+    struct examination examination = {.error = 0};
+    struct text note = {0};
+    examine_copy(&examination);
+    begin_json(text, "frozen copy");
+    append_copied_threads(text, &examination.copied, append_json_copied_thread);
+    append_string(text, "]");
+    append_copy_note(&note, &examination);
+    if (note.length > 0) {
+        append_string(text, ", \"note\": ");
+        append_json_text(text, &note);
+    }
+    append_string(text, "}\n");
+    free_text(&note);
+    free_text(&examination.raw);
+}
+
+/* The threading.Thread of this ident. Returns a new reference, or NULL; never raises. */
+ATTACHED static PyObject *
+get_thread_object(PyObject *active /* dict, or NULL */, unsigned long ident)
+{
+    PyObject *key = active == NULL ? NULL : PyLong_FromUnsignedLong(ident); /* owned */
+    PyObject *thread = key == NULL ? NULL : PyObject_GetItem(active, key);
+    PyErr_Clear();
+    Py_XDECREF(key);
+    return thread;
+}
+
+/* An attribute, new, or NULL; never raises. */
+ATTACHED static PyObject *
+find_attribute(PyObject *object /* or NULL */, const char *name)
+{
+    PyObject *value = object == NULL ? NULL : PyObject_GetAttrString(object, name);
+    PyErr_Clear();
+    return value;
+}
+
+/* One thread of the look, up to its frames. The looker itself has the GIL while it looks. */
+ATTACHED static void
+append_json_thread(struct text *text, PyObject *active, unsigned long ident)
+{
+    PyObject *thread = get_thread_object(active, ident);       /* owned */
+    PyObject *name = find_attribute(thread, "name");           /* owned */
+    PyObject *native_id = find_attribute(thread, "native_id"); /* owned */
+    PyObject *daemon = find_attribute(thread, "daemon");       /* owned */
+    struct thread_view view = {.ident = ident, .daemon = ANSWER_UNKNOWN};
+    if (native_id != NULL && PyLong_Check(native_id)) {
+        view.native_id = PyLong_AsUnsignedLongMask(native_id);
+    }
+    if (daemon != NULL && PyBool_Check(daemon)) {
+        view.daemon = daemon == Py_True ? ANSWER_YES : ANSWER_NO;
+    }
+    begin_json_thread(text, &view);
+    append_json_str(text, name);
+    append_string(text, ", \"frames\": [");
+    PyErr_Clear();
+    Py_XDECREF(thread);
+    Py_XDECREF(name);
+    Py_XDECREF(native_id);
+    Py_XDECREF(daemon);
+}
+
+ATTACHED static void
+append_json_frame(struct text *text, const struct frame_record *frame,
+                  PyObject *linecache, PyObject *sources)
+{
+    struct described_frame described = {.filename = NULL};
+    if (describe_frame(&described, frame, linecache, sources)) {
+        append_json_comma(text);
+        append_string(text, "{\"file\": ");
+        append_json_str(text, described.filename);
+        append_format(text, ", \"line\": %d, \"function\": ", described.line);
+        append_json_str(text, described.name);
+        append_string(text, ", \"source\": ");
+        append_json_str(text, described.source);
+        append_string(text, "}");
+    }
+    free_described_frame(&described);
+}
+
+/* append_json_dump() where there is a GIL. */
+ATTACHED static int
+append_attached_json(struct text *text)
+{
+    struct look look = {0};
+    PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
+    PyObject *sources = PyDict_New();                         /* owned */
+    PyObject *active = NULL;                                  /* owned, may stay NULL */
+    int64_t held_since_ms = 0;
+    int result = -1;
+    if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
+        goto done;
+    }
+    active = get_active_threads();
+    begin_json(text, "attached");
+    for (size_t i = 0; i < look.thread_count; i++) {
+        const struct thread_record *thread = &look.threads[i];
+        held_since_ms = let_others_run(held_since_ms);
+        append_json_thread(text, active, thread->ident);
+        for (size_t j = thread->count; j > 0; j--) {
+            append_json_frame(text, &look.frames[thread->first + j - 1], linecache,
+                              sources);
+        }
+        append_string(text, "]}");
+    }
+    append_string(text, "]}\n");
+    result = 0;
+    if (text->failed) {
+        PyErr_NoMemory();
+        result = -1;
+    }
+done:
+    free_look(&look);
+    Py_XDECREF(linecache);
+    Py_XDECREF(sources);
+    Py_XDECREF(active);
+    return result;
+}
+
+/* Appends the whole document. Returns 0, or -1 with an exception set. As append_dump(). */
+ATTACHED static int
+append_json_dump(struct text *text)
+{
+    if (!HAS_GIL) {
+        PyThreadState *tstate = detach();
+        append_json_snapshot(text);
+        reattach(tstate);
+        return 0;
+    }
+    return append_attached_json(text);
 }
 
 /* ======================================================================================
@@ -3867,6 +4306,18 @@ make_names(PyObject *locals)
     return names;
 }
 
+/* Sets the session's namespace, which another session may be about to look at. */
+ATTACHED static void
+set_names(struct session *session, PyObject *names /* new: taken over; or NULL */)
+{
+    PyObject *previous = NULL; /* owned */
+    lock_leaf(&table_lock);
+    previous = session->names;
+    session->names = names;
+    unlock(&table_lock);
+    Py_XDECREF(previous);
+}
+
 /* Python's own banner, as InteractiveConsole.interact() has it. Returns a new str, or
  * NULL. */
 ATTACHED static PyObject *
@@ -4186,7 +4637,7 @@ ATTACHED static void
 serve_console(struct session *session, PyObject *locals)
 {
     PyThreadState *tstate = NULL;
-    session->names = make_names(locals);
+    set_names(session, make_names(locals));
     session->input = session->names == NULL ? NULL : open_input(session);
     if (session->input != NULL && open_streams(session) == 0) {
         talk(session);
@@ -4197,7 +4648,7 @@ serve_console(struct session *session, PyObject *locals)
     log_line("DONE.");
     close_streams(session);
     Py_CLEAR(session->input);
-    Py_CLEAR(session->names);
+    set_names(session, NULL);
     tstate = detach();
     hang_up(session);
     reattach(tstate);
@@ -4495,24 +4946,34 @@ close_arguments(struct session *session)
     }
 }
 
-/* Reads so many bytes of a request. Returns false when the client stalls, leaves or ends them. */
+/* Reads some bytes of a request. Returns how many; 0: the client stalls, leaves or ends them. */
+DETACHED static size_t
+receive_some(struct session *session, char *bytes, size_t size)
+{
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLIN};
+    for (;;) {
+        int ready = poll(&client, 1, REQUEST_TIMEOUT_MS);
+        ssize_t got = ready > 0 ? recv(client.fd, bytes, size, MSG_DONTWAIT) : ready;
+        if (got >= 0) {
+            return (size_t)got;
+        }
+        if (errno != EINTR && errno != EAGAIN) {
+            return 0;
+        }
+    }
+}
+
+/* Reads so many bytes of a request. Returns false when not all come. */
 DETACHED static bool
 receive_bytes(struct session *session, char *bytes, size_t length)
 {
     while (length > 0) {
-        struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLIN};
-        ssize_t got = -1;
-        int ready = poll(&client, 1, REQUEST_TIMEOUT_MS);
-        if (ready > 0) {
-            got = recv(client.fd, bytes, length, MSG_DONTWAIT);
-        }
-        if (ready == 0 || got == 0 || (got < 0 && errno != EINTR && errno != EAGAIN)) {
+        size_t got = receive_some(session, bytes, length);
+        if (got == 0) {
             return false;
         }
-        if (got > 0) {
-            bytes += got;
-            length -= (size_t)got;
-        }
+        bytes += got;
+        length -= got;
     }
     return true;
 }
@@ -4723,7 +5184,7 @@ serve_program(struct session *session, PyObject *locals)
 {
     PyObject *arguments = make_arguments(session); /* owned */
     PyThreadState *tstate = NULL;
-    session->names = make_names(locals);
+    set_names(session, make_names(locals));
     session->input = open_input(session);
     if (arguments != NULL && session->names != NULL && session->input != NULL &&
         open_streams(session) == 0 && open_arguments(session, arguments) == 0) {
@@ -4736,7 +5197,7 @@ serve_program(struct session *session, PyObject *locals)
     close_arguments(session);
     close_streams(session);
     Py_CLEAR(session->input);
-    Py_CLEAR(session->names);
+    set_names(session, NULL);
     tstate = detach();
     hang_up(session);
     reattach(tstate);
@@ -4758,13 +5219,141 @@ end_channel(struct session *session)
     reattach(tstate);
 }
 
-/* The stack dump alone. Never raises. */
+/* Reads the line that is to be completed. */
+DETACHED static bool
+receive_line(struct session *session)
+{
+    char *newline = NULL;
+    session->request = malloc(MAX_COMPLETION);
+    while (session->request != NULL && newline == NULL) {
+        char *next = session->request + session->request_length;
+        size_t got =
+            receive_some(session, next, MAX_COMPLETION - session->request_length);
+        if (got == 0) {
+            return false; /* no room: too long; or it does not come */
+        }
+        newline = memchr(next, '\n', got);
+        session->request_length += got;
+    }
+    if (newline != NULL) {
+        *newline = '\0';
+        session->request_length = (size_t)(newline - session->request);
+    }
+    return newline != NULL;
+}
+
+/* The namespace of the console whose client has the same id. Returns a copy, which stays as it is
+ * while that console runs on, or NULL, perhaps with an exception. */
+ATTACHED static PyObject *
+copy_names(const struct session *asking)
+{
+    PyObject *names = NULL; /* owned */
+    PyObject *copy = NULL;  /* new, handed to the caller */
+    lock_leaf(&table_lock);
+    for (size_t i = 0; i < MAX_SESSIONS && names == NULL; i++) {
+        const struct session *session = &manhole.sessions[i];
+        if (session->state == SESSION_TAKEN && session->wish->serve == NULL &&
+            strcmp(session->card, asking->card) == 0) {
+            names = Py_XNewRef(session->names);
+        }
+    }
+    unlock(&table_lock);
+    if (names != NULL) {
+        copy = PyDict_Copy(names);
+        Py_DECREF(names);
+    }
+    return copy;
+}
+
+/* rlcompleter in a module of its own, for when it is imported it imports readline, which prepares
+ * the terminal of the process, and makes itself readline's completer. */
+static const char completion_program[] =
+    "import builtins, importlib.util\n"
+    "def import_all_but_readline(name, *rest, **keywords):\n"
+    "    if name == 'readline':\n"
+    "        raise ImportError(name)\n"
+    "    return builtins.__import__(name, *rest, **keywords)\n"
+    "module = {'__name__': 'rlcompleter', '__builtins__':\n"
+    "          dict(vars(builtins), __import__=import_all_but_readline)}\n"
+    "exec(importlib.util.find_spec('rlcompleter').loader.get_code('rlcompleter'), "
+    "module)\n"
+    "def complete(text, names, most):\n"
+    "    completer = module['Completer'](names)\n"
+    "    completer.complete(text, 0)\n"
+    "    matches = dict.fromkeys(completer.matches)\n"
+    "    return [match + '\\n' for match in matches if '\\n' not in match][:most]\n";
+
+/* Returns that program's complete(), new, or NULL with an exception. */
+ATTACHED static PyObject *
+get_completion(void)
+{
+    struct module_state *state = installed_state();
+    PyObject *names = NULL;  /* owned */
+    PyObject *result = NULL; /* owned */
+    if (state->completion == NULL) {
+        names = Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins());
+        result = names == NULL
+                     ? NULL
+                     : PyRun_String(completion_program, Py_file_input, names, names);
+        if (result != NULL) {
+            state->completion = Py_XNewRef(PyDict_GetItemString(names, "complete"));
+        }
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    return Py_XNewRef(state->completion);
+}
+
+/* Sends the matches of the client's text in these names. Returns 0, or -1 with an exception. */
+ATTACHED static int
+send_matches(struct session *session, PyObject *names)
+{
+    PyObject *text = NULL;                      /* owned */
+    PyObject *completion = get_completion();    /* owned */
+    PyObject *matches = NULL;                   /* owned */
+    PyObject *empty = PyUnicode_FromString(""); /* owned */
+    PyObject *lines = NULL;                     /* owned */
+    int result = -1;
+    text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
+                                "strict");
+    begin_running(session);
+    if (text != NULL && completion != NULL) {
+        matches = PyObject_CallFunction(completion, "OOi", text, names, (int)MAX_MATCHES);
+    }
+    end_running(session);
+    lines = matches == NULL || empty == NULL ? NULL : PyUnicode_Join(empty, matches);
+    if (lines != NULL) {
+        result = write_client_str(session, lines);
+    }
+    Py_XDECREF(text);
+    Py_XDECREF(completion);
+    Py_XDECREF(matches);
+    Py_XDECREF(empty);
+    Py_XDECREF(lines);
+    return result;
+}
+
+/* The names and attributes that a text may become, by rlcompleter; nothing at all on any error.
+ * Never raises. */
 ATTACHED static void
-serve_stacks(struct session *session, PyObject *locals)
+serve_completion(struct session *session, PyObject *locals)
+{
+    PyObject *names = copy_names(session); /* owned */
+    (void)locals;
+    if (names != NULL && session->request[strspn(session->request, " \t\r")] != '\0') {
+        (void)send_matches(session, names);
+    }
+    PyErr_Clear();
+    Py_XDECREF(names);
+    end_channel(session);
+}
+
+/* Sends what this makes, unless a reporter was quicker. Never raises. */
+ATTACHED static void
+serve_look(struct session *session, int (*append)(struct text *text))
 {
     struct text dump = {0};
-    (void)locals;
-    if (append_dump(&dump) == 0 && !settle_report(session)) {
+    if (append(&dump) == 0 && !settle_report(session)) {
         (void)write_client(session, dump.bytes, dump.length);
     }
     if (PyErr_Occurred()) {
@@ -4772,6 +5361,22 @@ serve_stacks(struct session *session, PyObject *locals)
     }
     free_text(&dump);
     end_channel(session);
+}
+
+/* The stack dump alone. */
+ATTACHED static void
+serve_stacks(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_look(session, append_dump);
+}
+
+/* The same as JSON. */
+ATTACHED static void
+serve_json(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_look(session, append_json_dump);
 }
 
 /* ======================================================================================
@@ -4813,6 +5418,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->state = SESSION_TAKEN;
         session->peer = *peer;
         session->wish = wish;
+        session->names = NULL;
         session->arguments = NULL;
         session->request = NULL;
         session->request_length = 0;
@@ -5013,7 +5619,7 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     if (tstate != NULL) {
         serve_session(session);
         Py_CLEAR(session->raised);
-        if (is_open()) {
+        if (is_open() && !session->wish->unlogged) {
             log_waiting();
         }
         deliver_log();
@@ -5134,6 +5740,14 @@ report_stacks(struct text *text, const struct session *session)
     append_silence(text);
     append_string(text, "The stacks, from a frozen copy of the process:\n");
     append_snapshot(text);
+}
+
+/* For a client that asked for them as JSON. */
+DETACHED static void
+report_json(struct text *text, const struct session *session)
+{
+    (void)session;
+    append_json_snapshot(text);
 }
 
 /* Appends what the session's client is told when Python does not answer. */
@@ -5391,7 +6005,7 @@ answer_interrupt(int fd, const struct card *card)
         lock_leaf(&session->out_lock);
         bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;
         unlock(&session->out_lock);
-        if (meant) {
+        if (meant && session->wish->serve != serve_completion) {
             answer = interrupt_session(session) ? "interrupted\n" : "idle\n";
         }
     }
@@ -5404,11 +6018,17 @@ static const struct wish *
 find_wish(const char *name)
 {
     static const struct wish wishes[] = {
+        {.name = "complete",
+         .aside = true,
+         .unlogged = true,
+         .receive = receive_line,
+         .serve = serve_completion},
         {.name = "quiet", .no_stacks = true},
         {.name = "exec",
          .framed = true,
          .receive = receive_program,
          .serve = serve_program},
+        {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(wishes); i++) {
@@ -5425,6 +6045,7 @@ accept_client(void)
 {
     struct peer peer = {0};
     struct card card;
+    const struct wish *wish = NULL;
     struct sockaddr_un address = {0};
     socklen_t size = sizeof(address);
     int fd = accept4(kept_number(&manhole.listen_fd), (struct sockaddr *)&address, &size,
@@ -5435,7 +6056,11 @@ accept_client(void)
         }
         return 0; /* EAGAIN, ECONNABORTED: the client has left again */
     }
-    log_line("Started ManholeConnectionThread thread. Checking credentials ...");
+    card = read_card(&address, size);
+    wish = find_wish(card.wish);
+    if (!wish->unlogged) {
+        log_line("Started ManholeConnectionThread thread. Checking credentials ...");
+    }
     if (read_peer(fd, &peer) < 0 || !may_enter(&peer)) {
         char why[160];
         describe_refusal(&peer, why, sizeof(why));
@@ -5444,13 +6069,14 @@ accept_client(void)
         (void)close(fd);
         return 0;
     }
-    log_accepted(fd, &peer);
-    card = read_card(&address, size);
+    if (!wish->unlogged) {
+        log_accepted(fd, &peer);
+    }
     if (strcmp(card.wish, "interrupt") == 0) {
         answer_interrupt(fd, &card);
     }
     else {
-        start_session(fd, &peer, card.id, find_wish(card.wish));
+        start_session(fd, &peer, card.id, wish);
     }
     return 0;
 }
@@ -7638,6 +8264,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->streams);
     Py_VISIT(state->console_type);
     Py_VISIT(state->sys_type);
+    Py_VISIT(state->completion);
     Py_VISIT(state->already_installed);
     Py_VISIT(state->not_installed);
     Py_VISIT(state->configuration_conflict);
@@ -7656,6 +8283,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->streams);
     Py_CLEAR(state->console_type);
     Py_CLEAR(state->sys_type);
+    Py_CLEAR(state->completion);
     Py_CLEAR(state->already_installed);
     Py_CLEAR(state->not_installed);
     Py_CLEAR(state->configuration_conflict);

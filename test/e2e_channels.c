@@ -25,10 +25,27 @@ start_ready(const char *program)
     return app;
 }
 
+static bool
+is_asleep(void *argument)
+{
+    const struct process *app = argument;
+    const char *stat = read_file(format_text("/proc/%ld/stat", (long)app->pid));
+    return strncmp(strrchr(stat, ')'), ") S", 3) == 0;
+}
+
+/* It says that it is ready just before it keeps the GIL. */
+static struct process *
+start_stuck(const char *program)
+{
+    struct process *app = start_ready(program);
+    wait_until(is_asleep, app, "the main thread keeps the GIL", DEADLINE);
+    return app;
+}
+
 static struct process *
 start_holder(void)
 {
-    return start_ready(INSTALL("hang_timeout=0.2") HOLD_GIL);
+    return start_stuck(INSTALL("hang_timeout=0.2") HOLD_GIL);
 }
 
 /* Connects with the calling card of one run of manhole-cli, of which no two are the same. */
@@ -109,7 +126,7 @@ static void
 stuck_process_shows_its_stacks_again_and_again(void)
 {
     struct process *app =
-        start_ready(INSTALL("hang_timeout=0.05, max_sessions=1") HOLD_GIL);
+        start_stuck(INSTALL("hang_timeout=0.05, max_sessions=1") HOLD_GIL);
     for (int i = 0; i < 40; i++) {
         struct client *client = connect_wishing(app, "stacks");
         assert_contains(client_read_until_eof(client), ", in hold\n");
@@ -136,6 +153,252 @@ stacks_come_whatever_the_connection_handler(void)
 {
     struct process *app = start_ready(TARGET("connection_handler='exec'"));
     assert_contains(client_read_until_eof(connect_wishing(app, "stacks")), DUMP_END);
+}
+
+/* ---- json -------------------------------------------------------------------------- */
+
+/* Reads a document to its end and has Python load it, which is strict, and look at it. Returns what
+ * that printed. */
+static const char *
+look_at_json(struct client *client, const char *code)
+{
+    const char *out = NULL;
+    const char *err = NULL;
+    const char *program =
+        format_text("import json, sys\ndocument = json.load(sys.stdin)\n"
+                    "threads = {t['name']: t for t in document['threads']}\n"
+                    "%s\n",
+                    code);
+    int status = run_command(LIST(python(), "-c", program), client_read_until_eof(client),
+                             &out, &err);
+    assert_string_equal(err, "");
+    assert_int_equal(status, 0);
+    return out;
+}
+
+/* A file with a name and a line that JSON has to escape. */
+#define ODD_FILE                                                                         \
+  "import linecache, sys, threading\n"                                                   \
+  "name = 'odd \\\\ \\\" \\t \\u20ac \\udcff.py'\n"                                      \
+  "source = 'def odd(stop):\\n    stop.wait()  # \\\\ \\\" \\x7f \\u20ac \\ud800\\n'\n"  \
+  "linecache.cache[name] = len(source), None, source.splitlines(True), name\n"           \
+  "stop = threading.Event()\n"                                                           \
+  "exec(compile(source.replace('\\ud800', ''), name, 'exec'))\n"                         \
+  "threading.Thread(target=odd, args=(stop,), name='t \\\" \\udcff', "                   \
+  "daemon=True).start()\n"
+
+static void
+json_tells_threads_with_their_frames(void)
+{
+    struct process *app = start_ready(INSTALL("") ODD_FILE READY STAY);
+    const char *seen = look_at_json(
+        connect_wishing(app, "json"),
+        "odd = threads['t \\\" \\\\udcff']\n"
+        "main = threads['MainThread']\n"
+        "print(document['pid'], document['source'], document['python'], 'note' in "
+        "document)\n"
+        "print(sorted(odd) == sorted('id native_id name state holds_gil daemon "
+        "frames'.split()))\n"
+        "print(odd['daemon'], main['daemon'], odd['holds_gil'], odd['state'])\n"
+        "print(main['native_id'], type(odd['id']).__name__)\n"
+        "frame = [f for f in odd['frames'] if f['function'] == 'odd'][0]\n"
+        "print(sorted(frame), frame['line'])\n"
+        "print(ascii(frame['file']), ascii(frame['source']))\n"
+        "print(main['frames'][0]['function'], main['frames'][0]['source'])\n"
+        "print(odd['frames'][0]['function'])");
+    assert_contains(seen, format_text("%ld attached 3.", (long)app->pid));
+    assert_contains(seen, " False\nTrue\nTrue False False sleeping\n");
+    assert_contains(seen, format_text("%ld int\n", (long)app->pid));
+    assert_contains(seen, "['file', 'function', 'line', 'source'] 2\n");
+    assert_contains(seen, "'odd \\\\ \" \\t \\u20ac \\\\udcff.py' ");
+    assert_contains(seen, "'stop.wait()  # \\\\ \" \\x7f \\u20ac \\\\ud800'\n");
+    assert_contains(seen, "<module> while os.read(0, 4096): pass\n_bootstrap\n");
+}
+
+static void
+json_of_a_stuck_process_comes_from_the_frozen_copy(void)
+{
+    struct process *app = start_holder();
+    const char *seen = look_at_json(
+        connect_wishing(app, "json"),
+        "main = threads['MainThread']\n"
+        "print(document['pid'], document['source'], 'note' in document)\n"
+        "print(main['native_id'], main['daemon'], main['holds_gil'], main['state'])\n"
+        "print([f['function'] for f in main['frames']], main['frames'][0]['source'])");
+    assert_contains(seen, format_text("%ld frozen copy False\n", (long)app->pid));
+    assert_contains(seen, format_text("%ld None True sleeping\n", (long)app->pid));
+    assert_contains(seen, "['<module>', 'hold'] hold()\n");
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "released\n", DEADLINE);
+}
+
+static void
+json_says_when_there_is_no_frozen_copy(void)
+{
+    struct process *app = start_stuck(INSTALL(
+        "hang_timeout=0.2") "import signal\n"
+                            "for signum in range(signal.SIGRTMIN, signal.SIGRTMAX + 1):\n"
+                            "    signal.signal(signum, signal.SIG_IGN)\n" HOLD_GIL);
+    assert_contains(look_at_json(connect_wishing(app, "json"), "print(document['note'])"),
+                    "No frozen copy of the process can be made");
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "released\n", DEADLINE);
+}
+
+/* ---- complete ---------------------------------------------------------------------- */
+
+static const char *
+complete(const struct process *app, const char *line)
+{
+    struct client *client = connect_wishing(app, "complete");
+    client_send(client, line);
+    return client_read_until_eof(client);
+}
+
+static struct client *
+console_with_names(const struct process *app)
+{
+    struct client *console = connect_wishing(app, "repl");
+    client_wait_for(console, ">>> ");
+    client_ask(console, "alpha_one = alpha_two = 'x'");
+    client_ask(console, "alpha_call = lambda x: exit()");
+    return console;
+}
+
+static void
+names_of_the_console_with_the_same_id_are_completed(void)
+{
+    static const struct {
+        const char *line;
+        const char *matches;
+    } rows[] = {
+        {"alpha_o\n", "alpha_one\n"},
+        {"alpha_c\n", "alpha_call(\n"},
+        {"alpha_one.isasc\n", "alpha_one.isascii("},
+        {"os.path.__na\n", "os.path.__name__\n"},
+        {"nowhere\n", ""},
+        {"nowhere.x\n", ""},
+        {"alpha_call(1).\n", ""},
+        {"\n", ""},
+        {" \t\n", ""},
+        {"\xff\n", ""},
+        {"h\xc3\xa9\n", ""},
+        {"((((\n", ""},
+    };
+    struct process *app = start_ready(TARGET(""));
+    struct client *console = console_with_names(app);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *matches = complete(app, rows[i].line);
+        assert_int_equal(strncmp(matches, rows[i].matches, strlen(rows[i].matches)), 0);
+        assert_true(rows[i].matches[0] != '\0' || matches[0] == '\0');
+    }
+    assert_contains(complete(app, "alpha_\n"), "alpha_one\n");
+    assert_string_equal(client_ask(console, "'readline' in sys.modules"), "False\n");
+}
+
+static void
+completion_goes_on_while_the_console_computes(void)
+{
+    struct process *app = start_ready(TARGET("max_sessions=1"));
+    struct client *console = console_with_names(app);
+    client_send(console, "print('u' + 'p')\nwhile True: alpha_new = 1\n\n");
+    client_wait_for(console, "up\n");
+    assert_string_equal(complete(app, "alpha_t\n"), "alpha_two\n");
+    assert_string_equal(client_read_until_eof(connect_wishing(app, "interrupt")),
+                        "interrupted\n");
+    client_wait_for(console, "KeyboardInterrupt\n>>> ");
+}
+
+static void
+completion_of_an_unknown_id_is_empty(void)
+{
+    struct process *app = start_ready(TARGET("locals={'alpha': 1}"));
+    struct client *console = connect_to(app);
+    client_wait_for(console, ">>> ");
+    assert_string_equal(complete(app, "alp\n"), "");
+}
+
+static void
+matches_are_many_but_bounded_and_differ(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *console = console_with_names(app);
+    client_ask(console, "globals().update({'beta%d' % i: i for i in range(900)})");
+    client_ask(console, "globals()['beta\\nx'] = 1");
+    size_t lines = 0;
+    for (const char *next = complete(app, "beta\n"); *next != '\0'; next++) {
+        lines += *next == '\n';
+    }
+    assert_int_equal(lines, 500);
+}
+
+static void
+what_is_no_line_is_not_completed(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *console = console_with_names(app);
+    char line[6000] = "";
+    memset(line, 'a', sizeof(line) - 1);
+    assert_string_equal(complete(app, line), "");
+    struct client *client = connect_wishing(app, "complete");
+    client_send(client, "alpha_o");
+    client_shutdown_write(client);
+    assert_string_equal(client_read_until_eof(client), "");
+    assert_string_equal(client_ask(console, "6 * 7"), "42\n");
+}
+
+static bool
+has_one_thread_less_than(void *argument)
+{
+    const long *now = argument;
+    return count_threads((pid_t)now[0]) < now[1];
+}
+
+/* The property never returns: its client gives up, and that ends it. */
+static void
+completion_that_hangs_ends_with_its_client(void)
+{
+    struct process *app = start_ready(INSTALL("") "class Slow:\n"
+                                                  "    def __dir__(self):\n"
+                                                  "        print('slow', flush=True)\n"
+                                                  "        while True: pass\n"
+                                                  "import builtins\n"
+                                                  "builtins.alpha = Slow()\n" READY STAY);
+    struct client *console = console_with_names(app);
+    struct client *client = connect_wishing(app, "complete");
+    client_send(client, "alpha.x\n");
+    client_wait_for(console, "slow\n");
+    long now[] = {app->pid, count_threads(app->pid)};
+    client_close(client);
+    wait_until(has_one_thread_less_than, now, "the helper has ended", DEADLINE);
+}
+
+static void
+completion_in_a_stuck_process_is_given_up_at_once(void)
+{
+    struct process *app = start_stuck(INSTALL("hang_timeout=0.05") HOLD_GIL);
+    client_read_until_eof(
+        connect_wishing(app, "stacks")); /* finds out that it is stuck */
+    int threads = count_threads(app->pid);
+    for (int i = 0; i < 40; i++) {
+        assert_string_equal(client_read_until_eof(connect_wishing(app, "complete")), "");
+    }
+    assert_int_equal(count_threads(app->pid), threads);
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "released\n", DEADLINE);
+}
+
+static void
+completion_is_not_logged(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *console = console_with_names(app);
+    rewind_stream(app, ERR);
+    wait_for_text(app, ERR, "Accepted connection", DEADLINE);
+    size_t length = strlen(text_of(app, ERR));
+    assert_string_equal(complete(app, "alpha_o\n"), "alpha_one\n");
+    assert_string_equal(client_ask(console, "6 * 7"), "42\n");
+    assert_int_equal(strlen(text_of(app, ERR)), length);
 }
 
 /* ---- exec -------------------------------------------------------------------------- */
@@ -502,6 +765,17 @@ main(void)
         TEST(stuck_process_shows_its_stacks_again_and_again),
         TEST(stacks_come_beside_as_many_consoles_as_there_may_be),
         TEST(stacks_come_whatever_the_connection_handler),
+        TEST(json_tells_threads_with_their_frames),
+        TEST(json_of_a_stuck_process_comes_from_the_frozen_copy),
+        TEST(json_says_when_there_is_no_frozen_copy),
+        TEST(names_of_the_console_with_the_same_id_are_completed),
+        TEST(completion_goes_on_while_the_console_computes),
+        TEST(completion_of_an_unknown_id_is_empty),
+        TEST(matches_are_many_but_bounded_and_differ),
+        TEST(what_is_no_line_is_not_completed),
+        TEST(completion_that_hangs_ends_with_its_client),
+        TEST(completion_in_a_stuck_process_is_given_up_at_once),
+        TEST(completion_is_not_logged),
         TEST(program_has_streams_and_a_status_of_its_own),
         TEST(program_that_raises_has_its_traceback_on_stderr),
         TEST(program_from_a_file_knows_its_name),
