@@ -42,6 +42,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <frameobject.h>
+#include <structmember.h>
 
 #include <dirent.h>
 #include <errno.h>
@@ -198,6 +199,24 @@ is_attached(void)
 #else
     PyThreadState *own = PyGILState_GetThisThreadState();
     return own != NULL && own == _PyThreadState_UncheckedGet();
+#endif
+}
+
+/* sys.NAME. Returns a new reference; NULL, without an exception, when there is none. */
+ATTACHED static PyObject *
+get_sys(const char *name)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject *module = PyImport_AddModuleRef("sys"); /* owned */
+    PyObject *found = NULL;                          /* new, handed to the caller */
+    if (module != NULL) {
+        (void)PyObject_GetOptionalAttrString(module, name, &found);
+    }
+    PyErr_Clear();
+    Py_XDECREF(module);
+    return found;
+#else
+    return Py_XNewRef(PySys_GetObject(name));
 #endif
 }
 
@@ -424,8 +443,9 @@ struct session {
     _Atomic int fd; /* blocking socket; -1: none */
     struct peer peer;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
-    /* The session's own thread. ident is read by those who interrupt it, attached as it is. */
-    unsigned long ident;  /* as threading.get_ident() */
+    /* The session's own thread's. */
+    _Atomic unsigned long
+        ident;            /* as threading.get_ident(); also read by who interrupts it */
     _Atomic bool running; /* what the client sent runs just now: may be interrupted */
     bool has_console;     /* the std streams are this client's in its thread */
     PyObject *input;      /* owned text file that sys.stdin is in its thread */
@@ -555,6 +575,7 @@ struct module_state {
     PyObject *stream_type;
     PyObject *manhole_object; /* what install() returns */
     bool has_fork_hook;
+    bool has_multiprocessing_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
     PyObject *console_type; /* made at the first connection, NULL before */
     PyObject *already_installed;
@@ -825,6 +846,24 @@ seconds_to_ms(double seconds)
     return ms > (double)INT_MAX ? INT_MAX : (int)ms;
 }
 
+struct seconds_text {
+    char text[32];
+};
+
+/* As printf's %g, with a point in every locale. */
+static struct seconds_text
+format_seconds(double seconds)
+{
+    struct seconds_text formatted;
+    size_t point = 0;
+    (void)snprintf(formatted.text, sizeof(formatted.text), "%g", seconds);
+    point = strspn(formatted.text, "0123456789");
+    if (formatted.text[point] == ',') {
+        formatted.text[point] = '.';
+    }
+    return formatted;
+}
+
 /* Starts a thread with the sigmask option's signals blocked from its first instruction.
  * stack_size 0: the system's. thread NULL: detached. Returns 0, or an errno value. */
 static int
@@ -960,13 +999,13 @@ static struct {
     bool delivering; /* a thread is at it, and takes along what comes meanwhile */
 } logger = {.destination = {.fd = -1}};
 
-/* A destination that cannot take the line now loses it: a full pipe must not stop the
- * listener. */
+/* A destination that cannot take the line now loses it: a full pipe must not stop the listener. One
+ * that nobody reads (POLLERR) must not cost a SIGPIPE. */
 static void
 write_log_fd(int fd, const char *line, size_t length)
 {
     struct pollfd target = {.fd = fd, .events = POLLOUT};
-    if (poll(&target, 1, 0) == 1 && (target.revents & POLLOUT) != 0) {
+    if (poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
         (void)!write(fd, line, length);
     }
 }
@@ -1075,11 +1114,14 @@ deliver_log(void)
     }
     PyErr_Fetch(&type, &value, &traceback);
     while ((entry = next_log_entry(&object)) != NULL) {
-        PyObject *result = NULL; /* owned */
-        if (object != NULL) {
-            result = PyObject_CallMethod(object, "write", "s", entry->line);
+        PyObject *line = PyUnicode_DecodeUTF8(
+            entry->line, (Py_ssize_t)strlen(entry->line), "backslashreplace"); /* owned */
+        PyObject *result = NULL;                                               /* owned */
+        if (object != NULL && line != NULL) {
+            result = PyObject_CallMethod(object, "write", "O", line);
         }
         PyErr_Clear(); /* logging never raises into the application */
+        Py_XDECREF(line);
         Py_XDECREF(result);
         Py_CLEAR(object);
         free(entry);
@@ -1384,7 +1426,11 @@ open_socket(void)
     struct stat there = {0};
     const char *why = NULL;
     int fd = -1; /* owned, handed to manhole.listen_fd */
-    (void)expand_path(manhole.options.socket_path, manhole.path, sizeof(manhole.path));
+    if (expand_path(manhole.options.socket_path, manhole.path, sizeof(manhole.path)) >=
+        sizeof(manhole.path)) { /* with the longer number of a child */
+        why = "the path is too long for a socket; use a shorter socket_path";
+        goto done;
+    }
     memcpy(address.sun_path, manhole.path, sizeof(address.sun_path));
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || fchmod(fd, S_IRUSR | S_IWUSR) < 0) {
@@ -1693,7 +1739,9 @@ reap_copy(pid_t copy, int memory_fd)
         }
         if (reaped == 0 && ms_until(deadline_ms) == 0) {
             (void)kill(copy, SIGKILL);
-            reaped = waitpid(copy, &status, __WALL);
+            do {
+                reaped = waitpid(copy, &status, __WALL);
+            } while (reaped < 0 && errno == EINTR);
         }
         else if (reaped == 0) {
             (void)poll(NULL, 0, 1);
@@ -2986,6 +3034,7 @@ struct stream {
     PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
     PyObject *write_name;             /* owned, interned "write" */
     const char *name;                 /* of the attribute of sys */
+    PyObject *weak_references;        /* CPython's own */
     bool is_input;
 };
 
@@ -3017,6 +3066,9 @@ stream_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    if (((struct stream *)self)->weak_references != NULL) {
+        PyObject_ClearWeakRefs(self);
+    }
     (void)stream_clear(self);
     Py_XDECREF(((struct stream *)self)->write_name);
     type->tp_free(self);
@@ -3077,6 +3129,52 @@ stream_iter(PyObject *self)
         return NULL;
     }
     return PyObject_GetIter(target);
+}
+
+/* next(sys.stdin) */
+ATTACHED static PyObject *
+stream_iternext(PyObject *self)
+{
+    PyObject *target = stream_target(self);
+    if (target == self) {
+        PyErr_SetString(PyExc_OSError, "not readable");
+        return NULL;
+    }
+    return PyIter_Next(target); /* NULL without an exception at the end */
+}
+
+/* with sys.stdout: as the original does it; a session's client stays open. */
+ATTACHED static PyObject *
+stream_enter(PyObject *self, PyObject *unused)
+{
+    PyObject *target = stream_target(self);
+    PyObject *entered = NULL; /* owned */
+    (void)unused;
+    if (target != self) {
+        entered = PyObject_CallMethod(target, "__enter__", NULL);
+        if (entered == NULL) {
+            return NULL;
+        }
+        Py_DECREF(entered);
+    }
+    return Py_NewRef(self);
+}
+
+ATTACHED static PyObject *
+stream_exit(PyObject *self, PyObject *arguments)
+{
+    PyObject *target = stream_target(self);
+    PyObject *method = NULL; /* owned */
+    PyObject *result = NULL; /* new, handed to the caller */
+    if (target == self) {
+        return Py_NewRef(Py_None);
+    }
+    method = PyObject_GetAttrString(target, "__exit__");
+    if (method != NULL) {
+        result = PyObject_CallObject(method, arguments);
+        Py_DECREF(method);
+    }
+    return result;
 }
 
 /* Bytes too, in a session: sys.stdout.buffer is the stream itself there. */
@@ -3218,6 +3316,8 @@ static PyMethodDef stream_methods[] = {
     {"readable", stream_no, METH_NOARGS, NULL},
     {"seekable", stream_no, METH_NOARGS, NULL},
     {"writable", stream_writable, METH_NOARGS, NULL},
+    {"__enter__", stream_enter, METH_NOARGS, NULL},
+    {"__exit__", stream_exit, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -3277,6 +3377,12 @@ refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
     return NULL;
 }
 
+static PyMemberDef stream_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct stream, weak_references), READONLY,
+     NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static char stream_doc[] =
     "A std stream while a manhole client is connected.\n\n"
     "In the client's session it is the client; everywhere else it is the\n"
@@ -3287,8 +3393,9 @@ static PyType_Slot stream_slots[] = {
     {Py_tp_dealloc, stream_dealloc},   {Py_tp_traverse, stream_traverse},
     {Py_tp_clear, stream_clear},       {Py_tp_repr, stream_repr},
     {Py_tp_getattro, stream_getattro}, {Py_tp_setattro, stream_setattro},
-    {Py_tp_iter, stream_iter},         {Py_tp_methods, stream_methods},
-    {Py_tp_getset, stream_attributes}, {0, NULL},
+    {Py_tp_iter, stream_iter},         {Py_tp_iternext, stream_iternext},
+    {Py_tp_methods, stream_methods},   {Py_tp_getset, stream_attributes},
+    {Py_tp_members, stream_members},   {0, NULL},
 };
 
 static PyType_Spec stream_spec = {
@@ -3297,6 +3404,12 @@ static PyType_Spec stream_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .slots = stream_slots,
 };
+
+static bool
+is_input(const char *name)
+{
+    return strstr(name, "stdin") != NULL;
+}
 
 /* Returns a new stream, or NULL with an exception. name: a literal. */
 ATTACHED static PyObject *
@@ -3308,7 +3421,7 @@ make_stream(const char *name, PyObject *original)
         return NULL;
     }
     stream->name = name;
-    stream->is_input = strstr(name, "stdin") != NULL;
+    stream->is_input = is_input(name);
     stream->original = Py_NewRef(original);
     stream->write_name = PyUnicode_InternFromString("write");
     if (stream->write_name == NULL) {
@@ -3329,7 +3442,7 @@ get_stream(const char *name, PyObject *original)
     PyObject *made = NULL;                          /* owned, handed to the caller */
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams); i++) {
         struct stream *stream = (struct stream *)PyList_GET_ITEM(streams, i);
-        if (stream->original == original && strcmp(stream->name, name) == 0) {
+        if (stream->original == original && stream->is_input == is_input(name)) {
             return Py_NewRef((PyObject *)stream);
         }
     }
@@ -3347,10 +3460,11 @@ get_stream(const char *name, PyObject *original)
 ATTACHED static int
 borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
 {
-    PyObject *current = PySys_GetObject(attribute->name); /* borrowed */
+    PyObject *current = get_sys(attribute->name); /* owned */
     if (attribute->ours == NULL || attribute->ours != current) {
         Py_XSETREF(attribute->previous, Py_XNewRef(current));
     }
+    Py_XDECREF(current);
     Py_XSETREF(attribute->ours, Py_NewRef(ours));
     return PySys_SetObject(attribute->name, ours);
 }
@@ -3359,11 +3473,12 @@ borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
 ATTACHED static void
 give_back_attribute(struct borrowed_attribute *attribute)
 {
-    if (attribute->ours != NULL && PySys_GetObject(attribute->name) == attribute->ours) {
-        if (PySys_SetObject(attribute->name, attribute->previous) < 0) {
-            PyErr_Clear();
-        }
+    PyObject *current = get_sys(attribute->name); /* owned */
+    if (attribute->ours != NULL && current == attribute->ours &&
+        PySys_SetObject(attribute->name, attribute->previous) < 0) {
+        PyErr_Clear();
     }
+    Py_XDECREF(current);
     Py_CLEAR(attribute->ours);
     Py_CLEAR(attribute->previous);
 }
@@ -3384,18 +3499,16 @@ borrowed_row(const char *name)
 ATTACHED static int
 place_stream(const char *name)
 {
-    PyObject *original = PySys_GetObject(name); /* borrowed */
-    PyObject *stream = NULL;                    /* owned */
-    int result = -1;
-    if (original == NULL ||
-        Py_TYPE(original) == (PyTypeObject *)installed_state()->stream_type) {
-        return 0;
+    PyObject *original = get_sys(name); /* owned */
+    PyObject *stream = NULL;            /* owned */
+    int result = 0;
+    if (original != NULL &&
+        Py_TYPE(original) != (PyTypeObject *)installed_state()->stream_type) {
+        stream = get_stream(name, original);
+        result = stream == NULL ? -1 : borrow_attribute(borrowed_row(name), stream);
     }
-    stream = get_stream(name, original);
-    if (stream != NULL) {
-        result = borrow_attribute(borrowed_row(name), stream);
-        Py_DECREF(stream);
-    }
+    Py_XDECREF(original);
+    Py_XDECREF(stream);
     return result;
 }
 
@@ -3702,7 +3815,7 @@ py_displayhook(PyObject *module, PyObject *value)
         original = Py_XNewRef(borrowed_row("displayhook")->previous);
         unlock(&sys_lock);
         if (original == NULL) {
-            original = Py_XNewRef(PySys_GetObject("__displayhook__"));
+            original = get_sys("__displayhook__");
         }
         if (original != NULL) {
             result = PyObject_CallOneArg(original, value);
@@ -3830,12 +3943,13 @@ leave_forked_child(void)
 {
     static const char *const names[] = {"stdout", "stderr"};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
-        PyObject *stream = PySys_GetObject(names[i]); /* borrowed */
-        PyObject *flushed = NULL;                     /* owned */
+        PyObject *stream = get_sys(names[i]); /* owned */
+        PyObject *flushed = NULL;             /* owned */
         if (stream != NULL && stream != Py_None) {
             flushed = PyObject_CallMethod(stream, "flush", NULL);
         }
         PyErr_Clear();
+        Py_XDECREF(stream);
         Py_XDECREF(flushed);
     }
     if (release() < 0) {
@@ -4415,7 +4529,6 @@ serve_session(struct session *session)
     handler = manhole.options.connection_handler;
     Py_XINCREF(handler.callable);
     unlock(&table_lock);
-    session->ident = PyThread_get_thread_ident(); /* of the main thread, in a oneshot */
     current_session = session;
     import_threading();
     deliver_log();
@@ -4445,7 +4558,7 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     (void)snprintf(name, sizeof(name), "Manhole < PID:%ld", (long)session->peer.pid);
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
-    session->ident = PyThread_get_thread_ident();
+    atomic_store(&session->ident, PyThread_get_thread_ident());
     tstate = enter_interpreter();
     if (tstate != NULL) {
         serve_session(session);
@@ -4522,9 +4635,9 @@ append_silence(struct text *text, const struct session *session)
     (void)strftime(when, sizeof(when), "%H:%M:%S", gmtime_r(&seconds, &since));
     append_format(
         text,
-        "manhole: Python has not answered for %g s, since %s UTC: the GIL is held or "
+        "manhole: Python has not answered for %s s, since %s UTC: the GIL is held or "
         "the interpreter is stuck.\n",
-        manhole.options.hang_timeout, when);
+        format_seconds(manhole.options.hang_timeout).text, when);
 }
 
 /* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. */
@@ -4691,7 +4804,7 @@ start_session(int fd, const struct peer *peer, const char *card)
         char why[120];
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
                        error_text(error));
-        turn_away(dup(fd), why);
+        turn_away(fcntl(fd, F_DUPFD_CLOEXEC, 0), why);
         release_session(session);
     }
 }
@@ -4759,10 +4872,11 @@ accept_client(void)
     int fd = accept4(kept_number(&manhole.listen_fd), (struct sockaddr *)&address, &size,
                      SOCK_CLOEXEC); /* owned */
     if (fd < 0) {
-        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            return -1;
-        }
-        return 0; /* EAGAIN, ECONNABORTED: the client has left again */
+        /* The client has left again; or recover_descriptors() sees to it. All else may last. */
+        return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ||
+                       errno == EBADF
+                   ? 0
+                   : -1;
     }
     log_line("Started ManholeConnectionThread thread. Checking credentials ...");
     if (read_peer(fd, &peer) < 0 || !may_enter(&peer)) {
@@ -5005,7 +5119,8 @@ delay_binding(void)
 {
     int64_t deadline_ms = monotonic_ms() + manhole.bind_delay_ms;
     if (manhole.bind_delay_ms > 0) {
-        log_line("Delaying UDS binding %g seconds ...", manhole.options.reinstall_delay);
+        log_line("Delaying UDS binding %s seconds ...",
+                 format_seconds(manhole.options.reinstall_delay).text);
     }
     while (atomic_load(&manhole.wishes) == 0 && ms_until(deadline_ms) > 0 &&
            recover_descriptors()) {
@@ -5128,6 +5243,8 @@ start_listener(void)
     int error = 0;
     atomic_store(&manhole.started, false);
     atomic_store(&manhole.polling, false);
+    /* One to open may have come in a child's first instant; one to stop was another listener's. */
+    (void)atomic_fetch_and(&manhole.wishes, (unsigned)WISH_OPEN);
     (void)sem_init(&manhole.wake, 0, 0);
     error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
     if (error != 0) {
@@ -5147,7 +5264,6 @@ stop_listener(void)
         wish(WISH_STOP);
         if (is_listener_deaf()) {
             (void)pthread_detach(manhole.listener);
-            (void)atomic_fetch_and(&manhole.wishes, ~(unsigned)WISH_STOP);
             close_socket();
         }
         else {
@@ -5399,6 +5515,7 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
                      manhole.options.max_sessions);
         return ONESHOT_FAILED;
     }
+    atomic_store(&session->ident, PyThread_get_thread_ident());
     if (hangs_up) {
         tstate = detach();
         (void)send_helper(session, guard_main);
@@ -5552,7 +5669,8 @@ py_at_exit(PyObject *module, PyObject *unused)
     int interrupted = 0;
     (void)module;
     (void)unused;
-    if (!manhole.installed || !is_owner()) {
+    if (!manhole.installed || !is_owner() ||
+        manhole.interpreter != PyInterpreterState_Get()) {
         return Py_NewRef(Py_None);
     }
     if (manhole.has_listener) {
@@ -5604,9 +5722,10 @@ tell_multiprocessing(void)
     PyObject *hook =
         PyObject_GetAttrString(manhole.module, "_finalize_with_multiprocessing");
     PyObject *result = NULL; /* owned */
-    if (util != NULL && hook != NULL) {
+    if (util != NULL && hook != NULL && !installed_state()->has_multiprocessing_hook) {
         result = PyObject_CallMethod(util, "register_after_fork", "OO",
                                      installed_state()->manhole_type, hook);
+        installed_state()->has_multiprocessing_hook = result != NULL;
     }
     PyErr_Clear();
     Py_XDECREF(hook);
@@ -5679,6 +5798,10 @@ forget_parent(void)
         session->helpers = 0;
         session->asked_ms = 0;
         session->copies = NULL;
+        session->input = NULL;
+        session->names = NULL;
+        session->raised = NULL;
+        atomic_store(&session->running, false);
         atomic_store(&session->viewing, false);
         close_fd(&session->fd);
     }
@@ -5691,6 +5814,9 @@ forget_parent(void)
     manhole.has_listener = false;
     atomic_store(&manhole.courier_is_out, false);
     logger.delivering = false;
+    logger.first = NULL; /* the parent delivers them */
+    logger.last = NULL;
+    logger.length = 0;
     atomic_store(&manhole.oneshot, false);
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
@@ -6378,8 +6504,8 @@ wait_for_listener(void)
         late = wait_for_news(
             has_started, monotonic_ms() + seconds_to_ms(manhole.options.start_timeout));
         if (late > 0) {
-            log_line("WARNING: Waited %g seconds but Manhole thread didn't start yet :(",
-                     manhole.options.start_timeout);
+            log_line("WARNING: Waited %s seconds but Manhole thread didn't start yet :(",
+                     format_seconds(manhole.options.start_timeout).text);
         }
     }
     return late < 0 ? -1 : 0;
@@ -6513,7 +6639,7 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
 {
     struct text dump = {0};
     PyObject *text = NULL; /* owned */
-    PyObject *file = NULL; /* borrowed */
+    PyObject *file = NULL; /* owned */
     int result = -1;
     (void)module;
     (void)unused;
@@ -6521,8 +6647,8 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
         text =
             PyUnicode_DecodeUTF8(dump.bytes, (Py_ssize_t)dump.length, "backslashreplace");
     }
-    file = PySys_GetObject(
-        manhole.installed && !manhole.options.redirect_stderr ? "stdout" : "stderr");
+    file = get_sys(manhole.installed && !manhole.options.redirect_stderr ? "stdout"
+                                                                         : "stderr");
     if (text != NULL) {
         result = file == NULL || file == Py_None
                      ? 0
@@ -6530,6 +6656,7 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
     }
     free_text(&dump);
     Py_XDECREF(text);
+    Py_XDECREF(file);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -6625,7 +6752,6 @@ serve_with_locals(struct session *session, void (*serve)(struct session *, PyObj
     lock_leaf(&table_lock);
     locals = Py_XNewRef(manhole.options.locals);
     unlock(&table_lock);
-    session->ident = PyThread_get_thread_ident();
     current_session = session;
     serve(session, locals);
     current_session = outer;
