@@ -445,11 +445,12 @@ struct session {
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
     /* The session's own thread's. */
     _Atomic unsigned long
-        ident;            /* as threading.get_ident(); also read by who interrupts it */
-    _Atomic bool running; /* what the client sent runs just now: may be interrupted */
-    bool has_console;     /* the std streams are this client's in its thread */
-    PyObject *input;      /* owned text file that sys.stdin is in its thread */
-    PyObject *names;      /* owned dict, the console's namespace */
+        ident;              /* as threading.get_ident(); also read by who interrupts it */
+    _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
+    _Atomic int interrupts; /* that it has got */
+    bool has_console;       /* the std streams are this client's in its thread */
+    PyObject *input;        /* owned text file that sys.stdin is in its thread */
+    PyObject *names;        /* owned dict, the console's namespace */
     PyObject *raised; /* owned SystemExit of the application's own, out of a oneshot */
     /* The listener's: monotonic, when it last looked after a client that left; 0: it is there. */
     int64_t gone_ms;
@@ -468,8 +469,9 @@ struct session {
     bool reported;    /* a reporter was sent, because it had not */
     bool told;        /* the client has the stacks from it */
     bool interrupted; /* an interrupter is on its way */
-    bool over;        /* a guard may go */
-    int helpers;      /* reporters, interrupters and guards that still use the slot */
+    _Atomic bool
+        over; /* it has hung up: its place is free, a guard may go; also read unlocked */
+    int helpers; /* reporters, interrupters and guards that still use the slot */
 };
 
 /* Wishes to the listener, bits of manhole.wishes. Each is followed by wake_listener(). */
@@ -1556,7 +1558,8 @@ struct thread_facts {
     unsigned long ident;
     unsigned long native_id; /* 0: not seen */
     bool ident_seen;
-    PyObject *name; /* borrowed str, NULL: not seen */
+    PyObject *name;       /* borrowed str, NULL: not seen */
+    PyObject *visited[2]; /* borrowed, the last two that were visited */
 };
 
 /* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; the name as far as it is ASCII, '?' for the
@@ -1594,25 +1597,26 @@ find_item(PyObject *dict, const char *key)
     return NULL;
 }
 
-/* A threading.Thread holds its name and ids in this order, whether in a dict or,
- * since 3.11, in the object itself, whose layout is CPython's own business: its traverse
+/* A threading.Thread holds its name and ids in an order that all versions share, whether in a dict
+ * or, since 3.11, in the object itself, whose layout is CPython's own business: its traverse
  * function knows it. */
 COPY_ONLY static int
 visit_thread(PyObject *object, void *argument)
 {
     struct thread_facts *facts = argument;
+    PyObject *before_last = facts->visited[1]; /* borrowed */
+    facts->visited[1] = facts->visited[0];
+    facts->visited[0] = object;
     if (PyDict_CheckExact(object)) {
         PyObject *name = find_item(object, "_name");
         PyObject *native_id = find_item(object, "_native_id");
+        name = name == NULL ? before_last : name; /* _name, _args, and this is _kwargs */
         if (name != NULL && PyUnicode_CheckExact(name)) {
             facts->name = name;
         }
         if (native_id != NULL && PyLong_CheckExact(native_id)) {
             facts->native_id = PyLong_AsUnsignedLong(native_id);
         }
-    }
-    else if (PyUnicode_CheckExact(object) && facts->name == NULL) {
-        facts->name = object;
     }
     else if (PyLong_CheckExact(object) && facts->native_id == 0) {
         if (facts->ident_seen) {
@@ -2161,7 +2165,8 @@ append_unescaped(struct text *text, struct slice slice)
             unsigned long character = 0;
             memcpy(number, slice.bytes + 2, digits);
             character = strtoul(number, &end, 16);
-            if (*end == '\0' && character <= 0x10FFFF) {
+            bool is_surrogate = character >= 0xD800 && character <= 0xDFFF;
+            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate) {
                 append_utf8(text, character);
                 used = 2 + digits;
             }
@@ -3962,6 +3967,7 @@ leave_forked_child(void)
 ATTACHED static void
 begin_running(struct session *session)
 {
+    atomic_store(&session->interrupts, 0);
     atomic_store(&session->running, true);
 }
 
@@ -4170,6 +4176,10 @@ hang_up(struct session *session)
     begin_sending(session);
     (void)send_copies(session, MSG_DONTWAIT);
     end_sending(session);
+    lock_leaf(&session->out_lock);
+    atomic_store(&session->over, true);
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
     (void)shutdown(fd, SHUT_RDWR);
     /* What stays unread would turn into ECONNRESET behind our last bytes. */
     while (recv(fd, unread, sizeof(unread), MSG_DONTWAIT) > 0) {
@@ -4384,7 +4394,7 @@ claim_session(int fd, const struct peer *peer)
     lock_leaf(&table_lock);
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN) {
-            taken++;
+            taken += !atomic_load(&manhole.sessions[i].over);
         }
         else if (manhole.sessions[i].state == SESSION_FREE && session == NULL) {
             session = &manhole.sessions[i];
@@ -4406,7 +4416,8 @@ claim_session(int fd, const struct peer *peer)
         session->reported = false;
         session->told = false;
         session->interrupted = false;
-        session->over = false;
+        session->interrupts = 0;
+        atomic_store(&session->over, false);
         atomic_store(&session->fd, fd);
     }
     unlock(&table_lock);
@@ -4504,10 +4515,31 @@ forget_dummy_thread(void)
     Py_XDECREF(ident);
 }
 
+/* A hub that gevent has made for this thread, when a statement waited in it: its descriptors are
+ * closed by nobody else. Never raises. */
+ATTACHED static void
+destroy_hub(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();                         /* borrowed */
+    PyObject *local = PyDict_GetItemString(modules, "gevent._hub_local"); /* borrowed */
+    PyObject *hub = NULL;                                                 /* owned */
+    PyObject *destroyed = NULL;                                           /* owned */
+    if (local != NULL) {
+        hub = PyObject_CallMethod(local, "get_hub_if_exists", NULL);
+    }
+    if (hub != NULL && hub != Py_None) {
+        destroyed = PyObject_CallMethod(hub, "destroy", "O", Py_True);
+    }
+    PyErr_Clear();
+    Py_XDECREF(hub);
+    Py_XDECREF(destroyed);
+}
+
 /* The way back out of enter_interpreter(). */
 DETACHES static void
 leave_interpreter(PyThreadState *tstate)
 {
+    destroy_hub();
     forget_dummy_thread();
     PyThreadState_Clear(tstate);
     PyThreadState_DeleteCurrent();
@@ -4711,8 +4743,8 @@ CHECKED(no_thread_safety_analysis) static void *interrupter_main(void *argument)
     return NULL;
 }
 
-/* Interrupts what the session runs. Returns whether it ran anything. */
-DETACHED static bool
+/* Interrupts what the session runs. Returns how often it has been; 0: nothing runs. */
+DETACHED static int
 interrupt_session(struct session *session)
 {
     bool running = atomic_load(&session->running);
@@ -4726,7 +4758,7 @@ interrupt_session(struct session *session)
         session->interrupted = false;
         unlock(&session->out_lock);
     }
-    return running;
+    return running ? atomic_fetch_add(&session->interrupts, 1) + 1 : 0;
 }
 
 /* Body of a guard, for a session that no listener looks after: interrupts what a vanished client
@@ -4753,15 +4785,6 @@ guard_main(void *argument)
     unlock(&session->out_lock);
     helper_done(session);
     return NULL;
-}
-
-static void
-dismiss_guard(struct session *session)
-{
-    lock_leaf(&session->out_lock);
-    session->over = true;
-    (void)pthread_cond_broadcast(&session->out_free);
-    unlock(&session->out_lock);
 }
 
 /* ======================================================================================
@@ -4847,6 +4870,7 @@ read_card(const struct sockaddr_un *address, socklen_t size)
 DETACHED static void
 answer_interrupt(int fd, const struct card *card)
 {
+    static const char *const answers[] = {"idle\n", "interrupted\n", "still running\n"};
     const char *answer = "unknown\n";
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
         struct session *session = &manhole.sessions[i];
@@ -4854,7 +4878,8 @@ answer_interrupt(int fd, const struct card *card)
         bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;
         unlock(&session->out_lock);
         if (meant) {
-            answer = interrupt_session(session) ? "interrupted\n" : "idle\n";
+            int times = interrupt_session(session);
+            answer = answers[times < 2 ? times : 2];
         }
     }
     (void)send(fd, answer, strlen(answer), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -5522,7 +5547,6 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
         reattach(tstate);
     }
     serve(session);
-    dismiss_guard(session);
     raised = session->raised;
     session->raised = NULL;
     tstate = detach();

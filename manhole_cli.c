@@ -1491,7 +1491,8 @@ on_interrupt(int signal_number)
 }
 
 /* Asks the server, by a connection of its own, to interrupt what our session runs. Fills in its
- * answer: "interrupted", "idle", "unknown"; "" from a server that does not know of this. */
+ * answer: "interrupted", "still running" (not the first time), "idle", "unknown"; "" from a server
+ * that does not know of this. */
 static void
 ask_for_interrupt(const struct target *target, char *answer, size_t size)
 {
@@ -1519,7 +1520,7 @@ ask_for_interrupt(const struct target *target, char *answer, size_t size)
 static bool
 handle_interrupt(const struct target *target)
 {
-    static double last_s = -1e9; /* of the last one that a statement got */
+    static double last_s = -1e9; /* of the last one that this statement got */
     char answer[32] = "";
 
     if (!isatty(STDIN_FILENO)) {
@@ -1530,10 +1531,11 @@ handle_interrupt(const struct target *target)
         (void)fprintf(stderr, "\nmanhole-cli: nothing is running; Ctrl-D leaves\n");
         return true;
     }
-    if (strcmp(answer, "interrupted") != 0) {
+    if (strcmp(answer, "interrupted") != 0 && strcmp(answer, "still running") != 0) {
         return false;
     }
-    if (now_s() - last_s < INTERRUPT_PATIENCE_MS / 1e3) {
+    if (strcmp(answer, "still running") == 0 &&
+        now_s() - last_s < INTERRUPT_PATIENCE_MS / 1e3) {
         (void)fprintf(
             stderr,
             "\nmanhole-cli: left; the statement has not ended yet and is interrupted "

@@ -106,6 +106,18 @@ client_at_prompt(pid_t pid)
     return client;
 }
 
+/* Looks again until the text is in the stacks. Returns the client that has seen it. */
+static struct client *
+client_that_sees(pid_t pid, const char *text)
+{
+    struct client *client = connect_client(socket_path_of(pid));
+    while (strstr(client_wait_for(client, ">>> "), text) == NULL) {
+        client_close(client);
+        client = connect_client(socket_path_of(pid));
+    }
+    return client;
+}
+
 static struct client *
 customer_of_the_loop(void)
 {
@@ -212,12 +224,7 @@ assert_seen_where_it_blocks(const struct framework *framework)
     struct client *customer = customer_of_the_loop();
     ask_for_ticks(customer);
     client_send(customer, "block\n");
-    const char *seen = "";
-    struct client *client = NULL;
-    while (strstr(seen, "CDLL(None).pause()\n") == NULL) {
-        client = connect_to(app);
-        seen = client_wait_for(client, ">>> ");
-    }
+    struct client *client = client_that_sees(app->pid, "CDLL(None).pause()\n");
     assert_string_equal(client_ask(client, "40 + 2"), "42\n");
 }
 
@@ -509,12 +516,7 @@ static void
 assert_project_is_seen(pid_t server, int port)
 {
     struct process *slow = start_request(port, "slow");
-    const char *seen = "";
-    struct client *client = NULL;
-    while (strstr(seen, "in a_view\n") == NULL) {
-        client = connect_client(socket_path_of(server));
-        seen = client_wait_for(client, ">>> ");
-    }
+    struct client *client = client_that_sees(server, "in a_view\n");
     client_ask(client, "from django.conf import settings");
     assert_string_equal(client_ask(client, "settings.SHOP"), "'open'\n");
     client_send(client, "exit()\n");
@@ -576,19 +578,19 @@ static const char CELERY_APP[] = //
     "from celery.signals import worker_process_shutdown, worker_ready\n"
     "import manhole\n"
     "door = manhole.install(reinstall_delay=0.01)\n"
-    "where = dict.fromkeys(['data_folder_in', 'data_folder_out'], '.')\n"
+    "where = {'data_folder_in': '.', 'data_folder_out': '.', 'polling_interval': 0.01}\n"
     "app = Celery('tasks', broker='filesystem://', broker_transport_options=where)\n"
     "@app.task\n"
     "def a_slow_task():\n"
     "    while not os.path.exists('go-on'):\n"
     "        time.sleep(0.01)\n"
-    "    print('went', 'on', flush=True)\n"
+    "    os.write(1, b'went on\\n')\n"
     "@worker_process_shutdown.connect\n"
     "def close_door(**arguments):\n"
     "    door.release()\n"
     "@worker_ready.connect\n"
     "def say_so(**arguments):\n"
-    "    print('worker', 'ready', flush=True)\n";
+    "    os.write(1, b'worker ready\\n')\n";
 
 static void
 celery_worker_and_its_pool_have_manholes(void)
@@ -605,11 +607,8 @@ celery_worker_and_its_pool_have_manholes(void)
     assert_int_equal(list_children(worker->pid, pool, MAX_CHILDREN), 1);
     struct client *client = client_at_prompt(worker->pid);
     client_ask(client, "import tasks; sent = tasks.a_slow_task.delay()");
-    const char *seen = "";
-    while (strstr(seen, "in a_slow_task\n") == NULL) {
-        seen = client_wait_for(connect_client(socket_path_of(pool[0])), ">>> ");
-    }
     client_close(client);
+    client_close(client_that_sees(pool[0], "in a_slow_task\n"));
     write_file("go-on", "");
     wait_for_text(worker, OUT, "went on\n", DEADLINE);
     send_signal(worker, SIGTERM);

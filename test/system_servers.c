@@ -228,6 +228,38 @@ gunicorn_with_preload_master_and_workers_answer(void)
     assert_gunicorn_answers_and_serves("--preload");
 }
 
+/* One that patches what it imports, after the manhole is there. */
+static void
+assert_gunicorn_answers_with_workers_of(const char *class, const char *module)
+{
+    require_debian_module(module);
+    struct server server = start_gunicorn("PYTHONMANHOLE=reinstall_delay=0.01",
+                                          format_text("--worker-class=%s", class));
+    struct brood workers = workers_of(server, WORKERS);
+    assert_serves(server);
+    assert_all_answer(server, &workers);
+    assert_serves(server);
+    assert_stops_without_a_trace(server, &workers);
+}
+
+static void
+gunicorn_workers_with_threads_answer(void)
+{
+    assert_gunicorn_answers_with_workers_of("gthread", "gunicorn");
+}
+
+static void
+gunicorn_workers_of_gevent_answer(void)
+{
+    assert_gunicorn_answers_with_workers_of("gevent", "gevent");
+}
+
+static void
+gunicorn_workers_of_eventlet_answer(void)
+{
+    assert_gunicorn_answers_with_workers_of("eventlet", "eventlet");
+}
+
 static void
 gunicorn_worker_that_comes_for_a_killed_one_answers(void)
 {
@@ -488,6 +520,9 @@ main(void)
     static const struct test_case tests[] = {
         TEST(gunicorn_master_and_workers_answer),
         TEST(gunicorn_with_preload_master_and_workers_answer),
+        TEST(gunicorn_workers_with_threads_answer),
+        TEST(gunicorn_workers_of_gevent_answer),
+        TEST(gunicorn_workers_of_eventlet_answer),
         TEST(gunicorn_worker_that_comes_for_a_killed_one_answers),
         TEST(gunicorn_workers_that_come_with_a_reload_answer),
         TEST(gunicorn_request_that_hangs_is_seen_in_its_worker),

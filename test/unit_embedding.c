@@ -191,7 +191,7 @@ static const struct {
 } mistakes[] = {
     {set_no_signal, "ValueError: install() option 'activate_on' must be"},
     {set_sigkill, "ValueError: install() option 'oneshot_on' must be"},
-    {set_one_signal_twice, "manhole.ConfigurationConflict: "},
+    {set_one_signal_twice, "ConfigurationConflict: "},
     {set_negative_descriptor, "ValueError: install() option 'verbose_destination'"},
     {set_negative_time, "ValueError: install() option 'hang_timeout'"},
     {set_no_time, "ValueError: install() option 'oneshot_timeout'"},
