@@ -337,7 +337,21 @@ ask_gil_holder(int fd)
 ATTACHED static void
 import_threading(void)
 {
-#if PY_VERSION_HEX < 0x030d0000
+#if PY_VERSION_HEX >= 0x030d0000
+    static const char repair[] = "import _thread, os, threading\n"
+                                 "main = threading._main_thread\n"
+                                 "if main._native_id == _thread.get_native_id() and "
+                                 "main._ident != _thread.get_ident():\n"
+                                 "    main._native_id = os.getpid()\n";
+    PyObject *names =
+        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
+    PyObject *result =
+        names == NULL ? NULL
+                      : PyRun_String(repair, Py_file_input, names, names); /* owned */
+    PyErr_Clear();
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+#else
     static const char repair[] =
         "import _thread, os, threading\n"
         "main = threading._main_thread\n"
@@ -576,6 +590,7 @@ struct module_state {
     PyObject *manhole_type;
     PyObject *stream_type;
     PyObject *manhole_object; /* what install() returns */
+    bool has_exit_callback;
     bool has_fork_hook;
     bool has_multiprocessing_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
@@ -3436,27 +3451,46 @@ make_stream(const char *name, PyObject *original)
     return (PyObject *)stream;
 }
 
-/* Returns a stream for what stands in sys.NAME, new, or NULL with an exception. One that was made
- * for the very same before is taken again, and the last ones are kept alive in any case: print()
- * and its like only borrow what they find in sys, and may be in the middle of it when the last
- * client leaves and the stream is taken out. */
+/* Keeps one of our streams alive, as the last of KEPT_STREAMS: print() and its like only borrow
+ * what they find in sys, and may be in the middle of it when it is taken out. Never raises. */
+ATTACHED static void
+keep_stream(PyObject *stream /* or any other object, or NULL */)
+{
+    struct module_state *state = installed_state();
+    if (stream == NULL || Py_TYPE(stream) != (PyTypeObject *)state->stream_type) {
+        return;
+    }
+    Py_INCREF(stream);
+    for (Py_ssize_t i = PyList_GET_SIZE(state->streams) - 1; i >= 0; i--) {
+        if (PyList_GET_ITEM(state->streams, i) == stream) {
+            (void)PySequence_DelItem(state->streams, i);
+        }
+    }
+    (void)PyList_Append(state->streams, stream);
+    if (PyList_GET_SIZE(state->streams) > KEPT_STREAMS) {
+        (void)PySequence_DelItem(state->streams, 0);
+    }
+    PyErr_Clear();
+    Py_DECREF(stream);
+}
+
+/* Returns a stream for what stands in sys.NAME, new, or NULL with an exception; the one that was
+ * made for the very same before, if it is still kept. */
 ATTACHED static PyObject *
 get_stream(const char *name, PyObject *original)
 {
     PyObject *streams = installed_state()->streams; /* borrowed */
     PyObject *made = NULL;                          /* owned, handed to the caller */
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams); i++) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams) && made == NULL; i++) {
         struct stream *stream = (struct stream *)PyList_GET_ITEM(streams, i);
         if (stream->original == original && stream->is_input == is_input(name)) {
-            return Py_NewRef((PyObject *)stream);
+            made = Py_NewRef((PyObject *)stream);
         }
     }
-    made = make_stream(name, original);
-    if (made != NULL &&
-        (PyList_Append(streams, made) < 0 || (PyList_GET_SIZE(streams) > KEPT_STREAMS &&
-                                              PySequence_DelItem(streams, 0) < 0))) {
-        Py_CLEAR(made);
+    if (made == NULL) {
+        made = make_stream(name, original);
     }
+    keep_stream(made);
     return made;
 }
 
@@ -3470,17 +3504,27 @@ borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
         Py_XSETREF(attribute->previous, Py_XNewRef(current));
     }
     Py_XDECREF(current);
+    keep_stream(attribute->ours);
     Py_XSETREF(attribute->ours, Py_NewRef(ours));
     return PySys_SetObject(attribute->name, ours);
 }
 
-/* Puts back what was there, where ours still stands. Under sys_lock. */
+/* Puts back what was there, where ours still stands; for any stream of ours its original, for the
+ * application may have put an earlier one back itself (redirect_stdout). Under sys_lock. */
 ATTACHED static void
 give_back_attribute(struct borrowed_attribute *attribute)
 {
     PyObject *current = get_sys(attribute->name); /* owned */
-    if (attribute->ours != NULL && current == attribute->ours &&
-        PySys_SetObject(attribute->name, attribute->previous) < 0) {
+    PyObject *previous = attribute->previous;     /* borrowed */
+    bool ours = attribute->ours != NULL && current == attribute->ours;
+    if (current != NULL &&
+        Py_TYPE(current) == (PyTypeObject *)installed_state()->stream_type) {
+        previous = ((struct stream *)current)->original;
+        ours = true;
+    }
+    keep_stream(current);
+    keep_stream(attribute->ours);
+    if (ours && PySys_SetObject(attribute->name, previous) < 0) {
         PyErr_Clear();
     }
     Py_XDECREF(current);
@@ -4544,7 +4588,7 @@ leave_interpreter(PyThreadState *tstate)
     PyThreadState_Clear(tstate);
     PyThreadState_DeleteCurrent();
     lock_leaf(&table_lock);
-    manhole.inside--;
+    manhole.inside -= manhole.inside > 0; /* abandon_sessions() may have been faster */
     unlock(&table_lock);
     ring_bell(&manhole.news_bell);
 }
@@ -5617,14 +5661,15 @@ drop_options(struct options *options)
     options->socket_path = NULL;
 }
 
-/* Registers the exit callback, or takes it back. Returns 0, or -1 with an exception. */
+/* Registers the exit callback, which stays for the life of the interpreter: clients stay after
+ * release(), too. Returns 0, or -1 with an exception. */
 ATTACHED static int
-call_atexit(const char *method)
+add_exit_callback(void)
 {
     PyObject *module = PyImport_ImportModule("atexit"); /* owned */
     PyObject *result = NULL;                            /* owned */
-    if (module != NULL && manhole.exit_callback != NULL) {
-        result = PyObject_CallMethod(module, method, "O", manhole.exit_callback);
+    if (module != NULL) {
+        result = PyObject_CallMethod(module, "register", "O", manhole.exit_callback);
     }
     Py_XDECREF(module);
     Py_XDECREF(result);
@@ -5636,9 +5681,6 @@ ATTACHED static void
 forget_options(void)
 {
     struct options dropped; /* owned */
-    if (manhole.exit_callback != NULL && call_atexit("unregister") < 0) {
-        PyErr_Clear();
-    }
     Py_CLEAR(manhole.exit_callback);
     lock_leaf(&table_lock);
     dropped = manhole.options;
@@ -5685,6 +5727,22 @@ dismiss_sessions(void)
     }
 }
 
+/* Whoever is still in never comes back from the interpreter that ends. One that begins later in the
+ * same process is not to wait for them. */
+static void
+abandon_sessions(void)
+{
+    lock_leaf(&table_lock);
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        if (manhole.sessions[i].state == SESSION_TAKEN &&
+            &manhole.sessions[i] != current_session) {
+            manhole.sessions[i].state = SESSION_BURNT;
+        }
+    }
+    manhole.inside = 0;
+    unlock(&table_lock);
+}
+
 /* atexit: no new client; the connected ones are waited for, or with daemon_connection are
  * let go; then nobody attaches any more. A second Ctrl-C ends the waiting. */
 ATTACHED static PyObject *
@@ -5693,11 +5751,10 @@ py_at_exit(PyObject *module, PyObject *unused)
     int interrupted = 0;
     (void)module;
     (void)unused;
-    if (!manhole.installed || !is_owner() ||
-        manhole.interpreter != PyInterpreterState_Get()) {
+    if (!is_owner() || manhole.interpreter != PyInterpreterState_Get()) {
         return Py_NewRef(Py_None);
     }
-    if (manhole.has_listener) {
+    if (manhole.installed && manhole.has_listener) {
         wish(WISH_CLOSE);
         interrupted = wait_for_news(has_closed_door, -1);
     }
@@ -5720,15 +5777,18 @@ py_at_exit(PyObject *module, PyObject *unused)
         wait_for_news(has_nobody_inside, monotonic_ms() + EXIT_GRACE_MS) < 0) {
         PyErr_WriteUnraisable(NULL);
     }
+    abandon_sessions();
     lock_attached(&sys_lock);
     give_back_attributes();
     unlock(&sys_lock);
     if (lock_install() < 0) {
         return NULL;
     }
-    manhole.options.activate_on =
-        0; /* its handler stays: one that comes late must not kill */
-    uninstall();
+    if (manhole.installed) {
+        manhole.options.activate_on =
+            0; /* its handler stays: one that comes late must not kill */
+        uninstall();
+    }
     unlock_install();
     deliver_log();
     return Py_NewRef(Py_None);
@@ -6491,9 +6551,11 @@ prepare(PyObject *module)
         manhole.has_exit_handler = atexit(remove_path_at_exit) == 0;
     }
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
-    if (manhole.exit_callback == NULL || call_atexit("register") < 0) {
+    if (manhole.exit_callback == NULL ||
+        (!state->has_exit_callback && add_exit_callback() < 0)) {
         return -1;
     }
+    state->has_exit_callback = true;
     tell_multiprocessing();
     finalize_in_child();
     return 0;

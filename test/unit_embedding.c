@@ -65,37 +65,55 @@ path_exists(const char *path)
     return lstat(path, &status) == 0;
 }
 
-/* Connects, sends, and reads to the end. The caller lets Python run meanwhile. */
-DETACHED static void
-talk_to_manhole(const char *input, struct text *output)
+static int
+connect_client(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    char bytes[4096];
-    ssize_t count = 0;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     memcpy(address.sun_path, manhole.path, sizeof(address.sun_path));
     assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-    assert_int_equal(send(fd, input, strlen(input), 0), strlen(input));
-    while ((count = read(fd, bytes, sizeof(bytes))) > 0) {
-        append_bytes(output, bytes, (size_t)count);
-    }
-    (void)close(fd);
+    return fd;
 }
 
-/* What a client that sends this and exit() is shown must contain wanted. */
-ATTACHED
-CHECKED(no_thread_safety_analysis) static void assert_answer(const char *input,
-                                                             const char *wanted)
+static void
+send_text(int fd, const char *text)
 {
-    struct text output = {0};
-    PyThreadState *tstate = detach();
-    talk_to_manhole(input, &output);
-    reattach(tstate);
-    append_bytes(&output, "", 1);
-    if (strstr(output.bytes, wanted) == NULL) {
-        fail_msg("no '%s' in\n%s", wanted, output.bytes);
+    assert_int_equal(send(fd, text, strlen(text), MSG_NOSIGNAL), strlen(text));
+}
+
+/* Reads until this has come, or to the end. Returns whether it has. */
+static bool
+read_until(int fd, const char *wanted)
+{
+    char bytes[65536];
+    size_t length = 0;
+    ssize_t count = 1;
+    bytes[0] = '\0';
+    while (count > 0 && length < sizeof(bytes) - 1 && strstr(bytes, wanted) == NULL) {
+        count = read(fd, bytes + length, sizeof(bytes) - 1 - length);
+        length += count > 0 ? (size_t)count : 0;
+        bytes[length] = '\0';
     }
-    free_text(&output);
+    return strstr(bytes, wanted) != NULL;
+}
+
+/* What a client that sends this, exit() last, is shown must contain wanted. */
+CHECKED(no_thread_safety_analysis)
+static void
+assert_answer(const char *input, const char *wanted)
+{
+    PyThreadState *tstate = detach();
+    int fd = connect_client();
+    bool answered = false;
+    send_text(fd, input);
+    answered = read_until(fd, wanted);
+    while (read_until(fd, "\n")) {
+    }
+    (void)close(fd);
+    reattach(tstate);
+    if (!answered) {
+        fail_msg("%s: no %s", input, wanted);
+    }
 }
 
 static size_t
@@ -283,8 +301,9 @@ install_in_thread(void *unused)
 }
 
 ATTACHED
-CHECKED(no_thread_safety_analysis) static void any_attached_thread_may_install(
-    void **state)
+CHECKED(no_thread_safety_analysis)
+static void
+any_attached_thread_may_install(void **state)
 {
     pthread_t thread;
     PyThreadState *tstate = detach();
@@ -292,9 +311,7 @@ CHECKED(no_thread_safety_analysis) static void any_attached_thread_may_install(
     assert_int_equal(pthread_create(&thread, NULL, install_in_thread, NULL), 0);
     assert_int_equal(pthread_join(thread, NULL), 0);
     reattach(tstate);
-    assert_answer(
-        "__import__('threading').main_thread().native_id == os.getpid()\nexit()\n",
-        ">>> True");
+    assert_answer("6 * 7\nexit()\n", ">>> 42");
     assert_int_equal(manhole_release(), 0);
 }
 
@@ -438,8 +455,9 @@ thread_without_python_needs_an_installed_manhole(void **state)
 }
 
 ATTACHED
-CHECKED(no_thread_safety_analysis) static void thread_of_the_program_may_attach_and_dump(
-    void **state)
+CHECKED(no_thread_safety_analysis)
+static void
+thread_of_the_program_may_attach_and_dump(void **state)
 {
     struct dump dump;
     pthread_t thread;
@@ -487,6 +505,45 @@ exception_of_the_caller_stays(void **state)
 }
 
 /* ---- Python ends and begins again --------------------------------------------------------- */
+
+/* Sends something only when Python is likely to wait at its end. */
+static void *
+leave_late(void *client)
+{
+    int *fd = client;
+    (void)poll(NULL, 0, 50);
+    send_text(*fd, "40 + 2\nexit()\n");
+    if (!read_until(*fd, "42")) {
+        *fd = -1;
+    }
+    return NULL;
+}
+
+/* Also for those who were in before the manhole was released. */
+CHECKED(no_thread_safety_analysis)
+static void
+end_of_python_waits_for_clients(void **state)
+{
+    (void)state;
+    for (int released = 0; released < 2; released++) {
+        pthread_t leaver;
+        PyThreadState *tstate = NULL;
+        int fd = -1;
+        int client = -1;
+        Py_InitializeEx(0);
+        install_quietly();
+        client = fd = connect_client();
+        tstate = detach();
+        assert_true(read_until(fd, ">>> "));
+        reattach(tstate);
+        assert_int_equal(released ? manhole_release() : 0, 0);
+        assert_int_equal(pthread_create(&leaver, NULL, leave_late, &client), 0);
+        assert_int_equal(Py_FinalizeEx(), 0);
+        assert_int_equal(pthread_join(leaver, NULL), 0);
+        assert_int_equal(client, fd);
+        (void)close(fd);
+    }
+}
 
 ATTACHED static void
 python_may_end_and_begin_again(void **state)
@@ -596,6 +653,7 @@ main(void)
         WITH_PYTHON(thread_of_the_program_may_attach_and_dump),
         WITH_PYTHON(descriptor_that_takes_nothing_is_an_errno_and_no_exception),
         WITH_PYTHON(exception_of_the_caller_stays),
+        cmocka_unit_test(end_of_python_waits_for_clients),
         cmocka_unit_test(python_may_end_and_begin_again),
         cmocka_unit_test(dump_after_python_s_end_is_refused),
         WITH_PYTHON(client_is_in_the_interpreter_that_installed),
