@@ -590,7 +590,6 @@ struct module_state {
     PyObject *manhole_type;
     PyObject *stream_type;
     PyObject *manhole_object; /* what install() returns */
-    bool has_exit_callback;
     bool has_fork_hook;
     bool has_multiprocessing_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
@@ -3160,6 +3159,11 @@ stream_iternext(PyObject *self)
         PyErr_SetString(PyExc_OSError, "not readable");
         return NULL;
     }
+    if (!PyIter_Check(target)) {
+        PyErr_Format(PyExc_TypeError, "'%s' object is not an iterator",
+                     Py_TYPE(target)->tp_name);
+        return NULL;
+    }
     return PyIter_Next(target); /* NULL without an exception at the end */
 }
 
@@ -4701,6 +4705,9 @@ helper_done(struct session *session)
     unlock(&session->out_lock);
 }
 
+static const char prompt_follows[] =
+    "manhole: the prompt comes here as soon as Python answers.\n";
+
 /* Appends the line that says how long Python has not answered. */
 static void
 append_silence(struct text *text, const struct session *session)
@@ -4742,7 +4749,7 @@ reporter_main(void *argument)
     append_silence(&text, session);
     append_string(&text, "The stacks, from a frozen copy of the process:\n");
     append_snapshot(&text);
-    append_string(&text, "manhole: the prompt comes here as soon as Python answers.\n");
+    append_string(&text, prompt_follows);
     send_report(session, &text, 0);
     free_text(&text);
     helper_done(session);
@@ -4764,6 +4771,7 @@ report_session(struct session *session)
     append_string(&text,
                   "No thread can be started to make a frozen copy of the process.\n");
     append_other_threads(&text, (struct slice){NULL, 0});
+    append_string(&text, prompt_follows);
     send_report(session, &text, MSG_DONTWAIT);
     free_text(&text);
 }
@@ -4812,7 +4820,7 @@ guard_main(void *argument)
 {
     struct session *session = argument;
     struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
-    while (poll(&client, 1, -1) < 0) {
+    while (!atomic_load(&session->over) && poll(&client, 1, GONE_CHECK_MS) <= 0) {
     }
     lock_leaf(&session->out_lock);
     while (!session->over) {
@@ -5145,7 +5153,10 @@ open_door(void)
 DETACHED static unsigned
 obey_wishes(void)
 {
-    unsigned wishes = atomic_exchange(&manhole.wishes, 0);
+    unsigned wishes = 0;
+    while (sem_trywait(&manhole.wake) == 0) {
+    }
+    wishes = atomic_exchange(&manhole.wishes, 0);
     if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
         close_socket();
         ring_bell(&manhole.news_bell);
@@ -5525,6 +5536,10 @@ wait_for_client(void)
         int fd = -1;
         int error = 0;
         PyThreadState *tstate = NULL;
+        if (!is_open()) {
+            PyErr_SetString(PyExc_RuntimeError, "the manhole was released meanwhile");
+            return ONESHOT_FAILED;
+        }
         if (timeout == 0) {
             PyErr_Format(PyExc_TimeoutError, "no client came to %s in time",
                          manhole.path);
@@ -5661,15 +5676,20 @@ drop_options(struct options *options)
     options->socket_path = NULL;
 }
 
-/* Registers the exit callback, which stays for the life of the interpreter: clients stay after
- * release(), too. Returns 0, or -1 with an exception. */
+/* Registers the exit callback as the last, which is called first. It stays for the life of the
+ * interpreter: clients stay after release(), too. Returns 0, or -1 with an exception. */
 ATTACHED static int
 add_exit_callback(void)
 {
+    static const char *const methods[] = {"unregister", "register"};
     PyObject *module = PyImport_ImportModule("atexit"); /* owned */
     PyObject *result = NULL;                            /* owned */
-    if (module != NULL) {
-        result = PyObject_CallMethod(module, "register", "O", manhole.exit_callback);
+    for (size_t i = 0; module != NULL && i < Py_ARRAY_LENGTH(methods); i++) {
+        Py_XSETREF(result,
+                   PyObject_CallMethod(module, methods[i], "O", manhole.exit_callback));
+        if (result == NULL) {
+            break;
+        }
     }
     Py_XDECREF(module);
     Py_XDECREF(result);
@@ -6551,11 +6571,9 @@ prepare(PyObject *module)
         manhole.has_exit_handler = atexit(remove_path_at_exit) == 0;
     }
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
-    if (manhole.exit_callback == NULL ||
-        (!state->has_exit_callback && add_exit_callback() < 0)) {
+    if (manhole.exit_callback == NULL || add_exit_callback() < 0) {
         return -1;
     }
-    state->has_exit_callback = true;
     tell_multiprocessing();
     finalize_in_child();
     return 0;

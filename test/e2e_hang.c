@@ -527,32 +527,88 @@ signal_that_the_application_took_is_told(void)
                       "    signal.signal(s, lambda *_: None)\n" READY HOLD_GIL);
     struct client *client = connect_to(app);
     const char *dump = client_read_dump(client);
-    assert_contains(dump, "No frozen copy of the process can be made: ");
+    assert_matches(dump,
+                   "^No frozen copy of the process can be made: signal [0-9]+, .* is "
+                   "somebody else's now\\.$");
     assert_kernels_view(app, dump);
 }
 
-/* As a user of its own, for the kernel counts all processes of a user, and with room for the
- * two threads that serve the client. */
-static void
-limit_of_processes_is_told(void)
+/* As a user of its own, for the kernel counts all processes of a user. With room for so many
+ * more threads. */
+static struct process *
+start_limited(int room)
 {
     if (geteuid() != 0) {
         skip_test("only root can take on another uid");
     }
     const unsigned uid = 100000 + (unsigned)getpid();
-    struct process *app = start_hanging(format_text(
+    return start_hanging(format_text(
         PARKED_THREADS "import manhole, resource\n"
                        "os.setgid(%u); os.setuid(%u)\n"
                        "manhole.install(" SOON ")\n"
-                       "most = len(os.listdir('/proc/self/task')) + 2\n"
+                       "most = len(os.listdir('/proc/self/task')) + %d\n"
                        "resource.setrlimit(resource.RLIMIT_NPROC, (most, most))\n" //
         READY HOLD_GIL,
-        uid, uid));
+        uid, uid, room));
+}
+
+/* Room for the session and for who would make the copy. */
+static void
+limit_of_processes_is_told(void)
+{
+    struct process *app = start_limited(2);
     struct client *client = connect_to(app);
     const char *dump = client_read_dump(client);
     assert_contains(dump, "No frozen copy of the process can be made: Resource "
                           "temporarily unavailable");
     assert_kernels_view(app, dump);
+}
+
+static void
+limit_of_threads_is_told(void)
+{
+    struct process *app = start_limited(1);
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_contains(dump, "No thread can be started to make a frozen copy");
+    assert_kernels_view(app, dump);
+}
+
+static void
+client_without_a_thread_is_told(void)
+{
+    struct process *app = start_limited(0);
+    assert_string_equal(client_read_until_eof(connect_to(app)),
+                        "manhole: cannot start a thread for you: Resource temporarily "
+                        "unavailable\n");
+}
+
+/* The application has a limit for the size of its files; the copy makes none. */
+static void
+limit_of_file_sizes_does_no_harm(void)
+{
+    struct process *app =
+        start_hanging(INSTALL(SOON) PARKED_THREADS
+                      "import resource\n"
+                      "_, most = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+                      "resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))\n" //
+                      READY HOLD_GIL);
+    struct client *client = connect_to(app);
+    assert_threads_shown(app, client_read_dump(client));
+}
+
+/* Less than a thread's usual stack wants. */
+static void
+limit_of_memory_does_no_harm(void)
+{
+    struct process *app = start_hanging(
+        INSTALL(SOON) PARKED_THREADS
+        "import resource\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "most = used + (12 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n" READY HOLD_GIL);
+    struct client *client = connect_to(app);
+    assert_threads_shown(app, client_read_dump(client));
 }
 
 /* ======================================================================================
@@ -735,6 +791,10 @@ main(void)
         TEST(copies_that_die_are_told),
         TEST(signal_that_the_application_took_is_told),
         TEST(limit_of_processes_is_told),
+        TEST(limit_of_threads_is_told),
+        TEST(client_without_a_thread_is_told),
+        TEST(limit_of_file_sizes_does_no_harm),
+        TEST(limit_of_memory_does_no_harm),
         TEST(stacks_come_while_the_stuck_thread_is_inside_malloc),
         TEST(manhole_cli_opens_a_hung_process_by_its_signal),
         TEST(manhole_cli_gets_a_prompt_though_the_main_thread_is_deadlocked),

@@ -797,6 +797,7 @@ become(const struct launch *how, const int fds[3], const char *const argv[],
     if (how->terminal) {
         ioctl(STDIN_FILENO, TIOCSCTTY, 0);
     }
+    (void)unlink(socket_path_of(getpid())); /* of a process that had this number before */
     restore_signals();
     if (chdir(current.directory) == 0 &&
         (how->uid == 0 ||
