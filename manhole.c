@@ -42,6 +42,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <frameobject.h>
+#include <structmember.h>
 
 #include <dirent.h>
 #include <errno.h>
@@ -212,6 +213,24 @@ is_attached(void)
 #endif
 }
 
+/* sys.NAME. Returns a new reference; NULL, without an exception, when there is none. */
+ATTACHED static PyObject *
+get_sys(const char *name)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject *module = PyImport_AddModuleRef("sys"); /* owned */
+    PyObject *found = NULL;                          /* new, handed to the caller */
+    if (module != NULL) {
+        (void)PyObject_GetOptionalAttrString(module, name, &found);
+    }
+    PyErr_Clear();
+    Py_XDECREF(module);
+    return found;
+#else
+    return Py_XNewRef(PySys_GetObject(name));
+#endif
+}
+
 /* Keeps the cyclic collector, which may run any Python code, out of a stretch of C that
  * must not be interrupted. Needed where frame objects are made on demand, which is
  * since 3.11. */
@@ -329,7 +348,21 @@ ask_gil_holder(int fd)
 ATTACHED static void
 import_threading(void)
 {
-#if PY_VERSION_HEX < 0x030d0000
+#if PY_VERSION_HEX >= 0x030d0000
+    static const char repair[] = "import _thread, os, threading\n"
+                                 "main = threading._main_thread\n"
+                                 "if main._native_id == _thread.get_native_id() and "
+                                 "main._ident != _thread.get_ident():\n"
+                                 "    main._native_id = os.getpid()\n";
+    PyObject *names =
+        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
+    PyObject *result =
+        names == NULL ? NULL
+                      : PyRun_String(repair, Py_file_input, names, names); /* owned */
+    PyErr_Clear();
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+#else
     static const char repair[] =
         "import _thread, os, threading\n"
         "main = threading._main_thread\n"
@@ -456,11 +489,13 @@ struct session {
     struct peer peer;
     const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
-    /* The session's own thread. ident is read by those who interrupt it, attached as it is. */
-    unsigned long ident;  /* as threading.get_ident() */
-    _Atomic bool running; /* what the client sent runs just now: may be interrupted */
-    bool has_console;     /* the std streams are this client's in its thread */
-    PyObject *input;      /* owned text file that sys.stdin is in its thread */
+    /* The session's own thread's. */
+    _Atomic unsigned long
+        ident;              /* as threading.get_ident(); also read by who interrupts it */
+    _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
+    _Atomic int interrupts; /* that it has got */
+    bool has_console;       /* the std streams are this client's in its thread */
+    PyObject *input;        /* owned text file that sys.stdin is in its thread */
     PyObject *names; /* owned dict, the console's namespace; changes under table_lock */
     PyObject *arguments; /* owned, sys.argv in its thread; NULL: the application's */
     char *request;       /* owned, malloc'd, NUL-terminated; NULL: the wish needs none */
@@ -485,8 +520,9 @@ struct session {
     bool reported;  /* a reporter was sent, because it had not */
     bool told;      /* the client has the stacks from it */
     bool interrupted; /* an interrupter is on its way */
-    bool over;        /* a guard may go */
-    int helpers;      /* reporters, interrupters and guards that still use the slot */
+    _Atomic bool
+        over; /* it has hung up: its place is free, a guard may go; also read unlocked */
+    int helpers; /* reporters, interrupters and guards that still use the slot */
 };
 
 /* Wishes to the listener, bits of manhole.wishes. Each is followed by wake_listener(). */
@@ -594,6 +630,7 @@ struct module_state {
     PyObject *stream_type;
     PyObject *manhole_object; /* what install() returns */
     bool has_fork_hook;
+    bool has_multiprocessing_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
     PyObject *console_type; /* made at the first connection, NULL before */
     PyObject *sys_type;     /* made at the first program, NULL before */
@@ -866,6 +903,24 @@ seconds_to_ms(double seconds)
     return ms > (double)INT_MAX ? INT_MAX : (int)ms;
 }
 
+struct seconds_text {
+    char text[32];
+};
+
+/* As printf's %g, with a point in every locale. */
+static struct seconds_text
+format_seconds(double seconds)
+{
+    struct seconds_text formatted;
+    size_t point = 0;
+    (void)snprintf(formatted.text, sizeof(formatted.text), "%g", seconds);
+    point = strspn(formatted.text, "0123456789");
+    if (formatted.text[point] == ',') {
+        formatted.text[point] = '.';
+    }
+    return formatted;
+}
+
 /* Starts a thread with the sigmask option's signals blocked from its first instruction.
  * stack_size 0: the system's. thread NULL: detached. Returns 0, or an errno value. */
 static int
@@ -1001,13 +1056,13 @@ static struct {
     bool delivering; /* a thread is at it, and takes along what comes meanwhile */
 } logger = {.destination = {.fd = -1}};
 
-/* A destination that cannot take the line now loses it: a full pipe must not stop the
- * listener. */
+/* A destination that cannot take the line now loses it: a full pipe must not stop the listener. One
+ * that nobody reads (POLLERR) must not cost a SIGPIPE. */
 static void
 write_log_fd(int fd, const char *line, size_t length)
 {
     struct pollfd target = {.fd = fd, .events = POLLOUT};
-    if (poll(&target, 1, 0) == 1 && (target.revents & POLLOUT) != 0) {
+    if (poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
         (void)!write(fd, line, length);
     }
 }
@@ -1116,11 +1171,14 @@ deliver_log(void)
     }
     PyErr_Fetch(&type, &value, &traceback);
     while ((entry = next_log_entry(&object)) != NULL) {
-        PyObject *result = NULL; /* owned */
-        if (object != NULL) {
-            result = PyObject_CallMethod(object, "write", "s", entry->line);
+        PyObject *line = PyUnicode_DecodeUTF8(
+            entry->line, (Py_ssize_t)strlen(entry->line), "backslashreplace"); /* owned */
+        PyObject *result = NULL;                                               /* owned */
+        if (object != NULL && line != NULL) {
+            result = PyObject_CallMethod(object, "write", "O", line);
         }
         PyErr_Clear(); /* logging never raises into the application */
+        Py_XDECREF(line);
         Py_XDECREF(result);
         Py_CLEAR(object);
         free(entry);
@@ -1425,7 +1483,11 @@ open_socket(void)
     struct stat there = {0};
     const char *why = NULL;
     int fd = -1; /* owned, handed to manhole.listen_fd */
-    (void)expand_path(manhole.options.socket_path, manhole.path, sizeof(manhole.path));
+    if (expand_path(manhole.options.socket_path, manhole.path, sizeof(manhole.path)) >=
+        sizeof(manhole.path)) { /* with the longer number of a child */
+        why = "the path is too long for a socket; use a shorter socket_path";
+        goto done;
+    }
     memcpy(address.sun_path, manhole.path, sizeof(address.sun_path));
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || fchmod(fd, S_IRUSR | S_IWUSR) < 0) {
@@ -1551,7 +1613,8 @@ struct thread_facts {
     unsigned long ident;
     unsigned long native_id; /* 0: not seen */
     bool ident_seen;
-    PyObject *name; /* borrowed str, NULL: not seen */
+    PyObject *name;       /* borrowed str, NULL: not seen */
+    PyObject *visited[2]; /* borrowed, the last two that were visited */
 };
 
 /* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; the name as far as it is ASCII, '?' for the
@@ -1589,25 +1652,26 @@ find_item(PyObject *dict, const char *key)
     return NULL;
 }
 
-/* A threading.Thread holds its name and ids in this order, whether in a dict or,
- * since 3.11, in the object itself, whose layout is CPython's own business: its traverse
+/* A threading.Thread holds its name and ids in an order that all versions share, whether in a dict
+ * or, since 3.11, in the object itself, whose layout is CPython's own business: its traverse
  * function knows it. */
 COPY_ONLY static int
 visit_thread(PyObject *object, void *argument)
 {
     struct thread_facts *facts = argument;
+    PyObject *before_last = facts->visited[1]; /* borrowed */
+    facts->visited[1] = facts->visited[0];
+    facts->visited[0] = object;
     if (PyDict_CheckExact(object)) {
         PyObject *name = find_item(object, "_name");
         PyObject *native_id = find_item(object, "_native_id");
+        name = name == NULL ? before_last : name; /* _name, _args, and this is _kwargs */
         if (name != NULL && PyUnicode_CheckExact(name)) {
             facts->name = name;
         }
         if (native_id != NULL && PyLong_CheckExact(native_id)) {
             facts->native_id = PyLong_AsUnsignedLong(native_id);
         }
-    }
-    else if (PyUnicode_CheckExact(object) && facts->name == NULL) {
-        facts->name = object;
     }
     else if (PyLong_CheckExact(object) && facts->native_id == 0) {
         if (facts->ident_seen) {
@@ -1734,7 +1798,9 @@ reap_copy(pid_t copy, int memory_fd)
         }
         if (reaped == 0 && ms_until(deadline_ms) == 0) {
             (void)kill(copy, SIGKILL);
-            reaped = waitpid(copy, &status, __WALL);
+            do {
+                reaped = waitpid(copy, &status, __WALL);
+            } while (reaped < 0 && errno == EINTR);
         }
         else if (reaped == 0) {
             (void)poll(NULL, 0, 1);
@@ -2169,7 +2235,8 @@ append_unescaped(struct text *text, struct slice slice)
             unsigned long character = 0;
             memcpy(number, slice.bytes + 2, digits);
             character = strtoul(number, &end, 16);
-            if (*end == '\0' && character <= 0x10FFFF) {
+            bool is_surrogate = character >= 0xD800 && character <= 0xDFFF;
+            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate) {
                 append_utf8(text, character);
                 used = 2 + digits;
             }
@@ -3505,6 +3572,7 @@ struct stream {
     PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
     PyObject *write_name;             /* owned, interned "write" */
     const char *name;                 /* of the attribute of sys */
+    PyObject *weak_references;        /* CPython's own */
     bool is_input;
     bool is_error;
 };
@@ -3552,6 +3620,9 @@ stream_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    if (((struct stream *)self)->weak_references != NULL) {
+        PyObject_ClearWeakRefs(self);
+    }
     (void)stream_clear(self);
     Py_XDECREF(((struct stream *)self)->write_name);
     type->tp_free(self);
@@ -3612,6 +3683,57 @@ stream_iter(PyObject *self)
         return NULL;
     }
     return PyObject_GetIter(target);
+}
+
+/* next(sys.stdin) */
+ATTACHED static PyObject *
+stream_iternext(PyObject *self)
+{
+    PyObject *target = stream_target(self);
+    if (target == self) {
+        PyErr_SetString(PyExc_OSError, "not readable");
+        return NULL;
+    }
+    if (!PyIter_Check(target)) {
+        PyErr_Format(PyExc_TypeError, "'%s' object is not an iterator",
+                     Py_TYPE(target)->tp_name);
+        return NULL;
+    }
+    return PyIter_Next(target); /* NULL without an exception at the end */
+}
+
+/* with sys.stdout: as the original does it; a session's client stays open. */
+ATTACHED static PyObject *
+stream_enter(PyObject *self, PyObject *unused)
+{
+    PyObject *target = stream_target(self);
+    PyObject *entered = NULL; /* owned */
+    (void)unused;
+    if (target != self) {
+        entered = PyObject_CallMethod(target, "__enter__", NULL);
+        if (entered == NULL) {
+            return NULL;
+        }
+        Py_DECREF(entered);
+    }
+    return Py_NewRef(self);
+}
+
+ATTACHED static PyObject *
+stream_exit(PyObject *self, PyObject *arguments)
+{
+    PyObject *target = stream_target(self);
+    PyObject *method = NULL; /* owned */
+    PyObject *result = NULL; /* new, handed to the caller */
+    if (target == self) {
+        return Py_NewRef(Py_None);
+    }
+    method = PyObject_GetAttrString(target, "__exit__");
+    if (method != NULL) {
+        result = PyObject_CallObject(method, arguments);
+        Py_DECREF(method);
+    }
+    return result;
 }
 
 /* Bytes too, in a session: sys.stdout.buffer is the stream itself there. */
@@ -3775,6 +3897,8 @@ static PyMethodDef stream_methods[] = {
     {"readable", stream_no, METH_NOARGS, NULL},
     {"seekable", stream_no, METH_NOARGS, NULL},
     {"writable", stream_writable, METH_NOARGS, NULL},
+    {"__enter__", stream_enter, METH_NOARGS, NULL},
+    {"__exit__", stream_exit, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -3834,6 +3958,12 @@ refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
     return NULL;
 }
 
+static PyMemberDef stream_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct stream, weak_references), READONLY,
+     NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static char stream_doc[] =
     "A std stream while a manhole client is connected.\n\n"
     "In the client's session it is the client; everywhere else it is the\n"
@@ -3844,8 +3974,9 @@ static PyType_Slot stream_slots[] = {
     {Py_tp_dealloc, stream_dealloc},   {Py_tp_traverse, stream_traverse},
     {Py_tp_clear, stream_clear},       {Py_tp_repr, stream_repr},
     {Py_tp_getattro, stream_getattro}, {Py_tp_setattro, stream_setattro},
-    {Py_tp_iter, stream_iter},         {Py_tp_methods, stream_methods},
-    {Py_tp_getset, stream_attributes}, {0, NULL},
+    {Py_tp_iter, stream_iter},         {Py_tp_iternext, stream_iternext},
+    {Py_tp_methods, stream_methods},   {Py_tp_getset, stream_attributes},
+    {Py_tp_members, stream_members},   {0, NULL},
 };
 
 static PyType_Spec stream_spec = {
@@ -3854,6 +3985,12 @@ static PyType_Spec stream_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .slots = stream_slots,
 };
+
+static bool
+is_input(const char *name)
+{
+    return strstr(name, "stdin") != NULL;
+}
 
 /* Returns a new stream, or NULL with an exception. name: a literal. */
 ATTACHED static PyObject *
@@ -3865,7 +4002,7 @@ make_stream(const char *name, PyObject *original)
         return NULL;
     }
     stream->name = name;
-    stream->is_input = strstr(name, "stdin") != NULL;
+    stream->is_input = is_input(name);
     stream->is_error = strstr(name, "stderr") != NULL;
     stream->original = Py_NewRef(original);
     stream->write_name = PyUnicode_InternFromString("write");
@@ -3876,27 +4013,46 @@ make_stream(const char *name, PyObject *original)
     return (PyObject *)stream;
 }
 
-/* Returns a stream for what stands in sys.NAME, new, or NULL with an exception. One that was made
- * for the very same before is taken again, and the last ones are kept alive in any case: print()
- * and its like only borrow what they find in sys, and may be in the middle of it when the last
- * client leaves and the stream is taken out. */
+/* Keeps one of our streams alive, as the last of KEPT_STREAMS: print() and its like only borrow
+ * what they find in sys, and may be in the middle of it when it is taken out. Never raises. */
+ATTACHED static void
+keep_stream(PyObject *stream /* or any other object, or NULL */)
+{
+    struct module_state *state = installed_state();
+    if (stream == NULL || Py_TYPE(stream) != (PyTypeObject *)state->stream_type) {
+        return;
+    }
+    Py_INCREF(stream);
+    for (Py_ssize_t i = PyList_GET_SIZE(state->streams) - 1; i >= 0; i--) {
+        if (PyList_GET_ITEM(state->streams, i) == stream) {
+            (void)PySequence_DelItem(state->streams, i);
+        }
+    }
+    (void)PyList_Append(state->streams, stream);
+    if (PyList_GET_SIZE(state->streams) > KEPT_STREAMS) {
+        (void)PySequence_DelItem(state->streams, 0);
+    }
+    PyErr_Clear();
+    Py_DECREF(stream);
+}
+
+/* Returns a stream for what stands in sys.NAME, new, or NULL with an exception; the one that was
+ * made for the very same before, if it is still kept. */
 ATTACHED static PyObject *
 get_stream(const char *name, PyObject *original)
 {
     PyObject *streams = installed_state()->streams; /* borrowed */
     PyObject *made = NULL;                          /* owned, handed to the caller */
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams); i++) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams) && made == NULL; i++) {
         struct stream *stream = (struct stream *)PyList_GET_ITEM(streams, i);
-        if (stream->original == original && strcmp(stream->name, name) == 0) {
-            return Py_NewRef((PyObject *)stream);
+        if (stream->original == original && stream->is_input == is_input(name)) {
+            made = Py_NewRef((PyObject *)stream);
         }
     }
-    made = make_stream(name, original);
-    if (made != NULL &&
-        (PyList_Append(streams, made) < 0 || (PyList_GET_SIZE(streams) > KEPT_STREAMS &&
-                                              PySequence_DelItem(streams, 0) < 0))) {
-        Py_CLEAR(made);
+    if (made == NULL) {
+        made = make_stream(name, original);
     }
+    keep_stream(made);
     return made;
 }
 
@@ -3905,23 +4061,35 @@ get_stream(const char *name, PyObject *original)
 ATTACHED static int
 borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
 {
-    PyObject *current = PySys_GetObject(attribute->name); /* borrowed */
+    PyObject *current = get_sys(attribute->name); /* owned */
     if (attribute->ours == NULL || attribute->ours != current) {
         Py_XSETREF(attribute->previous, Py_XNewRef(current));
     }
+    Py_XDECREF(current);
+    keep_stream(attribute->ours);
     Py_XSETREF(attribute->ours, Py_NewRef(ours));
     return PySys_SetObject(attribute->name, ours);
 }
 
-/* Puts back what was there, where ours still stands. Under sys_lock. */
+/* Puts back what was there, where ours still stands; for any stream of ours its original, for the
+ * application may have put an earlier one back itself (redirect_stdout). Under sys_lock. */
 ATTACHED static void
 give_back_attribute(struct borrowed_attribute *attribute)
 {
-    if (attribute->ours != NULL && PySys_GetObject(attribute->name) == attribute->ours) {
-        if (PySys_SetObject(attribute->name, attribute->previous) < 0) {
-            PyErr_Clear();
-        }
+    PyObject *current = get_sys(attribute->name); /* owned */
+    PyObject *previous = attribute->previous;     /* borrowed */
+    bool ours = attribute->ours != NULL && current == attribute->ours;
+    if (current != NULL &&
+        Py_TYPE(current) == (PyTypeObject *)installed_state()->stream_type) {
+        previous = ((struct stream *)current)->original;
+        ours = true;
     }
+    keep_stream(current);
+    keep_stream(attribute->ours);
+    if (ours && PySys_SetObject(attribute->name, previous) < 0) {
+        PyErr_Clear();
+    }
+    Py_XDECREF(current);
     Py_CLEAR(attribute->ours);
     Py_CLEAR(attribute->previous);
 }
@@ -3942,18 +4110,16 @@ borrowed_row(const char *name)
 ATTACHED static int
 place_stream(const char *name)
 {
-    PyObject *original = PySys_GetObject(name); /* borrowed */
-    PyObject *stream = NULL;                    /* owned */
-    int result = -1;
-    if (original == NULL ||
-        Py_TYPE(original) == (PyTypeObject *)installed_state()->stream_type) {
-        return 0;
+    PyObject *original = get_sys(name); /* owned */
+    PyObject *stream = NULL;            /* owned */
+    int result = 0;
+    if (original != NULL &&
+        Py_TYPE(original) != (PyTypeObject *)installed_state()->stream_type) {
+        stream = get_stream(name, original);
+        result = stream == NULL ? -1 : borrow_attribute(borrowed_row(name), stream);
     }
-    stream = get_stream(name, original);
-    if (stream != NULL) {
-        result = borrow_attribute(borrowed_row(name), stream);
-        Py_DECREF(stream);
-    }
+    Py_XDECREF(original);
+    Py_XDECREF(stream);
     return result;
 }
 
@@ -4259,7 +4425,7 @@ py_displayhook(PyObject *module, PyObject *value)
         original = Py_XNewRef(borrowed_row("displayhook")->previous);
         unlock(&sys_lock);
         if (original == NULL) {
-            original = Py_XNewRef(PySys_GetObject("__displayhook__"));
+            original = get_sys("__displayhook__");
         }
         if (original != NULL) {
             result = PyObject_CallOneArg(original, value);
@@ -4399,12 +4565,13 @@ leave_forked_child(void)
 {
     static const char *const names[] = {"stdout", "stderr"};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
-        PyObject *stream = PySys_GetObject(names[i]); /* borrowed */
-        PyObject *flushed = NULL;                     /* owned */
+        PyObject *stream = get_sys(names[i]); /* owned */
+        PyObject *flushed = NULL;             /* owned */
         if (stream != NULL && stream != Py_None) {
             flushed = PyObject_CallMethod(stream, "flush", NULL);
         }
         PyErr_Clear();
+        Py_XDECREF(stream);
         Py_XDECREF(flushed);
     }
     if (release() < 0) {
@@ -4417,6 +4584,7 @@ leave_forked_child(void)
 ATTACHED static void
 begin_running(struct session *session)
 {
+    atomic_store(&session->interrupts, 0);
     atomic_store(&session->running, true);
 }
 
@@ -4626,6 +4794,10 @@ hang_up(struct session *session)
     begin_sending(session);
     (void)send_copies(session, MSG_DONTWAIT);
     end_sending(session);
+    lock_leaf(&session->out_lock);
+    atomic_store(&session->over, true);
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
     (void)shutdown(fd, SHUT_RDWR);
     /* What stays unread would turn into ECONNRESET behind our last bytes. */
     while (recv(fd, unread, sizeof(unread), MSG_DONTWAIT) > 0) {
@@ -5405,7 +5577,8 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
     lock_leaf(&table_lock);
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN) {
-            taken += manhole.sessions[i].wish->aside == wish->aside;
+            taken += manhole.sessions[i].wish->aside == wish->aside &&
+                     !atomic_load(&manhole.sessions[i].over);
         }
         else if (manhole.sessions[i].state == SESSION_FREE && session == NULL) {
             session = &manhole.sessions[i];
@@ -5433,7 +5606,8 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->reported = false;
         session->told = false;
         session->interrupted = false;
-        session->over = false;
+        session->interrupts = 0;
+        atomic_store(&session->over, false);
         atomic_store(&session->fd, fd);
     }
     unlock(&table_lock);
@@ -5533,15 +5707,36 @@ forget_dummy_thread(void)
     Py_XDECREF(ident);
 }
 
+/* A hub that gevent has made for this thread, when a statement waited in it: its descriptors are
+ * closed by nobody else. Never raises. */
+ATTACHED static void
+destroy_hub(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();                         /* borrowed */
+    PyObject *local = PyDict_GetItemString(modules, "gevent._hub_local"); /* borrowed */
+    PyObject *hub = NULL;                                                 /* owned */
+    PyObject *destroyed = NULL;                                           /* owned */
+    if (local != NULL) {
+        hub = PyObject_CallMethod(local, "get_hub_if_exists", NULL);
+    }
+    if (hub != NULL && hub != Py_None) {
+        destroyed = PyObject_CallMethod(hub, "destroy", "O", Py_True);
+    }
+    PyErr_Clear();
+    Py_XDECREF(hub);
+    Py_XDECREF(destroyed);
+}
+
 /* The way back out of enter_interpreter(). */
 DETACHES static void
 leave_interpreter(PyThreadState *tstate)
 {
+    destroy_hub();
     forget_dummy_thread();
     PyThreadState_Clear(tstate);
     PyThreadState_DeleteCurrent();
     lock_leaf(&table_lock);
-    manhole.inside--;
+    manhole.inside -= manhole.inside > 0; /* abandon_sessions() may have been faster */
     unlock(&table_lock);
     ring_bell(&manhole.news_bell);
 }
@@ -5576,7 +5771,6 @@ serve_session(struct session *session)
     handler = manhole.options.connection_handler;
     Py_XINCREF(handler.callable);
     unlock(&table_lock);
-    session->ident = PyThread_get_thread_ident(); /* of the main thread, in a oneshot */
     current_session = session;
     import_threading();
     deliver_log();
@@ -5610,7 +5804,7 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     (void)snprintf(name, sizeof(name), "Manhole < PID:%ld", (long)session->peer.pid);
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
-    session->ident = PyThread_get_thread_ident();
+    atomic_store(&session->ident, PyThread_get_thread_ident());
     if (session->wish->receive == NULL || session->wish->receive(session)) {
         note_waiting(session, monotonic_ms());
         tstate = enter_interpreter();
@@ -5681,6 +5875,9 @@ helper_done(struct session *session)
     unlock(&session->out_lock);
 }
 
+static const char prompt_follows[] =
+    "manhole: the prompt comes here as soon as Python answers.\n";
+
 /* The earliest of what the sessions' threads wait for Python since; 0: none waits. */
 static int64_t
 waiting_since(void)
@@ -5715,9 +5912,9 @@ append_silence(struct text *text)
     }
     (void)strftime(when, sizeof(when), "%H:%M:%S", gmtime_r(&seconds, &since));
     append_format(text,
-                  "manhole: Python has not answered for %g s, since %s UTC: the GIL is "
+                  "manhole: Python has not answered for %s s, since %s UTC: the GIL is "
                   "held or the interpreter is stuck.\n",
-                  waited, when);
+                  format_seconds(waited).text, when);
 }
 
 /* For a client that waits for its prompt. */
@@ -5729,7 +5926,7 @@ report_to_console(struct text *text, const struct session *session)
         append_string(text, "The stacks, from a frozen copy of the process:\n");
         append_snapshot(text);
     }
-    append_string(text, "manhole: the prompt comes here as soon as Python answers.\n");
+    append_string(text, prompt_follows);
 }
 
 /* For a client that asked for the stacks. */
@@ -5825,6 +6022,7 @@ report_session(struct session *session)
     append_string(&text,
                   "No thread can be started to make a frozen copy of the process.\n");
     append_other_threads(&text, (struct slice){NULL, 0});
+    append_string(&text, prompt_follows);
     send_report(session, &text, MSG_DONTWAIT);
     free_text(&text);
 }
@@ -5848,8 +6046,8 @@ CHECKED(no_thread_safety_analysis) static void *interrupter_main(void *argument)
     return NULL;
 }
 
-/* Interrupts what the session runs. Returns whether it ran anything. */
-DETACHED static bool
+/* Interrupts what the session runs. Returns how often it has been; 0: nothing runs. */
+DETACHED static int
 interrupt_session(struct session *session)
 {
     bool running = atomic_load(&session->running);
@@ -5863,7 +6061,7 @@ interrupt_session(struct session *session)
         session->interrupted = false;
         unlock(&session->out_lock);
     }
-    return running;
+    return running ? atomic_fetch_add(&session->interrupts, 1) + 1 : 0;
 }
 
 /* Body of a guard, for a session that no listener looks after: interrupts what a vanished client
@@ -5873,7 +6071,7 @@ guard_main(void *argument)
 {
     struct session *session = argument;
     struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
-    while (poll(&client, 1, -1) < 0) {
+    while (!atomic_load(&session->over) && poll(&client, 1, GONE_CHECK_MS) <= 0) {
     }
     lock_leaf(&session->out_lock);
     while (!session->over) {
@@ -5890,15 +6088,6 @@ guard_main(void *argument)
     unlock(&session->out_lock);
     helper_done(session);
     return NULL;
-}
-
-static void
-dismiss_guard(struct session *session)
-{
-    lock_leaf(&session->out_lock);
-    session->over = true;
-    (void)pthread_cond_broadcast(&session->out_free);
-    unlock(&session->out_lock);
 }
 
 /* ======================================================================================
@@ -5956,7 +6145,7 @@ start_session(int fd, const struct peer *peer, const char *card, const struct wi
         char why[120];
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
                        error_text(error));
-        turn_away(dup(fd), why);
+        turn_away(fcntl(fd, F_DUPFD_CLOEXEC, 0), why);
         release_session(session);
     }
 }
@@ -5999,6 +6188,7 @@ read_card(const struct sockaddr_un *address, socklen_t size)
 DETACHED static void
 answer_interrupt(int fd, const struct card *card)
 {
+    static const char *const answers[] = {"idle\n", "interrupted\n", "still running\n"};
     const char *answer = "unknown\n";
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
         struct session *session = &manhole.sessions[i];
@@ -6006,7 +6196,8 @@ answer_interrupt(int fd, const struct card *card)
         bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;
         unlock(&session->out_lock);
         if (meant && session->wish->serve != serve_completion) {
-            answer = interrupt_session(session) ? "interrupted\n" : "idle\n";
+            int times = interrupt_session(session);
+            answer = answers[times < 2 ? times : 2];
         }
     }
     (void)send(fd, answer, strlen(answer), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -6051,10 +6242,11 @@ accept_client(void)
     int fd = accept4(kept_number(&manhole.listen_fd), (struct sockaddr *)&address, &size,
                      SOCK_CLOEXEC); /* owned */
     if (fd < 0) {
-        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            return -1;
-        }
-        return 0; /* EAGAIN, ECONNABORTED: the client has left again */
+        /* The client has left again; or recover_descriptors() sees to it. All else may last. */
+        return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ||
+                       errno == EBADF
+                   ? 0
+                   : -1;
     }
     card = read_card(&address, size);
     wish = find_wish(card.wish);
@@ -6266,7 +6458,10 @@ open_door(void)
 DETACHED static unsigned
 obey_wishes(void)
 {
-    unsigned wishes = atomic_exchange(&manhole.wishes, 0);
+    unsigned wishes = 0;
+    while (sem_trywait(&manhole.wake) == 0) {
+    }
+    wishes = atomic_exchange(&manhole.wishes, 0);
     if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
         close_socket();
         ring_bell(&manhole.news_bell);
@@ -6309,7 +6504,8 @@ delay_binding(void)
 {
     int64_t deadline_ms = monotonic_ms() + manhole.bind_delay_ms;
     if (manhole.bind_delay_ms > 0) {
-        log_line("Delaying UDS binding %g seconds ...", manhole.options.reinstall_delay);
+        log_line("Delaying UDS binding %s seconds ...",
+                 format_seconds(manhole.options.reinstall_delay).text);
     }
     while (atomic_load(&manhole.wishes) == 0 && ms_until(deadline_ms) > 0 &&
            recover_descriptors()) {
@@ -6432,6 +6628,8 @@ start_listener(void)
     int error = 0;
     atomic_store(&manhole.started, false);
     atomic_store(&manhole.polling, false);
+    /* One to open may have come in a child's first instant; one to stop was another listener's. */
+    (void)atomic_fetch_and(&manhole.wishes, (unsigned)WISH_OPEN);
     (void)sem_init(&manhole.wake, 0, 0);
     error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
     if (error != 0) {
@@ -6451,7 +6649,6 @@ stop_listener(void)
         wish(WISH_STOP);
         if (is_listener_deaf()) {
             (void)pthread_detach(manhole.listener);
-            (void)atomic_fetch_and(&manhole.wishes, ~(unsigned)WISH_STOP);
             close_socket();
         }
         else {
@@ -6644,6 +6841,10 @@ wait_for_client(void)
         int fd = -1;
         int error = 0;
         PyThreadState *tstate = NULL;
+        if (!is_open()) {
+            PyErr_SetString(PyExc_RuntimeError, "the manhole was released meanwhile");
+            return ONESHOT_FAILED;
+        }
         if (timeout == 0) {
             PyErr_Format(PyExc_TimeoutError, "no client came to %s in time",
                          manhole.path);
@@ -6703,13 +6904,13 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
                      manhole.options.max_sessions);
         return ONESHOT_FAILED;
     }
+    atomic_store(&session->ident, PyThread_get_thread_ident());
     if (hangs_up) {
         tstate = detach();
         (void)send_helper(session, guard_main);
         reattach(tstate);
     }
     serve(session);
-    dismiss_guard(session);
     raised = session->raised;
     session->raised = NULL;
     tstate = detach();
@@ -6780,14 +6981,20 @@ drop_options(struct options *options)
     options->socket_path = NULL;
 }
 
-/* Registers the exit callback, or takes it back. Returns 0, or -1 with an exception. */
+/* Registers the exit callback as the last, which is called first. It stays for the life of the
+ * interpreter: clients stay after release(), too. Returns 0, or -1 with an exception. */
 ATTACHED static int
-call_atexit(const char *method)
+add_exit_callback(void)
 {
+    static const char *const methods[] = {"unregister", "register"};
     PyObject *module = PyImport_ImportModule("atexit"); /* owned */
     PyObject *result = NULL;                            /* owned */
-    if (module != NULL && manhole.exit_callback != NULL) {
-        result = PyObject_CallMethod(module, method, "O", manhole.exit_callback);
+    for (size_t i = 0; module != NULL && i < Py_ARRAY_LENGTH(methods); i++) {
+        Py_XSETREF(result,
+                   PyObject_CallMethod(module, methods[i], "O", manhole.exit_callback));
+        if (result == NULL) {
+            break;
+        }
     }
     Py_XDECREF(module);
     Py_XDECREF(result);
@@ -6799,9 +7006,6 @@ ATTACHED static void
 forget_options(void)
 {
     struct options dropped; /* owned */
-    if (manhole.exit_callback != NULL && call_atexit("unregister") < 0) {
-        PyErr_Clear();
-    }
     Py_CLEAR(manhole.exit_callback);
     lock_leaf(&table_lock);
     dropped = manhole.options;
@@ -6848,6 +7052,22 @@ dismiss_sessions(void)
     }
 }
 
+/* Whoever is still in never comes back from the interpreter that ends. One that begins later in the
+ * same process is not to wait for them. */
+static void
+abandon_sessions(void)
+{
+    lock_leaf(&table_lock);
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        if (manhole.sessions[i].state == SESSION_TAKEN &&
+            &manhole.sessions[i] != current_session) {
+            manhole.sessions[i].state = SESSION_BURNT;
+        }
+    }
+    manhole.inside = 0;
+    unlock(&table_lock);
+}
+
 /* atexit: no new client; the connected ones are waited for, or with daemon_connection are
  * let go; then nobody attaches any more. A second Ctrl-C ends the waiting. */
 ATTACHED static PyObject *
@@ -6856,10 +7076,10 @@ py_at_exit(PyObject *module, PyObject *unused)
     int interrupted = 0;
     (void)module;
     (void)unused;
-    if (!manhole.installed || !is_owner()) {
+    if (!is_owner() || manhole.interpreter != PyInterpreterState_Get()) {
         return Py_NewRef(Py_None);
     }
-    if (manhole.has_listener) {
+    if (manhole.installed && manhole.has_listener) {
         wish(WISH_CLOSE);
         interrupted = wait_for_news(has_closed_door, -1);
     }
@@ -6882,6 +7102,7 @@ py_at_exit(PyObject *module, PyObject *unused)
         wait_for_news(has_nobody_inside, monotonic_ms() + EXIT_GRACE_MS) < 0) {
         PyErr_WriteUnraisable(NULL);
     }
+    abandon_sessions();
     lock_attached(&sys_lock);
     give_back_attributes();
     give_back_sys();
@@ -6889,9 +7110,11 @@ py_at_exit(PyObject *module, PyObject *unused)
     if (lock_install() < 0) {
         return NULL;
     }
-    manhole.options.activate_on =
-        0; /* its handler stays: one that comes late must not kill */
-    uninstall();
+    if (manhole.installed) {
+        manhole.options.activate_on =
+            0; /* its handler stays: one that comes late must not kill */
+        uninstall();
+    }
     unlock_install();
     deliver_log();
     return Py_NewRef(Py_None);
@@ -6909,9 +7132,10 @@ tell_multiprocessing(void)
     PyObject *hook =
         PyObject_GetAttrString(manhole.module, "_finalize_with_multiprocessing");
     PyObject *result = NULL; /* owned */
-    if (util != NULL && hook != NULL) {
+    if (util != NULL && hook != NULL && !installed_state()->has_multiprocessing_hook) {
         result = PyObject_CallMethod(util, "register_after_fork", "OO",
                                      installed_state()->manhole_type, hook);
+        installed_state()->has_multiprocessing_hook = result != NULL;
     }
     PyErr_Clear();
     Py_XDECREF(hook);
@@ -6985,6 +7209,10 @@ forget_parent(void)
         session->helpers = 0;
         session->asked_ms = 0;
         session->copies = NULL;
+        session->input = NULL;
+        session->names = NULL;
+        session->raised = NULL;
+        atomic_store(&session->running, false);
         atomic_store(&session->viewing, false);
         close_fd(&session->fd);
     }
@@ -6998,6 +7226,9 @@ forget_parent(void)
     manhole.has_listener = false;
     atomic_store(&manhole.courier_is_out, false);
     logger.delivering = false;
+    logger.first = NULL; /* the parent delivers them */
+    logger.last = NULL;
+    logger.length = 0;
     atomic_store(&manhole.oneshot, false);
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
@@ -7649,7 +7880,7 @@ prepare(PyObject *module)
         manhole.has_exit_handler = atexit(remove_path_at_exit) == 0;
     }
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
-    if (manhole.exit_callback == NULL || call_atexit("register") < 0) {
+    if (manhole.exit_callback == NULL || add_exit_callback() < 0) {
         return -1;
     }
     tell_multiprocessing();
@@ -7686,8 +7917,8 @@ wait_for_listener(void)
         late = wait_for_news(
             has_started, monotonic_ms() + seconds_to_ms(manhole.options.start_timeout));
         if (late > 0) {
-            log_line("WARNING: Waited %g seconds but Manhole thread didn't start yet :(",
-                     manhole.options.start_timeout);
+            log_line("WARNING: Waited %s seconds but Manhole thread didn't start yet :(",
+                     format_seconds(manhole.options.start_timeout).text);
         }
     }
     return late < 0 ? -1 : 0;
@@ -7821,7 +8052,7 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
 {
     struct text dump = {0};
     PyObject *text = NULL; /* owned */
-    PyObject *file = NULL; /* borrowed */
+    PyObject *file = NULL; /* owned */
     int result = -1;
     (void)module;
     (void)unused;
@@ -7829,8 +8060,8 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
         text =
             PyUnicode_DecodeUTF8(dump.bytes, (Py_ssize_t)dump.length, "backslashreplace");
     }
-    file = PySys_GetObject(
-        manhole.installed && !manhole.options.redirect_stderr ? "stdout" : "stderr");
+    file = get_sys(manhole.installed && !manhole.options.redirect_stderr ? "stdout"
+                                                                         : "stderr");
     if (text != NULL) {
         result = file == NULL || file == Py_None
                      ? 0
@@ -7838,6 +8069,7 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
     }
     free_text(&dump);
     Py_XDECREF(text);
+    Py_XDECREF(file);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -7933,7 +8165,6 @@ serve_with_locals(struct session *session, void (*serve)(struct session *, PyObj
     lock_leaf(&table_lock);
     locals = Py_XNewRef(manhole.options.locals);
     unlock(&table_lock);
-    session->ident = PyThread_get_thread_ident();
     current_session = session;
     serve(session, locals);
     current_session = outer;

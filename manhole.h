@@ -3,9 +3,9 @@
  * Three ways to use manhole.c, one translation unit that needs nothing but CPython 3.9 or newer:
  *
  *   1. As an extension module:  import manhole; manhole.install()
- *   2. Dropped into a C program that embeds CPython: compile manhole.c in, include this header, call
- *      manhole_install() after Py_Initialize(). For `import manhole` to find the same copy before
- *      that call: PyImport_AppendInittab("manhole", PyInit_manhole).
+ *   2. Dropped into a C program that embeds CPython: compile manhole.c in, include this header,
+ *      call manhole_install() after Py_Initialize(). For `import manhole` to find the same copy
+ *      before that call: PyImport_AppendInittab("manhole", PyInit_manhole).
  *   3. Through the environment: PYTHONMANHOLE='activate_on="USR1"' python app.py
  *
  * README.rst has the whole story. SPDX-License-Identifier: BSD-2-Clause

@@ -459,8 +459,8 @@ static void
 first_process_of_a_container_ignores_termination(void)
 {
     require_program("unshare");
-    if (getuid() != 0) {
-        skip_test("a pid namespace needs root");
+    if (run_command(LIST("unshare", "--pid", "--fork", "true"), NULL, NULL, NULL) != 0) {
+        skip_test("a pid namespace cannot be made here");
     }
     struct process *app =
         start_process(.argv = LIST("unshare", "--pid", "--fork", "--kill-child", python(),

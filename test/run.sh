@@ -13,7 +13,7 @@ shopt -s nullglob
 root=$(dirname "$(dirname "$(realpath "$0")")")
 jobs=${JOBS:-$(nproc)}
 seconds=${PROGRAM_TIMEOUT:-${VALGRIND:+7200}}
-seconds=${seconds:-400}
+seconds=${seconds:-300}
 
 export MANHOLE_TEST_FILTER=${TEST:-}
 export ASAN_OPTIONS=detect_leaks=0 # CPython frees not all at its end

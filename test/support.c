@@ -797,6 +797,7 @@ become(const struct launch *how, const int fds[3], const char *const argv[],
     if (how->terminal) {
         ioctl(STDIN_FILENO, TIOCSCTTY, 0);
     }
+    (void)unlink(socket_path_of(getpid())); /* of a process that had this number before */
     restore_signals();
     if (chdir(current.directory) == 0 &&
         (how->uid == 0 ||
@@ -941,7 +942,9 @@ start_python_target(struct launch how)
     add_all(&argv, how.python_options);
     add(&argv, write_file(format_text("target%u.py", ++number), how.program));
     add_all(&argv, how.argv);
-    return start_wrapped(&how, &argv, true);
+    struct process *process = start_wrapped(&how, &argv, true);
+    process->says_ready = strstr(how.program, READY STAY) != NULL;
+    return process;
 }
 
 struct process *
@@ -1242,6 +1245,33 @@ try_to_connect(const char *path, const char *abstract_name)
     return fd;
 }
 
+static bool
+has_said_ready(const struct process *process)
+{
+    const char *ready = strstr(process->text[OUT].data, "ready");
+    return ready != NULL && strchr(ready, '\n') != NULL;
+}
+
+static void
+let_it_get_ready(const struct process *process)
+{
+    long end_ms = now_ms() + DEADLINE;
+    while (process->says_ready && process->stream_fd[OUT] >= 0 &&
+           !has_said_ready(process) && now_ms() < end_ms) {
+        pump(NULL, SCAN_MS);
+    }
+}
+
+static const struct process *
+find_process_at(const char *path)
+{
+    const struct process *process = current.processes;
+    while (process != NULL && strcmp(socket_path_of(process->pid), path) != 0) {
+        process = process->next;
+    }
+    return process;
+}
+
 /* process: given up when it ends, or NULL. */
 static struct client *
 connect_patiently(const struct process *process, const char *path,
@@ -1257,6 +1287,9 @@ connect_patiently(const struct process *process, const char *path,
     append(&client->text, "", 0);
     append(&client->sent, "", 0);
     current.clients = client;
+    if (find_process_at(path) != NULL) {
+        let_it_get_ready(find_process_at(path));
+    }
     while ((fd = try_to_connect(path, abstract_name)) < 0) {
         if (now_ms() >= end_ms || (process != NULL && process->exited)) {
             fail_test("cannot connect to %s: %s%s", path, strerror(errno),

@@ -120,6 +120,7 @@ struct process {
     int stream_fd[2]; /* by enum stream; -1 once at its end */
     int stdin_fd;     /* -1: closed, or it is stream_fd[OUT], a terminal */
     bool terminal;
+    bool says_ready;   /* its program has READY STAY in it */
     bool killed;       /* by SIGKILL: cannot have tidied up */
     bool status_taken; /* by the test: a crash is its business */
     char *title;       /* for messages */
@@ -233,7 +234,8 @@ struct client {
 /* /tmp/manhole-PID. */
 const char *socket_path_of(pid_t pid);
 
-/* Connects, trying again until DEADLINE while the socket is not there or refuses.
+/* Connects, trying again until DEADLINE while the socket is not there or refuses; to a
+ * process that runs a TARGET() not before that has said so, or the client would see "ready".
  * connect_as(): with the socket bound to this abstract name (no leading NUL) before. */
 struct client *connect_to(const struct process *process);
 struct client *connect_client(const char *path);

@@ -16,6 +16,7 @@ enum { WORKERS = 3, MAX_CHILDREN = 16 };
 struct server {
     struct process *master;
     const char *door; /* where it serves HTTP */
+    int last_signal;  /* the last one that a worker sets a handler for; 0: not known */
 };
 
 static const char FLASK_APP[] = //
@@ -99,17 +100,38 @@ start_load(struct server server)
 struct brood {
     pid_t parent;
     size_t wanted;
-    pid_t gone; /* must not be among them */
+    pid_t gone;      /* must not be among them */
+    int last_signal; /* see struct server */
     pid_t pids[MAX_CHILDREN];
 };
 
+/* Whether a process, if it is still there, has a handler for a signal. */
+static bool
+is_caught(int signal_number, pid_t pid)
+{
+    unsigned long long caught = 0;
+    char line[256];
+    FILE *status = fopen(format_text("/proc/%d/status", (int)pid), "re");
+    while (status != NULL && fgets(line, sizeof(line), status) != NULL) {
+        if (strncmp(line, "SigCgt:", 7) == 0) {
+            caught = strtoull(line + 7, NULL, 16);
+        }
+    }
+    if (status != NULL) {
+        (void)fclose(status);
+    }
+    return (caught >> (signal_number - 1) & 1) != 0;
+}
+
+/* All are there, and have come so far that a signal is not lost on them. */
 static bool
 is_complete(void *argument)
 {
     struct brood *brood = argument;
     size_t count = list_children(brood->parent, brood->pids, MAX_CHILDREN);
     for (size_t i = 0; i < count; i++) {
-        if (brood->pids[i] == brood->gone) {
+        if (brood->pids[i] == brood->gone ||
+            (brood->last_signal != 0 && !is_caught(brood->last_signal, brood->pids[i]))) {
             return false;
         }
     }
@@ -119,7 +141,8 @@ is_complete(void *argument)
 static struct brood
 workers_of(struct server server, size_t count)
 {
-    struct brood brood = {.parent = server.master->pid, .wanted = count};
+    struct brood brood = {
+        .parent = server.master->pid, .wanted = count, .last_signal = server.last_signal};
     wait_until(is_complete, &brood, "the workers are there", DEADLINE);
     return brood;
 }
@@ -203,7 +226,7 @@ start_gunicorn(const char *variable, const char *option)
                                "--bind", format_text("unix:%s", door), "--worker-tmp-dir",
                                test_directory(), option, "app:app"),
                       .env = LIST(variable), .debian = true);
-    return (struct server){master, door};
+    return (struct server){master, door, SIGABRT};
 }
 
 static void
@@ -226,6 +249,38 @@ static void
 gunicorn_with_preload_master_and_workers_answer(void)
 {
     assert_gunicorn_answers_and_serves("--preload");
+}
+
+/* One that patches what it imports, after the manhole is there. */
+static void
+assert_gunicorn_answers_with_workers_of(const char *class, const char *module)
+{
+    require_debian_module(module);
+    struct server server = start_gunicorn("PYTHONMANHOLE=reinstall_delay=0.01",
+                                          format_text("--worker-class=%s", class));
+    struct brood workers = workers_of(server, WORKERS);
+    assert_serves(server);
+    assert_all_answer(server, &workers);
+    assert_serves(server);
+    assert_stops_without_a_trace(server, &workers);
+}
+
+static void
+gunicorn_workers_with_threads_answer(void)
+{
+    assert_gunicorn_answers_with_workers_of("gthread", "gunicorn");
+}
+
+static void
+gunicorn_workers_of_gevent_answer(void)
+{
+    assert_gunicorn_answers_with_workers_of("gevent", "gevent");
+}
+
+static void
+gunicorn_workers_of_eventlet_answer(void)
+{
+    assert_gunicorn_answers_with_workers_of("eventlet", "eventlet");
 }
 
 static void
@@ -337,7 +392,7 @@ start_uwsgi(const char *app, const char *const options[], const char *const vari
     struct process *master =
         start_process(.argv = argv, .env = variables, .debian = true);
     wait_for_text(master, ERR, "spawned uWSGI worker 1", DEADLINE);
-    return (struct server){master, door};
+    return (struct server){master, door, 0};
 }
 
 #define TWO_WORKERS "--processes", "2"
@@ -488,6 +543,9 @@ main(void)
     static const struct test_case tests[] = {
         TEST(gunicorn_master_and_workers_answer),
         TEST(gunicorn_with_preload_master_and_workers_answer),
+        TEST(gunicorn_workers_with_threads_answer),
+        TEST(gunicorn_workers_of_gevent_answer),
+        TEST(gunicorn_workers_of_eventlet_answer),
         TEST(gunicorn_worker_that_comes_for_a_killed_one_answers),
         TEST(gunicorn_workers_that_come_with_a_reload_answer),
         TEST(gunicorn_request_that_hangs_is_seen_in_its_worker),

@@ -1,0 +1,597 @@
+/* e2e_sessions.c - many clients of one process: none waits for another, none holds up the
+ * application, and each can be interrupted.
+ */
+#include "support.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    MAX_SESSIONS = 64, /* the default */
+    /* More than what a client's socket and the application's copies for it hold. */
+    FLOOD_LINES = 40000,
+};
+
+static struct process *
+start_ready(const char *program)
+{
+    struct process *app = start_target(program);
+    wait_until_ready(app);
+    return app;
+}
+
+static struct client *
+client_at_prompt(const struct process *app)
+{
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    return client;
+}
+
+static void
+assert_answers(struct client *client)
+{
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+}
+
+static const char *
+path_of(const struct process *app)
+{
+    return socket_path_of(app->pid);
+}
+
+/* A statement that has said "begun" and does not end. */
+static void
+client_begin_endless(struct client *client)
+{
+    client_send(client, "if print('begun') is None:\n    while True: pass\n\n");
+    client_wait_for(client, "begun\n");
+}
+
+/* Output that this client will not read. */
+static void
+client_begin_flood(struct client *client)
+{
+    client_send(client, "while True: print('x' * 1000)\n\n");
+    client_wait_for(client, "xxx");
+}
+
+/* ======================================================================================
+ * Clients side by side.
+ * ======================================================================================
+ */
+
+static void
+client_in_an_endless_loop_keeps_nobody_out(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    client_begin_endless(client_at_prompt(app));
+    assert_answers(client_at_prompt(app));
+}
+
+static void
+client_that_stopped_reading_keeps_nobody_out(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    client_begin_flood(client_at_prompt(app));
+    assert_answers(client_at_prompt(app));
+}
+
+/* Ctrl-Z in the middle of the greeting. */
+static void
+client_that_is_stopped_keeps_nobody_out(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct process *cli = start_process(.argv = LIST(build_path("manhole-cli"),
+                                                     format_text("%d", (int)app->pid)));
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    send_signal(cli, SIGSTOP);
+    write_stdin(cli, "while True: print('x' * 1000)\n\n");
+    assert_answers(client_at_prompt(app));
+}
+
+static void
+clients_that_never_speak_keep_nobody_out(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    for (int i = 0; i < 20; i++) {
+        connect_to(app);
+    }
+    assert_answers(client_at_prompt(app));
+}
+
+static void
+flood_of_connections_passes_and_leaves_nothing(void)
+{
+    struct process *app = start_ready(TARGET("verbose=False"));
+    struct client *client = client_at_prompt(app);
+    client_ask(client, "import os");
+    int fds = count_fds(app->pid);
+    for (int i = 0; i < 500; i++) {
+        client_close(connect_to(app));
+    }
+    assert_answers(client);
+    client_send(client, "while len(os.listdir('/proc/self/task')) > 3: pass\n\n");
+    client_wait_for(client, ">>> "); /* main thread, listener, this session */
+    assert_int_equal(count_fds(app->pid), fds);
+}
+
+static void
+client_beyond_the_limit_is_told(void)
+{
+    struct process *app = start_ready(TARGET("max_sessions=2"));
+    struct client *first = client_at_prompt(app);
+    struct client *second = client_at_prompt(app);
+    assert_string_equal(client_read_until_eof(connect_to(app)),
+                        "manhole: 2 clients are connected already; try again later\n");
+    wait_for_text(app, ERR, "Turned a client away: 2 clients are connected already",
+                  DEADLINE);
+    assert_answers(first);
+    assert_answers(second);
+}
+
+static void
+place_of_a_client_that_left_is_free_again(void)
+{
+    struct process *app = start_ready(TARGET("max_sessions=1"));
+    for (int i = 0; i < 3; i++) {
+        struct client *client = client_at_prompt(app);
+        client_send(client, "exit()\n");
+        client_read_until_eof(client);
+    }
+}
+
+static void
+sixty_four_clients_are_served_and_one_more_is_not(void)
+{
+    struct process *app = start_ready(TARGET("verbose=False"));
+    struct client *clients[MAX_SESSIONS];
+    for (int i = 0; i < MAX_SESSIONS; i++) {
+        clients[i] = client_at_prompt(app);
+    }
+    client_begin_endless(clients[0]);
+    client_begin_flood(clients[1]);
+    assert_string_equal(client_read_until_eof(connect_to(app)),
+                        "manhole: 64 clients are connected already; try again later\n");
+    for (int i = 2; i < MAX_SESSIONS; i++) {
+        assert_answers(clients[i]);
+    }
+    close_stdin(app);
+    for (int i = 0; i < MAX_SESSIONS; i++) {
+        client_close(clients[i]);
+    }
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+}
+
+/* ======================================================================================
+ * The application beside them.
+ * ======================================================================================
+ */
+
+/* Prints numbered lines, as many as it is told to, into a file: the test reads what the
+ * clients get. Then says so on stderr, of which a client hears nothing. */
+#define PRINTER                                                                          \
+  "import os, sys\n"                                                                     \
+  "sys.stdout = open('printed', 'w', buffering=1)\n"                                     \
+  "os.write(2, b'ready\\n')\n"                                                           \
+  "for text in iter(lambda: os.read(0, 100), b''):\n"                                    \
+  "    for i in range(int(text)): print('line %9d' % i + '.' * 85)\n"                    \
+  "    os.write(2, b'printed\\n')\n"
+
+static struct process *
+start_printer(void)
+{
+    struct process *app = start_target(INSTALL("verbose=False") PRINTER);
+    wait_for_text(app, ERR, "ready\n", DEADLINE);
+    return app;
+}
+
+static void
+print_lines(struct process *app, int count)
+{
+    write_stdin(app, format_text("%d\n", count));
+    wait_for_text(app, ERR, "printed\n", DEADLINE);
+}
+
+static void
+app_prints_on_whatever_its_clients_do(void)
+{
+    struct process *app = start_printer();
+    client_at_prompt(app); /* and reads no more */
+    client_begin_flood(client_at_prompt(app));
+    client_begin_endless(client_at_prompt(app));
+    print_lines(app, FLOOD_LINES);
+    print_lines(app, FLOOD_LINES);
+}
+
+/* What came is the beginning of what was printed, a note, and what was printed afterwards;
+ * and the note has the number of all that is missing. */
+static void
+what_a_slow_client_misses_is_counted_and_told(void)
+{
+    struct process *app = start_printer();
+    struct client *client = client_at_prompt(app);
+    print_lines(app, FLOOD_LINES);
+    const char *shown = client_wait_for(client, "\n[manhole: ");
+    const char *number = client_wait_for(client, " bytes not shown]\n");
+    size_t length = strlen(shown) - strlen("\n[manhole: ");
+    const char *printed = read_file(test_path("printed"));
+    assert_memory_equal(shown, printed, length);
+    assert_int_equal(length + strtoul(number, NULL, 10), strlen(printed));
+    print_lines(app, 1);
+    assert_string_equal(client_wait_for(client, "\n"),
+                        format_text("line         0%.85s\n", printed + 14));
+    client_ask(client, "");
+    assert_answers(client);
+}
+
+static void
+client_that_reads_gets_every_line(void)
+{
+    struct process *app = start_printer();
+    struct client *client = client_at_prompt(app);
+    for (int i = 0; i < 20; i++) {
+        print_lines(app, 500);
+        client_wait_for(client, "line       499");
+    }
+    assert_not_contains(client->text.data, "not shown");
+}
+
+/* Eight threads that count as fast as they can. */
+#define NEIGHBOURS                                                                       \
+  "import threading\n"                                                                   \
+  "counts = [0] * 8\n"                                                                   \
+  "def spin(i):\n"                                                                       \
+  "    while True: counts[i] += 1\n"                                                     \
+  "for i in range(8):\n"                                                                 \
+  "    threading.Thread(target=spin, args=(i,), daemon=True).start()\n"
+
+static void
+busy_neighbours_keep_their_share(void)
+{
+    struct process *app =
+        start_ready(NEIGHBOURS INSTALL("locals={'counts': counts}") READY STAY);
+    client_close(client_at_prompt(app));
+    struct client *client = client_at_prompt(app);
+    client_ask(client, "before = list(counts)");
+    client_send(client, "while not all(now > then + 1000 for now, then in "
+                        "zip(counts, before)): pass\n\n");
+    client_wait_for(client, ">>> ");
+    client_ask(client, "import sys");
+    assert_string_equal(client_ask(client, "sys.getswitchinterval()"), "0.005\n");
+}
+
+/* ======================================================================================
+ * Interrupts: a connection of its own, which bears the client's card and that wish.
+ * ======================================================================================
+ */
+
+static struct client *
+client_with_card(const struct process *app, const char *id)
+{
+    struct client *client =
+        connect_as(path_of(app), format_text("manhole-cli/%s/repl", id));
+    client_wait_for(client, ">>> ");
+    return client;
+}
+
+/* Returns the answer. */
+static const char *
+ask_for_interrupt(const struct process *app, const char *id)
+{
+    static unsigned number;
+    return client_read_until_eof(connect_as(
+        path_of(app), format_text("manhole-cli/%s/interrupt.%u", id, ++number)));
+}
+
+/* The test's own, for the names are the machine's. */
+static const char *
+own_id(int number)
+{
+    return format_text("%d.%d", (int)getpid(), number);
+}
+
+static void
+interrupt_ends_the_statement_alone(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_with_card(app, own_id(1));
+    client_ask(client, "kept = 1");
+    for (int i = 0; i < 3; i++) {
+        client_begin_endless(client);
+        assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+        client_wait_for(client, "KeyboardInterrupt\n>>> ");
+    }
+    assert_string_equal(client_ask(client, "kept"), "1\n");
+}
+
+static void
+interrupt_reaches_the_client_that_asked(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *first = client_with_card(app, own_id(1));
+    struct client *second = client_with_card(app, own_id(2));
+    client_begin_endless(first);
+    client_begin_endless(second);
+    assert_string_equal(ask_for_interrupt(app, own_id(2)), "interrupted\n");
+    client_wait_for(second, "KeyboardInterrupt\n>>> ");
+    assert_answers(second);
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    assert_not_contains(client_wait_for(first, "KeyboardInterrupt\n>>> "), ">>> begun");
+}
+
+static void
+interrupt_with_nothing_to_interrupt_is_answered(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_with_card(app, own_id(1));
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "idle\n");
+    assert_string_equal(ask_for_interrupt(app, own_id(2)), "unknown\n");
+    assert_answers(client);
+}
+
+static void
+interrupt_is_no_session(void)
+{
+    struct process *app = start_ready(TARGET("max_sessions=1"));
+    struct client *client = client_with_card(app, own_id(1));
+    client_begin_endless(client);
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    client_wait_for(client, "KeyboardInterrupt\n>>> ");
+}
+
+static void
+interrupt_reaches_a_statement_that_prints_to_nobody(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_with_card(app, own_id(1));
+    client_begin_flood(client);
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    client_wait_for(client, "KeyboardInterrupt\n>>> ");
+    assert_answers(client);
+}
+
+static struct process *
+start_cli_at_terminal(const struct process *app)
+{
+    struct process *cli = start_process(.argv = LIST(build_path("manhole-cli"),
+                                                     format_text("%d", (int)app->pid)),
+                                        .terminal = true);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    return cli;
+}
+
+#define CTRL_C "\003"
+
+static void
+ctrl_c_ends_the_statement_alone(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct process *cli = start_cli_at_terminal(app);
+    for (int i = 0; i < 3; i++) {
+        write_stdin(cli, "if print('be' 'gun') is None:\n    while True: pass\n\n");
+        wait_for_text(cli, OUT, "begun", DEADLINE);
+        write_stdin(cli, CTRL_C);
+        wait_for_text(cli, OUT, "KeyboardInterrupt", DEADLINE);
+        wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    }
+    write_stdin(cli, "6 * 7\n");
+    wait_for_text(cli, OUT, "42", DEADLINE);
+    write_stdin(cli, "exit()\n");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+static void
+second_ctrl_c_leaves_a_statement_that_does_not_end(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct process *cli = start_cli_at_terminal(app);
+    write_stdin(cli, "import os\nos.write(1, b'begun\\n') and os.read(0, 1)\n");
+    wait_for_text(app, OUT, "begun\n", DEADLINE); /* in a system call, for good */
+    write_stdin(cli, CTRL_C);
+    wait_for_text(cli, OUT, "^C", DEADLINE);
+    watch_for(50);
+    write_stdin(cli, CTRL_C);
+    wait_for_text(cli, OUT, "manhole-cli: left; the statement has not ended yet",
+                  DEADLINE);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
+    assert_answers(client_at_prompt(app));
+}
+
+static void
+ctrl_c_at_the_prompt_says_what_leaves(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct process *cli = start_cli_at_terminal(app);
+    write_stdin(cli, CTRL_C);
+    wait_for_text(cli, OUT, "manhole-cli: nothing is running; Ctrl-D leaves", DEADLINE);
+    write_stdin(cli, "6 * 7\n");
+    wait_for_text(cli, OUT, "42", DEADLINE);
+    write_stdin(cli, "\004");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+/* ======================================================================================
+ * Clients that leave.
+ * ======================================================================================
+ */
+
+static bool
+has_two_threads(void *argument)
+{
+    return count_threads(((struct process *)argument)->pid) == 2;
+}
+
+/* The main thread and the listener are left. */
+static void
+assert_session_ends(struct process *app)
+{
+    wait_until(has_two_threads, app, "the session has ended", DEADLINE);
+}
+
+static void
+statement_of_a_client_that_vanished_is_interrupted(void)
+{
+    static const char *const statements[] = {
+        "while True: pass\n\n",
+        "while True: print('x' * 1000)\n\n",
+        "import time\nwhile True: time.sleep(0.01)\n\n",
+        "input()\n",
+    };
+    struct process *app = start_ready(TARGET(""));
+    for (size_t i = 0; i < sizeof(statements) / sizeof(statements[0]); i++) {
+        struct client *client = client_at_prompt(app);
+        client_send(client, "print('begun')\n");
+        client_send(client, statements[i]);
+        client_wait_for(client, "begun\n");
+        client_close(client);
+        assert_session_ends(app);
+    }
+}
+
+static void
+statement_that_takes_interrupts_is_interrupted_again(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_at_prompt(app);
+    client_send(client, "def stubborn():\n"
+                        "    try:\n"
+                        "        while True: pass\n"
+                        "    except KeyboardInterrupt: pass\n"
+                        "    while True: pass\n"
+                        "\n"
+                        "if print('begun') is None: stubborn()\n\n");
+    client_wait_for(client, "begun\n");
+    client_close(client);
+    assert_session_ends(app);
+}
+
+static void
+input_that_was_piped_is_finished(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = connect_to(app);
+    client_send(client, "import time\n"
+                        "for i in range(3): time.sleep(0.1)\n\n"
+                        "print('fini' 'shed')\n");
+    client_shutdown_write(client);
+    assert_contains(client_read_until_eof(client), "finished\n");
+    assert_session_ends(app);
+}
+
+/* ======================================================================================
+ * Very many threads.
+ * ======================================================================================
+ */
+
+/* Fewer where the tests are slow: valgrind has room for 500. */
+static int
+many_threads(void)
+{
+    return getenv("MANHOLE_TEST_SLOWNESS") != NULL ? 100 : 2000;
+}
+
+#define CROWD                                                                            \
+  "import sys, threading\n"                                                              \
+  "count, depth = int(sys.argv[1]), 99\n"                                                \
+  "event = threading.Event()\n"                                                          \
+  "barrier = threading.Semaphore(0)\n"                                                   \
+  "def descend(n):\n"                                                                    \
+  "    if n == 0:\n"                                                                     \
+  "        barrier.release()\n"                                                          \
+  "        event.wait()\n"                                                               \
+  "    else:\n"                                                                          \
+  "        descend(n - 1)\n"                                                             \
+  "threading.stack_size(256 * 1024)\n"                                                   \
+  "for i in range(count):\n"                                                             \
+  "    threading.Thread(target=descend, args=(depth,), name='one-%d' % i,\n"             \
+  "                     daemon=True).start()\n"                                          \
+  "for i in range(count): barrier.acquire()\n"                                           \
+  "while len(event._cond._waiters) < count: pass\n"
+
+static size_t
+count_of(const char *text, const char *part)
+{
+    size_t count = 0;
+    for (const char *at = text; (at = strstr(at, part)) != NULL; at += strlen(part)) {
+        count++;
+    }
+    return count;
+}
+
+static void
+same_stacks_are_shown_once_with_all_their_threads(void)
+{
+    const int count = many_threads();
+    struct process *app = start_target(CROWD INSTALL("hang_timeout=1000") READY STAY,
+                                       .argv = LIST(format_text("%d", count)));
+    wait_until_ready(app);
+    const char *greeting = client_wait_for(connect_to(app), ">>> ");
+    if (strstr(greeting, "\nThread: ") != NULL) {
+        skip_test("without a GIL a frozen copy is looked at, which shows each stack");
+    }
+    const char *header = format_text("######### ProcessID=%d, ThreadID=", (int)app->pid);
+    assert_int_equal(count_of(greeting, header), count + 1);
+    assert_in_range(count_of(greeting, ", in descend\n"), 100, 1000);
+    for (int i = 0; i < count; i++) {
+        const char *name = format_text("one-%d", i);
+        if (strstr(greeting, format_text(" %s,", name)) == NULL &&
+            strstr(greeting, format_text(" %s\n", name)) == NULL) {
+            fail_msg("thread %s is not named", name);
+        }
+    }
+}
+
+static void
+stuck_process_shows_all_of_very_many_threads(void)
+{
+    const int count = many_threads();
+    struct process *app =
+        start_target(CROWD INSTALL("hang_timeout=0.05") //
+                     "import ctypes\n" READY "ctypes.PyDLL(None).pause()\n",
+                     .argv = LIST(format_text("%d", count)));
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    client_wait_for(client, "manhole: Python has not answered");
+    const char *dump = client_wait_for(client, "as soon as Python answers.\n");
+    const char *header = format_text("######### ProcessID=%d, ThreadID=", (int)app->pid);
+    assert_int_equal(count_of(dump, header), count + 1);
+    assert_int_equal(count_of(dump, "\nThread: one-"), count);
+    assert_in_range(count_of(dump, "  event.wait()\n"), 1, count);
+}
+
+int
+main(void)
+{
+    static const struct test_case tests[] = {
+        TEST(client_in_an_endless_loop_keeps_nobody_out),
+        TEST(client_that_stopped_reading_keeps_nobody_out),
+        TEST(client_that_is_stopped_keeps_nobody_out),
+        TEST(clients_that_never_speak_keep_nobody_out),
+        TEST(flood_of_connections_passes_and_leaves_nothing),
+        TEST(client_beyond_the_limit_is_told),
+        TEST(place_of_a_client_that_left_is_free_again),
+        TEST(sixty_four_clients_are_served_and_one_more_is_not),
+        TEST(app_prints_on_whatever_its_clients_do),
+        TEST(what_a_slow_client_misses_is_counted_and_told),
+        TEST(client_that_reads_gets_every_line),
+        TEST(busy_neighbours_keep_their_share),
+        TEST(interrupt_ends_the_statement_alone),
+        TEST(interrupt_reaches_the_client_that_asked),
+        TEST(interrupt_with_nothing_to_interrupt_is_answered),
+        TEST(interrupt_is_no_session),
+        TEST(interrupt_reaches_a_statement_that_prints_to_nobody),
+        TEST(ctrl_c_ends_the_statement_alone),
+        TEST(second_ctrl_c_leaves_a_statement_that_does_not_end),
+        TEST(ctrl_c_at_the_prompt_says_what_leaves),
+        TEST(statement_of_a_client_that_vanished_is_interrupted),
+        TEST(statement_that_takes_interrupts_is_interrupted_again),
+        TEST(input_that_was_piped_is_finished),
+        TEST(same_stacks_are_shown_once_with_all_their_threads),
+        TEST(stuck_process_shows_all_of_very_many_threads),
+    };
+    return RUN_TESTS(tests);
+}

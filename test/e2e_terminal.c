@@ -1,0 +1,609 @@
+/* e2e_terminal.c - manhole-cli at a terminal: what a user types, and what the screen then shows.
+ *
+ * The screens are tmux's, 80 columns by 24 rows: it keeps them as a terminal would show them, and
+ * types keys. Where the bytes themselves matter, a bare pseudo-terminal is read.
+ */
+#include "support.h"
+
+#include <regex.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define CLI(...) LIST(build_path("manhole-cli"), __VA_ARGS__)
+
+/* ======================================================================================
+ * Screens
+ * ======================================================================================
+ */
+
+static const char *screen_socket;
+
+#define TMUX(...) LIST("tmux", "-S", screen_socket, __VA_ARGS__)
+
+static void
+tmux(const char *const argv[])
+{
+    const char *err = NULL;
+    if (run_command(argv, NULL, NULL, &err) != 0) {
+        fail_msg("tmux: %s", err);
+    }
+}
+
+/* Runs a shell command on a screen of its own. The test's environment is the screen's. */
+static void
+open_screen(const char *command)
+{
+    require_program("tmux");
+    screen_socket = test_path("tmux");
+    (void)start_process(.argv = TMUX("-f", "/dev/null", "-D"), .env = LIST("TMUX"));
+    wait_for_path(screen_socket, DEADLINE);
+    tmux(TMUX("new-session", "-d", "-x", "80", "-y", "24", command));
+}
+
+static const char *
+screen(void)
+{
+    const char *out = NULL;
+    assert_int_equal(run_command(TMUX("capture-pane", "-p"), NULL, &out, NULL), 0);
+    return out;
+}
+
+static bool
+is_seen(void *expression)
+{
+    return regexec(expression, screen(), 0, NULL, 0) == 0;
+}
+
+/* Waits until the screen matches an extended regular expression; ^ and $ match at each line. Blanks
+ * at the ends of lines are not to be had. */
+static void
+see(const char *text)
+{
+    regex_t expression;
+    assert_int_equal(regcomp(&expression, text, REG_EXTENDED | REG_NEWLINE | REG_NOSUB),
+                     0);
+    wait_until(is_seen, &expression, format_text("the screen shows %s", text), DEADLINE);
+    regfree(&expression);
+}
+
+/* Types text as it is; keys by their names: "Enter", "C-c", "Up". */
+static void
+type(const char *text)
+{
+    tmux(TMUX("send-keys", "-l", "--", text));
+}
+
+static void
+press(const char *key)
+{
+    tmux(TMUX("send-keys", key));
+}
+
+static void
+enter(const char *line)
+{
+    type(line);
+    press("Enter");
+}
+
+/* A console of a new process on a screen, at its first prompt. */
+static struct process *
+open_console(const char *program, const char *options)
+{
+    struct process *app = start_target(program);
+    wait_until_ready(app);
+    open_screen(
+        format_text("TERM=screen-256color %s --quiet %d %s; echo status=$?; exec cat",
+                    build_path("manhole-cli"), (int)app->pid, options));
+    see(">>>");
+    return app;
+}
+
+/* ======================================================================================
+ * Editing
+ * ======================================================================================
+ */
+
+static void
+line_is_edited_before_it_is_sent(void)
+{
+    (void)open_console(TARGET(""), "");
+    type("10+1");
+    press("Left");
+    press("Left");
+    press("BSpace");
+    press("Home");
+    type("6");
+    press("Enter");
+    see(">>> 61\\+1\n62\n>>>");
+}
+
+static void
+history_is_kept_across_runs(void)
+{
+    struct process *app = open_console(TARGET(""), "");
+    enter("answer = 6 * 7");
+    press("C-d");
+    see("status=0");
+    tmux(TMUX("respawn-pane", "-k",
+              format_text("TERM=screen %s --quiet %d", build_path("manhole-cli"),
+                          (int)app->pid)));
+    see("^>>>");
+    press("Up");
+    see(">>> answer = 6 \\* 7");
+}
+
+static void
+history_of_clients_side_by_side_has_all_their_lines(void)
+{
+    enum { CLIENTS = 4, LINES = 25 };
+    struct process *app = start_target(TARGET(""));
+    struct process *clients[CLIENTS];
+    struct stat status;
+
+    wait_until_ready(app);
+    for (int i = 0; i < CLIENTS; i++) {
+        clients[i] =
+            start_process(.argv = CLI("--quiet", format_text("%d", (int)app->pid)),
+                          .terminal = true, .env = LIST("TERM=xterm", "NO_COLOR=1"));
+        wait_for_text(clients[i], OUT, ">>> ", DEADLINE);
+    }
+    for (int line = 0; line < LINES; line++) {
+        for (int i = 0; i < CLIENTS; i++) {
+            write_stdin(clients[i], format_text("%d%02d\n", i, line));
+        }
+    }
+    for (int i = 0; i < CLIENTS; i++) {
+        wait_for_text(clients[i], OUT, format_text("\n%d%02d\r\n>>> ", i, LINES - 1),
+                      DEADLINE);
+        write_stdin(clients[i], "\004");
+        assert_int_equal(wait_for_exit(clients[i], DEADLINE), 0);
+    }
+    const char *history = read_file(test_path(".manhole_history"));
+    assert_int_equal(strlen(history), CLIENTS * LINES * strlen("000\n"));
+    for (int i = 0; i < CLIENTS * LINES; i++) {
+        assert_matches(history, format_text("^%d%02d$", i % CLIENTS, i / CLIENTS));
+    }
+    assert_int_equal(stat(test_path(".manhole_history"), &status), 0);
+    assert_int_equal(status.st_mode & 07777, 0600);
+}
+
+static void
+wide_characters_are_edited_as_what_they_are(void)
+{
+    (void)open_console(TARGET(""), "");
+    type("len(\"漢字é\")");
+    press("Left");
+    press("Left");
+    press("BSpace");
+    press("Left");
+    type("ü");
+    see(">>> len\\(\"漢ü字\"\\)");
+    press("Enter");
+    see("\n3\n>>>");
+}
+
+static void
+line_longer_than_the_screen_is_edited(void)
+{
+    const char *numbers = "1111111111+1111111111+1111111111+1111111111+1111111111+"
+                          "1111111111+1111111111+1111111111+1111111111";
+    (void)open_console(TARGET(""), "");
+    type(numbers);
+    press("Home");
+    type("-");
+    press("Enter");
+    see("\n7777777777\n>>>");
+}
+
+static void
+pasted_function_with_empty_lines_arrives_whole(void)
+{
+    (void)open_console(TARGET(""), "");
+    tmux(TMUX("set-buffer",
+              "def f(a):\n    b = a\n\n    if b:\n        return b + 1\n\n"
+              "    return \"\"\"none\n\n    left\"\"\"\nprint(f(1))\nf(0) # half"));
+    tmux(TMUX("paste-buffer", "-p"));
+    see("\n2\n>>> f\\(0\\) # half");
+    press("Enter");
+    see("none.n.n    left");
+}
+
+/* ======================================================================================
+ * Output beside the line being typed
+ * ======================================================================================
+ */
+
+static void
+output_of_other_threads_appears_above_the_line(void)
+{
+    struct process *app = open_console(INSTALL("") READY "while True:\n"
+                                                         "    line = input()\n"
+                                                         "    print(line * 3)\n",
+                                       "");
+    type("40 + 2 #half typed");
+    see(">>> 40 \\+ 2 #half typed");
+    write_stdin(app, "tick\n");
+    see("ticktickticktick?\n>>> 40 \\+ 2 #half typed");
+    press("Enter");
+    see(">>> 40 \\+ 2 #half typed\n42\n>>>");
+    close_stdin(app);
+}
+
+static void
+output_above_a_line_of_several_rows_leaves_it_whole(void)
+{
+    struct process *app =
+        open_console(INSTALL("") READY "while True: print(input() * 3)\n", "");
+    type("\"漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字"
+         "漢字\"");
+    type(" + \"and more than one row of it, so that it takes a third\"[:0]");
+    see("takes a third");
+    write_stdin(app, "tock\n");
+    see("tocktocktock\n>>> .漢字");
+    press("Enter");
+    see("a third.\\[:0\\]\n.漢字(漢字)*.\n>>>");
+    close_stdin(app);
+}
+
+static void
+prompts_of_input_and_pdb_are_the_editors(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("input(\"who are you? \")");
+    see("^who are you\\?$");
+    type("jo");
+    press("BSpace");
+    enter("im");
+    see("who are you\\? jim\n.jim.\n>>>");
+}
+
+static void
+line_survives_a_resize(void)
+{
+    (void)open_console(TARGET(""), "");
+    type("\"a line of fifty characters that is to be wrapped\" # soon");
+    tmux(TMUX("resize-window", "-x", "40", "-y", "20"));
+    see(">>> .a line of fifty characters that is to\n? ?be");
+    press("BSpace");
+    press("Enter");
+    see("wrapped.\n>>>");
+}
+
+/* ======================================================================================
+ * Keys with a meaning
+ * ======================================================================================
+ */
+
+static void
+ctrl_d_leaves_and_the_terminal_is_as_before(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    open_screen(
+        format_text("stty -a >before; TERM=screen %s %d; echo status=$?; stty -a >after; "
+                    "cmp before after && echo same; exec cat",
+                    build_path("manhole-cli"), (int)app->pid));
+    see(">>>");
+    press("C-d");
+    see("status=0\nsame");
+}
+
+static void
+ctrl_c_interrupts_the_statement_and_the_session_goes_on(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("import time; print(\"going\"); time.sleep(1000)");
+    see("\ngoing");
+    press("C-c");
+    see("KeyboardInterrupt\n>>>");
+    enter("1 + 1");
+    see("\n2\n>>>");
+}
+
+static void
+ctrl_c_drops_the_line_being_typed(void)
+{
+    (void)open_console(TARGET(""), "");
+    type("this is nothing");
+    press("C-c");
+    see("this is nothing\\^C\n>>>");
+    enter("1 + 1");
+    see("\n2\n>>>");
+}
+
+static void
+ctrl_c_drops_a_block_being_typed(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("def f():");
+    see("\n\\.\\.\\.");
+    press("C-c");
+    see("KeyboardInterrupt\n>>>");
+    enter("1 + 1");
+    see("\n2\n>>>");
+}
+
+static void
+ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back(void)
+{
+    struct process *app = start_target(TARGET(""));
+    require_program("bash");
+    wait_until_ready(app);
+    open_screen("PS1=shell: exec bash --norc --noprofile -i");
+    see("shell:");
+    enter(format_text("TERM=screen %s %d", build_path("manhole-cli"), (int)app->pid));
+    see(">>>");
+    type("40 + ");
+    press("C-z");
+    see("Stopped.*\nshell:");
+    enter("stty -a | grep -c \" icanon\"; fg");
+    see("\n1\n(.*\n)*>>> 40 \\+");
+    enter("2");
+    see("\n42\n>>>");
+}
+
+static void
+sigterm_restores_the_terminal(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    open_screen(format_text("stty -a >before; TERM=screen sh -c \"echo \\$\\$ >pid; exec "
+                            "%s %d\"; echo status=$?; "
+                            "stty -a >after; cmp before after && echo same; exec cat",
+                            build_path("manhole-cli"), (int)app->pid));
+    see(">>>");
+    assert_int_equal(kill((pid_t)atoi(read_file(test_path("pid"))), SIGTERM), 0);
+    see("status=143\nsame");
+}
+
+/* ======================================================================================
+ * Completion
+ * ======================================================================================
+ */
+
+static void
+tab_completes_a_name_and_an_attribute(void)
+{
+    (void)open_console(TARGET("locals={'an_unusual_name': __import__('os')}"), "");
+    type("an_un");
+    press("Tab");
+    see(">>> an_unusual_name");
+    type(".getpg");
+    press("Tab");
+    see("\\.getpg");
+    press("Tab");
+    see("getpgid\\(? +getpgrp\\(?\\)?");
+    see(">>> an_unusual_name.getpg");
+}
+
+static void
+tab_indents_an_empty_line(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("if True:");
+    see("\\.\\.\\.");
+    press("Tab");
+    enter("print(12345 + 1)");
+    press("Enter");
+    see("\n12346\n>>>");
+}
+
+static void
+tab_gives_up_when_python_is_busy_and_says_nothing(void)
+{
+    struct process *app =
+        open_console(INSTALL("") READY "import ctypes\n"
+                                       "while True:\n"
+                                       "    input()\n"
+                                       "    ctypes.PyDLL(None).sleep(4)\n",
+                     "");
+    write_stdin(app, "now\n");
+    type("impo");
+    press("Tab");
+    type("rting");
+    see("^>>> importing$");
+    close_stdin(app);
+}
+
+static void
+completion_calls_nothing(void)
+{
+    (void)open_console(TARGET("locals={'f': lambda: print('called')}"), "");
+    type("f().rea");
+    press("Tab");
+    type("l #");
+    see(">>> f\\(\\)\\.real #$");
+}
+
+/* ======================================================================================
+ * What the process may do to the terminal
+ * ======================================================================================
+ */
+
+/* A client at a bare pseudo-terminal. */
+static struct process *
+start_at_terminal(const struct process *app, const char *const env[], const char *option)
+{
+    struct process *cli =
+        start_process(.argv = CLI("--quiet", format_text("%d", (int)app->pid), option),
+                      .terminal = true, .env = env);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    return cli;
+}
+
+static void
+leave_by_ctrl_d(struct process *cli)
+{
+    write_stdin(cli, "\004");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+static void
+control_sequences_of_the_process_are_shown_not_sent(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli = start_at_terminal(app, LIST("TERM=xterm"), NULL);
+    write_stdin(cli,
+                "import sys; sys.stdout.write('\\x1b]0;owned\\x07 \\x9b2J \\x08\\n')\n");
+    wait_for_text(cli, OUT, "\n^[]0;owned^G \\x9b2J ^H\r\n", DEADLINE);
+    leave_by_ctrl_d(cli);
+    assert_not_contains(text_of(cli, OUT), "\033]0;");
+}
+
+static void
+control_sequences_are_sent_when_asked_for(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli = start_at_terminal(app, LIST("TERM=xterm"), "--raw");
+    write_stdin(cli, "import sys; sys.stdout.write('\\x1b]0;mine\\x07\\n')\n");
+    wait_for_text(cli, OUT, "\033]0;mine\007\r\n", DEADLINE);
+    leave_by_ctrl_d(cli);
+}
+
+static void
+traceback_and_prompt_are_coloured(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli = start_at_terminal(app, LIST("TERM=xterm", "NO_COLOR"), NULL);
+    write_stdin(cli, "1/0\n");
+    wait_for_text(cli, OUT, "\033[1;31mZeroDivisionError: division by zero\033[0m\r\n",
+                  DEADLINE);
+    wait_for_text(cli, OUT, "\033[1;32m>>> ", DEADLINE);
+    leave_by_ctrl_d(cli);
+}
+
+static void
+no_color_is_honoured(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli = start_at_terminal(app, LIST("TERM=xterm", "NO_COLOR=1"), NULL);
+    write_stdin(cli, "1/0\n");
+    wait_for_text(cli, OUT, "\nZeroDivisionError: division by zero\r\n>>> ", DEADLINE);
+    leave_by_ctrl_d(cli);
+    assert_not_contains(text_of(cli, OUT), "\033[1;3");
+}
+
+static void
+dumb_terminal_gets_no_escape_sequence(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli = start_at_terminal(app, LIST("TERM=dumb"), NULL);
+    write_stdin(cli, "1/0\n");
+    wait_for_text(cli, OUT, "ZeroDivisionError: division by zero\r\n>>> ", DEADLINE);
+    leave_by_ctrl_d(cli);
+    assert_not_contains(text_of(cli, OUT), "\033");
+}
+
+/* ======================================================================================
+ * Whatever a server sends
+ * ======================================================================================
+ */
+
+/* A server of one client: sends what the expression says, and closes. */
+#define SERVER(bytes)                                                                    \
+  "import os, random, socket\n"                                                          \
+  "path = '/tmp/manhole-%d' % os.getpid()\n"                                             \
+  "listener = socket.socket(socket.AF_UNIX)\n"                                           \
+  "listener.bind(path)\n"                                                                \
+  "listener.listen()\n" READY "client, _ = listener.accept()\n"                          \
+  "os.unlink(path)\n"                                                                    \
+  "client.sendall(" bytes ")\n"                                                          \
+  "client.close()\n"
+
+static const char *
+show_all_of(const char *server_program, const char *term)
+{
+    struct process *server = start_target(server_program);
+    wait_until_ready(server);
+    struct process *cli = start_process(.argv = CLI(format_text("%d", (int)server->pid)),
+                                        .terminal = true, .env = LIST(term));
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_int_equal(wait_for_exit(server, DEADLINE), 0);
+    return text_of(cli, OUT);
+}
+
+static void
+ten_megabytes_without_a_newline_are_shown(void)
+{
+    const char *shown =
+        show_all_of(SERVER("b'0123456789' * (1 << 20) + b'the end'"), "TERM=xterm");
+    assert_contains(shown, "the end");
+    assert_true(strlen(shown) > (size_t)10 << 20);
+}
+
+static void
+any_bytes_are_shown_without_a_control_character(void)
+{
+    const char *shown = show_all_of(
+        SERVER("random.Random(7).randbytes(300000).replace(b'\\r', b'')"), "TERM=dumb");
+    assert_true(strlen(shown) > 300000);
+    for (const char *c = shown; *c != '\0'; c++) {
+        assert_true((unsigned char)*c >= 0x20 || strchr("\n\t\r", *c) != NULL);
+        assert_true(*c != 0x7f);
+    }
+}
+
+static void
+any_bytes_leave_the_editor_and_its_terminal_well(void)
+{
+    const char *shown =
+        show_all_of(SERVER("random.Random(8).randbytes(300000)"), "TERM=xterm");
+    assert_contains(shown, "\033[?2004l");
+    assert_not_contains(shown, "\033]");
+    assert_not_contains(shown, "\033P");
+}
+
+static void
+sudden_close_in_the_middle_of_a_character_is_an_end(void)
+{
+    assert_contains(show_all_of(SERVER("b'>>> abc\\xe6\\xbc'"), "TERM=xterm"), "abc");
+}
+
+int
+main(void)
+{
+    static const struct test_case tests[] = {
+        TEST(line_is_edited_before_it_is_sent),
+        TEST(history_is_kept_across_runs),
+        TEST(history_of_clients_side_by_side_has_all_their_lines),
+        TEST(wide_characters_are_edited_as_what_they_are),
+        TEST(line_longer_than_the_screen_is_edited),
+        TEST(pasted_function_with_empty_lines_arrives_whole),
+        TEST(output_of_other_threads_appears_above_the_line),
+        TEST(output_above_a_line_of_several_rows_leaves_it_whole),
+        TEST(prompts_of_input_and_pdb_are_the_editors),
+        TEST(line_survives_a_resize),
+        TEST(ctrl_d_leaves_and_the_terminal_is_as_before),
+        TEST(ctrl_c_interrupts_the_statement_and_the_session_goes_on),
+        TEST(ctrl_c_drops_the_line_being_typed),
+        TEST(ctrl_c_drops_a_block_being_typed),
+        TEST(ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back),
+        TEST(sigterm_restores_the_terminal),
+        TEST(tab_completes_a_name_and_an_attribute),
+        TEST(tab_indents_an_empty_line),
+        TEST(tab_gives_up_when_python_is_busy_and_says_nothing),
+        TEST(completion_calls_nothing),
+        TEST(control_sequences_of_the_process_are_shown_not_sent),
+        TEST(control_sequences_are_sent_when_asked_for),
+        TEST(traceback_and_prompt_are_coloured),
+        TEST(no_color_is_honoured),
+        TEST(dumb_terminal_gets_no_escape_sequence),
+        TEST(ten_megabytes_without_a_newline_are_shown),
+        TEST(any_bytes_are_shown_without_a_control_character),
+        TEST(any_bytes_leave_the_editor_and_its_terminal_well),
+        TEST(sudden_close_in_the_middle_of_a_character_is_an_end),
+    };
+    return RUN_TESTS(tests);
+}
