@@ -2149,24 +2149,24 @@ enum interruption {
 static enum interruption
 interrupt_session(const struct target *target)
 {
-    static double last_s = -1e9;           /* of the last one that a statement got */
+    static double last_s = -1e9;           /* of the last one that this statement got */
     struct buffer answer = {.data = NULL}; /* owned */
+    bool is_early = now_s() - last_s < INTERRUPT_PATIENCE_MS / 1e3;
     enum interruption outcome = SESSION_LEFT;
 
     (void)ask_aside(target, "interrupt", NULL, INTERRUPT_PATIENCE_MS, &answer);
     if (strcmp(text_of(&answer), "idle\n") == 0) {
         outcome = SESSION_IDLE;
     }
-    else if (strcmp(text_of(&answer), "interrupted\n") == 0) {
-        if (now_s() - last_s >= INTERRUPT_PATIENCE_MS / 1e3) {
-            last_s = now_s();
-            outcome = SESSION_INTERRUPTED;
-        }
-        else {
-            (void)fprintf(
-                stderr, "\nmanhole-cli: left; the statement has not ended yet and is "
-                        "interrupted again by the process every second until it does\n");
-        }
+    else if (strcmp(text_of(&answer), "interrupted\n") == 0 ||
+             (strcmp(text_of(&answer), "still running\n") == 0 && !is_early)) {
+        last_s = now_s();
+        outcome = SESSION_INTERRUPTED;
+    }
+    else if (strcmp(text_of(&answer), "still running\n") == 0) {
+        (void)fprintf(stderr,
+                      "\nmanhole-cli: left; the statement has not ended yet and is "
+                      "interrupted again by the process every second until it does\n");
     }
     free(answer.data);
     return outcome;
