@@ -187,31 +187,32 @@ pid_of(const struct process *process)
  */
 
 static void
-help_is_python_manholes(void)
+help_begins_as_python_manholes(void)
 {
     const char *out = NULL;
     const char *err = NULL;
 
     assert_int_equal(run_command(CLI("--help"), NULL, &out, &err), 0);
 
-    assert_string_equal(
-        out, "usage: manhole-cli [-h] [-t TIMEOUT] [-1 | -2 | -s SIGNAL] PID\n"
-             "\n"
-             "Connect to a manhole.\n"
-             "\n"
-             "positional arguments:\n"
-             "  PID                   A numerical process id, or a path in the form:\n"
-             "                        /tmp/manhole-1234\n"
-             "\n"
-             "options:\n"
-             "  -h, --help            show this help message and exit\n"
-             "  -t TIMEOUT, --timeout TIMEOUT\n"
-             "                        Timeout to use. Default: 1 seconds.\n"
-             "  -1, -USR1             Send USR1 (10) to the process before connecting.\n"
-             "  -2, -USR2             Send USR2 (12) to the process before connecting.\n"
-             "  -s SIGNAL, --signal SIGNAL\n"
-             "                        Send the given SIGNAL to the process before\n"
-             "                        connecting.\n");
+    const char *theirs =
+        "usage: manhole-cli [-h] [-t TIMEOUT] [-1 | -2 | -s SIGNAL] PID\n"
+        "\n"
+        "Connect to a manhole.\n"
+        "\n"
+        "positional arguments:\n"
+        "  PID                   A numerical process id, or a path in the form:\n"
+        "                        /tmp/manhole-1234\n"
+        "\n"
+        "options:\n"
+        "  -h, --help            show this help message and exit\n"
+        "  -t TIMEOUT, --timeout TIMEOUT\n"
+        "                        Timeout to use. Default: 1 seconds.\n"
+        "  -1, -USR1             Send USR1 (10) to the process before connecting.\n"
+        "  -2, -USR2             Send USR2 (12) to the process before connecting.\n"
+        "  -s SIGNAL, --signal SIGNAL\n"
+        "                        Send the given SIGNAL to the process before\n"
+        "                        connecting.\n";
+    assert_int_equal(strncmp(out, theirs, strlen(theirs)), 0); /* ours follow */
     assert_string_equal(err, "");
 }
 
@@ -1127,7 +1128,7 @@ int
 main(void)
 {
     static const struct test_case tests[] = {
-        TEST(help_is_python_manholes),
+        TEST(help_begins_as_python_manholes),
         TEST(every_mistake_is_answered_as_by_argparse),
         TEST(socket_path_beyond_sun_path_is_a_mistake),
         TEST(signal_is_meant_by_number_name_and_signame),

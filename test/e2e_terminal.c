@@ -156,19 +156,20 @@ history_of_clients_side_by_side_has_all_their_lines(void)
     }
     for (int line = 0; line < LINES; line++) {
         for (int i = 0; i < CLIENTS; i++) {
-            write_stdin(clients[i], format_text("%d%02d\n", i, line));
+            write_stdin(clients[i], format_text("%d%02d\n", i + 1, line));
         }
     }
     for (int i = 0; i < CLIENTS; i++) {
-        wait_for_text(clients[i], OUT, format_text("\n%d%02d\r\n>>> ", i, LINES - 1),
-                      DEADLINE);
+        const char *last = format_text("%d%02d\r\n", i + 1, LINES - 1);
+        wait_for_text(clients[i], OUT, last, DEADLINE); /* as typed */
+        wait_for_text(clients[i], OUT, last, DEADLINE); /* as answered */
         write_stdin(clients[i], "\004");
         assert_int_equal(wait_for_exit(clients[i], DEADLINE), 0);
     }
     const char *history = read_file(test_path(".manhole_history"));
     assert_int_equal(strlen(history), CLIENTS * LINES * strlen("000\n"));
     for (int i = 0; i < CLIENTS * LINES; i++) {
-        assert_matches(history, format_text("^%d%02d$", i % CLIENTS, i / CLIENTS));
+        assert_matches(history, format_text("^%d%02d$", i % CLIENTS + 1, i / CLIENTS));
     }
     assert_int_equal(stat(test_path(".manhole_history"), &status), 0);
     assert_int_equal(status.st_mode & 07777, 0600);
@@ -230,7 +231,7 @@ output_of_other_threads_appears_above_the_line(void)
     type("40 + 2 #half typed");
     see(">>> 40 \\+ 2 #half typed");
     write_stdin(app, "tick\n");
-    see("ticktickticktick?\n>>> 40 \\+ 2 #half typed");
+    see("tickticktick\n>>> 40 \\+ 2 #half typed");
     press("Enter");
     see(">>> 40 \\+ 2 #half typed\n42\n>>>");
     close_stdin(app);
@@ -248,7 +249,7 @@ output_above_a_line_of_several_rows_leaves_it_whole(void)
     write_stdin(app, "tock\n");
     see("tocktocktock\n>>> .漢字");
     press("Enter");
-    see("a third.\\[:0\\]\n.漢字(漢字)*.\n>>>");
+    see("\n字.\n>>>");
     close_stdin(app);
 }
 
@@ -270,7 +271,7 @@ line_survives_a_resize(void)
     (void)open_console(TARGET(""), "");
     type("\"a line of fifty characters that is to be wrapped\" # soon");
     tmux(TMUX("resize-window", "-x", "40", "-y", "20"));
-    see(">>> .a line of fifty characters that is to\n? ?be");
+    see(">>> .a line of fifty characters that is ?\nto be");
     press("BSpace");
     press("Enter");
     see("wrapped.\n>>>");
@@ -299,7 +300,9 @@ static void
 ctrl_c_interrupts_the_statement_and_the_session_goes_on(void)
 {
     (void)open_console(TARGET(""), "");
-    enter("import time; print(\"going\"); time.sleep(1000)");
+    enter("if print(\"going\") is None:");
+    enter("    while True: pass");
+    press("Enter");
     see("\ngoing");
     press("C-c");
     see("KeyboardInterrupt\n>>>");
@@ -453,7 +456,7 @@ control_sequences_of_the_process_are_shown_not_sent(void)
     struct process *cli = start_at_terminal(app, LIST("TERM=xterm"), NULL);
     write_stdin(cli,
                 "import sys; sys.stdout.write('\\x1b]0;owned\\x07 \\x9b2J \\x08\\n')\n");
-    wait_for_text(cli, OUT, "\n^[]0;owned^G \\x9b2J ^H\r\n", DEADLINE);
+    wait_for_text(cli, OUT, "^[]0;owned^G \\x9b2J ^H\r\n", DEADLINE);
     leave_by_ctrl_d(cli);
     assert_not_contains(text_of(cli, OUT), "\033]0;");
 }

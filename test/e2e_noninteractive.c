@@ -1,0 +1,463 @@
+/* e2e_noninteractive.c - manhole-cli -c, -f and --stacks: streams and exit statuses, as scripts
+ * see them.
+ */
+#include "support.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define CLI(...) LIST(build_path("manhole-cli"), __VA_ARGS__)
+
+/* A process whose GIL is stuck in a C function that holds it, until its stdin is closed. */
+#define STUCK                                                                            \
+  INSTALL("hang_timeout=0.3")                                                            \
+  "import ctypes, threading\n"                                                           \
+  "threading.Thread(target=threading.Event().wait, daemon=True, "                        \
+  "name='parked').start()\n" READY "ctypes.PyDLL(None).getchar()\n"
+
+static const char *
+start_app(const char *program, struct process **app)
+{
+    *app = start_target(program);
+    wait_until_ready(*app);
+    return format_text("%d", (int)(*app)->pid);
+}
+
+/* ======================================================================================
+ * Streams and statuses of code
+ * ======================================================================================
+ */
+
+static const struct run {
+    const char *code;
+    int status;
+    const char *out;
+    const char *err;
+} runs[] = {
+    {.code = "print(1)", .status = 0, .out = "1\n", .err = ""},
+    {.code = "", .status = 0, .out = "", .err = ""},
+    {.code = "1", .status = 0, .out = "", .err = ""},
+    {.code = "import sys; sys.stdout.write('a\\0b'); print('e', file=sys.stderr)",
+     .status = 0,
+     .out = "a",
+     .err = "e\n"},
+    {.code = "import sys; sys.exit(0)", .status = 0, .out = "", .err = ""},
+    {.code = "import sys; sys.exit()", .status = 0, .out = "", .err = ""},
+    {.code = "import sys; sys.exit(7)", .status = 7, .out = "", .err = ""},
+    {.code = "import sys; sys.exit(256 + 3)", .status = 3, .out = "", .err = ""},
+    {.code = "import sys; sys.exit(-1)", .status = 255, .out = "", .err = ""},
+    {.code = "import sys; sys.exit('no')", .status = 1, .out = "", .err = "no\n"},
+    {.code = "raise SystemExit(5)", .status = 5, .out = "", .err = ""},
+    {.code = "print(2); 1/0",
+     .status = 1,
+     .out = "2\n",
+     .err =
+         "Traceback (most recent call last):\n  File \"<string>\", line 1, in <module>\n"
+         "ZeroDivisionError: division by zero\n"},
+    {.code = "\xc3\xa9 = 'h\xc3\xa9'; print(\xc3\xa9)",
+     .status = 0,
+     .out = "h\xc3\xa9\n",
+     .err = ""},
+    {.code = "-1", .status = 0, .out = "", .err = ""},
+    {.code = "import os; print(os.getpid() > 0, __name__)",
+     .status = 0,
+     .out = "True __main__\n",
+     .err = ""},
+};
+
+static void
+code_gives_its_output_and_its_status(void)
+{
+    struct process *app = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
+        const struct run *run = &runs[i];
+        const char *out = NULL;
+        const char *err = NULL;
+        int status = run_command(CLI(pid, "-c", run->code), NULL, &out, &err);
+        if (status != run->status || strcmp(out, run->out) != 0 ||
+            strcmp(err, run->err) != 0) {
+            fail_msg("%s: status %d, stdout \"%s\", stderr \"%s\"", run->code, status,
+                     out, err);
+        }
+    }
+}
+
+static void
+code_that_does_not_compile_is_a_traceback_and_1(void)
+{
+    struct process *app = NULL;
+    const char *err = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(run_command(CLI(pid, "-c", "1 +"), NULL, NULL, &err), 1);
+    assert_contains(err, "SyntaxError: invalid syntax\n");
+}
+
+static void
+code_may_stand_before_the_pid(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(run_command(CLI("-cprint(3)", pid), NULL, &out, NULL), 0);
+    assert_string_equal(out, "3\n");
+}
+
+static void
+words_behind_code_are_its_arguments_and_nobody_elses(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid =
+        start_app(INSTALL("") "import sys; sys.argv = ['app']\n" READY STAY, &app);
+    const char *code = "import sys; print(sys.argv)";
+    assert_int_equal(
+        run_command(CLI(pid, "-c", code, "a", "-", "--", "-t", "b c"), NULL, &out, NULL),
+        0);
+    assert_string_equal(out, "['-c', 'a', '-', '-t', 'b c']\n");
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    assert_contains(client_ask(client, "import sys; sys.argv\n"), "['app']");
+}
+
+static void
+script_is_run_with_its_name_and_arguments(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *err = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    const char *script =
+        write_file("s.py", "import sys\nprint(sys.argv[1:], __file__)\n1/0\n");
+    assert_int_equal(run_command(CLI(pid, "-f", script, "x"), NULL, &out, &err), 1);
+    assert_string_equal(out, format_text("['x'] %s\n", script));
+    assert_contains(err, format_text("File \"%s\", line 3, in <module>\n", script));
+}
+
+static void
+script_may_come_from_standard_input(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(run_command(CLI(pid, "-f", "-", "x"),
+                                 "import sys\nprint(sys.argv)\n", &out, NULL),
+                     0);
+    assert_string_equal(out, "['-', 'x']\n");
+}
+
+static void
+script_that_is_not_there_is_an_error(void)
+{
+    struct process *app = NULL;
+    const char *err = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(run_command(CLI(pid, "-f", "nowhere.py"), NULL, NULL, &err), 1);
+    assert_string_equal(
+        err, "manhole-cli: error: cannot read the script 'nowhere.py': No such "
+             "file or directory\n");
+}
+
+static void
+standard_input_is_the_codes(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(
+        run_command(CLI(pid, "-c", "import sys; print(input(), sys.stdin.read())"),
+                    "first\nsecond\nthird", &out, NULL),
+        0);
+    assert_string_equal(out, "first second\nthird\n");
+}
+
+static void
+standard_input_that_is_not_wanted_is_left_to_others(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    const char *loop =
+        format_text("%s %s -c 'print(1)'; cat", build_path("manhole-cli"), pid);
+    assert_int_equal(run_command(LIST("sh", "-c", loop), "left\n", &out, NULL), 0);
+    assert_string_equal(out, "1\nleft\n");
+}
+
+static void
+big_output_arrives_whole(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(
+        run_command(CLI(pid, "-c", "for i in range(100000): print('%09d' % i)"), NULL,
+                    &out, NULL),
+        0);
+    assert_int_equal(strlen(out), 1000000);
+    assert_string_equal(out + 999990, "000099999\n");
+}
+
+static void
+application_sees_nothing_of_it(void)
+{
+    struct process *app = NULL;
+    const char *pid = start_app(TARGET("verbose=False"), &app);
+    assert_int_equal(run_command(CLI(pid, "-c", "print(1); 1/0"), NULL, NULL, NULL), 1);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    assert_string_equal(text_of(app, OUT), "ready\n");
+    assert_string_equal(text_of(app, ERR), "");
+}
+
+/* ======================================================================================
+ * When it does not go well
+ * ======================================================================================
+ */
+
+static void
+timeout_ends_code_that_takes_longer(void)
+{
+    struct process *app = NULL;
+    const char *err = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(
+        run_command(CLI("-t", "0.3", pid, "-c", "while True: pass"), NULL, NULL, &err),
+        124);
+    assert_matches(
+        err, "^manhole-cli: error: process [0-9]+ has not finished within the timeout");
+    assert_int_equal(run_command(CLI(pid, "-c", "print(1)"), NULL, NULL, NULL), 0);
+}
+
+static void
+timeout_ends_the_wait_for_a_stuck_process(void)
+{
+    struct process *app = NULL;
+    const char *pid = start_app(STUCK, &app);
+    assert_int_equal(
+        run_command(CLI("-t", "0.3", pid, "-c", "print(1)"), NULL, NULL, NULL), 124);
+    close_stdin(app);
+}
+
+static void
+stopped_process_is_told(void)
+{
+    struct process *app = NULL;
+    const char *err = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    send_signal(app, SIGSTOP);
+    assert_int_equal(run_command(CLI(pid, "-c", "print(1)"), NULL, NULL, &err), 5);
+    assert_contains(err, "process is stopped");
+    send_signal(app, SIGCONT);
+}
+
+static void
+process_that_dies_in_the_middle_is_told(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *err = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    const char *code = "import os; print(1, flush=True); os.kill(os.getpid(), 9)";
+    assert_int_equal(run_command(CLI(pid, "-c", code), NULL, &out, &err), 6);
+    assert_string_equal(out, "1\n");
+    assert_contains(err, "has closed the connection before the code had ended");
+    assert_int_equal(wait_for_exit(app, DEADLINE), -SIGKILL);
+}
+
+static void
+output_that_nobody_wants_ends_it_with_141(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    const char *pipeline =
+        format_text("(%s %s -c 'while True: print(1)'; echo $? >&3) 3>status | "
+                    "head -n 1",
+                    build_path("manhole-cli"), pid);
+    assert_int_equal(run_command(LIST("sh", "-c", pipeline), NULL, &out, NULL), 0);
+    assert_string_equal(out, "1\n");
+    assert_string_equal(read_file(test_path("status")), "141\n");
+}
+
+static void
+interrupt_ends_the_code_with_130(void)
+{
+    struct process *app = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    struct process *cli =
+        start_process(.argv =
+                          CLI(pid, "-c", "print('going', flush=True)\nwhile True: pass"));
+    wait_for_text(cli, OUT, "going", DEADLINE);
+    send_signal(cli, SIGINT);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
+    assert_contains(text_of(cli, ERR), "KeyboardInterrupt");
+}
+
+static void
+server_that_knows_no_code_is_told(void)
+{
+    const char *err = NULL;
+    struct process *old =
+        start_target("import os, socket\n"
+                     "path = '/tmp/manhole-%d' % os.getpid()\n"
+                     "listener = socket.socket(socket.AF_UNIX)\n"
+                     "listener.bind(path)\n"
+                     "listener.listen()\n" READY "client, _ = listener.accept()\n"
+                     "os.unlink(path)\n"
+                     "client.sendall(b'\\n###### ProcessID=1\\n>>> ')\n"
+                     "client.recv(100)\n");
+    wait_until_ready(old);
+    assert_int_equal(
+        run_command(CLI(format_text("%d", (int)old->pid), "-c", "1"), NULL, NULL, &err),
+        5);
+    assert_contains(err, "knows no -c");
+}
+
+/* ======================================================================================
+ * Stacks
+ * ======================================================================================
+ */
+
+static void
+stacks_are_the_dump_alone(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *err = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(run_command(CLI("--stacks", pid), NULL, &out, &err), 0);
+    assert_matches(out, "^#########  ?ProcessID=[0-9]+, ThreadID=[0-9]+ #########$");
+    assert_contains(out, "  while os.read(0, 4096): pass\n");
+    assert_not_contains(out, ">>>");
+    assert_not_contains(out, "ManholeConsole");
+    assert_string_equal(err, "");
+}
+
+static void
+stacks_of_a_stuck_process_are_those_of_its_copy(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(STUCK, &app);
+    assert_int_equal(run_command(CLI("--stacks", pid), NULL, &out, NULL), 0);
+    assert_contains(out, "manhole: Python has not answered");
+    assert_contains(out, "ctypes.PyDLL(None).getchar()");
+    assert_contains(out, "parked");
+    close_stdin(app);
+}
+
+/* Checks a document by the schema, with Debian's jsonschema. Returns it. */
+static const char *
+check_json(const char *document)
+{
+    const char *err = NULL;
+    const char *check = "import json, jsonschema, sys\n"
+                        "document = json.load(sys.stdin)\n"
+                        "jsonschema.validate(document, json.load(open(sys.argv[1])))\n";
+    struct process *checker =
+        start_process(.argv = LIST(debian_python(), "-c", check,
+                                   source_path("test/stacks.schema.json")),
+                      .env = LIST("LD_PRELOAD"));
+    if (run_process(checker, document, NULL, &err) != 0) {
+        fail_msg("%s\n%s", err, document);
+    }
+    return document;
+}
+
+static void
+json_is_by_the_schema(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    require_debian_module("jsonschema");
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(run_command(CLI("--stacks", "--json", pid), NULL, &out, NULL), 0);
+    assert_contains(check_json(out), "\"source\": \"attached\"");
+    assert_contains(out, "\"source\": \"while os.read(0, 4096): pass\"");
+}
+
+static void
+json_of_a_stuck_process_is_by_the_schema(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    require_debian_module("jsonschema");
+    const char *pid = start_app(STUCK, &app);
+    assert_int_equal(run_command(CLI("--stacks", "--json", pid), NULL, &out, NULL), 0);
+    assert_contains(check_json(out), "\"source\": \"frozen copy\"");
+    assert_contains(out, "\"holds_gil\": true");
+    close_stdin(app);
+}
+
+/* ======================================================================================
+ * The command line's own
+ * ======================================================================================
+ */
+
+static void
+version_is_printed(void)
+{
+    const char *out = NULL;
+    assert_int_equal(run_command(CLI("--version"), NULL, &out, NULL), 0);
+    assert_matches(out, "^manhole-cli [0-9]+\\.[0-9]+\\.[0-9]+$");
+}
+
+static void
+no_dump_is_a_console_without_stacks(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(run_command(CLI("--no-dump", pid), "1+1\n", &out, NULL), 0);
+    assert_contains(out, "(ManholeConsole)\n>>> 2\n");
+    assert_not_contains(out, "ThreadID=");
+}
+
+static void
+options_that_exclude_each_other_are_a_mistake(void)
+{
+    const char *err = NULL;
+    assert_int_equal(run_command(CLI("1", "-c", "1", "--stacks"), NULL, NULL, &err), 2);
+    assert_contains(err, "error: argument --stacks: not allowed with argument -c\n");
+    assert_int_equal(run_command(CLI("1", "-c", "1", "--json"), NULL, NULL, &err), 2);
+    assert_contains(err, "error: argument --json: only with --stacks\n");
+    assert_int_equal(run_command(CLI("1", "-c"), NULL, NULL, &err), 2);
+    assert_contains(err, "error: argument -c: expected one argument\n");
+}
+
+int
+main(void)
+{
+    static const struct test_case tests[] = {
+        TEST(code_gives_its_output_and_its_status),
+        TEST(code_that_does_not_compile_is_a_traceback_and_1),
+        TEST(code_may_stand_before_the_pid),
+        TEST(words_behind_code_are_its_arguments_and_nobody_elses),
+        TEST(script_is_run_with_its_name_and_arguments),
+        TEST(script_may_come_from_standard_input),
+        TEST(script_that_is_not_there_is_an_error),
+        TEST(standard_input_is_the_codes),
+        TEST(standard_input_that_is_not_wanted_is_left_to_others),
+        TEST(big_output_arrives_whole),
+        TEST(application_sees_nothing_of_it),
+        TEST(timeout_ends_code_that_takes_longer),
+        TEST(timeout_ends_the_wait_for_a_stuck_process),
+        TEST(stopped_process_is_told),
+        TEST(process_that_dies_in_the_middle_is_told),
+        TEST(output_that_nobody_wants_ends_it_with_141),
+        TEST(interrupt_ends_the_code_with_130),
+        TEST(server_that_knows_no_code_is_told),
+        TEST(stacks_are_the_dump_alone),
+        TEST(stacks_of_a_stuck_process_are_those_of_its_copy),
+        TEST(json_is_by_the_schema),
+        TEST(json_of_a_stuck_process_is_by_the_schema),
+        TEST(version_is_printed),
+        TEST(no_dump_is_a_console_without_stacks),
+        TEST(options_that_exclude_each_other_are_a_mistake),
+    };
+    return RUN_TESTS(tests);
+}
