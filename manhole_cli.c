@@ -4094,8 +4094,9 @@ clean_sockets(void)
         const struct process *process = &processes.list[i];
         const char *path = process->target.path;
         struct stat file;
-        if (process->door != DEAD_DOOR || lstat(path, &file) < 0 ||
-            !S_ISSOCK(file.st_mode) || file.st_uid != geteuid()) {
+        if (process->door != DEAD_DOOR || strncmp(path, "/tmp/", 5) != 0 ||
+            lstat(path, &file) < 0 || !S_ISSOCK(file.st_mode) ||
+            file.st_uid != geteuid()) {
             continue;
         }
         if (unlink(path) == 0) {

@@ -130,7 +130,11 @@ own_path(void)
 static struct process *
 start_idle_process(void)
 {
-    return start_process(.argv = LIST("cat"));
+    struct process *process = start_process(.argv = LIST("cat"));
+    write_stdin(process, "here\n");
+    wait_for_text(process, OUT, "here\n",
+                  DEADLINE); /* it has removed what was at its path */
+    return process;
 }
 
 static void
