@@ -27,7 +27,8 @@
  *                (faulthandler.register), and while the socket exists those of death_signals[] that
  *                were SIG_DFL. All are put back.
  *   sys          std streams, __std*__ and displayhook while a client has a console; last_exc and
- *                its relatives when a client's statement raised. All are put back.
+ *                its relatives when a client's statement raised; its class while a client's program
+ *                runs, for sys.argv to be that program's own in its thread. All are put back.
  *   callbacks    atexit, os.register_at_fork, and in children multiprocessing.util: one each.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
  *
@@ -2006,8 +2007,7 @@ find_note(struct slice facts, unsigned long ident)
     return found;
 }
 
-/* Reads a small file of /proc into a string, up to the first newline. Takes no longer than any other
- * system call. */
+/* Reads a small file of /proc into a string, up to the first newline. Quick: no disk is asked. */
 static void
 read_proc(const char *path, char *text, size_t size)
 {
@@ -5568,7 +5568,7 @@ most_sessions(const struct wish *wish)
     return wish->aside ? MAX_ASIDE : manhole.options.max_sessions;
 }
 
-/* Returns a slot for a connected socket, which it takes over; NULL when there are enough already. */
+/* Returns a slot for a connected socket, which it takes over; NULL when enough are taken. */
 static struct session *
 claim_session(int fd, const struct peer *peer, const struct wish *wish)
 {
@@ -5903,13 +5903,9 @@ append_silence(struct text *text)
     char when[32] = "";
     double waited = manhole.options.hang_timeout;
     int64_t since_ms = waiting_since();
-    time_t seconds = time(NULL);
-    if (since_ms != 0) {
-        int64_t waited_ms = monotonic_ms() - since_ms;
-        seconds -= (time_t)(waited_ms / 1000);
-        waited =
-            (double)waited_ms / 1000.0 < waited + 1 ? waited : (double)(waited_ms / 1000);
-    }
+    int64_t waited_s = since_ms == 0 ? 0 : (monotonic_ms() - since_ms) / 1000;
+    time_t seconds = time(NULL) - (time_t)waited_s;
+    waited = (double)waited_s < waited + 1 ? waited : (double)waited_s;
     (void)strftime(when, sizeof(when), "%H:%M:%S", gmtime_r(&seconds, &since));
     append_format(text,
                   "manhole: Python has not answered for %s s, since %s UTC: the GIL is "
@@ -6094,6 +6090,24 @@ guard_main(void *argument)
  * Listener: the thread that nothing in Python can stop.
  * Runs on:  itself. DETACHED for life: whoever calls Python here breaks the first invariant.
  * Touches:  the socket, the slots of sessions, the copies that wait in them.
+ *
+ * A client may bind its socket to an abstract name before it connects, manhole-cli/ID/WISH, and the
+ * kernel hands it to us with the connection. ID is the same for all connections of one client. Who
+ * has no such card, or another WISH, gets what connection_handler says.
+ *   quiet      the same without the stacks.
+ *   interrupt  raises KeyboardInterrupt in what the client with this ID runs; says in a line what
+ *              became of it.
+ *   complete   reads a line; sends what it may become in the names of the console with this ID, a
+ *              match a line, by rlcompleter. No word on any error.
+ *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
+ *   json       the same as a JSON document.
+ *   exec       reads a program and runs it: four bytes of length, the high one first; then file
+ *              name, sys.argv's elements and source, a NUL between two. What follows is its stdin.
+ *              Sends frames (a kind; four bytes of length; so many bytes): 'o' stdout, 'e' stderr,
+ *              last 'x', the exit status in decimal.
+ * All but a console's and interrupt's answers end with the connection; one that starts "manhole: "
+ * in their place is a refusal. They run whatever connection_handler is: the credentials are what
+ * lets a client in. To add one: a row in wishes[].
  * ====================================================================================== */
 
 /* A client that cannot be served is told why, if it listens, and let go. */

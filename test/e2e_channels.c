@@ -421,17 +421,15 @@ completion_is_not_logged(void)
 
 /* What came in the frames of each kind. */
 struct result {
-    char *out;
-    char *err;
-    char *status;
+    const char *out;
+    const char *err;
+    const char *status;
 };
 
 static void
-append_payload(char **text, const char *payload, size_t length)
+append_payload(const char **text, const char *payload, size_t length)
 {
-    const char *longer = format_text("%s%.*s", *text, (int)length, payload);
-    *text = strdup(longer);
-    assert_non_null(*text);
+    *text = format_text("%s%.*s", *text, (int)length, payload);
 }
 
 /* Reads frames to the end of the connection; anything else fails the test. */
@@ -448,9 +446,9 @@ read_result(struct client *client)
                         (size_t)next[3] << 8 | next[4];
         assert_true(left >= 5 + length);
         assert_string_equal(result.status, "");
-        char **text = next[0] == 'o'   ? &result.out
-                      : next[0] == 'e' ? &result.err
-                                       : &result.status;
+        const char **text = next[0] == 'o'   ? &result.out
+                            : next[0] == 'e' ? &result.err
+                                             : &result.status;
         assert_non_null(strchr("oex", next[0]));
         append_payload(text, (const char *)next + 5, length);
         next += 5 + length;
@@ -478,8 +476,8 @@ start_program(const struct process *app, const char *source)
     char request[4096];
     struct client *client = connect_wishing(app, "exec");
     memcpy(request, arguments, sizeof(arguments));
-    snprintf(request + sizeof(arguments), sizeof(request) - sizeof(arguments), "%s",
-             source);
+    (void)snprintf(request + sizeof(arguments), sizeof(request) - sizeof(arguments), "%s",
+                   source);
     send_request(client, request, sizeof(arguments) + strlen(source));
     return client;
 }
@@ -707,8 +705,8 @@ static void
 large_output_arrives_whole(void)
 {
     struct process *app = start_ready(TARGET(""));
-    struct result result = run_program(app, "print('x' * 3000000)");
-    assert_int_equal(strlen(result.out), 3000001);
+    struct result result = run_program(app, "print('x' * 500000)");
+    assert_int_equal(strlen(result.out), 500001);
     assert_string_equal(result.status, "0");
 }
 
