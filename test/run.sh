@@ -16,6 +16,7 @@ seconds=${PROGRAM_TIMEOUT:-${VALGRIND:+7200}}
 seconds=${seconds:-300}
 
 export MANHOLE_TEST_FILTER=${TEST:-}
+export LC_ALL=C.UTF-8
 export ASAN_OPTIONS=detect_leaks=0 # CPython frees not all at its end
 export UBSAN_OPTIONS=print_stacktrace=1
 valgrind=()
