@@ -6903,13 +6903,41 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
     return 0;
 }
 
+/* What a connected client's card asks for. */
+static const struct wish *
+read_wish(int fd)
+{
+    struct sockaddr_un address = {0};
+    socklen_t size = sizeof(address);
+    return getpeername(fd, (struct sockaddr *)&address, &size) < 0
+               ? &plain_wish
+               : find_wish(read_card(&address, size).wish);
+}
+
+/* As the session's own thread would, in the calling one. Returns whether there is what to serve. */
+ATTACHED static bool
+receive_here(struct session *session)
+{
+    bool received = true;
+    if (session->wish->receive != NULL) {
+        PyThreadState *tstate = detach();
+        received = session->wish->receive(session);
+        if (!received) {
+            hang_up(session);
+        }
+        reattach(tstate);
+    }
+    return received;
+}
+
 /* Serves a connected socket in the calling thread; takes fd over. Returns 0, or how it failed. */
 ATTACHED static int
 serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
 {
-    bool hangs_up = serve != serve_session ||
+    const struct wish *wish = serve == serve_session ? read_wish(fd) : &plain_wish;
+    bool hangs_up = serve != serve_session || wish->serve != NULL ||
                     manhole.options.connection_handler.kind != HANDLER_CALLABLE;
-    struct session *session = claim_session(fd, peer, &plain_wish);
+    struct session *session = claim_session(fd, peer, wish);
     PyObject *raised = NULL; /* owned */
     PyThreadState *tstate = NULL;
     if (session == NULL) {
@@ -6924,7 +6952,9 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
         (void)send_helper(session, guard_main);
         reattach(tstate);
     }
-    serve(session);
+    if (receive_here(session)) {
+        serve(session);
+    }
     raised = session->raised;
     session->raised = NULL;
     tstate = detach();

@@ -1,6 +1,7 @@
 /* e2e_channels.c - what a client's calling card can ask for instead of a console. */
 #include "support.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -755,6 +756,45 @@ program_is_one_of_max_sessions(void)
                     "manhole: 1 clients");
 }
 
+static void
+program_in_a_oneshot_runs_in_the_main_thread(void)
+{
+    struct process *app =
+        start_ready(INSTALL("oneshot_on='USR1'") "import time, threading\n" READY
+                                                 "while True: time.sleep(0.01)\n");
+    send_signal(app, SIGUSR1);
+    wait_for_path(socket_path_of(app->pid), DEADLINE);
+    struct result result =
+        run_program(app, "import sys, threading\n"
+                         "print(threading.current_thread() is threading.main_thread())\n"
+                         "print(sys.argv)\nsys.exit(3)");
+    assert_string_equal(result.out, "True\n['-c', 'one', 'two']\n");
+    assert_string_equal(result.status, "3");
+    wait_for_no_path(socket_path_of(app->pid), DEADLINE);
+    send_signal(app, SIGUSR1);
+    wait_for_path(socket_path_of(app->pid), DEADLINE);
+    assert_contains(client_read_until_eof(connect_wishing(app, "stacks")), DUMP_END);
+    send_signal(app, SIGTERM);
+    assert_int_equal(wait_for_exit(app, DEADLINE), -SIGTERM);
+}
+
+/* The child has neither the client nor what was made for the program. */
+static void
+program_may_fork(void)
+{
+    struct process *app = start_ready(TARGET("patch_fork=False"));
+    struct result result = run_program(
+        app, "import os, sys\n"
+             "pid = os.fork()\n"
+             "if pid == 0:\n"
+             "    print('child', type(sys) is type(os), sys.argv == ['-c'], flush=True)\n"
+             "    os._exit(5)\n"
+             "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sys.argv[0])");
+    assert_string_equal(result.out, "5 -c\n");
+    assert_string_equal(result.status, "0");
+    wait_for_text(app, OUT, "child True False\n", DEADLINE);
+}
+
 /* At exit the application tells its client nothing that would look like an end of the program. */
 static void
 program_that_the_application_ends_has_no_status(void)
@@ -805,6 +845,8 @@ main(void)
         TEST(subprocess_on_framed_stdout_is_refused),
         TEST(what_is_no_program_is_refused),
         TEST(program_is_one_of_max_sessions),
+        TEST(program_in_a_oneshot_runs_in_the_main_thread),
+        TEST(program_may_fork),
         TEST(program_that_the_application_ends_has_no_status),
     };
     return RUN_TESTS(tests);
