@@ -2534,6 +2534,7 @@ static struct editor {
     History *history;
     const struct target *target;
     int server;
+    bool is_hiding;          /* what comes until the next prompt */
     bool has_marks;          /* the server puts them */
     bool is_waiting;         /* a prompt of the console stands, nothing was sent since */
     bool is_typing;          /* libedit shows a line */
@@ -2593,6 +2594,10 @@ take_byte(char byte)
 {
     struct buffer *line = editor.is_waiting ? &editor.aside : &editor.line;
 
+    if (editor.is_hiding && byte != MARK_BEGIN) {
+        return;
+    }
+    editor.is_hiding = false;
     if (byte == MARK_BEGIN && editor.is_waiting) { /* to a line that was sent before */
         if (editor.aside.length > 0) {
             append_line(&editor.out, editor.aside.data, editor.aside.length);
@@ -2763,6 +2768,20 @@ release_terminal(void)
     }
 }
 
+static void
+send_unsent(void)
+{
+    ssize_t count = editor.unsent.length == 0 ? 0
+                                              : send(editor.server, editor.unsent.data,
+                                                     editor.unsent.length, MSG_NOSIGNAL);
+    if (count > 0) {
+        drop(&editor.unsent, (size_t)count);
+    }
+    else if (count < 0 && !is_passing(errno)) {
+        empty(&editor.unsent); /* the end shows when we read */
+    }
+}
+
 /* ---- Signals ----------------------------------------------------------------------- */
 
 /* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. */
@@ -2778,19 +2797,40 @@ stop_for_a_while(void)
     }
 }
 
-/* Ctrl-C drops the line being typed, and interrupts what the process runs. */
+/* Has the console forget the block of which it has the first lines. It takes no message to that
+ * end, but no source has a NUL; what it says of one is not shown. */
+static void
+drop_block(void)
+{
+    editor.is_hiding = editor.has_marks;
+    append_text(&editor.out, "KeyboardInterrupt\n");
+    append(&editor.unsent, "\0\n", 2);
+    send_unsent();
+}
+
+/* Ctrl-C drops what is being typed, and interrupts what the process runs. */
 static void
 take_interrupt(void)
 {
     const LineInfoW *line = el_wline(editor.el);
     bool has_text = editor.is_typing && line->lastchar > line->buffer;
-    bool is_in_block = ends_with(&editor.line, "... ") || editor.paste.length > 0;
+    bool is_in_block = editor.is_waiting && ends_with(&editor.line, "... ");
 
     empty(&editor.paste);
     empty(&editor.keys);
+    if (has_text || is_in_block) {
+        hide_line();
+        (void)el_cursor(editor.el, (int)(line->lastchar - line->cursor));
+        (void)el_set(editor.el, EL_REFRESH);
+        (void)fputs("^C\n", stdout);
+        editor.way_out = LINE_CANCELLED;
+    }
     switch (interrupt_session(editor.target)) {
     case SESSION_IDLE:
-        if (!has_text && !is_in_block) {
+        if (is_in_block) {
+            drop_block();
+        }
+        else if (!has_text) {
             say_note("manhole-cli: nothing is running; Ctrl-D leaves");
         }
         break;
@@ -2798,14 +2838,7 @@ take_interrupt(void)
         break;
     case SESSION_LEFT:
         editor.way_out = LEFT;
-        return;
-    }
-    if (has_text) {
-        hide_line();
-        (void)el_cursor(editor.el, (int)(line->lastchar - line->cursor));
-        (void)el_set(editor.el, EL_REFRESH);
-        (void)fputs("^C\n", stdout);
-        editor.way_out = LINE_CANCELLED;
+        break;
     }
 }
 
@@ -2837,20 +2870,6 @@ take_signals(void)
 }
 
 /* ---- Waiting ----------------------------------------------------------------------- */
-
-static void
-send_unsent(void)
-{
-    ssize_t count = editor.unsent.length == 0 ? 0
-                                              : send(editor.server, editor.unsent.data,
-                                                     editor.unsent.length, MSG_NOSIGNAL);
-    if (count > 0) {
-        drop(&editor.unsent, (size_t)count);
-    }
-    else if (count < 0 && !is_passing(errno)) {
-        empty(&editor.unsent); /* the end shows when we read */
-    }
-}
 
 static void
 read_keys(void)
