@@ -207,27 +207,35 @@ prefix = sys.argv[1] and os.path.abspath(sys.argv[1])
 known = site.getsitepackages() + [site.getusersitepackages()]
 under = [path for path in known if path.startswith(prefix + "/lib")]
 under += [s.get_path("platlib", "posix_prefix", {"base": prefix, "platbase": prefix})]
-own = [s.get_path("platlib"), s.get_path("scripts")]
-print(*([under[0], prefix + "/bin"] if prefix else own))
+own = [s.get_path("platlib"), s.get_path("scripts"), s.get_path("data") + "/share"]
+print(*([under[0], prefix + "/bin", prefix + "/share"] if prefix else own))
 endef
 DIRECTORIES = $(shell $(PYTHON) -c '$(subst $(NEWLINE),;,$(ASK_DIRECTORIES))' '$(PREFIX)')
 PACKAGES = $(DESTDIR)$(word 1,$(DIRECTORIES))
 PROGRAMS = $(DESTDIR)$(word 2,$(DIRECTORIES))
+SHARE = $(DESTDIR)$(word 3,$(DIRECTORIES))
+MANUAL = $(SHARE)/man/man1/manhole-cli.1
+BASH_COMPLETION = $(SHARE)/bash-completion/completions/manhole-cli
+ZSH_COMPLETION = $(SHARE)/zsh/site-functions/_manhole-cli
 
 install: all ## into PYTHON's (a virtual environment's) site-packages and bin, or PREFIX
 	install -d '$(PACKAGES)' '$(PROGRAMS)'
 	install -m 755 $(MODULE) '$(PACKAGES)'
 	install -m 644 manhole.pth '$(PACKAGES)'
 	install -m 755 $(BUILD)/manhole-cli '$(PROGRAMS)'
+	install -D -m 644 manhole-cli.1 '$(MANUAL)'
+	install -D -m 644 completion/manhole-cli.bash '$(BASH_COMPLETION)'
+	install -D -m 644 completion/_manhole-cli '$(ZSH_COMPLETION)'
 
 uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDIR
-	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PROGRAMS)/manhole-cli'
+	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PROGRAMS)/manhole-cli' \
+	    '$(MANUAL)' '$(BASH_COMPLETION)' '$(ZSH_COMPLETION)'
 
 # ---- Care of the sources ------------------------------------------------------------------
 
 SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c)
 HEADERS := $(wildcard manhole.h test/*.h)
-SCRIPTS := $(wildcard test/*.sh .ci/run)
+SCRIPTS := $(wildcard test/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 
 lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout, scripts: no complaint

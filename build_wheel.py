@@ -15,8 +15,8 @@ import tarfile
 import tempfile
 import zipfile
 
-SOURCES = """manhole.c manhole.h manhole_cli.c manhole.pth Makefile LICENSE README.rst CHANGELOG.rst
-    pyproject.toml build_wheel.py test""".split()
+SOURCES = """manhole.c manhole.h manhole_cli.c manhole.pth manhole-cli.1 completion Makefile LICENSE
+    README.rst CHANGELOG.rst pyproject.toml build_wheel.py test""".split()
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
@@ -26,6 +26,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     tag = f"{python_tag}-{python_tag}{sys.abiflags}-{platform_tag}"
     module = "manhole" + sysconfig.get_config_var("EXT_SUFFIX")
     info = f"{name}.dist-info"
+    share = f"{name}.data/data/share"
     with tempfile.TemporaryDirectory() as build:
         make = ["make", "all", "PYTHON=" + sys.executable, "BUILD_ROOT=" + build]
         subprocess.run(make, check=True)
@@ -34,6 +35,11 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
             module: read(build, folder, module),
             "manhole.pth": read("manhole.pth"),
             f"{name}.data/scripts/manhole-cli": read(build, folder, "manhole-cli"),
+            f"{share}/man/man1/manhole-cli.1": read("manhole-cli.1"),
+            f"{share}/bash-completion/completions/manhole-cli": read(
+                "completion", "manhole-cli.bash"
+            ),
+            f"{share}/zsh/site-functions/_manhole-cli": read("completion", "_manhole-cli"),
             f"{info}/LICENSE": read("LICENSE"),
             f"{info}/METADATA": metadata(),
             f"{info}/WHEEL": (

@@ -14,11 +14,13 @@ has_headers() {
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null
 }
 
-packages=(gcc libc6-dev make)
+packages=(gcc libc6-dev make libedit-dev)
 has_headers || packages+=(python3 python3-dev)
 tests=(
     python3-dev pkg-config libcmocka-dev procps    # what the tests are made with
     socat netcat-openbsd rlwrap                    # clients
+    tmux openssh-client openssh-server             # screens, and another machine
+    python3-jsonschema
     python3-venv python3-pip                       # installing
     gunicorn python3-flask                         # servers
     uwsgi-core uwsgi-plugin-python3
