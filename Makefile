@@ -236,7 +236,7 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c)
 HEADERS := $(wildcard manhole.h test/*.h)
 SCRIPTS := $(wildcard test/*.sh .ci/run completion/*.bash)
-LINT_FLAGS := -std=c11 $(TEST_CFLAGS) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
+LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 
 lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout, scripts: no complaint
 	$(SET_UP) lint

@@ -628,45 +628,6 @@ append_line(struct buffer *out, const char *bytes, size_t count)
     free(line.data);
 }
 
-/* How many cells of the terminal a character takes. */
-static int
-cells_of(wchar_t c)
-{
-    int cells = wcwidth(c);
-    return cells >= 0 ? cells : c < 0x20 || c == 0x7f ? 2 : 1;
-}
-
-/* Cells and columns: where the cursor is after text that began in column 0. */
-struct place {
-    int row;
-    int column;
-};
-
-static void
-move_over(struct place *place, wchar_t c, int columns)
-{
-    int cells = c == '\t' ? 8 - place->column % 8 : cells_of(c);
-
-    if (place->column + cells > columns) {
-        place->row++;
-        place->column = 0;
-    }
-    place->column += cells;
-    if (place->column >= columns) {
-        place->row++;
-        place->column = 0;
-    }
-}
-
-/* Returns 80 where the terminal does not say. */
-static int
-count_columns(void)
-{
-    struct winsize size = {.ws_col = 0};
-    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col
-                                                                           : 80;
-}
-
 /* Writes all of it; ends the program when that cannot be. */
 static void
 write_all(int fd, const char *bytes, size_t count)
@@ -2076,21 +2037,6 @@ poll_with_signals(struct pollfd fds[], nfds_t count, int patience_ms)
     return ready;
 }
 
-/* Has the signal do what it does to a program that does not care. */
-static void
-suffer(int number)
-{
-    sigset_t set;
-
-    (void)signal(number, SIG_DFL);
-    (void)raise(number);
-    (void)sigemptyset(&set);
-    (void)sigaddset(&set, number);
-    (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    (void)pthread_sigmask(SIG_BLOCK, &set, NULL); /* after a stop */
-    (void)set_handler(number, on_signal);
-}
-
 /* ======================================================================================
  * Side channels: a second connection, whose calling card says what it wants to know of the
  * first one's session. The console's own bytes stay what they always were.
@@ -2525,6 +2471,12 @@ relay(int server, const struct target *target)
 
 #ifdef HAVE_LIBEDIT
 
+/* Cells and columns: where the cursor is after text that began in column 0. */
+struct place {
+    int row;
+    int column;
+};
+
 enum { MARK_BEGIN = 1, MARK_END = 2 }; /* around a prompt of the console */
 
 enum way_out { NO_WAY_OUT, SERVER_CLOSED, LINE_CANCELLED, LEFT, INPUT_ENDED };
@@ -2555,6 +2507,39 @@ static struct editor {
 } editor;
 
 /* ---- What the server says ---------------------------------------------------------- */
+
+/* How many cells of the terminal a character takes. */
+static int
+cells_of(wchar_t c)
+{
+    int cells = wcwidth(c);
+    return cells >= 0 ? cells : c < 0x20 || c == 0x7f ? 2 : 1;
+}
+
+static void
+move_over(struct place *place, wchar_t c, int columns)
+{
+    int cells = c == '\t' ? 8 - place->column % 8 : cells_of(c);
+
+    if (place->column + cells > columns) {
+        place->row++;
+        place->column = 0;
+    }
+    place->column += cells;
+    if (place->column >= columns) {
+        place->row++;
+        place->column = 0;
+    }
+}
+
+/* Returns 80 where the terminal does not say. */
+static int
+count_columns(void)
+{
+    struct winsize size = {.ws_col = 0};
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col
+                                                                           : 80;
+}
 
 /* How many bytes of a line without end fill whole rows of the terminal, so that a newline
  * behind them is not seen. 0: it is shorter than a row. */
@@ -2783,6 +2768,21 @@ send_unsent(void)
 }
 
 /* ---- Signals ----------------------------------------------------------------------- */
+
+/* Has the signal do what it does to a program that does not care. */
+static void
+suffer(int number)
+{
+    sigset_t set;
+
+    (void)signal(number, SIG_DFL);
+    (void)raise(number);
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, number);
+    (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    (void)pthread_sigmask(SIG_BLOCK, &set, NULL); /* after a stop */
+    (void)set_handler(number, on_signal);
+}
 
 /* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. */
 static void
