@@ -521,6 +521,7 @@ struct session {
     bool reported;  /* a reporter was sent, because it had not */
     bool told;      /* the client has the stacks from it */
     bool interrupted; /* an interrupter is on its way */
+    bool guarded;     /* it has a guard */
     _Atomic bool
         over; /* it has hung up: its place is free, a guard may go; also read unlocked */
     int helpers; /* reporters, interrupters and guards that still use the slot */
@@ -5606,6 +5607,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->reported = false;
         session->told = false;
         session->interrupted = false;
+        session->guarded = false;
         session->interrupts = 0;
         atomic_store(&session->over, false);
         atomic_store(&session->fd, fd);
@@ -5622,6 +5624,8 @@ release_session(struct session *session)
     lock_leaf(&session->out_lock);
     watched = session->asked_ms != 0;
     session->asked_ms = 0; /* the listener takes no more notice of it */
+    atomic_store(&session->over, true);
+    (void)pthread_cond_broadcast(&session->out_free);
     while (session->sending || session->helpers > 0) {
         (void)pthread_cond_wait(&session->out_free, &session->out_lock);
     }
@@ -6060,8 +6064,9 @@ interrupt_session(struct session *session)
     return running ? atomic_fetch_add(&session->interrupts, 1) + 1 : 0;
 }
 
-/* Body of a guard, for a session that no listener looks after: interrupts what a vanished client
- * has left running, again and again until the session is over, which hangs up at its end, too. */
+/* Body of a guard, for a session that no listener looks after, a oneshot's or one that outlives
+ * release(): interrupts what a vanished client has left running, again and again until the session
+ * is over, which hangs up at its end, too. */
 DETACHED static void *
 guard_main(void *argument)
 {
@@ -6084,6 +6089,35 @@ guard_main(void *argument)
     unlock(&session->out_lock);
     helper_done(session);
     return NULL;
+}
+
+/* Once a session. */
+DETACHED static void
+send_guard(struct session *session)
+{
+    bool send = false;
+    lock_leaf(&session->out_lock);
+    send = !session->guarded && !atomic_load(&session->over);
+    session->guarded = session->guarded || send;
+    unlock(&session->out_lock);
+    if (send) {
+        (void)send_helper(session, guard_main);
+    }
+}
+
+/* For the clients that stay when there is no listener any more. */
+DETACHED static void
+send_guards(void)
+{
+    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+        struct session *session = &manhole.sessions[i];
+        lock_leaf(&session->out_lock);
+        bool there = session->asked_ms != 0;
+        unlock(&session->out_lock);
+        if (there) {
+            send_guard(session);
+        }
+    }
 }
 
 /* ======================================================================================
@@ -6670,6 +6704,11 @@ stop_listener(void)
             (void)pthread_join(manhole.listener, NULL);
             reattach(tstate);
         }
+        if (!manhole.closing) {
+            tstate = detach();
+            send_guards();
+            reattach(tstate);
+        }
         manhole.has_listener = false;
     }
 }
@@ -6949,7 +6988,7 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
     atomic_store(&session->ident, PyThread_get_thread_ident());
     if (hangs_up) {
         tstate = detach();
-        (void)send_helper(session, guard_main);
+        send_guard(session);
         reattach(tstate);
     }
     if (receive_here(session)) {
