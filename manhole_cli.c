@@ -3064,15 +3064,17 @@ on_tab(EditLine *el, int key)
         return el_insertstr(el, "    ") == 0 ? CC_REFRESH : CC_ERROR;
     }
     (void)ask_aside(editor.target, "complete", &word, INTERRUPT_PATIENCE_MS, &matches);
-    word.data[--word.length] = '\0';
-    if (are_matches(&matches, word.data)) {
+    if (word.data != NULL) {
+        word.data[--word.length] = '\0'; /* the newline */
+    }
+    if (are_matches(&matches, text_of(&word))) {
         common = common_length(&matches);
         if (common > word.length) {
             matches.data[common] = '\0';
             (void)el_insertstr(el, matches.data + word.length);
         }
         else if (line_length(&matches) < matches.length) {
-            show_matches(&matches, word.data);
+            show_matches(&matches, text_of(&word));
         }
     }
     free(word.data);
@@ -3506,6 +3508,24 @@ read_source(struct request *request)
     }
 }
 
+/* What is asked of a process until it is over: code to run, or its stacks. */
+struct errand {
+    int server;
+    const struct target *target;
+    double deadline;
+    bool is_watched; /* it has answered, or the silence was looked into */
+    bool was_interrupted;
+    bool is_over;
+    enum exit_status status; /* when it is over */
+};
+
+static void
+end_errand(struct errand *errand, enum exit_status status)
+{
+    errand->is_over = true;
+    errand->status = status;
+}
+
 /* Milliseconds to wait at most before the deadline; -1: for ever. */
 static int
 patience_until(double deadline)
@@ -3524,19 +3544,46 @@ find_deadline(const struct request *request)
                                               : HUGE_VAL;
 }
 
-static enum exit_status
-say_timeout(const struct target *target)
+/* Waits until there is something to do. Ends the errand when its time is over, when the process can
+ * do nothing but wait itself, and at a Ctrl-C that interrupts nothing. */
+static bool
+wait_on_errand(struct errand *errand, struct pollfd fds[], nfds_t count)
 {
-    say_error("process %d has not finished within the timeout; it was told to stop",
-              (int)target->pid);
-    return STATUS_TIMEOUT;
+    const int first_ms = FIRST_BYTE_PATIENCE_S * 1000;
+    int patience_ms = patience_until(errand->deadline);
+    bool is_first = !errand->is_watched && (patience_ms < 0 || patience_ms > first_ms);
+    int ready = poll_with_signals(fds, count, is_first ? first_ms : patience_ms);
+
+    if (take_due(SIGINT)) {
+        errand->was_interrupted = true;
+        if (interrupt_session(errand->target) == SESSION_LEFT) {
+            end_errand(errand, STATUS_INTERRUPTED);
+        }
+    }
+    else if (ready == 0 && is_first) {
+        errand->is_watched = true;
+        if (say_hindrance(server_pid(errand->server))) {
+            end_errand(errand, STATUS_NO_CONNECTION);
+        }
+    }
+    else if (ready == 0) {
+        say_error("process %d has not finished within the timeout; it was told to stop",
+                  (int)errand->target->pid);
+        end_errand(errand, STATUS_TIMEOUT);
+    }
+    return ready > 0 && !errand->is_over;
 }
 
-/* Whether to go on: not when the process can do nothing but wait itself. */
+/* Adds what has come. Returns false at the end. */
 static bool
-is_hopeless(int server)
+read_answer(struct errand *errand, struct buffer *answer)
 {
-    return say_hindrance(server_pid(server));
+    char bytes[16 * 1024];
+    ssize_t count = recv(errand->server, bytes, sizeof(bytes), 0);
+
+    append(answer, bytes, count > 0 ? (size_t)count : 0);
+    errand->is_watched = true;
+    return count > 0 || (count < 0 && is_passing(errno));
 }
 
 /* Reads on from standard input; at its end tells the server. */
@@ -3602,66 +3649,40 @@ static enum exit_status
 run_code(int server, const struct request *request, const struct target *target,
          bool *answered)
 {
+    struct errand errand = {
+        .server = server, .target = target, .deadline = request->deadline};
     struct answer answer = {.status = -1,
                             .out = open_outlet(STDOUT_FILENO),
                             .err = open_outlet(STDERR_FILENO)};
-    struct buffer unsent = {.data = NULL};
-    bool is_over = false;
-    bool was_interrupted = false;
-    bool is_silent = true;
-    ssize_t count = -1;
+    struct buffer unsent = {.data = NULL}; /* owned */
+    bool is_over = false;                  /* our standard input */
 
     build_request(request, &unsent);
     follow_signal(SIGINT);
-    while (count != 0) {
+    while (!errand.is_over) {
         bool reads_input = answer.wants_input && !is_over && unsent.length == 0;
-        int patience_ms = patience_until(request->deadline);
-        struct pollfd fds[2] = {
-            {.fd = reads_input ? STDIN_FILENO : -1, .events = POLLIN},
-            {.fd = server, .events = (short)(POLLIN | (unsent.length > 0 ? POLLOUT : 0))},
-        };
-        if (is_silent &&
-            (patience_ms < 0 || patience_ms > FIRST_BYTE_PATIENCE_S * 1000)) {
-            patience_ms = FIRST_BYTE_PATIENCE_S * 1000;
-        }
-        int ready = poll_with_signals(fds, 2, patience_ms);
-        if (take_due(SIGINT)) {
-            was_interrupted = true;
-            if (interrupt_session(target) == SESSION_LEFT) {
-                return STATUS_INTERRUPTED;
-            }
-        }
-        if (ready == 0) {
-            if (now_s() >= request->deadline) {
-                return say_timeout(target);
-            }
-            if (is_silent && is_hopeless(server)) {
-                return STATUS_NO_CONNECTION;
-            }
-            is_silent = false;
-        }
-        if (ready <= 0) {
+        short events = (short)(POLLIN | (unsent.length > 0 ? POLLOUT : 0));
+        struct pollfd fds[2] = {{.fd = reads_input ? STDIN_FILENO : -1, .events = POLLIN},
+                                {.fd = server, .events = events}};
+        if (!wait_on_errand(&errand, fds, 2)) {
             continue;
         }
         if (fds[0].revents != 0) {
             read_input(&unsent, &is_over);
         }
         send_on(server, &unsent, is_over);
-        if ((fds[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0) {
-            char bytes[16 * 1024];
-            count = recv(server, bytes, sizeof(bytes), 0);
-            append(&answer.bytes, bytes, count > 0 ? (size_t)count : 0);
-            count = count < 0 && !is_passing(errno) ? 0 : count;
-            is_silent = false;
+        if ((fds[1].revents & ~POLLOUT) != 0) {
+            bool is_open = read_answer(&errand, &answer.bytes);
             take_frames(&answer);
-            if (answer.is_refusal && line_length(&answer.bytes) > 0) {
-                break;
+            if (!is_open || (answer.is_refusal && line_length(&answer.bytes) > 0)) {
+                end_errand(&errand, conclude(&answer, target, errand.was_interrupted));
             }
         }
     }
-    free(unsent.data);
     *answered = answer.status >= 0;
-    return conclude(&answer, target, was_interrupted);
+    free(answer.bytes.data);
+    free(unsent.data);
+    return errand.status;
 }
 
 /* ======================================================================================
@@ -3697,53 +3718,46 @@ is_refusal(const struct buffer *text)
            line_length(text) == text->length;
 }
 
+/* Nothing came, or a refusal. */
+static enum exit_status
+say_no_stacks(const struct buffer *text, const struct target *target)
+{
+    if (text->length > 0) {
+        (void)fputs(text->data, stderr);
+    }
+    else {
+        say_error("process %d has closed the connection without a word",
+                  (int)target->pid);
+    }
+    return STATUS_NO_CONNECTION;
+}
+
 static enum exit_status
 show_stacks(int server, const struct request *request, const struct target *target)
 {
+    struct errand errand = {
+        .server = server, .target = target, .deadline = request->deadline};
     struct buffer text = {.data = NULL}; /* owned */
     struct pollfd fds[1] = {{.fd = server, .events = POLLIN}};
-    bool is_first = true;
-    ssize_t count = -1;
-    enum exit_status status = STATUS_OK;
+    bool is_begun = false;
 
     follow_signal(SIGINT);
     (void)shutdown(server, SHUT_WR);
-    while (count != 0) {
-        char bytes[16 * 1024];
-        int ready = poll_with_signals(fds, 1, patience_until(request->deadline));
-        if (take_due(SIGINT)) {
-            return STATUS_INTERRUPTED;
-        }
-        if (ready == 0) {
-            return is_first && is_hopeless(server) ? STATUS_NO_CONNECTION
-                                                   : say_timeout(target);
-        }
-        count = ready < 0 ? -1 : recv(server, bytes, sizeof(bytes), 0);
-        if (ready < 0 || (count < 0 && is_passing(errno))) {
+    while (!errand.is_over) {
+        if (!wait_on_errand(&errand, fds, 1)) {
             continue;
         }
-        count = count < 0 ? 0 : count;
-        append(&text, bytes, (size_t)count);
-        if (!is_refusal(&text) && memchr(text_of(&text), '\n', text.length) != NULL) {
-            is_first = false;
-            show_lines(&text, false);
+        if (!read_answer(&errand, &text)) {
+            is_begun = is_begun || (text.length > 0 && !is_refusal(&text));
+            end_errand(&errand, is_begun ? STATUS_OK : say_no_stacks(&text, target));
         }
-    }
-    if (is_first && (text.length == 0 || is_refusal(&text))) {
-        status = STATUS_NO_CONNECTION;
-        if (text.length == 0) {
-            say_error("process %d has closed the connection without a word",
-                      (int)target->pid);
+        if (is_begun || (line_length(&text) > 0 && !is_refusal(&text))) {
+            is_begun = true;
+            show_lines(&text, errand.is_over);
         }
-        else {
-            (void)fputs(text.data, stderr);
-        }
-    }
-    else {
-        show_lines(&text, true);
     }
     free(text.data);
-    return status;
+    return errand.status;
 }
 
 /* ======================================================================================
@@ -3936,6 +3950,42 @@ find_processes(void)
     return processes;
 }
 
+/* Returns a descriptor to hear the answer at, or -1 when there will be none. */
+static int
+knock_at(struct process *process, size_t number)
+{
+    char wish[32];
+    int fd = -1;
+
+    (void)snprintf(wish, sizeof(wish), "interrupt.l%zu", number);
+    fd = open_socket(wish);
+    process->door = SILENT_DOOR;
+    if (connect_once(fd, process->target.path) < 0) {
+        process->door = errno == ECONNREFUSED               ? DEAD_DOOR
+                        : errno == EACCES || errno == EPERM ? DENIED_DOOR
+                        : errno == EAGAIN                   ? SILENT_DOOR
+                                                            : NO_DOOR;
+        (void)close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+/* Takes the answer, if it is there. Returns whether it was. */
+static bool
+hear(struct process *process, struct pollfd *fd)
+{
+    char byte = 0;
+
+    if (fd->fd < 0 || fd->revents == 0) {
+        return false;
+    }
+    process->door = recv(fd->fd, &byte, 1, 0) == 1 ? OPEN_DOOR : DENIED_DOOR;
+    (void)close(fd->fd);
+    fd->fd = -1;
+    return true;
+}
+
 /* Knocks at all doors at once, and waits a moment for who answers: the listener does, without
  * Python, when asked to interrupt a session that is not there. */
 static void
@@ -3945,38 +3995,20 @@ knock(struct processes *processes)
     struct pollfd *fds = calloc(processes->count + 1, sizeof(*fds)); /* owned */
     size_t waiting = 0;
 
-    for (size_t i = 0; fds != NULL && i < processes->count; i++) {
-        struct process *process = &processes->list[i];
-        char wish[32];
-        (void)snprintf(wish, sizeof(wish), "interrupt.l%zu", i);
-        fds[i] = (struct pollfd){.fd = open_socket(wish), .events = POLLIN};
-        process->door = SILENT_DOOR;
-        if (connect_once(fds[i].fd, process->target.path) < 0) {
-            process->door = errno == ECONNREFUSED               ? DEAD_DOOR
-                            : errno == EACCES || errno == EPERM ? DENIED_DOOR
-                            : errno == EAGAIN                   ? SILENT_DOOR
-                                                                : NO_DOOR;
-            (void)close(fds[i].fd);
-            fds[i].fd = -1;
-        }
+    if (fds == NULL) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
+    for (size_t i = 0; i < processes->count; i++) {
+        fds[i] =
+            (struct pollfd){.fd = knock_at(&processes->list[i], i), .events = POLLIN};
         waiting += fds[i].fd >= 0;
     }
     while (waiting > 0 && poll(fds, processes->count, patience_until(deadline)) > 0) {
         for (size_t i = 0; i < processes->count; i++) {
-            if (fds[i].fd >= 0 && fds[i].revents != 0) {
-                char byte = 0;
-                processes->list[i].door =
-                    recv(fds[i].fd, &byte, 1, 0) == 1 ? OPEN_DOOR : DENIED_DOOR;
-                (void)close(fds[i].fd);
-                fds[i].fd = -1;
-                waiting--;
-            }
+            waiting -= hear(&processes->list[i], &fds[i]);
         }
     }
-    for (size_t i = 0; fds != NULL && i < processes->count; i++) {
-        (void)(fds[i].fd >= 0 && close(fds[i].fd));
-    }
-    free(fds);
+    free(fds); /* the descriptors that are left go with the program */
 }
 
 /* The version that the files which a process has mapped tell, like "3.11"; "?" where we may not

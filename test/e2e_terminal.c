@@ -247,14 +247,13 @@ output_above_a_line_of_several_rows_leaves_it_whole(void)
         type("漢字");
     }
     type("\"");
-         "漢字\"");
-         type(" + \"and more than one row of it, so that it takes a third\"[:0]");
-         see("takes a third");
-         write_stdin(app, "tock\n");
-         see("tocktocktock\n>>> .漢字");
-         press("Enter");
-         see("\n字.\n>>>");
-         close_stdin(app);
+    type(" + \"and more than one row of it, so that it takes a third\"[:0]");
+    see("takes a third");
+    write_stdin(app, "tock\n");
+    see("tocktocktock\n>>> .漢字");
+    press("Enter");
+    see("\n字.\n>>>");
+    close_stdin(app);
 }
 
 static void

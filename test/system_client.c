@@ -2,7 +2,9 @@
  */
 #include "support.h"
 
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -41,7 +43,7 @@ stacks_of_gunicorn_and_its_workers_come_although_one_is_stuck(void)
     struct process *master =
         start_process(.argv =
                           LIST(debian_python(), "-m", "gunicorn", "--workers", "4",
-                               "--timeout", "600", "--graceful-timeout", "0", "--bind",
+                               "--timeout", "600", "--graceful-timeout", "10", "--bind",
                                format_text("unix:%s", door), "app:application"),
                       .env = LIST("PYTHONMANHOLE=reinstall_delay=0.01"), .debian = true);
     wait_until(are_all_up, &master->pid, "all workers answer", DEADLINE);
@@ -64,6 +66,11 @@ stacks_of_gunicorn_and_its_workers_come_although_one_is_stuck(void)
     assert_matches(block, "^manhole: Python has not answered");
     assert_contains(block, "ctypes.PyDLL(None).sleep(600)");
     assert_contains(out, format_text("==> %d ", (int)master->pid));
+    expect_socket_left(socket_path_of((pid_t)atoi(stuck)));
+    assert_int_equal(kill((pid_t)atoi(stuck), SIGKILL), 0);
+    wait_until(are_all_up, &master->pid, "all workers answer", DEADLINE);
+    send_signal(master, SIGTERM);
+    assert_int_equal(wait_for_exit(master, DEADLINE), 0);
 }
 
 int
