@@ -462,6 +462,7 @@ struct wish {
     bool aside;     /* needs a slot, but is none of max_sessions */
     bool no_stacks; /* the console begins with its banner */
     bool framed;    /* the answer is in frames: stdout and stderr apart */
+    bool marked;    /* a byte before and behind each prompt tells it from output */
     bool unlogged;  /* too frequent for a line in the log each time */
     /* In the session's thread, before it attaches: reads the client's request. Returns whether
      * there is one; else the client has been told. NULL: there is none to wait for. */
@@ -490,6 +491,7 @@ struct session {
     struct peer peer;
     const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
+    bool asked_for_input; /* by the session's own thread: see ask_for_input() */
     /* The session's own thread's. */
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
@@ -2378,10 +2380,10 @@ typedef void thread_writer(struct text *text, struct slice facts, unsigned long 
                            const struct slice *lines, size_t count,
                            struct sources *sources);
 
-/* Appends all threads of a copy's text. */
+/* Writes all threads of a copy's text. */
 DETACHED static void
-append_copied_threads(struct text *text, const struct copied *copied,
-                      thread_writer *append_thread)
+write_copied_threads(struct text *text, const struct copied *copied,
+                     thread_writer *append_thread)
 {
     enum {
         MAX_LINES = 128
@@ -2413,6 +2415,12 @@ append_copied_threads(struct text *text, const struct copied *copied,
         }
     }
     free_sources(&sources);
+}
+
+DETACHED static void
+append_copied_threads(struct text *text, const struct copied *copied)
+{
+    write_copied_threads(text, copied, append_copied_thread);
 }
 
 static bool
@@ -2498,7 +2506,7 @@ append_snapshot(struct text *text)
     examine_copy(&examination);
     append_copy_note(text, &examination);
     append_string(text, examination.result == COPY_DONE ? "" : "\n");
-    append_copied_threads(text, &examination.copied, append_copied_thread);
+    append_copied_threads(text, &examination.copied);
     append_other_threads(text, examination.copied.facts);
     append_string(text, "#############################################\n\n\n");
     free_text(&examination.raw);
@@ -3129,7 +3137,7 @@ append_json_snapshot(struct text *text)
     struct text note = {0};
     examine_copy(&examination);
     begin_json(text, "frozen copy");
-    append_copied_threads(text, &examination.copied, append_json_copied_thread);
+    write_copied_threads(text, &examination.copied, append_json_copied_thread);
     append_string(text, "]");
     append_copy_note(&note, &examination);
     if (note.length > 0) {
@@ -3498,6 +3506,7 @@ enum frame_kind {
     FRAME_OUTPUT = 'o',
     FRAME_ERROR = 'e',
     FRAME_STATUS = 'x',
+    FRAME_WANTS_INPUT = 'i', /* empty: the client may send what its standard input has */
 };
 
 /* As send_client(), as frames where the client has asked for them: a kind, the length as four
@@ -3522,6 +3531,19 @@ write_as(struct session *session, enum frame_kind kind, const char *bytes, size_
         length -= size;
     }
     return 0;
+}
+
+/* Lets the client of a program know that its input is wanted, once. */
+ATTACHED static void
+ask_for_input(struct session *session)
+{
+    static const char head[5] = {FRAME_WANTS_INPUT};
+    if (session->wish->framed && !session->asked_for_input) {
+        session->asked_for_input = true;
+        if (send_client(session, head, sizeof(head)) < 0) {
+            PyErr_Clear(); /* the input is at its end, then */
+        }
+    }
 }
 
 /* As write_as(), for a str. */
@@ -3646,6 +3668,9 @@ stream_target(PyObject *self)
     struct stream *stream = (struct stream *)self;
     struct session *session = stream_session(stream);
     if (session != NULL) {
+        if (stream->is_input) {
+            ask_for_input(session);
+        }
         return stream->is_input ? session->input : self;
     }
     return stream->original == Py_None && !stream->is_input ? self : stream->original;
@@ -4688,9 +4713,10 @@ run_console(struct session *session, PyObject *console)
     static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
     enum verdict verdict = LINE_DONE;
     while (verdict != SESSION_OVER) {
-        const char *prompt = verdict == LINE_WANTS_MORE ? "... " : ">>> ";
+        bool marked = session->wish->marked;
+        const char *prompt = verdict == LINE_WANTS_MORE ? "\1... \2" : "\1>>> \2";
         PyObject *line = NULL; /* owned */
-        if (write_client(session, prompt, 4) == 0) {
+        if (write_client(session, prompt + !marked, marked ? 6 : 4) == 0) {
             line = read_line(session);
         }
         if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
@@ -5597,6 +5623,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->request = NULL;
         session->request_length = 0;
         session->card[0] = '\0';
+        session->asked_for_input = false;
         session->gone_ms = 0;
         session->head = 0;
         session->tail = 0;
@@ -6263,6 +6290,8 @@ find_wish(const char *name)
          .receive = receive_line,
          .serve = serve_completion},
         {.name = "quiet", .no_stacks = true},
+        {.name = "edit", .marked = true},
+        {.name = "edit-quiet", .marked = true, .no_stacks = true},
         {.name = "exec",
          .framed = true,
          .receive = receive_program,
