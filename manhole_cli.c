@@ -3067,7 +3067,7 @@ on_tab(EditLine *el, int key)
     if (word.data != NULL) {
         word.data[--word.length] = '\0'; /* the newline */
     }
-    if (are_matches(&matches, text_of(&word))) {
+    if (matches.data != NULL && are_matches(&matches, text_of(&word))) {
         common = common_length(&matches);
         if (common > word.length) {
             matches.data[common] = '\0';
@@ -3447,7 +3447,9 @@ take_frames(struct answer *answer)
                                              : answer->status;
         drop(bytes, count);
         answer->left -= count;
-        answer->kind = answer->left == 0 ? 0 : answer->kind;
+        if (answer->left == 0) {
+            answer->kind = 0;
+        }
     }
 }
 

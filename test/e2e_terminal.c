@@ -238,6 +238,19 @@ output_of_other_threads_appears_above_the_line(void)
 }
 
 static void
+prompts_are_marked_for_an_editor(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct client *client =
+        connect_as(socket_path_of(app->pid), "manhole-cli/1.1/edit-quiet");
+    client_wait_for(client, "(ManholeConsole)\n\001>>> \002");
+    client_send(client, "if True:\n");
+    client_wait_for(client, "\001... \002");
+    assert_not_contains(client->text.data, "ThreadID=");
+}
+
+static void
 output_above_a_line_of_several_rows_leaves_it_whole(void)
 {
     struct process *app =
@@ -588,6 +601,7 @@ main(void)
         TEST(line_longer_than_the_screen_is_edited),
         TEST(pasted_function_with_empty_lines_arrives_whole),
         TEST(output_of_other_threads_appears_above_the_line),
+        TEST(prompts_are_marked_for_an_editor),
         TEST(output_above_a_line_of_several_rows_leaves_it_whole),
         TEST(prompts_of_input_and_pdb_are_the_editors),
         TEST(line_survives_a_resize),
