@@ -425,6 +425,7 @@ struct result {
     const char *out;
     const char *err;
     const char *status;
+    int wishes; /* for input */
 };
 
 static void
@@ -437,7 +438,7 @@ append_payload(const char **text, const char *payload, size_t length)
 static struct result
 read_result(struct client *client)
 {
-    struct result result = {"", "", ""};
+    struct result result = {"", "", "", 0};
     client_read_until_eof(client);
     const unsigned char *next = (const unsigned char *)client->text.data;
     size_t left = client->text.length;
@@ -450,8 +451,13 @@ read_result(struct client *client)
         const char **text = next[0] == 'o'   ? &result.out
                             : next[0] == 'e' ? &result.err
                                              : &result.status;
-        assert_non_null(strchr("oex", next[0]));
-        append_payload(text, (const char *)next + 5, length);
+        assert_non_null(strchr("oexi", next[0]));
+        if (next[0] == 'i') {
+            result.wishes++;
+        }
+        else {
+            append_payload(text, (const char *)next + 5, length);
+        }
         next += 5 + length;
         left -= 5 + length;
     }
