@@ -164,6 +164,18 @@ stacks_come_beside_as_many_consoles_as_there_may_be(void)
 }
 
 static void
+side_channels_are_bounded_and_take_no_place_of_a_console(void)
+{
+    struct process *app = start_ready(TARGET("max_sessions=1"));
+    for (int i = 0; i < 16; i++) {
+        connect_wishing(app, "complete"); /* and does not send a line */
+    }
+    assert_contains(client_read_until_eof(connect_wishing(app, "stacks")),
+                    "manhole: 16 clients are connected already");
+    client_wait_for(connect_to(app), ">>> ");
+}
+
+static void
 stacks_come_whatever_the_connection_handler(void)
 {
     struct process *app = start_ready(TARGET("connection_handler='exec'"));
@@ -640,10 +652,13 @@ program_hears_nothing_of_the_application(void)
 {
     struct process *app = start_ready(INSTALL(
         "") "import os\n" READY "while os.read(0, 9): print('app prints', flush=True)\n");
+    struct client *console = connect_to(app);
+    client_wait_for(console, ">>> ");
     struct client *client = start_program(app, "print('up')\nprint(input())");
     client_wait_for(client, "up");
     write_stdin(app, "x");
     wait_for_text(app, OUT, "app prints\n", DEADLINE);
+    client_wait_for(console, "app prints\n");
     client_send(client, "done\n");
     assert_string_equal(read_result(client).out, "up\ndone\n");
 }
@@ -824,6 +839,7 @@ main(void)
         TEST(stacks_of_a_stuck_process_come_from_the_frozen_copy),
         TEST(stuck_process_shows_its_stacks_again_and_again),
         TEST(stacks_come_beside_as_many_consoles_as_there_may_be),
+        TEST(side_channels_are_bounded_and_take_no_place_of_a_console),
         TEST(stacks_come_whatever_the_connection_handler),
         TEST(json_tells_threads_with_their_frames),
         TEST(json_of_a_stuck_process_comes_from_the_frozen_copy),
