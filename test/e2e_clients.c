@@ -338,20 +338,29 @@ stopped_client_holds_up_nothing_and_learns_what_it_missed(void)
     wait_for_text(client, OUT, " bytes not shown]", DEADLINE);
 }
 
+/* Says that it has come so far. */
+#define BEGUN "open('begun', 'w').close()"
+
 static void
 killed_client_leaves_nothing(void)
 {
     require_clients();
-    static const char *const statements[] = {"", "half a li", "while True: pass\n\n",
-                                             "while True: print('x' * 1000)\n\n"};
+    static const char *const statements[] = {
+        BEGUN "\n",
+        BEGUN "\nhalf a li",
+        "while not " BEGUN ": pass\n\n",
+        "while not " BEGUN ": print('x' * 1000)\n\n",
+    };
     struct process *app = start_app();
     for (size_t i = 0; i < ROWS(statements); i++) {
         struct process *client = start_command(interactive[1 + i % 2], app, false);
         wait_for_text(client, OUT, ">>> ", DEADLINE);
         write_stdin(client, statements[i]);
+        wait_for_path(test_path("begun"), DEADLINE);
         send_signal(client, SIGKILL);
         wait_for_exit(client, DEADLINE);
         assert_alone_again(app);
+        assert_int_equal(unlink(test_path("begun")), 0);
     }
 }
 

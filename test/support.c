@@ -879,6 +879,10 @@ start(const struct launch *how, const char *const argv[])
     if (how->uid != 0) {
         chmod(current.directory, 0777);
     }
+    int begun = -1;
+    int at_exec = -1;
+    char nothing = 0;
+    open_pipe(&begun, &at_exec);
     (void)fflush(stdout);
     pid_t pid = fork();
     if (pid < 0) {
@@ -887,6 +891,11 @@ start(const struct launch *how, const char *const argv[])
     if (pid == 0) {
         become(how, streams.theirs, argv, env.items);
     }
+    /* The exec closes the other end: what the child does before, it has done. */
+    close(at_exec);
+    while (read(begun, &nothing, 1) < 0 && errno == EINTR) {
+    }
+    close(begun);
     *process = (struct process){
         .pid = pid,
         .stdin_fd = streams.ours[0],

@@ -110,8 +110,10 @@ client_at_prompt(pid_t pid)
 static struct client *
 client_that_sees(pid_t pid, const char *text)
 {
+    long end_ms = now_ms() + DEADLINE;
     struct client *client = connect_client(socket_path_of(pid));
     while (strstr(client_wait_for(client, ">>> "), text) == NULL) {
+        assert_true(now_ms() < end_ms);
         client_close(client);
         client = connect_client(socket_path_of(pid));
     }
@@ -136,8 +138,10 @@ ask_for_ticks(struct client *customer)
 static void
 assert_serves(struct client *customer)
 {
+    long end_ms = now_ms() + DEADLINE;
     long before = ask_for_ticks(customer);
     while (ask_for_ticks(customer) <= before + 2) {
+        assert_true(now_ms() < end_ms);
         watch_for(2);
     }
     struct client *other = customer_of_the_loop();
@@ -338,6 +342,21 @@ prompt_of_eventlet_may_wait(void)
     assert_green_prompt_works(&eventlet_first);
 }
 
+/* One of theirs would wait for a loop that the session's thread does not have. */
+static void
+handler_is_given_a_socket_that_nobody_has_patched(void)
+{
+    static const char handler[] = "connection_handler=lambda client: client.sendall("
+                                  "client.recv(9) + type(client).__module__.encode())";
+    for (size_t i = 0; i < 4; i++) {
+        struct process *app = start_loop(frameworks[i], handler);
+        struct client *client = connect_to(app);
+        client_send(client, "ping ");
+        assert_string_equal(client_read_until_eof(client), "ping socket");
+        end_loop(app);
+    }
+}
+
 /* The stacks show the one that runs; this all the others. */
 static void
 assert_greenlets_are_seen(const struct framework *framework)
@@ -369,7 +388,7 @@ greenlets_of_eventlet_are_seen(void)
 }
 
 static bool
-has_one_thread_less(void *argument)
+has_no_session(void *argument)
 {
     const struct process *app = argument;
     return count_threads(app->pid) == 2;
@@ -385,7 +404,7 @@ gevent_hub_of_a_session_ends_with_it(void)
         struct client *client = client_at_prompt(app->pid);
         client_ask(client, "import time; time.sleep(0.001)");
         client_close(client);
-        wait_until(has_one_thread_less, app, "the session has ended", DEADLINE);
+        wait_until(has_no_session, app, "the session has ended", DEADLINE);
     }
     assert_int_equal(count_fds(app->pid), fds);
 }
@@ -485,7 +504,7 @@ static const char DJANGO_APP[] = //
     "else:\n"
     "    application = get_wsgi_application()\n";
 
-/* Returns the page once somebody serves it. */
+/* Asks for a page until somebody serves it. */
 static struct process *
 start_request(int port, const char *page)
 {
@@ -638,6 +657,7 @@ main(void)
         TEST(oneshot_is_served_by_any_loop),
         TEST(prompt_of_gevent_may_wait),
         TEST(prompt_of_eventlet_may_wait),
+        TEST(handler_is_given_a_socket_that_nobody_has_patched),
         TEST(greenlets_of_gevent_are_seen),
         TEST(greenlets_of_eventlet_are_seen),
         TEST(gevent_hub_of_a_session_ends_with_it),

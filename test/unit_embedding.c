@@ -545,6 +545,28 @@ end_of_python_waits_for_clients(void **state)
     }
 }
 
+/* Whether it leaves before or after the manhole is released. */
+CHECKED(no_thread_safety_analysis)
+static void
+end_of_python_interrupts_what_a_client_left_running(void **state)
+{
+    (void)state;
+    for (int released = 0; released < 2; released++) {
+        PyThreadState *tstate = NULL;
+        int fd = -1;
+        Py_InitializeEx(0);
+        install_quietly();
+        tstate = detach();
+        fd = connect_client();
+        send_text(fd, "while True: pass\n\n");
+        assert_true(read_until(fd, "... "));
+        reattach(tstate);
+        assert_int_equal(released ? manhole_release() : 0, 0);
+        (void)close(fd);
+        assert_int_equal(Py_FinalizeEx(), 0);
+    }
+}
+
 ATTACHED static void
 python_may_end_and_begin_again(void **state)
 {
@@ -654,6 +676,7 @@ main(void)
         WITH_PYTHON(descriptor_that_takes_nothing_is_an_errno_and_no_exception),
         WITH_PYTHON(exception_of_the_caller_stays),
         cmocka_unit_test(end_of_python_waits_for_clients),
+        cmocka_unit_test(end_of_python_interrupts_what_a_client_left_running),
         cmocka_unit_test(python_may_end_and_begin_again),
         cmocka_unit_test(dump_after_python_s_end_is_refused),
         WITH_PYTHON(client_is_in_the_interpreter_that_installed),
@@ -663,5 +686,6 @@ main(void)
         cmocka_unit_test_setup_teardown(module_of_the_inittab_is_used,
                                         begin_python_with_module, end_python),
     };
+    (void)alarm(300); /* Python that does not end is a failure, too */
     return RUN_UNIT_TESTS(tests);
 }

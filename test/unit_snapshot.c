@@ -496,36 +496,51 @@ each_state_has_a_name(void **state)
     assert_string_equal(state_name('?'), "in an unknown state");
 }
 
+struct other_thread {
+    int started[2]; /* pipes */
+    int end[2];
+    long native_id;
+};
+
 static void *
-wait_for_end(void *pipe_end)
+be_other_thread(void *argument)
 {
+    struct other_thread *other = argument;
     char byte = 0;
-    (void)!read(*(const int *)pipe_end, &byte, 1);
+    other->native_id = syscall(SYS_gettid);
+    (void)prctl(PR_SET_NAME, "other");
+    (void)close(other->started[1]);
+    (void)!read(other->end[0], &byte, 1);
     return NULL;
 }
 
-/* All that neither the dump told of nor tells the tale. */
+/* All that neither have facts nor tell the tale. */
 static void
 other_threads_are_those_without_facts(void **state)
 {
-    int ends[2];
+    struct other_thread other;
     pthread_t thread;
+    char byte = 0;
     char facts[64];
-    char own[64];
-    struct text text = {0};
+    struct text without = {0};
+    struct text with = {0};
     (void)state;
-    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
-    assert_int_equal(pthread_create(&thread, NULL, wait_for_end, &ends[0]), 0);
-    (void)pthread_setname_np(thread, "other");
-    (void)snprintf(facts, sizeof(facts), "@ 1 %ld 0 x\n", (long)getpid());
-    (void)snprintf(own, sizeof(own), "  TID %ld (unit_snapshot)", (long)getpid());
-    append_other_threads(&text, (struct slice){facts, strlen(facts)});
-    assert_non_null(strstr(string_of(&text), " (other), "));
-    assert_null(strstr(text.bytes, own));
-    free_text(&text);
-    (void)close(ends[1]);
+    assert_int_equal(pipe2(other.started, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(other.end, O_CLOEXEC), 0);
+    assert_int_equal(pthread_create(&thread, NULL, be_other_thread, &other), 0);
+    assert_int_equal(read(other.started[0], &byte, 1), 0);
+    (void)snprintf(facts, sizeof(facts), "@ 1 %ld 0 x\n", other.native_id);
+    append_other_threads(&without, (struct slice){"", 0});
+    append_other_threads(&with, (struct slice){facts, strlen(facts)});
+    assert_non_null(strstr(string_of(&without), " (other), "));
+    assert_null(strstr(string_of(&without), " (unit_snapshot), "));
+    assert_null(strstr(string_of(&with), " (other), "));
+    (void)close(other.end[1]);
     assert_int_equal(pthread_join(thread, NULL), 0);
-    (void)close(ends[0]);
+    (void)close(other.started[0]);
+    (void)close(other.end[0]);
+    free_text(&without);
+    free_text(&with);
 }
 
 /* ---- Copies ---------------------------------------------------------------------------------- */

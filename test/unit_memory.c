@@ -1,0 +1,272 @@
+/* Memory: each allocation in turn fails, Python's and our own. What is asked for is then done, or
+ * is refused with an exception and leaves nothing; nothing crashes. (Not where CPython itself does:
+ * the compiler, and the making of types on 3.13.) */
+#include <Python.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What allocations pass through. */
+static struct gate {
+    int64_t allowed; /* how many succeed before one fails */
+    bool shut;       /* that one, and all after it */
+    bool refused;    /* one has failed */
+} gate = {.allowed = INT64_MAX};
+
+static void
+open_gate(void)
+{
+    gate.allowed = INT64_MAX;
+    gate.shut = false;
+    gate.refused = false;
+}
+
+static bool
+is_refused(void)
+{
+    bool refused = gate.allowed == 0 || (gate.shut && gate.refused);
+    gate.allowed -= gate.allowed >= 0;
+    gate.refused = gate.refused || refused;
+    return refused;
+}
+
+static void *
+malloc_or_fail(size_t size)
+{
+    return is_refused() ? NULL : malloc(size);
+}
+
+static void *
+realloc_or_fail(void *memory, size_t size)
+{
+    return is_refused() ? NULL : realloc(memory, size);
+}
+
+static char *
+strdup_or_fail(const char *string)
+{
+    return is_refused() ? NULL : strdup(string);
+}
+
+#undef strdup
+#define malloc malloc_or_fail
+#define realloc realloc_or_fail
+#define strdup strdup_or_fail
+#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#undef malloc
+#undef realloc
+#undef strdup
+
+#include "unit.h"
+
+/* ---- Python's allocators, with the same gate before them ------------------------------- */
+
+static PyMemAllocatorEx originals[2]; /* by domain */
+
+static void *
+python_malloc(void *original, size_t size)
+{
+    const PyMemAllocatorEx *allocator = original;
+    return is_refused() ? NULL : allocator->malloc(allocator->ctx, size);
+}
+
+static void *
+python_calloc(void *original, size_t count, size_t size)
+{
+    const PyMemAllocatorEx *allocator = original;
+    return is_refused() ? NULL : allocator->calloc(allocator->ctx, count, size);
+}
+
+static void *
+python_realloc(void *original, void *memory, size_t size)
+{
+    const PyMemAllocatorEx *allocator = original;
+    return is_refused() ? NULL : allocator->realloc(allocator->ctx, memory, size);
+}
+
+static void
+python_free(void *original, void *memory)
+{
+    const PyMemAllocatorEx *allocator = original;
+    allocator->free(allocator->ctx, memory);
+}
+
+static void
+set_allocators(void)
+{
+    static const PyMemAllocatorDomain domains[] = {PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(domains); i++) {
+        PyMemAllocatorEx ours = {&originals[i], python_malloc, python_calloc,
+                                 python_realloc, python_free};
+        PyMem_GetAllocator(domains[i], &originals[i]);
+        PyMem_SetAllocator(domains[i], &ours);
+    }
+}
+
+/* ---- What is tried ------------------------------------------------------------------------ */
+
+static PyObject *module;   /* manhole */
+static PyObject *keywords; /* for install() */
+
+/* Each returns 0, or -1 with an exception; undoes what it has done. */
+
+ATTACHED static int
+try_options(void)
+{
+    PyObject *empty = PyTuple_New(0);
+    struct options options = default_options();
+    int result =
+        empty == NULL ? -1 : parse_options(&options, empty, keywords, PyExc_RuntimeError);
+    drop_options(&options);
+    Py_XDECREF(empty);
+    return result;
+}
+
+ATTACHED static int
+try_wrong_option(void)
+{
+    PyObject *nonsense = PyUnicode_FromString("nonsense");
+    if (nonsense != NULL) {
+        raise_unknown_option(nonsense);
+    }
+    Py_XDECREF(nonsense);
+    if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        return 0;
+    }
+    return -1;
+}
+
+ATTACHED static void
+release_with_memory(void)
+{
+    const struct gate before = gate;
+    PyObject *exception = NULL;
+    open_gate();
+    exception = take_exception();
+    release();
+    if (exception != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+    }
+    gate = before;
+}
+
+ATTACHED static int
+try_install(void)
+{
+    PyObject *empty = PyTuple_New(0);
+    PyObject *result = empty == NULL ? NULL : install(module, empty, keywords);
+    int installed = result == NULL ? -1 : 0;
+    release_with_memory();
+    Py_XDECREF(result);
+    Py_XDECREF(empty);
+    return installed;
+}
+
+ATTACHED static int
+try_dump(void)
+{
+    struct text text = {0};
+    int result = append_attached_dump(&text);
+    free_text(&text);
+    return result;
+}
+
+/* As from a frozen copy. */
+ATTACHED static int
+try_copied_threads(void)
+{
+    static const char stacks[] = "Thread 0x1 (most recent call first):\n"
+                                 "  File \"" __FILE__ "\", line 1 in f\n"
+                                 "  File \"caf\\xe9\", line 2 in g\n";
+    static const char facts[] = "@ 1 1 1 MainThread\n";
+    const struct copied copied = {{stacks, strlen(stacks)}, {facts, strlen(facts)}};
+    struct text text = {0};
+    PyThreadState *tstate = detach();
+    append_copied_threads(&text, &copied);
+    append_other_threads(&text, copied.facts);
+    reattach(tstate);
+    if (text.failed) {
+        PyErr_NoMemory();
+    }
+    free_text(&text);
+    return PyErr_Occurred() == NULL ? 0 : -1;
+}
+
+static int
+count_tasks(void)
+{
+    int count = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    assert_non_null(tasks);
+    while (readdir(tasks) != NULL) { /* NOLINT(concurrency-mt-unsafe): own DIR */
+        count++;
+    }
+    (void)closedir(tasks);
+    return count;
+}
+
+/* Fails the n-th allocation, for every n, until there is no n-th. */
+ATTACHED static void
+try_with_little_memory(int (*try)(void), bool shut)
+{
+    const int tasks = count_tasks();
+    bool enough = false;
+    assert_int_equal(try(), 0); /* imports, caches */
+    for (int64_t n = 0; !enough; n++) {
+        int result = 0;
+        gate = (struct gate){.allowed = n, .shut = shut};
+        result = try();
+        enough = !gate.refused;
+        open_gate();
+        if ((result < 0) != (PyErr_Occurred() != NULL) || (enough && result < 0)) {
+            PyErr_Print();
+            fail_msg("allocation %d: %d", (int)n, result);
+        }
+        PyErr_Clear();
+        assert_false(manhole.installed);
+        assert_int_equal(count_tasks(), tasks);
+    }
+}
+
+#define TRIAL(name, what)                                                                \
+  ATTACHED static void name(void **state)                                                \
+  {                                                                                      \
+    (void)state;                                                                         \
+    try_with_little_memory((what), false);                                               \
+    try_with_little_memory((what), true);                                                \
+  }
+
+TRIAL(options_are_parsed_or_refused, try_options)
+TRIAL(unknown_option_is_named_or_memory_lacks, try_wrong_option)
+TRIAL(manhole_is_installed_or_nothing, try_install)
+TRIAL(stacks_are_dumped_or_refused, try_dump)
+TRIAL(text_of_a_copy_is_told_or_refused, try_copied_threads)
+
+CHECKED(no_thread_safety_analysis)
+int
+main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(options_are_parsed_or_refused),
+        cmocka_unit_test(unknown_option_is_named_or_memory_lacks),
+        cmocka_unit_test(manhole_is_installed_or_nothing),
+        cmocka_unit_test(stacks_are_dumped_or_refused),
+        cmocka_unit_test(text_of_a_copy_is_told_or_refused),
+    };
+    int failed = 0;
+    set_allocators();
+    Py_InitializeEx(0);
+    /* 3.13 tells of each error that a function of its own hides. */
+    (void)PyRun_SimpleString("import sys; sys.unraisablehook = lambda hidden: None");
+    module = make_module();
+    keywords = Py_BuildValue("{sOsOsssssdsis(is)}", "verbose", Py_False, "locals",
+                             PyModule_GetDict(module), "socket_path", "/tmp/mh-%(pid)s",
+                             "activate_on", "USR1", "hang_timeout", 1.5, "max_sessions",
+                             7, "sigmask", 12, "HUP");
+    failed = RUN_UNIT_TESTS(tests);
+    Py_XDECREF(keywords);
+    Py_XDECREF(module);
+    return Py_FinalizeEx() < 0 || failed;
+}
