@@ -167,7 +167,7 @@ history_of_clients_side_by_side_has_all_their_lines(void)
         assert_int_equal(wait_for_exit(clients[i], DEADLINE), 0);
     }
     const char *history = read_file(test_path(".manhole_history"));
-    assert_int_equal(strlen(history), CLIENTS * LINES * strlen("000\n"));
+    assert_int_equal(strlen(history), (size_t)CLIENTS * LINES * strlen("000\n"));
     for (int i = 0; i < CLIENTS * LINES; i++) {
         assert_matches(history, format_text("^%d%02d$", i % CLIENTS + 1, i / CLIENTS));
     }
@@ -207,9 +207,10 @@ static void
 pasted_function_with_empty_lines_arrives_whole(void)
 {
     (void)open_console(TARGET(""), "");
-    tmux(TMUX("set-buffer",
-              "def f(a):\n    b = a\n\n    if b:\n        return b + 1\n\n"
-              "    return \"\"\"none\n\n    left\"\"\"\nprint(f(1))\nf(0) # half"));
+    const char *text =
+        "def f(a):\n    b = a\n\n    if b:\n        return b + 1\n\n"
+        "    return \"\"\"none\n\n    left\"\"\"\nprint(f(1))\nf(0) # half";
+    tmux(TMUX("set-buffer", text));
     tmux(TMUX("paste-buffer", "-p"));
     see("\n2\n>>> f\\(0\\) # half");
     press("Enter");
@@ -361,7 +362,7 @@ ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back(void)
     see(">>>");
     type("40 + ");
     press("C-z");
-    see("Stopped.*\nshell:");
+    see("Stopped.*(\n.*)?\nshell:");
     enter("stty -a | grep -c \" icanon\"; fg");
     see("\n1\n(.*\n)*>>> 40 \\+");
     enter("2");
@@ -378,7 +379,8 @@ sigterm_restores_the_terminal(void)
                             "stty -a >after; cmp before after && echo same; exec cat",
                             build_path("manhole-cli"), (int)app->pid));
     see(">>>");
-    assert_int_equal(kill((pid_t)atoi(read_file(test_path("pid"))), SIGTERM), 0);
+    assert_int_equal(kill((pid_t)strtol(read_file(test_path("pid")), NULL, 10), SIGTERM),
+                     0);
     see("status=143\nsame");
 }
 

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WORKERS = 4, PATIENCE_MS = 3000 };
+enum { WORKERS = 4, MOST_WORKERS = 8, PATIENCE_MS = 3000 };
 
 /* One request gets its worker stuck in C, with the GIL. */
 static const char APP[] = //
@@ -23,9 +23,9 @@ static const char APP[] = //
 static bool
 are_all_up(void *master)
 {
-    pid_t workers[2 * WORKERS];
+    pid_t workers[MOST_WORKERS];
     size_t up = 0;
-    size_t count = list_children(*(pid_t *)master, workers, 2 * WORKERS);
+    size_t count = list_children(*(pid_t *)master, workers, MOST_WORKERS);
     for (size_t i = 0; i < count; i++) {
         up += is_served(socket_path_of(workers[i]));
     }
@@ -66,8 +66,8 @@ stacks_of_gunicorn_and_its_workers_come_although_one_is_stuck(void)
     assert_matches(block, "^manhole: Python has not answered");
     assert_contains(block, "ctypes.PyDLL(None).sleep(600)");
     assert_contains(out, format_text("==> %d ", (int)master->pid));
-    expect_socket_left(socket_path_of((pid_t)atoi(stuck)));
-    assert_int_equal(kill((pid_t)atoi(stuck), SIGKILL), 0);
+    expect_socket_left(socket_path_of((pid_t)strtol(stuck, NULL, 10)));
+    assert_int_equal(kill((pid_t)strtol(stuck, NULL, 10), SIGKILL), 0);
     wait_until(are_all_up, &master->pid, "all workers answer", DEADLINE);
     send_signal(master, SIGTERM);
     assert_int_equal(wait_for_exit(master, DEADLINE), 0);
