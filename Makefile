@@ -69,7 +69,9 @@ ifneq ($(SANITIZE),)
 SUFFIX := -asan
 OUR_CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
 OUR_LDFLAGS += -fsanitize=$(SANITIZE)
-PRELOAD := $(if $(findstring address,$(SANITIZE)),$(shell $(CC) -print-file-name=libasan.so))
+# With the C++ runtime, for asan asks at its start who throws exceptions: greenlet will.
+PRELOAD := $(if $(findstring address,$(SANITIZE)),$(shell $(CC) -print-file-name=libasan.so):$(shell \
+    $(CC) -print-file-name=libstdc++.so.6))
 endif
 # gcc would follow the links in Debian's headers of python3-dbg, to another pyconfig.h.
 CANONICAL := $(if $(findstring clang,$(CC)),,-fno-canonical-system-headers)
