@@ -510,7 +510,8 @@ no_color_is_honoured(void)
     wait_until_ready(app);
     struct process *cli = start_at_terminal(app, LIST("TERM=xterm", "NO_COLOR=1"), NULL);
     write_stdin(cli, "1/0\n");
-    wait_for_text(cli, OUT, "\nZeroDivisionError: division by zero\r\n>>> ", DEADLINE);
+    wait_for_text(cli, OUT, "\nZeroDivisionError: division by zero\r\n", DEADLINE);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
     leave_by_ctrl_d(cli);
     assert_not_contains(text_of(cli, OUT), "\033[1;3");
 }
