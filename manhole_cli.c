@@ -481,12 +481,22 @@ static const char *const paints[] = {
 };
 
 static struct terminal {
+    int input;        /* standard input; if it is a terminal, one that never blocks */
     bool is_shown_on; /* standard output is a terminal */
     bool is_typed_on; /* standard input is one */
     bool is_capable;  /* it can move its cursor: there is a TERM, and it is not dumb */
     bool has_colours; /* wanted, too: no NO_COLOR in the environment */
     bool is_raw;      /* --raw: control sequences are sent as they come */
 } terminal;
+
+/* Between a poll() that promises a line and the read(), Ctrl-C may have thrown it away. To make
+ * standard input non-blocking would do so for all who share it, so it is opened once more. */
+static int
+open_input_again(void)
+{
+    int fd = open("/proc/self/fd/0", O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    return fd >= 0 ? fd : STDIN_FILENO;
+}
 
 /* Characters are what UTF-8 says, also where the locale says nothing of them. */
 static void
@@ -501,6 +511,7 @@ look_at_terminal(bool is_raw)
     /* NOLINTEND(concurrency-mt-unsafe) */
     terminal.is_shown_on = isatty(STDOUT_FILENO) == 1;
     terminal.is_typed_on = isatty(STDIN_FILENO) == 1;
+    terminal.input = terminal.is_typed_on ? open_input_again() : STDIN_FILENO;
     terminal.is_capable = type != NULL && type[0] != '\0' && strcmp(type, "dumb") != 0;
     terminal.has_colours = terminal.is_shown_on && terminal.is_capable &&
                            (no_color == NULL || no_color[0] == '\0');
@@ -2274,7 +2285,7 @@ is_pending(const struct flow *flow)
 static void
 read_stdin(struct flow *typed, int server)
 {
-    ssize_t count = read(STDIN_FILENO, typed->bytes, sizeof(typed->bytes));
+    ssize_t count = read(terminal.input, typed->bytes, sizeof(typed->bytes));
 
     if (count < 0 && is_passing(errno)) {
         return;
@@ -2383,7 +2394,8 @@ choose_events(struct pollfd fds[POLLED], const struct flow *typed,
     bool writes_server = !shown->is_over && is_pending(typed);
     short events = (short)((reads_server ? POLLIN : 0) | (writes_server ? POLLOUT : 0));
 
-    fds[INPUT] = (struct pollfd){.fd = reads_input ? STDIN_FILENO : -1, .events = POLLIN};
+    fds[INPUT] =
+        (struct pollfd){.fd = reads_input ? terminal.input : -1, .events = POLLIN};
     fds[OUTPUT] =
         (struct pollfd){.fd = is_pending(shown) ? STDOUT_FILENO : -1, .events = POLLOUT};
     fds[SERVER] = (struct pollfd){.fd = events != 0 ? server : -1, .events = events};
@@ -2875,7 +2887,7 @@ static void
 read_keys(void)
 {
     char bytes[512];
-    ssize_t count = read(STDIN_FILENO, bytes, sizeof(bytes));
+    ssize_t count = read(terminal.input, bytes, sizeof(bytes));
 
     if (count > 0) {
         append(&editor.keys, bytes, (size_t)count);
@@ -2892,7 +2904,7 @@ wait_for_news(bool wants_keys, int patience_ms)
 {
     static bool is_silent = true; /* not a byte has come, and nothing was said of that */
     struct pollfd fds[2] = {
-        {.fd = wants_keys ? STDIN_FILENO : -1, .events = POLLIN},
+        {.fd = wants_keys ? terminal.input : -1, .events = POLLIN},
         {.fd = editor.server,
          .events = (short)(POLLIN | (editor.unsent.length > 0 ? POLLOUT : 0))},
     };
@@ -3217,8 +3229,10 @@ send_pasted_line(void)
         drop(&editor.paste, length);
     }
     if (mending != LEAVE_OUT) {
-        append_paint(&editor.out, editor.is_waiting ? PROMPT : PLAIN,
-                     text_of(&editor.line));
+        struct buffer prompt = {.data = NULL}; /* owned */
+        append_harmless(&prompt, text_of(&editor.line), editor.line.length);
+        append_paint(&editor.out, editor.is_waiting ? PROMPT : PLAIN, text_of(&prompt));
+        free(prompt.data);
         append_harmless(&editor.out, line.data, line.length);
         show_output();
         follow_paste(line.data);
@@ -3593,7 +3607,7 @@ static void
 read_input(struct buffer *unsent, bool *is_over)
 {
     char bytes[4096];
-    ssize_t count = read(STDIN_FILENO, bytes, sizeof(bytes));
+    ssize_t count = read(terminal.input, bytes, sizeof(bytes));
 
     if (count > 0) {
         append(unsent, bytes, (size_t)count);
@@ -3664,8 +3678,9 @@ run_code(int server, const struct request *request, const struct target *target,
     while (!errand.is_over) {
         bool reads_input = answer.wants_input && !is_over && unsent.length == 0;
         short events = (short)(POLLIN | (unsent.length > 0 ? POLLOUT : 0));
-        struct pollfd fds[2] = {{.fd = reads_input ? STDIN_FILENO : -1, .events = POLLIN},
-                                {.fd = server, .events = events}};
+        struct pollfd fds[2] = {
+            {.fd = reads_input ? terminal.input : -1, .events = POLLIN},
+            {.fd = server, .events = events}};
         if (!wait_on_errand(&errand, fds, 2)) {
             continue;
         }
