@@ -85,8 +85,10 @@ enum {
     TITLE_SIZE = 64,    /* bytes of an option's names, for --help and messages */
     MAX_WORDS = 1024,   /* PIDs, and arguments of code, on a command line */
     MAX_OPTIONS = 32,   /* rows of options[], for each has a bit */
-    MAX_ORPHANS = 10,   /* sockets without a process that --list names */
-    JOBS_AT_ONCE = 128, /* processes that are served side by side */
+    ACCEPTS_CONNECTIONS = 0x10000, /* of the flags in /proc/net/unix */
+    MOST_FDS = 1024,               /* that are looked at for a socket */
+    MAX_ORPHANS = 10,              /* sockets without a process that --list names */
+    JOBS_AT_ONCE = 128,            /* processes that are served side by side */
 };
 
 /* What the shell gets. 0 also when the server of a console is killed: its close looks the
@@ -1116,7 +1118,12 @@ take_version(const struct option *option, const char *argument, struct request *
     (void)option;
     (void)argument;
     (void)request;
-    (void)printf("%s %s\n", program, MANHOLE_VERSION);
+#ifdef HAVE_LIBEDIT
+    static const char editing[] = " (lines are edited by libedit)";
+#else
+    static const char editing[] = " (no line editing)";
+#endif
+    (void)printf("%s %s%s\n", program, MANHOLE_VERSION, editing);
     leave(STATUS_OK);
 }
 
@@ -3911,15 +3918,96 @@ add_process(struct processes *processes, const struct process *process)
     processes->list[processes->count++] = *process;
 }
 
+/* The field of a line whose fields are parted by blanks, from 0 on; NULL when it has fewer. */
+static char *
+find_field(char *line, int number)
+{
+    for (; number > 0 && line != NULL; number--) {
+        line = strchr(line, ' ');
+        line = line != NULL ? line + strspn(line, " ") : NULL;
+    }
+    return line;
+}
+
+/* The path of the socket that this line of /proc/net/unix tells of, if it is one of those that are
+ * listened at; cut off there. Else NULL. */
+static const char *
+listening_path(char *line, unsigned long *inode)
+{
+    const char *flags = find_field(line, 3);
+    const char *number = find_field(line, 6);
+    char *path = find_field(line, 7);
+
+    if (path == NULL || path[0] != '/' ||
+        (strtoul(flags, NULL, 16) & ACCEPTS_CONNECTIONS) == 0) {
+        return NULL;
+    }
+    *inode = strtoul(number, NULL, 10);
+    path[strcspn(path, "\n")] = '\0';
+    return path;
+}
+
+/* Whether one of the process's descriptors is this socket. */
+static bool
+has_socket(pid_t pid, unsigned long inode)
+{
+    char wanted[64];
+    bool found = false;
+
+    (void)snprintf(wanted, sizeof(wanted), "socket:[%lu]", inode);
+    for (int fd = 0; fd < MOST_FDS && !found; fd++) {
+        char path[64];
+        char link[64] = "";
+        (void)snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, fd);
+        found = readlink(path, link, sizeof(link) - 1) > 0 && strcmp(link, wanted) == 0;
+    }
+    return found;
+}
+
+/* A manhole with a socket_path of its own: it is open where the process listens at a path with
+ * "manhole" in it. */
+static void
+find_own_path(struct target *target)
+{
+    char name[64];
+    char *line = NULL; /* owned */
+    size_t size = 0;
+    FILE *sockets = NULL; /* owned */
+    unsigned long inode = 0;
+    char root[32] = ""; /* that the paths are below, seen from here */
+
+    if (strncmp(target->path, "/proc/", 6) == 0) {
+        (void)snprintf(root, sizeof(root), "/proc/%d/root", (int)target->pid);
+    }
+    (void)snprintf(name, sizeof(name), "/proc/%d/net/unix", (int)target->pid);
+    sockets = fopen(name, "re");
+    while (sockets != NULL && getline(&line, &size, sockets) > 0) {
+        const char *path = listening_path(line, &inode);
+        if (path != NULL && strstr(path, "manhole") != NULL &&
+            strlen(root) + strlen(path) < sizeof(target->path) &&
+            has_socket(target->pid, inode)) {
+            (void)snprintf(target->path, sizeof(target->path), "%s%s", root, path);
+            break;
+        }
+    }
+    free(line);
+    if (sockets != NULL) {
+        (void)fclose(sockets);
+    }
+}
+
 /* Adds the process if it has a manhole. */
 static void
 consider_process(pid_t pid, void *argument)
 {
     struct processes *processes = argument;
     struct process process = {.target = target_of(pid), .is_alive = true};
-    bool has_socket = is_socket(process.target.path);
+    bool has_socket_file = is_socket(process.target.path);
 
-    if ((has_socket || has_listener(pid)) && find_uid(pid, &process.uid)) {
+    if ((has_socket_file || has_listener(pid)) && find_uid(pid, &process.uid)) {
+        if (!has_socket_file) {
+            find_own_path(&process.target);
+        }
         find_activation(pid, process.signal, sizeof(process.signal));
         find_command(pid, &process.command);
         add_process(processes, &process);

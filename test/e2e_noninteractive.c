@@ -403,7 +403,7 @@ version_is_printed(void)
 {
     const char *out = NULL;
     assert_int_equal(run_command(CLI("--version"), NULL, &out, NULL), 0);
-    assert_matches(out, "^manhole-cli [0-9]+\\.[0-9]+\\.[0-9]+$");
+    assert_matches(out, "^manhole-cli [0-9]+\\.[0-9]+\\.[0-9]+ \\(.*\\)$");
 }
 
 static void

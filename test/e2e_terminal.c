@@ -35,10 +35,22 @@ tmux(const char *const argv[])
     }
 }
 
+/* Skips the test where manhole-cli was built without libedit. */
+static void
+require_editor(void)
+{
+    const char *out = NULL;
+    assert_int_equal(run_command(CLI("--version"), NULL, &out, NULL), 0);
+    if (strstr(out, "libedit") == NULL) {
+        skip_test("manhole-cli was built without libedit");
+    }
+}
+
 /* Runs a shell command on a screen of its own. The test's environment is the screen's. */
 static void
 open_screen(const char *command)
 {
+    require_editor();
     require_program("tmux");
     screen_socket = test_path("tmux");
     (void)start_process(.argv = TMUX("-f", "/dev/null", "-D"), .env = LIST("TMUX"));
@@ -142,6 +154,7 @@ history_is_kept_across_runs(void)
 static void
 history_of_clients_side_by_side_has_all_their_lines(void)
 {
+    require_editor();
     enum { CLIENTS = 4, LINES = 25 };
     struct process *app = start_target(TARGET(""));
     struct process *clients[CLIENTS];
@@ -493,6 +506,7 @@ control_sequences_are_sent_when_asked_for(void)
 static void
 traceback_and_prompt_are_coloured(void)
 {
+    require_editor();
     struct process *app = start_target(TARGET(""));
     wait_until_ready(app);
     struct process *cli = start_at_terminal(app, LIST("TERM=xterm", "NO_COLOR"), NULL);
@@ -580,6 +594,7 @@ any_bytes_are_shown_without_a_control_character(void)
 static void
 any_bytes_leave_the_editor_and_its_terminal_well(void)
 {
+    require_editor();
     const char *shown =
         show_all_of(SERVER("random.Random(8).randbytes(300000)"), "TERM=xterm");
     assert_contains(shown, "\033[?2004l");

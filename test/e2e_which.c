@@ -101,6 +101,21 @@ list_shows_what_signal_opens_a_closed_manhole(void)
 }
 
 static void
+list_finds_a_socket_elsewhere(void)
+{
+    const char *out = NULL;
+    struct process *app =
+        start_target("import os\n" TARGET("socket_path=os.path.abspath('my-manhole')"),
+                     .argv = LIST("which-is-elsewhere"));
+    wait_until_ready(app);
+    assert_matches(list(), format_text("^ *%d .* answers +", (int)app->pid));
+    assert_int_equal(run_command(CLI("--match", "which-is-elsewhere", "-c", "print(1)"),
+                                 NULL, &out, NULL),
+                     0);
+    assert_string_equal(out, format_text("%s: 1\n", pid_of(app)));
+}
+
+static void
 list_shows_who_does_not_answer(void)
 {
     struct process *app = start_app(TARGET(""));
@@ -351,6 +366,7 @@ main(void)
     static const struct test_case tests[] = {
         TEST(list_shows_a_process_that_answers),
         TEST(list_shows_what_signal_opens_a_closed_manhole),
+        TEST(list_finds_a_socket_elsewhere),
         TEST(list_shows_who_does_not_answer),
         TEST(clean_removes_dead_sockets_of_mine_and_no_others),
         TEST(without_arguments_at_a_terminal_it_asks_which),
