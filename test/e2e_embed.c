@@ -100,6 +100,30 @@ script_that_fails_ends_the_program_and_leaves_nothing(void)
 }
 
 static void
+script_that_cannot_be_read_is_told(void)
+{
+    struct process *app = start_example(.argv = LIST("nowhere.py"));
+    assert_int_equal(wait_for_exit(app, DEADLINE), 2);
+    assert_string_equal(text_of(app, ERR), "nowhere.py: No such file or directory\n");
+}
+
+/* manhole.pth is read by Py_Initialize(): the variable comes first, the program goes on. */
+static void
+variable_installs_in_an_embedded_python_too(void)
+{
+    const char *path = write_file("script.py", EXECUTE SAY_READY);
+    struct process *app =
+        start_example(.argv = LIST(path), .env = LIST("PYTHONMANHOLE=locals={'a': 42}"));
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    assert_string_equal(client_ask(client, "a + 1"), "43\n");
+    assert_contains(text_of(app, ERR), "AlreadyInstalled");
+    client_close(client);
+    assert_ends_well(app);
+}
+
+static void
 handler_that_exits_ends_the_program_with_its_status(void)
 {
     struct process *app = start_script("import sys\n" EXECUTE);
@@ -186,6 +210,8 @@ main(void)
         TEST(program_works_on_beside_a_client),
         TEST(script_finds_the_same_manhole_by_import),
         TEST(script_that_fails_ends_the_program_and_leaves_nothing),
+        TEST(script_that_cannot_be_read_is_told),
+        TEST(variable_installs_in_an_embedded_python_too),
         TEST(handler_that_exits_ends_the_program_with_its_status),
         TEST(stacks_are_written_while_no_thread_runs_python),
         TEST(stacks_are_written_while_python_hangs),

@@ -381,7 +381,7 @@ static const struct card {
 static void
 any_calling_card_is_answered(void)
 {
-    struct app app = start_app(INSTALL("") ECHO);
+    struct app app = start_app(INSTALL("hang_timeout=600") ECHO);
     const char *path = socket_path_of(app.process->pid);
     for (size_t i = 0; i < sizeof(cards) / sizeof(cards[0]); i++) {
         struct client *client = connect_as(path, cards[i].name);
@@ -643,8 +643,11 @@ path_where_one_may_not_write_is_a_log_line(void)
     if (geteuid() != 0) {
         skip_test("needs root to become another user");
     }
-    struct app app = {.process = start_target("import manhole, os\n"
-                                              "os.seteuid(65534)\n" AT_DOOR)};
+    struct app app = {
+        .process = start_target(
+            "import manhole, os\n"
+            "os.seteuid(65534)\n" INSTALL(
+                "socket_path='door', start_timeout=600") "os.seteuid(0)\n" ECHO)};
     wait_for_text(app.process, ERR, "Cannot listen at door: Permission denied\n",
                   DEADLINE);
     wait_until_ready(app.process);
