@@ -105,10 +105,14 @@ enum {
     SMALL_STACK_SIZE = 256 * 1024,
     /* What exit gives sessions that it has told to leave. */
     EXIT_GRACE_MS = 1000,
+    /* How long a fork waits for a session's first imports, which take 10 to 20. */
+    FORK_PATIENCE_MS = 1000,
     /* Bytes of the id on a calling card, with the NUL. */
     CARD_SIZE = 40,
     /* Stream objects that outlive their client. */
     KEPT_STREAMS = 48,
+    /* How long an interrupt waits for a statement to come out of the import system. */
+    IMPORT_PATIENCE_MS = 1000,
     /* How often what a vanished client left running is interrupted. */
     GONE_CHECK_MS = 1000,
     /* Python's signal handlers are due in a wait, and a signal may come just before poll(). */
@@ -396,6 +400,49 @@ import_threading(void)
 #endif
 }
 
+/* Before 3.12 a child waits for the lock on the list of thread states before it makes it anew, for
+ * ever if another thread has it at the fork. One that is attached has not; a thread of ours on its
+ * way in may. So fork() waits for it, the C library's too. */
+#if PY_VERSION_HEX < 0x030c0000
+static pthread_mutex_t new_state_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+lock_new_state(void)
+{
+    (void)pthread_mutex_lock(&new_state_lock);
+}
+
+static void
+unlock_new_state(void)
+{
+    (void)pthread_mutex_unlock(&new_state_lock);
+}
+
+static void
+add_c_fork_hook(void)
+{
+    (void)pthread_atfork(lock_new_state, unlock_new_state, unlock_new_state);
+}
+
+static pthread_once_t c_fork_hook_once = PTHREAD_ONCE_INIT;
+#endif
+
+/* A thread state for the calling thread, which is not attached. Returns NULL without memory. */
+DETACHED static PyThreadState *
+new_thread_state(PyInterpreterState *interpreter)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    PyThreadState *tstate = NULL;
+    (void)pthread_once(&c_fork_hook_once, add_c_fork_hook);
+    lock_new_state();
+    tstate = PyThreadState_New(interpreter);
+    unlock_new_state();
+    return tstate;
+#else
+    return PyThreadState_New(interpreter);
+#endif
+}
+
 #ifdef Py_GIL_DISABLED
 #  define HAS_GIL false
 #else
@@ -665,7 +712,8 @@ is_owner(void)
 
 /* ======================================================================================
  * Locks. Two kinds, never mixed:
- *   install_lock, sys_lock   may be held while Python runs; taken by lock_attached() only.
+ *   install_lock, sys_lock, import_lock   may be held while Python runs; taken by lock_attached(),
+ *                            and import_lock by whoever forks.
  *   leaves: table_lock, log_lock, out_lock of a session. Held for a few instructions, never while
  *   attaching, detaching, sending or running Python; so they may be taken in either state.
  *   snapshot_lock            held while a frozen copy is made and waited for: DETACHED only.
@@ -674,6 +722,7 @@ is_owner(void)
 
 static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t sys_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t import_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t snapshot_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -749,6 +798,7 @@ make_locks_anew(void)
     (void)pthread_mutex_init(&install_lock, NULL);
     atomic_store(&installer, 0);
     (void)pthread_mutex_init(&sys_lock, NULL);
+    (void)pthread_mutex_init(&import_lock, NULL);
     (void)pthread_mutex_init(&table_lock, NULL);
     (void)pthread_mutex_init(&log_lock, NULL);
     (void)pthread_mutex_init(&snapshot_lock, NULL);
@@ -4746,8 +4796,10 @@ settle_report(struct session *session)
     bool told = false;
     PyThreadState *tstate = detach();
     begin_sending(session); /* a reporter in the middle of it comes to its end */
+    lock_leaf(&session->out_lock);
     session->answered = true;
     told = session->told;
+    unlock(&session->out_lock);
     end_sending(session);
     reattach(tstate);
     return told;
@@ -5701,16 +5753,18 @@ ATTACHES static PyThreadState *
 enter_interpreter(void)
 {
     PyThreadState *tstate = NULL;
+    PyInterpreterState *interpreter = NULL;
     bool may_enter = false;
     lock_leaf(&table_lock);
     may_enter = !manhole.closing;
     manhole.entering += may_enter;
+    interpreter = manhole.interpreter;
     unlock(&table_lock);
     if (!may_enter) {
         return NULL;
     }
     /* Not under the lock: it may wait for all attached threads, or for the GIL. */
-    tstate = PyThreadState_New(manhole.interpreter);
+    tstate = new_thread_state(interpreter);
     lock_leaf(&table_lock);
     manhole.entering--;
     manhole.inside += tstate != NULL;
@@ -5773,6 +5827,23 @@ leave_interpreter(PyThreadState *tstate)
     ring_bell(&manhole.news_bell);
 }
 
+/* Imports what sessions need. A fork waits until that is done: the child of one in the middle of it
+ * could never import those modules, for CPython does not make their locks anew. Never raises. */
+ATTACHED static void
+import_needed_modules(void)
+{
+    static const char *const names[] = {"os",       "socket",    "linecache",
+                                        "tokenize", "traceback", "code"};
+    lock_attached(&import_lock);
+    import_threading();
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        PyObject *module = PyImport_ImportModule(names[i]); /* owned */
+        PyErr_Clear();                                      /* who needs it tells */
+        Py_XDECREF(module);
+    }
+    unlock(&import_lock);
+}
+
 ATTACHED static void
 serve_as_configured(struct session *session, const struct handler *handler,
                     PyObject *locals)
@@ -5804,7 +5875,7 @@ serve_session(struct session *session)
     Py_XINCREF(handler.callable);
     unlock(&table_lock);
     current_session = session;
-    import_threading();
+    import_needed_modules();
     deliver_log();
     if (session->wish->serve != NULL) {
         session->wish->serve(session, locals);
@@ -6055,6 +6126,57 @@ report_session(struct session *session)
     free_text(&text);
 }
 
+/* Whether a thread is in the import system's own code: an exception there may leave a lock behind
+ * that nobody ever opens, and the application would import nothing for the rest of its life (seen
+ * after some hundred interrupts). Without a GIL it cannot be asked. Never raises. */
+ATTACHED static bool
+is_importing(unsigned long ident)
+{
+    static const char importlib[] = "<frozen importlib._bootstrap"; /* _external, too */
+    PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL; /* owned */
+    PyObject *key = PyLong_FromUnsignedLong(ident);                         /* owned */
+    PyObject *frames = NULL;                                                /* owned */
+    PyObject *frame = NULL;                                                 /* owned */
+    PyCodeObject *code = NULL;                                              /* owned */
+    const char *file = NULL;
+    bool importing = false;
+    if (current_frames != NULL && key != NULL) {
+        frames = PyObject_CallNoArgs(current_frames);
+        frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
+    }
+    if (frame != NULL) {
+        code = PyFrame_GetCode((PyFrameObject *)frame);
+        file = PyUnicode_AsUTF8(code->co_filename);
+        importing = file != NULL && strncmp(file, importlib, sizeof(importlib) - 1) == 0;
+    }
+    PyErr_Clear();
+    Py_XDECREF(current_frames);
+    Py_XDECREF(key);
+    Py_XDECREF(frames);
+    Py_XDECREF(frame);
+    Py_XDECREF(code);
+    return importing;
+}
+
+/* Raises an exception in what the session runs, if it does: as soon as it is out of the import
+ * system, or not at all when that lasts. */
+ATTACHED static void
+raise_in_session(struct session *session, PyObject *type)
+{
+    int64_t deadline_ms = monotonic_ms() + IMPORT_PATIENCE_MS;
+    bool importing = false;
+    while (atomic_load(&session->running) &&
+           (importing = is_importing(atomic_load(&session->ident))) &&
+           ms_until(deadline_ms) > 0) {
+        PyThreadState *tstate = detach();
+        (void)poll(NULL, 0, 1);
+        reattach(tstate);
+    }
+    if (atomic_load(&session->running) && !importing) {
+        (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+    }
+}
+
 /* Body of an interrupter: raises KeyboardInterrupt in what the session runs, if it still does. */
 DETACHED
 CHECKED(no_thread_safety_analysis) static void *interrupter_main(void *argument)
@@ -6062,9 +6184,7 @@ CHECKED(no_thread_safety_analysis) static void *interrupter_main(void *argument)
     struct session *session = argument;
     PyThreadState *tstate = enter_interpreter();
     if (tstate != NULL) {
-        if (atomic_load(&session->running)) {
-            (void)PyThreadState_SetAsyncExc(session->ident, PyExc_KeyboardInterrupt);
-        }
+        raise_in_session(session, PyExc_KeyboardInterrupt);
         leave_interpreter(tstate);
     }
     lock_leaf(&session->out_lock);
@@ -7159,8 +7279,8 @@ dismiss_sessions(void)
             (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
         }
         unlock(&table_lock);
-        if (there && atomic_load(&session->running)) {
-            (void)PyThreadState_SetAsyncExc(session->ident, PyExc_SystemExit);
+        if (there) {
+            raise_in_session(session, PyExc_SystemExit);
         }
     }
 }
@@ -7419,6 +7539,42 @@ reinstall(void)
     deliver_log();
 }
 
+/* Whether the calling thread has import_lock, from before it forks until after. */
+static _Thread_local bool has_import_lock;
+
+/* os.register_at_fork(before=...): see import_needed_modules(). No longer than a second, for the
+ * imports may themselves wait for the thread that forks. */
+ATTACHED static PyObject *
+py_before_fork(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    if (pthread_mutex_trylock(&import_lock) == 0) {
+        has_import_lock = true;
+    }
+    else {
+        struct timespec deadline = {0};
+        PyThreadState *tstate = detach();
+        (void)clock_gettime(CLOCK_REALTIME, &deadline);
+        deadline.tv_sec += FORK_PATIENCE_MS / 1000;
+        has_import_lock = pthread_mutex_timedlock(&import_lock, &deadline) == 0;
+        reattach(tstate);
+    }
+    return Py_NewRef(Py_None);
+}
+
+ATTACHED static PyObject *
+py_after_fork_in_parent(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    if (has_import_lock) {
+        has_import_lock = false;
+        unlock(&import_lock);
+    }
+    return Py_NewRef(Py_None);
+}
+
 /* os.register_at_fork(after_in_child=...): os.fork(), forkpty(), multiprocessing, and C
  * programs that call PyOS_AfterFork_Child(). */
 ATTACHED static PyObject *
@@ -7426,6 +7582,10 @@ py_after_fork_in_child(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
+    if (has_import_lock) {
+        has_import_lock = false;
+        (void)pthread_mutex_init(&import_lock, NULL);
+    }
     if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
         forget_parent();
         if (manhole.installed) {
@@ -7435,32 +7595,44 @@ py_after_fork_in_child(PyObject *module, PyObject *unused)
     return Py_NewRef(Py_None);
 }
 
-/* Returns 0, or -1 with an exception. The hook cannot be taken back: it asks what is
+/* Returns 0, or -1 with an exception. Hooks cannot be taken back: they ask what is
  * installed. */
 ATTACHED static int
 add_fork_hook(void)
 {
+    static const struct {
+        const char *when;
+        const char *name;
+    } hooks[] = {
+        {"before", "_before_fork"},
+        {"after_in_parent", "_after_fork_in_parent"},
+        {"after_in_child", "_after_fork_in_child"},
+    };
     PyObject *posix = PyImport_ImportModule("posix"); /* owned */
-    PyObject *hook =
-        PyObject_GetAttrString(manhole.module, "_after_fork_in_child"); /* owned */
-    PyObject *function = NULL;                                          /* owned */
-    PyObject *keywords = NULL;                                          /* owned */
-    PyObject *arguments = PyTuple_New(0);                               /* owned */
-    PyObject *result = NULL;                                            /* owned */
-    if (posix != NULL && hook != NULL && arguments != NULL) {
-        function = PyObject_GetAttrString(posix, "register_at_fork");
-        keywords = Py_BuildValue("{sO}", "after_in_child", hook);
+    PyObject *function = NULL;                        /* owned */
+    PyObject *keywords = PyDict_New();                /* owned */
+    PyObject *arguments = PyTuple_New(0);             /* owned */
+    PyObject *result = NULL;                          /* owned */
+    int error = posix == NULL || keywords == NULL || arguments == NULL ? -1 : 0;
+    for (size_t i = 0; error == 0 && i < sizeof(hooks) / sizeof(*hooks); i++) {
+        PyObject *hook =
+            PyObject_GetAttrString(manhole.module, hooks[i].name); /* owned */
+        error = hook == NULL ? -1 : PyDict_SetItemString(keywords, hooks[i].when, hook);
+        Py_XDECREF(hook);
     }
-    if (function != NULL && keywords != NULL) {
+    if (error == 0) {
+        function = PyObject_GetAttrString(posix, "register_at_fork");
+    }
+    if (function != NULL) {
         result = PyObject_Call(function, arguments, keywords);
     }
+    error = result == NULL ? -1 : 0;
     Py_XDECREF(posix);
-    Py_XDECREF(hook);
     Py_XDECREF(function);
     Py_XDECREF(keywords);
     Py_XDECREF(arguments);
     Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
+    return error;
 }
 
 /* ======================================================================================
@@ -7974,9 +8146,11 @@ ATTACHED static int
 prepare(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
+    lock_leaf(&table_lock);
     manhole.closing = false;
-    manhole.bind_delay_ms = 0;
     manhole.interpreter = PyInterpreterState_Get();
+    unlock(&table_lock);
+    manhole.bind_delay_ms = 0;
     Py_XSETREF(manhole.module, Py_NewRef(module));
     if (open_bells() < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
@@ -8386,6 +8560,8 @@ static PyMethodDef module_methods[] = {
     {"_displayhook", py_displayhook, METH_O, NULL},
     {"_exit", py_exit, METH_NOARGS, NULL},
     {"_at_exit", py_at_exit, METH_NOARGS, NULL},
+    {"_before_fork", py_before_fork, METH_NOARGS, NULL},
+    {"_after_fork_in_parent", py_after_fork_in_parent, METH_NOARGS, NULL},
     {"_after_fork_in_child", py_after_fork_in_child, METH_NOARGS, NULL},
     {"_finalize_with_multiprocessing", py_finalize_with_multiprocessing, METH_O, NULL},
     {NULL, NULL, 0, NULL},

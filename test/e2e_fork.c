@@ -728,6 +728,31 @@ forks_while_clients_come_and_go_lose_no_client(void)
     wait_for_text(app, OUT, "sockets ", DEADLINE);
 }
 
+/* The finder holds the first session up in the middle of an import until the fork is due. */
+static void
+child_can_import_what_a_session_was_importing(void)
+{
+    struct process *app = start_target(HELPERS INSTALL(
+        LATE) "import threading\n"
+              "importing, forking = threading.Event(), threading.Event()\n"
+              "class Finder:\n"
+              "    def find_spec(name, path=None, target=None):\n"
+              "        if name == 'code':\n"
+              "            importing.set()\n"
+              "            forking.wait()\n"
+              "sys.meta_path.insert(0, Finder)\n" READY "importing.wait()\n"
+              "forking.set()\n"
+              "pid = os.fork()\n"
+              "if pid == 0:\n"
+              "    signal.alarm(20)\n"
+              "    import code\n"
+              "    os._exit(0)\n"
+              "tell('status', os.waitpid(pid, 0)[1])\n" STAY);
+    wait_until_ready(app);
+    client_at_prompt(socket_path_of(app->pid));
+    wait_for_text(app, OUT, "status 0\n", DEADLINE);
+}
+
 int
 main(void)
 {
@@ -772,6 +797,7 @@ main(void)
         TEST(thousand_forks_beside_a_client_leave_nothing_in_the_parent),
         TEST(children_that_finalize_leave_no_socket),
         TEST(forks_while_clients_come_and_go_lose_no_client),
+        TEST(child_can_import_what_a_session_was_importing),
     };
     return RUN_TESTS(tests);
 }

@@ -366,6 +366,36 @@ interrupt_reaches_a_statement_that_prints_to_nobody(void)
     assert_answers(client);
 }
 
+static bool
+has_four_threads(void *argument)
+{
+    return count_threads(((struct process *)argument)->pid) == 4;
+}
+
+/* An exception in the import system may leave a lock behind that nobody ever opens. The finder, a C
+ * function, keeps the statement in there until another client lets it go. */
+static void
+interrupt_waits_until_an_import_is_over(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_with_card(app, own_id(1));
+    struct client *other = client_at_prompt(app);
+    client_ask(client, "import ctypes, functools, os, sys");
+    client_ask(client, "sys.ends = os.pipe()");
+    client_ask(client, "class Finder: find_spec = functools.partial("
+                       "ctypes.CDLL(None).read, sys.ends[0], bytes(1), 1)\n");
+    client_ask(client, "sys.meta_path.append(Finder)");
+    client_send(client, "print('begun'); import not_there\n");
+    client_wait_for(client, "begun\n");
+    client_ask(other, "import os, sys");
+    while (strstr(client_ask(other, "sys._current_frames()"), "_find_spec") == NULL) {
+    }
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    wait_until(has_four_threads, app, "the interrupter has given up", DEADLINE);
+    client_ask(other, "os.write(sys.ends[1], b'x')");
+    assert_contains(client_wait_for(client, ">>> "), "AttributeError");
+}
+
 static struct process *
 start_cli_at_terminal(const struct process *app)
 {
@@ -604,6 +634,7 @@ main(void)
         TEST(interrupt_with_nothing_to_interrupt_is_answered),
         TEST(interrupt_is_no_session),
         TEST(interrupt_reaches_a_statement_that_prints_to_nobody),
+        TEST(interrupt_waits_until_an_import_is_over),
         TEST(ctrl_c_ends_the_statement_alone),
         TEST(second_ctrl_c_leaves_a_statement_that_does_not_end),
         TEST(ctrl_c_at_the_prompt_says_what_leaves),

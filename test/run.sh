@@ -17,7 +17,9 @@ seconds=${seconds:-300}
 
 export MANHOLE_TEST_FILTER=${TEST:-}
 export LC_ALL=C.UTF-8
-export ASAN_OPTIONS=detect_leaks=0 # CPython frees not all at its end
+# CPython frees not all at its end; and it gives threads that register a signal with faulthandler an
+# alternate stack, which asan would take for its own.
+export ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0
 export UBSAN_OPTIONS=print_stacktrace=1
 valgrind=()
 if [ -n "${VALGRIND:-}" ]; then

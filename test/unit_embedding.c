@@ -305,9 +305,6 @@ CHECKED(no_thread_safety_analysis)
 static void
 any_attached_thread_may_install(void **state)
 {
-#ifdef __SANITIZE_ADDRESS__
-    SKIP_UNIT_TEST("asan fails in its own end of a thread after Py_Finalize()");
-#endif
     pthread_t thread;
     PyThreadState *tstate = detach();
     (void)state;
@@ -681,6 +678,73 @@ subinterpreter_with_a_gil_of_its_own_is_refused(void **state)
 #endif
 }
 
+/* ---- A fork beside a thread that is on its way in --------------------------------------- */
+
+#if PY_VERSION_HEX < 0x030c0000
+static bool
+main_thread_sleeps(void)
+{
+    char path[64];
+    char state = '?';
+    FILE *file = NULL;
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)getpid());
+    file = fopen(path, "r");
+    assert_non_null(file);
+    assert_int_equal(fscanf(file, "%*d (%*[^)]) %c", &state), 1);
+    (void)fclose(file);
+    return state == 'S';
+}
+
+static _Atomic bool is_in;
+
+static void *
+enter_slowly(void *is_on_its_way)
+{
+    lock_new_state();
+    (void)sem_post(is_on_its_way);
+    while (!main_thread_sleeps()) {
+        (void)sched_yield();
+    }
+    atomic_store(&is_in, true);
+    unlock_new_state();
+    return NULL;
+}
+#endif
+
+/* Or the child would wait for that thread, which it does not have. */
+ATTACHED
+CHECKED(no_thread_safety_analysis)
+static void
+fork_waits_for_a_thread_on_its_way_in(void **state)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    int status = -1;
+    pid_t child = 0;
+    pthread_t thread;
+    sem_t is_on_its_way;
+    PyThreadState *tstate = new_thread_state(PyInterpreterState_Get());
+    (void)state;
+    assert_int_equal(sem_init(&is_on_its_way, 0, 0), 0);
+    assert_int_equal(pthread_create(&thread, NULL, enter_slowly, &is_on_its_way), 0);
+    while (sem_trywait(&is_on_its_way) != 0) {
+        (void)sched_yield();
+    }
+    child = fork();
+    if (child == 0) {
+        _exit(atomic_load(&is_in) ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    (void)sem_destroy(&is_on_its_way);
+    PyThreadState_Clear(tstate);
+    PyThreadState_Delete(tstate);
+#else
+    (void)state;
+    SKIP_UNIT_TEST("since CPython 3.12 the child makes that lock anew");
+#endif
+}
+
 int
 main(void)
 {
@@ -708,6 +772,7 @@ main(void)
         WITH_PYTHON(subinterpreter_may_install_and_end),
         WITH_PYTHON(subinterpreter_that_ends_leaves_another_s_manhole),
         WITH_PYTHON(subinterpreter_with_a_gil_of_its_own_is_refused),
+        WITH_PYTHON(fork_waits_for_a_thread_on_its_way_in),
         /* Last, for the inittab stays. */
         cmocka_unit_test_setup_teardown(module_of_the_inittab_is_used,
                                         begin_python_with_module, end_python),
