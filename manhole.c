@@ -121,6 +121,8 @@ enum {
     HOLD_MS = 10,
     /* Before the next accept() after one that found no room. */
     ACCEPT_PAUSE_MS = 200,
+    /* How long a signal that ends the process waits for bind() to return. */
+    BIND_PATIENCE_MS = 100,
     /* For a frozen copy that writes nothing more, before it is killed; and copies made until one
      * does not die. Beside threads that run Python flat out about every third dies on 3.13. */
     SNAPSHOT_TIMEOUT_MS = 1000,
@@ -559,10 +561,12 @@ struct session {
     pthread_cond_t out_free; /* sending or helpers has changed */
     bool sending;
     _Atomic bool viewing; /* wants copies of what the application prints */
-    char *copies;         /* ring of COPIES_SIZE bytes, or NULL before the first copy */
+    char *_Atomic copies; /* ring of COPIES_SIZE bytes, or NULL before the first copy */
     size_t head; /* bytes ever sent and ever kept: their difference is what waits */
     size_t tail;
-    size_t missed; /* bytes that found no room since the last note about it */
+    /* Bytes that found no room since the last note about it. Away from 0 and back only under
+     * out_lock; in between anybody may add to it. */
+    _Atomic size_t missed;
     int64_t
         asked_ms; /* monotonic: the listener took it in; 0: it is none of the listener's */
     int64_t
@@ -625,7 +629,9 @@ static struct manhole {
     _Atomic bool started;          /* has bound, failed to, or sleeps until activated */
     int bind_delay_ms;             /* for the listener of a forked child */
     _Atomic bool courier_is_out;
-    /* The socket's path. Read by the handlers: path is whole whenever bound is true. */
+    /* The socket's path. Read by the handlers: path is whole whenever bound is true, and whether
+     * it is ours is known again when binding is not. */
+    _Atomic bool binding;
     _Atomic bool bound;
     struct kept_fd listen_fd;
     _Atomic bool
@@ -638,7 +644,8 @@ static struct manhole {
     int entering; /* threads of ours that make their thread state just now */
     int inside;   /* threads of ours that are, or are about to be, attached */
     struct session sessions[MAX_SESSIONS];
-    _Atomic int viewers; /* sessions with viewing set: the streams' short cut */
+    _Atomic size_t viewers_end; /* no slot from here on has ever had viewing set */
+    _Atomic int viewers;        /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */
     int consoles;
     int programs;        /* sessions with an argv of their own */
@@ -1302,7 +1309,8 @@ is_log_waiting(void)
  * ====================================================================================== */
 
 /* Removes the socket's path if it is ours and there. No signal may come in between, for its handler
- * may end the process. Two threads at once do no harm: the second finds nothing of ours. */
+ * may end the process. Two threads at once do no harm: the second finds nothing of ours. The
+ * listener takes microseconds to bind; it is waited for a little longer, but not for ever. */
 ASYNC_SAFE static void
 remove_path(void)
 {
@@ -1310,6 +1318,9 @@ remove_path(void)
     sigset_t before;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (int ms = 0; ms < BIND_PATIENCE_MS && atomic_load(&manhole.binding); ms++) {
+        (void)poll(NULL, 0, 1);
+    }
     if (atomic_load(&manhole.bound)) {
         struct stat there;
         if (lstat(manhole.path, &there) == 0 && there.st_dev == manhole.path_device &&
@@ -1529,13 +1540,39 @@ clear_path(const struct sockaddr_un *address)
     return NULL;
 }
 
+/* Binds to manhole.path and notes that it is ours, without a signal in between that may end the
+ * process. Returns 0, or -1 with an errno. */
+DETACHED static int
+bind_path(int fd, const struct sockaddr_un *address)
+{
+    sigset_t all;
+    sigset_t before;
+    struct stat there = {0};
+    int result = -1;
+    int error = 0;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    atomic_store(&manhole.binding, true);
+    result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
+    if (result == 0) {
+        result = lstat(manhole.path, &there);
+        manhole.path_device = there.st_dev;
+        manhole.path_inode = there.st_ino;
+        atomic_store(&manhole.bound, result == 0);
+    }
+    error = errno;
+    atomic_store(&manhole.binding, false);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = error;
+    return result;
+}
+
 /* Opens the door at manhole.path. The mode is set before there is a path, so no umask and
  * no moment leaves it open to others. Returns 0, or -1 after a log line that says why. */
 DETACHED static int
 open_socket(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct stat there = {0};
     const char *why = NULL;
     int fd = -1; /* owned, handed to manhole.listen_fd */
     if (expand_path(manhole.options.socket_path, manhole.path, sizeof(manhole.path)) >=
@@ -1549,31 +1586,27 @@ open_socket(void)
         why = error_text(errno);
         goto done;
     }
-    if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+    watch_death_signals();
+    if (bind_path(fd, &address) < 0) {
         why = errno == EADDRINUSE ? clear_path(&address) : error_text(errno);
-        if (why == NULL && bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+        if (why == NULL && bind_path(fd, &address) < 0) {
             why = error_text(errno);
         }
-        if (why != NULL) {
-            goto done;
-        }
     }
-    if (lstat(manhole.path, &there) < 0 || listen(fd, MAX_SESSIONS) < 0) {
+    if (why == NULL && listen(fd, MAX_SESSIONS) < 0) {
         why = error_text(errno);
-        (void)unlink(manhole.path);
-        goto done;
     }
-    manhole.path_device = there.st_dev;
-    manhole.path_inode = there.st_ino;
-    atomic_store(&manhole.bound, true);
-    watch_death_signals();
-    keep_fd(&manhole.listen_fd, fd);
-    fd = -1;
+    if (why == NULL) {
+        keep_fd(&manhole.listen_fd, fd);
+        fd = -1;
+    }
 done:
     if (fd >= 0) {
         (void)close(fd);
     }
     if (why != NULL) {
+        remove_path();
+        unwatch_death_signals();
         log_line("Cannot listen at %s: %s", manhole.path, why);
         return -1;
     }
@@ -3353,12 +3386,29 @@ utf8_prefix(const char *bytes, size_t length, size_t room)
     return prefix;
 }
 
+/* Counts what a client misses that misses something already, as it does of a stalled one's every
+ * line: without the lock, for print() waits for this. Returns whether that was so. */
+static bool
+add_to_missed(struct session *session, size_t length)
+{
+    size_t missed = atomic_load(&session->missed);
+    while (missed > 0 && atomic_load(&session->copies) != NULL) {
+        if (atomic_compare_exchange_weak(&session->missed, &missed, missed + length)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Leaves a copy for one client. What does not fit is counted, and so is all that follows
  * until the ring has been emptied and the note about it put in: no torn lines in between. */
 static void
 keep_copy(struct session *session, const char *bytes, size_t length)
 {
     bool wake = false;
+    if (add_to_missed(session, length)) {
+        return;
+    }
     lock_leaf(&session->out_lock);
     if (!atomic_load(&session->viewing)) {
         goto done;
@@ -3367,7 +3417,7 @@ keep_copy(struct session *session, const char *bytes, size_t length)
         session->copies = malloc(COPIES_SIZE);
     }
     if (session->copies == NULL || session->missed > 0) {
-        session->missed += length;
+        atomic_fetch_add(&session->missed, length);
     }
     else {
         size_t kept = utf8_prefix(bytes, length, ring_room(session));
@@ -3382,11 +3432,31 @@ done:
     }
 }
 
+/* From now on the client has copies of what the application prints. One caller at a time. */
+static void
+begin_viewing(struct session *session)
+{
+    const size_t end = (size_t)(session - manhole.sessions) + 1;
+    if (atomic_load(&manhole.viewers_end) < end) {
+        atomic_store(&manhole.viewers_end, end);
+    }
+    atomic_store(&session->viewing, true);
+    atomic_fetch_add(&manhole.viewers, 1);
+}
+
+static void
+end_viewing(struct session *session)
+{
+    atomic_store(&session->viewing, false);
+    atomic_fetch_sub(&manhole.viewers, 1);
+}
+
 /* Leaves a copy for every client that has a console. */
 static void
 keep_copies(const char *bytes, size_t length)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    size_t end = atomic_load(&manhole.viewers_end);
+    for (size_t i = 0; i < end; i++) {
         if (atomic_load(&manhole.sessions[i].viewing)) {
             keep_copy(&manhole.sessions[i], bytes, length);
         }
@@ -3404,9 +3474,8 @@ next_copies(struct session *session, const char **piece)
         session->copies != NULL) {
         char note[80];
         int length = snprintf(note, sizeof(note), "\n[manhole: %zu bytes not shown]\n",
-                              session->missed);
+                              atomic_exchange(&session->missed, 0));
         fill_ring(session, note, (size_t)length);
-        session->missed = 0;
     }
     start = session->head % COPIES_SIZE;
     waiting = session->tail - session->head;
@@ -3645,8 +3714,9 @@ write_client_str(struct session *session, PyObject *str)
 struct stream {
     PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
     PyObject *write_name;             /* owned, interned "write" */
-    const char *name;                 /* of the attribute of sys */
-    PyObject *weak_references;        /* CPython's own */
+    PyObject *write;           /* owned: this attribute, ready for print(); or NULL */
+    const char *name;          /* of the attribute of sys */
+    PyObject *weak_references; /* CPython's own */
     bool is_input;
     bool is_error;
 };
@@ -3679,13 +3749,16 @@ stream_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(((struct stream *)self)->original);
+    Py_VISIT(((struct stream *)self)->write);
     return 0;
 }
 
+/* What has a cycle with it may still write to it: that goes nowhere then. */
 ATTACHED static int
 stream_clear(PyObject *self)
 {
-    Py_CLEAR(((struct stream *)self)->original);
+    Py_CLEAR(((struct stream *)self)->write); /* which refers to self */
+    Py_XSETREF(((struct stream *)self)->original, Py_NewRef(Py_None));
     return 0;
 }
 
@@ -3698,6 +3771,7 @@ stream_dealloc(PyObject *self)
         PyObject_ClearWeakRefs(self);
     }
     (void)stream_clear(self);
+    Py_XDECREF(((struct stream *)self)->original);
     Py_XDECREF(((struct stream *)self)->write_name);
     type->tp_free(self);
     Py_DECREF(type);
@@ -3730,13 +3804,17 @@ stream_target(PyObject *self)
 ATTACHED static PyObject *
 stream_getattro(PyObject *self, PyObject *name)
 {
-    PyObject *target = stream_target(self);
+    struct stream *stream = (struct stream *)self;
+    PyObject *target = NULL; /* borrowed */
+    if (name == stream->write_name && stream->write != NULL) {
+        return Py_NewRef(stream->write);
+    }
+    target = stream_target(self);
     if (target == self) {
         return PyObject_GenericGetAttr(self, name);
     }
-    if (!((struct stream *)self)->is_input &&
-        (name == ((struct stream *)self)->write_name ||
-         PyUnicode_CompareWithASCIIString(name, "write") == 0 ||
+    if (!stream->is_input &&
+        (PyUnicode_CompareWithASCIIString(name, "write") == 0 ||
          PyUnicode_CompareWithASCIIString(name, "writelines") == 0)) {
         return PyObject_GenericGetAttr(self, name);
     }
@@ -4083,7 +4161,10 @@ make_stream(const char *name, PyObject *original)
     stream->is_error = strstr(name, "stderr") != NULL;
     stream->original = Py_NewRef(original);
     stream->write_name = PyUnicode_InternFromString("write");
-    if (stream->write_name == NULL) {
+    if (stream->write_name != NULL && !stream->is_input) {
+        stream->write = PyObject_GenericGetAttr((PyObject *)stream, stream->write_name);
+    }
+    if (stream->write_name == NULL || (stream->write == NULL && !stream->is_input)) {
         Py_DECREF((PyObject *)stream);
         return NULL;
     }
@@ -4262,8 +4343,9 @@ open_streams(struct session *session)
     if (result == 0) {
         manhole.consoles++;
         session->has_console = true;
-        atomic_store(&session->viewing, !session->wish->framed);
-        atomic_fetch_add(&manhole.viewers, !session->wish->framed);
+        if (!session->wish->framed) {
+            begin_viewing(session);
+        }
     }
     else if (manhole.consoles == 0) {
         give_back_attributes();
@@ -4278,8 +4360,9 @@ close_streams(struct session *session)
     lock_attached(&sys_lock);
     if (session->has_console) {
         session->has_console = false;
-        atomic_store(&session->viewing, false);
-        atomic_fetch_sub(&manhole.viewers, !session->wish->framed);
+        if (!session->wish->framed) {
+            end_viewing(session);
+        }
         manhole.consoles--;
         if (manhole.consoles == 0) {
             give_back_attributes();
@@ -7463,6 +7546,7 @@ forget_parent(void)
     logger.last = NULL;
     logger.length = 0;
     atomic_store(&manhole.oneshot, false);
+    atomic_store(&manhole.binding, false);
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
     close_kept(&manhole.listen_fd);

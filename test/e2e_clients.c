@@ -403,7 +403,7 @@ all_kinds_are_served_side_by_side(void)
     }
     for (size_t i = 0; i < 3; i++) {
         write_stdin(clients[i], format_text("'number' + '%zu'\n", i));
-        wait_for_text(clients[i], OUT, format_text("'number%zu'\n", i), DEADLINE);
+        wait_for_text(clients[i], OUT, format_text("'number%zu'\n>>> ", i), DEADLINE);
     }
     assert_goes_on(app);
     for (size_t i = 0; i < 3; i++) {

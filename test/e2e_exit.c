@@ -391,6 +391,28 @@ termination_does_not_wait_for_a_client(void)
     assert_no_path(socket_path_of(app->pid));
 }
 
+/* Each child is told to open its door and, a moment later, to end: sooner or later while it binds. */
+static void
+death_by_a_signal_while_the_socket_opens_leaves_none(void)
+{
+    struct process *app = start_target(INSTALL(
+        "activate_on='USR1', verbose=False") "import os, signal\n"
+                                             "left = []\n"
+                                             "for i in range(400):\n"
+                                             "    pid = os.fork()\n"
+                                             "    while pid == 0: signal.pause()\n"
+                                             "    path = '/tmp/manhole-%d' % pid\n"
+                                             "    os.kill(pid, signal.SIGUSR1)\n"
+                                             "    while not os.path.exists(path):\n"
+                                             "        if i % 3 == 0: break\n"
+                                             "    os.kill(pid, signal.SIGTERM)\n"
+                                             "    os.waitpid(pid, 0)\n"
+                                             "    left += [path] * os.path.exists(path)\n"
+                                             "    if left: break\n"
+                                             "print('left', left)\n");
+    wait_for_text(app, OUT, "left []\n", DEADLINE);
+}
+
 #define HANDLES_TERM                                                                     \
   "import signal, sys\n"                                                                 \
   "def terminate(*arguments):\n"                                                         \
@@ -587,6 +609,7 @@ main(void)
         TEST(interrupt_ends_the_wait_for_an_endless_statement),
         TEST(termination_ends_the_wait_for_a_client),
         TEST(death_by_a_signal_is_that_signals_and_the_socket_goes),
+        TEST(death_by_a_signal_while_the_socket_opens_leaves_none),
         TEST(interrupt_ends_python_as_ever),
         TEST(termination_does_not_wait_for_a_client),
         TEST(handler_set_before_install_is_in_charge),

@@ -35,7 +35,7 @@ open_client(void **state)
     session->tail = 0;
     session->missed = 0;
     atomic_store(&session->fd, ends[1]);
-    atomic_store(&session->viewing, true);
+    begin_viewing(session);
     return 0;
 }
 
@@ -47,7 +47,7 @@ close_client(void **state)
     close_fd(&session->fd);
     free(session->copies);
     session->copies = NULL;
-    atomic_store(&session->viewing, false);
+    end_viewing(session);
     return 0;
 }
 
@@ -120,9 +120,9 @@ static void
 session_that_does_not_view_is_left_alone(void **state)
 {
     (void)state;
-    atomic_store(&session->viewing, false);
+    end_viewing(session);
     print("secret");
-    atomic_store(&session->viewing, true);
+    begin_viewing(session);
     assert_null(session->copies);
     assert_received("");
 }
