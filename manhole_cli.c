@@ -2854,6 +2854,9 @@ take_interrupt(void)
         }
         break;
     case SESSION_INTERRUPTED:
+        if (!has_text && !is_in_block) {
+            append_text(&editor.out, "^C\n"); /* as the terminal would show it */
+        }
         break;
     case SESSION_LEFT:
         editor.way_out = LEFT;
@@ -2963,6 +2966,7 @@ static int
 read_key(EditLine *el, wchar_t *key)
 {
     if (editor.preset.length > 0) {
+        hide_line();
         (void)el_insertstr(el, editor.preset.data);
         empty(&editor.preset);
         (void)el_set(el, EL_REFRESH);
