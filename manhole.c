@@ -2050,48 +2050,130 @@ read_facts(const struct slice *line, struct thread_note *note)
     return 0;
 }
 
-/* What a copy wrote, in two parts. */
-struct copied {
-    struct slice stacks;
-    struct slice facts;
+/* What a copy says of one thread. */
+struct copied_thread {
+    unsigned long ident;
+    bool has_stack;      /* else only its facts are there */
+    bool shown;          /* with another that has the same stack */
+    struct slice frames; /* lines of faulthandler's, innermost first */
+    struct thread_note note;
 };
 
+/* What a copy wrote, read. It points into the text. */
+struct copied {
+    struct copied_thread *threads; /* owned */
+    size_t count;
+    size_t capacity;
+    bool failed; /* there was no memory for all of them */
+};
+
+/* Returns a new one, or NULL without memory. */
+static struct copied_thread *
+add_copied_thread(struct copied *copied, unsigned long ident)
+{
+    if (copied->count == copied->capacity) {
+        size_t capacity = copied->capacity == 0 ? 64 : 2 * copied->capacity;
+        struct copied_thread *threads =
+            realloc(copied->threads, capacity * sizeof(*threads));
+        if (threads == NULL) {
+            copied->failed = true;
+            return NULL;
+        }
+        copied->threads = threads;
+        copied->capacity = capacity;
+    }
+    copied->threads[copied->count] = (struct copied_thread){.ident = ident};
+    return &copied->threads[copied->count++];
+}
+
+static struct copied_thread *
+find_copied_thread(const struct copied *copied, unsigned long ident)
+{
+    for (size_t i = 0; i < copied->count; i++) {
+        if (copied->threads[i].ident == ident) {
+            return &copied->threads[i];
+        }
+    }
+    return NULL;
+}
+
+/* Reads faulthandler's part. The first thread of its list comes again with every hundred. */
+static void
+read_stacks(struct copied *copied, struct slice stacks)
+{
+    struct copied_thread *thread = NULL;
+    struct slice line;
+    unsigned long head = 0;
+    while (next_line(&stacks, &line)) {
+        if (starts_with(&line, "Thread 0x") || starts_with(&line, "Current thread 0x")) {
+            unsigned long ident = strtoul(memchr(line.bytes, '0', line.length), NULL, 16);
+            thread =
+                ident == 0 || ident == head ? NULL : add_copied_thread(copied, ident);
+            if (thread != NULL) {
+                thread->has_stack = true;
+                thread->frames.bytes = stacks.bytes;
+            }
+            head = head == 0 ? ident : head;
+        }
+        else if (thread != NULL && starts_with(&line, "  ")) {
+            thread->frames.length =
+                (size_t)(line.bytes + line.length - thread->frames.bytes);
+        }
+    }
+}
+
+/* Reads the part that the copy itself has written. */
+static void
+read_all_facts(struct copied *copied, struct slice facts)
+{
+    struct slice line;
+    while (next_line(&facts, &line)) {
+        struct thread_note note = {0};
+        unsigned long ident = read_facts(&line, &note);
+        struct copied_thread *thread =
+            ident == 0 ? NULL : find_copied_thread(copied, ident);
+        if (ident != 0 && thread == NULL) {
+            thread = add_copied_thread(copied, ident);
+        }
+        if (thread == NULL) {
+            continue;
+        }
+        note.holds_gil = note.holds_gil || thread->note.holds_gil;
+        if (note.native_id == 0 && note.name[0] == '\0') {
+            thread->note.holds_gil = note.holds_gil;
+        }
+        else {
+            thread->note = note;
+        }
+    }
+}
+
+/* Reads what a copy wrote, which may break off anywhere. To be freed by free_copied(). */
 static struct copied
-split_copied(const struct text *raw)
+read_copied(const struct text *raw)
 {
     const size_t marker = sizeof(stacks_complete) - 1;
-    struct copied copied = {{raw->bytes, raw->length}, {NULL, 0}};
+    struct copied copied = {0};
+    struct slice stacks = {raw->bytes, raw->length};
+    struct slice facts = {NULL, 0};
     const char *found = raw->length == 0
                             ? NULL
                             : memmem(raw->bytes, raw->length, stacks_complete, marker);
     if (found != NULL) {
-        copied.stacks.length = (size_t)(found - raw->bytes);
-        copied.facts.bytes = found + marker;
-        copied.facts.length = raw->length - copied.stacks.length - marker;
+        stacks.length = (size_t)(found - raw->bytes);
+        facts.bytes = found + marker;
+        facts.length = raw->length - stacks.length - marker;
     }
+    read_stacks(&copied, stacks);
+    read_all_facts(&copied, facts);
     return copied;
 }
 
-/* Finds the facts of a thread. */
-static struct thread_note
-find_note(struct slice facts, unsigned long ident)
+static void
+free_copied(struct copied *copied)
 {
-    struct thread_note found = {0};
-    struct slice line;
-    while (next_line(&facts, &line)) {
-        struct thread_note note = {0};
-        if (read_facts(&line, &note) != ident) {
-            continue;
-        }
-        note.holds_gil = note.holds_gil || found.holds_gil;
-        if (note.native_id == 0 && note.name[0] == '\0') {
-            found.holds_gil = note.holds_gil;
-        }
-        else {
-            found = note;
-        }
-    }
-    return found;
+    free(copied->threads);
+    *copied = (struct copied){0};
 }
 
 /* Reads a small file of /proc into a string, up to the first newline. Quick: no disk is asked. */
@@ -2414,35 +2496,46 @@ append_copied_frame(struct text *text, struct slice line, struct sources *source
     free_copied_frame(&frame);
 }
 
-/* Appends one thread: header, what is known of it, frames outermost first. lines: as
- * faulthandler has them, innermost first. */
+/* Appends a thread's header and what is known of it. */
 DETACHED static void
-append_copied_thread(struct text *text, struct slice facts, unsigned long ident,
-                     const struct slice *lines, size_t count, struct sources *sources)
+append_copied_header(struct text *text, const struct copied_thread *thread)
 {
-    struct thread_note note = find_note(facts, ident);
-    append_format(text, "\n######### ProcessID=%ld, ThreadID=%lu #########\n",
-                  (long)getpid(), ident);
-    if (note.name[0] != '\0') {
+    const struct thread_note *note = &thread->note;
+    append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
+                  (long)getpid(), thread->ident);
+    if (note->name[0] != '\0') {
         append_string(text, "Thread: ");
-        append_string(text, note.name);
-        append_string(text, note.native_id != 0 ? ", " : "");
+        append_string(text, note->name);
+        append_string(text, note->native_id != 0 ? ", " : "");
     }
-    else if (note.native_id != 0) {
+    else if (note->native_id != 0) {
         append_string(text, "Thread: ");
     }
-    if (note.native_id != 0) {
-        append_kernel_state(text, note.native_id);
+    if (note->native_id != 0) {
+        append_kernel_state(text, note->native_id);
     }
-    if (note.holds_gil) {
+    if (note->holds_gil) {
         append_string(text, ", holds the GIL");
     }
-    if (note.name[0] != '\0' || note.native_id != 0) {
+    if (note->name[0] != '\0' || note->native_id != 0) {
         append_string(text, "\n");
     }
-    while (count > 0) {
-        append_copied_frame(text, lines[--count], sources);
+}
+
+enum {
+    MAX_COPIED_FRAMES = 128 /* faulthandler stops at 100 and says so in one more line */
+};
+
+/* Splits a thread's frames into lines, innermost first. Returns how many there are. */
+static size_t
+split_frames(const struct copied_thread *thread, struct slice lines[MAX_COPIED_FRAMES])
+{
+    struct slice rest = thread->frames;
+    size_t count = 0;
+    while (count < MAX_COPIED_FRAMES && next_line(&rest, &lines[count])) {
+        count += starts_with(&lines[count], "  ");
     }
+    return count;
 }
 
 /* A session's thread that has no frames yet: it waits for the very interpreter that is stuck. */
@@ -2459,69 +2552,70 @@ is_waiting_session(unsigned long ident)
     return false;
 }
 
-/* How one thread of a copy is written: as append_copied_thread() does, or as JSON. */
-typedef void thread_writer(struct text *text, struct slice facts, unsigned long ident,
-                           const struct slice *lines, size_t count,
-                           struct sources *sources);
-
-/* Writes all threads of a copy's text. */
-DETACHED static void
-write_copied_threads(struct text *text, const struct copied *copied,
-                     thread_writer *append_thread)
+/* Whether a thread of a copy is one to show. */
+static bool
+is_copied_stack(const struct copied_thread *thread)
 {
-    enum {
-        MAX_LINES = 128
-    }; /* faulthandler stops at 100 frames and says so in one more line */
-    struct slice lines[MAX_LINES];
+    return thread->has_stack && !is_waiting_session(thread->ident);
+}
+
+static bool
+is_same_copied_stack(const struct copied_thread *one, const struct copied_thread *other)
+{
+    return one->frames.length == other->frames.length &&
+           (one->frames.length == 0 ||
+            memcmp(one->frames.bytes, other->frames.bytes, one->frames.length) == 0);
+}
+
+/* Appends all threads of a copy: headers of those with the same stack, and that once, outermost
+ * frame first. */
+DETACHED static void
+append_copied_threads(struct text *text, struct copied *copied)
+{
     struct sources sources = {0};
-    struct slice rest = copied->stacks;
-    struct slice line = {NULL, 0};
-    unsigned long head = 0; /* the first thread, which comes again with every hundred */
-    unsigned long ident = 0;
-    size_t count = 0;
-    bool more = true;
-    while (more) {
-        more = next_line(&rest, &line);
-        if (!more || starts_with(&line, "Thread 0x") ||
-            starts_with(&line, "Current thread 0x")) {
-            if (ident != 0 && !is_waiting_session(ident)) {
-                append_thread(text, copied->facts, ident, lines, count, &sources);
-            }
-            ident = more ? strtoul(memchr(line.bytes, '0', line.length), NULL, 16) : 0;
-            if (ident == head) {
-                ident = 0;
-            }
-            head = head == 0 ? ident : head;
-            count = 0;
+    for (size_t i = 0; i < copied->count; i++) {
+        struct copied_thread *thread = &copied->threads[i];
+        struct slice lines[MAX_COPIED_FRAMES];
+        size_t line_count = 0;
+        size_t same = 0;
+        if (thread->shown || !is_copied_stack(thread)) {
+            continue;
         }
-        else if (starts_with(&line, "  ") && count < MAX_LINES) {
-            lines[count++] = line;
+        append_string(text, "\n");
+        for (size_t k = i; k < copied->count; k++) {
+            struct copied_thread *other = &copied->threads[k];
+            if (!other->shown && is_copied_stack(other) &&
+                is_same_copied_stack(thread, other)) {
+                append_copied_header(text, other);
+                other->shown = true;
+                same++;
+            }
+        }
+        if (same > 1) {
+            append_format(text, "%zu threads with the same stack:\n", same);
+        }
+        line_count = split_frames(thread, lines);
+        while (line_count > 0) {
+            append_copied_frame(text, lines[--line_count], &sources);
         }
     }
     free_sources(&sources);
 }
 
-DETACHED static void
-append_copied_threads(struct text *text, const struct copied *copied)
-{
-    write_copied_threads(text, copied, append_copied_thread);
-}
-
 static bool
-is_noted(struct slice facts, unsigned long native_id)
+is_noted(const struct copied *copied, unsigned long native_id)
 {
-    struct slice line;
-    bool noted = false;
-    while (!noted && next_line(&facts, &line)) {
-        struct thread_note note = {0};
-        noted = read_facts(&line, &note) != 0 && note.native_id == native_id;
+    for (size_t i = 0; i < copied->count; i++) {
+        if (copied->threads[i].note.native_id == native_id) {
+            return true;
+        }
     }
-    return noted;
+    return false;
 }
 
-/* Appends the kernel's view of every thread that the copy's text has no facts of. */
+/* Appends the kernel's view of every thread that the copy says nothing of. */
 DETACHED static void
-append_other_threads(struct text *text, struct slice facts)
+append_other_threads(struct text *text, const struct copied *copied)
 {
     const unsigned long own_id = (unsigned long)syscall(SYS_gettid);
     struct dirent *entry = NULL;
@@ -2534,7 +2628,7 @@ append_other_threads(struct text *text, struct slice facts)
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): only this thread has this DIR */
     while ((entry = readdir(tasks)) != NULL) {
         unsigned long native_id = strtoul(entry->d_name, NULL, 10);
-        if (native_id != 0 && native_id != own_id && !is_noted(facts, native_id)) {
+        if (native_id != 0 && native_id != own_id && !is_noted(copied, native_id)) {
             append_string(text, "  ");
             append_kernel_state(text, native_id);
             append_string(text, "\n");
@@ -2545,7 +2639,7 @@ append_other_threads(struct text *text, struct slice facts)
 
 /* What came of an attempt at a frozen copy. */
 struct examination {
-    struct text raw; /* what the copy wrote; copied points into it */
+    struct text raw; /* owned: what the copy wrote; copied points into it */
     struct copied copied;
     enum copy_result result;
     int error; /* errno, for COPY_REFUSED */
@@ -2558,8 +2652,15 @@ examine_copy(struct examination *examination)
     examination->error = errno;
     append_bytes(&examination->raw, "", 1); /* numbers are read up to what ends them */
     if (!examination->raw.failed) {
-        examination->copied = split_copied(&examination->raw);
+        examination->copied = read_copied(&examination->raw);
     }
+}
+
+static void
+free_examination(struct examination *examination)
+{
+    free_copied(&examination->copied);
+    free_text(&examination->raw);
 }
 
 /* Appends why there is not all that there should be; nothing when there is. */
@@ -2580,6 +2681,9 @@ append_copy_note(struct text *text, const struct examination *examination)
         append_string(text,
                       "The frozen copies of the process died; what the best one told:");
     }
+    if (examination->copied.failed) {
+        append_string(text, " There was no memory for all threads.");
+    }
 }
 
 /* Appends the dump of a process whose interpreter does not answer. */
@@ -2587,13 +2691,14 @@ DETACHED static void
 append_snapshot(struct text *text)
 {
     struct examination examination = {.error = 0};
+    const size_t length = text->length;
     examine_copy(&examination);
     append_copy_note(text, &examination);
-    append_string(text, examination.result == COPY_DONE ? "" : "\n");
+    append_string(text, text->length > length ? "\n" : "");
     append_copied_threads(text, &examination.copied);
-    append_other_threads(text, examination.copied.facts);
+    append_other_threads(text, &examination.copied);
     append_string(text, "#############################################\n\n\n");
-    free_text(&examination.raw);
+    free_examination(&examination);
 }
 
 /* ======================================================================================
@@ -3169,25 +3274,26 @@ begin_json_thread(struct text *text, const struct thread_view *view)
 
 /* One thread of a frozen copy. */
 DETACHED static void
-append_json_copied_thread(struct text *text, struct slice facts, unsigned long ident,
-                          const struct slice *lines, size_t count,
+append_json_copied_thread(struct text *text, const struct copied_thread *thread,
                           struct sources *sources)
 {
-    struct thread_note note = find_note(facts, ident);
+    const struct thread_note *note = &thread->note;
     const struct thread_view view = {
-        .ident = ident,
-        .native_id = note.native_id,
-        .holds_gil = !HAS_GIL         ? ANSWER_UNKNOWN
-                     : note.holds_gil ? ANSWER_YES
-                                      : ANSWER_NO,
+        .ident = thread->ident,
+        .native_id = note->native_id,
+        .holds_gil = !HAS_GIL          ? ANSWER_UNKNOWN
+                     : note->holds_gil ? ANSWER_YES
+                                       : ANSWER_NO,
         .daemon = ANSWER_UNKNOWN,
     };
+    struct slice lines[MAX_COPIED_FRAMES];
+    size_t count = split_frames(thread, lines);
     begin_json_thread(text, &view);
-    if (note.name[0] == '\0') {
+    if (note->name[0] == '\0') {
         append_string(text, "null");
     }
     else {
-        append_json_string(text, (struct slice){note.name, strlen(note.name)});
+        append_json_string(text, (struct slice){note->name, strlen(note->name)});
     }
     append_string(text, ", \"frames\": [");
     while (count > 0) {
@@ -3218,10 +3324,15 @@ DETACHED static void
 append_json_snapshot(struct text *text)
 {
     struct examination examination = {.error = 0};
+    struct sources sources = {0};
     struct text note = {0};
     examine_copy(&examination);
     begin_json(text, "frozen copy");
-    write_copied_threads(text, &examination.copied, append_json_copied_thread);
+    for (size_t i = 0; i < examination.copied.count; i++) {
+        if (is_copied_stack(&examination.copied.threads[i])) {
+            append_json_copied_thread(text, &examination.copied.threads[i], &sources);
+        }
+    }
     append_string(text, "]");
     append_copy_note(&note, &examination);
     if (note.length > 0) {
@@ -3229,8 +3340,9 @@ append_json_snapshot(struct text *text)
         append_json_text(text, &note);
     }
     append_string(text, "}\n");
+    free_sources(&sources);
     free_text(&note);
-    free_text(&examination.raw);
+    free_examination(&examination);
 }
 
 /* The threading.Thread of this ident. Returns a new reference, or NULL; never raises. */
@@ -6203,7 +6315,7 @@ report_session(struct session *session)
     append_silence(&text);
     append_string(&text,
                   "No thread can be started to make a frozen copy of the process.\n");
-    append_other_threads(&text, (struct slice){NULL, 0});
+    append_other_threads(&text, &(struct copied){0});
     append_string(&text, prompt_follows);
     send_report(session, &text, MSG_DONTWAIT);
     free_text(&text);

@@ -181,15 +181,18 @@ try_copied_threads(void)
                                  "  File \"" __FILE__ "\", line 1 in f\n"
                                  "  File \"caf\\xe9\", line 2 in g\n";
     static const char facts[] = "@ 1 1 1 MainThread\n";
-    const struct copied copied = {{stacks, strlen(stacks)}, {facts, strlen(facts)}};
+    struct copied copied = {0};
     struct text text = {0};
     PyThreadState *tstate = detach();
+    read_stacks(&copied, (struct slice){stacks, strlen(stacks)});
+    read_all_facts(&copied, (struct slice){facts, strlen(facts)});
     append_copied_threads(&text, &copied);
-    append_other_threads(&text, copied.facts);
+    append_other_threads(&text, &copied);
     reattach(tstate);
-    if (text.failed) {
+    if (text.failed || copied.failed) {
         PyErr_NoMemory();
     }
+    free_copied(&copied);
     free_text(&text);
     return PyErr_Occurred() == NULL ? 0 : -1;
 }

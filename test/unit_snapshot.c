@@ -144,13 +144,20 @@ holder_of_the_gil_is_found_in_either_form(void **state)
     (void)state;
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
         char *bytes = copy_bytes(rows[i].facts);
-        struct slice facts = {bytes, strlen(rows[i].facts)};
-        struct thread_note note = find_note(facts, 7);
-        assert_int_equal(note.native_id, 70);
-        assert_string_equal(note.name, "seven");
-        if (note.holds_gil != rows[i].holds_gil) {
+        struct copied copied = {0};
+        const struct copied_thread *found = NULL;
+        struct copied_thread seven = {0};
+        read_all_facts(&copied, (struct slice){bytes, strlen(rows[i].facts)});
+        found = find_copied_thread(&copied, 7);
+        if (found != NULL) {
+            seven = *found;
+        }
+        assert_int_equal(seven.note.native_id, 70);
+        assert_string_equal(seven.note.name, "seven");
+        if (seven.note.holds_gil != rows[i].holds_gil) {
             fail_msg("%s", rows[i].facts);
         }
+        free_copied(&copied);
         free(bytes);
     }
 }
@@ -335,9 +342,11 @@ many_files_are_too_many(void **state)
 static void
 assert_threads(const char *stacks, const char *facts, const char *format)
 {
-    const struct copied copied = {{stacks, strlen(stacks)}, {facts, strlen(facts)}};
+    struct copied copied = {0};
     struct text text = {0};
     struct text wanted = {0};
+    read_stacks(&copied, (struct slice){stacks, strlen(stacks)});
+    read_all_facts(&copied, (struct slice){facts, strlen(facts)});
     append_copied_threads(&text, &copied);
     for (; *format != '\0'; format++) {
         if (*format == '$') {
@@ -348,6 +357,7 @@ assert_threads(const char *stacks, const char *facts, const char *format)
         }
     }
     assert_text(stacks, &text, string_of(&wanted));
+    free_copied(&copied);
     free_text(&wanted);
 }
 
@@ -406,12 +416,13 @@ deep_stack_keeps_its_innermost_frames(void **state)
     for (int i = 0; i < 1000; i++) {
         append_format(&stacks, "  frame %d\n", i);
     }
-    copied.stacks = (struct slice){stacks.bytes, stacks.length};
+    read_stacks(&copied, (struct slice){stacks.bytes, stacks.length});
     append_copied_threads(&text, &copied);
     told = string_of(&text);
     assert_non_null(strstr(told, "  frame 100\n"));
     assert_null(strstr(told, "  frame 999\n"));
     assert_non_null(strstr(told, "  frame 1\n  frame 0\n"));
+    free_copied(&copied);
     free_text(&stacks);
     free_text(&text);
 }
@@ -427,6 +438,24 @@ facts_of_a_thread_stand_under_its_header(void **state)
                    HEADER(1) "Thread: MainThread, holds the GIL\n  one\n"  //
                    HEADER(2) "Thread: Worker\n  two\n"                     //
                    HEADER(3) "Thread: TID 4194304 (), gone\n  three\n");
+}
+
+static void
+same_stack_is_told_once_under_all_its_headers(void **state)
+{
+    (void)state;
+    assert_threads("Thread 0x1 (most recent call first):\n  one\n  two\n\n"
+                   "Thread 0x2 (most recent call first):\n  one\n\n"
+                   "Thread 0x3 (most recent call first):\n  one\n  two\n\n"
+                   "Current thread 0x4 (most recent call first):\n  one\n  two\n",
+                   "@ 1 0 1 MainThread\n@ 3 0 0 Worker\n",
+                   "\n######### ProcessID=$, ThreadID=1 #########\n"
+                   "Thread: MainThread, holds the GIL\n"
+                   "######### ProcessID=$, ThreadID=3 #########\n"
+                   "Thread: Worker\n"
+                   "######### ProcessID=$, ThreadID=4 #########\n"
+                   "3 threads with the same stack:\n  two\n  one\n" //
+                   HEADER(2) "  one\n");
 }
 
 /* A copy may die at any byte. */
@@ -450,10 +479,11 @@ text_may_break_off_anywhere(void **state)
         struct copied copied;
         append_bytes(&raw, whole, length);
         append_bytes(&raw, "", 1);
-        copied = split_copied(&raw);
+        copied = read_copied(&raw);
         append_copied_threads(&text, &copied);
-        append_other_threads(&text, copied.facts);
+        append_other_threads(&text, &copied);
         assert_false(text.failed);
+        free_copied(&copied);
         free_text(&raw);
         free_text(&text);
     }
@@ -522,6 +552,7 @@ other_threads_are_those_without_facts(void **state)
     pthread_t thread;
     char byte = 0;
     char facts[64];
+    struct copied copied = {0};
     struct text without = {0};
     struct text with = {0};
     (void)state;
@@ -530,8 +561,10 @@ other_threads_are_those_without_facts(void **state)
     assert_int_equal(pthread_create(&thread, NULL, be_other_thread, &other), 0);
     assert_int_equal(read(other.started[0], &byte, 1), 0);
     (void)snprintf(facts, sizeof(facts), "@ 1 %ld 0 x\n", other.native_id);
-    append_other_threads(&without, (struct slice){"", 0});
-    append_other_threads(&with, (struct slice){facts, strlen(facts)});
+    append_other_threads(&without, &copied);
+    read_all_facts(&copied, (struct slice){facts, strlen(facts)});
+    append_other_threads(&with, &copied);
+    free_copied(&copied);
     assert_non_null(strstr(string_of(&without), " (other), "));
     assert_null(strstr(string_of(&without), " (unit_snapshot), "));
     assert_null(strstr(string_of(&with), " (other), "));
@@ -767,6 +800,7 @@ main(void)
         cmocka_unit_test(what_is_no_stack_is_left_out),
         cmocka_unit_test(deep_stack_keeps_its_innermost_frames),
         cmocka_unit_test(facts_of_a_thread_stand_under_its_header),
+        cmocka_unit_test(same_stack_is_told_once_under_all_its_headers),
         cmocka_unit_test(text_may_break_off_anywhere),
         cmocka_unit_test(kernel_state_is_that_of_the_thread),
         cmocka_unit_test(thread_that_is_gone_is_gone),
