@@ -21,8 +21,8 @@
  *
  * WHAT IT TOUCHES IN A PROCESS
  *   files        the socket's path, with mode 0600; removed again by exit, release or a signal.
- *   descriptors  two sockets to wake threads, and the listening one; one for each client; a memory
- *                file while a frozen copy is made. All close-on-exec.
+ *   descriptors  two sockets to wake threads, the listening one, a spare one; one for each client; a
+ *                memory file while a frozen copy is made. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
  *                (faulthandler.register), and while the socket exists those of death_signals[] that
  *                were SIG_DFL. All are put back.
@@ -678,7 +678,10 @@ static struct {
     void (*handler)(int);
     PyInterpreterState *interpreter;
     PyObject *modules; /* owned, sys.modules */
-} snapshot;
+    /* Nothing is in it: closed when a copy is to be made and the process has no other descriptor
+     * left. Under snapshot_lock. */
+    struct kept_fd spare;
+} snapshot = {.spare = {.number = -1}};
 
 /* The session that the calling thread serves, NULL in all threads of the application. */
 static _Thread_local struct session *current_session;
@@ -1929,6 +1932,10 @@ try_copy(struct text *raw)
         return COPY_REFUSED;
     }
     memory_fd = memfd_create("manhole", MFD_CLOEXEC);
+    if (memory_fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+        close_kept(&snapshot.spare);
+        memory_fd = memfd_create("manhole", MFD_CLOEXEC);
+    }
     if (memory_fd < 0) {
         return COPY_REFUSED;
     }
@@ -1974,6 +1981,15 @@ take_snapshot(struct text *raw)
     unlock(&snapshot_lock);
     errno = saved_errno;
     return result;
+}
+
+/* Has a descriptor to spare for the next copy, if there is one. */
+static void
+open_spare(void)
+{
+    if (kept_number(&snapshot.spare) < 0) {
+        keep_fd(&snapshot.spare, memfd_create("manhole", MFD_CLOEXEC));
+    }
 }
 
 /* A piece of text that somebody else owns. */
@@ -2619,7 +2635,10 @@ append_other_threads(struct text *text, const struct copied *copied)
 {
     const unsigned long own_id = (unsigned long)syscall(SYS_gettid);
     struct dirent *entry = NULL;
-    DIR *tasks = opendir("/proc/self/task");
+    unsigned long *ids = NULL; /* owned */
+    size_t count = 0;
+    size_t capacity = 0;
+    DIR *tasks = opendir("/proc/self/task"); /* owned */
     if (tasks == NULL) {
         append_format(text, "/proc/self/task: %s\n", error_text(errno));
         return;
@@ -2628,13 +2647,28 @@ append_other_threads(struct text *text, const struct copied *copied)
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): only this thread has this DIR */
     while ((entry = readdir(tasks)) != NULL) {
         unsigned long native_id = strtoul(entry->d_name, NULL, 10);
-        if (native_id != 0 && native_id != own_id && !is_noted(copied, native_id)) {
-            append_string(text, "  ");
-            append_kernel_state(text, native_id);
-            append_string(text, "\n");
+        if (native_id == 0 || native_id == own_id || is_noted(copied, native_id)) {
+            continue;
         }
+        if (count == capacity) {
+            unsigned long *more = NULL;
+            capacity = capacity == 0 ? 64 : 2 * capacity;
+            more = realloc(ids, capacity * sizeof(*ids));
+            if (more == NULL) {
+                text->failed = true;
+                break;
+            }
+            ids = more;
+        }
+        ids[count++] = native_id;
     }
-    (void)closedir(tasks);
+    (void)closedir(tasks); /* there may be no second descriptor */
+    for (size_t i = 0; i < count; i++) {
+        append_string(text, "  ");
+        append_kernel_state(text, ids[i]);
+        append_string(text, "\n");
+    }
+    free(ids);
 }
 
 /* What came of an attempt at a frozen copy. */
@@ -2656,11 +2690,14 @@ examine_copy(struct examination *examination)
     }
 }
 
-static void
+DETACHED static void
 free_examination(struct examination *examination)
 {
     free_copied(&examination->copied);
     free_text(&examination->raw);
+    lock_leaf(&snapshot_lock);
+    open_spare();
+    unlock(&snapshot_lock);
 }
 
 /* Appends why there is not all that there should be; nothing when there is. */
@@ -6605,6 +6642,7 @@ find_wish(const char *name)
          .unlogged = true,
          .receive = receive_line,
          .serve = serve_completion},
+        {.name = "interrupt", .unlogged = true}, /* answered by the listener */
         {.name = "quiet", .no_stacks = true},
         {.name = "edit", .marked = true},
         {.name = "edit-quiet", .marked = true, .no_stacks = true},
@@ -7114,6 +7152,7 @@ open_snapshot(void)
         snapshot.signum = 0;
     }
     snapshot.handler = current.sa_handler;
+    open_spare();
 }
 
 ATTACHED static void
@@ -7123,6 +7162,7 @@ close_snapshot(void)
         PyErr_Clear();
     }
     snapshot.signum = 0;
+    close_kept(&snapshot.spare);
     Py_CLEAR(snapshot.modules);
 }
 

@@ -583,6 +583,21 @@ client_without_a_thread_is_told(void)
                         "unavailable\n");
 }
 
+/* Room for the client alone. */
+static void
+limit_of_descriptors_does_no_harm(void)
+{
+    struct process *app =
+        start_hanging(INSTALL(SOON) PARKED_THREADS
+                      "taken = []\n"
+                      "try:\n"
+                      "    while True: taken.append(os.dup(0))\n"
+                      "except OSError: os.close(taken.pop())\n" READY HOLD_GIL
+                      "for fd in taken: os.close(fd)\n");
+    struct client *client = connect_to(app);
+    assert_threads_shown(app, client_read_dump(client));
+}
+
 /* The application has a limit for the size of its files; the copy makes none. */
 static void
 limit_of_file_sizes_does_no_harm(void)
@@ -793,6 +808,7 @@ main(void)
         TEST(limit_of_processes_is_told),
         TEST(limit_of_threads_is_told),
         TEST(client_without_a_thread_is_told),
+        TEST(limit_of_descriptors_does_no_harm),
         TEST(limit_of_file_sizes_does_no_harm),
         TEST(limit_of_memory_does_no_harm),
         TEST(stacks_come_while_the_stuck_thread_is_inside_malloc),
