@@ -391,7 +391,7 @@ termination_does_not_wait_for_a_client(void)
     assert_no_path(socket_path_of(app->pid));
 }
 
-/* Each child is told to open its door and, a moment later, to end: sooner or later while it binds. */
+/* Each child is told to open its door and, a moment later, to end: at times while it binds. */
 static void
 death_by_a_signal_while_the_socket_opens_leaves_none(void)
 {

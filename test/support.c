@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 enum {
+    SETTLE_MS = 50,      /* for a process on its way into a system call */
     TICK_MS = 5,         /* between two looks at something that poll() cannot see */
     SCAN_MS = 50,        /* between two looks for new descendants */
     GRACE_MS = 10000,    /* from SIGTERM to SIGKILL */
@@ -901,6 +902,7 @@ start(const struct launch *how, const char *const argv[])
         .stdin_fd = streams.ours[0],
         .stream_fd = {streams.ours[1], streams.ours[2]},
         .terminal = how->terminal,
+        .ends_its_children = how->ends_its_children,
         .title = join(argv),
         .next = current.processes,
     };
@@ -1059,9 +1061,23 @@ wait_for_exit(struct process *process, long timeout_ms)
     return process->status;
 }
 
+/* Python runs a handler between two instructions: for a signal that comes between the last of them
+ * and a system call, only after that. So a main thread on its way into one is let get there. */
+static void
+let_settle(const struct process *process)
+{
+    const long deadline = now_ms() + SETTLE_MS;
+    struct relation relation = {.state = 'R'};
+    while (now_ms() < deadline && relation.state == 'R' &&
+           look_up_relation(format_text("%d", (int)process->pid), &relation)) {
+        (void)poll(NULL, 0, relation.state == 'R' ? 1 : 0);
+    }
+}
+
 void
 send_signal(struct process *process, int signal_number)
 {
+    let_settle(process);
     if (process->exited || kill(process->pid, signal_number) != 0) {
         fail_test("no process %d (%s) to signal", (int)process->pid, process->title);
     }
@@ -1530,7 +1546,10 @@ static void
 end_processes(struct text *problems)
 {
     for (struct process *p = current.processes; p != NULL; p = p->next) {
-        if (!has_ended(p, 0)) {
+        if (!has_ended(p, 0) && p->ends_its_children) {
+            (void)kill(p->pid, SIGTERM);
+        }
+        else if (!has_ended(p, 0)) {
             signal_group(p->pid, SIGTERM);
             signal_group(p->pid, SIGCONT);
         }

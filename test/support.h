@@ -120,6 +120,7 @@ struct process {
     int stream_fd[2]; /* by enum stream; -1 once at its end */
     int stdin_fd;     /* -1: closed, or it is stream_fd[OUT], a terminal */
     bool terminal;
+    bool ends_its_children;
     bool says_ready;   /* its program has READY STAY in it */
     bool killed;       /* by SIGKILL: cannot have tidied up */
     bool status_taken; /* by the test: a crash is its business */
@@ -135,6 +136,7 @@ struct launch {
     const char *const *env;  /* "NAME=value"; "NAME" alone takes the variable away */
     const char *const *python_options; /* start_target(): LIST("-X", "dev") */
     bool debian;                       /* Debian's python3 and the module built for it */
+    bool ends_its_children;            /* SIGTERM at the test's end is for it alone */
     bool terminal; /* the three streams are one pseudo-terminal, read as OUT */
     uid_t uid;     /* not 0: run as this user and group; needs root */
 };

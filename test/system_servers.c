@@ -391,8 +391,11 @@ start_uwsgi(const char *app, const char *const options[], const char *const vari
         argv[count++] = *options++;
     }
     argv[count] = NULL;
-    struct process *master =
-        start_process(.argv = argv, .env = variables, .debian = true);
+    struct process *master = start_process(
+            .argv = argv, .env = variables, .debian = true,
+            /* Two signals at once would be too much for it: it calls exit() in their
+                       * handlers. */
+            .ends_its_children = true);
     wait_for_text(master, ERR, "spawned uWSGI worker 1", DEADLINE);
     return (struct server){master, door, 0};
 }

@@ -66,7 +66,7 @@ python_loads_whatever_bytes_there_were(void **state)
         char bytes[512];
         struct text text = {0};
         PyObject *loaded = NULL;
-        for (int second = 0; second < 256; second++) {
+        for (size_t second = 0; second < 256; second++) {
             bytes[2 * second] = (char)first;
             bytes[2 * second + 1] = (char)second;
         }
@@ -78,6 +78,7 @@ python_loads_whatever_bytes_there_were(void **state)
     }
 }
 
+CHECKED(no_thread_safety_analysis) /* Py_Initialize() attaches */
 static void
 lone_surrogates_of_a_str_stay_readable(void **state)
 {
@@ -96,6 +97,7 @@ lone_surrogates_of_a_str_stay_readable(void **state)
     free_text(&text);
 }
 
+CHECKED(no_thread_safety_analysis)
 static void
 what_is_no_str_is_null(void **state)
 {
