@@ -21,8 +21,8 @@
  *
  * WHAT IT TOUCHES IN A PROCESS
  *   files        the socket's path, with mode 0600; removed again by exit, release or a signal.
- *   descriptors  two sockets to wake threads, the listening one, a spare one; one for each client; a
- *                memory file while a frozen copy is made. All close-on-exec.
+ *   descriptors  two sockets to wake threads, the listening one, a spare one; one for each client;
+ *                a memory file while a frozen copy is made. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
  *                (faulthandler.register), and while the socket exists those of death_signals[] that
  *                were SIG_DFL. All are put back.
