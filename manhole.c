@@ -3037,11 +3037,15 @@ append_thread_name(struct text *text, PyObject *active /* dict, or NULL */,
 }
 
 /* Appends the headers of a thread and of all after it that have the same stack, which are thereby
- * shown; for more than one their names too, for the headers alone tell little then. */
-ATTACHED static void
+ * shown; for more than one their names too, for the headers alone tell little then. Returns false
+ * when it is shown already. */
+ATTACHED static bool
 append_headers(struct text *text, struct look *look, size_t first, PyObject *active)
 {
     size_t count = 0;
+    if (look->threads[first].shown) {
+        return false;
+    }
     append_string(text, "\n");
     for (size_t i = first; i < look->thread_count; i++) {
         struct thread_record *thread = &look->threads[i];
@@ -3053,17 +3057,17 @@ append_headers(struct text *text, struct look *look, size_t first, PyObject *act
             count++;
         }
     }
-    if (count == 1) {
-        return;
-    }
-    append_format(text, "%zu threads with the same stack:", count);
-    for (size_t i = first; i < look->thread_count; i++) {
-        if (look->threads[i].shown && look->threads[i].group == first) {
-            append_string(text, i == first ? " " : ", ");
-            append_thread_name(text, active, look->threads[i].ident);
+    if (count > 1) {
+        append_format(text, "%zu threads with the same stack:", count);
+        for (size_t i = first; i < look->thread_count; i++) {
+            if (look->threads[i].shown && look->threads[i].group == first) {
+                append_string(text, i == first ? " " : ", ");
+                append_thread_name(text, active, look->threads[i].ident);
+            }
         }
+        append_string(text, "\n");
     }
-    append_string(text, "\n");
+    return true;
 }
 
 /* threading._active, when threading is imported. Returns a new reference, or NULL; never raises. */
@@ -3095,9 +3099,23 @@ let_others_run(int64_t held_since_ms)
     return monotonic_ms();
 }
 
-/* append_dump() where there is a GIL: every frame stands still while one looks. */
+/* How stacks are written: the dump, or JSON. */
+struct form {
+    void (*begin)(struct text *text);
+    /* What comes before the frames of a thread. Returns false when it was shown with another. */
+    bool (*begin_thread)(struct text *text, struct look *look, size_t index,
+                         PyObject *active);
+    void (*append_frame)(struct text *text, const struct frame_record *frame,
+                         PyObject *linecache, PyObject *sources);
+    const char *thread_end;
+    const char *end;
+    void (*append_snapshot)(struct text *text);
+};
+
+/* Appends all stacks where there is a GIL: every frame stands still while one looks. Returns 0, or
+ * -1 with an exception set. */
 ATTACHED static int
-append_attached_dump(struct text *text)
+append_look(struct text *text, const struct form *form)
 {
     struct look look = {0};
     PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
@@ -3109,18 +3127,20 @@ append_attached_dump(struct text *text)
         goto done;
     }
     active = get_active_threads();
+    form->begin(text);
     for (size_t i = 0; i < look.thread_count; i++) {
         const struct thread_record *thread = &look.threads[i];
-        if (thread->shown) {
+        held_since_ms = let_others_run(held_since_ms);
+        if (!form->begin_thread(text, &look, i, active)) {
             continue;
         }
-        held_since_ms = let_others_run(held_since_ms);
-        append_headers(text, &look, i, active);
         for (size_t j = thread->count; j > 0; j--) {
-            append_frame(text, &look.frames[thread->first + j - 1], linecache, sources);
+            form->append_frame(text, &look.frames[thread->first + j - 1], linecache,
+                               sources);
         }
+        append_string(text, form->thread_end);
     }
-    append_string(text, "#############################################\n\n\n");
+    append_string(text, form->end);
     result = 0;
     if (text->failed) {
         PyErr_NoMemory();
@@ -3134,20 +3154,35 @@ done:
     return result;
 }
 
-/* Appends the dump of all threads, python-manhole's form to the letter. Returns 0, or -1
- * with an exception set. Without a GIL the frames of the others run on while one walks
- * them: a frozen copy is looked at instead. */
+/* Appends all stacks. Without a GIL the frames of the others run on while one walks them: a frozen
+ * copy is looked at instead. Returns 0, or -1 with an exception set. */
 ATTACHED static int
-append_dump(struct text *text)
+append_stacks(struct text *text, const struct form *form)
 {
     if (!HAS_GIL) {
         PyThreadState *tstate = detach();
-        append_snapshot(text);
+        form->append_snapshot(text);
         reattach(tstate);
         return 0;
     }
-    return append_attached_dump(text);
+    return append_look(text, form);
 }
+
+static void
+begin_dump(struct text *text)
+{
+    (void)text; /* each header brings the line before it */
+}
+
+/* python-manhole's form to the letter. */
+static const struct form dump_form = {
+    .begin = begin_dump,
+    .begin_thread = append_headers,
+    .append_frame = append_frame,
+    .thread_end = "",
+    .end = "#############################################\n\n\n",
+    .append_snapshot = append_snapshot,
+};
 
 /* ======================================================================================
  * JSON: the same stacks for programs. {"pid", "python", "source", "threads": [{"id", "native_id",
@@ -3403,9 +3438,10 @@ find_attribute(PyObject *object /* or NULL */, const char *name)
 }
 
 /* One thread of the look, up to its frames. The looker itself has the GIL while it looks. */
-ATTACHED static void
-append_json_thread(struct text *text, PyObject *active, unsigned long ident)
+ATTACHED static bool
+append_json_thread(struct text *text, struct look *look, size_t index, PyObject *active)
 {
+    const unsigned long ident = look->threads[index].ident;
     PyObject *thread = get_thread_object(active, ident);       /* owned */
     PyObject *name = find_attribute(thread, "name");           /* owned */
     PyObject *native_id = find_attribute(thread, "native_id"); /* owned */
@@ -3425,6 +3461,7 @@ append_json_thread(struct text *text, PyObject *active, unsigned long ident)
     Py_XDECREF(name);
     Py_XDECREF(native_id);
     Py_XDECREF(daemon);
+    return true;
 }
 
 ATTACHED static void
@@ -3445,57 +3482,20 @@ append_json_frame(struct text *text, const struct frame_record *frame,
     free_described_frame(&described);
 }
 
-/* append_json_dump() where there is a GIL. */
-ATTACHED static int
-append_attached_json(struct text *text)
+static void
+begin_json_look(struct text *text)
 {
-    struct look look = {0};
-    PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
-    PyObject *sources = PyDict_New();                         /* owned */
-    PyObject *active = NULL;                                  /* owned, may stay NULL */
-    int64_t held_since_ms = 0;
-    int result = -1;
-    if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
-        goto done;
-    }
-    active = get_active_threads();
     begin_json(text, "attached");
-    for (size_t i = 0; i < look.thread_count; i++) {
-        const struct thread_record *thread = &look.threads[i];
-        held_since_ms = let_others_run(held_since_ms);
-        append_json_thread(text, active, thread->ident);
-        for (size_t j = thread->count; j > 0; j--) {
-            append_json_frame(text, &look.frames[thread->first + j - 1], linecache,
-                              sources);
-        }
-        append_string(text, "]}");
-    }
-    append_string(text, "]}\n");
-    result = 0;
-    if (text->failed) {
-        PyErr_NoMemory();
-        result = -1;
-    }
-done:
-    free_look(&look);
-    Py_XDECREF(linecache);
-    Py_XDECREF(sources);
-    Py_XDECREF(active);
-    return result;
 }
 
-/* Appends the whole document. Returns 0, or -1 with an exception set. As append_dump(). */
-ATTACHED static int
-append_json_dump(struct text *text)
-{
-    if (!HAS_GIL) {
-        PyThreadState *tstate = detach();
-        append_json_snapshot(text);
-        reattach(tstate);
-        return 0;
-    }
-    return append_attached_json(text);
-}
+static const struct form json_form = {
+    .begin = begin_json_look,
+    .begin_thread = append_json_thread,
+    .append_frame = append_json_frame,
+    .thread_end = "]}",
+    .end = "]}\n",
+    .append_snapshot = append_json_snapshot,
+};
 
 /* ======================================================================================
  * Output: bytes on their way to a client.
@@ -5047,7 +5047,7 @@ talk(struct session *session)
     PyObject *console = NULL; /* owned */
     PyObject *banner = NULL;  /* owned */
     bool told = false;
-    if (!session->wish->no_stacks && append_dump(&dump) < 0) {
+    if (!session->wish->no_stacks && append_stacks(&dump, &dump_form) < 0) {
         goto done;
     }
     told = settle_report(session);
@@ -5834,10 +5834,10 @@ serve_completion(struct session *session, PyObject *locals)
 
 /* Sends what this makes, unless a reporter was quicker. Never raises. */
 ATTACHED static void
-serve_look(struct session *session, int (*append)(struct text *text))
+serve_look(struct session *session, const struct form *form)
 {
     struct text dump = {0};
-    if (append(&dump) == 0 && !settle_report(session)) {
+    if (append_stacks(&dump, form) == 0 && !settle_report(session)) {
         (void)write_client(session, dump.bytes, dump.length);
     }
     if (PyErr_Occurred()) {
@@ -5852,7 +5852,7 @@ ATTACHED static void
 serve_stacks(struct session *session, PyObject *locals)
 {
     (void)locals;
-    serve_look(session, append_dump);
+    serve_look(session, &dump_form);
 }
 
 /* The same as JSON. */
@@ -5860,7 +5860,7 @@ ATTACHED static void
 serve_json(struct session *session, PyObject *locals)
 {
     (void)locals;
-    serve_look(session, append_json_dump);
+    serve_look(session, &json_form);
 }
 
 /* ======================================================================================
@@ -8579,7 +8579,7 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
     int result = -1;
     (void)module;
     (void)unused;
-    if (append_dump(&dump) == 0) {
+    if (append_stacks(&dump, &dump_form) == 0) {
         text =
             PyUnicode_DecodeUTF8(dump.bytes, (Py_ssize_t)dump.length, "backslashreplace");
     }
@@ -9211,7 +9211,7 @@ append_dump_without_error(struct text *dump)
     PyObject *traceback = NULL; /* owned */
     int result = 0;
     PyErr_Fetch(&type, &value, &traceback);
-    result = append_dump(dump);
+    result = append_stacks(dump, &dump_form);
     if (result < 0) {
         PyErr_Clear();
         errno = ENOMEM;

@@ -15,7 +15,7 @@ ATTACHED static char *
 dump(void)
 {
     struct text text = {0};
-    assert_int_equal(append_attached_dump(&text), 0);
+    assert_int_equal(append_look(&text, &dump_form), 0);
     assert_null(PyErr_Occurred());
     append_bytes(&text, "", 1);
     return text.bytes;
@@ -246,7 +246,7 @@ interpreter_without_current_frames_is_an_error(void **state)
     struct text text = {0};
     (void)state;
     run("import sys; kept = sys._current_frames; del sys._current_frames\n");
-    assert_int_equal(append_attached_dump(&text), -1);
+    assert_int_equal(append_look(&text, &dump_form), -1);
     assert_true(PyErr_ExceptionMatches(PyExc_RuntimeError));
     PyErr_Clear();
     free_text(&text);

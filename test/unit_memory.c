@@ -168,7 +168,7 @@ ATTACHED static int
 try_dump(void)
 {
     struct text text = {0};
-    int result = append_attached_dump(&text);
+    int result = append_look(&text, &dump_form);
     free_text(&text);
     return result;
 }
