@@ -1251,10 +1251,9 @@ deliver_log(void)
     PyErr_Restore(type, value, traceback);
 }
 
-/* Logs PREFIX, repr(exception), SUFFIX and drops the exception. */
-ATTACHED static void
-log_exception(const char *prefix, PyObject *exception /* new: taken over */,
-              const char *suffix)
+/* "ValueError('why')", for a log line, in a buffer of this size. Never raises. */
+ATTACHED static const char *
+describe_exception(PyObject *exception /* or NULL */, char *text, size_t size)
 {
     PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception); /* owned */
     const char *utf8 = repr == NULL ? NULL : PyUnicode_AsUTF8(repr);
@@ -1262,9 +1261,19 @@ log_exception(const char *prefix, PyObject *exception /* new: taken over */,
         PyErr_Clear();
         utf8 = "an exception that has no repr()";
     }
-    log_line("%s%s%s", prefix, utf8, suffix);
-    deliver_log();
+    (void)snprintf(text, size, "%s", utf8);
     Py_XDECREF(repr);
+    return text;
+}
+
+/* Logs PREFIX, repr(exception), SUFFIX and drops the exception. */
+ATTACHED static void
+log_exception(const char *prefix, PyObject *exception /* new: taken over */,
+              const char *suffix)
+{
+    char text[LOG_LINE_SIZE];
+    log_line("%s%s%s", prefix, describe_exception(exception, text, sizeof(text)), suffix);
+    deliver_log();
     Py_XDECREF(exception);
 }
 
@@ -1989,6 +1998,30 @@ open_spare(void)
 {
     if (kept_number(&snapshot.spare) < 0) {
         keep_fd(&snapshot.spare, memfd_create("manhole", MFD_CLOEXEC));
+    }
+}
+
+/* Lets a session have the spare descriptor, to import and to read sources with, when it can get no
+ * other. Not while a copy is made, which may last. */
+static void
+lend_spare(int fd)
+{
+    int other = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (other >= 0) {
+        (void)close(other);
+    }
+    else if (pthread_mutex_trylock(&snapshot_lock) == 0) {
+        close_kept(&snapshot.spare);
+        unlock(&snapshot_lock);
+    }
+}
+
+static void
+take_spare_back(void)
+{
+    if (pthread_mutex_trylock(&snapshot_lock) == 0) {
+        open_spare();
+        unlock(&snapshot_lock);
     }
 }
 
@@ -5068,10 +5101,13 @@ done:
     Py_XDECREF(banner);
 }
 
-/* Logs why a handler ended, when it was an exception. */
+/* Logs why a handler ended with an exception, and tells the client, which would see but an end. */
 ATTACHED static void
-log_handler_exception(const char *prefix, const char *suffix)
+log_handler_exception(struct session *session, const char *prefix)
 {
+    char line[LOG_LINE_SIZE];
+    char text[LOG_LINE_SIZE / 2];
+    PyObject *exception = NULL; /* owned */
     if (PyErr_ExceptionMatches(PyExc_BrokenPipeError) ||
         PyErr_ExceptionMatches(PyExc_ConnectionResetError)) {
         PyErr_Clear();
@@ -5079,7 +5115,15 @@ log_handler_exception(const char *prefix, const char *suffix)
         deliver_log();
         return;
     }
-    log_exception(prefix, take_exception(), suffix);
+    exception = take_exception();
+    (void)snprintf(line, sizeof(line), "manhole: %s%s.\n", prefix,
+                   describe_exception(exception, text, sizeof(text)));
+    log_line("%s%s.", prefix, text);
+    deliver_log();
+    if (write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
+        PyErr_Clear();
+    }
+    Py_XDECREF(exception);
 }
 
 /* A text file over the client's socket, for reading; the descriptor stays the session's.
@@ -5127,7 +5171,7 @@ serve_console(struct session *session, PyObject *locals)
         talk(session);
     }
     if (PyErr_Occurred()) {
-        log_handler_exception("REPL failed with ", ".");
+        log_handler_exception(session, "REPL failed with ");
     }
     log_line("DONE.");
     close_streams(session);
@@ -5676,7 +5720,7 @@ serve_program(struct session *session, PyObject *locals)
     }
     Py_XDECREF(arguments);
     if (PyErr_Occurred()) {
-        log_handler_exception("Program failed with ", ".");
+        log_handler_exception(session, "Program failed with ");
     }
     close_arguments(session);
     close_streams(session);
@@ -5841,7 +5885,7 @@ serve_look(struct session *session, const struct form *form)
         (void)write_client(session, dump.bytes, dump.length);
     }
     if (PyErr_Occurred()) {
-        log_handler_exception("Stacks failed with ", ".");
+        log_handler_exception(session, "Stacks failed with ");
     }
     free_text(&dump);
     end_channel(session);
@@ -6107,6 +6151,7 @@ serve_session(struct session *session)
     Py_XINCREF(handler.callable);
     unlock(&table_lock);
     current_session = session;
+    lend_spare(atomic_load(&session->fd));
     import_needed_modules();
     deliver_log();
     if (session->wish->serve != NULL) {
@@ -6115,6 +6160,7 @@ serve_session(struct session *session)
     else {
         serve_as_configured(session, &handler, locals);
     }
+    take_spare_back();
     current_session = outer;
     Py_XDECREF(locals);
     Py_XDECREF(handler.callable);

@@ -721,6 +721,15 @@ child_forked_in_a_session_leaves_no_socket(void)
     assert_no_path(socket_path_of((pid_t)strtol(pid, NULL, 10)));
 }
 
+static void
+console_that_cannot_begin_tells_its_client_why(void)
+{
+    struct process *app =
+        start_target("import sys; sys.modules['code'] = None\n" TARGET(""));
+    assert_matches(client_read_until_eof(connect_to(app)),
+                   "^manhole: REPL failed with ModuleNotFoundError\\(.*code.*\\)\\.$");
+}
+
 int
 main(void)
 {
@@ -759,6 +768,7 @@ main(void)
         TEST(fork_in_a_session_prints_to_the_app_s_stdout_in_the_child),
         TEST(fork_in_a_session_may_end_as_it_likes),
         TEST(child_forked_in_a_session_leaves_no_socket),
+        TEST(console_that_cannot_begin_tells_its_client_why),
     };
     return RUN_TESTS(tests);
 }

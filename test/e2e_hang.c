@@ -583,19 +583,34 @@ client_without_a_thread_is_told(void)
                         "unavailable\n");
 }
 
+#  define TAKE_DESCRIPTORS                                                               \
+    "import os\n"                                                                        \
+    "taken = []\n"                                                                       \
+    "try:\n"                                                                             \
+    "    while True: taken.append(os.dup(0))\n"                                          \
+    "except OSError: os.close(taken.pop())\n"
+
 /* Room for the client alone. */
 static void
 limit_of_descriptors_does_no_harm(void)
 {
     struct process *app =
-        start_hanging(INSTALL(SOON) PARKED_THREADS
-                      "taken = []\n"
-                      "try:\n"
-                      "    while True: taken.append(os.dup(0))\n"
-                      "except OSError: os.close(taken.pop())\n" READY HOLD_GIL
+        start_hanging(INSTALL(SOON) PARKED_THREADS TAKE_DESCRIPTORS READY HOLD_GIL
                       "for fd in taken: os.close(fd)\n");
     struct client *client = connect_to(app);
     assert_threads_shown(app, client_read_dump(client));
+}
+
+static void
+limit_of_descriptors_leaves_room_for_a_client(void)
+{
+    struct process *app =
+        start_target(INSTALL("") TAKE_DESCRIPTORS READY "import time\n"
+                                                        "while True: time.sleep(0.01)\n");
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    assert_contains(client_wait_for(client, ">>> "), "time.sleep(0.01)");
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
 }
 
 /* The application has a limit for the size of its files; the copy makes none. */
@@ -809,6 +824,7 @@ main(void)
         TEST(limit_of_threads_is_told),
         TEST(client_without_a_thread_is_told),
         TEST(limit_of_descriptors_does_no_harm),
+        TEST(limit_of_descriptors_leaves_room_for_a_client),
         TEST(limit_of_file_sizes_does_no_harm),
         TEST(limit_of_memory_does_no_harm),
         TEST(stacks_come_while_the_stuck_thread_is_inside_malloc),
