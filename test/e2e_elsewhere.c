@@ -143,6 +143,9 @@ console_at_a_terminal_is_one_there_too(void)
 static void
 ssh_that_is_missing_is_told(void)
 {
+    if (getenv("MANHOLE_TEST_WRAPPER") != NULL) {
+        skip_test("the wrapper would be missing, too");
+    }
     const char *err = NULL;
     struct process *cli =
         start_process(.argv = CLI("--host", "there", "1"), .env = LIST("PATH=/nowhere"));

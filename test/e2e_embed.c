@@ -141,7 +141,7 @@ stacks_are_written_while_no_thread_runs_python(void)
 {
     struct process *app = start_script(EXECUTE);
     send_signal(app, SIGQUIT);
-    wait_for_text(app, ERR, "(embed_example), sleeping", DEADLINE);
+    wait_for_text(app, ERR, "), sleeping", DEADLINE);
     wait_for_text(app, ERR, "#############################################\n", DEADLINE);
     assert_not_contains(text_of(app, ERR), "manhole_dump_stacks");
     assert_ends_well(app);
