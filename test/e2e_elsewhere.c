@@ -143,7 +143,7 @@ console_at_a_terminal_is_one_there_too(void)
 static void
 ssh_that_is_missing_is_told(void)
 {
-    if (getenv("MANHOLE_TEST_WRAPPER") != NULL) {
+    if (is_wrapped()) {
         skip_test("the wrapper would be missing, too");
     }
     const char *err = NULL;

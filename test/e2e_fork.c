@@ -100,6 +100,9 @@ child_of_os_fork_answers(void)
 static void
 child_of_os_forkpty_answers(void)
 {
+    if (is_wrapped()) {
+        skip_test("valgrind warns of an ioctl of forkpty()'s");
+    }
     assert_both_answer(FORKED("os.forkpty()[0]"));
 }
 
@@ -689,7 +692,9 @@ assert_nothing_accumulates(struct process *app, const char *forks)
     struct usage after = usage_of(app);
     assert_int_equal(after.fds, before.fds);
     assert_int_equal(after.threads, before.threads);
-    assert_in_range(after.rss, 0, before.rss + 512);
+    if (!is_wrapped()) { /* whose own memory grows */
+        assert_in_range(after.rss, 0, before.rss + 512);
+    }
 }
 
 static void

@@ -23,8 +23,9 @@ export ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0
 export UBSAN_OPTIONS=print_stacktrace=1
 valgrind=()
 if [ -n "${VALGRIND:-}" ]; then
-    # PYTHONMALLOC: valgrind cannot see into Python's own allocator.
-    valgrind=(env PYTHONMALLOC=malloc valgrind --quiet --error-exitcode=99
+    # PYTHONMALLOC: valgrind cannot see into Python's own allocator. Its threads run one at a time;
+    # without fair-sched one that computes keeps the others from it.
+    valgrind=(env PYTHONMALLOC=malloc valgrind --quiet --fair-sched=try --error-exitcode=99
         --suppressions="$root/test/valgrind.supp")
     pythons=/usr/lib/valgrind/python3.supp
     [ -e $pythons ] && valgrind+=("--suppressions=$pythons")

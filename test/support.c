@@ -1061,6 +1061,12 @@ wait_for_exit(struct process *process, long timeout_ms)
     return process->status;
 }
 
+bool
+is_wrapped(void)
+{
+    return getenv("MANHOLE_TEST_WRAPPER") != NULL;
+}
+
 /* Python runs a handler between two instructions: for a signal that comes between the last of them
  * and a system call, only after that. So a main thread on its way into one is let get there. */
 static void

@@ -284,6 +284,9 @@ void assert_no_path(const char *path);
  * SIGKILL ended needs no such word. */
 void expect_socket_left(const char *path);
 
+/* Whether the programs run under valgrind. A test of what is different there skips itself. */
+bool is_wrapped(void);
+
 /* A string made as by printf. */
 const char *format_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
