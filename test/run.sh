@@ -25,7 +25,7 @@ valgrind=()
 if [ -n "${VALGRIND:-}" ]; then
     # PYTHONMALLOC: valgrind cannot see into Python's own allocator. Its threads run one at a time;
     # without fair-sched one that computes keeps the others from it.
-    valgrind=(env PYTHONMALLOC=malloc valgrind --quiet --fair-sched=try --error-exitcode=99
+    valgrind=(env PYTHONMALLOC=malloc valgrind --quiet --fair-sched=try --vgdb=no --error-exitcode=99
         --suppressions="$root/test/valgrind.supp")
     pythons=/usr/lib/valgrind/python3.supp
     [ -e $pythons ] && valgrind+=("--suppressions=$pythons")
