@@ -630,8 +630,10 @@ static struct manhole {
     int bind_delay_ms;             /* for the listener of a forked child */
     _Atomic bool courier_is_out;
     /* The socket's path. Read by the handlers: path is whole whenever bound is true, and whether
-     * it is ours is known again when binding is not. */
+     * it is ours is known again when binding is not. Nothing is bound any more in a process that
+     * is leaving. */
     _Atomic bool binding;
+    _Atomic bool leaving;
     _Atomic bool bound;
     struct kept_fd listen_fd;
     _Atomic bool
@@ -1376,6 +1378,8 @@ on_death(int signum)
     int saved_errno = errno;
     struct sigaction action = {.sa_handler = SIG_DFL};
     if (is_owner()) {
+        atomic_store(&manhole.leaving,
+                     true); /* first, or the listener might bind behind us */
         remove_path();
     }
     (void)sigaction(signum, &action, NULL);
@@ -1565,7 +1569,10 @@ bind_path(int fd, const struct sockaddr_un *address)
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     atomic_store(&manhole.binding, true);
-    result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
+    errno = ECANCELED;
+    if (!atomic_load(&manhole.leaving)) {
+        result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
+    }
     if (result == 0) {
         result = lstat(manhole.path, &there);
         manhole.path_device = there.st_dev;
@@ -1631,6 +1638,7 @@ static void
 remove_path_at_exit(void)
 {
     if (is_owner()) {
+        atomic_store(&manhole.leaving, true);
         remove_path();
     }
 }
@@ -7745,6 +7753,7 @@ forget_parent(void)
     logger.length = 0;
     atomic_store(&manhole.oneshot, false);
     atomic_store(&manhole.binding, false);
+    atomic_store(&manhole.leaving, false);
     atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
     close_kept(&manhole.listen_fd);

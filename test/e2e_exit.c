@@ -402,6 +402,8 @@ death_by_a_signal_while_the_socket_opens_leaves_none(void)
                                              "    pid = os.fork()\n"
                                              "    while pid == 0: signal.pause()\n"
                                              "    path = '/tmp/manhole-%d' % pid\n"
+                                             "    if os.path.exists(path):\n"
+                                             "        os.unlink(path) # a dead one's\n"
                                              "    os.kill(pid, signal.SIGUSR1)\n"
                                              "    while not os.path.exists(path):\n"
                                              "        if i % 3 == 0: break\n"
