@@ -4831,16 +4831,19 @@ watched_close(PyObject *self, PyObject *arguments)
     return watched_call(self, "close", arguments);
 }
 
+/* A coroutine is none that next() takes; what it gives for `await` is. */
 ATTACHED static PyObject *
 watched_iternext(PyObject *self)
 {
     PyObject *target = target_of(self);
+    PyTypeObject *type = Py_TYPE(target);
+    PyObject *iterator = type->tp_iternext != NULL
+                             ? Py_NewRef(target)
+                             : type->tp_as_async->am_await(target); /* owned */
     PyObject *result = NULL; /* new, handed to the caller */
-    if (Py_TYPE(target)->tp_iternext != NULL) {
-        result = Py_TYPE(target)->tp_iternext(target);
-    }
-    else {
-        result = PyObject_CallMethod(target, "send", "O", Py_None);
+    if (iterator != NULL) {
+        result = Py_TYPE(iterator)->tp_iternext(iterator);
+        Py_DECREF(iterator);
     }
     return result != NULL ? result : record_later(self);
 }
@@ -5715,9 +5718,10 @@ ATTACHED static PyObject *
 probe_print(PyObject *self, PyObject *unused)
 {
     PyObject *text = require_text(self, unused); /* owned */
-    PyObject *file = get_sys("stdout");          /* owned */
+    PyObject *file = NULL;                       /* owned */
     int result = -1;
     if (text != NULL) {
+        file = get_sys("stdout");
         result = file == NULL || file == Py_None
                      ? 0
                      : PyFile_WriteObject(text, file, Py_PRINT_RAW);
