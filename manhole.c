@@ -322,10 +322,16 @@ put_back_exception(PyObject *exception)
 #endif
 }
 
-/* The lock of an object where there is no GIL; the GIL is enough where there is one. */
-#if PY_VERSION_HEX < 0x030d0000
-#  define Py_BEGIN_CRITICAL_SECTION(object) {
-#  define Py_END_CRITICAL_SECTION() }
+/* What runs between the two has the object to itself: by the object's own lock where there is no
+ * GIL. It must run no Python code, which could let go of either. */
+#ifdef Py_GIL_DISABLED
+#  define BEGIN_CRITICAL_SECTION(object) Py_BEGIN_CRITICAL_SECTION(object)
+#  define END_CRITICAL_SECTION() Py_END_CRITICAL_SECTION()
+#else
+#  define BEGIN_CRITICAL_SECTION(object)                                                 \
+    {                                                                                    \
+      (void)(object);
+#  define END_CRITICAL_SECTION() }
 #endif
 
 /* The kernel's id of a thread, 0 where CPython does not keep it. Reads memory alone. */
@@ -716,6 +722,7 @@ struct module_state {
     PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *completion;   /* function, made at the first completion, NULL before */
     PyObject *probes;       /* tuple, see enum probes_item */
+    PyObject *requests;     /* tuple, see enum requests_item */
     PyObject *already_installed;
     PyObject *not_installed;
     PyObject *configuration_conflict;
@@ -3168,6 +3175,81 @@ append_dump(struct text *text)
     return append_attached_dump(text);
 }
 
+/* The stacks of single threads, of one look at all. Empty it is open already. */
+struct stacks {
+    struct look look;
+    PyObject *linecache;            /* owned */
+    PyObject *sources;              /* owned dict, see describe_frame() */
+    struct examination examination; /* without a GIL; with one it stays empty */
+};
+
+/* Returns 0, or -1 with an exception; close_stacks() either way. */
+ATTACHED static int
+open_stacks(struct stacks *stacks)
+{
+    if (!HAS_GIL) {
+        PyThreadState *tstate = detach();
+        examine_copy(&stacks->examination);
+        reattach(tstate);
+        return 0;
+    }
+    stacks->linecache = PyImport_ImportModule("linecache");
+    stacks->sources = PyDict_New();
+    return stacks->linecache == NULL || stacks->sources == NULL ||
+                   look_at_threads(&stacks->look) < 0
+               ? -1
+               : 0;
+}
+
+ATTACHED static void
+close_stacks(struct stacks *stacks)
+{
+    free_look(&stacks->look);
+    Py_XDECREF(stacks->linecache);
+    Py_XDECREF(stacks->sources);
+    if (!HAS_GIL) {
+        PyThreadState *tstate = detach();
+        free_examination(&stacks->examination);
+        reattach(tstate);
+    }
+}
+
+DETACHED static void
+append_copied_stack_of(struct text *text, const struct examination *examination,
+                       unsigned long ident)
+{
+    struct sources sources = {0};
+    append_copy_note(text, examination);
+    for (size_t i = 0; i < examination->copied.count; i++) {
+        const struct copied_thread *thread = &examination->copied.threads[i];
+        struct slice lines[MAX_COPIED_FRAMES];
+        size_t count = thread->ident == ident ? split_frames(thread, lines) : 0;
+        while (count > 0) {
+            append_copied_frame(text, lines[--count], &sources);
+        }
+    }
+    free_sources(&sources);
+}
+
+/* Appends the stack of one thread, outermost frame first; nothing for one that is not there. */
+ATTACHED static void
+append_stack_of(struct text *text, struct stacks *stacks, unsigned long ident)
+{
+    if (!HAS_GIL) {
+        PyThreadState *tstate = detach();
+        append_copied_stack_of(text, &stacks->examination, ident);
+        reattach(tstate);
+        return;
+    }
+    for (size_t i = 0; i < stacks->look.thread_count; i++) {
+        const struct thread_record *thread = &stacks->look.threads[i];
+        for (size_t j = thread->ident == ident ? thread->count : 0; j > 0; j--) {
+            append_frame(text, &stacks->look.frames[thread->first + j - 1],
+                         stacks->linecache, stacks->sources);
+        }
+    }
+}
+
 /* ======================================================================================
  * JSON: the same stacks for programs. {"pid", "python", "source", "threads": [{"id", "native_id",
  * "name", "state", "holds_gil", "daemon", "frames": [{"file", "line", "function", "source"}]}]},
@@ -4747,7 +4829,7 @@ ATTACHED static void
 keep_exception(struct probe *probe, PyObject *exception /* new, or NULL */,
                PyObject *traceback /* new, or NULL */)
 {
-    Py_BEGIN_CRITICAL_SECTION(probe);
+    BEGIN_CRITICAL_SECTION(probe);
     if (exception == NULL || atomic_load(&probe->state) != PROBE_REMOVED) {
         PyObject *dropped = probe->exception;
         probe->exception = exception;
@@ -4756,7 +4838,7 @@ keep_exception(struct probe *probe, PyObject *exception /* new, or NULL */,
         probe->traceback = traceback;
         traceback = dropped;
     }
-    Py_END_CRITICAL_SECTION();
+    END_CRITICAL_SECTION();
     Py_XDECREF(exception); /* may run any code */
     Py_XDECREF(traceback);
 }
@@ -4767,10 +4849,10 @@ ATTACHED static PyObject *
 get_kept(struct probe *probe, PyObject **traceback)
 {
     PyObject *exception = NULL; /* new, handed to the caller */
-    Py_BEGIN_CRITICAL_SECTION(probe);
+    BEGIN_CRITICAL_SECTION(probe);
     exception = Py_XNewRef(probe->exception);
     *traceback = Py_XNewRef(probe->traceback);
-    Py_END_CRITICAL_SECTION();
+    END_CRITICAL_SECTION();
     if (exception != NULL && *traceback == NULL) {
         *traceback = PyException_GetTraceback(exception);
     }
@@ -5975,6 +6057,792 @@ probe_tracebacks(void)
     Py_XDECREF(probes);
     Py_XDECREF(kept);
     return text;
+}
+
+/* ======================================================================================
+ * Requests: what a WSGI application is at, as its middleware sees it.
+ * Runs on:  any thread that serves or asks, ATTACHED.
+ * Touches:  nothing of the application's. What it returns is passed on as it is where the server
+ *           may know its type (a file), else behind a stand-in that has its close().
+ * A request is in flight from the call until close(), or until nobody has its response any more.
+ * Those in flight are a ring of records, each owned by who will end it: the call, then the response
+ * or the death of the file. A look at the ring copies it, under its critical section.
+ * ====================================================================================== */
+
+/* What the room owns in one interpreter: module_state.requests is a tuple of these, and the owner
+ * of its stand-ins. */
+enum requests_item {
+    RING, /* a struct ring */
+    RING_TYPE,
+    WSGI_TYPE,
+    RESPONSE_TYPE,
+    SIZED_RESPONSE_TYPE, /* with __len__, which servers ask for */
+    REQUEST_TYPE,
+    REQUESTS_ITEMS,
+};
+
+/* A request in flight. Not on the stack of the call: greenlets move that about. */
+struct flight {
+    struct flight *previous;
+    struct flight *next;
+    uint64_t id;
+    pid_t pid; /* a forked child has its parent's, and they are none of its own */
+    unsigned long thread_id; /* threading.get_ident() of who called or iterated last */
+    struct timespec start;   /* wall clock */
+    struct timespec begun;   /* monotonic */
+    PyObject *environ;       /* owned */
+    PyObject *file; /* owned weak reference to a response that is a file; or NULL */
+};
+
+struct ring {
+    PyObject_HEAD struct flight head; /* none itself */
+    uint64_t last_id;
+};
+
+ATTACHED static struct ring *
+ring_of(PyObject *items)
+{
+    return (struct ring *)PyTuple_GET_ITEM(items, RING);
+}
+
+/* ---- In flight ------------------------------------------------------------------------------ */
+
+/* Returns a new record in the ring, or NULL with an exception. */
+ATTACHED static struct flight *
+begin_flight(struct ring *ring, PyObject *environ)
+{
+    struct flight *flight = PyMem_Malloc(sizeof(*flight));
+    if (flight == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    *flight = (struct flight){.next = &ring->head,
+                              .pid = getpid(),
+                              .thread_id = PyThread_get_thread_ident(),
+                              .environ = Py_NewRef(environ)};
+    (void)clock_gettime(CLOCK_REALTIME, &flight->start);
+    (void)clock_gettime(CLOCK_MONOTONIC, &flight->begun);
+    BEGIN_CRITICAL_SECTION(ring);
+    flight->id = ++ring->last_id;
+    flight->previous = ring->head.previous;
+    flight->previous->next = flight;
+    ring->head.previous = flight;
+    END_CRITICAL_SECTION();
+    return flight;
+}
+
+/* Under the ring's critical section. */
+static void
+unlink_flight(struct flight *flight)
+{
+    flight->previous->next = flight->next;
+    flight->next->previous = flight->previous;
+}
+
+/* Of one that is in no ring any more. May run any code. */
+ATTACHED static void
+free_flight(struct flight *flight)
+{
+    Py_XDECREF(flight->file);
+    Py_DECREF(flight->environ);
+    PyMem_Free(flight);
+}
+
+ATTACHED static void
+end_flight(struct ring *ring, struct flight *flight)
+{
+    BEGIN_CRITICAL_SECTION(ring);
+    unlink_flight(flight);
+    END_CRITICAL_SECTION();
+    free_flight(flight);
+}
+
+/* ---- Responses ------------------------------------------------------------------------------ */
+
+/* Stands for the iterable that an application returned. */
+struct response {
+    struct stand_in stand_in;
+    struct flight
+        *flight;        /* owned; NULL: it is over. Under the ring's critical section */
+    PyObject *iterator; /* owned, of the target; NULL before the first. Under self's */
+};
+
+ATTACHED static void
+end_response(PyObject *self)
+{
+    struct response *response = (struct response *)self;
+    struct ring *ring = ring_of(response->stand_in.owner);
+    struct flight *flight = NULL; /* owned */
+    BEGIN_CRITICAL_SECTION(ring);
+    flight = response->flight;
+    response->flight = NULL;
+    if (flight != NULL) {
+        unlink_flight(flight);
+    }
+    END_CRITICAL_SECTION();
+    if (flight != NULL) {
+        free_flight(flight);
+    }
+}
+
+ATTACHED static int
+response_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    struct response *response = (struct response *)self;
+    Py_VISIT(response->iterator);
+    if (response->flight != NULL) {
+        Py_VISIT(response->flight->environ);
+    }
+    return stand_in_traverse(self, visit, arg);
+}
+
+ATTACHED static int
+response_clear(PyObject *self)
+{
+    end_response(self);
+    Py_CLEAR(((struct response *)self)->iterator);
+    return stand_in_clear(self);
+}
+
+ATTACHED static void
+response_dealloc(PyObject *self)
+{
+    PyObject_GC_UnTrack(self);
+    end_response(self);
+    Py_CLEAR(((struct response *)self)->iterator);
+    stand_in_dealloc(self);
+}
+
+/* Sets the iterator, taken over. */
+ATTACHED static void
+set_iterator(struct response *response, PyObject *iterator)
+{
+    PyObject *previous = NULL; /* owned */
+    BEGIN_CRITICAL_SECTION(response);
+    previous = response->iterator;
+    response->iterator = iterator;
+    END_CRITICAL_SECTION();
+    Py_XDECREF(previous);
+}
+
+/* Its own iterator, for servers that keep nothing else. Each time it begins where the target's
+ * would: a list's at its beginning. */
+ATTACHED static PyObject *
+response_iter(PyObject *self)
+{
+    PyObject *iterator = PyObject_GetIter(target_of(self)); /* owned, handed over */
+    if (iterator == NULL) {
+        return NULL;
+    }
+    set_iterator((struct response *)self, iterator);
+    return Py_NewRef(self);
+}
+
+/* The application works in the calling thread. */
+ATTACHED static void
+note_thread(struct response *response)
+{
+    struct ring *ring = ring_of(response->stand_in.owner);
+    BEGIN_CRITICAL_SECTION(ring);
+    if (response->flight != NULL) {
+        response->flight->thread_id = PyThread_get_thread_ident();
+    }
+    END_CRITICAL_SECTION();
+}
+
+ATTACHED static PyObject *
+response_iternext(PyObject *self)
+{
+    struct response *response = (struct response *)self;
+    PyObject *iterator = NULL; /* owned */
+    PyObject *part = NULL;     /* new, handed to the caller */
+    BEGIN_CRITICAL_SECTION(response);
+    iterator = Py_XNewRef(response->iterator);
+    END_CRITICAL_SECTION();
+    if (iterator == NULL) {
+        iterator = PyObject_GetIter(target_of(self));
+        if (iterator == NULL) {
+            return NULL;
+        }
+        set_iterator(response, Py_NewRef(iterator));
+    }
+    note_thread(response);
+    part = Py_TYPE(iterator)->tp_iternext(iterator);
+    Py_DECREF(iterator);
+    return part;
+}
+
+ATTACHED static Py_ssize_t
+response_length(PyObject *self)
+{
+    return PyObject_Size(target_of(self));
+}
+
+/* The end of the request, whether the application has a close() or not, and whatever it raises. */
+ATTACHED static PyObject *
+response_close(PyObject *self, PyObject *unused)
+{
+    PyObject *close = PyObject_GetAttrString(target_of(self), "close"); /* owned */
+    PyObject *result = NULL; /* new, handed to the caller */
+    (void)unused;
+    note_thread((struct response *)self);
+    if (close != NULL) {
+        result = PyObject_CallNoArgs(close);
+        Py_DECREF(close);
+    }
+    else if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        result = Py_NewRef(Py_None);
+    }
+    end_response(self);
+    return result;
+}
+
+static PyMethodDef response_methods[] = {
+    {"close", response_close, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+#define RESPONSE_SLOTS                                                                   \
+  STAND_IN_SLOTS, {Py_tp_dealloc, response_dealloc},                                     \
+      {Py_tp_traverse, response_traverse}, {Py_tp_clear, response_clear},                \
+      {Py_tp_iter, response_iter}, {Py_tp_iternext, response_iternext},                  \
+  {                                                                                      \
+    Py_tp_methods, response_methods                                                      \
+  }
+
+static PyType_Slot response_slots[] = {
+    RESPONSE_SLOTS,
+    {0, NULL},
+};
+
+static PyType_Slot sized_response_slots[] = {
+    RESPONSE_SLOTS,
+    {Py_sq_length, response_length},
+    {0, NULL},
+};
+
+static PyType_Spec response_spec = {
+    .name = "manhole.Response",
+    .basicsize = sizeof(struct response),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = response_slots,
+};
+
+static PyType_Spec sized_response_spec = {
+    .name = "manhole.SizedResponse",
+    .basicsize = sizeof(struct response),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = sized_response_slots,
+};
+
+/* ---- Files, which servers know by their type and send in a way of their own ------------------ */
+
+/* Whether the response is what the server's own wsgi.file_wrapper made. uWSGI's is a function that
+ * returns the file itself. */
+ATTACHED static bool
+is_file(PyObject *environ, PyObject *result)
+{
+    PyObject *wrapper = PyDict_Check(environ)
+                            ? PyDict_GetItemString(environ, "wsgi.file_wrapper")
+                            : NULL; /* borrowed */
+    PyObject *read = NULL;          /* owned */
+    if (wrapper == NULL) {
+        return false;
+    }
+    if (PyType_Check(wrapper)) {
+        return PyObject_TypeCheck(result, (PyTypeObject *)wrapper);
+    }
+    read = find_attribute(result, "read");
+    Py_XDECREF(read);
+    return read != NULL;
+}
+
+/* The callback of a weak reference: nobody has the file any more. */
+ATTACHED static PyObject *
+end_file(PyObject *self, PyObject *reference)
+{
+    struct ring *ring = (struct ring *)self;
+    struct flight *flight = NULL; /* owned, once found */
+    BEGIN_CRITICAL_SECTION(ring);
+    flight = ring->head.next;
+    while (flight != &ring->head && flight->file != reference) {
+        flight = flight->next;
+    }
+    if (flight != &ring->head) {
+        unlink_flight(flight);
+    }
+    END_CRITICAL_SECTION();
+    if (flight != &ring->head) {
+        free_flight(flight);
+    }
+    return Py_NewRef(Py_None);
+}
+
+static PyMethodDef end_file_method = {"end_file", end_file, METH_O, NULL};
+
+/* The request ends with the file. At once, when that is of a type without weak references. */
+ATTACHED static void
+follow_file(struct ring *ring, struct flight *flight, PyObject *file)
+{
+    PyObject *callback = PyCFunction_New(&end_file_method, (PyObject *)ring); /* owned */
+    PyObject *reference = callback == NULL
+                              ? NULL
+                              : PyWeakref_NewRef(file, callback); /* owned, handed over */
+    Py_XDECREF(callback);
+    if (reference == NULL) {
+        PyErr_Clear();
+        end_flight(ring, flight);
+        return;
+    }
+    BEGIN_CRITICAL_SECTION(ring);
+    flight->file = reference;
+    END_CRITICAL_SECTION();
+}
+
+/* ---- The middleware -------------------------------------------------------------------------- */
+
+static bool
+has_length(PyObject *object)
+{
+    const PySequenceMethods *methods = Py_TYPE(object)->tp_as_sequence;
+    return methods != NULL && methods->sq_length != NULL;
+}
+
+/* What the server gets for what the application has returned, which is taken over. NULL with an
+ * exception, the request ended. */
+ATTACHED static PyObject *
+pass_response(PyObject *items, struct flight *flight, PyObject *result)
+{
+    PyObject *type = NULL;     /* borrowed */
+    PyObject *response = NULL; /* new, handed to the caller */
+    if (is_file(flight->environ, result)) {
+        follow_file(ring_of(items), flight, result);
+        return result;
+    }
+    type =
+        PyTuple_GET_ITEM(items, has_length(result) ? SIZED_RESPONSE_TYPE : RESPONSE_TYPE);
+    response = make_stand_in(type, result, items);
+    if (response == NULL) {
+        end_flight(ring_of(items), flight);
+    }
+    else {
+        ((struct response *)response)->flight = flight;
+    }
+    Py_DECREF(result);
+    return response;
+}
+
+ATTACHED static PyObject *
+wsgi_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *keywords)
+{
+    PyObject *items = ((struct stand_in *)self)->owner;
+    struct flight *flight = NULL; /* owned until the response has it */
+    PyObject *result = NULL;      /* new, handed to the caller */
+    if (PyVectorcall_NARGS(count) > 0) {
+        flight = begin_flight(ring_of(items), arguments[0]);
+        if (flight == NULL) {
+            return NULL;
+        }
+    }
+    result = PyObject_Vectorcall(target_of(self), arguments, count, keywords);
+    if (flight == NULL) {
+        return result; /* called as no server does: the application's to complain */
+    }
+    if (result == NULL) {
+        end_flight(ring_of(items), flight);
+        return NULL;
+    }
+    return pass_response(items, flight, result);
+}
+
+static PyType_Slot wsgi_slots[] = {
+    STAND_IN_SLOTS,
+    {Py_tp_call, PyVectorcall_Call},
+    {0, NULL},
+};
+
+static PyType_Spec wsgi_spec = {
+    .name = "manhole.WSGI",
+    .basicsize = sizeof(struct stand_in),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .slots = wsgi_slots,
+};
+
+ATTACHED static void
+ring_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot ring_slots[] = {
+    {Py_tp_new, refuse_new},
+    {Py_tp_dealloc, ring_dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec ring_spec = {
+    .name = "manhole._Ring",
+    .basicsize = sizeof(struct ring),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = ring_slots,
+};
+
+/* ---- manhole.Request: one in flight, as it was when somebody looked ---------------------------- */
+
+struct request {
+    PyObject_HEAD unsigned long long id;
+    unsigned long thread_id;
+    double start_time;
+    double duration;
+    PyObject *environ; /* owned dict */
+    PyObject *stack;   /* owned str */
+};
+
+ATTACHED static int
+request_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((struct request *)self)->environ);
+    return 0;
+}
+
+ATTACHED static int
+request_clear(PyObject *self)
+{
+    Py_CLEAR(((struct request *)self)->environ);
+    return 0;
+}
+
+ATTACHED static void
+request_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    (void)request_clear(self);
+    Py_XDECREF(((struct request *)self)->stack);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* Appends `KEY = VALUE`, whatever a value's repr() does. Never raises. */
+ATTACHED static void
+append_item(struct text *text, PyObject *key, PyObject *value)
+{
+    PyObject *line = PyUnicode_FromFormat("%S = %R\n", key, value); /* owned */
+    if (line == NULL) {
+        PyErr_Clear();
+        line = PyUnicode_FromFormat("%S = <%s object without a repr>\n", key,
+                                    Py_TYPE(value)->tp_name);
+    }
+    if (line != NULL) {
+        append_str(text, line);
+    }
+    PyErr_Clear();
+    Py_XDECREF(line);
+}
+
+/* Appends the environ sorted by key. Returns 0, or -1 with an exception. */
+ATTACHED static int
+append_environ(struct text *text, PyObject *environ)
+{
+    PyObject *keys = PyDict_Keys(environ); /* owned */
+    if (keys == NULL) {
+        return -1;
+    }
+    if (PyList_Sort(keys) < 0) {
+        PyErr_Clear(); /* not all are str: as they are */
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); i++) {
+        PyObject *key = PyList_GET_ITEM(keys, i);
+        PyObject *value = PyObject_GetItem(environ, key); /* owned */
+        if (value != NULL) {
+            append_item(text, key, value);
+        }
+        PyErr_Clear();
+        Py_XDECREF(value);
+    }
+    Py_DECREF(keys);
+    return 0;
+}
+
+/* Appends a time in time.ctime()'s words. Never raises. */
+ATTACHED static void
+append_ctime(struct text *text, double time)
+{
+    PyObject *module = PyImport_ImportModule("time"); /* owned */
+    PyObject *words = module == NULL
+                          ? NULL
+                          : PyObject_CallMethod(module, "ctime", "d", time); /* owned */
+    if (words != NULL) {
+        append_str(text, words);
+    }
+    PyErr_Clear();
+    Py_XDECREF(module);
+    Py_XDECREF(words);
+}
+
+/* ispyd's words for a request, beginning with an empty line. */
+ATTACHED static PyObject *
+request_repr(PyObject *self)
+{
+    struct request *request = (struct request *)self;
+    struct text text = {0};
+    PyObject *repr = NULL; /* new, handed to the caller */
+    append_format(&text,
+                  "\n==== %llu ====\n\nthread_id = %lu\nstart_time = ", request->id,
+                  request->thread_id);
+    append_ctime(&text, request->start_time);
+    append_format(&text, "\nduration = %.6f seconds\n\n", request->duration);
+    if (append_environ(&text, request->environ) == 0) {
+        append_string(&text, "\n");
+        append_str(&text, request->stack);
+        repr = text.failed ? PyErr_NoMemory()
+                           : PyUnicode_DecodeUTF8(text.bytes, (Py_ssize_t)text.length,
+                                                  "backslashreplace");
+    }
+    free_text(&text);
+    return repr;
+}
+
+static PyMemberDef request_members[] = {
+    {"id", T_ULONGLONG, offsetof(struct request, id), READONLY,
+     "Counts the requests of this process."},
+    {"thread_id", T_ULONG, offsetof(struct request, thread_id), READONLY,
+     "threading.get_ident() of the thread that works at it."},
+    {"start_time", T_DOUBLE, offsetof(struct request, start_time), READONLY,
+     "When it began, as time.time() tells it."},
+    {"duration", T_DOUBLE, offsetof(struct request, duration), READONLY,
+     "Seconds from then until requests() looked."},
+    {"environ", T_OBJECT, offsetof(struct request, environ), READONLY,
+     "A copy of its WSGI environ."},
+    {"stack", T_OBJECT, offsetof(struct request, stack), READONLY,
+     "The text of its thread's stack, outermost frame first."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static char request_type_doc[] = "A request in flight, as requests() has seen it. Its "
+                                 "text is that of ispyd's command.";
+
+static PyType_Slot request_slots[] = {
+    {Py_tp_doc, request_type_doc},    {Py_tp_new, refuse_new},
+    {Py_tp_dealloc, request_dealloc}, {Py_tp_traverse, request_traverse},
+    {Py_tp_clear, request_clear},     {Py_tp_repr, request_repr},
+    {Py_tp_members, request_members}, {0, NULL},
+};
+
+static PyType_Spec request_spec = {
+    .name = "manhole.Request",
+    .basicsize = sizeof(struct request),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = request_slots,
+};
+
+/* ---- Looking at the ring ---------------------------------------------------------------------- */
+
+/* A copy of what is in flight; next and previous mean nothing in it. */
+struct flights {
+    struct flight *array; /* owned, and each environ in it */
+    size_t count;
+};
+
+ATTACHED static void
+free_flights(struct flights *flights)
+{
+    for (size_t i = 0; i < flights->count; i++) {
+        Py_DECREF(flights->array[i].environ);
+    }
+    PyMem_RawFree(flights->array);
+}
+
+/* Copies the ring; nothing in it runs any other code. Returns 0, or -1 with an exception. */
+ATTACHED static int
+copy_ring(struct ring *ring, struct flights *flights)
+{
+    const pid_t pid = getpid();
+    size_t length = 1;
+    BEGIN_CRITICAL_SECTION(ring);
+    for (struct flight *each = ring->head.next; each != &ring->head; each = each->next) {
+        length++;
+    }
+    flights->array = PyMem_RawMalloc(length * sizeof(*flights->array));
+    for (struct flight *each = ring->head.next;
+         flights->array != NULL && each != &ring->head; each = each->next) {
+        if (each->pid == pid) {
+            flights->array[flights->count++] = *each;
+            Py_INCREF(each->environ);
+        }
+    }
+    END_CRITICAL_SECTION();
+    if (flights->array == NULL) {
+        PyErr_NoMemory();
+    }
+    return flights->array == NULL ? -1 : 0;
+}
+
+static double
+seconds_of(struct timespec time)
+{
+    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+/* Returns a new manhole.Request, or NULL with an exception. */
+ATTACHED static PyObject *
+make_request(PyTypeObject *type, const struct flight *flight, struct stacks *stacks)
+{
+    struct request *request = (struct request *)type->tp_alloc(type, 0);
+    struct timespec now = {0};
+    struct text stack = {0};
+    if (request == NULL) {
+        return NULL;
+    }
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    request->id = flight->id;
+    request->thread_id = flight->thread_id;
+    request->start_time = seconds_of(flight->start);
+    request->duration = seconds_of(now) - seconds_of(flight->begun);
+    request->environ = PyDict_New();
+    append_stack_of(&stack, stacks, flight->thread_id);
+    request->stack =
+        PyUnicode_DecodeUTF8(stack.bytes, (Py_ssize_t)stack.length, "backslashreplace");
+    free_text(&stack);
+    if (request->environ == NULL || request->stack == NULL ||
+        PyDict_Update(request->environ, flight->environ) < 0) {
+        Py_CLEAR(request);
+    }
+    return (PyObject *)request;
+}
+
+/* Those in flight, by id. Returns a new list, or NULL with an exception. */
+ATTACHED static PyObject *
+get_requests(PyObject *items)
+{
+    PyTypeObject *type = (PyTypeObject *)PyTuple_GET_ITEM(items, REQUEST_TYPE);
+    struct flights flights = {0};
+    struct stacks stacks = {0};
+    PyObject *requests = PyList_New(0); /* owned, handed to the caller */
+    bool failed = requests == NULL || copy_ring(ring_of(items), &flights) < 0;
+    if (!failed && flights.count > 0) {
+        failed = open_stacks(&stacks) < 0;
+    }
+    for (size_t i = 0; !failed && i < flights.count; i++) {
+        PyObject *request = make_request(type, &flights.array[i], &stacks); /* owned */
+        failed = request == NULL || PyList_Append(requests, request) < 0;
+        Py_XDECREF(request);
+    }
+    close_stacks(&stacks);
+    free_flights(&flights);
+    if (failed) {
+        Py_CLEAR(requests);
+    }
+    return requests;
+}
+
+/* For a command that a client types: new, what ispyd prints for `requests`. In a session's thread. */
+ATTACHED static PyObject *
+describe_requests(void)
+{
+    PyObject *requests = get_requests(installed_state()->requests); /* owned */
+    PyObject *empty = PyUnicode_FromString("");                     /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
+    bool failed = requests == NULL || empty == NULL;
+    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(requests); i++) {
+        PyObject *repr = PyObject_Repr(PyList_GET_ITEM(requests, i)); /* handed over */
+        failed = repr == NULL || PyList_SetItem(requests, i, repr) < 0;
+    }
+    if (!failed) {
+        text = PyList_GET_SIZE(requests) > 0
+                   ? PyUnicode_Join(empty, requests)
+                   : PyUnicode_FromString("No active transactions.");
+    }
+    Py_XDECREF(requests);
+    Py_XDECREF(empty);
+    return text;
+}
+
+/* ---- The module's functions -------------------------------------------------------------------- */
+
+PyDoc_STRVAR(
+    py_wsgi_doc,
+    "wsgi(application, /)\n--\n\n"
+    "Return a WSGI application that does as the given one, and whose requests are in\n"
+    "requests() while they are in flight. Its attributes are the given one's.\n\n"
+    "    application = manhole.wsgi(application)\n"
+    "    app.wsgi_app = manhole.wsgi(app.wsgi_app)    # Flask");
+
+ATTACHED static PyObject *
+py_wsgi(PyObject *module, PyObject *application)
+{
+    PyObject *items = ((struct module_state *)PyModule_GetState(module))->requests;
+    PyObject *wsgi = NULL; /* new, handed to the caller */
+    if (!PyCallable_Check(application)) {
+        return PyErr_Format(PyExc_TypeError,
+                            "wsgi() takes a WSGI application, called with environ and "
+                            "start_response, not %R",
+                            application);
+    }
+    wsgi = make_stand_in(PyTuple_GET_ITEM(items, WSGI_TYPE), application, items);
+    if (wsgi != NULL) {
+        ((struct stand_in *)wsgi)->call = wsgi_call;
+    }
+    return wsgi;
+}
+
+PyDoc_STRVAR(
+    py_requests_doc,
+    "requests()\n--\n\n"
+    "Return a list of the requests that applications of wsgi() are at, each with\n"
+    "id, thread_id, start_time, duration, environ and stack. Printed, it shows\n"
+    "them all. Its environ may have passwords and cookies in it.");
+
+ATTACHED static PyObject *
+py_requests(PyObject *module, PyObject *unused)
+{
+    (void)unused;
+    return get_requests(((struct module_state *)PyModule_GetState(module))->requests);
+}
+
+static PyMethodDef request_functions[] = {
+    {"wsgi", py_wsgi, METH_O, py_wsgi_doc},
+    {"requests", py_requests, METH_NOARGS, py_requests_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Spec *const request_specs[] = {
+    [RING_TYPE - 1] = &ring_spec,
+    [WSGI_TYPE - 1] = &wsgi_spec,
+    [RESPONSE_TYPE - 1] = &response_spec,
+    [SIZED_RESPONSE_TYPE - 1] = &sized_response_spec,
+    [REQUEST_TYPE - 1] = &request_spec,
+};
+
+/* A row of module_slots[]: what the module has of this room. */
+ATTACHED static int
+exec_requests(PyObject *module)
+{
+    struct module_state *state = PyModule_GetState(module);
+    PyTypeObject *type = NULL; /* borrowed */
+    struct ring *ring = NULL;  /* owned, handed over */
+    state->requests = make_items(module, Py_NewRef(Py_None), request_specs,
+                                 Py_ARRAY_LENGTH(request_specs));
+    if (state->requests == NULL) {
+        return -1;
+    }
+    type = (PyTypeObject *)PyTuple_GET_ITEM(state->requests, RING_TYPE);
+    ring = (struct ring *)type->tp_alloc(type, 0);
+    if (ring == NULL) {
+        return -1;
+    }
+    ring->head.next = &ring->head;
+    ring->head.previous = &ring->head;
+    if (PyTuple_SetItem(state->requests, RING, (PyObject *)ring) < 0 ||
+        PyModule_AddFunctions(module, request_functions) < 0) {
+        return -1;
+    }
+    return PyModule_AddType(
+        module, (PyTypeObject *)PyTuple_GET_ITEM(state->requests, REQUEST_TYPE));
 }
 
 /* ======================================================================================
@@ -10479,6 +11347,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->sys_type);
     Py_VISIT(state->completion);
     Py_VISIT(state->probes);
+    Py_VISIT(state->requests);
     Py_VISIT(state->already_installed);
     Py_VISIT(state->not_installed);
     Py_VISIT(state->configuration_conflict);
@@ -10499,6 +11368,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->sys_type);
     Py_CLEAR(state->completion);
     Py_CLEAR(state->probes);
+    Py_CLEAR(state->requests);
     Py_CLEAR(state->already_installed);
     Py_CLEAR(state->not_installed);
     Py_CLEAR(state->configuration_conflict);
@@ -10515,6 +11385,7 @@ module_free(void *module)
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, (void *)module_exec},
     {Py_mod_exec, (void *)exec_probes},
+    {Py_mod_exec, (void *)exec_requests},
 #ifdef Py_mod_gil
     {Py_mod_gil, Py_MOD_GIL_NOT_USED},
 #endif
