@@ -4747,27 +4747,29 @@ make_stand_in(PyObject *type, PyObject *target, PyObject *owner)
     return (PyObject *)stand_in;
 }
 
-/* Makes what a room with stand-ins owns in one interpreter: a new tuple of its first item, taken
- * over, and of a type for each specification; NULL with an exception. */
+/* Makes what a room with stand-ins owns in one interpreter: a new tuple of a type for each
+ * specification, of None where there is none; NULL with an exception. */
 ATTACHED static PyObject *
-make_items(PyObject *module, PyObject *first /* new, or NULL */,
-           PyType_Spec *const specifications[], Py_ssize_t count)
+make_items(PyObject *module, PyType_Spec *const specifications[], Py_ssize_t count)
 {
-    PyObject *items = first == NULL ? NULL : PyTuple_New(count + 1); /* owned */
-    if (items == NULL) {
-        Py_XDECREF(first);
-        return NULL;
-    }
-    PyTuple_SET_ITEM(items, 0, first);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *type = PyType_FromModuleAndSpec(module, specifications[i], NULL);
-        if (type == NULL) {
-            Py_DECREF(items);
-            return NULL;
+    PyObject *items = PyTuple_New(count); /* owned, handed to the caller */
+    for (Py_ssize_t i = 0; items != NULL && i < count; i++) {
+        PyObject *item = specifications[i] == NULL
+                             ? Py_NewRef(Py_None)
+                             : PyType_FromModuleAndSpec(module, specifications[i], NULL);
+        PyTuple_SET_ITEM(items, i, item);
+        if (item == NULL) {
+            Py_CLEAR(items);
         }
-        PyTuple_SET_ITEM(items, i + 1, type);
     }
     return items;
+}
+
+/* Sets an item that is no type. Returns 0, or -1 with an exception. */
+ATTACHED static int
+set_item(PyObject *items, Py_ssize_t which, PyObject *item /* new, or NULL */)
+{
+    return item == NULL ? -1 : PyTuple_SetItem(items, which, item);
 }
 
 /* ======================================================================================
@@ -5946,12 +5948,12 @@ static PyMethodDef probe_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Spec *const probe_specs[] = {
-    [PROBE_TYPE - 1] = &probe_spec,
-    [PROBED_TYPE - 1] = &probed_spec,
-    [PROBED_GENERATOR_TYPE - 1] = &probed_generator_spec,
-    [PROBED_COROUTINE_TYPE - 1] = &probed_coroutine_spec,
-    [PROBED_ASYNC_GENERATOR_TYPE - 1] = &probed_async_generator_spec,
+static PyType_Spec *const probe_specs[PROBES_ITEMS] = {
+    [PROBE_TYPE] = &probe_spec,
+    [PROBED_TYPE] = &probed_spec,
+    [PROBED_GENERATOR_TYPE] = &probed_generator_spec,
+    [PROBED_COROUTINE_TYPE] = &probed_coroutine_spec,
+    [PROBED_ASYNC_GENERATOR_TYPE] = &probed_async_generator_spec,
 };
 
 /* A row of module_slots[]: what the module has of this room. */
@@ -5959,9 +5961,10 @@ ATTACHED static int
 exec_probes(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
-    state->probes =
-        make_items(module, PyDict_New(), probe_specs, Py_ARRAY_LENGTH(probe_specs));
-    if (state->probes == NULL || PyModule_AddFunctions(module, probe_functions) < 0) {
+    state->probes = make_items(module, probe_specs, PROBES_ITEMS);
+    if (state->probes == NULL ||
+        set_item(state->probes, PROBES_BY_NAME, PyDict_New()) < 0 ||
+        PyModule_AddFunctions(module, probe_functions) < 0) {
         return -1;
     }
     return PyModule_AddType(module,
@@ -6078,6 +6081,8 @@ enum requests_item {
     RESPONSE_TYPE,
     SIZED_RESPONSE_TYPE, /* with __len__, which servers ask for */
     REQUEST_TYPE,
+    CLOSE_NAME, /* owned str, interned, which makes the look-up of an attribute fast */
+    FILE_WRAPPER_NAME, /* the same */
     REQUESTS_ITEMS,
 };
 
@@ -6278,20 +6283,36 @@ response_length(PyObject *self)
     return PyObject_Size(target_of(self));
 }
 
-/* The end of the request, whether the application has a close() or not, and whatever it raises. */
+/* The close() of what the application returned. Returns a new reference; NULL without one, or with
+ * an exception. An AttributeError takes its time, and most return lists. */
+ATTACHED static PyObject *
+get_close(PyObject *self)
+{
+    PyObject *target = target_of(self);
+    PyObject *items = ((struct stand_in *)self)->owner;
+    PyObject *close = NULL; /* new, handed to the caller */
+    if (!PyList_CheckExact(target) && !PyTuple_CheckExact(target)) {
+        close = PyObject_GetAttr(target, PyTuple_GET_ITEM(items, CLOSE_NAME));
+    }
+    if (close == NULL && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+    }
+    return close;
+}
+
+/* The end of the request, whatever the application's close() raises. */
 ATTACHED static PyObject *
 response_close(PyObject *self, PyObject *unused)
 {
-    PyObject *close = PyObject_GetAttrString(target_of(self), "close"); /* owned */
-    PyObject *result = NULL; /* new, handed to the caller */
+    PyObject *close = get_close(self); /* owned, may be NULL */
+    PyObject *result = NULL;           /* new, handed to the caller */
     (void)unused;
     note_thread((struct response *)self);
     if (close != NULL) {
         result = PyObject_CallNoArgs(close);
         Py_DECREF(close);
     }
-    else if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        PyErr_Clear();
+    else if (PyErr_Occurred() == NULL) {
         result = Py_NewRef(Py_None);
     }
     end_response(self);
@@ -6341,12 +6362,13 @@ static PyType_Spec sized_response_spec = {
 /* Whether the response is what the server's own wsgi.file_wrapper made. uWSGI's is a function that
  * returns the file itself. */
 ATTACHED static bool
-is_file(PyObject *environ, PyObject *result)
+is_file(PyObject *items, PyObject *environ, PyObject *result)
 {
-    PyObject *wrapper = PyDict_Check(environ)
-                            ? PyDict_GetItemString(environ, "wsgi.file_wrapper")
-                            : NULL; /* borrowed */
-    PyObject *read = NULL;          /* owned */
+    PyObject *wrapper =
+        PyDict_Check(environ)
+            ? PyDict_GetItemWithError(environ, PyTuple_GET_ITEM(items, FILE_WRAPPER_NAME))
+            : NULL;        /* borrowed */
+    PyObject *read = NULL; /* owned */
     if (wrapper == NULL) {
         return false;
     }
@@ -6416,7 +6438,7 @@ pass_response(PyObject *items, struct flight *flight, PyObject *result)
 {
     PyObject *type = NULL;     /* borrowed */
     PyObject *response = NULL; /* new, handed to the caller */
-    if (is_file(flight->environ, result)) {
+    if (is_file(items, flight->environ, result)) {
         follow_file(ring_of(items), flight, result);
         return result;
     }
@@ -6489,6 +6511,19 @@ static PyType_Spec ring_spec = {
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = ring_slots,
 };
+
+/* Returns a new ring with nothing in it, or NULL with an exception. */
+ATTACHED static PyObject *
+make_ring(PyObject *type)
+{
+    struct ring *ring =
+        (struct ring *)((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
+    if (ring != NULL) {
+        ring->head.next = &ring->head;
+        ring->head.previous = &ring->head;
+    }
+    return (PyObject *)ring;
+}
 
 /* ---- manhole.Request: one in flight, as it was when somebody looked ---------------------------- */
 
@@ -6810,12 +6845,10 @@ static PyMethodDef request_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Spec *const request_specs[] = {
-    [RING_TYPE - 1] = &ring_spec,
-    [WSGI_TYPE - 1] = &wsgi_spec,
-    [RESPONSE_TYPE - 1] = &response_spec,
-    [SIZED_RESPONSE_TYPE - 1] = &sized_response_spec,
-    [REQUEST_TYPE - 1] = &request_spec,
+static PyType_Spec *const request_specs[REQUESTS_ITEMS] = {
+    [RING_TYPE] = &ring_spec,         [WSGI_TYPE] = &wsgi_spec,
+    [RESPONSE_TYPE] = &response_spec, [SIZED_RESPONSE_TYPE] = &sized_response_spec,
+    [REQUEST_TYPE] = &request_spec,
 };
 
 /* A row of module_slots[]: what the module has of this room. */
@@ -6823,26 +6856,18 @@ ATTACHED static int
 exec_requests(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
-    PyTypeObject *type = NULL; /* borrowed */
-    struct ring *ring = NULL;  /* owned, handed over */
-    state->requests = make_items(module, Py_NewRef(Py_None), request_specs,
-                                 Py_ARRAY_LENGTH(request_specs));
-    if (state->requests == NULL) {
-        return -1;
-    }
-    type = (PyTypeObject *)PyTuple_GET_ITEM(state->requests, RING_TYPE);
-    ring = (struct ring *)type->tp_alloc(type, 0);
-    if (ring == NULL) {
-        return -1;
-    }
-    ring->head.next = &ring->head;
-    ring->head.previous = &ring->head;
-    if (PyTuple_SetItem(state->requests, RING, (PyObject *)ring) < 0 ||
+    PyObject *items = make_items(module, request_specs, REQUESTS_ITEMS); /* borrowed */
+    state->requests = items;
+    if (items == NULL ||
+        set_item(items, RING, make_ring(PyTuple_GET_ITEM(items, RING_TYPE))) < 0 ||
+        set_item(items, CLOSE_NAME, PyUnicode_InternFromString("close")) < 0 ||
+        set_item(items, FILE_WRAPPER_NAME,
+                 PyUnicode_InternFromString("wsgi.file_wrapper")) < 0 ||
         PyModule_AddFunctions(module, request_functions) < 0) {
         return -1;
     }
-    return PyModule_AddType(
-        module, (PyTypeObject *)PyTuple_GET_ITEM(state->requests, REQUEST_TYPE));
+    return PyModule_AddType(module,
+                            (PyTypeObject *)PyTuple_GET_ITEM(items, REQUEST_TYPE));
 }
 
 /* ======================================================================================
