@@ -6091,7 +6091,7 @@ struct flight {
     struct flight *previous;
     struct flight *next;
     uint64_t id;
-    pid_t pid; /* a forked child has its parent's, and they are none of its own */
+    unsigned forks; /* a forked child has its parent's, and they are none of its own */
     unsigned long thread_id; /* threading.get_ident() of who called or iterated last */
     struct timespec start;   /* wall clock */
     struct timespec begun;   /* monotonic */
@@ -6110,6 +6110,23 @@ ring_of(PyObject *items)
     return (struct ring *)PyTuple_GET_ITEM(items, RING);
 }
 
+/* How many forks this process is away from the first that loaded us. Asking for the pid would be a
+ * system call for each request. */
+static _Atomic unsigned forks;
+static pthread_once_t count_forks_once = PTHREAD_ONCE_INIT;
+
+ASYNC_SAFE static void
+count_fork(void)
+{
+    (void)atomic_fetch_add(&forks, 1);
+}
+
+static void
+count_forks(void)
+{
+    (void)pthread_atfork(NULL, NULL, count_fork);
+}
+
 /* ---- In flight ------------------------------------------------------------------------------ */
 
 /* Returns a new record in the ring, or NULL with an exception. */
@@ -6122,7 +6139,7 @@ begin_flight(struct ring *ring, PyObject *environ)
         return NULL;
     }
     *flight = (struct flight){.next = &ring->head,
-                              .pid = getpid(),
+                              .forks = atomic_load(&forks),
                               .thread_id = PyThread_get_thread_ident(),
                               .environ = Py_NewRef(environ)};
     (void)clock_gettime(CLOCK_REALTIME, &flight->start);
@@ -6696,7 +6713,6 @@ free_flights(struct flights *flights)
 ATTACHED static int
 copy_ring(struct ring *ring, struct flights *flights)
 {
-    const pid_t pid = getpid();
     size_t length = 1;
     BEGIN_CRITICAL_SECTION(ring);
     for (struct flight *each = ring->head.next; each != &ring->head; each = each->next) {
@@ -6705,7 +6721,7 @@ copy_ring(struct ring *ring, struct flights *flights)
     flights->array = PyMem_RawMalloc(length * sizeof(*flights->array));
     for (struct flight *each = ring->head.next;
          flights->array != NULL && each != &ring->head; each = each->next) {
-        if (each->pid == pid) {
+        if (each->forks == atomic_load(&forks)) {
             flights->array[flights->count++] = *each;
             Py_INCREF(each->environ);
         }
@@ -6857,6 +6873,7 @@ exec_requests(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     PyObject *items = make_items(module, request_specs, REQUESTS_ITEMS); /* borrowed */
+    (void)pthread_once(&count_forks_once, count_forks);
     state->requests = items;
     if (items == NULL ||
         set_item(items, RING, make_ring(PyTuple_GET_ITEM(items, RING_TYPE))) < 0 ||
