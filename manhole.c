@@ -5418,27 +5418,47 @@ forget_name(struct probe *probe)
     PyErr_Restore(type, value, traceback);
 }
 
+/* The probe of this name, new; NULL with LookupError when there is none. */
+ATTACHED static struct probe *
+find_probe(PyObject *items, PyObject *name)
+{
+    PyObject *by_name = probes_item(items, PROBES_BY_NAME);
+    PyObject *probe = PyObject_GetItem(by_name, name); /* new, handed to the caller */
+    PyObject *names = NULL;                            /* owned */
+    if (probe != NULL || !PyErr_ExceptionMatches(PyExc_KeyError)) {
+        return (struct probe *)probe;
+    }
+    PyErr_Clear();
+    names = PyDict_Keys(by_name);
+    if (names != NULL && PyList_Sort(names) == 0) {
+        PyErr_Format(PyExc_LookupError, "there is no probe %R; there are %R", name,
+                     names);
+    }
+    Py_XDECREF(names);
+    return NULL;
+}
+
 /* Inserts a probe, or finds the one that is there. Returns new, or NULL with an exception. The name
  * is claimed first: of two threads one inserts. */
 ATTACHED static struct probe *
 get_probe(PyObject *items, PyObject *name)
 {
+    PyObject *by_name = probes_item(items, PROBES_BY_NAME);
     struct probe *probe = NULL; /* owned, handed to the caller */
-    PyObject *there = NULL;     /* borrowed; ours, or that of another */
-    probe = PyUnicode_Check(name) ? make_probe(items, name) : NULL;
-    if (probe == NULL) {
-        if (PyErr_Occurred() == NULL) {
-            PyErr_Format(PyExc_TypeError, "a probe's name is a str, not %s",
-                         Py_TYPE(name)->tp_name);
-        }
+    if (!PyUnicode_Check(name)) {
+        PyErr_Format(PyExc_TypeError, "a probe's name is a str, not %s",
+                     Py_TYPE(name)->tp_name);
         return NULL;
     }
-    there =
-        PyDict_SetDefault(probes_item(items, PROBES_BY_NAME), name, (PyObject *)probe);
-    if (there != (PyObject *)probe) {
-        Py_XSETREF(probe, (struct probe *)Py_XNewRef(there));
+    probe = make_probe(items, name);
+    if (probe == NULL) {
+        return NULL;
     }
-    else if (place_probe(probe) < 0) {
+    if (PyDict_SetDefault(by_name, name, (PyObject *)probe) != (PyObject *)probe) {
+        Py_DECREF(probe);
+        return PyErr_Occurred() == NULL ? find_probe(items, name) : NULL;
+    }
+    if (place_probe(probe) < 0) {
         forget_name(probe);
         (void)probe_clear((PyObject *)probe);
         Py_CLEAR(probe);
@@ -5868,26 +5888,6 @@ probes_of(PyObject *module)
     return ((struct module_state *)PyModule_GetState(module))->probes;
 }
 
-/* The probe of this name, new; NULL with LookupError when there is none. */
-ATTACHED static struct probe *
-find_probe(PyObject *items, PyObject *name)
-{
-    PyObject *by_name = probes_item(items, PROBES_BY_NAME);
-    PyObject *probe = PyObject_GetItem(by_name, name); /* new, handed to the caller */
-    PyObject *names = NULL;                            /* owned */
-    if (probe != NULL || !PyErr_ExceptionMatches(PyExc_KeyError)) {
-        return (struct probe *)probe;
-    }
-    PyErr_Clear();
-    names = PyDict_Keys(by_name);
-    if (names != NULL && PyList_Sort(names) == 0) {
-        PyErr_Format(PyExc_LookupError, "there is no probe %R; there are %R", name,
-                     names);
-    }
-    Py_XDECREF(names);
-    return NULL;
-}
-
 PyDoc_STRVAR(
     py_probe_doc,
     "probe(name, /)\n--\n\n"
@@ -6131,7 +6131,7 @@ count_forks(void)
 
 /* Returns a new record in the ring, or NULL with an exception. */
 ATTACHED static struct flight *
-begin_flight(struct ring *ring, PyObject *environ)
+begin_flight(struct ring *ring, PyObject *wsgi_environ)
 {
     struct flight *flight = PyMem_Malloc(sizeof(*flight));
     if (flight == NULL) {
@@ -6141,7 +6141,7 @@ begin_flight(struct ring *ring, PyObject *environ)
     *flight = (struct flight){.next = &ring->head,
                               .forks = atomic_load(&forks),
                               .thread_id = PyThread_get_thread_ident(),
-                              .environ = Py_NewRef(environ)};
+                              .environ = Py_NewRef(wsgi_environ)};
     (void)clock_gettime(CLOCK_REALTIME, &flight->start);
     (void)clock_gettime(CLOCK_MONOTONIC, &flight->begun);
     BEGIN_CRITICAL_SECTION(ring);
@@ -6379,11 +6379,12 @@ static PyType_Spec sized_response_spec = {
 /* Whether the response is what the server's own wsgi.file_wrapper made. uWSGI's is a function that
  * returns the file itself. */
 ATTACHED static bool
-is_file(PyObject *items, PyObject *environ, PyObject *result)
+is_file(PyObject *items, PyObject *wsgi_environ, PyObject *result)
 {
     PyObject *wrapper =
-        PyDict_Check(environ)
-            ? PyDict_GetItemWithError(environ, PyTuple_GET_ITEM(items, FILE_WRAPPER_NAME))
+        PyDict_Check(wsgi_environ)
+            ? PyDict_GetItemWithError(wsgi_environ,
+                                      PyTuple_GET_ITEM(items, FILE_WRAPPER_NAME))
             : NULL;        /* borrowed */
     PyObject *read = NULL; /* owned */
     if (wrapper == NULL) {
@@ -6598,9 +6599,9 @@ append_item(struct text *text, PyObject *key, PyObject *value)
 
 /* Appends the environ sorted by key. Returns 0, or -1 with an exception. */
 ATTACHED static int
-append_environ(struct text *text, PyObject *environ)
+append_environ(struct text *text, PyObject *wsgi_environ)
 {
-    PyObject *keys = PyDict_Keys(environ); /* owned */
+    PyObject *keys = PyDict_Keys(wsgi_environ); /* owned */
     if (keys == NULL) {
         return -1;
     }
@@ -6609,7 +6610,7 @@ append_environ(struct text *text, PyObject *environ)
     }
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); i++) {
         PyObject *key = PyList_GET_ITEM(keys, i);
-        PyObject *value = PyObject_GetItem(environ, key); /* owned */
+        PyObject *value = PyObject_GetItem(wsgi_environ, key); /* owned */
         if (value != NULL) {
             append_item(text, key, value);
         }
