@@ -6388,6 +6388,7 @@ is_file(PyObject *items, PyObject *wsgi_environ, PyObject *result)
             : NULL;        /* borrowed */
     PyObject *read = NULL; /* owned */
     if (wrapper == NULL) {
+        PyErr_Clear();
         return false;
     }
     if (PyType_Check(wrapper)) {
