@@ -65,6 +65,21 @@ request_knows_who_when_where_and_what(void)
 }
 
 static void
+thread_of_a_request_is_the_one_that_works_at_it(void)
+{
+    assert_runs("threads = []\n"
+                "def application(environ, start_response):\n"
+                "    for i in range(2):\n"
+                "        yield b''\n"
+                "        threads.append(manhole.requests()[0].thread_id)\n"
+                "response = call(application)\n"
+                "thread = threading.Thread(target=list, args=[response])\n"
+                "thread.start()\n"
+                "thread.join()\n"
+                "assert threads == [thread.ident] * 2 and ids() == [1]\n");
+}
+
+static void
 text_of_a_request_is_ispyd_s(void)
 {
     struct process *app =
@@ -265,6 +280,7 @@ main(void)
     static const struct test_case tests[] = {
         TEST(request_is_in_flight_until_its_response_is_closed),
         TEST(request_knows_who_when_where_and_what),
+        TEST(thread_of_a_request_is_the_one_that_works_at_it),
         TEST(text_of_a_request_is_ispyd_s),
         TEST(requests_are_listed_at_the_prompt),
         TEST(forked_child_has_no_request_of_its_parent),
