@@ -2839,14 +2839,11 @@ hash_frames(const struct frame_record *frames, size_t count)
     return hash;
 }
 
+/* Records a frame and all outside it. Returns 0, or -1 with an exception. */
 ATTACHED static int
-record_thread(struct look *look, PyObject *ident, PyObject *top)
+record_stack(struct look *look, PyObject *top)
 {
-    struct thread_record *thread = &look->threads[look->thread_count++];
-    PyFrameObject *frame = NULL; /* owned */
-    thread->ident = PyLong_AsUnsignedLong(ident);
-    thread->first = look->frame_count;
-    frame = (PyFrameObject *)Py_NewRef(top);
+    PyFrameObject *frame = (PyFrameObject *)Py_NewRef(top); /* owned */
     while (frame != NULL) {
         PyFrameObject *back = NULL;
         if (record_frame(look, frame) < 0) {
@@ -2856,6 +2853,18 @@ record_thread(struct look *look, PyObject *ident, PyObject *top)
         back = PyFrame_GetBack(frame);
         Py_DECREF(frame);
         frame = back;
+    }
+    return 0;
+}
+
+ATTACHED static int
+record_thread(struct look *look, PyObject *ident, PyObject *top)
+{
+    struct thread_record *thread = &look->threads[look->thread_count++];
+    thread->ident = PyLong_AsUnsignedLong(ident);
+    thread->first = look->frame_count;
+    if (record_stack(look, top) < 0) {
+        return -1;
     }
     thread->count = look->frame_count - thread->first;
     thread->hash = hash_frames(&look->frames[thread->first], thread->count);
@@ -3231,9 +3240,19 @@ append_copied_stack_of(struct text *text, const struct examination *examination,
     free_sources(&sources);
 }
 
+/* Appends frames of the look, outermost first. */
+ATTACHED static void
+append_frames(struct text *text, const struct stacks *stacks, size_t first, size_t count)
+{
+    for (; count > 0; count--) {
+        append_frame(text, &stacks->look.frames[first + count - 1], stacks->linecache,
+                     stacks->sources);
+    }
+}
+
 /* Appends the stack of one thread, outermost frame first; nothing for one that is not there. */
 ATTACHED static void
-append_stack_of(struct text *text, struct stacks *stacks, unsigned long ident)
+append_stack_of(struct text *text, const struct stacks *stacks, unsigned long ident)
 {
     if (!HAS_GIL) {
         PyThreadState *tstate = detach();
@@ -3243,11 +3262,23 @@ append_stack_of(struct text *text, struct stacks *stacks, unsigned long ident)
     }
     for (size_t i = 0; i < stacks->look.thread_count; i++) {
         const struct thread_record *thread = &stacks->look.threads[i];
-        for (size_t j = thread->ident == ident ? thread->count : 0; j > 0; j--) {
-            append_frame(text, &stacks->look.frames[thread->first + j - 1],
-                         stacks->linecache, stacks->sources);
+        if (thread->ident == ident) {
+            append_frames(text, stacks, thread->first, thread->count);
         }
     }
+}
+
+/* Appends the stack that ends with this frame, which stands still: a greenlet's, say. Returns 0, or
+ * -1 with an exception. */
+ATTACHED static int
+append_stack_from(struct text *text, struct stacks *stacks, PyObject *frame)
+{
+    const size_t first = stacks->look.frame_count;
+    if (record_stack(&stacks->look, frame) < 0) {
+        return -1;
+    }
+    append_frames(text, stacks, first, stacks->look.frame_count - first);
+    return 0;
 }
 
 /* ======================================================================================
@@ -6082,8 +6113,16 @@ enum requests_item {
     SIZED_RESPONSE_TYPE, /* with __len__, which servers ask for */
     REQUEST_TYPE,
     CLOSE_NAME, /* owned str, interned, which makes the look-up of an attribute fast */
-    FILE_WRAPPER_NAME, /* the same */
+    FILE_WRAPPER_NAME, /* the same, and so are these */
+    GREENLET_NAME,
+    GETCURRENT_NAME,
     REQUESTS_ITEMS,
+};
+
+/* Who works at a request. Not a strong reference: a greenlet that nobody else has is to end. */
+struct worker {
+    unsigned long thread_id; /* as threading.get_ident(), where nobody has patched it */
+    PyObject *greenlet;      /* owned weak reference; NULL: there are no greenlets */
 };
 
 /* A request in flight. Not on the stack of the call: greenlets move that about. */
@@ -6092,10 +6131,10 @@ struct flight {
     struct flight *next;
     uint64_t id;
     unsigned forks; /* a forked child has its parent's, and they are none of its own */
-    unsigned long thread_id; /* threading.get_ident() of who called or iterated last */
-    struct timespec start;   /* wall clock */
-    struct timespec begun;   /* monotonic */
-    PyObject *environ;       /* owned */
+    struct worker worker;  /* who called or iterated last */
+    struct timespec start; /* wall clock */
+    struct timespec begun; /* monotonic */
+    PyObject *environ;     /* owned */
     PyObject *file; /* owned weak reference to a response that is a file; or NULL */
 };
 
@@ -6127,12 +6166,42 @@ count_forks(void)
     (void)pthread_atfork(NULL, NULL, count_fork);
 }
 
+/* The calling greenlet. Returns a new weak reference; NULL where greenlet is not imported. Never
+ * raises. */
+ATTACHED static PyObject *
+get_greenlet(PyObject *items)
+{
+    PyObject *module = PyDict_GetItemWithError(
+        PyImport_GetModuleDict(), PyTuple_GET_ITEM(items, GREENLET_NAME)); /* borrowed */
+    PyObject *greenlet = NULL;                                             /* owned */
+    PyObject *reference = NULL; /* new, handed to the caller */
+    if (module != NULL) {
+        greenlet =
+            PyObject_CallMethodNoArgs(module, PyTuple_GET_ITEM(items, GETCURRENT_NAME));
+    }
+    if (greenlet != NULL) {
+        reference = PyWeakref_NewRef(greenlet, NULL);
+        Py_DECREF(greenlet);
+    }
+    PyErr_Clear();
+    return reference;
+}
+
+/* The calling thread, and its greenlet. */
+ATTACHED static struct worker
+get_worker(PyObject *items)
+{
+    return (struct worker){.thread_id = PyThread_get_thread_ident(),
+                           .greenlet = get_greenlet(items)};
+}
+
 /* ---- In flight ------------------------------------------------------------------------------ */
 
 /* Returns a new record in the ring, or NULL with an exception. */
 ATTACHED static struct flight *
-begin_flight(struct ring *ring, PyObject *wsgi_environ)
+begin_flight(PyObject *items, PyObject *wsgi_environ)
 {
+    struct ring *ring = ring_of(items);
     struct flight *flight = PyMem_Malloc(sizeof(*flight));
     if (flight == NULL) {
         PyErr_NoMemory();
@@ -6140,7 +6209,7 @@ begin_flight(struct ring *ring, PyObject *wsgi_environ)
     }
     *flight = (struct flight){.next = &ring->head,
                               .forks = atomic_load(&forks),
-                              .thread_id = PyThread_get_thread_ident(),
+                              .worker = get_worker(items),
                               .environ = Py_NewRef(wsgi_environ)};
     (void)clock_gettime(CLOCK_REALTIME, &flight->start);
     (void)clock_gettime(CLOCK_MONOTONIC, &flight->begun);
@@ -6166,6 +6235,7 @@ ATTACHED static void
 free_flight(struct flight *flight)
 {
     Py_XDECREF(flight->file);
+    Py_XDECREF(flight->worker.greenlet);
     Py_DECREF(flight->environ);
     PyMem_Free(flight);
 }
@@ -6262,14 +6332,19 @@ response_iter(PyObject *self)
 
 /* The application works in the calling thread. */
 ATTACHED static void
-note_thread(struct response *response)
+note_worker(struct response *response)
 {
-    struct ring *ring = ring_of(response->stand_in.owner);
+    PyObject *items = response->stand_in.owner;
+    struct ring *ring = ring_of(items);
+    struct worker worker = get_worker(items); /* owned: this one, then the one before */
     BEGIN_CRITICAL_SECTION(ring);
     if (response->flight != NULL) {
-        response->flight->thread_id = PyThread_get_thread_ident();
+        struct worker previous = response->flight->worker;
+        response->flight->worker = worker;
+        worker = previous;
     }
     END_CRITICAL_SECTION();
+    Py_XDECREF(worker.greenlet);
 }
 
 ATTACHED static PyObject *
@@ -6288,7 +6363,7 @@ response_iternext(PyObject *self)
         }
         set_iterator(response, Py_NewRef(iterator));
     }
-    note_thread(response);
+    note_worker(response);
     part = Py_TYPE(iterator)->tp_iternext(iterator);
     Py_DECREF(iterator);
     return part;
@@ -6324,7 +6399,7 @@ response_close(PyObject *self, PyObject *unused)
     PyObject *close = get_close(self); /* owned, may be NULL */
     PyObject *result = NULL;           /* new, handed to the caller */
     (void)unused;
-    note_thread((struct response *)self);
+    note_worker((struct response *)self);
     if (close != NULL) {
         result = PyObject_CallNoArgs(close);
         Py_DECREF(close);
@@ -6481,7 +6556,7 @@ wsgi_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *ke
     struct flight *flight = NULL; /* owned until the response has it */
     PyObject *result = NULL;      /* new, handed to the caller */
     if (PyVectorcall_NARGS(count) > 0) {
-        flight = begin_flight(ring_of(items), arguments[0]);
+        flight = begin_flight(items, arguments[0]);
         if (flight == NULL) {
             return NULL;
         }
@@ -6696,43 +6771,82 @@ static PyType_Spec request_spec = {
 
 /* ---- Looking at the ring ---------------------------------------------------------------------- */
 
-/* A copy of what is in flight; next and previous mean nothing in it. */
-struct flights {
-    struct flight *array; /* owned, and each environ in it */
+/* What is in flight, as somebody sees it. */
+struct seen_flight {
+    struct flight
+        flight; /* owns its environ and greenlet; next and previous mean nothing */
+    PyObject
+        *frame; /* owned: where its greenlet is suspended; NULL: it runs, or is none */
+};
+
+struct sight {
+    struct seen_flight *flights; /* owned */
     size_t count;
 };
 
 ATTACHED static void
-free_flights(struct flights *flights)
+free_sight(struct sight *sight)
 {
-    for (size_t i = 0; i < flights->count; i++) {
-        Py_DECREF(flights->array[i].environ);
+    for (size_t i = 0; i < sight->count; i++) {
+        Py_DECREF(sight->flights[i].flight.environ);
+        Py_XDECREF(sight->flights[i].flight.worker.greenlet);
+        Py_XDECREF(sight->flights[i].frame);
     }
-    PyMem_RawFree(flights->array);
+    PyMem_RawFree(sight->flights);
 }
 
 /* Copies the ring; nothing in it runs any other code. Returns 0, or -1 with an exception. */
 ATTACHED static int
-copy_ring(struct ring *ring, struct flights *flights)
+copy_ring(struct ring *ring, struct sight *sight)
 {
     size_t length = 1;
     BEGIN_CRITICAL_SECTION(ring);
     for (struct flight *each = ring->head.next; each != &ring->head; each = each->next) {
         length++;
     }
-    flights->array = PyMem_RawMalloc(length * sizeof(*flights->array));
+    sight->flights = PyMem_RawCalloc(length, sizeof(*sight->flights));
     for (struct flight *each = ring->head.next;
-         flights->array != NULL && each != &ring->head; each = each->next) {
+         sight->flights != NULL && each != &ring->head; each = each->next) {
         if (each->forks == atomic_load(&forks)) {
-            flights->array[flights->count++] = *each;
+            sight->flights[sight->count++].flight = *each;
             Py_INCREF(each->environ);
+            Py_XINCREF(each->worker.greenlet);
         }
     }
     END_CRITICAL_SECTION();
-    if (flights->array == NULL) {
+    if (sight->flights == NULL) {
         PyErr_NoMemory();
     }
-    return flights->array == NULL ? -1 : 0;
+    return sight->flights == NULL ? -1 : 0;
+}
+
+/* The frame that a greenlet is suspended in, new; NULL, without an exception, for one that runs, is
+ * gone, or is none. */
+ATTACHED static PyObject *
+get_suspended_frame(PyObject *reference /* weak, or NULL */)
+{
+    PyObject *greenlet = reference == NULL ? NULL : PyObject_CallNoArgs(reference);
+    PyObject *frame = find_attribute(greenlet, "gr_frame"); /* owned, handed over */
+    if (frame != NULL && !PyFrame_Check(frame)) {
+        Py_CLEAR(frame);
+    }
+    Py_XDECREF(greenlet);
+    return frame;
+}
+
+/* Looks at all stacks in one go: what is not in a thread's just now is in a suspended greenlet's.
+ * Returns 0, or -1 with an exception. */
+ATTACHED static int
+look_at_workers(struct sight *sight, struct stacks *stacks)
+{
+    if (sight->count > 0 && open_stacks(stacks) < 0) {
+        return -1;
+    }
+    for (size_t i = 0; i < sight->count; i++) {
+        struct seen_flight *seen = &sight->flights[i];
+        seen->frame = get_suspended_frame(seen->flight.worker.greenlet);
+    }
+    return 0;
 }
 
 static double
@@ -6741,26 +6855,44 @@ seconds_of(struct timespec time)
     return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
+/* The text of a worker's stack. Returns a new str, or NULL with an exception. */
+ATTACHED static PyObject *
+describe_stack(struct stacks *stacks, const struct seen_flight *seen)
+{
+    struct text text = {0};
+    PyObject *stack = NULL; /* new, handed to the caller */
+    int result = 0;
+    if (seen->frame == NULL) {
+        append_stack_of(&text, stacks, seen->flight.worker.thread_id);
+    }
+    else {
+        result = append_stack_from(&text, stacks, seen->frame);
+    }
+    if (result == 0) {
+        stack =
+            PyUnicode_DecodeUTF8(text.bytes, (Py_ssize_t)text.length, "backslashreplace");
+    }
+    free_text(&text);
+    return stack;
+}
+
 /* Returns a new manhole.Request, or NULL with an exception. */
 ATTACHED static PyObject *
-make_request(PyTypeObject *type, const struct flight *flight, struct stacks *stacks)
+make_request(PyTypeObject *type, const struct seen_flight *seen, struct stacks *stacks)
 {
+    const struct flight *flight = &seen->flight;
     struct request *request = (struct request *)type->tp_alloc(type, 0);
     struct timespec now = {0};
-    struct text stack = {0};
     if (request == NULL) {
         return NULL;
     }
     (void)clock_gettime(CLOCK_MONOTONIC, &now);
     request->id = flight->id;
-    request->thread_id = flight->thread_id;
+    request->thread_id = flight->worker.thread_id;
     request->start_time = seconds_of(flight->start);
     request->duration = seconds_of(now) - seconds_of(flight->begun);
     request->environ = PyDict_New();
-    append_stack_of(&stack, stacks, flight->thread_id);
-    request->stack =
-        PyUnicode_DecodeUTF8(stack.bytes, (Py_ssize_t)stack.length, "backslashreplace");
-    free_text(&stack);
+    request->stack = describe_stack(stacks, seen);
     if (request->environ == NULL || request->stack == NULL ||
         PyDict_Update(request->environ, flight->environ) < 0) {
         Py_CLEAR(request);
@@ -6773,20 +6905,18 @@ ATTACHED static PyObject *
 get_requests(PyObject *items)
 {
     PyTypeObject *type = (PyTypeObject *)PyTuple_GET_ITEM(items, REQUEST_TYPE);
-    struct flights flights = {0};
+    struct sight sight = {0};
     struct stacks stacks = {0};
     PyObject *requests = PyList_New(0); /* owned, handed to the caller */
-    bool failed = requests == NULL || copy_ring(ring_of(items), &flights) < 0;
-    if (!failed && flights.count > 0) {
-        failed = open_stacks(&stacks) < 0;
-    }
-    for (size_t i = 0; !failed && i < flights.count; i++) {
-        PyObject *request = make_request(type, &flights.array[i], &stacks); /* owned */
+    bool failed = requests == NULL || copy_ring(ring_of(items), &sight) < 0 ||
+                  look_at_workers(&sight, &stacks) < 0;
+    for (size_t i = 0; !failed && i < sight.count; i++) {
+        PyObject *request = make_request(type, &sight.flights[i], &stacks); /* owned */
         failed = request == NULL || PyList_Append(requests, request) < 0;
         Py_XDECREF(request);
     }
     close_stacks(&stacks);
-    free_flights(&flights);
+    free_sight(&sight);
     if (failed) {
         Py_CLEAR(requests);
     }
@@ -6869,6 +6999,23 @@ static PyType_Spec *const request_specs[REQUESTS_ITEMS] = {
     [REQUEST_TYPE] = &request_spec,
 };
 
+ATTACHED static int
+intern_names(PyObject *items)
+{
+    static const char *const names[REQUESTS_ITEMS] = {
+        [CLOSE_NAME] = "close",
+        [FILE_WRAPPER_NAME] = "wsgi.file_wrapper",
+        [GREENLET_NAME] = "greenlet",
+        [GETCURRENT_NAME] = "getcurrent",
+    };
+    for (Py_ssize_t i = CLOSE_NAME; i < REQUESTS_ITEMS; i++) {
+        if (set_item(items, i, PyUnicode_InternFromString(names[i])) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /* A row of module_slots[]: what the module has of this room. */
 ATTACHED static int
 exec_requests(PyObject *module)
@@ -6879,10 +7026,7 @@ exec_requests(PyObject *module)
     state->requests = items;
     if (items == NULL ||
         set_item(items, RING, make_ring(PyTuple_GET_ITEM(items, RING_TYPE))) < 0 ||
-        set_item(items, CLOSE_NAME, PyUnicode_InternFromString("close")) < 0 ||
-        set_item(items, FILE_WRAPPER_NAME,
-                 PyUnicode_InternFromString("wsgi.file_wrapper")) < 0 ||
-        PyModule_AddFunctions(module, request_functions) < 0) {
+        intern_names(items) < 0 || PyModule_AddFunctions(module, request_functions) < 0) {
         return -1;
     }
     return PyModule_AddType(module,

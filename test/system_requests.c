@@ -3,6 +3,8 @@
  */
 #include "support.h"
 
+#include <unistd.h>
+
 static const char SHOP[] = //
     "import manhole, os, time\n"
     "from flask import Flask\n"
@@ -19,15 +21,16 @@ static const char SHOP[] = //
     "        time.sleep(0.01)\n"
     "    return 'went on'\n";
 
-/* One worker, so that it is known who serves, with threads of its own. */
+/* One worker, so that it is known who serves. class: of its kind, gthread has threads. */
 static struct process *
-start_gunicorn(void)
+start_gunicorn(const char *class)
 {
     require_debian_module("gunicorn");
     require_debian_module("flask");
     write_file("shop.py", SHOP);
     return start_process(.argv = LIST(debian_python(), "-m", "gunicorn", "--threads", "3",
-                                      "--bind", format_text("unix:%s", test_path("http")),
+                                      "--worker-class", class, "--bind",
+                                      format_text("unix:%s", test_path("http")),
                                       "--worker-tmp-dir", test_directory(), "shop:app"),
                          .env = LIST("PYTHONMANHOLE=reinstall_delay=0.01"),
                          .debian = true);
@@ -69,7 +72,7 @@ assert_answer(const char *page, const char *answer)
 static void
 exception_of_a_live_request_is_examined_while_the_application_serves(void)
 {
-    struct process *gunicorn = start_gunicorn();
+    struct process *gunicorn = start_gunicorn("gthread");
     struct client *client = enter_worker(gunicorn);
     client_ask(client, "probe = manhole.probe('shop:look_up')");
     assert_answer("/price/milk", "500 INTERNAL SERVER ERROR");
@@ -88,7 +91,7 @@ exception_of_a_live_request_is_examined_while_the_application_serves(void)
 static void
 every_view_is_seen_from_a_method_of_flask(void)
 {
-    struct process *gunicorn = start_gunicorn();
+    struct process *gunicorn = start_gunicorn("gthread");
     struct client *client = enter_worker(gunicorn);
     client_ask(client, "probe = manhole.probe('flask.app:Flask.dispatch_request')");
     assert_answer("/price/tea", "the price is 3");
@@ -99,15 +102,18 @@ every_view_is_seen_from_a_method_of_flask(void)
 }
 
 static void
-request_in_flight_is_listed_with_its_stack(void)
+assert_request_is_listed_with_its_stack(const char *class)
 {
-    struct process *gunicorn = start_gunicorn();
+    struct process *gunicorn = start_gunicorn(class);
     struct client *client = enter_worker(gunicorn);
     assert_string_equal(client_ask(client, "manhole.requests()"), "[]\n");
     struct client *slow = request("/slow?ware=tea");
     client_send(client, "while 'a_slow_page' not in str(manhole.requests()): pass\n\n");
     client_wait_for(client, "... >>> ");
-    const char *shown = client_ask(client, "manhole.requests()");
+    client_ask(client, "looks = [str(manhole.requests()) for _ in range(50)]");
+    assert_string_equal(client_ask(client, "all('a_slow_page' in l for l in looks)"),
+                        "True\n");
+    const char *shown = client_ask(client, "print(*manhole.requests())");
     assert_contains(shown, "\nQUERY_STRING = 'ware=tea'\n");
     assert_contains(shown, "in a_slow_page\n");
     assert_answer("/price/tea", "the price is 3");
@@ -118,6 +124,24 @@ request_in_flight_is_listed_with_its_stack(void)
     client_close(client);
 }
 
+static void
+request_in_flight_is_listed_with_its_stack(void)
+{
+    assert_request_is_listed_with_its_stack("gthread");
+}
+
+/* All in one thread, and suspended while somebody looks. */
+static void
+request_in_a_greenlet_is_listed_with_its_stack(void)
+{
+    require_debian_module("gevent");
+    require_debian_module("eventlet");
+    assert_request_is_listed_with_its_stack("gevent");
+    assert_int_equal(unlink(test_path("go-on")), 0);
+    assert_int_equal(unlink(test_path("http")), 0);
+    assert_request_is_listed_with_its_stack("eventlet");
+}
+
 int
 main(void)
 {
@@ -125,6 +149,7 @@ main(void)
         TEST(exception_of_a_live_request_is_examined_while_the_application_serves),
         TEST(every_view_is_seen_from_a_method_of_flask),
         TEST(request_in_flight_is_listed_with_its_stack),
+        TEST(request_in_a_greenlet_is_listed_with_its_stack),
     };
     return RUN_TESTS(tests);
 }
