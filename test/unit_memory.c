@@ -197,6 +197,72 @@ try_copied_threads(void)
     return PyErr_Occurred() == NULL ? 0 : -1;
 }
 
+/* Removes the probe that may be there, with all memory: the function is the one before then. Keeps
+ * the exception that is set. */
+ATTACHED static void
+assert_unprobed(PyObject *items, PyObject *before)
+{
+    const struct gate shut = gate;
+    PyObject *exception = NULL;
+    open_gate();
+    exception = PyErr_Occurred() == NULL ? NULL : take_exception();
+    assert_int_equal(take_all_out(items), 0);
+    assert_ptr_equal(PyDict_GetItemString(PyModule_GetDict(module), "get_peercred"),
+                     before);
+    if (exception != NULL) {
+        put_back_exception(exception);
+    }
+    gate = shut;
+}
+
+/* On a function of this module's own, which fails. */
+ATTACHED static int
+try_probe(void)
+{
+    PyObject *items = ((struct module_state *)PyModule_GetState(module))->probes;
+    PyObject *before = PyObject_GetAttrString(module, "get_peercred");
+    PyObject *name = before == NULL ? NULL : PyUnicode_FromString("manhole:get_peercred");
+    struct probe *probe = name == NULL ? NULL : get_probe(items, name);
+    PyObject *probed =
+        probe == NULL ? NULL : PyObject_GetAttrString(module, "get_peercred");
+    PyObject *exception = NULL;
+    PyObject *traceback = NULL;
+    if (probed != NULL && PyObject_CallOneArg(probed, Py_None) == NULL &&
+        PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        exception = get_kept(probe, &traceback);
+    }
+    if (before != NULL) {
+        assert_unprobed(items, before);
+    }
+    Py_XDECREF(before);
+    Py_XDECREF(name);
+    Py_XDECREF((PyObject *)probe);
+    Py_XDECREF(probed);
+    Py_XDECREF(exception);
+    Py_XDECREF(traceback);
+    return PyErr_Occurred() == NULL ? 0 : -1;
+}
+
+/* The application, list(), makes a response of its environ. */
+ATTACHED static int
+try_request(void)
+{
+    PyObject *items = ((struct module_state *)PyModule_GetState(module))->requests;
+    PyObject *wsgi = PyObject_CallMethod(module, "wsgi", "O", (PyObject *)&PyList_Type);
+    PyObject *environ = wsgi == NULL ? NULL : Py_BuildValue("{ss}", "PATH_INFO", "/");
+    PyObject *response = environ == NULL ? NULL : PyObject_CallOneArg(wsgi, environ);
+    PyObject *requests = response == NULL ? NULL : get_requests(items);
+    PyObject *shown = requests == NULL ? NULL : PyObject_Repr(requests);
+    Py_XDECREF(wsgi);
+    Py_XDECREF(environ);
+    Py_XDECREF(response);
+    Py_XDECREF(requests);
+    Py_XDECREF(shown);
+    assert_ptr_equal(ring_of(items)->head.next, &ring_of(items)->head);
+    return PyErr_Occurred() == NULL ? 0 : -1;
+}
+
 static int
 count_tasks(void)
 {
@@ -246,6 +312,8 @@ TRIAL(unknown_option_is_named_or_memory_lacks, try_wrong_option)
 TRIAL(manhole_is_installed_or_nothing, try_install)
 TRIAL(stacks_are_dumped_or_refused, try_dump)
 TRIAL(text_of_a_copy_is_told_or_refused, try_copied_threads)
+TRIAL(probe_keeps_an_exception_or_says_why_not, try_probe)
+TRIAL(request_is_listed_or_refused, try_request)
 
 CHECKED(no_thread_safety_analysis)
 int
@@ -257,6 +325,8 @@ main(void)
         cmocka_unit_test(manhole_is_installed_or_nothing),
         cmocka_unit_test(stacks_are_dumped_or_refused),
         cmocka_unit_test(text_of_a_copy_is_told_or_refused),
+        cmocka_unit_test(probe_keeps_an_exception_or_says_why_not),
+        cmocka_unit_test(request_is_listed_or_refused),
     };
     int failed = 0;
     set_allocators();
