@@ -45,10 +45,17 @@
 #include <frameobject.h>
 #include <structmember.h>
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
 #include <math.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -82,6 +89,15 @@
 enum {
     /* The most that the option max_sessions can be. */
     MAX_SESSIONS = 256,
+    /* Places that the option listen can name. */
+    MAX_PLACES = 8,
+    /* Doors of the options: those places and socket_path. */
+    MAX_OWN_DOORS = MAX_PLACES + 1,
+    MAX_DOORS = MAX_OWN_DOORS,
+    /* HOST:PORT of a TCP address, with the NUL: [ffff:...]:65535 */
+    ADDRESS_SIZE = INET6_ADDRSTRLEN + 8,
+    /* Bytes of a Unix socket's path, with the NUL. */
+    SOCKET_PATH_SIZE = sizeof(((struct sockaddr_un *)0)->sun_path),
     /* Characters of one line typed at the prompt. */
     MAX_LINE = 16 * 1024 * 1024,
     /* Bytes of the application's output kept for a slow client. */
@@ -119,6 +135,9 @@ enum {
     SIGNAL_CHECK_MS = 500,
     /* What making a dump's text may keep other threads from running, in one go. */
     HOLD_MS = 10,
+    /* What asking /proc for the user of a TCP client may take, if the kernel's diagnostics are not
+     * there: the listener does nothing else meanwhile. */
+    IDENTIFY_PATIENCE_MS = 250,
     /* Before the next accept() after one that found no room. */
     ACCEPT_PAUSE_MS = 200,
     /* How long a signal that ends the process waits for bind() to return. */
@@ -457,9 +476,29 @@ new_thread_state(PyInterpreterState *interpreter)
 
 /* What a client is, as the kernel says. */
 struct peer {
-    pid_t pid;
-    uid_t uid;
+    pid_t pid; /* 0: not known, as of all TCP clients */
+    uid_t uid; /* -1: not known */
     gid_t gid;
+    char address[ADDRESS_SIZE]; /* HOST:PORT of a TCP client, else "" */
+};
+
+/* What a socket is bound to. */
+union address {
+    struct sockaddr any;
+    struct sockaddr_un un;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+};
+
+/* Where to listen. */
+struct place {
+    char *path; /* owned, malloc'd, may have %(pid)s; NULL: /tmp/manhole-%(pid)s */
+    union address address; /* of the family AF_INET or AF_INET6 when it is no path */
+};
+
+struct places {
+    size_t count;
+    struct place rows[MAX_PLACES];
 };
 
 /* Where log lines go. */
@@ -490,7 +529,8 @@ struct options {
     int oneshot_on;  /* signal number, 0: none */
     int thread;
     sigset_t sigmask;
-    char *socket_path;      /* owned, malloc'd; NULL: /tmp/manhole-%(pid)s */
+    char *socket_path; /* owned, malloc'd; NULL: /tmp/manhole-%(pid)s, but for listen */
+    struct places listen;
     double reinstall_delay; /* seconds */
     double start_timeout;   /* seconds */
     double oneshot_timeout; /* seconds */
@@ -603,6 +643,18 @@ struct kept_fd {
     ino_t inode;
 };
 
+/* A socket that we listen on. Closed by whoever stops the listener, or the listener itself. */
+struct door {
+    struct kept_fd listen_fd;
+    /* A Unix socket's path, whole whenever bound is true; whether it is ours is known again when
+     * binding is not. Read by the handlers. A TCP socket's HOST:PORT. */
+    char name[SOCKET_PATH_SIZE];
+    _Atomic bool binding;
+    _Atomic bool bound;
+    dev_t device;
+    ino_t inode;
+};
+
 /* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
 static struct manhole {
     /* Under install_lock, attached. */
@@ -628,17 +680,11 @@ static struct manhole {
     _Atomic pid_t activated_child; /* has got activate_on before its fork hook ran */
     _Atomic bool started;          /* has bound, failed to, or sleeps until activated */
     int bind_delay_ms;             /* for the listener of a forked child */
+    bool is_child;                 /* what only one process can have is the parent's */
     _Atomic bool courier_is_out;
-    /* The socket's path. Read by the handlers: path is whole whenever bound is true, and whether
-     * it is ours is known again when binding is not. */
-    _Atomic bool binding;
-    _Atomic bool bound;
-    struct kept_fd listen_fd;
     _Atomic bool
-        oneshot; /* the door is handle_oneshot()'s: the listener leaves it alone */
-    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
-    dev_t path_device;
-    ino_t path_inode;
+        oneshot; /* the doors are handle_oneshot()'s: the listener leaves them alone */
+    struct door doors[MAX_DOORS];
     /* Sessions, under table_lock. */
     bool closing; /* the interpreter is about to end: nobody attaches any more */
     int entering; /* threads of ours that make their thread state just now */
@@ -654,7 +700,7 @@ static struct manhole {
 } manhole = {
     .wake_bell.number = -1,
     .news_bell.number = -1,
-    .listen_fd.number = -1,
+    .doors = {[0 ... MAX_DOORS - 1] = {.listen_fd.number = -1}},
     .borrowed =
         {
             {.name = "stdin"},
@@ -1308,29 +1354,48 @@ is_log_waiting(void)
  * Async-signal-safe code: the two handlers. Only signal-safety(7) calls and other ASYNC_SAFE
  * functions here; errno saved first and restored last.
  * Runs on:  whichever thread the kernel picks, at any instruction.
- * Touches:  atomics, and manhole.path while bound says that it is whole.
+ * Touches:  atomics, and a door's path while bound says that it is whole.
  * ====================================================================================== */
 
-/* Removes the socket's path if it is ours and there. No signal may come in between, for its handler
- * may end the process. Two threads at once do no harm: the second finds nothing of ours. The
- * listener takes microseconds to bind; it is waited for a little longer, but not for ever. */
+ASYNC_SAFE static bool
+is_binding(void)
+{
+    bool binding = false;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        binding = binding || atomic_load(&manhole.doors[i].binding);
+    }
+    return binding;
+}
+
+/* Two threads at once do no harm: the second finds nothing of ours. */
 ASYNC_SAFE static void
-remove_path(void)
+remove_path(struct door *door)
+{
+    struct stat there;
+    if (atomic_load(&door->bound)) {
+        if (lstat(door->name, &there) == 0 && there.st_dev == door->device &&
+            there.st_ino == door->inode) {
+            (void)unlink(door->name);
+        }
+        atomic_store(&door->bound, false);
+    }
+}
+
+/* Removes the sockets' paths, those that are ours and there. No signal may come in between, for its
+ * handler may end the process. The listener takes microseconds to bind; it is waited for a little
+ * longer, but not for ever. */
+ASYNC_SAFE static void
+remove_paths(void)
 {
     sigset_t all;
     sigset_t before;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (int ms = 0; ms < BIND_PATIENCE_MS && atomic_load(&manhole.binding); ms++) {
+    for (int ms = 0; ms < BIND_PATIENCE_MS && is_binding(); ms++) {
         (void)poll(NULL, 0, 1);
     }
-    if (atomic_load(&manhole.bound)) {
-        struct stat there;
-        if (lstat(manhole.path, &there) == 0 && there.st_dev == manhole.path_device &&
-            there.st_ino == manhole.path_inode) {
-            (void)unlink(manhole.path);
-        }
-        atomic_store(&manhole.bound, false);
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        remove_path(&manhole.doors[i]);
     }
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
@@ -1367,7 +1432,7 @@ on_death(int signum)
     int saved_errno = errno;
     struct sigaction action = {.sa_handler = SIG_DFL};
     if (is_owner()) {
-        remove_path();
+        remove_paths();
     }
     (void)sigaction(signum, &action, NULL);
     (void)kill(getpid(), signum); /* blocked in here: delivered when we return */
@@ -1375,10 +1440,262 @@ on_death(int signum)
 }
 
 /* ======================================================================================
+ * TCP: addresses of this machine, and whose socket is at the other end of a connection.
+ * Runs on:  the listener thread; install(), and threads that hand us a socket. DETACHED throughout.
+ * Touches:  nothing but descriptors of its own, open for one question.
+ *
+ * TCP knows no SO_PEERCRED. But who connects from this machine has a socket in the kernel, too, and
+ * the socket diagnostics (sock_diag(7), where ss has it from) tell whose it is. Two traps, for the
+ * user of a socket is only told as long as somebody has it open: one that was closed has no inode
+ * and, as it seems, root's uid; and once the connection is over its addresses may be another's. So
+ * a socket without an inode is nobody's, and the connection must live after we have asked.
+ * ====================================================================================== */
+
+static socklen_t
+address_size(const union address *address)
+{
+    return address->any.sa_family == AF_INET6 ? sizeof(address->v6) : sizeof(address->v4);
+}
+
+/* Writes HOST:PORT, [HOST]:PORT for IPv6. text: ADDRESS_SIZE bytes. */
+static void
+format_address(const union address *address, char *text)
+{
+    bool v6 = address->any.sa_family == AF_INET6;
+    char host[INET6_ADDRSTRLEN] = "";
+    (void)inet_ntop(address->any.sa_family,
+                    v6 ? (const void *)&address->v6.sin6_addr : &address->v4.sin_addr,
+                    host, sizeof(host));
+    (void)snprintf(text, ADDRESS_SIZE, v6 ? "[%s]:%d" : "%s:%d", host,
+                   ntohs(v6 ? address->v6.sin6_port : address->v4.sin_port));
+}
+
+static bool
+is_loopback(const union address *address)
+{
+    return address->any.sa_family == AF_INET6
+               ? IN6_IS_ADDR_LOOPBACK(&address->v6.sin6_addr)
+               : ntohl(address->v4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+}
+
+/* The two ends of a connection, as its own end sees them. */
+struct ends {
+    union address own;
+    union address far;
+};
+
+/* An IPv4 connection of an IPv6 socket becomes what it is. */
+static void
+unmap_address(union address *address)
+{
+    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = address->v6.sin6_port};
+    if (address->any.sa_family == AF_INET6 &&
+        IN6_IS_ADDR_V4MAPPED(&address->v6.sin6_addr)) {
+        memcpy(&v4.sin_addr, address->v6.sin6_addr.s6_addr + 12, sizeof(v4.sin_addr));
+        address->v4 = v4;
+    }
+}
+
+/* Returns 0, or -1 with errno: the descriptor is no connected TCP socket. */
+static int
+read_ends(int fd, struct ends *ends)
+{
+    socklen_t own_size = sizeof(ends->own);
+    socklen_t far_size = sizeof(ends->far);
+    *ends = (struct ends){.own.any.sa_family = AF_UNSPEC};
+    if (getsockname(fd, &ends->own.any, &own_size) < 0 ||
+        getpeername(fd, &ends->far.any, &far_size) < 0) {
+        return -1;
+    }
+    unmap_address(&ends->own);
+    unmap_address(&ends->far);
+    if (ends->own.any.sa_family != AF_INET && ends->own.any.sa_family != AF_INET6) {
+        errno = EAFNOSUPPORT;
+        return -1;
+    }
+    return 0;
+}
+
+/* What the kernel says of a socket. */
+struct far_socket {
+    unsigned state; /* TCP_ESTABLISHED, ... */
+    unsigned inode; /* 0: nobody has it open */
+    uid_t uid;
+};
+
+static void
+copy_host(__be32 *host, const union address *address)
+{
+    if (address->any.sa_family == AF_INET6) {
+        memcpy(host, &address->v6.sin6_addr, sizeof(address->v6.sin6_addr));
+    }
+    else {
+        memcpy(host, &address->v4.sin_addr, sizeof(address->v4.sin_addr));
+    }
+}
+
+/* The socket at the far end, by its two addresses: the kernel answers before send() returns.
+ * Returns 0, or -1 with errno: ENOENT when there is none. */
+DETACHED static int
+ask_diagnostics(const struct ends *ends, struct far_socket *found)
+{
+    struct {
+        struct nlmsghdr header;
+        struct inet_diag_req_v2 body;
+    } request = {
+        .header = {.nlmsg_len = sizeof(request),
+                   .nlmsg_type = SOCK_DIAG_BY_FAMILY,
+                   .nlmsg_flags = NLM_F_REQUEST},
+        .body = {.sdiag_family = (__u8)ends->far.any.sa_family,
+                 .sdiag_protocol = IPPROTO_TCP,
+                 .idiag_states = ~0U,
+                 .id = {.idiag_sport = ends->far.v4.sin_port, /* of either family */
+                        .idiag_dport = ends->own.v4.sin_port,
+                        .idiag_cookie = {INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE}}},
+    };
+    union {
+        struct nlmsghdr header;
+        char bytes[1024];
+    } answer = {.header = {.nlmsg_len = 0}};
+    const struct inet_diag_msg *message = NLMSG_DATA(&answer.header);
+    const struct nlmsgerr *failure = NLMSG_DATA(&answer.header);
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG); /* owned */
+    ssize_t got = -1;
+    int error = 0;
+    copy_host(request.body.id.idiag_src, &ends->far);
+    copy_host(request.body.id.idiag_dst, &ends->own);
+    if (fd < 0 || send(fd, &request, sizeof(request), MSG_DONTWAIT) < 0 ||
+        (got = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT)) < 0) {
+        error = errno;
+    }
+    else if (answer.header.nlmsg_type == NLMSG_ERROR &&
+             got >= (ssize_t)NLMSG_LENGTH(sizeof(*failure))) {
+        error = -failure->error;
+    }
+    else if (answer.header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
+             got < (ssize_t)NLMSG_LENGTH(sizeof(*message))) {
+        error = EPROTO;
+    }
+    else if (message->id.idiag_sport != ends->far.v4.sin_port ||
+             message->id.idiag_dport != ends->own.v4.sin_port) {
+        error = ENOENT; /* one that listens where the client was */
+    }
+    else {
+        *found = (struct far_socket){.state = message->idiag_state,
+                                     .inode = message->idiag_inode,
+                                     .uid = message->idiag_uid};
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    errno = error;
+    return error == 0 ? 0 : -1;
+}
+
+/* The address as /proc/net/tcp has it: the words as they are in memory. text: ADDRESS_SIZE bytes. */
+static void
+format_as_proc(const union address *address, char *text)
+{
+    __be32 host[4] = {0};
+    size_t words = address->any.sa_family == AF_INET6 ? 4 : 1;
+    size_t length = 0;
+    copy_host(host, address);
+    for (size_t i = 0; i < words; i++) {
+        length += (size_t)snprintf(text + length, ADDRESS_SIZE - length, "%08X", host[i]);
+    }
+    (void)snprintf(text + length, ADDRESS_SIZE - length, ":%04X",
+                   ntohs(address->v4.sin_port));
+}
+
+/* As ask_diagnostics(), from a list of all sockets. */
+DETACHED static int
+search_proc(const struct ends *ends, struct far_socket *found)
+{
+    const char *path =
+        ends->far.any.sa_family == AF_INET6 ? "/proc/net/tcp6" : "/proc/net/tcp";
+    FILE *file = fopen(path, "re"); /* owned */
+    int64_t deadline_ms = monotonic_ms() + IDENTIFY_PATIENCE_MS;
+    char far[ADDRESS_SIZE];
+    char own[ADDRESS_SIZE];
+    char line[512];
+    int error = file == NULL ? errno : ENOENT;
+    format_as_proc(&ends->far, far);
+    format_as_proc(&ends->own, own);
+    while (error == ENOENT && fgets(line, sizeof(line), file) != NULL) {
+        char local[ADDRESS_SIZE];
+        char remote[ADDRESS_SIZE];
+        struct far_socket row = {0};
+        if (sscanf(line, "%*s %53s %53s %x %*s %*s %*s %u %*s %u", local, remote,
+                   &row.state, &row.uid, &row.inode) == 5 &&
+            strcmp(local, far) == 0 && strcmp(remote, own) == 0) {
+            *found = row;
+            error = 0;
+        }
+        else if (ms_until(deadline_ms) == 0) {
+            error = ETIMEDOUT;
+        }
+    }
+    if (file != NULL) {
+        (void)fclose(file);
+    }
+    errno = error;
+    return error == 0 ? 0 : -1;
+}
+
+/* Returns 0, or -1 with errno: the far end is not on this machine, or cannot be told. */
+DETACHED static int
+find_far_socket(const struct ends *ends, struct far_socket *found)
+{
+    int result = ask_diagnostics(ends, found);
+    return result < 0 && errno != ENOENT ? search_proc(ends, found) : result;
+}
+
+/* Both sides of the connection are still there, so nobody else can have its addresses. */
+static bool
+is_connected(int fd)
+{
+    struct tcp_info info = {0};
+    socklen_t size = sizeof(info);
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
+           (info.tcpi_state == TCP_ESTABLISHED || info.tcpi_state == TCP_CLOSE_WAIT);
+}
+
+/* Somebody has the far end open, perhaps only to read. */
+static bool
+is_held(const struct far_socket *far)
+{
+    return far->inode != 0 &&
+           (far->state == TCP_ESTABLISHED || far->state == TCP_FIN_WAIT1 ||
+            far->state == TCP_FIN_WAIT2);
+}
+
+/* Who is on the other side of a TCP connection. Returns 0, or -1 with errno and the user unknown. */
+DETACHED static int
+read_tcp_peer(int fd, struct peer *peer)
+{
+    struct ends ends;
+    struct far_socket far = {0};
+    *peer = (struct peer){.uid = (uid_t)-1, .gid = (gid_t)-1};
+    if (read_ends(fd, &ends) < 0) {
+        return -1;
+    }
+    format_address(&ends.far, peer->address);
+    if (find_far_socket(&ends, &far) < 0) {
+        return -1;
+    }
+    if (!is_held(&far) || !is_connected(fd)) {
+        errno = ENOTCONN;
+        return -1;
+    }
+    peer->uid = far.uid;
+    return 0;
+}
+
+/* ======================================================================================
  * Socket: where the door is, and who may come through it.
  * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout, except the two
  *           functions of the module that look at a socket object.
- * Touches:  the socket's path and descriptor, the death signals. Never struct session, never sys.
+ * Touches:  the doors, the death signals. Never struct session, never sys.
  * ====================================================================================== */
 
 /* Their default action is to end the process; Python leaves them at SIG_DFL. (SIGINT too,
@@ -1430,7 +1747,7 @@ unwatch_death_signals(void)
     }
 }
 
-/* Fills path (of size bytes) from the socket_path option, "%(pid)s" replaced by the pid.
+/* Fills path (of size bytes) from what the options say, "%(pid)s" replaced by the pid.
  * Returns the length that it has or would need, without the NUL. */
 static size_t
 expand_path(const char *template, char *path, size_t size)
@@ -1464,6 +1781,12 @@ expand_path(const char *template, char *path, size_t size)
     return length;
 }
 
+static bool
+is_tcp(const struct place *place)
+{
+    return place->address.any.sa_family != AF_UNSPEC;
+}
+
 /* The path is the process's own: a child may have one too. */
 static bool
 is_path_per_process(const char *template)
@@ -1471,7 +1794,51 @@ is_path_per_process(const char *template)
     return template == NULL || strstr(template, "%(pid)s") != NULL;
 }
 
-/* Who is on the other side of a connected socket. Returns 0, or -1 with errno. */
+/* A forked child can try to open this place, too. */
+static bool
+may_child_have(const struct place *place)
+{
+    return is_tcp(place) || is_path_per_process(place->path);
+}
+
+/* The n-th place of the options: first socket_path, whose default listen replaces. What it owns
+ * stays the options'. Returns false when there is none. */
+static bool
+get_place(const struct options *options, size_t n, struct place *place)
+{
+    const size_t first = options->socket_path != NULL || options->listen.count == 0;
+    if (n < first) {
+        *place = (struct place){.path = options->socket_path};
+        return true;
+    }
+    if (n - first < options->listen.count) {
+        *place = options->listen.rows[n - first];
+        return true;
+    }
+    return false;
+}
+
+static bool
+has_place_for_child(const struct options *options)
+{
+    struct place place;
+    bool has = false;
+    for (size_t i = 0; !has && get_place(options, i, &place); i++) {
+        has = may_child_have(&place);
+    }
+    return has;
+}
+
+static void
+free_places(struct places *places)
+{
+    for (size_t i = 0; i < places->count; i++) {
+        free(places->rows[i].path);
+    }
+    places->count = 0;
+}
+
+/* Who is on the other side of a connected Unix socket. Returns 0, or -1 with errno. */
 static int
 read_peer(int fd, struct peer *peer)
 {
@@ -1484,8 +1851,18 @@ read_peer(int fd, struct peer *peer)
         errno = ENOTCONN;
         return -1;
     }
-    *peer = (struct peer){credentials.pid, credentials.uid, credentials.gid};
+    *peer = (struct peer){credentials.pid, credentials.uid, credentials.gid, ""};
     return 0;
+}
+
+/* The same for a socket of either kind; *peer has what is known in any case. */
+DETACHED static int
+identify_peer(int fd, struct peer *peer)
+{
+    int domain = AF_UNIX;
+    socklen_t size = sizeof(domain);
+    (void)getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+    return domain == AF_UNIX ? read_peer(fd, peer) : read_tcp_peer(fd, peer);
 }
 
 static bool
@@ -1543,10 +1920,10 @@ clear_path(const struct sockaddr_un *address)
     return NULL;
 }
 
-/* Binds to manhole.path and notes that it is ours, without a signal in between that may end the
+/* Binds to the door's path and notes that it is ours, without a signal in between that may end the
  * process. Returns 0, or -1 with an errno. */
 DETACHED static int
-bind_path(int fd, const struct sockaddr_un *address)
+bind_path(struct door *door, int fd, const struct sockaddr_un *address)
 {
     sigset_t all;
     sigset_t before;
@@ -1555,100 +1932,178 @@ bind_path(int fd, const struct sockaddr_un *address)
     int error = 0;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    atomic_store(&manhole.binding, true);
+    atomic_store(&door->binding, true);
     result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
     if (result == 0) {
-        result = lstat(manhole.path, &there);
-        manhole.path_device = there.st_dev;
-        manhole.path_inode = there.st_ino;
-        atomic_store(&manhole.bound, result == 0);
+        result = lstat(door->name, &there);
+        door->device = there.st_dev;
+        door->inode = there.st_ino;
+        atomic_store(&door->bound, result == 0);
     }
     error = errno;
-    atomic_store(&manhole.binding, false);
+    atomic_store(&door->binding, false);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = error;
     return result;
 }
 
-/* Opens the door at manhole.path. The mode is set before there is a path, so no umask and
- * no moment leaves it open to others. Returns 0, or -1 after a log line that says why. */
-DETACHED static int
-open_socket(void)
+/* Binds a new Unix socket. The mode is set before there is a path, so no umask and no moment leaves
+ * it open to others. Returns NULL, or why not. */
+DETACHED static const char *
+open_path(struct door *door, int fd, const char *template)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     const char *why = NULL;
-    int fd = -1; /* owned, handed to manhole.listen_fd */
-    if (expand_path(manhole.options.socket_path, manhole.path, sizeof(manhole.path)) >=
-        sizeof(manhole.path)) { /* with the longer number of a child */
-        why = "the path is too long for a socket; use a shorter socket_path";
-        goto done;
+    if (expand_path(template, door->name, sizeof(door->name)) >=
+        sizeof(door->name)) { /* with the longer number of a child */
+        return "the path is too long for a socket; use a shorter one";
     }
-    memcpy(address.sun_path, manhole.path, sizeof(address.sun_path));
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    memcpy(address.sun_path, door->name, sizeof(address.sun_path));
     if (fd < 0 || fchmod(fd, S_IRUSR | S_IWUSR) < 0) {
-        why = error_text(errno);
-        goto done;
+        return error_text(errno);
     }
     watch_death_signals();
-    if (bind_path(fd, &address) < 0) {
+    if (bind_path(door, fd, &address) < 0) {
         why = errno == EADDRINUSE ? clear_path(&address) : error_text(errno);
-        if (why == NULL && bind_path(fd, &address) < 0) {
+        if (why == NULL && bind_path(door, fd, &address) < 0) {
             why = error_text(errno);
         }
     }
-    if (why == NULL && listen(fd, MAX_SESSIONS) < 0) {
-        why = error_text(errno);
-    }
-    if (why == NULL) {
-        keep_fd(&manhole.listen_fd, fd);
-        fd = -1;
-    }
-done:
-    if (fd >= 0) {
-        (void)close(fd);
-    }
-    if (why != NULL) {
-        remove_path();
-        unwatch_death_signals();
-        log_line("Cannot listen at %s: %s", manhole.path, why);
-        return -1;
-    }
-    log_line("Manhole UDS path: %s", manhole.path);
-    return 0;
+    return why;
 }
 
-/* For atexit(): exit() of a program that does not finalize Python, uWSGI's master for one. */
-static void
-remove_path_at_exit(void)
+/* Binds a new TCP socket. Returns NULL, or why not. */
+DETACHED static const char *
+open_port(struct door *door, int fd, const union address *address)
 {
-    if (is_owner()) {
-        remove_path();
+    const int yes = 1;
+    union address chosen = *address;
+    socklen_t size = sizeof(chosen);
+    format_address(address, door->name);
+    if (fd >= 0) { /* or a connection of before keeps the port for a minute */
+        (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
     }
+    if (fd < 0 || bind(fd, &address->any, address_size(address)) < 0 ||
+        getsockname(fd, &chosen.any, &size) < 0) {
+        return errno == EADDRINUSE && manhole.is_child
+                   ? "the port is in use; a forked process can have one of its own with "
+                     "port 0, or a path with %(pid)s"
+                   : error_text(errno);
+    }
+    format_address(&chosen, door->name);
+    return NULL;
 }
 
-/* The door is open, as far as we have opened it. */
+static bool
+is_door_open(const struct door *door)
+{
+    return atomic_load(&door->listen_fd.number) >= 0;
+}
+
+/* A door of the options is open, as far as we have opened it. */
 static bool
 is_open(void)
 {
-    return atomic_load(&manhole.listen_fd.number) >= 0;
-}
-
-/* Closes the door. Clients that are in stay. */
-static void
-close_socket(void)
-{
-    remove_path();
-    close_kept(&manhole.listen_fd);
-    unwatch_death_signals();
+    bool open = false;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        open = open || is_door_open(&manhole.doors[i]);
+    }
+    return open;
 }
 
 /* The path is gone or somebody else's now: a cleaner of /tmp, say. */
 DETACHED static bool
-is_path_lost(void)
+is_path_lost(const struct door *door)
 {
     struct stat there;
-    return lstat(manhole.path, &there) < 0 || there.st_dev != manhole.path_device ||
-           there.st_ino != manhole.path_inode;
+    return atomic_load(&door->bound) &&
+           (lstat(door->name, &there) < 0 || there.st_dev != door->device ||
+            there.st_ino != door->inode);
+}
+
+static void
+close_door(struct door *door)
+{
+    remove_path(door);
+    close_kept(&door->listen_fd);
+}
+
+/* Closes the doors of the options. Clients that are in stay. */
+static void
+close_doors(void)
+{
+    remove_paths();
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        close_door(&manhole.doors[i]);
+    }
+    unwatch_death_signals();
+}
+
+/* Returns whether the door is open now; if not, after a log line that says why. */
+DETACHED static bool
+open_door(struct door *door, const struct place *place)
+{
+    bool tcp = is_tcp(place);
+    const char *why = NULL;
+    int fd = socket(tcp ? place->address.any.sa_family : AF_UNIX,
+                    SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
+                    0); /* owned, handed to door->listen_fd */
+    why = tcp ? open_port(door, fd, &place->address) : open_path(door, fd, place->path);
+    if (why == NULL && listen(fd, MAX_SESSIONS) < 0) {
+        why = error_text(errno);
+    }
+    if (why == NULL) {
+        keep_fd(&door->listen_fd, fd);
+        log_line("Manhole %s: %s", tcp ? "TCP address" : "UDS path", door->name);
+        return true;
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    remove_path(door);
+    log_line("Cannot listen at %s: %s", door->name, why);
+    return false;
+}
+
+/* Opens a door, if it is not open, or again where its path or descriptor was lost. Returns whether
+ * it has. */
+DETACHED static bool
+see_to_door(struct door *door, const struct place *place)
+{
+    if (is_door_open(door)) {
+        if (!is_path_lost(door) && !is_lost(&door->listen_fd)) {
+            return false;
+        }
+        close_door(door);
+    }
+    if (manhole.is_child && !may_child_have(place)) {
+        return false;
+    }
+    return open_door(door, place);
+}
+
+/* Opens those doors of the options that are not open. Returns how many that were. */
+DETACHED static int
+open_doors(void)
+{
+    struct place place;
+    int opened = 0;
+    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
+        opened += see_to_door(&manhole.doors[i], &place);
+    }
+    if (!is_open()) {
+        unwatch_death_signals();
+    }
+    return opened;
+}
+
+/* For atexit(): exit() of a program that does not finalize Python, uWSGI's master for one. */
+static void
+remove_paths_at_exit(void)
+{
+    if (is_owner()) {
+        remove_paths();
+    }
 }
 
 static void
@@ -1657,21 +2112,43 @@ log_waiting(void)
     log_line("Waiting for new connection (in pid:%ld) ...", (long)getpid());
 }
 
+/* A peer as log lines name it. */
+struct peer_text {
+    char text[ADDRESS_SIZE + 26];
+};
+
+static struct peer_text
+describe_peer(const struct peer *peer)
+{
+    struct peer_text described;
+    char *text = described.text;
+    const size_t size = sizeof(described.text);
+    if (peer->address[0] == '\0') {
+        (void)snprintf(text, size, "PID:%ld UID:%ld GID:%ld", (long)peer->pid,
+                       (long)peer->uid, (long)peer->gid);
+    }
+    else if (peer->uid == (uid_t)-1) {
+        (void)snprintf(text, size, "%s UID:unknown", peer->address);
+    }
+    else {
+        (void)snprintf(text, size, "%s UID:%ld", peer->address, (long)peer->uid);
+    }
+    return described;
+}
+
 static void
 log_accepted(int fd, const struct peer *peer)
 {
-    log_line("Accepted connection on fd:%d from PID:%ld UID:%ld GID:%ld", fd,
-             (long)peer->pid, (long)peer->uid, (long)peer->gid);
+    log_line("Accepted connection on fd:%d from %s", fd, describe_peer(peer).text);
 }
 
 static void
 describe_refusal(const struct peer *peer, char *text, size_t size)
 {
-    (void)snprintf(
-        text, size,
-        "Can't accept client with PID:%ld UID:%ld GID:%ld. It doesn't match the "
-        "current EUID:%ld or ROOT.",
-        (long)peer->pid, (long)peer->uid, (long)peer->gid, (long)geteuid());
+    (void)snprintf(text, size,
+                   "Can't accept client with %s. It doesn't match the current EUID:%ld "
+                   "or ROOT.",
+                   describe_peer(peer).text, (long)geteuid());
 }
 
 /* ======================================================================================
@@ -6195,8 +6672,8 @@ send_helper(struct session *session, void *(*body)(void *))
         session->helpers--;
         (void)pthread_cond_broadcast(&session->out_free);
         unlock(&session->out_lock);
-        log_line("Cannot start a thread for the client of PID:%ld: %s",
-                 (long)session->peer.pid, error_text(error));
+        log_line("Cannot start a thread for the client of %s: %s",
+                 describe_peer(&session->peer).text, error_text(error));
     }
     return error == 0;
 }
@@ -6594,7 +7071,8 @@ read_card(const struct sockaddr_un *address, socklen_t size)
     char name[sizeof(address->sun_path) + 1] = "";
     const char *slash = NULL;
     const size_t offset = offsetof(struct sockaddr_un, sun_path) + 1;
-    if (size <= offset || size > sizeof(*address) || address->sun_path[0] != '\0') {
+    if (address->sun_family != AF_UNIX || size <= offset || size > sizeof(*address) ||
+        address->sun_path[0] != '\0') {
         return card;
     }
     memcpy(name, address->sun_path + 1, size - offset);
@@ -6663,14 +7141,14 @@ find_wish(const char *name)
 
 /* Accepts one client. Returns 0, or -1 when there is no room for any just now. */
 DETACHED static int
-accept_client(void)
+accept_client(const struct door *door)
 {
     struct peer peer = {0};
     struct card card;
     const struct wish *wish = NULL;
-    struct sockaddr_un address = {0};
+    union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
-    int fd = accept4(kept_number(&manhole.listen_fd), (struct sockaddr *)&address, &size,
+    int fd = accept4(kept_number(&door->listen_fd), &address.any, &size,
                      SOCK_CLOEXEC); /* owned */
     if (fd < 0) {
         /* The client has left again; or recover_descriptors() sees to it. All else may last. */
@@ -6679,13 +7157,13 @@ accept_client(void)
                    ? 0
                    : -1;
     }
-    card = read_card(&address, size);
+    card = read_card(&address.un, size);
     wish = find_wish(card.wish);
     if (!wish->unlogged) {
         log_line("Started ManholeConnectionThread thread. Checking credentials ...");
     }
-    if (read_peer(fd, &peer) < 0 || !may_enter(&peer)) {
-        char why[160];
+    if (identify_peer(fd, &peer) < 0 || !may_enter(&peer)) {
+        char why[200];
         describe_refusal(&peer, why, sizeof(why));
         log_line("SuspiciousClient: %s", why);
         log_waiting();
@@ -6708,17 +7186,22 @@ accept_client(void)
 struct watch {
     bool accept_fails;       /* said once, until it works again */
     int64_t accept_again_ms; /* monotonic; 0: at once */
-    struct pollfd fds[2 + MAX_SESSIONS];
-    struct session *sessions[2 + MAX_SESSIONS]; /* whose it is; NULL: no session's */
+    struct pollfd fds[1 + MAX_DOORS + MAX_SESSIONS];
+    struct {
+        const struct door *door;
+        struct session *session;
+    } whose[1 + MAX_DOORS + MAX_SESSIONS]; /* neither: the bell's */
     nfds_t count;
     int64_t wake_ms; /* monotonic: the next thing to do whatever happens; -1: none */
 };
 
 static void
-watch_fd(struct watch *watch, int fd, short events, struct session *session)
+watch_fd(struct watch *watch, int fd, short events, const struct door *door,
+         struct session *session)
 {
     watch->fds[watch->count] = (struct pollfd){.fd = fd, .events = events};
-    watch->sessions[watch->count++] = session;
+    watch->whose[watch->count].door = door;
+    watch->whose[watch->count++].session = session;
 }
 
 static void
@@ -6760,6 +7243,18 @@ is_listeners(struct session *session)
     return ours;
 }
 
+static void
+watch_doors(struct watch *watch)
+{
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        const struct door *door = &manhole.doors[i];
+        bool ours = i >= MAX_OWN_DOORS || !atomic_load(&manhole.oneshot);
+        if (ours && is_door_open(door)) {
+            watch_fd(watch, atomic_load(&door->listen_fd.number), POLLIN, door, NULL);
+        }
+    }
+}
+
 /* Fills in what to wait for. A session's descriptor is always watched: that its client leaves must
  * be seen while its thread is busy. */
 DETACHED static void
@@ -6768,12 +7263,12 @@ prepare_watch(struct watch *watch)
     watch->count = 0;
     watch->wake_ms = -1;
     /* Also descriptors that are lost: poll() returns at once for them, and all is opened anew. */
-    watch_fd(watch, atomic_load(&manhole.wake_bell.number), POLLIN, NULL);
+    watch_fd(watch, atomic_load(&manhole.wake_bell.number), POLLIN, NULL, NULL);
     if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
         wake_at(watch, watch->accept_again_ms);
     }
-    else if (is_open() && !atomic_load(&manhole.oneshot)) {
-        watch_fd(watch, atomic_load(&manhole.listen_fd.number), POLLIN, NULL);
+    else {
+        watch_doors(watch);
     }
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
         struct session *session = &manhole.sessions[i];
@@ -6785,7 +7280,7 @@ prepare_watch(struct watch *watch)
             wake_at(watch, session->gone_ms + GONE_CHECK_MS);
         }
         else {
-            watch_fd(watch, fd, has_copies(session) ? POLLOUT : 0, session);
+            watch_fd(watch, fd, has_copies(session) ? POLLOUT : 0, NULL, session);
         }
         if (report_time(session) >= 0) {
             wake_at(watch, report_time(session));
@@ -6794,10 +7289,10 @@ prepare_watch(struct watch *watch)
 }
 
 DETACHED static void
-accept_clients(struct watch *watch)
+accept_clients(struct watch *watch, const struct door *door)
 {
     watch->accept_again_ms = 0;
-    if (accept_client() == 0) {
+    if (accept_client(door) == 0) {
         watch->accept_fails = false;
         return;
     }
@@ -6848,10 +7343,10 @@ watch_descriptors(struct watch *watch)
         silence_bell(&manhole.wake_bell);
     }
     for (nfds_t i = 1; i < watch->count; i++) {
-        struct session *session = watch->sessions[i];
+        struct session *session = watch->whose[i].session;
         short events = watch->fds[i].revents;
         if (session == NULL && events != 0) {
-            accept_clients(watch);
+            accept_clients(watch, watch->whose[i].door);
         }
         if (session != NULL && (events & POLLOUT) != 0) {
             carry_copies(session);
@@ -6870,21 +7365,6 @@ watch_descriptors(struct watch *watch)
     }
 }
 
-/* Opens the socket, or opens it again where the path or the descriptor was lost. */
-DETACHED static void
-open_door(void)
-{
-    if (is_open()) {
-        if (!is_path_lost() && !is_lost(&manhole.listen_fd)) {
-            return;
-        }
-        close_socket();
-    }
-    if (open_socket() == 0) {
-        log_waiting();
-    }
-}
-
 /* Does what the others have wished for. Returns the wishes that it found. */
 DETACHED static unsigned
 obey_wishes(void)
@@ -6894,17 +7374,27 @@ obey_wishes(void)
     }
     wishes = atomic_exchange(&manhole.wishes, 0);
     if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
-        close_socket();
+        close_doors();
         ring_bell(&manhole.news_bell);
     }
     else if ((wishes & WISH_OPEN) != 0 && atomic_load(&manhole.oneshot)) {
         atomic_fetch_or(&manhole.wishes,
                         WISH_OPEN); /* again when that is over, which wakes us */
     }
-    else if ((wishes & WISH_OPEN) != 0) {
-        open_door();
+    else if ((wishes & WISH_OPEN) != 0 && open_doors() > 0) {
+        log_waiting();
     }
     return wishes;
+}
+
+static bool
+has_lost_door(void)
+{
+    bool lost = false;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        lost = lost || is_lost(&manhole.doors[i].listen_fd);
+    }
+    return lost;
 }
 
 /* An application that makes itself a daemon closes every descriptor there is: opens ours anew.
@@ -6913,18 +7403,18 @@ DETACHED static bool
 recover_descriptors(void)
 {
     bool woken = !is_lost(&manhole.wake_bell) && !is_lost(&manhole.news_bell);
-    if (woken && !is_lost(&manhole.listen_fd)) {
+    if (woken && !has_lost_door()) {
         return true;
     }
     log_line("WARNING: The manhole's descriptors were closed by the application. Opening "
              "them again.");
     if (open_bells() < 0) {
         log_line("Cannot go on listening: %s", error_text(errno));
-        close_socket();
+        close_doors();
         return false;
     }
-    if (is_open() && !atomic_load(&manhole.oneshot)) {
-        open_door();
+    if (is_open() && !atomic_load(&manhole.oneshot) && open_doors() > 0) {
+        log_waiting();
     }
     return true;
 }
@@ -7080,7 +7570,7 @@ stop_listener(void)
         wish(WISH_STOP);
         if (is_listener_deaf()) {
             (void)pthread_detach(manhole.listener);
-            close_socket();
+            close_doors();
         }
         else {
             tstate = detach();
@@ -7267,14 +7757,35 @@ enum {
     ONESHOT_INTERRUPTED = -2, /* the exception is that of another signal's handler */
 };
 
-/* Waits for a client at the open socket, signals handled. Returns its descriptor, or one of
- * the above. */
+/* Waits for a client at the open doors, or as long as may be before signals are looked at. Returns
+ * its descriptor, or -1 with errno. */
+DETACHED static int
+accept_at_doors(int timeout_ms)
+{
+    struct pollfd doors[MAX_OWN_DOORS];
+    int fd = -1;
+    errno = EAGAIN;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        doors[i] = (struct pollfd){.fd = kept_number(&manhole.doors[i].listen_fd),
+                                   .events = POLLIN};
+    }
+    if (poll(doors, MAX_OWN_DOORS, slice_of(timeout_ms)) > 0) {
+        for (size_t i = 0; i < MAX_OWN_DOORS && fd < 0; i++) {
+            if (doors[i].revents != 0) {
+                fd = accept4(doors[i].fd, NULL, NULL, SOCK_CLOEXEC);
+            }
+        }
+    }
+    return fd;
+}
+
+/* Waits for a client at the open doors, signals handled. Returns its descriptor, or one of the
+ * above. */
 ATTACHED static int
 wait_for_client(void)
 {
     int64_t deadline_ms = monotonic_ms() + seconds_to_ms(manhole.options.oneshot_timeout);
     for (;;) {
-        struct pollfd door = {.fd = kept_number(&manhole.listen_fd), .events = POLLIN};
         int timeout = ms_until(deadline_ms);
         int fd = -1;
         int error = 0;
@@ -7285,19 +7796,17 @@ wait_for_client(void)
         }
         if (timeout == 0) {
             PyErr_Format(PyExc_TimeoutError, "no client came to %s in time",
-                         manhole.path);
+                         manhole.doors[0].name);
             return -1;
         }
         tstate = detach();
-        if (poll(&door, 1, slice_of(timeout)) > 0) {
-            fd = accept4(door.fd, NULL, NULL, SOCK_CLOEXEC);
-            error = fd < 0 && errno != EAGAIN && errno != ECONNABORTED ? errno : 0;
-        }
+        fd = accept_at_doors(timeout);
+        error = errno;
         reattach(tstate);
         if (fd >= 0) {
             return fd;
         }
-        if (error != 0 && error != EINTR) {
+        if (error != EAGAIN && error != ECONNABORTED && error != EINTR) {
             errno = error;
             PyErr_SetFromErrno(PyExc_OSError);
             return -1;
@@ -7312,12 +7821,17 @@ wait_for_client(void)
 ATTACHED static int
 check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
 {
-    if (read_peer(fd, peer) < 0) {
+    PyThreadState *tstate = detach();
+    int result = identify_peer(fd, peer);
+    int error = errno;
+    reattach(tstate);
+    if (result < 0 && peer->address[0] == '\0') {
+        errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
     if (!may_enter(peer)) {
-        char why[160];
+        char why[200];
         describe_refusal(peer, why, sizeof(why));
         PyErr_SetString(suspicious_client, why);
         return -1;
@@ -7331,11 +7845,11 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
 static const struct wish *
 read_wish(int fd)
 {
-    struct sockaddr_un address = {0};
+    union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
-    return getpeername(fd, (struct sockaddr *)&address, &size) < 0
+    return getpeername(fd, &address.any, &size) < 0
                ? &plain_wish
-               : find_wish(read_card(&address, size).wish);
+               : find_wish(read_card(&address.un, size).wish);
 }
 
 /* As the session's own thread would, in the calling one. Returns whether there is what to serve. */
@@ -7398,19 +7912,20 @@ serve_oneshot(void)
 {
     struct peer peer = {0};
     PyThreadState *tstate = NULL;
-    int opened = -1;
+    int opened = 0;
     int fd = -1; /* owned until serve_here() takes it */
     int result = ONESHOT_FAILED;
     if (is_open()) {
-        PyErr_Format(PyExc_RuntimeError, "already listening at %s", manhole.path);
+        PyErr_Format(PyExc_RuntimeError, "already listening at %s",
+                     manhole.doors[0].name);
         return ONESHOT_FAILED;
     }
     atomic_store(&manhole.oneshot, true);
     tstate = detach();
-    opened = open_socket();
+    opened = open_doors();
     reattach(tstate);
-    if (opened < 0) {
-        PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.path);
+    if (opened == 0) {
+        PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.doors[0].name);
         goto done;
     }
     log_waiting();
@@ -7426,7 +7941,7 @@ serve_oneshot(void)
     if (fd >= 0) {
         (void)close(fd);
     }
-    close_socket();
+    close_doors();
 done:
     atomic_store(&manhole.oneshot, false);
     wake_listener(); /* it may have been asked to open one of its own meanwhile */
@@ -7447,6 +7962,7 @@ drop_options(struct options *options)
     Py_CLEAR(options->connection_handler.callable);
     free(options->socket_path);
     options->socket_path = NULL;
+    free_places(&options->listen);
 }
 
 /* Registers the exit callback as the last, which is called first. It stays for the life of the
@@ -7479,6 +7995,7 @@ forget_options(void)
     dropped = manhole.options;
     manhole.options.locals = NULL;
     manhole.options.socket_path = NULL;
+    manhole.options.listen.count = 0;
     manhole.options.verbose_destination.object = NULL;
     manhole.options.connection_handler.callable = NULL;
     unlock(&table_lock);
@@ -7698,10 +8215,12 @@ forget_parent(void)
     logger.last = NULL;
     logger.length = 0;
     atomic_store(&manhole.oneshot, false);
-    atomic_store(&manhole.binding, false);
-    atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
-    close_kept(&manhole.listen_fd);
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        atomic_store(&manhole.doors[i].binding, false);
+        atomic_store(&manhole.doors[i].bound, false); /* the path is the parent's */
+        close_kept(&manhole.doors[i].listen_fd);
+    }
     close_kept(&manhole.wake_bell);
     close_kept(&manhole.news_bell);
     give_back_attributes();
@@ -7724,7 +8243,7 @@ on_thread_end(void *unused)
 {
     (void)unused;
     if (is_owner() && manhole.has_listener && count_process_threads() == 2) {
-        remove_path();
+        remove_paths();
         atomic_fetch_or(&manhole.wishes, WISH_STOP);
         wake_listener();
     }
@@ -7747,13 +8266,14 @@ reinstall(void)
 {
     const struct options *options = &manhole.options;
     bool by_signal = options->activate_on != 0 || options->oneshot_on != 0;
-    if (!options->patch_fork || !is_path_per_process(options->socket_path)) {
+    if (!options->patch_fork || !has_place_for_child(options)) {
         close_snapshot();
         forget_options();
         atomic_store(&manhole.owner, 0);
         return;
     }
     atomic_store(&manhole.owner, getpid());
+    manhole.is_child = true;
     tell_multiprocessing();
     (void)pthread_once(&last_thread_once, make_last_thread_key);
     (void)pthread_setspecific(last_thread_key, &manhole);
@@ -7898,6 +8418,9 @@ add_fork_hook(void)
   X(socket_path, parse_path, "None",                                                     \
     "instead of /tmp/manhole-PID; %(pid)s in it is replaced, and then children have "    \
     "one too")                                                                           \
+  X(listen, parse_listen, "None",                                                        \
+    "where to listen instead: 'localhost:3000', '[::1]:3000', a path, or a list of "     \
+    "several; port 0: one that is free; with socket_path: there, too")                   \
   X(reinstall_delay, parse_seconds, "0.5",                                               \
     "seconds that a forked child waits before it listens")                               \
   X(start_timeout, parse_seconds, "0.5",                                                 \
@@ -8112,18 +8635,13 @@ parse_destination(PyObject *value, void *target)
     return PARSED_OK;
 }
 
-/* Raises a ValueError of its own for a path that no socket can have. */
+/* A new copy of a path for the option. Raises a ValueError of its own for one that no socket can
+ * have. */
 ATTACHED static enum parsed
-parse_path(PyObject *value, void *target)
+copy_path(PyObject *value, const char *option, char **copy)
 {
-    char **field = target;
     PyObject *bytes = NULL; /* owned */
     size_t length = 0;
-    if (value == Py_None) {
-        free(*field);
-        *field = NULL;
-        return PARSED_OK;
-    }
     if (!PyUnicode_FSConverter(value, &bytes)) {
         if (PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear();
@@ -8132,23 +8650,182 @@ parse_path(PyObject *value, void *target)
         return PARSED_FAILED;
     }
     length = expand_path(PyBytes_AS_STRING(bytes), NULL, 0);
-    if (length == 0 || length >= sizeof(manhole.path)) {
-        PyErr_Format(PyExc_ValueError,
-                     "install() option 'socket_path' is %zu bytes long; a socket's path "
-                     "may have 1 "
-                     "to %zu",
-                     length, sizeof(manhole.path) - 1);
+    if (length == 0 || length >= SOCKET_PATH_SIZE) {
+        PyErr_Format(
+            PyExc_ValueError,
+            "install() option '%s' is %zu bytes long; a socket's path may have 1 "
+            "to %d",
+            option, length, SOCKET_PATH_SIZE - 1);
         Py_DECREF(bytes);
         return PARSED_FAILED;
     }
-    free(*field);
-    *field = strdup(PyBytes_AS_STRING(bytes));
+    *copy = strdup(PyBytes_AS_STRING(bytes));
     Py_DECREF(bytes);
-    if (*field == NULL) {
+    if (*copy == NULL) {
         PyErr_NoMemory();
         return PARSED_FAILED;
     }
     return PARSED_OK;
+}
+
+ATTACHED static enum parsed
+parse_path(PyObject *value, void *target)
+{
+    char **field = target;
+    char *path = NULL; /* owned */
+    enum parsed parsed =
+        value == Py_None ? PARSED_OK : copy_path(value, "socket_path", &path);
+    if (parsed == PARSED_OK) {
+        free(*field);
+        *field = path;
+    }
+    return parsed;
+}
+
+/* Cuts HOST:PORT or [HOST]:PORT in two. Returns whether it is one; host: size bytes. */
+static bool
+split_address(const char *text, char *host, size_t size, uint16_t *port)
+{
+    const char *colon = strrchr(text, ':');
+    const char *start = text;
+    const char *end = colon;
+    size_t digits = 0;
+    if (colon == NULL) {
+        return false;
+    }
+    if (*start == '[' && end[-1] == ']') {
+        start++;
+        end--;
+    }
+    else if (strchr(text, ':') != colon) {
+        return false;
+    }
+    digits = strspn(colon + 1, "0123456789");
+    if (end <= start || (size_t)(end - start) >= size || digits < 1 || digits > 5 ||
+        colon[1 + digits] != '\0' || strtoul(colon + 1, NULL, 10) > UINT16_MAX) {
+        return false;
+    }
+    (void)snprintf(host, size, "%.*s", (int)(end - start), start);
+    *port = (uint16_t)strtoul(colon + 1, NULL, 10);
+    return true;
+}
+
+/* Raises ValueError for an address that others than this machine can reach. */
+ATTACHED static void
+refuse_address(PyObject *value, const union address *address)
+{
+    char text[ADDRESS_SIZE];
+    int port = ntohs(address->v4.sin_port) != 0 ? ntohs(address->v4.sin_port) : 3000;
+    format_address(address, text);
+    PyErr_Format(
+        PyExc_ValueError,
+        "install() option 'listen' must be an address of this machine alone, as "
+        "localhost is, and %R is %s: who comes from elsewhere cannot be told from "
+        "anybody else. Clients from there use manhole-cli --host HOST PID, or "
+        "listen='localhost:%d' and a tunnel, ssh -L %d:localhost:%d HOST",
+        value, text, port, port, port);
+}
+
+/* Takes the first IPv4 address, or the first of all; each must be this machine's alone. */
+ATTACHED static enum parsed
+choose_address(PyObject *value, const struct addrinfo *found, uint16_t port,
+               union address *chosen)
+{
+    for (; found != NULL; found = found->ai_next) {
+        union address address = {.any.sa_family = AF_UNSPEC};
+        memcpy(&address, found->ai_addr, found->ai_addrlen);
+        address.v4.sin_port = htons(port); /* where IPv6 has it, too */
+        if (!is_loopback(&address)) {
+            refuse_address(value, &address);
+            return PARSED_FAILED;
+        }
+        if (chosen->any.sa_family == AF_UNSPEC ||
+            (chosen->any.sa_family != AF_INET && address.any.sa_family == AF_INET)) {
+            *chosen = address;
+        }
+    }
+    return PARSED_OK;
+}
+
+ATTACHED static enum parsed
+parse_address(PyObject *value, union address *address)
+{
+    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found = NULL; /* owned */
+    char host[NI_MAXHOST];
+    uint16_t port = 0;
+    enum parsed parsed = PARSED_FAILED;
+    PyThreadState *tstate = NULL;
+    int error = 0;
+    const char *text = PyUnicode_AsUTF8(value);
+    if (text == NULL) {
+        return PARSED_FAILED;
+    }
+    if (!split_address(text, host, sizeof(host), &port)) {
+        return PARSED_WRONG_VALUE;
+    }
+    tstate = detach();
+    error = getaddrinfo(host, NULL, &hints, &found);
+    reattach(tstate);
+    if (error != 0) {
+        PyErr_Format(PyExc_ValueError, "install() option 'listen' is %R, but %s: %s",
+                     value, host, gai_strerror(error));
+        return PARSED_FAILED;
+    }
+    parsed = choose_address(value, found, port, address);
+    freeaddrinfo(found);
+    return parsed;
+}
+
+/* An address, or what has a slash in it or is no str: a path. */
+ATTACHED static enum parsed
+parse_place(PyObject *value, struct places *places)
+{
+    struct place *place = &places->rows[places->count];
+    enum parsed parsed = PARSED_OK;
+    if (places->count == MAX_PLACES) {
+        return PARSED_WRONG_VALUE;
+    }
+    *place = (struct place){.path = NULL};
+    if (PyUnicode_Check(value) &&
+        PyUnicode_FindChar(value, '/', 0, PyUnicode_GetLength(value), 1) < 0) {
+        parsed = parse_address(value, &place->address);
+    }
+    else {
+        parsed = copy_path(value, "listen", &place->path);
+    }
+    places->count += parsed == PARSED_OK;
+    return parsed;
+}
+
+ATTACHED static enum parsed
+parse_listen(PyObject *value, void *target)
+{
+    struct places *field = target;
+    struct places places = {0};
+    PyObject *rows = NULL; /* owned */
+    enum parsed parsed = PARSED_OK;
+    if (PyList_Check(value) || PyTuple_Check(value)) {
+        rows = PySequence_Tuple(value);
+        parsed = rows == NULL                  ? PARSED_FAILED
+                 : PyTuple_GET_SIZE(rows) == 0 ? PARSED_WRONG_VALUE
+                                               : PARSED_OK;
+        for (Py_ssize_t i = 0; parsed == PARSED_OK && i < PyTuple_GET_SIZE(rows); i++) {
+            parsed = parse_place(PyTuple_GET_ITEM(rows, i), &places);
+        }
+    }
+    else if (value != Py_None) {
+        parsed = parse_place(value, &places);
+    }
+    Py_XDECREF(rows);
+    if (parsed == PARSED_OK) {
+        free_places(field);
+        *field = places;
+    }
+    else {
+        free_places(&places);
+    }
+    return parsed;
 }
 
 ATTACHED static enum parsed
@@ -8205,6 +8882,8 @@ struct option_row {
   "an iterable of signal names or numbers, 'ALL_SIGNALS', or None"
 #define ALLOWED_parse_destination "a file descriptor, or an object with write(str)"
 #define ALLOWED_parse_path "a path, or None"
+#define ALLOWED_parse_listen                                                             \
+  "HOST:PORT, a path with a '/' in it, a list of 1 to 8 of these, or None"
 #define ALLOWED_parse_mapping "a mapping of names, or None"
 #define ALLOWED_parse_handler "'repl', 'exec', or a callable that takes a socket"
 
@@ -8370,9 +9049,10 @@ log_fork_policy(const struct options *options)
                  "signal %d",
                  options->oneshot_on);
     }
-    else if (!is_path_per_process(options->socket_path)) {
+    else if (!has_place_for_child(options)) {
         log_line("Not patching os.fork and os.forkpty. Using user socket path %s",
-                 options->socket_path);
+                 options->socket_path != NULL ? options->socket_path
+                                              : options->listen.rows[0].path);
     }
 }
 
@@ -8387,6 +9067,7 @@ prepare(PyObject *module)
     manhole.interpreter = PyInterpreterState_Get();
     unlock(&table_lock);
     manhole.bind_delay_ms = 0;
+    manhole.is_child = false;
     Py_XSETREF(manhole.module, Py_NewRef(module));
     if (open_bells() < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
@@ -8400,7 +9081,7 @@ prepare(PyObject *module)
     }
     open_snapshot();
     if (!manhole.has_exit_handler) {
-        manhole.has_exit_handler = atexit(remove_path_at_exit) == 0;
+        manhole.has_exit_handler = atexit(remove_paths_at_exit) == 0;
     }
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
     if (manhole.exit_callback == NULL || add_exit_callback() < 0) {
@@ -8864,31 +9545,80 @@ static PyMethodDef manhole_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* The name of a place: of a TCP one that is open, with the port that it has got. Returns new, or
+ * NULL. */
+ATTACHED static PyObject *
+name_place(const struct place *place, const struct door *door)
+{
+    char name[SOCKET_PATH_SIZE];
+    if (!is_tcp(place)) {
+        (void)expand_path(place->path, name, sizeof(name));
+        return PyUnicode_DecodeFSDefault(name);
+    }
+    format_address(&place->address, name);
+    return PyUnicode_FromString(is_door_open(door) ? door->name : name);
+}
+
+ATTACHED static PyObject *
+manhole_addresses(PyObject *self, void *unused)
+{
+    PyObject *list = PyList_New(0); /* owned, handed to the caller */
+    struct place place;
+    (void)self;
+    (void)unused;
+    for (size_t i = 0; list != NULL && get_place(&manhole.options, i, &place); i++) {
+        PyObject *name = name_place(&place, &manhole.doors[i]); /* owned */
+        if (name == NULL || PyList_Append(list, name) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
 ATTACHED static PyObject *
 manhole_uds_name(PyObject *self, void *unused)
 {
-    char path[sizeof(manhole.path)];
+    struct place place;
     (void)self;
     (void)unused;
-    (void)expand_path(manhole.options.socket_path, path, sizeof(path));
-    return PyUnicode_DecodeFSDefault(path);
+    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
+        if (!is_tcp(&place)) {
+            return name_place(&place, &manhole.doors[i]);
+        }
+    }
+    return Py_NewRef(Py_None);
 }
 
 ATTACHED static PyObject *
 manhole_repr(PyObject *self)
 {
-    PyObject *path = manhole_uds_name(self, NULL); /* owned */
-    PyObject *repr = path == NULL
-                         ? NULL
-                         : PyUnicode_FromFormat("<manhole.Manhole at %R%s>", path,
-                                                manhole.installed ? "" : ", released");
-    Py_XDECREF(path);
+    static const char separator[] = ", ";
+    PyObject *addresses = manhole_addresses(self, NULL); /* owned */
+    PyObject *comma = PyUnicode_FromString(separator);   /* owned */
+    PyObject *names = NULL;                              /* owned */
+    PyObject *repr = NULL;                               /* new */
+    if (addresses != NULL && comma != NULL) {
+        names = PyUnicode_Join(comma, addresses);
+    }
+    if (names != NULL) {
+        repr = PyUnicode_FromFormat("<manhole.Manhole at %R%s>", names,
+                                    manhole.installed ? "" : ", released");
+    }
+    Py_XDECREF(addresses);
+    Py_XDECREF(comma);
+    Py_XDECREF(names);
     return repr;
 }
 
 static PyGetSetDef manhole_attributes[] = {
     {"uds_name", manhole_uds_name, NULL,
-     "The path of the socket, whether it is open or not.", NULL},
+     "The path of the Unix socket, whether it is open or not; None: there is only TCP.",
+     NULL},
+    {"addresses", manhole_addresses, NULL,
+     "All that install() was told to listen at: paths, and HOST:PORT with the port that\n"
+     "was chosen where the option listen said 0.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -9141,7 +9871,7 @@ ATTACHED static PyObject *
 make_keywords(const manhole_options *options)
 {
     return Py_BuildValue(
-        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz ss sO}", "verbose",
+        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz ss sO sz}", "verbose",
         PyBool_FromLong(options->verbose), "verbose_destination",
         options->verbose_destination, "strict", PyBool_FromLong(options->strict),
         "patch_fork", PyBool_FromLong(options->patch_fork), "thread",
@@ -9155,7 +9885,8 @@ make_keywords(const manhole_options *options)
         options->hang_timeout, "max_sessions", options->max_sessions, "socket_path",
         options->socket_path, "connection_handler",
         options->connection_handler == NULL ? "repl" : options->connection_handler,
-        "locals", options->locals == NULL ? Py_None : options->locals);
+        "locals", options->locals == NULL ? Py_None : options->locals, "listen",
+        options->listen);
 }
 
 ATTACHED int
