@@ -135,6 +135,10 @@ enum {
     SIGNAL_CHECK_MS = 500,
     /* What making a dump's text may keep other threads from running, in one go. */
     HOLD_MS = 10,
+    /* How long a TCP client's Ctrl-C waits for Python before the session may read on. */
+    INTERRUPT_PATIENCE_MS = 100,
+    /* From the end of what a TCP client sends to the look whether it is still there to read. */
+    SETTLE_MS = 20,
     /* What asking /proc for the user of a TCP client may take, if the kernel's diagnostics are not
      * there: the listener does nothing else meanwhile. */
     IDENTIFY_PATIENCE_MS = 250,
@@ -582,6 +586,9 @@ struct session {
     const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
     bool asked_for_input; /* by the session's own thread: see ask_for_input() */
+    _Atomic int
+        plain_fd; /* a TCP client's bytes without telnet's; -1: they come over fd */
+    _Atomic int telnet_fd; /* the other end of that */
     /* The session's own thread's. */
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
@@ -1669,6 +1676,19 @@ is_held(const struct far_socket *far)
             far->state == TCP_FIN_WAIT2);
 }
 
+/* Nobody has the other side of a TCP connection within this machine open any more. */
+DETACHED static bool
+is_far_end_closed(int fd)
+{
+    struct ends ends;
+    struct far_socket far = {0};
+    if (read_ends(fd, &ends) < 0) {
+        return errno == ENOTCONN;
+    }
+    return find_far_socket(&ends, &far) == 0 ? !is_held(&far)
+                                             : errno == ENOENT && is_loopback(&ends.far);
+}
+
 /* Who is on the other side of a TCP connection. Returns 0, or -1 with errno and the user unknown. */
 DETACHED static int
 read_tcp_peer(int fd, struct peer *peer)
@@ -1855,14 +1875,20 @@ read_peer(int fd, struct peer *peer)
     return 0;
 }
 
+static bool
+is_inet(int fd)
+{
+    int domain = AF_UNSPEC;
+    socklen_t size = sizeof(domain);
+    (void)getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+    return domain == AF_INET || domain == AF_INET6;
+}
+
 /* The same for a socket of either kind; *peer has what is known in any case. */
 DETACHED static int
 identify_peer(int fd, struct peer *peer)
 {
-    int domain = AF_UNIX;
-    socklen_t size = sizeof(domain);
-    (void)getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
-    return domain == AF_UNIX ? read_peer(fd, peer) : read_tcp_peer(fd, peer);
+    return is_inet(fd) ? read_tcp_peer(fd, peer) : read_peer(fd, peer);
 }
 
 static bool
@@ -4998,6 +5024,312 @@ close_streams(struct session *session)
 }
 
 /* ======================================================================================
+ * Telnet: what a TCP client sends, made the plain text that a session reads.
+ * Runs on:  a helper, DETACHED, beside the session's own thread; that thread starts it.
+ * Touches:  the session's descriptors; through interrupt_session() what it runs.
+ *
+ * telnet(1), nc(1) and any program are served alike. Lines may end with LF, CR LF or CR NUL.
+ * Telnet's commands (RFC 854) are taken out: who offers an option or asks for one is told no, Ctrl-C
+ * (as a command or as a byte) interrupts, an end of file (Ctrl-D at the start of a line) ends the
+ * input. It takes a thread of its own because Ctrl-C must be seen while the session's runs something
+ * or waits for Python.
+ * ====================================================================================== */
+
+DETACHED static bool send_helper(struct session *session, void *(*body)(void *));
+DETACHED static int interrupt_session(struct session *session);
+static void helper_done(struct session *session);
+
+enum {
+    CTRL_C = 3,
+    CTRL_D = 4,
+    /* Telnet's commands, from RFC 854; the end of file from RFC 1184. */
+    TELNET_EOF = 236,
+    TELNET_SE = 240,
+    TELNET_BRK = 243,
+    TELNET_IP = 244,
+    TELNET_SB = 250,
+    TELNET_WILL = 251,
+    TELNET_WONT = 252,
+    TELNET_DO = 253,
+    TELNET_DONT = 254,
+    TELNET_IAC = 255,
+};
+
+/* What the next byte is. */
+enum telnet_state {
+    TELNET_TEXT,
+    TELNET_AFTER_CR,
+    TELNET_COMMAND,      /* after IAC */
+    TELNET_OPTION,       /* after IAC and one of WILL, WONT, DO, DONT */
+    TELNET_SUBOPTION,    /* up to IAC SE */
+    TELNET_SUBOPTION_IAC /* after IAC in there */
+};
+
+/* What came of a byte beside text. */
+enum telnet_event {
+    TELNET_NOTHING,
+    TELNET_END,
+    TELNET_REFUSE, /* answer with verb and option */
+};
+
+struct telnet {
+    enum telnet_state state;
+    bool in_line;         /* the line has begun */
+    bool interrupted;     /* in what is in text */
+    unsigned char verb;   /* of the command being read; of the answer */
+    unsigned char option; /* of the answer */
+    size_t length;        /* of text */
+    char text[4096];
+};
+
+/* What is half typed, or waits for a line, gets one that says so, see is_taken_back(). */
+static void
+decode_interrupt(struct telnet *telnet)
+{
+    telnet->text[telnet->length++] = CTRL_C;
+    telnet->text[telnet->length++] = '\n';
+    telnet->in_line = false;
+    telnet->interrupted = true;
+}
+
+static enum telnet_event
+decode_text(struct telnet *telnet, unsigned char byte)
+{
+    if (byte == TELNET_IAC) {
+        telnet->state = TELNET_COMMAND;
+        return TELNET_NOTHING;
+    }
+    if (byte == CTRL_C) {
+        decode_interrupt(telnet);
+        return TELNET_NOTHING;
+    }
+    if (byte == CTRL_D && !telnet->in_line) {
+        return TELNET_END;
+    }
+    telnet->state = byte == '\r' ? TELNET_AFTER_CR : TELNET_TEXT;
+    telnet->in_line = byte != '\r' && byte != '\n';
+    telnet->text[telnet->length++] = byte == '\r' ? '\n' : (char)byte;
+    return TELNET_NOTHING;
+}
+
+static enum telnet_event
+decode_command(struct telnet *telnet, unsigned char byte)
+{
+    telnet->state = TELNET_TEXT;
+    telnet->verb = byte;
+    switch (byte) {
+    case TELNET_IAC: /* the byte 255 itself */
+        telnet->text[telnet->length++] = (char)byte;
+        return TELNET_NOTHING;
+    case TELNET_WILL:
+    case TELNET_WONT:
+    case TELNET_DO:
+    case TELNET_DONT:
+        telnet->state = TELNET_OPTION;
+        return TELNET_NOTHING;
+    case TELNET_SB:
+        telnet->state = TELNET_SUBOPTION;
+        return TELNET_NOTHING;
+    case TELNET_IP:
+    case TELNET_BRK:
+        decode_interrupt(telnet);
+        return TELNET_NOTHING;
+    case TELNET_EOF:
+        return TELNET_END;
+    default:
+        return TELNET_NOTHING;
+    }
+}
+
+/* What is not wanted, or no more, is as it is already: no answer, or they would go on for ever. */
+static enum telnet_event
+decode_option(struct telnet *telnet, unsigned char byte)
+{
+    telnet->state = TELNET_TEXT;
+    telnet->option = byte;
+    switch (telnet->verb) {
+    case TELNET_DO:
+        telnet->verb = TELNET_WONT;
+        return TELNET_REFUSE;
+    case TELNET_WILL:
+        telnet->verb = TELNET_DONT;
+        return TELNET_REFUSE;
+    default:
+        return TELNET_NOTHING;
+    }
+}
+
+/* Takes one byte in; there is room for two more in text. */
+static enum telnet_event
+decode_byte(struct telnet *telnet, unsigned char byte)
+{
+    switch (telnet->state) {
+    case TELNET_COMMAND:
+        return decode_command(telnet, byte);
+    case TELNET_OPTION:
+        return decode_option(telnet, byte);
+    case TELNET_SUBOPTION:
+        telnet->state = byte == TELNET_IAC ? TELNET_SUBOPTION_IAC : TELNET_SUBOPTION;
+        return TELNET_NOTHING;
+    case TELNET_SUBOPTION_IAC:
+        telnet->state = byte == TELNET_SE ? TELNET_TEXT : TELNET_SUBOPTION;
+        return TELNET_NOTHING;
+    case TELNET_AFTER_CR:
+        telnet->state = TELNET_TEXT;
+        return byte == '\n' || byte == '\0' ? TELNET_NOTHING : decode_text(telnet, byte);
+    case TELNET_TEXT:
+        break;
+    }
+    return decode_text(telnet, byte);
+}
+
+static bool
+is_being_interrupted(struct session *session)
+{
+    bool interrupted = false;
+    lock_leaf(&session->out_lock);
+    interrupted = session->interrupted;
+    unlock(&session->out_lock);
+    return interrupted;
+}
+
+/* Interrupts what the session runs. It is to have its exception before it can read the line that
+ * comes with it, if Python answers. */
+DETACHED static void
+pass_interrupt(struct session *session, struct telnet *telnet)
+{
+    telnet->interrupted = false;
+    (void)interrupt_session(session);
+    for (int ms = 0; ms < INTERRUPT_PATIENCE_MS && is_being_interrupted(session); ms++) {
+        (void)poll(NULL, 0, 1);
+    }
+}
+
+/* Hands the text over to the session, as fast as that reads. Returns whether it takes it. */
+DETACHED static bool
+pass_text(struct session *session, struct telnet *telnet)
+{
+    const char *next = telnet->text;
+    if (telnet->interrupted) {
+        pass_interrupt(session, telnet);
+    }
+    while (telnet->length > 0) {
+        ssize_t sent =
+            send(atomic_load(&session->telnet_fd), next, telnet->length, MSG_NOSIGNAL);
+        if (sent < 0 && errno != EINTR) {
+            return false;
+        }
+        if (sent > 0) {
+            next += sent;
+            telnet->length -= (size_t)sent;
+        }
+    }
+    return true;
+}
+
+DETACHED static void
+answer_option(struct session *session, const struct telnet *telnet)
+{
+    const char answer[] = {(char)TELNET_IAC, (char)telnet->verb, (char)telnet->option};
+    const char *bytes = answer;
+    size_t length = sizeof(answer);
+    begin_sending(session);
+    (void)send_own(session, &bytes, &length);
+    end_sending(session);
+}
+
+/* Does what bytes from the client ask for. Returns false at the end of its input. Answers go out
+ * before a Ctrl-C that came with them has its effect: telnet drops what it gets until they come. */
+DETACHED static bool
+take_bytes(struct session *session, struct telnet *telnet, const unsigned char *bytes,
+           size_t length)
+{
+    bool more = true;
+    for (size_t i = 0; i < length && more; i++) {
+        enum telnet_event event = decode_byte(telnet, bytes[i]);
+        if (event == TELNET_REFUSE) {
+            answer_option(session, telnet);
+        }
+        more = event != TELNET_END;
+        if (telnet->length + 2 > sizeof(telnet->text)) {
+            more = pass_text(session, telnet) && more;
+        }
+    }
+    return pass_text(session, telnet) && more;
+}
+
+/* Waits for bytes of the client. Returns false when no more come. */
+DETACHED static bool
+take_more(struct session *session, struct telnet *telnet)
+{
+    unsigned char bytes[4096];
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLIN};
+    ssize_t got = -1;
+    (void)poll(&client, 1, -1);
+    got = recv(client.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+    return got < 0 ? errno == EAGAIN || errno == EINTR
+                   : got > 0 && take_bytes(session, telnet, bytes, (size_t)got);
+}
+
+/* Waits so long for the other side to close the connection, which TCP does not tell from the end of
+ * what it sends until we send something; makes it look to poll() as it does of other clients.
+ * Returns whether it is gone, or the session over. */
+DETACHED static bool
+wait_until_gone(struct session *session, int timeout_ms)
+{
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
+    bool gone = poll(&client, 1, timeout_ms) > 0 || atomic_load(&session->over);
+    if (!gone && is_far_end_closed(client.fd)) {
+        (void)shutdown(client.fd, SHUT_RDWR);
+        gone = true;
+    }
+    return gone;
+}
+
+/* Body of the helper. */
+DETACHED static void *
+telnet_main(void *argument)
+{
+    struct session *session = argument;
+    struct telnet telnet = {.state = TELNET_TEXT};
+    bool gone = false;
+    while (take_more(session, &telnet)) {
+    }
+    gone = wait_until_gone(session, SETTLE_MS);
+    (void)shutdown(atomic_load(&session->telnet_fd), SHUT_WR);
+    while (!gone) {
+        gone = wait_until_gone(session, GONE_CHECK_MS);
+    }
+    close_fd(&session->telnet_fd);
+    helper_done(session);
+    return NULL;
+}
+
+/* From here on the session's client is one of telnet's kind. Returns the descriptor to read it
+ * from, or -1 with errno. */
+DETACHED static int
+open_telnet(struct session *session)
+{
+    const int yes = 1;
+    int ends[2];
+    int fd = atomic_load(&session->fd);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) {
+        return -1;
+    }
+    atomic_store(&session->plain_fd, ends[0]);
+    atomic_store(&session->telnet_fd, ends[1]);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
+    /* Telnet marks its Ctrl-C as urgent: it is to stay where it is in the stream all the same. */
+    (void)setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &yes, sizeof(yes));
+    if (!send_helper(session, telnet_main)) {
+        close_fd(&session->telnet_fd);
+        errno = EAGAIN;
+        return -1;
+    }
+    return ends[0];
+}
+
+/* ======================================================================================
  * Console: the prompt, and the other two ways to serve a client.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only through borrow_attribute().
@@ -5319,7 +5651,7 @@ skip_line(struct session *session)
  * input, or NULL with an exception. Half a line of a client that is gone is no line: it
  * may be the first half of something harmless that is not. */
 ATTACHED static PyObject *
-read_line(struct session *session)
+read_any_line(struct session *session)
 {
     PyObject *line = NULL; /* owned, handed to the caller */
     if (PyErr_CheckSignals() < 0) {
@@ -5338,6 +5670,34 @@ read_line(struct session *session)
     }
     else if (!ends_line(line) && is_gone(session)) {
         Py_SETREF(line, PyUnicode_FromString(""));
+    }
+    return line;
+}
+
+/* The line ends with Ctrl-C. */
+static bool
+is_taken_back(PyObject *line)
+{
+    Py_ssize_t length = PyUnicode_GetLength(line);
+    return length > 1 && ends_line(line) &&
+           PyUnicode_ReadChar(line, length - 2) == CTRL_C;
+}
+
+/* As read_any_line(), but a line that its client has taken back is a KeyboardInterrupt; or nothing
+ * at all, when that Ctrl-C has interrupted a statement, which is over by now. */
+ATTACHED static PyObject *
+read_line(struct session *session)
+{
+    PyObject *line = read_any_line(session); /* owned, handed to the caller */
+    while (line != NULL && is_taken_back(line)) {
+        Py_CLEAR(line);
+        if (atomic_load(&session->interrupts) > 0) {
+            atomic_fetch_sub(&session->interrupts, 1);
+            line = read_any_line(session);
+        }
+        else {
+            PyErr_SetNone(PyExc_KeyboardInterrupt);
+        }
     }
     return line;
 }
@@ -5571,6 +5931,18 @@ open_input(struct session *session)
         (void)fcntl(fd, F_SETFL,
                     flags & ~O_NONBLOCK); /* a socket object's timeout set it */
     }
+    if (is_inet(fd) && atomic_load(&session->plain_fd) < 0) {
+        PyThreadState *tstate = detach();
+        int error = 0;
+        fd = open_telnet(session);
+        error = errno;
+        reattach(tstate);
+        errno = error;
+    }
+    if (fd < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return NULL;
+    }
     return PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape", NULL, 0);
 }
 
@@ -5588,6 +5960,7 @@ hang_up(struct session *session)
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
     (void)shutdown(fd, SHUT_RDWR);
+    (void)shutdown(atomic_load(&session->plain_fd), SHUT_RDWR);
     /* What stays unread would turn into ECONNRESET behind our last bytes. */
     while (recv(fd, unread, sizeof(unread), MSG_DONTWAIT) > 0) {
     }
@@ -6423,6 +6796,7 @@ release_session(struct session *session)
     free(session->request);
     session->request = NULL;
     close_fd(&session->fd);
+    close_fd(&session->plain_fd);
     unlock(&session->out_lock);
     lock_leaf(&table_lock);
     session->state = SESSION_FREE;
@@ -8200,6 +8574,8 @@ forget_parent(void)
         atomic_store(&session->running, false);
         atomic_store(&session->viewing, false);
         close_fd(&session->fd);
+        close_fd(&session->plain_fd);
+        close_fd(&session->telnet_fd);
     }
     current_session = NULL;
     atomic_store(&manhole.viewers, 0);
@@ -9021,6 +9397,8 @@ become_owner(void)
         for (size_t i = 0; i < MAX_SESSIONS; i++) {
             if (manhole.sessions[i].state == SESSION_FREE) {
                 atomic_store(&manhole.sessions[i].fd, -1);
+                atomic_store(&manhole.sessions[i].plain_fd, -1);
+                atomic_store(&manhole.sessions[i].telnet_fd, -1);
             }
         }
     }
