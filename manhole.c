@@ -93,7 +93,8 @@ enum {
     MAX_PLACES = 8,
     /* Doors of the options: those places and socket_path. */
     MAX_OWN_DOORS = MAX_PLACES + 1,
-    MAX_DOORS = MAX_OWN_DOORS,
+    /* With the sockets that the application has given us to listen on. */
+    MAX_DOORS = MAX_OWN_DOORS + 8,
     /* HOST:PORT of a TCP address, with the NUL: [ffff:...]:65535 */
     ADDRESS_SIZE = INET6_ADDRSTRLEN + 8,
     /* Bytes of a Unix socket's path, with the NUL. */
@@ -552,11 +553,12 @@ struct text;
 /* What the client has asked for on its calling card. The rows are in the listener's room. */
 struct wish {
     const char *name;
-    bool aside;     /* needs a slot, but is none of max_sessions */
-    bool no_stacks; /* the console begins with its banner */
-    bool framed;    /* the answer is in frames: stdout and stderr apart */
-    bool marked;    /* a byte before and behind each prompt tells it from output */
-    bool unlogged;  /* too frequent for a line in the log each time */
+    bool aside;           /* needs a slot, but is none of max_sessions */
+    bool no_stacks;       /* the console begins with its banner */
+    bool stacks_if_stuck; /* but for a Python that does not answer */
+    bool framed;          /* the answer is in frames: stdout and stderr apart */
+    bool marked;          /* a byte before and behind each prompt tells it from output */
+    bool unlogged;        /* too frequent for a line in the log each time */
     /* In the session's thread, before it attaches: reads the client's request. Returns whether
      * there is one; else the client has been told. NULL: there is none to wait for. */
     bool (*receive)(struct session *session);
@@ -585,6 +587,10 @@ struct session {
     struct peer peer;
     const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
+    const struct door
+        *door; /* of the application's, that it came through, or NULL: whose locals */
+    unsigned door_serial; /* are meant if it still has this serial */
+    PyObject *locals;     /* owned, of backdoor(), or NULL */
     bool asked_for_input; /* by the session's own thread: see ask_for_input() */
     _Atomic int
         plain_fd; /* a TCP client's bytes without telnet's; -1: they come over fd */
@@ -650,9 +656,15 @@ struct kept_fd {
     ino_t inode;
 };
 
-/* A socket that we listen on. Closed by whoever stops the listener, or the listener itself. */
+/* A socket that we listen on. Of the options' doors each has one of the first MAX_OWN_DOORS slots.
+ * The others are for those that the application has given us, which stay when install() comes
+ * after that; they are opened under install_lock. */
 struct door {
-    struct kept_fd listen_fd;
+    struct kept_fd listen_fd; /* closed by the listener, or when that has ended */
+    struct kept_fd given_fd;  /* the application's own descriptor for it; -1: none */
+    PyObject *given;          /* owned socket object: only to close it closes given_fd */
+    PyObject *locals;         /* owned mapping for the consoles behind it, or NULL */
+    _Atomic unsigned serial;  /* of the socket in this slot */
     /* A Unix socket's path, whole whenever bound is true; whether it is ours is known again when
      * binding is not. Read by the handlers. A TCP socket's HOST:PORT. */
     char name[SOCKET_PATH_SIZE];
@@ -666,6 +678,7 @@ struct door {
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
+    bool by_backdoor;      /* for want of an install(), which may still come */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
@@ -707,7 +720,7 @@ static struct manhole {
 } manhole = {
     .wake_bell.number = -1,
     .news_bell.number = -1,
-    .doors = {[0 ... MAX_DOORS - 1] = {.listen_fd.number = -1}},
+    .doors = {[0 ... MAX_DOORS - 1] = {.listen_fd.number = -1, .given_fd.number = -1}},
     .borrowed =
         {
             {.name = "stdin"},
@@ -1485,6 +1498,22 @@ is_loopback(const union address *address)
                : ntohl(address->v4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
 }
 
+/* Raises ValueError for an address that others than this machine can reach. */
+ATTACHED static void
+refuse_address(const char *what, const union address *address)
+{
+    char text[ADDRESS_SIZE];
+    int port = ntohs(address->v4.sin_port) != 0 ? ntohs(address->v4.sin_port) : 3000;
+    format_address(address, text);
+    PyErr_Format(
+        PyExc_ValueError,
+        "%s must be an address of this machine alone, as localhost is, not %s: who "
+        "comes from elsewhere cannot be told from anybody else. Clients from there "
+        "use manhole-cli --host HOST PID, or a tunnel to localhost, "
+        "ssh -L %d:localhost:%d HOST",
+        what, text, port, port);
+}
+
 /* The two ends of a connection, as its own end sees them. */
 struct ends {
     union address own;
@@ -2063,6 +2092,24 @@ close_doors(void)
         close_door(&manhole.doors[i]);
     }
     unwatch_death_signals();
+}
+
+static void
+close_given_doors(void)
+{
+    for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
+        close_kept(&manhole.doors[i].listen_fd);
+    }
+}
+
+static bool
+has_given_door(void)
+{
+    bool has = false;
+    for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
+        has = has || is_door_open(&manhole.doors[i]);
+    }
+    return has;
 }
 
 /* Returns whether the door is open now; if not, after a log line that says why. */
@@ -6723,6 +6770,12 @@ serve_json(struct session *session, PyObject *locals)
 /* A client without a calling card: plain nc. */
 static const struct wish plain_wish = {.name = "repl"};
 
+/* Of backdoor_server() and backdoor(), as eventlet's. */
+static const struct wish backdoor_wish = {.name = "backdoor",
+                                          .no_stacks = true,
+                                          .stacks_if_stuck = true,
+                                          .serve = serve_console};
+
 /* The most sessions at once of this kind. */
 static int
 most_sessions(const struct wish *wish)
@@ -6758,6 +6811,8 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->request = NULL;
         session->request_length = 0;
         session->card[0] = '\0';
+        session->door = NULL;
+        session->locals = NULL;
         session->asked_for_input = false;
         session->gone_ms = 0;
         session->head = 0;
@@ -6944,6 +6999,23 @@ serve_as_configured(struct session *session, const struct handler *handler,
     }
 }
 
+/* The names that the session's console has beside python-manhole's. Under table_lock. Returns new,
+ * or NULL. */
+ATTACHED static PyObject *
+take_locals(struct session *session)
+{
+    const struct door *door = session->door;
+    PyObject *locals = session->locals; /* owned, handed to the caller */
+    session->locals = NULL;
+    if (session->wish != &backdoor_wish) {
+        locals = Py_XNewRef(manhole.options.locals);
+    }
+    else if (door != NULL && door->serial == session->door_serial) {
+        locals = Py_XNewRef(door->locals);
+    }
+    return locals;
+}
+
 /* Serves the session's client as its card and the options say, in the calling thread. Never
  * raises. */
 ATTACHED static void
@@ -6953,7 +7025,7 @@ serve_session(struct session *session)
     PyObject *locals = NULL;      /* owned */
     struct handler handler = {0}; /* its callable is owned */
     lock_leaf(&table_lock);
-    locals = Py_XNewRef(manhole.options.locals);
+    locals = take_locals(session);
     handler = manhole.options.connection_handler;
     Py_XINCREF(handler.callable);
     unlock(&table_lock);
@@ -7104,7 +7176,7 @@ DETACHED static void
 report_to_console(struct text *text, const struct session *session)
 {
     append_silence(text);
-    if (!session->wish->no_stacks) {
+    if (!session->wish->no_stacks || session->wish->stacks_if_stuck) {
         append_string(text, "The stacks, from a frozen copy of the process:\n");
         append_snapshot(text);
     }
@@ -7394,27 +7466,42 @@ is_python_stuck(void)
            monotonic_ms() - since_ms >= seconds_to_ms(manhole.options.hang_timeout);
 }
 
-/* Takes over fd. */
-DETACHED static void
-start_session(int fd, const struct peer *peer, const char *card, const struct wish *wish)
+/* A client that may come in. */
+struct entrance {
+    int fd; /* owned, handed to the session */
+    struct peer peer;
+    const char *card; /* the id on it */
+    const struct wish *wish;
+    const struct door *door; /* that the application has given; NULL: another */
+    PyObject *locals;        /* owned, handed to the session; or NULL */
+};
+
+/* Returns whether the client is in; if not, it is gone, and locals still the caller's. */
+DETACHED static bool
+start_session(const struct entrance *entrance)
 {
+    const struct wish *wish = entrance->wish;
     struct session *session = NULL;
     bool stuck = wish->aside && is_python_stuck();
+    int fd = entrance->fd;
     int error = 0;
     if (stuck && wish->report == NULL) {
         (void)close(fd); /* it is about Python alone, and does not want to wait */
-        return;
+        return false;
     }
-    session = claim_session(fd, peer, wish);
+    session = claim_session(fd, &entrance->peer, wish);
     if (session == NULL) {
         char why[80];
         (void)snprintf(why, sizeof(why),
                        "%d clients are connected already; try again later",
                        most_sessions(wish));
         turn_away(fd, why);
-        return;
+        return false;
     }
-    (void)snprintf(session->card, sizeof(session->card), "%s", card);
+    (void)snprintf(session->card, sizeof(session->card), "%s", entrance->card);
+    session->door = entrance->door;
+    session->door_serial = entrance->door == NULL ? 0 : entrance->door->serial;
+    session->locals = entrance->locals;
     lock_leaf(&session->out_lock);
     session->asked_ms = monotonic_ms();
     session->reported = stuck; /* by its own thread, at once */
@@ -7425,8 +7512,33 @@ start_session(int fd, const struct peer *peer, const char *card, const struct wi
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
                        error_text(error));
         turn_away(fcntl(fd, F_DUPFD_CLOEXEC, 0), why);
+        session->locals = NULL;
         release_session(session);
     }
+    return error == 0;
+}
+
+/* Checks who an accepted client is. Returns whether it may come in; if not, it is gone. */
+DETACHED static bool
+admit_client(int fd, struct peer *peer, const struct wish *wish)
+{
+    if (!wish->unlogged) {
+        log_line("Started ManholeConnectionThread thread. Checking credentials ...");
+    }
+    if (identify_peer(fd, peer) < 0 || !may_enter(peer)) {
+        char why[200];
+        describe_refusal(peer, why, sizeof(why));
+        log_line("SuspiciousClient: %s", why);
+        if (is_open()) {
+            log_waiting();
+        }
+        (void)close(fd);
+        return false;
+    }
+    if (!wish->unlogged) {
+        log_accepted(fd, peer);
+    }
+    return true;
 }
 
 /* A client's calling card: the abstract name that it was bound to, manhole-cli/ID/WISH, with
@@ -7520,38 +7632,34 @@ accept_client(const struct door *door)
     struct peer peer = {0};
     struct card card;
     const struct wish *wish = NULL;
+    bool given = false;
     union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
     int fd = accept4(kept_number(&door->listen_fd), &address.any, &size,
                      SOCK_CLOEXEC); /* owned */
     if (fd < 0) {
-        /* The client has left again; or recover_descriptors() sees to it. All else may last. */
+        /* The client has left again; recover_descriptors() sees to it; or it is shut down, which
+         * is_done_with() finds. All else may last. */
         return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ||
-                       errno == EBADF
+                       errno == EBADF || errno == EINVAL
                    ? 0
                    : -1;
     }
     card = read_card(&address.un, size);
-    wish = find_wish(card.wish);
-    if (!wish->unlogged) {
-        log_line("Started ManholeConnectionThread thread. Checking credentials ...");
-    }
-    if (identify_peer(fd, &peer) < 0 || !may_enter(&peer)) {
-        char why[200];
-        describe_refusal(&peer, why, sizeof(why));
-        log_line("SuspiciousClient: %s", why);
-        log_waiting();
-        (void)close(fd);
+    given = atomic_load(&door->given_fd.number) >= 0;
+    wish = given ? &backdoor_wish : find_wish(card.wish);
+    if (!admit_client(fd, &peer, wish)) {
         return 0;
-    }
-    if (!wish->unlogged) {
-        log_accepted(fd, &peer);
     }
     if (strcmp(card.wish, "interrupt") == 0) {
         answer_interrupt(fd, &card);
     }
     else {
-        start_session(fd, &peer, card.id, wish);
+        (void)start_session(&(struct entrance){.fd = fd,
+                                               .peer = peer,
+                                               .card = card.id,
+                                               .wish = wish,
+                                               .door = given ? door : NULL});
     }
     return 0;
 }
@@ -7562,7 +7670,7 @@ struct watch {
     int64_t accept_again_ms; /* monotonic; 0: at once */
     struct pollfd fds[1 + MAX_DOORS + MAX_SESSIONS];
     struct {
-        const struct door *door;
+        struct door *door;
         struct session *session;
     } whose[1 + MAX_DOORS + MAX_SESSIONS]; /* neither: the bell's */
     nfds_t count;
@@ -7570,7 +7678,7 @@ struct watch {
 };
 
 static void
-watch_fd(struct watch *watch, int fd, short events, const struct door *door,
+watch_fd(struct watch *watch, int fd, short events, struct door *door,
          struct session *session)
 {
     watch->fds[watch->count] = (struct pollfd){.fd = fd, .events = events};
@@ -7589,8 +7697,10 @@ wake_at(struct watch *watch, int64_t time_ms)
 static bool
 has_report(const struct wish *wish)
 {
-    return wish->serve != NULL ? wish->report != NULL
-                               : manhole.options.connection_handler.kind == HANDLER_REPL;
+    if (wish->serve == NULL) {
+        return manhole.options.connection_handler.kind == HANDLER_REPL;
+    }
+    return wish->report != NULL || wish->serve == serve_console;
 }
 
 /* When the client must have heard something; -1: it has, or is not the listener's. */
@@ -7617,13 +7727,43 @@ is_listeners(struct session *session)
     return ours;
 }
 
+/* The application has closed or shut down a socket that it has given us. */
+static bool
+is_done_with(const struct door *door)
+{
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    if (atomic_load(&door->given_fd.number) < 0) {
+        return false;
+    }
+    (void)getsockopt(kept_number(&door->listen_fd), SOL_SOCKET, SO_ACCEPTCONN, &listens,
+                     &size);
+    return is_lost(&door->given_fd) || !listens;
+}
+
+/* Whether there is a door, and it is the listener's. */
+static bool
+sees_to_door(struct door *door)
+{
+    if (!is_door_open(door) ||
+        (door < manhole.doors + MAX_OWN_DOORS && atomic_load(&manhole.oneshot))) {
+        return false;
+    }
+    if (is_done_with(door)) {
+        log_line("Backdoor server at %s is closed: the application has closed its socket",
+                 door->name);
+        close_kept(&door->listen_fd);
+        return false;
+    }
+    return true;
+}
+
 static void
 watch_doors(struct watch *watch)
 {
     for (size_t i = 0; i < MAX_DOORS; i++) {
-        const struct door *door = &manhole.doors[i];
-        bool ours = i >= MAX_OWN_DOORS || !atomic_load(&manhole.oneshot);
-        if (ours && is_door_open(door)) {
+        struct door *door = &manhole.doors[i];
+        if (sees_to_door(door)) {
             watch_fd(watch, atomic_load(&door->listen_fd.number), POLLIN, door, NULL);
         }
     }
@@ -7663,10 +7803,10 @@ prepare_watch(struct watch *watch)
 }
 
 DETACHED static void
-accept_clients(struct watch *watch, const struct door *door)
+accept_clients(struct watch *watch, struct door *door)
 {
     watch->accept_again_ms = 0;
-    if (accept_client(door) == 0) {
+    if (!sees_to_door(door) || accept_client(door) == 0) {
         watch->accept_fails = false;
         return;
     }
@@ -7747,6 +7887,9 @@ obey_wishes(void)
     while (sem_trywait(&manhole.wake) == 0) {
     }
     wishes = atomic_exchange(&manhole.wishes, 0);
+    if ((wishes & WISH_CLOSE) != 0) {
+        close_given_doors();
+    }
     if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
         close_doors();
         ring_bell(&manhole.news_bell);
@@ -7820,6 +7963,13 @@ send_courier(void)
     }
 }
 
+/* Else for a signal, or for what the application has given us, alone. */
+static bool
+opens_at_once(const struct options *options)
+{
+    return options->thread && options->activate_on == 0 && options->oneshot_on == 0;
+}
+
 DETACHED static void *
 listener_main(void *unused)
 {
@@ -7827,7 +7977,7 @@ listener_main(void *unused)
     (void)unused;
     (void)pthread_setname_np(pthread_self(), "Manhole");
     delay_binding();
-    if (manhole.options.activate_on == 0) {
+    if (opens_at_once(&manhole.options)) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
         wake_listener();
     }
@@ -8377,6 +8527,39 @@ forget_options(void)
     drop_options(&dropped);
 }
 
+/* Fills a slot, whose socket is closed, with what belongs to another. */
+ATTACHED static void
+fill_door(struct door *door, PyObject *given /* or NULL */,
+          PyObject *locals /* or NULL */)
+{
+    PyObject *old_given = door->given;   /* owned */
+    PyObject *old_locals = door->locals; /* owned */
+    lock_leaf(&table_lock);
+    door->given = Py_XNewRef(given);
+    door->locals = Py_XNewRef(locals);
+    door->serial++;
+    unlock(&table_lock);
+    Py_XDECREF(old_given);
+    Py_XDECREF(old_locals);
+}
+
+ATTACHED static void
+empty_door(struct door *door)
+{
+    keep_fd(&door->given_fd, -1);
+    fill_door(door, NULL, NULL);
+}
+
+/* Ends what backdoor_server() has begun. There is no listener. */
+ATTACHED static void
+drop_given_doors(void)
+{
+    close_given_doors();
+    for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
+        empty_door(&manhole.doors[i]);
+    }
+}
+
 /* Undoes install(), also a half-done one. Clients that are in stay. Under install_lock. */
 ATTACHED static void
 uninstall(void)
@@ -8473,6 +8656,7 @@ py_at_exit(PyObject *module, PyObject *unused)
         manhole.options.activate_on =
             0; /* its handler stays: one that comes late must not kill */
         uninstall();
+        drop_given_doors();
     }
     unlock_install();
     deliver_log();
@@ -8570,6 +8754,7 @@ forget_parent(void)
         session->copies = NULL;
         session->input = NULL;
         session->names = NULL;
+        session->locals = NULL;
         session->raised = NULL;
         atomic_store(&session->running, false);
         atomic_store(&session->viewing, false);
@@ -8596,6 +8781,7 @@ forget_parent(void)
         atomic_store(&manhole.doors[i].binding, false);
         atomic_store(&manhole.doors[i].bound, false); /* the path is the parent's */
         close_kept(&manhole.doors[i].listen_fd);
+        empty_door(&manhole.doors[i]);
     }
     close_kept(&manhole.wake_bell);
     close_kept(&manhole.news_bell);
@@ -9086,33 +9272,16 @@ split_address(const char *text, char *host, size_t size, uint16_t *port)
     return true;
 }
 
-/* Raises ValueError for an address that others than this machine can reach. */
-ATTACHED static void
-refuse_address(PyObject *value, const union address *address)
-{
-    char text[ADDRESS_SIZE];
-    int port = ntohs(address->v4.sin_port) != 0 ? ntohs(address->v4.sin_port) : 3000;
-    format_address(address, text);
-    PyErr_Format(
-        PyExc_ValueError,
-        "install() option 'listen' must be an address of this machine alone, as "
-        "localhost is, and %R is %s: who comes from elsewhere cannot be told from "
-        "anybody else. Clients from there use manhole-cli --host HOST PID, or "
-        "listen='localhost:%d' and a tunnel, ssh -L %d:localhost:%d HOST",
-        value, text, port, port, port);
-}
-
 /* Takes the first IPv4 address, or the first of all; each must be this machine's alone. */
 ATTACHED static enum parsed
-choose_address(PyObject *value, const struct addrinfo *found, uint16_t port,
-               union address *chosen)
+choose_address(const struct addrinfo *found, uint16_t port, union address *chosen)
 {
     for (; found != NULL; found = found->ai_next) {
         union address address = {.any.sa_family = AF_UNSPEC};
         memcpy(&address, found->ai_addr, found->ai_addrlen);
         address.v4.sin_port = htons(port); /* where IPv6 has it, too */
         if (!is_loopback(&address)) {
-            refuse_address(value, &address);
+            refuse_address("install() option 'listen'", &address);
             return PARSED_FAILED;
         }
         if (chosen->any.sa_family == AF_UNSPEC ||
@@ -9148,7 +9317,7 @@ parse_address(PyObject *value, union address *address)
                      value, host, gai_strerror(error));
         return PARSED_FAILED;
     }
-    parsed = choose_address(value, found, port, address);
+    parsed = choose_address(found, port, address);
     freeaddrinfo(found);
     return parsed;
 }
@@ -9408,7 +9577,7 @@ become_owner(void)
 static bool
 wants_listener(const struct options *options)
 {
-    return options->activate_on != 0 || (options->thread && options->oneshot_on == 0);
+    return options->activate_on != 0 || opens_at_once(options) || has_given_door();
 }
 
 /* The line that python-manhole logs when forked children are not simply given a copy. */
@@ -9516,7 +9685,7 @@ install_locked(PyObject *module, struct options *options)
         forget_options();
     }
     if (manhole.installed) {
-        if (options->strict) {
+        if (options->strict && !manhole.by_backdoor) {
             PyErr_SetString(state->already_installed,
                             "Manhole already installed! (strict=False replaces it)");
             return -1;
@@ -9537,6 +9706,7 @@ install_locked(PyObject *module, struct options *options)
         return -1;
     }
     manhole.installed = true;
+    manhole.by_backdoor = false;
     return 0;
 }
 
@@ -9573,6 +9743,7 @@ release(void)
     }
     if (manhole.installed && is_owner()) {
         uninstall();
+        drop_given_doors();
     }
     unlock_install();
     deliver_log();
@@ -9593,6 +9764,196 @@ require_installed(PyObject *module)
         return -1;
     }
     return 0;
+}
+
+/* ======================================================================================
+ * Backdoor: eventlet.backdoor's two functions, for sockets that the application has.
+ * Runs on:  any thread or greenlet of the application, ATTACHED; neither waits for a client.
+ * Touches:  the doors from MAX_OWN_DOORS on.
+ * The listener has a duplicate of a listening socket, so its clients are served though the
+ * application's hub, or Python itself, is stuck.
+ * ====================================================================================== */
+
+/* What there must be to serve anybody: install() without a door, if nobody has called it yet, and a
+ * listener. Under install_lock. Returns 0, or -1 with an exception. */
+ATTACHED static int
+provide_listener(PyObject *module)
+{
+    int result = 0;
+    if (!manhole.installed || !is_owner()) {
+        struct options options = default_options();
+        options.thread = 0;
+        options.daemon_connection =
+            1; /* as with eventlet's, no client keeps the process */
+        result = install_locked(module, &options);
+        drop_options(&options);
+        manhole.by_backdoor = result == 0;
+    }
+    return result == 0 && !manhole.has_listener ? start_listener() : result;
+}
+
+/* Returns 0, or -1 with ValueError or OSError: nobody may listen there, or nobody does. */
+ATTACHED static int
+check_listening(int fd, union address *address)
+{
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    socklen_t address_size = sizeof(*address);
+    *address = (union address){.any.sa_family = AF_UNSPEC};
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0 ||
+        getsockname(fd, &address->any, &address_size) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    if (!listens) {
+        PyErr_SetString(PyExc_ValueError,
+                        "backdoor_server() needs a socket that listens; for a connected "
+                        "one there is backdoor((conn, addr))");
+        return -1;
+    }
+    if (is_inet(fd) && !is_loopback(address)) {
+        refuse_address("the socket of backdoor_server()", address);
+        return -1;
+    }
+    return 0;
+}
+
+/* Has the listener serve a duplicate of the socket. Under install_lock. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
+{
+    struct door *door = manhole.doors + MAX_OWN_DOORS;
+    int listen_fd = -1; /* owned, handed to the door */
+    while (door < manhole.doors + MAX_DOORS && is_door_open(door)) {
+        door++;
+    }
+    if (door == manhole.doors + MAX_DOORS) {
+        PyErr_Format(PyExc_RuntimeError, "%d backdoor servers are open already",
+                     MAX_DOORS - MAX_OWN_DOORS);
+        return -1;
+    }
+    listen_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    /* Another process may accept first: the listener must not wait then. */
+    if (listen_fd < 0 || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        if (listen_fd >= 0) {
+            (void)close(listen_fd);
+        }
+        return -1;
+    }
+    if (is_inet(fd)) {
+        format_address(address, door->name);
+    }
+    else {
+        (void)snprintf(door->name, sizeof(door->name), "%s", address->un.sun_path);
+    }
+    fill_door(door, sock, locals);
+    keep_fd(&door->given_fd, fd);
+    keep_fd(&door->listen_fd, listen_fd);
+    log_line("Backdoor server listening on %s", door->name);
+    wake_listener();
+    return 0;
+}
+
+/* The argument locals. Returns 0 with *locals borrowed or NULL, or -1 with TypeError. */
+ATTACHED static int
+check_locals(PyObject **locals, const char *function)
+{
+    if (*locals == Py_None) {
+        *locals = NULL;
+    }
+    if (*locals != NULL && !PyObject_HasAttrString(*locals, "keys")) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s() argument 'locals' must be " ALLOWED_parse_mapping ", not %R",
+                     function, *locals);
+        return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(
+    backdoor_server_doc,
+    "backdoor_server(sock, locals=None)\n--\n\n"
+    "Give each client of the listening socket sock a Python console with these names.\n\n"
+    "As eventlet.backdoor.backdoor_server(), under eventlet, gevent, or neither; but it\n"
+    "returns at once, clients are served by threads of their own, and only those of "
+    "this\n"
+    "process's user and root. From here on sock is the manhole's; to close it ends the\n"
+    "server. install() may be called before, after, or not at all. ValueError when sock\n"
+    "does not listen, or where others than this machine can reach it.");
+
+ATTACHED static PyObject *
+py_backdoor_server(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"sock", "locals", NULL};
+    PyObject *sock = NULL;   /* borrowed */
+    PyObject *locals = NULL; /* borrowed */
+    union address address;
+    int fd = -1;
+    int result = -1;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:backdoor_server", names,
+                                     &sock, &locals) ||
+        check_locals(&locals, "backdoor_server") < 0 ||
+        (fd = PyObject_AsFileDescriptor(sock)) < 0 || check_listening(fd, &address) < 0 ||
+        lock_install() < 0) {
+        return NULL;
+    }
+    if (provide_listener(module) == 0) {
+        result = add_door(sock, fd, &address, locals);
+    }
+    unlock_install();
+    deliver_log();
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(
+    backdoor_doc,
+    "backdoor(conn_info, locals=None)\n--\n\n"
+    "Give the client of a connected socket a Python console with these names.\n\n"
+    "conn_info is (conn, addr), as accept() returns it. As "
+    "eventlet.backdoor.backdoor():\n"
+    "it returns at once, and conn may then be closed. A client that is neither root nor\n"
+    "this process's user, or cannot be told, is a line in the log and let go.");
+
+ATTACHED static PyObject *
+py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"conn_info", "locals", NULL};
+    struct entrance entrance = {.card = "", .wish = &backdoor_wish};
+    PyObject *conn = NULL;    /* borrowed */
+    PyObject *address = NULL; /* borrowed */
+    PyObject *locals = NULL;  /* borrowed */
+    PyThreadState *tstate = NULL;
+    int fd = -1;
+    int result = -1;
+    bool in = false;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "(OO)|O:backdoor", names, &conn,
+                                     &address, &locals) ||
+        check_locals(&locals, "backdoor") < 0 ||
+        (fd = PyObject_AsFileDescriptor(conn)) < 0 || lock_install() < 0) {
+        return NULL;
+    }
+    result = provide_listener(module);
+    unlock_install();
+    if (result < 0) {
+        return NULL;
+    }
+    entrance.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (entrance.fd < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    entrance.locals = Py_XNewRef(locals);
+    tstate = detach();
+    in = admit_client(entrance.fd, &entrance.peer, entrance.wish) &&
+         start_session(&entrance);
+    wake_listener();
+    reattach(tstate);
+    if (!in) {
+        Py_XDECREF(entrance.locals);
+    }
+    deliver_log();
+    return Py_NewRef(Py_None);
 }
 
 /* ======================================================================================
@@ -9850,6 +10211,10 @@ static PyMethodDef module_methods[] = {
      handle_connection_repl_doc},
     {"handle_connection_exec", py_handle_connection_exec, METH_O,
      handle_connection_exec_doc},
+    {"backdoor_server", (PyCFunction)(void (*)(void))py_backdoor_server,
+     METH_VARARGS | METH_KEYWORDS, backdoor_server_doc},
+    {"backdoor", (PyCFunction)(void (*)(void))py_backdoor, METH_VARARGS | METH_KEYWORDS,
+     backdoor_doc},
     {"_install_from_environment", py_install_from_environment, METH_NOARGS,
      install_from_environment_doc},
     {"_displayhook", py_displayhook, METH_O, NULL},
