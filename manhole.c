@@ -556,6 +556,7 @@ struct wish {
     bool aside;           /* needs a slot, but is none of max_sessions */
     bool no_stacks;       /* the console begins with its banner */
     bool stacks_if_stuck; /* but for a Python that does not answer */
+    bool live_names;      /* of the application's locals, not a copy */
     bool framed;          /* the answer is in frames: stdout and stderr apart */
     bool marked;          /* a byte before and behind each prompt tells it from output */
     bool unlogged;        /* too frequent for a line in the log each time */
@@ -5611,10 +5612,57 @@ py_displayhook(PyObject *module, PyObject *value)
     return result;
 }
 
-/* The console's namespace: python-manhole's names, then the locals option's. Returns a
- * new dict, or NULL with an exception. */
+/* A namespace of eventlet's kind: the application's mapping is not copied but looked at, so that a
+ * client sees it change, and what the client assigns it finds there. But `_` and what we add are the
+ * client's own. */
+static const char live_names_program[] =
+    "class Names(dict):\n"
+    "    def __init__(self, own, theirs):\n"
+    "        super().__init__({name: own[name] for name in own if name not in theirs})\n"
+    "        self.theirs = theirs\n"
+    "    def is_own(self, name):\n"
+    "        return name == '_' or super().__contains__(name)\n"
+    "    def __missing__(self, name):\n"
+    "        return self.theirs[name]\n"
+    "    def __contains__(self, name):\n"
+    "        return super().__contains__(name) or name in self.theirs\n"
+    "    def __setitem__(self, name, value):\n"
+    "        if self.is_own(name):\n"
+    "            super().__setitem__(name, value)\n"
+    "        else:\n"
+    "            self.theirs[name] = value\n"
+    "    def __delitem__(self, name):\n"
+    "        if self.is_own(name):\n"
+    "            super().__delitem__(name)\n"
+    "        else:\n"
+    "            del self.theirs[name]\n"
+    "    def keys(self):\n"
+    "        return super().keys() | self.theirs.keys()\n";
+
+/* Returns a new dict of that class, or NULL with an exception. */
 ATTACHED static PyObject *
-make_names(PyObject *locals)
+make_live_names(PyObject *own, PyObject *theirs)
+{
+    PyObject *scope = Py_BuildValue("{sssO}", "__name__", "manhole", "__builtins__",
+                                    PyEval_GetBuiltins()); /* owned */
+    PyObject *result = NULL;                               /* owned */
+    PyObject *names = NULL;                                /* new, handed to the caller */
+    if (scope != NULL) {
+        result = PyRun_String(live_names_program, Py_file_input, scope, scope);
+    }
+    if (result != NULL) {
+        names = PyObject_CallFunction(PyDict_GetItemString(scope, "Names"), "OO", own,
+                                      theirs);
+    }
+    Py_XDECREF(scope);
+    Py_XDECREF(result);
+    return names;
+}
+
+/* The console's namespace: python-manhole's names, then those of locals, copied or as they are at
+ * any time. Returns a new dict, or NULL with an exception. */
+ATTACHED static PyObject *
+make_names(PyObject *locals, bool live)
 {
     static const char *const modules[] = {"sys", "os", "socket", "traceback"};
     PyObject *dump =
@@ -5627,7 +5675,10 @@ make_names(PyObject *locals)
         failed = module == NULL || PyDict_SetItemString(names, modules[i], module) < 0;
         Py_XDECREF(module);
     }
-    if (!failed && locals != NULL) {
+    if (!failed && locals != NULL && live) {
+        Py_SETREF(names, make_live_names(names, locals));
+    }
+    else if (!failed && locals != NULL) {
         failed = PyDict_Update(names, locals) < 0;
     }
     if (failed) {
@@ -6018,7 +6069,7 @@ ATTACHED static void
 serve_console(struct session *session, PyObject *locals)
 {
     PyThreadState *tstate = NULL;
-    set_names(session, make_names(locals));
+    set_names(session, make_names(locals, session->wish->live_names));
     session->input = session->names == NULL ? NULL : open_input(session);
     if (session->input != NULL && open_streams(session) == 0) {
         talk(session);
@@ -6565,7 +6616,7 @@ serve_program(struct session *session, PyObject *locals)
 {
     PyObject *arguments = make_arguments(session); /* owned */
     PyThreadState *tstate = NULL;
-    set_names(session, make_names(locals));
+    set_names(session, make_names(locals, session->wish->live_names));
     session->input = open_input(session);
     if (arguments != NULL && session->names != NULL && session->input != NULL &&
         open_streams(session) == 0 && open_arguments(session, arguments) == 0) {
@@ -6774,6 +6825,7 @@ static const struct wish plain_wish = {.name = "repl"};
 static const struct wish backdoor_wish = {.name = "backdoor",
                                           .no_stacks = true,
                                           .stacks_if_stuck = true,
+                                          .live_names = true,
                                           .serve = serve_console};
 
 /* The most sessions at once of this kind. */
