@@ -601,9 +601,11 @@ struct session {
         ident;              /* as threading.get_ident(); also read by who interrupts it */
     _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
     _Atomic int interrupts; /* that it has got */
-    bool has_console;       /* the std streams are this client's in its thread */
-    PyObject *input;        /* owned text file that sys.stdin is in its thread */
-    PyObject *names; /* owned dict, the console's namespace; changes under table_lock */
+    _Atomic bool
+        taken_back; /* a Ctrl-C of telnet's came while nothing ran; see is_taken_back() */
+    bool has_console; /* the std streams are this client's in its thread */
+    PyObject *input;  /* owned text file that sys.stdin is in its thread */
+    PyObject *names;  /* owned dict, the console's namespace; changes under table_lock */
     PyObject *arguments; /* owned, sys.argv in its thread; NULL: the application's */
     char *request;       /* owned, malloc'd, NUL-terminated; NULL: the wish needs none */
     size_t request_length;
@@ -5247,7 +5249,10 @@ DETACHED static void
 pass_interrupt(struct session *session, struct telnet *telnet)
 {
     telnet->interrupted = false;
-    (void)interrupt_session(session);
+    atomic_store(&session->taken_back, true);
+    if (interrupt_session(session) > 0) {
+        atomic_store(&session->taken_back, false);
+    }
     for (int ms = 0; ms < INTERRUPT_PATIENCE_MS && is_being_interrupted(session); ms++) {
         (void)poll(NULL, 0, 1);
     }
@@ -5772,7 +5777,7 @@ read_any_line(struct session *session)
     return line;
 }
 
-/* The line ends with Ctrl-C. */
+/* The line ends with Ctrl-C. Until it has been read, what came before it is interrupted, too. */
 static bool
 is_taken_back(PyObject *line)
 {
@@ -5789,6 +5794,7 @@ read_line(struct session *session)
     PyObject *line = read_any_line(session); /* owned, handed to the caller */
     while (line != NULL && is_taken_back(line)) {
         Py_CLEAR(line);
+        atomic_store(&session->taken_back, false);
         if (atomic_load(&session->interrupts) > 0) {
             atomic_fetch_sub(&session->interrupts, 1);
             line = read_any_line(session);
@@ -5828,8 +5834,13 @@ leave_forked_child(void)
 ATTACHED static void
 begin_running(struct session *session)
 {
-    atomic_store(&session->interrupts, 0);
+    bool taken_back = false;
     atomic_store(&session->running, true);
+    taken_back = atomic_load(&session->taken_back);
+    atomic_store(&session->interrupts, taken_back);
+    if (taken_back) {
+        (void)PyThreadState_SetAsyncExc(session->ident, PyExc_KeyboardInterrupt);
+    }
 }
 
 ATTACHED static void
@@ -6878,6 +6889,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->interrupted = false;
         session->guarded = false;
         session->interrupts = 0;
+        atomic_store(&session->taken_back, false);
         atomic_store(&session->over, false);
         atomic_store(&session->fd, fd);
     }
