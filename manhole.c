@@ -68,6 +68,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -602,7 +603,7 @@ struct session {
     _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
     _Atomic int interrupts; /* that it has got */
     _Atomic bool
-        taken_back; /* a Ctrl-C of telnet's came while nothing ran; see is_taken_back() */
+        taken_back;   /* a Ctrl-C of telnet's is still to be read; see is_taken_back() */
     bool has_console; /* the std streams are this client's in its thread */
     PyObject *input;  /* owned text file that sys.stdin is in its thread */
     PyObject *names;  /* owned dict, the console's namespace; changes under table_lock */
@@ -5243,6 +5244,14 @@ is_being_interrupted(struct session *session)
     return interrupted;
 }
 
+/* The session has read all that it was given, so also the line of the last Ctrl-C. */
+static bool
+has_read_all(struct session *session)
+{
+    int unread = 0;
+    return ioctl(atomic_load(&session->plain_fd), FIONREAD, &unread) == 0 && unread == 0;
+}
+
 /* Interrupts what the session runs. It is to have its exception before it can read the line that
  * comes with it, if Python answers. */
 DETACHED static void
@@ -5250,9 +5259,7 @@ pass_interrupt(struct session *session, struct telnet *telnet)
 {
     telnet->interrupted = false;
     atomic_store(&session->taken_back, true);
-    if (interrupt_session(session) > 0) {
-        atomic_store(&session->taken_back, false);
-    }
+    (void)interrupt_session(session);
     for (int ms = 0; ms < INTERRUPT_PATIENCE_MS && is_being_interrupted(session); ms++) {
         (void)poll(NULL, 0, 1);
     }
@@ -5265,6 +5272,9 @@ pass_text(struct session *session, struct telnet *telnet)
     const char *next = telnet->text;
     if (telnet->interrupted) {
         pass_interrupt(session, telnet);
+    }
+    else if (has_read_all(session)) {
+        atomic_store(&session->taken_back, false);
     }
     while (telnet->length > 0) {
         ssize_t sent =
