@@ -15,14 +15,16 @@
  *   helpers      native threads for one errand: a reporter sends the stacks of a process whose
  *                Python does not answer, an interrupter raises KeyboardInterrupt in a session, a
  *                guard has a oneshot's session interrupted when its client has left, a courier
- *                carries log lines to a Python object.
+ *                carries log lines to a Python object; one beside each session of a TCP client
+ *                takes telnet out of what that sends.
  *   application  its threads run the stream objects' write(), the fork hook, the exit callback and
  *                what manhole.* offers; the two signal handlers run in whichever thread is hit.
  *
  * WHAT IT TOUCHES IN A PROCESS
- *   files        the socket's path, with mode 0600; removed again by exit, release or a signal.
- *   descriptors  two sockets to wake threads, the listening one, a spare one; one for each client; a
- *                memory file while a frozen copy is made. All close-on-exec.
+ *   files        the sockets' paths, with mode 0600; removed again by exit, release or a signal.
+ *   descriptors  two sockets to wake threads, the listening ones, a spare one; one for each client,
+ *                two more where it comes by TCP; a memory file while a frozen copy is made; a
+ *                netlink socket while a TCP client's user is asked for. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
  *                (faulthandler.register), and while the socket exists those of death_signals[] that
  *                were SIG_DFL. All are put back.
@@ -1632,7 +1634,7 @@ ask_diagnostics(const struct ends *ends, struct far_socket *found)
     return error == 0 ? 0 : -1;
 }
 
-/* The address as /proc/net/tcp has it: the words as they are in memory. text: ADDRESS_SIZE bytes. */
+/* The address as /proc/net/tcp has it: words as they are in memory. text: ADDRESS_SIZE bytes. */
 static void
 format_as_proc(const union address *address, char *text)
 {
@@ -1645,6 +1647,29 @@ format_as_proc(const union address *address, char *text)
     }
     (void)snprintf(text + length, ADDRESS_SIZE - length, ":%04X",
                    ntohs(address->v4.sin_port));
+}
+
+/* Reads a line of /proc/net/tcp: its number, local and remote address, state, queues, timer,
+ * retransmissions, uid, timeout, inode, ... Returns whether it is of the socket at the far end. */
+static bool
+parse_proc_line(char *line, const char *far, const char *own, struct far_socket *found)
+{
+    enum { LOCAL = 1, REMOTE = 2, STATE = 3, UID = 7, INODE = 9, FIELDS };
+    const char *fields[FIELDS] = {NULL};
+    char *rest = NULL;
+    size_t count = 0;
+    for (char *field = strtok_r(line, " ", &rest); field != NULL && count < FIELDS;
+         field = strtok_r(NULL, " ", &rest)) {
+        fields[count++] = field;
+    }
+    if (count < FIELDS || strcmp(fields[LOCAL], far) != 0 ||
+        strcmp(fields[REMOTE], own) != 0) {
+        return false;
+    }
+    *found = (struct far_socket){.state = (unsigned)strtoul(fields[STATE], NULL, 16),
+                                 .uid = (uid_t)strtoul(fields[UID], NULL, 10),
+                                 .inode = (unsigned)strtoul(fields[INODE], NULL, 10)};
+    return true;
 }
 
 /* As ask_diagnostics(), from a list of all sockets. */
@@ -1662,13 +1687,7 @@ search_proc(const struct ends *ends, struct far_socket *found)
     format_as_proc(&ends->far, far);
     format_as_proc(&ends->own, own);
     while (error == ENOENT && fgets(line, sizeof(line), file) != NULL) {
-        char local[ADDRESS_SIZE];
-        char remote[ADDRESS_SIZE];
-        struct far_socket row = {0};
-        if (sscanf(line, "%*s %53s %53s %x %*s %*s %*s %u %*s %u", local, remote,
-                   &row.state, &row.uid, &row.inode) == 5 &&
-            strcmp(local, far) == 0 && strcmp(remote, own) == 0) {
-            *found = row;
+        if (parse_proc_line(line, far, own, found)) {
             error = 0;
         }
         else if (ms_until(deadline_ms) == 0) {
@@ -1722,7 +1741,7 @@ is_far_end_closed(int fd)
                                              : errno == ENOENT && is_loopback(&ends.far);
 }
 
-/* Who is on the other side of a TCP connection. Returns 0, or -1 with errno and the user unknown. */
+/* Who is on the other side of a TCP connection. Returns 0, or -1 with errno, the user unknown. */
 DETACHED static int
 read_tcp_peer(int fd, struct peer *peer)
 {
@@ -5080,10 +5099,10 @@ close_streams(struct session *session)
  * Touches:  the session's descriptors; through interrupt_session() what it runs.
  *
  * telnet(1), nc(1) and any program are served alike. Lines may end with LF, CR LF or CR NUL.
- * Telnet's commands (RFC 854) are taken out: who offers an option or asks for one is told no, Ctrl-C
- * (as a command or as a byte) interrupts, an end of file (Ctrl-D at the start of a line) ends the
- * input. It takes a thread of its own because Ctrl-C must be seen while the session's runs something
- * or waits for Python.
+ * Telnet's commands (RFC 854) are taken out: who offers an option or asks for one is told no,
+ * Ctrl-C (as a command or as a byte) interrupts, an end of file (Ctrl-D at the start of a line)
+ * ends the input. It takes a thread of its own because Ctrl-C must be seen while the session's runs
+ * something or waits for Python.
  * ====================================================================================== */
 
 DETACHED static bool send_helper(struct session *session, void *(*body)(void *));
@@ -5159,7 +5178,7 @@ decode_text(struct telnet *telnet, unsigned char byte)
     }
     telnet->state = byte == '\r' ? TELNET_AFTER_CR : TELNET_TEXT;
     telnet->in_line = byte != '\r' && byte != '\n';
-    telnet->text[telnet->length++] = byte == '\r' ? '\n' : (char)byte;
+    telnet->text[telnet->length++] = (char)(byte == '\r' ? '\n' : byte);
     return TELNET_NOTHING;
 }
 
@@ -5628,8 +5647,8 @@ py_displayhook(PyObject *module, PyObject *value)
 }
 
 /* A namespace of eventlet's kind: the application's mapping is not copied but looked at, so that a
- * client sees it change, and what the client assigns it finds there. But `_` and what we add are the
- * client's own. */
+ * client sees it change, and what the client assigns the application finds there. But `_` and what
+ * we add are the client's own. */
 static const char live_names_program[] =
     "class Names(dict):\n"
     "    def __init__(self, own, theirs):\n"
@@ -9333,7 +9352,7 @@ split_address(const char *text, char *host, size_t size, uint16_t *port)
         start++;
         end--;
     }
-    else if (strchr(text, ':') != colon) {
+    else if (strchr(text, ':') != colon || strpbrk(text, "[]") != NULL) {
         return false;
     }
     digits = strspn(colon + 1, "0123456789");

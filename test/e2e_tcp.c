@@ -321,11 +321,10 @@ client_that_closes_before_it_is_looked_at_is_refused(void)
     wait_until_ready(app);
     send_signal(app, SIGSTOP);
     struct process *client =
-        start_target(format_text("import socket\n"
-                                 "it = socket.create_connection(('127.0.0.1', %d))\n"
-                                 "it.sendall(b\"open('seen', 'w')\\n\")\n",
-                                 port),
-                     .uid = NOBODY);
+        start_process(.argv = LIST("bash", "-c",
+                                   "echo \"open('seen', 'w')\" >/dev/tcp/127.0.0.1/$0",
+                                   text_of_port(port)),
+                      .uid = NOBODY);
     assert_int_equal(wait_for_exit(client, DEADLINE), 0);
     send_signal(app, SIGCONT);
     assert_matches(wait_for_text(app, ERR, "or ROOT.\n", DEADLINE),
@@ -339,7 +338,7 @@ static void
 root_may_enter_another_users_process(void)
 {
     need_root();
-    struct process *app = start_target(TARGET(ON_A_PORT), .uid = NOBODY);
+    struct process *app = start_target(TARGET(ON_A_PORT), .debian = true, .uid = NOBODY);
     struct client *client = client_at_prompt(port_of(app));
     assert_string_equal(client_ask(client, "os.geteuid()"), "65534\n");
 }
