@@ -15,14 +15,16 @@
  *   helpers      native threads for one errand: a reporter sends the stacks of a process whose
  *                Python does not answer, an interrupter raises KeyboardInterrupt in a session, a
  *                guard has a oneshot's session interrupted when its client has left, a courier
- *                carries log lines to a Python object.
+ *                carries log lines to a Python object; one beside each session of a TCP client
+ *                takes telnet out of what that sends.
  *   application  its threads run the stream objects' write(), the fork hook, the exit callback and
  *                what manhole.* offers; the two signal handlers run in whichever thread is hit.
  *
  * WHAT IT TOUCHES IN A PROCESS
- *   files        the socket's path, with mode 0600; removed again by exit, release or a signal.
- *   descriptors  two sockets to wake threads, the listening one, a spare one; one for each client;
- *                a memory file while a frozen copy is made. All close-on-exec.
+ *   files        the sockets' paths, with mode 0600; removed again by exit, release or a signal.
+ *   descriptors  two sockets to wake threads, the listening ones, a spare one; one for each client,
+ *                two more where it comes by TCP; a memory file while a frozen copy is made; a
+ *                netlink socket while a TCP client's user is asked for. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
  *                (faulthandler.register), and while the socket exists those of death_signals[] that
  *                were SIG_DFL. All are put back.
@@ -45,10 +47,17 @@
 #include <frameobject.h>
 #include <structmember.h>
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
 #include <math.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -61,6 +70,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -82,6 +92,16 @@
 enum {
     /* The most that the option max_sessions can be. */
     MAX_SESSIONS = 256,
+    /* Places that the option listen can name. */
+    MAX_PLACES = 8,
+    /* Doors of the options: those places and socket_path. */
+    MAX_OWN_DOORS = MAX_PLACES + 1,
+    /* With the sockets that the application has given us to listen on. */
+    MAX_DOORS = MAX_OWN_DOORS + 8,
+    /* HOST:PORT of a TCP address, with the NUL: [ffff:...]:65535 */
+    ADDRESS_SIZE = INET6_ADDRSTRLEN + 8,
+    /* Bytes of a Unix socket's path, with the NUL. */
+    SOCKET_PATH_SIZE = sizeof(((struct sockaddr_un *)0)->sun_path),
     /* Characters of one line typed at the prompt. */
     MAX_LINE = 16 * 1024 * 1024,
     /* Bytes of the application's output kept for a slow client. */
@@ -119,6 +139,13 @@ enum {
     SIGNAL_CHECK_MS = 500,
     /* What making a dump's text may keep other threads from running, in one go. */
     HOLD_MS = 10,
+    /* How long a TCP client's Ctrl-C waits for Python before the session may read on. */
+    INTERRUPT_PATIENCE_MS = 100,
+    /* From the end of what a TCP client sends to the look whether it is still there to read. */
+    SETTLE_MS = 20,
+    /* What asking /proc for the user of a TCP client may take, if the kernel's diagnostics are not
+     * there: the listener does nothing else meanwhile. */
+    IDENTIFY_PATIENCE_MS = 250,
     /* Before the next accept() after one that found no room. */
     ACCEPT_PAUSE_MS = 200,
     /* How long a signal that ends the process waits for bind() to return. */
@@ -481,9 +508,29 @@ new_thread_state(PyInterpreterState *interpreter)
 
 /* What a client is, as the kernel says. */
 struct peer {
-    pid_t pid;
-    uid_t uid;
+    pid_t pid; /* 0: not known, as of all TCP clients */
+    uid_t uid; /* -1: not known */
     gid_t gid;
+    char address[ADDRESS_SIZE]; /* HOST:PORT of a TCP client, else "" */
+};
+
+/* What a socket is bound to. */
+union address {
+    struct sockaddr any;
+    struct sockaddr_un un;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+};
+
+/* Where to listen. */
+struct place {
+    char *path; /* owned, malloc'd, may have %(pid)s; NULL: /tmp/manhole-%(pid)s */
+    union address address; /* of the family AF_INET or AF_INET6 when it is no path */
+};
+
+struct places {
+    size_t count;
+    struct place rows[MAX_PLACES];
 };
 
 /* Where log lines go. */
@@ -514,7 +561,8 @@ struct options {
     int oneshot_on;  /* signal number, 0: none */
     int thread;
     sigset_t sigmask;
-    char *socket_path;      /* owned, malloc'd; NULL: /tmp/manhole-%(pid)s */
+    char *socket_path; /* owned, malloc'd; NULL: /tmp/manhole-%(pid)s, but for listen */
+    struct places listen;
     double reinstall_delay; /* seconds */
     double start_timeout;   /* seconds */
     double oneshot_timeout; /* seconds */
@@ -532,11 +580,13 @@ struct text;
 /* What the client has asked for on its calling card. The rows are in the listener's room. */
 struct wish {
     const char *name;
-    bool aside;     /* needs a slot, but is none of max_sessions */
-    bool no_stacks; /* the console begins with its banner */
-    bool framed;    /* the answer is in frames: stdout and stderr apart */
-    bool marked;    /* a byte before and behind each prompt tells it from output */
-    bool unlogged;  /* too frequent for a line in the log each time */
+    bool aside;           /* needs a slot, but is none of max_sessions */
+    bool no_stacks;       /* the console begins with its banner */
+    bool stacks_if_stuck; /* but for a Python that does not answer */
+    bool live_names;      /* of the application's locals, not a copy */
+    bool framed;          /* the answer is in frames: stdout and stderr apart */
+    bool marked;          /* a byte before and behind each prompt tells it from output */
+    bool unlogged;        /* too frequent for a line in the log each time */
     /* In the session's thread, before it attaches: reads the client's request. Returns whether
      * there is one; else the client has been told. NULL: there is none to wait for. */
     bool (*receive)(struct session *session);
@@ -565,15 +615,24 @@ struct session {
     struct peer peer;
     const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
+    const struct door
+        *door; /* of the application's, that it came through, or NULL: whose locals */
+    unsigned door_serial; /* are meant if it still has this serial */
+    PyObject *locals;     /* owned, of backdoor(), or NULL */
     bool asked_for_input; /* by the session's own thread: see ask_for_input() */
+    _Atomic int
+        plain_fd; /* a TCP client's bytes without telnet's; -1: they come over fd */
+    _Atomic int telnet_fd; /* the other end of that */
     /* The session's own thread's. */
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
     _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
     _Atomic int interrupts; /* that it has got */
-    bool has_console;       /* the std streams are this client's in its thread */
-    PyObject *input;        /* owned text file that sys.stdin is in its thread */
-    PyObject *names; /* owned dict, the console's namespace; changes under table_lock */
+    _Atomic bool
+        taken_back;   /* a Ctrl-C of telnet's is still to be read; see is_taken_back() */
+    bool has_console; /* the std streams are this client's in its thread */
+    PyObject *input;  /* owned text file that sys.stdin is in its thread */
+    PyObject *names;  /* owned dict, the console's namespace; changes under table_lock */
     PyObject *arguments; /* owned, sys.argv in its thread; NULL: the application's */
     char *request;       /* owned, malloc'd, NUL-terminated; NULL: the wish needs none */
     size_t request_length;
@@ -627,10 +686,29 @@ struct kept_fd {
     ino_t inode;
 };
 
+/* A socket that we listen on. Of the options' doors each has one of the first MAX_OWN_DOORS slots.
+ * The others are for those that the application has given us, which stay when install() comes
+ * after that; they are opened under install_lock. */
+struct door {
+    struct kept_fd listen_fd; /* closed by the listener, or when that has ended */
+    struct kept_fd given_fd;  /* the application's own descriptor for it; -1: none */
+    PyObject *given;          /* owned socket object: only to close it closes given_fd */
+    PyObject *locals;         /* owned mapping for the consoles behind it, or NULL */
+    _Atomic unsigned serial;  /* of the socket in this slot */
+    /* A Unix socket's path, whole whenever bound is true; whether it is ours is known again when
+     * binding is not. Read by the handlers. A TCP socket's HOST:PORT. */
+    char name[SOCKET_PATH_SIZE];
+    _Atomic bool binding;
+    _Atomic bool bound;
+    dev_t device;
+    ino_t inode;
+};
+
 /* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
+    bool by_backdoor;      /* for want of an install(), which may still come */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
@@ -652,19 +730,13 @@ static struct manhole {
     _Atomic pid_t activated_child; /* has got activate_on before its fork hook ran */
     _Atomic bool started;          /* has bound, failed to, or sleeps until activated */
     int bind_delay_ms;             /* for the listener of a forked child */
+    bool is_child;                 /* what only one process can have is the parent's */
     _Atomic bool courier_is_out;
-    /* The socket's path. Read by the handlers: path is whole whenever bound is true, and whether
-     * it is ours is known again when binding is not. Nothing is bound any more in a process that
-     * is leaving. */
-    _Atomic bool binding;
+    /* Nothing is bound any more in a process that is leaving. */
     _Atomic bool leaving;
-    _Atomic bool bound;
-    struct kept_fd listen_fd;
     _Atomic bool
-        oneshot; /* the door is handle_oneshot()'s: the listener leaves it alone */
-    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
-    dev_t path_device;
-    ino_t path_inode;
+        oneshot; /* the doors are handle_oneshot()'s: the listener leaves them alone */
+    struct door doors[MAX_DOORS];
     /* Sessions, under table_lock. */
     bool closing; /* the interpreter is about to end: nobody attaches any more */
     int entering; /* threads of ours that make their thread state just now */
@@ -680,7 +752,7 @@ static struct manhole {
 } manhole = {
     .wake_bell.number = -1,
     .news_bell.number = -1,
-    .listen_fd.number = -1,
+    .doors = {[0 ... MAX_DOORS - 1] = {.listen_fd.number = -1, .given_fd.number = -1}},
     .borrowed =
         {
             {.name = "stdin"},
@@ -1345,29 +1417,48 @@ is_log_waiting(void)
  * Async-signal-safe code: the two handlers. Only signal-safety(7) calls and other ASYNC_SAFE
  * functions here; errno saved first and restored last.
  * Runs on:  whichever thread the kernel picks, at any instruction.
- * Touches:  atomics, and manhole.path while bound says that it is whole.
+ * Touches:  atomics, and a door's path while bound says that it is whole.
  * ====================================================================================== */
 
-/* Removes the socket's path if it is ours and there. No signal may come in between, for its handler
- * may end the process. Two threads at once do no harm: the second finds nothing of ours. The
- * listener takes microseconds to bind; it is waited for a little longer, but not for ever. */
+ASYNC_SAFE static bool
+is_binding(void)
+{
+    bool binding = false;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        binding = binding || atomic_load(&manhole.doors[i].binding);
+    }
+    return binding;
+}
+
+/* Two threads at once do no harm: the second finds nothing of ours. */
 ASYNC_SAFE static void
-remove_path(void)
+remove_path(struct door *door)
+{
+    struct stat there;
+    if (atomic_load(&door->bound)) {
+        if (lstat(door->name, &there) == 0 && there.st_dev == door->device &&
+            there.st_ino == door->inode) {
+            (void)unlink(door->name);
+        }
+        atomic_store(&door->bound, false);
+    }
+}
+
+/* Removes the sockets' paths, those that are ours and there. No signal may come in between, for its
+ * handler may end the process. The listener takes microseconds to bind; it is waited for a little
+ * longer, but not for ever. */
+ASYNC_SAFE static void
+remove_paths(void)
 {
     sigset_t all;
     sigset_t before;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (int ms = 0; ms < BIND_PATIENCE_MS && atomic_load(&manhole.binding); ms++) {
+    for (int ms = 0; ms < BIND_PATIENCE_MS && is_binding(); ms++) {
         (void)poll(NULL, 0, 1);
     }
-    if (atomic_load(&manhole.bound)) {
-        struct stat there;
-        if (lstat(manhole.path, &there) == 0 && there.st_dev == manhole.path_device &&
-            there.st_ino == manhole.path_inode) {
-            (void)unlink(manhole.path);
-        }
-        atomic_store(&manhole.bound, false);
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        remove_path(&manhole.doors[i]);
     }
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
@@ -1406,7 +1497,7 @@ on_death(int signum)
     if (is_owner()) {
         atomic_store(&manhole.leaving,
                      true); /* first, or the listener might bind behind us */
-        remove_path();
+        remove_paths();
     }
     (void)sigaction(signum, &action, NULL);
     (void)kill(getpid(), signum); /* blocked in here: delivered when we return */
@@ -1414,10 +1505,308 @@ on_death(int signum)
 }
 
 /* ======================================================================================
+ * TCP: addresses of this machine, and whose socket is at the other end of a connection.
+ * Runs on:  the listener thread; install(), and threads that hand us a socket. DETACHED throughout.
+ * Touches:  nothing but descriptors of its own, open for one question.
+ *
+ * TCP knows no SO_PEERCRED. But who connects from this machine has a socket in the kernel, too, and
+ * the socket diagnostics (sock_diag(7), where ss has it from) tell whose it is. Two traps, for the
+ * user of a socket is only told as long as somebody has it open: one that was closed has no inode
+ * and, as it seems, root's uid; and once the connection is over its addresses may be another's. So
+ * a socket without an inode is nobody's, and the connection must live after we have asked.
+ * ====================================================================================== */
+
+static socklen_t
+address_size(const union address *address)
+{
+    return address->any.sa_family == AF_INET6 ? sizeof(address->v6) : sizeof(address->v4);
+}
+
+/* Writes HOST:PORT, [HOST]:PORT for IPv6. text: ADDRESS_SIZE bytes. */
+static void
+format_address(const union address *address, char *text)
+{
+    bool v6 = address->any.sa_family == AF_INET6;
+    char host[INET6_ADDRSTRLEN] = "";
+    (void)inet_ntop(address->any.sa_family,
+                    v6 ? (const void *)&address->v6.sin6_addr : &address->v4.sin_addr,
+                    host, sizeof(host));
+    (void)snprintf(text, ADDRESS_SIZE, v6 ? "[%s]:%d" : "%s:%d", host,
+                   ntohs(v6 ? address->v6.sin6_port : address->v4.sin_port));
+}
+
+static bool
+is_loopback(const union address *address)
+{
+    return address->any.sa_family == AF_INET6
+               ? IN6_IS_ADDR_LOOPBACK(&address->v6.sin6_addr)
+               : ntohl(address->v4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+}
+
+/* Raises ValueError for an address that others than this machine can reach. */
+ATTACHED static void
+refuse_address(const char *what, const union address *address)
+{
+    char text[ADDRESS_SIZE];
+    int port = ntohs(address->v4.sin_port) != 0 ? ntohs(address->v4.sin_port) : 3000;
+    format_address(address, text);
+    PyErr_Format(
+        PyExc_ValueError,
+        "%s must be an address of this machine alone, as localhost is, not %s: who "
+        "comes from elsewhere cannot be told from anybody else. Clients from there "
+        "use manhole-cli --host HOST PID, or a tunnel to localhost, "
+        "ssh -L %d:localhost:%d HOST",
+        what, text, port, port);
+}
+
+/* The two ends of a connection, as its own end sees them. */
+struct ends {
+    union address own;
+    union address far;
+};
+
+/* An IPv4 connection of an IPv6 socket becomes what it is. */
+static void
+unmap_address(union address *address)
+{
+    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = address->v6.sin6_port};
+    if (address->any.sa_family == AF_INET6 &&
+        IN6_IS_ADDR_V4MAPPED(&address->v6.sin6_addr)) {
+        memcpy(&v4.sin_addr, address->v6.sin6_addr.s6_addr + 12, sizeof(v4.sin_addr));
+        address->v4 = v4;
+    }
+}
+
+/* Returns 0, or -1 with errno: the descriptor is no connected TCP socket. */
+static int
+read_ends(int fd, struct ends *ends)
+{
+    socklen_t own_size = sizeof(ends->own);
+    socklen_t far_size = sizeof(ends->far);
+    *ends = (struct ends){.own.any.sa_family = AF_UNSPEC};
+    if (getsockname(fd, &ends->own.any, &own_size) < 0 ||
+        getpeername(fd, &ends->far.any, &far_size) < 0) {
+        return -1;
+    }
+    unmap_address(&ends->own);
+    unmap_address(&ends->far);
+    if (ends->own.any.sa_family != AF_INET && ends->own.any.sa_family != AF_INET6) {
+        errno = EAFNOSUPPORT;
+        return -1;
+    }
+    return 0;
+}
+
+/* What the kernel says of a socket. */
+struct far_socket {
+    unsigned state; /* TCP_ESTABLISHED, ... */
+    unsigned inode; /* 0: nobody has it open */
+    uid_t uid;
+};
+
+static void
+copy_host(__be32 *host, const union address *address)
+{
+    if (address->any.sa_family == AF_INET6) {
+        memcpy(host, &address->v6.sin6_addr, sizeof(address->v6.sin6_addr));
+    }
+    else {
+        memcpy(host, &address->v4.sin_addr, sizeof(address->v4.sin_addr));
+    }
+}
+
+/* The socket at the far end, by its two addresses: the kernel answers before send() returns.
+ * Returns 0, or -1 with errno: ENOENT when there is none. */
+DETACHED static int
+ask_diagnostics(const struct ends *ends, struct far_socket *found)
+{
+    struct {
+        struct nlmsghdr header;
+        struct inet_diag_req_v2 body;
+    } request = {
+        .header = {.nlmsg_len = sizeof(request),
+                   .nlmsg_type = SOCK_DIAG_BY_FAMILY,
+                   .nlmsg_flags = NLM_F_REQUEST},
+        .body = {.sdiag_family = (__u8)ends->far.any.sa_family,
+                 .sdiag_protocol = IPPROTO_TCP,
+                 .idiag_states = ~0U,
+                 .id = {.idiag_sport = ends->far.v4.sin_port, /* of either family */
+                        .idiag_dport = ends->own.v4.sin_port,
+                        .idiag_cookie = {INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE}}},
+    };
+    union {
+        struct nlmsghdr header;
+        char bytes[1024];
+    } answer = {.header = {.nlmsg_len = 0}};
+    const struct inet_diag_msg *message = NLMSG_DATA(&answer.header);
+    const struct nlmsgerr *failure = NLMSG_DATA(&answer.header);
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG); /* owned */
+    ssize_t got = -1;
+    int error = 0;
+    copy_host(request.body.id.idiag_src, &ends->far);
+    copy_host(request.body.id.idiag_dst, &ends->own);
+    if (fd < 0 || send(fd, &request, sizeof(request), MSG_DONTWAIT) < 0 ||
+        (got = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT)) < 0) {
+        error = errno;
+    }
+    else if (answer.header.nlmsg_type == NLMSG_ERROR &&
+             got >= (ssize_t)NLMSG_LENGTH(sizeof(*failure))) {
+        error = -failure->error;
+    }
+    else if (answer.header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
+             got < (ssize_t)NLMSG_LENGTH(sizeof(*message))) {
+        error = EPROTO;
+    }
+    else if (message->id.idiag_sport != ends->far.v4.sin_port ||
+             message->id.idiag_dport != ends->own.v4.sin_port) {
+        error = ENOENT; /* one that listens where the client was */
+    }
+    else {
+        *found = (struct far_socket){.state = message->idiag_state,
+                                     .inode = message->idiag_inode,
+                                     .uid = message->idiag_uid};
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    errno = error;
+    return error == 0 ? 0 : -1;
+}
+
+/* The address as /proc/net/tcp has it: words as they are in memory. text: ADDRESS_SIZE bytes. */
+static void
+format_as_proc(const union address *address, char *text)
+{
+    __be32 host[4] = {0};
+    size_t words = address->any.sa_family == AF_INET6 ? 4 : 1;
+    size_t length = 0;
+    copy_host(host, address);
+    for (size_t i = 0; i < words; i++) {
+        length += (size_t)snprintf(text + length, ADDRESS_SIZE - length, "%08X", host[i]);
+    }
+    (void)snprintf(text + length, ADDRESS_SIZE - length, ":%04X",
+                   ntohs(address->v4.sin_port));
+}
+
+/* Reads a line of /proc/net/tcp: its number, local and remote address, state, queues, timer,
+ * retransmissions, uid, timeout, inode, ... Returns whether it is of the socket at the far end. */
+static bool
+parse_proc_line(char *line, const char *far, const char *own, struct far_socket *found)
+{
+    enum { LOCAL = 1, REMOTE = 2, STATE = 3, UID = 7, INODE = 9, FIELDS };
+    const char *fields[FIELDS] = {NULL};
+    char *rest = NULL;
+    size_t count = 0;
+    for (char *field = strtok_r(line, " ", &rest); field != NULL && count < FIELDS;
+         field = strtok_r(NULL, " ", &rest)) {
+        fields[count++] = field;
+    }
+    if (count < FIELDS || strcmp(fields[LOCAL], far) != 0 ||
+        strcmp(fields[REMOTE], own) != 0) {
+        return false;
+    }
+    *found = (struct far_socket){.state = (unsigned)strtoul(fields[STATE], NULL, 16),
+                                 .uid = (uid_t)strtoul(fields[UID], NULL, 10),
+                                 .inode = (unsigned)strtoul(fields[INODE], NULL, 10)};
+    return true;
+}
+
+/* As ask_diagnostics(), from a list of all sockets. */
+DETACHED static int
+search_proc(const struct ends *ends, struct far_socket *found)
+{
+    const char *path =
+        ends->far.any.sa_family == AF_INET6 ? "/proc/net/tcp6" : "/proc/net/tcp";
+    FILE *file = fopen(path, "re"); /* owned */
+    int64_t deadline_ms = monotonic_ms() + IDENTIFY_PATIENCE_MS;
+    char far[ADDRESS_SIZE];
+    char own[ADDRESS_SIZE];
+    char line[512];
+    int error = file == NULL ? errno : ENOENT;
+    format_as_proc(&ends->far, far);
+    format_as_proc(&ends->own, own);
+    while (error == ENOENT && fgets(line, sizeof(line), file) != NULL) {
+        if (parse_proc_line(line, far, own, found)) {
+            error = 0;
+        }
+        else if (ms_until(deadline_ms) == 0) {
+            error = ETIMEDOUT;
+        }
+    }
+    if (file != NULL) {
+        (void)fclose(file);
+    }
+    errno = error;
+    return error == 0 ? 0 : -1;
+}
+
+/* Returns 0, or -1 with errno: the far end is not on this machine, or cannot be told. */
+DETACHED static int
+find_far_socket(const struct ends *ends, struct far_socket *found)
+{
+    int result = ask_diagnostics(ends, found);
+    return result < 0 && errno != ENOENT ? search_proc(ends, found) : result;
+}
+
+/* Both sides of the connection are still there, so nobody else can have its addresses. */
+static bool
+is_connected(int fd)
+{
+    struct tcp_info info = {0};
+    socklen_t size = sizeof(info);
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
+           (info.tcpi_state == TCP_ESTABLISHED || info.tcpi_state == TCP_CLOSE_WAIT);
+}
+
+/* Somebody has the far end open, perhaps only to read. */
+static bool
+is_held(const struct far_socket *far)
+{
+    return far->inode != 0 &&
+           (far->state == TCP_ESTABLISHED || far->state == TCP_FIN_WAIT1 ||
+            far->state == TCP_FIN_WAIT2);
+}
+
+/* Nobody has the other side of a TCP connection within this machine open any more. */
+DETACHED static bool
+is_far_end_closed(int fd)
+{
+    struct ends ends;
+    struct far_socket far = {0};
+    if (read_ends(fd, &ends) < 0) {
+        return errno == ENOTCONN;
+    }
+    return find_far_socket(&ends, &far) == 0 ? !is_held(&far)
+                                             : errno == ENOENT && is_loopback(&ends.far);
+}
+
+/* Who is on the other side of a TCP connection. Returns 0, or -1 with errno, the user unknown. */
+DETACHED static int
+read_tcp_peer(int fd, struct peer *peer)
+{
+    struct ends ends;
+    struct far_socket far = {0};
+    *peer = (struct peer){.uid = (uid_t)-1, .gid = (gid_t)-1};
+    if (read_ends(fd, &ends) < 0) {
+        return -1;
+    }
+    format_address(&ends.far, peer->address);
+    if (find_far_socket(&ends, &far) < 0) {
+        return -1;
+    }
+    if (!is_held(&far) || !is_connected(fd)) {
+        errno = ENOTCONN;
+        return -1;
+    }
+    peer->uid = far.uid;
+    return 0;
+}
+
+/* ======================================================================================
  * Socket: where the door is, and who may come through it.
  * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout, except the two
  *           functions of the module that look at a socket object.
- * Touches:  the socket's path and descriptor, the death signals. Never struct session, never sys.
+ * Touches:  the doors, the death signals. Never struct session, never sys.
  * ====================================================================================== */
 
 /* Their default action is to end the process; Python leaves them at SIG_DFL. (SIGINT too,
@@ -1469,7 +1858,7 @@ unwatch_death_signals(void)
     }
 }
 
-/* Fills path (of size bytes) from the socket_path option, "%(pid)s" replaced by the pid.
+/* Fills path (of size bytes) from what the options say, "%(pid)s" replaced by the pid.
  * Returns the length that it has or would need, without the NUL. */
 static size_t
 expand_path(const char *template, char *path, size_t size)
@@ -1503,6 +1892,12 @@ expand_path(const char *template, char *path, size_t size)
     return length;
 }
 
+static bool
+is_tcp(const struct place *place)
+{
+    return place->address.any.sa_family != AF_UNSPEC;
+}
+
 /* The path is the process's own: a child may have one too. */
 static bool
 is_path_per_process(const char *template)
@@ -1510,7 +1905,51 @@ is_path_per_process(const char *template)
     return template == NULL || strstr(template, "%(pid)s") != NULL;
 }
 
-/* Who is on the other side of a connected socket. Returns 0, or -1 with errno. */
+/* A forked child can try to open this place, too. */
+static bool
+may_child_have(const struct place *place)
+{
+    return is_tcp(place) || is_path_per_process(place->path);
+}
+
+/* The n-th place of the options: first socket_path, whose default listen replaces. What it owns
+ * stays the options'. Returns false when there is none. */
+static bool
+get_place(const struct options *options, size_t n, struct place *place)
+{
+    const size_t first = options->socket_path != NULL || options->listen.count == 0;
+    if (n < first) {
+        *place = (struct place){.path = options->socket_path};
+        return true;
+    }
+    if (n - first < options->listen.count) {
+        *place = options->listen.rows[n - first];
+        return true;
+    }
+    return false;
+}
+
+static bool
+has_place_for_child(const struct options *options)
+{
+    struct place place;
+    bool has = false;
+    for (size_t i = 0; !has && get_place(options, i, &place); i++) {
+        has = may_child_have(&place);
+    }
+    return has;
+}
+
+static void
+free_places(struct places *places)
+{
+    for (size_t i = 0; i < places->count; i++) {
+        free(places->rows[i].path);
+    }
+    places->count = 0;
+}
+
+/* Who is on the other side of a connected Unix socket. Returns 0, or -1 with errno. */
 static int
 read_peer(int fd, struct peer *peer)
 {
@@ -1523,8 +1962,24 @@ read_peer(int fd, struct peer *peer)
         errno = ENOTCONN;
         return -1;
     }
-    *peer = (struct peer){credentials.pid, credentials.uid, credentials.gid};
+    *peer = (struct peer){credentials.pid, credentials.uid, credentials.gid, ""};
     return 0;
+}
+
+static bool
+is_inet(int fd)
+{
+    int domain = AF_UNSPEC;
+    socklen_t size = sizeof(domain);
+    (void)getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+    return domain == AF_INET || domain == AF_INET6;
+}
+
+/* The same for a socket of either kind; *peer has what is known in any case. */
+DETACHED static int
+identify_peer(int fd, struct peer *peer)
+{
+    return is_inet(fd) ? read_tcp_peer(fd, peer) : read_peer(fd, peer);
 }
 
 static bool
@@ -1582,10 +2037,10 @@ clear_path(const struct sockaddr_un *address)
     return NULL;
 }
 
-/* Binds to manhole.path and notes that it is ours, without a signal in between that may end the
+/* Binds to the door's path and notes that it is ours, without a signal in between that may end the
  * process. Returns 0, or -1 with an errno. */
 DETACHED static int
-bind_path(int fd, const struct sockaddr_un *address)
+bind_path(struct door *door, int fd, const struct sockaddr_un *address)
 {
     sigset_t all;
     sigset_t before;
@@ -1594,104 +2049,200 @@ bind_path(int fd, const struct sockaddr_un *address)
     int error = 0;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    atomic_store(&manhole.binding, true);
+    atomic_store(&door->binding, true);
     errno = ECANCELED;
     if (!atomic_load(&manhole.leaving)) {
         result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
     }
     if (result == 0) {
-        result = lstat(manhole.path, &there);
-        manhole.path_device = there.st_dev;
-        manhole.path_inode = there.st_ino;
-        atomic_store(&manhole.bound, result == 0);
+        result = lstat(door->name, &there);
+        door->device = there.st_dev;
+        door->inode = there.st_ino;
+        atomic_store(&door->bound, result == 0);
     }
     error = errno;
-    atomic_store(&manhole.binding, false);
+    atomic_store(&door->binding, false);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = error;
     return result;
 }
 
-/* Opens the door at manhole.path. The mode is set before there is a path, so no umask and
- * no moment leaves it open to others. Returns 0, or -1 after a log line that says why. */
-DETACHED static int
-open_socket(void)
+/* Binds a new Unix socket. The mode is set before there is a path, so no umask and no moment leaves
+ * it open to others. Returns NULL, or why not. */
+DETACHED static const char *
+open_path(struct door *door, int fd, const char *template)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     const char *why = NULL;
-    int fd = -1; /* owned, handed to manhole.listen_fd */
-    if (expand_path(manhole.options.socket_path, manhole.path, sizeof(manhole.path)) >=
-        sizeof(manhole.path)) { /* with the longer number of a child */
-        why = "the path is too long for a socket; use a shorter socket_path";
-        goto done;
+    if (expand_path(template, door->name, sizeof(door->name)) >=
+        sizeof(door->name)) { /* with the longer number of a child */
+        return "the path is too long for a socket; use a shorter one";
     }
-    memcpy(address.sun_path, manhole.path, sizeof(address.sun_path));
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    memcpy(address.sun_path, door->name, sizeof(address.sun_path));
     if (fd < 0 || fchmod(fd, S_IRUSR | S_IWUSR) < 0) {
-        why = error_text(errno);
-        goto done;
+        return error_text(errno);
     }
     watch_death_signals();
-    if (bind_path(fd, &address) < 0) {
+    if (bind_path(door, fd, &address) < 0) {
         why = errno == EADDRINUSE ? clear_path(&address) : error_text(errno);
-        if (why == NULL && bind_path(fd, &address) < 0) {
+        if (why == NULL && bind_path(door, fd, &address) < 0) {
             why = error_text(errno);
         }
     }
-    if (why == NULL && listen(fd, MAX_SESSIONS) < 0) {
-        why = error_text(errno);
-    }
-    if (why == NULL) {
-        keep_fd(&manhole.listen_fd, fd);
-        fd = -1;
-    }
-done:
-    if (fd >= 0) {
-        (void)close(fd);
-    }
-    if (why != NULL) {
-        remove_path();
-        unwatch_death_signals();
-        log_line("Cannot listen at %s: %s", manhole.path, why);
-        return -1;
-    }
-    log_line("Manhole UDS path: %s", manhole.path);
-    return 0;
+    return why;
 }
 
-/* For atexit(): exit() of a program that does not finalize Python, uWSGI's master for one. */
-static void
-remove_path_at_exit(void)
+/* Binds a new TCP socket. Returns NULL, or why not. */
+DETACHED static const char *
+open_port(struct door *door, int fd, const union address *address)
 {
-    if (is_owner()) {
-        atomic_store(&manhole.leaving, true);
-        remove_path();
+    const int yes = 1;
+    union address chosen = *address;
+    socklen_t size = sizeof(chosen);
+    format_address(address, door->name);
+    if (fd >= 0) { /* or a connection of before keeps the port for a minute */
+        (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
     }
+    if (fd < 0 || bind(fd, &address->any, address_size(address)) < 0 ||
+        getsockname(fd, &chosen.any, &size) < 0) {
+        return errno == EADDRINUSE && manhole.is_child
+                   ? "the port is in use; a forked process can have one of its own with "
+                     "port 0, or a path with %(pid)s"
+                   : error_text(errno);
+    }
+    format_address(&chosen, door->name);
+    return NULL;
 }
 
-/* The door is open, as far as we have opened it. */
+static bool
+is_door_open(const struct door *door)
+{
+    return atomic_load(&door->listen_fd.number) >= 0;
+}
+
+/* A door of the options is open, as far as we have opened it. */
 static bool
 is_open(void)
 {
-    return atomic_load(&manhole.listen_fd.number) >= 0;
-}
-
-/* Closes the door. Clients that are in stay. */
-static void
-close_socket(void)
-{
-    remove_path();
-    close_kept(&manhole.listen_fd);
-    unwatch_death_signals();
+    bool open = false;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        open = open || is_door_open(&manhole.doors[i]);
+    }
+    return open;
 }
 
 /* The path is gone or somebody else's now: a cleaner of /tmp, say. */
 DETACHED static bool
-is_path_lost(void)
+is_path_lost(const struct door *door)
 {
     struct stat there;
-    return lstat(manhole.path, &there) < 0 || there.st_dev != manhole.path_device ||
-           there.st_ino != manhole.path_inode;
+    return atomic_load(&door->bound) &&
+           (lstat(door->name, &there) < 0 || there.st_dev != door->device ||
+            there.st_ino != door->inode);
+}
+
+static void
+close_door(struct door *door)
+{
+    remove_path(door);
+    close_kept(&door->listen_fd);
+}
+
+/* Closes the doors of the options. Clients that are in stay. */
+static void
+close_doors(void)
+{
+    remove_paths();
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        close_door(&manhole.doors[i]);
+    }
+    unwatch_death_signals();
+}
+
+static void
+close_given_doors(void)
+{
+    for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
+        close_kept(&manhole.doors[i].listen_fd);
+    }
+}
+
+static bool
+has_given_door(void)
+{
+    bool has = false;
+    for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
+        has = has || is_door_open(&manhole.doors[i]);
+    }
+    return has;
+}
+
+/* Returns whether the door is open now; if not, after a log line that says why. */
+DETACHED static bool
+open_door(struct door *door, const struct place *place)
+{
+    bool tcp = is_tcp(place);
+    const char *why = NULL;
+    int fd = socket(tcp ? place->address.any.sa_family : AF_UNIX,
+                    SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
+                    0); /* owned, handed to door->listen_fd */
+    why = tcp ? open_port(door, fd, &place->address) : open_path(door, fd, place->path);
+    if (why == NULL && listen(fd, MAX_SESSIONS) < 0) {
+        why = error_text(errno);
+    }
+    if (why == NULL) {
+        keep_fd(&door->listen_fd, fd);
+        log_line("Manhole %s: %s", tcp ? "TCP address" : "UDS path", door->name);
+        return true;
+    }
+    if (fd >= 0) {
+        (void)close(fd);
+    }
+    remove_path(door);
+    log_line("Cannot listen at %s: %s", door->name, why);
+    return false;
+}
+
+/* Opens a door, if it is not open, or again where its path or descriptor was lost. Returns whether
+ * it has. */
+DETACHED static bool
+see_to_door(struct door *door, const struct place *place)
+{
+    if (is_door_open(door)) {
+        if (!is_path_lost(door) && !is_lost(&door->listen_fd)) {
+            return false;
+        }
+        close_door(door);
+    }
+    if (manhole.is_child && !may_child_have(place)) {
+        return false;
+    }
+    return open_door(door, place);
+}
+
+/* Opens those doors of the options that are not open. Returns how many that were. */
+DETACHED static int
+open_doors(void)
+{
+    struct place place;
+    int opened = 0;
+    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
+        opened += see_to_door(&manhole.doors[i], &place);
+    }
+    if (!is_open()) {
+        unwatch_death_signals();
+    }
+    return opened;
+}
+
+/* For atexit(): exit() of a program that does not finalize Python, uWSGI's master for one. */
+static void
+remove_paths_at_exit(void)
+{
+    if (is_owner()) {
+        atomic_store(&manhole.leaving, true);
+        remove_paths();
+    }
 }
 
 static void
@@ -1700,21 +2251,43 @@ log_waiting(void)
     log_line("Waiting for new connection (in pid:%ld) ...", (long)getpid());
 }
 
+/* A peer as log lines name it. */
+struct peer_text {
+    char text[ADDRESS_SIZE + 26];
+};
+
+static struct peer_text
+describe_peer(const struct peer *peer)
+{
+    struct peer_text described;
+    char *text = described.text;
+    const size_t size = sizeof(described.text);
+    if (peer->address[0] == '\0') {
+        (void)snprintf(text, size, "PID:%ld UID:%ld GID:%ld", (long)peer->pid,
+                       (long)peer->uid, (long)peer->gid);
+    }
+    else if (peer->uid == (uid_t)-1) {
+        (void)snprintf(text, size, "%s UID:unknown", peer->address);
+    }
+    else {
+        (void)snprintf(text, size, "%s UID:%ld", peer->address, (long)peer->uid);
+    }
+    return described;
+}
+
 static void
 log_accepted(int fd, const struct peer *peer)
 {
-    log_line("Accepted connection on fd:%d from PID:%ld UID:%ld GID:%ld", fd,
-             (long)peer->pid, (long)peer->uid, (long)peer->gid);
+    log_line("Accepted connection on fd:%d from %s", fd, describe_peer(peer).text);
 }
 
 static void
 describe_refusal(const struct peer *peer, char *text, size_t size)
 {
-    (void)snprintf(
-        text, size,
-        "Can't accept client with PID:%ld UID:%ld GID:%ld. It doesn't match the "
-        "current EUID:%ld or ROOT.",
-        (long)peer->pid, (long)peer->uid, (long)peer->gid, (long)geteuid());
+    (void)snprintf(text, size,
+                   "Can't accept client with %s. It doesn't match the current EUID:%ld "
+                   "or ROOT.",
+                   describe_peer(peer).text, (long)geteuid());
 }
 
 /* ======================================================================================
@@ -4849,7 +5422,7 @@ set_item(PyObject *items, Py_ssize_t which, PyObject *item /* new, or NULL */)
  * Runs on:  any thread of the application that calls them, and sessions; ATTACHED.
  * Touches:  the one name in a module or class that a probe is inserted at, and that only while what
  *           it has put there is still there.
- * A stand-in takes the function's place; its probe is what one asks. Nothing of the application's
+ * A stand-in takes the function's home; its probe is what one asks. Nothing of the application's
  * runs to find a function, and nothing is imported. A probe keeps one exception, the latest, with
  * its frames, until it is discarded. Each is in one of three states, and who moves it from one to
  * the next does the work; a field that changes otherwise does under the probe's critical section.
@@ -4867,7 +5440,7 @@ enum probes_item {
 };
 
 enum probe_state {
-    PROBE_NEW,    /* has its name, and no place yet */
+    PROBE_NEW,    /* has its name, and no home yet */
     PROBE_PLACED, /* stands where its name says, as far as we know */
     PROBE_REMOVED,
 };
@@ -4880,7 +5453,7 @@ struct probe {
     _Atomic uint64_t exceptions;
     PyObject *exception; /* owned, the latest; NULL: none, or discarded */
     PyObject *traceback; /* owned, from the function's own frame inwards; or NULL */
-    /* Its place. NULL before it is placed and once it is removed. */
+    /* Its home. NULL before it is placed and once it is removed. */
     PyObject *parent;    /* owned module or class */
     PyObject *attribute; /* owned str */
     PyObject *previous;  /* owned: what was in parent's own dict; NULL: it is inherited */
@@ -5205,9 +5778,9 @@ static PyType_Spec probed_spec = {
     .slots = probed_slots,
 };
 
-/* ---- Finding a place ---------------------------------------------------------------------- */
+/* ---- Finding a home ---------------------------------------------------------------------- */
 
-struct place {
+struct home {
     PyObject *parent;    /* owned module or class */
     PyObject *attribute; /* owned str */
     PyObject *found;     /* owned: what is there, or in a base class; or NULL */
@@ -5215,57 +5788,57 @@ struct place {
 };
 
 ATTACHED static void
-free_place(struct place *place)
+free_home(struct home *home)
 {
-    Py_CLEAR(place->parent);
-    Py_CLEAR(place->attribute);
-    Py_CLEAR(place->found);
+    Py_CLEAR(home->parent);
+    Py_CLEAR(home->attribute);
+    Py_CLEAR(home->found);
 }
 
 /* Looks the attribute up in the dictionaries alone, so that nothing of the application's runs.
  * Returns 0, or -1 with an exception, LookupError where there is no such name. */
 ATTACHED static int
-look_up(struct place *place)
+look_up(struct home *home)
 {
     PyObject *holders = NULL; /* owned tuple */
-    Py_CLEAR(place->found);
-    holders = PyType_Check(place->parent)
-                  ? Py_NewRef(((PyTypeObject *)place->parent)->tp_mro)
-                  : PyTuple_Pack(1, place->parent);
+    Py_CLEAR(home->found);
+    holders = PyType_Check(home->parent)
+                  ? Py_NewRef(((PyTypeObject *)home->parent)->tp_mro)
+                  : PyTuple_Pack(1, home->parent);
     for (Py_ssize_t i = 0;
-         holders != NULL && place->found == NULL && i < PyTuple_GET_SIZE(holders); i++) {
+         holders != NULL && home->found == NULL && i < PyTuple_GET_SIZE(holders); i++) {
         PyObject *names =
             PyObject_GetAttrString(PyTuple_GET_ITEM(holders, i), "__dict__"); /* owned */
-        place->inherited = i > 0;
-        place->found = names == NULL ? NULL : PyObject_GetItem(names, place->attribute);
+        home->inherited = i > 0;
+        home->found = names == NULL ? NULL : PyObject_GetItem(names, home->attribute);
         Py_XDECREF(names);
-        if (place->found == NULL && !PyErr_ExceptionMatches(PyExc_KeyError)) {
+        if (home->found == NULL && !PyErr_ExceptionMatches(PyExc_KeyError)) {
             break;
         }
         PyErr_Clear();
     }
-    if (holders != NULL && place->found == NULL && PyErr_Occurred() == NULL) {
-        PyErr_Format(PyExc_LookupError, "%R has no name '%U'", place->parent,
-                     place->attribute);
+    if (holders != NULL && home->found == NULL && PyErr_Occurred() == NULL) {
+        PyErr_Format(PyExc_LookupError, "%R has no name '%U'", home->parent,
+                     home->attribute);
     }
     Py_XDECREF(holders);
-    return place->found == NULL ? -1 : 0;
+    return home->found == NULL ? -1 : 0;
 }
 
 /* Steps from a module or class into what was found in it. Returns 0, or -1 with TypeError. */
 ATTACHED static int
-step_into(struct place *place)
+step_into(struct home *home)
 {
-    if (!PyType_Check(place->found) && !PyModule_Check(place->found)) {
+    if (!PyType_Check(home->found) && !PyModule_Check(home->found)) {
         PyErr_Format(
             PyExc_TypeError,
             "'%U' is an object of %R: a probe goes into modules and classes only; "
             "name the class",
-            place->attribute, Py_TYPE(place->found));
+            home->attribute, Py_TYPE(home->found));
         return -1;
     }
-    Py_XSETREF(place->parent, place->found);
-    place->found = NULL;
+    Py_XSETREF(home->parent, home->found);
+    home->found = NULL;
     return 0;
 }
 
@@ -5283,28 +5856,28 @@ raise_not_imported(PyObject *module_name)
 
 /* Follows the path through modules and classes. Returns 0, or -1 with an exception. */
 ATTACHED static int
-follow_path(struct place *place, PyObject *module_name, PyObject *parts /* list of str */)
+follow_path(struct home *home, PyObject *module_name, PyObject *parts /* list of str */)
 {
-    place->parent = PyImport_GetModule(module_name);
-    if (place->parent == NULL) {
+    home->parent = PyImport_GetModule(module_name);
+    if (home->parent == NULL) {
         raise_not_imported(module_name);
         return -1;
     }
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(parts); i++) {
-        if (i > 0 && step_into(place) < 0) {
+        if (i > 0 && step_into(home) < 0) {
             return -1;
         }
-        Py_XSETREF(place->attribute, Py_NewRef(PyList_GET_ITEM(parts, i)));
-        if (look_up(place) < 0) {
+        Py_XSETREF(home->attribute, Py_NewRef(PyList_GET_ITEM(parts, i)));
+        if (look_up(home) < 0) {
             return -1;
         }
     }
     return 0;
 }
 
-/* Finds the place that a name means. Returns 0, or -1 with an exception; free_place() either way. */
+/* Finds the home that a name means. Returns 0, or -1 with an exception; free_home() either way. */
 ATTACHED static int
-find_place(struct place *place, PyObject *name)
+find_home(struct home *home, PyObject *name)
 {
     Py_ssize_t length = PyUnicode_Check(name) ? PyUnicode_GetLength(name) : 0;
     Py_ssize_t colon = length == 0 ? -1 : PyUnicode_FindChar(name, ':', 0, length, 1);
@@ -5322,7 +5895,7 @@ find_place(struct place *place, PyObject *name)
     path = PyUnicode_Substring(name, colon + 1, length);
     parts = path == NULL ? NULL : PyObject_CallMethod(path, "split", "s", ".");
     if (module_name != NULL && parts != NULL) {
-        result = follow_path(place, module_name, parts);
+        result = follow_path(home, module_name, parts);
     }
     Py_XDECREF(module_name);
     Py_XDECREF(path);
@@ -5391,42 +5964,42 @@ check_function(PyObject *name, PyObject *function, bool in_class)
 
 /* The function that is called when what was found is. Returns a new reference, or NULL. */
 ATTACHED static PyObject *
-unwrap_function(const struct place *place)
+unwrap_function(const struct home *home)
 {
-    return PyType_Check(place->parent) && is_static_or_class_method(place->found)
-               ? PyObject_GetAttrString(place->found, "__func__")
-               : Py_NewRef(place->found);
+    return PyType_Check(home->parent) && is_static_or_class_method(home->found)
+               ? PyObject_GetAttrString(home->found, "__func__")
+               : Py_NewRef(home->found);
 }
 
 /* What goes into the place of what was found, so that it binds, or does not, in the same way.
  * Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
-wrap_stand_in(const struct place *place, PyObject *stand_in)
+wrap_stand_in(const struct home *home, PyObject *stand_in)
 {
-    if (PyType_Check(place->parent)) {
-        if (is_static_or_class_method(place->found)) {
-            return PyObject_CallOneArg((PyObject *)Py_TYPE(place->found), stand_in);
+    if (PyType_Check(home->parent)) {
+        if (is_static_or_class_method(home->found)) {
+            return PyObject_CallOneArg((PyObject *)Py_TYPE(home->found), stand_in);
         }
-        if (Py_TYPE(place->found)->tp_descr_get == NULL || PyMethod_Check(place->found)) {
+        if (Py_TYPE(home->found)->tp_descr_get == NULL || PyMethod_Check(home->found)) {
             return PyObject_CallOneArg((PyObject *)&PyStaticMethod_Type, stand_in);
         }
     }
     return Py_NewRef(stand_in);
 }
 
-/* Gives the probe its place, and puts the stand-in there. Returns 0, or -1 with an exception. */
+/* Gives the probe its home, and puts the stand-in there. Returns 0, or -1 with an exception. */
 ATTACHED static int
 place_probe(struct probe *probe)
 {
-    struct place place = {.parent = NULL};
+    struct home home = {.parent = NULL};
     PyObject *function = NULL; /* owned */
     int result = -1;
-    if (find_place(&place, probe->name) < 0) {
+    if (find_home(&home, probe->name) < 0) {
         goto done;
     }
-    function = unwrap_function(&place);
+    function = unwrap_function(&home);
     if (function == NULL ||
-        check_function(probe->name, function, PyType_Check(place.parent)) < 0) {
+        check_function(probe->name, function, PyType_Check(home.parent)) < 0) {
         goto done;
     }
     probe->stand_in = make_stand_in(probes_item(probe->items, PROBED_TYPE), function,
@@ -5435,16 +6008,16 @@ place_probe(struct probe *probe)
         goto done;
     }
     ((struct stand_in *)probe->stand_in)->call = probed_call;
-    probe->placed = wrap_stand_in(&place, probe->stand_in);
-    probe->parent = Py_NewRef(place.parent);
-    probe->attribute = Py_NewRef(place.attribute);
-    probe->previous = place.inherited ? NULL : Py_NewRef(place.found);
+    probe->placed = wrap_stand_in(&home, probe->stand_in);
+    probe->parent = Py_NewRef(home.parent);
+    probe->attribute = Py_NewRef(home.attribute);
+    probe->previous = home.inherited ? NULL : Py_NewRef(home.found);
     if (probe->placed != NULL) {
         result = PyObject_SetAttr(probe->parent, probe->attribute, probe->placed);
     }
 done:
     Py_XDECREF(function);
-    free_place(&place);
+    free_home(&home);
     return result;
 }
 
@@ -5462,7 +6035,7 @@ probe_clear(PyObject *self)
     return 0;
 }
 
-/* Returns a new probe without a place, or NULL with an exception. */
+/* Returns a new probe without a home, or NULL with an exception. */
 ATTACHED static struct probe *
 make_probe(PyObject *items, PyObject *name)
 {
@@ -5541,7 +6114,7 @@ get_probe(PyObject *items, PyObject *name)
     return probe;
 }
 
-/* What became of a probe's place. */
+/* What became of a probe's home. */
 enum restoration {
     RESTORED,
     RESTORE_FAILED, /* with an exception: it is as it was */
@@ -5551,39 +6124,38 @@ enum restoration {
 ATTACHED static enum restoration
 restore_place(struct probe *probe)
 {
-    struct place place = {.parent = Py_NewRef(probe->parent),
-                          .attribute = Py_NewRef(probe->attribute)};
+    struct home home = {.parent = Py_NewRef(probe->parent),
+                        .attribute = Py_NewRef(probe->attribute)};
     enum restoration result = RESTORE_FAILED;
-    if (look_up(&place) < 0 && !PyErr_ExceptionMatches(PyExc_LookupError)) {
+    if (look_up(&home) < 0 && !PyErr_ExceptionMatches(PyExc_LookupError)) {
         goto done;
     }
     PyErr_Clear();
-    if (place.found == probe->placed && !place.inherited) {
-        int error =
-            probe->previous == NULL
-                ? PyObject_DelAttr(place.parent, place.attribute)
-                : PyObject_SetAttr(place.parent, place.attribute, probe->previous);
+    if (home.found == probe->placed && !home.inherited) {
+        int error = probe->previous == NULL
+                        ? PyObject_DelAttr(home.parent, home.attribute)
+                        : PyObject_SetAttr(home.parent, home.attribute, probe->previous);
         result = error < 0 ? RESTORE_FAILED : RESTORED;
         goto done;
     }
     result = REPLACED;
-    if (place.found != NULL) {
+    if (home.found != NULL) {
         PyErr_Format(PyExc_RuntimeError,
                      "the probe is gone, but '%U' is something else by now, %R: that was "
                      "left there",
-                     probe->name, place.found);
+                     probe->name, home.found);
     }
     else {
         PyErr_Format(PyExc_RuntimeError, "the probe is gone, and so is '%U' itself",
                      probe->name);
     }
 done:
-    free_place(&place);
+    free_home(&home);
     return result;
 }
 
 /* Puts back what was there, and lets go of all that the probe kept. Returns 0, or -1 with an
- * exception; RuntimeError: it is removed, but there was something else in its place. */
+ * exception; RuntimeError: it is removed, but there was something else in its home. */
 ATTACHED static int
 take_out(struct probe *probe)
 {
@@ -7075,6 +7647,324 @@ exec_requests(PyObject *module)
 }
 
 /* ======================================================================================
+ * Telnet: what a TCP client sends, made the plain text that a session reads.
+ * Runs on:  a helper, DETACHED, beside the session's own thread; that thread starts it.
+ * Touches:  the session's descriptors; through interrupt_session() what it runs.
+ *
+ * telnet(1), nc(1) and any program are served alike. Lines may end with LF, CR LF or CR NUL.
+ * Telnet's commands (RFC 854) are taken out: who offers an option or asks for one is told no,
+ * Ctrl-C (as a command or as a byte) interrupts, an end of file (Ctrl-D at the start of a line)
+ * ends the input. It takes a thread of its own because Ctrl-C must be seen while the session's runs
+ * something or waits for Python.
+ * ====================================================================================== */
+
+DETACHED static bool send_helper(struct session *session, void *(*body)(void *));
+DETACHED static int interrupt_session(struct session *session);
+static void helper_done(struct session *session);
+
+enum {
+    CTRL_C = 3,
+    CTRL_D = 4,
+    /* Telnet's commands, from RFC 854; the end of file from RFC 1184. */
+    TELNET_EOF = 236,
+    TELNET_SE = 240,
+    TELNET_BRK = 243,
+    TELNET_IP = 244,
+    TELNET_SB = 250,
+    TELNET_WILL = 251,
+    TELNET_WONT = 252,
+    TELNET_DO = 253,
+    TELNET_DONT = 254,
+    TELNET_IAC = 255,
+};
+
+/* What the next byte is. */
+enum telnet_state {
+    TELNET_TEXT,
+    TELNET_AFTER_CR,
+    TELNET_COMMAND,      /* after IAC */
+    TELNET_OPTION,       /* after IAC and one of WILL, WONT, DO, DONT */
+    TELNET_SUBOPTION,    /* up to IAC SE */
+    TELNET_SUBOPTION_IAC /* after IAC in there */
+};
+
+/* What came of a byte beside text. */
+enum telnet_event {
+    TELNET_NOTHING,
+    TELNET_END,
+    TELNET_REFUSE, /* answer with verb and option */
+};
+
+struct telnet {
+    enum telnet_state state;
+    bool in_line;         /* the line has begun */
+    bool interrupted;     /* in what is in text */
+    unsigned char verb;   /* of the command being read; of the answer */
+    unsigned char option; /* of the answer */
+    size_t length;        /* of text */
+    char text[4096];
+};
+
+/* What is half typed, or waits for a line, gets one that says so, see is_taken_back(). */
+static void
+decode_interrupt(struct telnet *telnet)
+{
+    telnet->text[telnet->length++] = CTRL_C;
+    telnet->text[telnet->length++] = '\n';
+    telnet->in_line = false;
+    telnet->interrupted = true;
+}
+
+static enum telnet_event
+decode_text(struct telnet *telnet, unsigned char byte)
+{
+    if (byte == TELNET_IAC) {
+        telnet->state = TELNET_COMMAND;
+        return TELNET_NOTHING;
+    }
+    if (byte == CTRL_C) {
+        decode_interrupt(telnet);
+        return TELNET_NOTHING;
+    }
+    if (byte == CTRL_D && !telnet->in_line) {
+        return TELNET_END;
+    }
+    telnet->state = byte == '\r' ? TELNET_AFTER_CR : TELNET_TEXT;
+    telnet->in_line = byte != '\r' && byte != '\n';
+    telnet->text[telnet->length++] = (char)(byte == '\r' ? '\n' : byte);
+    return TELNET_NOTHING;
+}
+
+static enum telnet_event
+decode_command(struct telnet *telnet, unsigned char byte)
+{
+    telnet->state = TELNET_TEXT;
+    telnet->verb = byte;
+    switch (byte) {
+    case TELNET_IAC: /* the byte 255 itself */
+        telnet->text[telnet->length++] = (char)byte;
+        return TELNET_NOTHING;
+    case TELNET_WILL:
+    case TELNET_WONT:
+    case TELNET_DO:
+    case TELNET_DONT:
+        telnet->state = TELNET_OPTION;
+        return TELNET_NOTHING;
+    case TELNET_SB:
+        telnet->state = TELNET_SUBOPTION;
+        return TELNET_NOTHING;
+    case TELNET_IP:
+    case TELNET_BRK:
+        decode_interrupt(telnet);
+        return TELNET_NOTHING;
+    case TELNET_EOF:
+        return TELNET_END;
+    default:
+        return TELNET_NOTHING;
+    }
+}
+
+/* What is not wanted, or no more, is as it is already: no answer, or they would go on for ever. */
+static enum telnet_event
+decode_option(struct telnet *telnet, unsigned char byte)
+{
+    telnet->state = TELNET_TEXT;
+    telnet->option = byte;
+    switch (telnet->verb) {
+    case TELNET_DO:
+        telnet->verb = TELNET_WONT;
+        return TELNET_REFUSE;
+    case TELNET_WILL:
+        telnet->verb = TELNET_DONT;
+        return TELNET_REFUSE;
+    default:
+        return TELNET_NOTHING;
+    }
+}
+
+/* Takes one byte in; there is room for two more in text. */
+static enum telnet_event
+decode_byte(struct telnet *telnet, unsigned char byte)
+{
+    switch (telnet->state) {
+    case TELNET_COMMAND:
+        return decode_command(telnet, byte);
+    case TELNET_OPTION:
+        return decode_option(telnet, byte);
+    case TELNET_SUBOPTION:
+        telnet->state = byte == TELNET_IAC ? TELNET_SUBOPTION_IAC : TELNET_SUBOPTION;
+        return TELNET_NOTHING;
+    case TELNET_SUBOPTION_IAC:
+        telnet->state = byte == TELNET_SE ? TELNET_TEXT : TELNET_SUBOPTION;
+        return TELNET_NOTHING;
+    case TELNET_AFTER_CR:
+        telnet->state = TELNET_TEXT;
+        return byte == '\n' || byte == '\0' ? TELNET_NOTHING : decode_text(telnet, byte);
+    case TELNET_TEXT:
+        break;
+    }
+    return decode_text(telnet, byte);
+}
+
+static bool
+is_being_interrupted(struct session *session)
+{
+    bool interrupted = false;
+    lock_leaf(&session->out_lock);
+    interrupted = session->interrupted;
+    unlock(&session->out_lock);
+    return interrupted;
+}
+
+/* The session has read all that it was given, so also the line of the last Ctrl-C. */
+static bool
+has_read_all(struct session *session)
+{
+    int unread = 0;
+    return ioctl(atomic_load(&session->plain_fd), FIONREAD, &unread) == 0 && unread == 0;
+}
+
+/* Interrupts what the session runs. It is to have its exception before it can read the line that
+ * comes with it, if Python answers. */
+DETACHED static void
+pass_interrupt(struct session *session, struct telnet *telnet)
+{
+    telnet->interrupted = false;
+    atomic_store(&session->taken_back, true);
+    (void)interrupt_session(session);
+    for (int ms = 0; ms < INTERRUPT_PATIENCE_MS && is_being_interrupted(session); ms++) {
+        (void)poll(NULL, 0, 1);
+    }
+}
+
+/* Hands the text over to the session, as fast as that reads. Returns whether it takes it. */
+DETACHED static bool
+pass_text(struct session *session, struct telnet *telnet)
+{
+    const char *next = telnet->text;
+    if (telnet->interrupted) {
+        pass_interrupt(session, telnet);
+    }
+    else if (has_read_all(session)) {
+        atomic_store(&session->taken_back, false);
+    }
+    while (telnet->length > 0) {
+        ssize_t sent =
+            send(atomic_load(&session->telnet_fd), next, telnet->length, MSG_NOSIGNAL);
+        if (sent < 0 && errno != EINTR) {
+            return false;
+        }
+        if (sent > 0) {
+            next += sent;
+            telnet->length -= (size_t)sent;
+        }
+    }
+    return true;
+}
+
+DETACHED static void
+answer_option(struct session *session, const struct telnet *telnet)
+{
+    const char answer[] = {(char)TELNET_IAC, (char)telnet->verb, (char)telnet->option};
+    const char *bytes = answer;
+    size_t length = sizeof(answer);
+    begin_sending(session);
+    (void)send_own(session, &bytes, &length);
+    end_sending(session);
+}
+
+/* Does what bytes from the client ask for. Returns false at the end of its input. Answers go out
+ * before a Ctrl-C that came with them has its effect: telnet drops what it gets until they come. */
+DETACHED static bool
+take_bytes(struct session *session, struct telnet *telnet, const unsigned char *bytes,
+           size_t length)
+{
+    bool more = true;
+    for (size_t i = 0; i < length && more; i++) {
+        enum telnet_event event = decode_byte(telnet, bytes[i]);
+        if (event == TELNET_REFUSE) {
+            answer_option(session, telnet);
+        }
+        more = event != TELNET_END;
+        if (telnet->length + 2 > sizeof(telnet->text)) {
+            more = pass_text(session, telnet) && more;
+        }
+    }
+    return pass_text(session, telnet) && more;
+}
+
+/* Waits for bytes of the client. Returns false when no more come. */
+DETACHED static bool
+take_more(struct session *session, struct telnet *telnet)
+{
+    unsigned char bytes[4096];
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLIN};
+    ssize_t got = -1;
+    (void)poll(&client, 1, -1);
+    got = recv(client.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+    return got < 0 ? errno == EAGAIN || errno == EINTR
+                   : got > 0 && take_bytes(session, telnet, bytes, (size_t)got);
+}
+
+/* Waits so long for the other side to close the connection, which TCP does not tell from the end of
+ * what it sends until we send something; makes it look to poll() as it does of other clients.
+ * Returns whether it is gone, or the session over. */
+DETACHED static bool
+wait_until_gone(struct session *session, int timeout_ms)
+{
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
+    bool gone = poll(&client, 1, timeout_ms) > 0 || atomic_load(&session->over);
+    if (!gone && is_far_end_closed(client.fd)) {
+        (void)shutdown(client.fd, SHUT_RDWR);
+        gone = true;
+    }
+    return gone;
+}
+
+/* Body of the helper. */
+DETACHED static void *
+telnet_main(void *argument)
+{
+    struct session *session = argument;
+    struct telnet telnet = {.state = TELNET_TEXT};
+    bool gone = false;
+    while (take_more(session, &telnet)) {
+    }
+    gone = wait_until_gone(session, SETTLE_MS);
+    (void)shutdown(atomic_load(&session->telnet_fd), SHUT_WR);
+    while (!gone) {
+        gone = wait_until_gone(session, GONE_CHECK_MS);
+    }
+    close_fd(&session->telnet_fd);
+    helper_done(session);
+    return NULL;
+}
+
+/* From here on the session's client is one of telnet's kind. Returns the descriptor to read it
+ * from, or -1 with errno. */
+DETACHED static int
+open_telnet(struct session *session)
+{
+    const int yes = 1;
+    int ends[2];
+    int fd = atomic_load(&session->fd);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) {
+        return -1;
+    }
+    atomic_store(&session->plain_fd, ends[0]);
+    atomic_store(&session->telnet_fd, ends[1]);
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
+    /* Telnet marks its Ctrl-C as urgent: it is to stay where it is in the stream all the same. */
+    (void)setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &yes, sizeof(yes));
+    if (!send_helper(session, telnet_main)) {
+        close_fd(&session->telnet_fd);
+        errno = EAGAIN;
+        return -1;
+    }
+    return ends[0];
+}
+
+/* ======================================================================================
  * Console: the prompt, and the other two ways to serve a client.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only through borrow_attribute().
@@ -7309,10 +8199,57 @@ py_displayhook(PyObject *module, PyObject *value)
     return result;
 }
 
-/* The console's namespace: python-manhole's names, then the locals option's. Returns a
- * new dict, or NULL with an exception. */
+/* A namespace of eventlet's kind: the application's mapping is not copied but looked at, so that a
+ * client sees it change, and what the client assigns the application finds there. But `_` and what
+ * we add are the client's own. */
+static const char live_names_program[] =
+    "class Names(dict):\n"
+    "    def __init__(self, own, theirs):\n"
+    "        super().__init__({name: own[name] for name in own if name not in theirs})\n"
+    "        self.theirs = theirs\n"
+    "    def is_own(self, name):\n"
+    "        return name == '_' or super().__contains__(name)\n"
+    "    def __missing__(self, name):\n"
+    "        return self.theirs[name]\n"
+    "    def __contains__(self, name):\n"
+    "        return super().__contains__(name) or name in self.theirs\n"
+    "    def __setitem__(self, name, value):\n"
+    "        if self.is_own(name):\n"
+    "            super().__setitem__(name, value)\n"
+    "        else:\n"
+    "            self.theirs[name] = value\n"
+    "    def __delitem__(self, name):\n"
+    "        if self.is_own(name):\n"
+    "            super().__delitem__(name)\n"
+    "        else:\n"
+    "            del self.theirs[name]\n"
+    "    def keys(self):\n"
+    "        return super().keys() | self.theirs.keys()\n";
+
+/* Returns a new dict of that class, or NULL with an exception. */
 ATTACHED static PyObject *
-make_names(PyObject *locals)
+make_live_names(PyObject *own, PyObject *theirs)
+{
+    PyObject *scope = Py_BuildValue("{sssO}", "__name__", "manhole", "__builtins__",
+                                    PyEval_GetBuiltins()); /* owned */
+    PyObject *result = NULL;                               /* owned */
+    PyObject *names = NULL;                                /* new, handed to the caller */
+    if (scope != NULL) {
+        result = PyRun_String(live_names_program, Py_file_input, scope, scope);
+    }
+    if (result != NULL) {
+        names = PyObject_CallFunction(PyDict_GetItemString(scope, "Names"), "OO", own,
+                                      theirs);
+    }
+    Py_XDECREF(scope);
+    Py_XDECREF(result);
+    return names;
+}
+
+/* The console's namespace: python-manhole's names, then those of locals, copied or as they are at
+ * any time. Returns a new dict, or NULL with an exception. */
+ATTACHED static PyObject *
+make_names(PyObject *locals, bool live)
 {
     static const char *const modules[] = {"sys", "os", "socket", "traceback"};
     PyObject *dump =
@@ -7325,7 +8262,10 @@ make_names(PyObject *locals)
         failed = module == NULL || PyDict_SetItemString(names, modules[i], module) < 0;
         Py_XDECREF(module);
     }
-    if (!failed && locals != NULL) {
+    if (!failed && locals != NULL && live) {
+        Py_SETREF(names, make_live_names(names, locals));
+    }
+    else if (!failed && locals != NULL) {
         failed = PyDict_Update(names, locals) < 0;
     }
     if (failed) {
@@ -7396,7 +8336,7 @@ skip_line(struct session *session)
  * input, or NULL with an exception. Half a line of a client that is gone is no line: it
  * may be the first half of something harmless that is not. */
 ATTACHED static PyObject *
-read_line(struct session *session)
+read_any_line(struct session *session)
 {
     PyObject *line = NULL; /* owned, handed to the caller */
     if (PyErr_CheckSignals() < 0) {
@@ -7415,6 +8355,35 @@ read_line(struct session *session)
     }
     else if (!ends_line(line) && is_gone(session)) {
         Py_SETREF(line, PyUnicode_FromString(""));
+    }
+    return line;
+}
+
+/* The line ends with Ctrl-C. Until it has been read, what came before it is interrupted, too. */
+static bool
+is_taken_back(PyObject *line)
+{
+    Py_ssize_t length = PyUnicode_GetLength(line);
+    return length > 1 && ends_line(line) &&
+           PyUnicode_ReadChar(line, length - 2) == CTRL_C;
+}
+
+/* As read_any_line(), but a line that its client has taken back is a KeyboardInterrupt; or nothing
+ * at all, when that Ctrl-C has interrupted a statement, which is over by now. */
+ATTACHED static PyObject *
+read_line(struct session *session)
+{
+    PyObject *line = read_any_line(session); /* owned, handed to the caller */
+    while (line != NULL && is_taken_back(line)) {
+        Py_CLEAR(line);
+        atomic_store(&session->taken_back, false);
+        if (atomic_load(&session->interrupts) > 0) {
+            atomic_fetch_sub(&session->interrupts, 1);
+            line = read_any_line(session);
+        }
+        else {
+            PyErr_SetNone(PyExc_KeyboardInterrupt);
+        }
     }
     return line;
 }
@@ -7447,8 +8416,13 @@ leave_forked_child(void)
 ATTACHED static void
 begin_running(struct session *session)
 {
-    atomic_store(&session->interrupts, 0);
+    bool taken_back = false;
     atomic_store(&session->running, true);
+    taken_back = atomic_load(&session->taken_back);
+    atomic_store(&session->interrupts, taken_back);
+    if (taken_back) {
+        (void)PyThreadState_SetAsyncExc(session->ident, PyExc_KeyboardInterrupt);
+    }
 }
 
 ATTACHED static void
@@ -7659,6 +8633,18 @@ open_input(struct session *session)
         (void)fcntl(fd, F_SETFL,
                     flags & ~O_NONBLOCK); /* a socket object's timeout set it */
     }
+    if (is_inet(fd) && atomic_load(&session->plain_fd) < 0) {
+        PyThreadState *tstate = detach();
+        int error = 0;
+        fd = open_telnet(session);
+        error = errno;
+        reattach(tstate);
+        errno = error;
+    }
+    if (fd < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return NULL;
+    }
     return PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape", NULL, 0);
 }
 
@@ -7676,6 +8662,7 @@ hang_up(struct session *session)
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
     (void)shutdown(fd, SHUT_RDWR);
+    (void)shutdown(atomic_load(&session->plain_fd), SHUT_RDWR);
     /* What stays unread would turn into ECONNRESET behind our last bytes. */
     while (recv(fd, unread, sizeof(unread), MSG_DONTWAIT) > 0) {
     }
@@ -7686,7 +8673,7 @@ ATTACHED static void
 serve_console(struct session *session, PyObject *locals)
 {
     PyThreadState *tstate = NULL;
-    set_names(session, make_names(locals));
+    set_names(session, make_names(locals, session->wish->live_names));
     session->input = session->names == NULL ? NULL : open_input(session);
     if (session->input != NULL && open_streams(session) == 0) {
         talk(session);
@@ -8233,7 +9220,7 @@ serve_program(struct session *session, PyObject *locals)
 {
     PyObject *arguments = make_arguments(session); /* owned */
     PyThreadState *tstate = NULL;
-    set_names(session, make_names(locals));
+    set_names(session, make_names(locals, session->wish->live_names));
     session->input = open_input(session);
     if (arguments != NULL && session->names != NULL && session->input != NULL &&
         open_streams(session) == 0 && open_arguments(session, arguments) == 0) {
@@ -8438,6 +9425,13 @@ serve_json(struct session *session, PyObject *locals)
 /* A client without a calling card: plain nc. */
 static const struct wish plain_wish = {.name = "repl"};
 
+/* Of backdoor_server() and backdoor(), as eventlet's. */
+static const struct wish backdoor_wish = {.name = "backdoor",
+                                          .no_stacks = true,
+                                          .stacks_if_stuck = true,
+                                          .live_names = true,
+                                          .serve = serve_console};
+
 /* The most sessions at once of this kind. */
 static int
 most_sessions(const struct wish *wish)
@@ -8473,6 +9467,8 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->request = NULL;
         session->request_length = 0;
         session->card[0] = '\0';
+        session->door = NULL;
+        session->locals = NULL;
         session->asked_for_input = false;
         session->gone_ms = 0;
         session->head = 0;
@@ -8486,6 +9482,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->interrupted = false;
         session->guarded = false;
         session->interrupts = 0;
+        atomic_store(&session->taken_back, false);
         atomic_store(&session->over, false);
         atomic_store(&session->fd, fd);
     }
@@ -8511,6 +9508,7 @@ release_session(struct session *session)
     free(session->request);
     session->request = NULL;
     close_fd(&session->fd);
+    close_fd(&session->plain_fd);
     unlock(&session->out_lock);
     lock_leaf(&table_lock);
     session->state = SESSION_FREE;
@@ -8658,6 +9656,23 @@ serve_as_configured(struct session *session, const struct handler *handler,
     }
 }
 
+/* The names that the session's console has beside python-manhole's. Under table_lock. Returns new,
+ * or NULL. */
+ATTACHED static PyObject *
+take_locals(struct session *session)
+{
+    const struct door *door = session->door;
+    PyObject *locals = session->locals; /* owned, handed to the caller */
+    session->locals = NULL;
+    if (session->wish != &backdoor_wish) {
+        locals = Py_XNewRef(manhole.options.locals);
+    }
+    else if (door != NULL && door->serial == session->door_serial) {
+        locals = Py_XNewRef(door->locals);
+    }
+    return locals;
+}
+
 /* Serves the session's client as its card and the options say, in the calling thread. Never
  * raises. */
 ATTACHED static void
@@ -8667,7 +9682,7 @@ serve_session(struct session *session)
     PyObject *locals = NULL;      /* owned */
     struct handler handler = {0}; /* its callable is owned */
     lock_leaf(&table_lock);
-    locals = Py_XNewRef(manhole.options.locals);
+    locals = take_locals(session);
     handler = manhole.options.connection_handler;
     Py_XINCREF(handler.callable);
     unlock(&table_lock);
@@ -8762,8 +9777,8 @@ send_helper(struct session *session, void *(*body)(void *))
         session->helpers--;
         (void)pthread_cond_broadcast(&session->out_free);
         unlock(&session->out_lock);
-        log_line("Cannot start a thread for the client of PID:%ld: %s",
-                 (long)session->peer.pid, error_text(error));
+        log_line("Cannot start a thread for the client of %s: %s",
+                 describe_peer(&session->peer).text, error_text(error));
     }
     return error == 0;
 }
@@ -8820,7 +9835,7 @@ DETACHED static void
 report_to_console(struct text *text, const struct session *session)
 {
     append_silence(text);
-    if (!session->wish->no_stacks) {
+    if (!session->wish->no_stacks || session->wish->stacks_if_stuck) {
         append_string(text, "The stacks, from a frozen copy of the process:\n");
         append_snapshot(text);
     }
@@ -9110,27 +10125,42 @@ is_python_stuck(void)
            monotonic_ms() - since_ms >= seconds_to_ms(manhole.options.hang_timeout);
 }
 
-/* Takes over fd. */
-DETACHED static void
-start_session(int fd, const struct peer *peer, const char *card, const struct wish *wish)
+/* A client that may come in. */
+struct entrance {
+    int fd; /* owned, handed to the session */
+    struct peer peer;
+    const char *card; /* the id on it */
+    const struct wish *wish;
+    const struct door *door; /* that the application has given; NULL: another */
+    PyObject *locals;        /* owned, handed to the session; or NULL */
+};
+
+/* Returns whether the client is in; if not, it is gone, and locals still the caller's. */
+DETACHED static bool
+start_session(const struct entrance *entrance)
 {
+    const struct wish *wish = entrance->wish;
     struct session *session = NULL;
     bool stuck = wish->aside && is_python_stuck();
+    int fd = entrance->fd;
     int error = 0;
     if (stuck && wish->report == NULL) {
         (void)close(fd); /* it is about Python alone, and does not want to wait */
-        return;
+        return false;
     }
-    session = claim_session(fd, peer, wish);
+    session = claim_session(fd, &entrance->peer, wish);
     if (session == NULL) {
         char why[80];
         (void)snprintf(why, sizeof(why),
                        "%d clients are connected already; try again later",
                        most_sessions(wish));
         turn_away(fd, why);
-        return;
+        return false;
     }
-    (void)snprintf(session->card, sizeof(session->card), "%s", card);
+    (void)snprintf(session->card, sizeof(session->card), "%s", entrance->card);
+    session->door = entrance->door;
+    session->door_serial = entrance->door == NULL ? 0 : entrance->door->serial;
+    session->locals = entrance->locals;
     lock_leaf(&session->out_lock);
     session->asked_ms = monotonic_ms();
     session->reported = stuck; /* by its own thread, at once */
@@ -9141,8 +10171,33 @@ start_session(int fd, const struct peer *peer, const char *card, const struct wi
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
                        error_text(error));
         turn_away(fcntl(fd, F_DUPFD_CLOEXEC, 0), why);
+        session->locals = NULL;
         release_session(session);
     }
+    return error == 0;
+}
+
+/* Checks who an accepted client is. Returns whether it may come in; if not, it is gone. */
+DETACHED static bool
+admit_client(int fd, struct peer *peer, const struct wish *wish)
+{
+    if (!wish->unlogged) {
+        log_line("Started ManholeConnectionThread thread. Checking credentials ...");
+    }
+    if (identify_peer(fd, peer) < 0 || !may_enter(peer)) {
+        char why[200];
+        describe_refusal(peer, why, sizeof(why));
+        log_line("SuspiciousClient: %s", why);
+        if (is_open()) {
+            log_waiting();
+        }
+        (void)close(fd);
+        return false;
+    }
+    if (!wish->unlogged) {
+        log_accepted(fd, peer);
+    }
+    return true;
 }
 
 /* A client's calling card: the abstract name that it was bound to, manhole-cli/ID/WISH, with
@@ -9161,7 +10216,8 @@ read_card(const struct sockaddr_un *address, socklen_t size)
     char name[sizeof(address->sun_path) + 1] = "";
     const char *slash = NULL;
     const size_t offset = offsetof(struct sockaddr_un, sun_path) + 1;
-    if (size <= offset || size > sizeof(*address) || address->sun_path[0] != '\0') {
+    if (address->sun_family != AF_UNIX || size <= offset || size > sizeof(*address) ||
+        address->sun_path[0] != '\0') {
         return card;
     }
     memcpy(name, address->sun_path + 1, size - offset);
@@ -9230,43 +10286,39 @@ find_wish(const char *name)
 
 /* Accepts one client. Returns 0, or -1 when there is no room for any just now. */
 DETACHED static int
-accept_client(void)
+accept_client(const struct door *door)
 {
     struct peer peer = {0};
     struct card card;
     const struct wish *wish = NULL;
-    struct sockaddr_un address = {0};
+    bool given = false;
+    union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
-    int fd = accept4(kept_number(&manhole.listen_fd), (struct sockaddr *)&address, &size,
+    int fd = accept4(kept_number(&door->listen_fd), &address.any, &size,
                      SOCK_CLOEXEC); /* owned */
     if (fd < 0) {
-        /* The client has left again; or recover_descriptors() sees to it. All else may last. */
+        /* The client has left again; recover_descriptors() sees to it; or it is shut down, which
+         * is_done_with() finds. All else may last. */
         return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ||
-                       errno == EBADF
+                       errno == EBADF || errno == EINVAL
                    ? 0
                    : -1;
     }
-    card = read_card(&address, size);
-    wish = find_wish(card.wish);
-    if (!wish->unlogged) {
-        log_line("Started ManholeConnectionThread thread. Checking credentials ...");
-    }
-    if (read_peer(fd, &peer) < 0 || !may_enter(&peer)) {
-        char why[160];
-        describe_refusal(&peer, why, sizeof(why));
-        log_line("SuspiciousClient: %s", why);
-        log_waiting();
-        (void)close(fd);
+    card = read_card(&address.un, size);
+    given = atomic_load(&door->given_fd.number) >= 0;
+    wish = given ? &backdoor_wish : find_wish(card.wish);
+    if (!admit_client(fd, &peer, wish)) {
         return 0;
-    }
-    if (!wish->unlogged) {
-        log_accepted(fd, &peer);
     }
     if (strcmp(card.wish, "interrupt") == 0) {
         answer_interrupt(fd, &card);
     }
     else {
-        start_session(fd, &peer, card.id, wish);
+        (void)start_session(&(struct entrance){.fd = fd,
+                                               .peer = peer,
+                                               .card = card.id,
+                                               .wish = wish,
+                                               .door = given ? door : NULL});
     }
     return 0;
 }
@@ -9275,17 +10327,22 @@ accept_client(void)
 struct watch {
     bool accept_fails;       /* said once, until it works again */
     int64_t accept_again_ms; /* monotonic; 0: at once */
-    struct pollfd fds[2 + MAX_SESSIONS];
-    struct session *sessions[2 + MAX_SESSIONS]; /* whose it is; NULL: no session's */
+    struct pollfd fds[1 + MAX_DOORS + MAX_SESSIONS];
+    struct {
+        struct door *door;
+        struct session *session;
+    } whose[1 + MAX_DOORS + MAX_SESSIONS]; /* neither: the bell's */
     nfds_t count;
     int64_t wake_ms; /* monotonic: the next thing to do whatever happens; -1: none */
 };
 
 static void
-watch_fd(struct watch *watch, int fd, short events, struct session *session)
+watch_fd(struct watch *watch, int fd, short events, struct door *door,
+         struct session *session)
 {
     watch->fds[watch->count] = (struct pollfd){.fd = fd, .events = events};
-    watch->sessions[watch->count++] = session;
+    watch->whose[watch->count].door = door;
+    watch->whose[watch->count++].session = session;
 }
 
 static void
@@ -9299,8 +10356,10 @@ wake_at(struct watch *watch, int64_t time_ms)
 static bool
 has_report(const struct wish *wish)
 {
-    return wish->serve != NULL ? wish->report != NULL
-                               : manhole.options.connection_handler.kind == HANDLER_REPL;
+    if (wish->serve == NULL) {
+        return manhole.options.connection_handler.kind == HANDLER_REPL;
+    }
+    return wish->report != NULL || wish->serve == serve_console;
 }
 
 /* When the client must have heard something; -1: it has, or is not the listener's. */
@@ -9327,6 +10386,48 @@ is_listeners(struct session *session)
     return ours;
 }
 
+/* The application has closed or shut down a socket that it has given us. */
+static bool
+is_done_with(const struct door *door)
+{
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    if (atomic_load(&door->given_fd.number) < 0) {
+        return false;
+    }
+    (void)getsockopt(kept_number(&door->listen_fd), SOL_SOCKET, SO_ACCEPTCONN, &listens,
+                     &size);
+    return is_lost(&door->given_fd) || !listens;
+}
+
+/* Whether there is a door, and it is the listener's. */
+static bool
+sees_to_door(struct door *door)
+{
+    if (!is_door_open(door) ||
+        (door < manhole.doors + MAX_OWN_DOORS && atomic_load(&manhole.oneshot))) {
+        return false;
+    }
+    if (is_done_with(door)) {
+        log_line("Backdoor server at %s is closed: the application has closed its socket",
+                 door->name);
+        close_kept(&door->listen_fd);
+        return false;
+    }
+    return true;
+}
+
+static void
+watch_doors(struct watch *watch)
+{
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        struct door *door = &manhole.doors[i];
+        if (sees_to_door(door)) {
+            watch_fd(watch, atomic_load(&door->listen_fd.number), POLLIN, door, NULL);
+        }
+    }
+}
+
 /* Fills in what to wait for. A session's descriptor is always watched: that its client leaves must
  * be seen while its thread is busy. */
 DETACHED static void
@@ -9335,12 +10436,12 @@ prepare_watch(struct watch *watch)
     watch->count = 0;
     watch->wake_ms = -1;
     /* Also descriptors that are lost: poll() returns at once for them, and all is opened anew. */
-    watch_fd(watch, atomic_load(&manhole.wake_bell.number), POLLIN, NULL);
+    watch_fd(watch, atomic_load(&manhole.wake_bell.number), POLLIN, NULL, NULL);
     if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
         wake_at(watch, watch->accept_again_ms);
     }
-    else if (is_open() && !atomic_load(&manhole.oneshot)) {
-        watch_fd(watch, atomic_load(&manhole.listen_fd.number), POLLIN, NULL);
+    else {
+        watch_doors(watch);
     }
     for (size_t i = 0; i < MAX_SESSIONS; i++) {
         struct session *session = &manhole.sessions[i];
@@ -9352,7 +10453,7 @@ prepare_watch(struct watch *watch)
             wake_at(watch, session->gone_ms + GONE_CHECK_MS);
         }
         else {
-            watch_fd(watch, fd, has_copies(session) ? POLLOUT : 0, session);
+            watch_fd(watch, fd, has_copies(session) ? POLLOUT : 0, NULL, session);
         }
         if (report_time(session) >= 0) {
             wake_at(watch, report_time(session));
@@ -9361,10 +10462,10 @@ prepare_watch(struct watch *watch)
 }
 
 DETACHED static void
-accept_clients(struct watch *watch)
+accept_clients(struct watch *watch, struct door *door)
 {
     watch->accept_again_ms = 0;
-    if (accept_client() == 0) {
+    if (!sees_to_door(door) || accept_client(door) == 0) {
         watch->accept_fails = false;
         return;
     }
@@ -9415,10 +10516,10 @@ watch_descriptors(struct watch *watch)
         silence_bell(&manhole.wake_bell);
     }
     for (nfds_t i = 1; i < watch->count; i++) {
-        struct session *session = watch->sessions[i];
+        struct session *session = watch->whose[i].session;
         short events = watch->fds[i].revents;
         if (session == NULL && events != 0) {
-            accept_clients(watch);
+            accept_clients(watch, watch->whose[i].door);
         }
         if (session != NULL && (events & POLLOUT) != 0) {
             carry_copies(session);
@@ -9437,21 +10538,6 @@ watch_descriptors(struct watch *watch)
     }
 }
 
-/* Opens the socket, or opens it again where the path or the descriptor was lost. */
-DETACHED static void
-open_door(void)
-{
-    if (is_open()) {
-        if (!is_path_lost() && !is_lost(&manhole.listen_fd)) {
-            return;
-        }
-        close_socket();
-    }
-    if (open_socket() == 0) {
-        log_waiting();
-    }
-}
-
 /* Does what the others have wished for. Returns the wishes that it found. */
 DETACHED static unsigned
 obey_wishes(void)
@@ -9460,18 +10546,31 @@ obey_wishes(void)
     while (sem_trywait(&manhole.wake) == 0) {
     }
     wishes = atomic_exchange(&manhole.wishes, 0);
+    if ((wishes & WISH_CLOSE) != 0) {
+        close_given_doors();
+    }
     if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
-        close_socket();
+        close_doors();
         ring_bell(&manhole.news_bell);
     }
     else if ((wishes & WISH_OPEN) != 0 && atomic_load(&manhole.oneshot)) {
         atomic_fetch_or(&manhole.wishes,
                         WISH_OPEN); /* again when that is over, which wakes us */
     }
-    else if ((wishes & WISH_OPEN) != 0) {
-        open_door();
+    else if ((wishes & WISH_OPEN) != 0 && open_doors() > 0) {
+        log_waiting();
     }
     return wishes;
+}
+
+static bool
+has_lost_door(void)
+{
+    bool lost = false;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        lost = lost || is_lost(&manhole.doors[i].listen_fd);
+    }
+    return lost;
 }
 
 /* An application that makes itself a daemon closes every descriptor there is: opens ours anew.
@@ -9480,18 +10579,18 @@ DETACHED static bool
 recover_descriptors(void)
 {
     bool woken = !is_lost(&manhole.wake_bell) && !is_lost(&manhole.news_bell);
-    if (woken && !is_lost(&manhole.listen_fd)) {
+    if (woken && !has_lost_door()) {
         return true;
     }
     log_line("WARNING: The manhole's descriptors were closed by the application. Opening "
              "them again.");
     if (open_bells() < 0) {
         log_line("Cannot go on listening: %s", error_text(errno));
-        close_socket();
+        close_doors();
         return false;
     }
-    if (is_open() && !atomic_load(&manhole.oneshot)) {
-        open_door();
+    if (is_open() && !atomic_load(&manhole.oneshot) && open_doors() > 0) {
+        log_waiting();
     }
     return true;
 }
@@ -9523,6 +10622,13 @@ send_courier(void)
     }
 }
 
+/* Else for a signal, or for what the application has given us, alone. */
+static bool
+opens_at_once(const struct options *options)
+{
+    return options->thread && options->activate_on == 0 && options->oneshot_on == 0;
+}
+
 DETACHED static void *
 listener_main(void *unused)
 {
@@ -9530,7 +10636,7 @@ listener_main(void *unused)
     (void)unused;
     (void)pthread_setname_np(pthread_self(), "Manhole");
     delay_binding();
-    if (manhole.options.activate_on == 0) {
+    if (opens_at_once(&manhole.options)) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
         wake_listener();
     }
@@ -9647,7 +10753,7 @@ stop_listener(void)
         wish(WISH_STOP);
         if (is_listener_deaf()) {
             (void)pthread_detach(manhole.listener);
-            close_socket();
+            close_doors();
         }
         else {
             tstate = detach();
@@ -9712,9 +10818,9 @@ open_snapshot(void)
                           Py_BuildValue("{sisOsO}", "file", STDERR_FILENO, "all_threads",
                                         Py_True, "chain", Py_False)) < 0 ||
         sigaction(snapshot.signum, NULL, &current) < 0) {
-        log_line(
-            "Stacks of a stuck interpreter will not be available: no real-time signal is "
-            "free for faulthandler");
+        log_line("Stacks of a stuck interpreter will not be available: no real-time "
+                 "signal is "
+                 "free for faulthandler");
         PyErr_Clear();
         snapshot.signum = 0;
     }
@@ -9834,14 +10940,35 @@ enum {
     ONESHOT_INTERRUPTED = -2, /* the exception is that of another signal's handler */
 };
 
-/* Waits for a client at the open socket, signals handled. Returns its descriptor, or one of
- * the above. */
+/* Waits for a client at the open doors, or as long as may be before signals are looked at. Returns
+ * its descriptor, or -1 with errno. */
+DETACHED static int
+accept_at_doors(int timeout_ms)
+{
+    struct pollfd doors[MAX_OWN_DOORS];
+    int fd = -1;
+    errno = EAGAIN;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        doors[i] = (struct pollfd){.fd = kept_number(&manhole.doors[i].listen_fd),
+                                   .events = POLLIN};
+    }
+    if (poll(doors, MAX_OWN_DOORS, slice_of(timeout_ms)) > 0) {
+        for (size_t i = 0; i < MAX_OWN_DOORS && fd < 0; i++) {
+            if (doors[i].revents != 0) {
+                fd = accept4(doors[i].fd, NULL, NULL, SOCK_CLOEXEC);
+            }
+        }
+    }
+    return fd;
+}
+
+/* Waits for a client at the open doors, signals handled. Returns its descriptor, or one of the
+ * above. */
 ATTACHED static int
 wait_for_client(void)
 {
     int64_t deadline_ms = monotonic_ms() + seconds_to_ms(manhole.options.oneshot_timeout);
     for (;;) {
-        struct pollfd door = {.fd = kept_number(&manhole.listen_fd), .events = POLLIN};
         int timeout = ms_until(deadline_ms);
         int fd = -1;
         int error = 0;
@@ -9852,19 +10979,17 @@ wait_for_client(void)
         }
         if (timeout == 0) {
             PyErr_Format(PyExc_TimeoutError, "no client came to %s in time",
-                         manhole.path);
+                         manhole.doors[0].name);
             return -1;
         }
         tstate = detach();
-        if (poll(&door, 1, slice_of(timeout)) > 0) {
-            fd = accept4(door.fd, NULL, NULL, SOCK_CLOEXEC);
-            error = fd < 0 && errno != EAGAIN && errno != ECONNABORTED ? errno : 0;
-        }
+        fd = accept_at_doors(timeout);
+        error = errno;
         reattach(tstate);
         if (fd >= 0) {
             return fd;
         }
-        if (error != 0 && error != EINTR) {
+        if (error != EAGAIN && error != ECONNABORTED && error != EINTR) {
             errno = error;
             PyErr_SetFromErrno(PyExc_OSError);
             return -1;
@@ -9879,12 +11004,17 @@ wait_for_client(void)
 ATTACHED static int
 check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
 {
-    if (read_peer(fd, peer) < 0) {
+    PyThreadState *tstate = detach();
+    int result = identify_peer(fd, peer);
+    int error = errno;
+    reattach(tstate);
+    if (result < 0 && peer->address[0] == '\0') {
+        errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
     if (!may_enter(peer)) {
-        char why[160];
+        char why[200];
         describe_refusal(peer, why, sizeof(why));
         PyErr_SetString(suspicious_client, why);
         return -1;
@@ -9898,11 +11028,11 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
 static const struct wish *
 read_wish(int fd)
 {
-    struct sockaddr_un address = {0};
+    union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
-    return getpeername(fd, (struct sockaddr *)&address, &size) < 0
+    return getpeername(fd, &address.any, &size) < 0
                ? &plain_wish
-               : find_wish(read_card(&address, size).wish);
+               : find_wish(read_card(&address.un, size).wish);
 }
 
 /* As the session's own thread would, in the calling one. Returns whether there is what to serve. */
@@ -9965,19 +11095,20 @@ serve_oneshot(void)
 {
     struct peer peer = {0};
     PyThreadState *tstate = NULL;
-    int opened = -1;
+    int opened = 0;
     int fd = -1; /* owned until serve_here() takes it */
     int result = ONESHOT_FAILED;
     if (is_open()) {
-        PyErr_Format(PyExc_RuntimeError, "already listening at %s", manhole.path);
+        PyErr_Format(PyExc_RuntimeError, "already listening at %s",
+                     manhole.doors[0].name);
         return ONESHOT_FAILED;
     }
     atomic_store(&manhole.oneshot, true);
     tstate = detach();
-    opened = open_socket();
+    opened = open_doors();
     reattach(tstate);
-    if (opened < 0) {
-        PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.path);
+    if (opened == 0) {
+        PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.doors[0].name);
         goto done;
     }
     log_waiting();
@@ -9993,7 +11124,7 @@ serve_oneshot(void)
     if (fd >= 0) {
         (void)close(fd);
     }
-    close_socket();
+    close_doors();
 done:
     atomic_store(&manhole.oneshot, false);
     wake_listener(); /* it may have been asked to open one of its own meanwhile */
@@ -10014,6 +11145,7 @@ drop_options(struct options *options)
     Py_CLEAR(options->connection_handler.callable);
     free(options->socket_path);
     options->socket_path = NULL;
+    free_places(&options->listen);
 }
 
 /* Registers the exit callback as the last, which is called first. It stays for the life of the
@@ -10046,11 +11178,45 @@ forget_options(void)
     dropped = manhole.options;
     manhole.options.locals = NULL;
     manhole.options.socket_path = NULL;
+    manhole.options.listen.count = 0;
     manhole.options.verbose_destination.object = NULL;
     manhole.options.connection_handler.callable = NULL;
     unlock(&table_lock);
     manhole.installed = false;
     drop_options(&dropped);
+}
+
+/* Fills a slot, whose socket is closed, with what belongs to another. */
+ATTACHED static void
+fill_door(struct door *door, PyObject *given /* or NULL */,
+          PyObject *locals /* or NULL */)
+{
+    PyObject *old_given = door->given;   /* owned */
+    PyObject *old_locals = door->locals; /* owned */
+    lock_leaf(&table_lock);
+    door->given = Py_XNewRef(given);
+    door->locals = Py_XNewRef(locals);
+    door->serial++;
+    unlock(&table_lock);
+    Py_XDECREF(old_given);
+    Py_XDECREF(old_locals);
+}
+
+ATTACHED static void
+empty_door(struct door *door)
+{
+    keep_fd(&door->given_fd, -1);
+    fill_door(door, NULL, NULL);
+}
+
+/* Ends what backdoor_server() has begun. There is no listener. */
+ATTACHED static void
+drop_given_doors(void)
+{
+    close_given_doors();
+    for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
+        empty_door(&manhole.doors[i]);
+    }
 }
 
 /* Undoes install(), also a half-done one. Clients that are in stay. Under install_lock. */
@@ -10149,6 +11315,7 @@ py_at_exit(PyObject *module, PyObject *unused)
         manhole.options.activate_on =
             0; /* its handler stays: one that comes late must not kill */
         uninstall();
+        drop_given_doors();
     }
     unlock_install();
     deliver_log();
@@ -10246,10 +11413,13 @@ forget_parent(void)
         session->copies = NULL;
         session->input = NULL;
         session->names = NULL;
+        session->locals = NULL;
         session->raised = NULL;
         atomic_store(&session->running, false);
         atomic_store(&session->viewing, false);
         close_fd(&session->fd);
+        close_fd(&session->plain_fd);
+        close_fd(&session->telnet_fd);
     }
     current_session = NULL;
     atomic_store(&manhole.viewers, 0);
@@ -10265,11 +11435,14 @@ forget_parent(void)
     logger.last = NULL;
     logger.length = 0;
     atomic_store(&manhole.oneshot, false);
-    atomic_store(&manhole.binding, false);
     atomic_store(&manhole.leaving, false);
-    atomic_store(&manhole.bound, false); /* the path is the parent's */
     atomic_store(&manhole.wishes, 0);
-    close_kept(&manhole.listen_fd);
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        atomic_store(&manhole.doors[i].binding, false);
+        atomic_store(&manhole.doors[i].bound, false); /* the path is the parent's */
+        close_kept(&manhole.doors[i].listen_fd);
+        empty_door(&manhole.doors[i]);
+    }
     close_kept(&manhole.wake_bell);
     close_kept(&manhole.news_bell);
     give_back_attributes();
@@ -10292,7 +11465,7 @@ on_thread_end(void *unused)
 {
     (void)unused;
     if (is_owner() && manhole.has_listener && count_process_threads() == 2) {
-        remove_path();
+        remove_paths();
         atomic_fetch_or(&manhole.wishes, WISH_STOP);
         wake_listener();
     }
@@ -10315,13 +11488,14 @@ reinstall(void)
 {
     const struct options *options = &manhole.options;
     bool by_signal = options->activate_on != 0 || options->oneshot_on != 0;
-    if (!options->patch_fork || !is_path_per_process(options->socket_path)) {
+    if (!options->patch_fork || !has_place_for_child(options)) {
         close_snapshot();
         forget_options();
         atomic_store(&manhole.owner, 0);
         return;
     }
     atomic_store(&manhole.owner, getpid());
+    manhole.is_child = true;
     tell_multiprocessing();
     (void)pthread_once(&last_thread_once, make_last_thread_key);
     (void)pthread_setspecific(last_thread_key, &manhole);
@@ -10466,6 +11640,9 @@ add_fork_hook(void)
   X(socket_path, parse_path, "None",                                                     \
     "instead of /tmp/manhole-PID; %(pid)s in it is replaced, and then children have "    \
     "one too")                                                                           \
+  X(listen, parse_listen, "None",                                                        \
+    "where to listen instead: 'localhost:3000', '[::1]:3000', a path, or a list of "     \
+    "several; port 0: one that is free; with socket_path: there, too")                   \
   X(reinstall_delay, parse_seconds, "0.5",                                               \
     "seconds that a forked child waits before it listens")                               \
   X(start_timeout, parse_seconds, "0.5",                                                 \
@@ -10680,18 +11857,13 @@ parse_destination(PyObject *value, void *target)
     return PARSED_OK;
 }
 
-/* Raises a ValueError of its own for a path that no socket can have. */
+/* A new copy of a path for the option. Raises a ValueError of its own for one that no socket can
+ * have. */
 ATTACHED static enum parsed
-parse_path(PyObject *value, void *target)
+copy_path(PyObject *value, const char *option, char **copy)
 {
-    char **field = target;
     PyObject *bytes = NULL; /* owned */
     size_t length = 0;
-    if (value == Py_None) {
-        free(*field);
-        *field = NULL;
-        return PARSED_OK;
-    }
     if (!PyUnicode_FSConverter(value, &bytes)) {
         if (PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear();
@@ -10700,23 +11872,165 @@ parse_path(PyObject *value, void *target)
         return PARSED_FAILED;
     }
     length = expand_path(PyBytes_AS_STRING(bytes), NULL, 0);
-    if (length == 0 || length >= sizeof(manhole.path)) {
-        PyErr_Format(PyExc_ValueError,
-                     "install() option 'socket_path' is %zu bytes long; a socket's path "
-                     "may have 1 "
-                     "to %zu",
-                     length, sizeof(manhole.path) - 1);
+    if (length == 0 || length >= SOCKET_PATH_SIZE) {
+        PyErr_Format(
+            PyExc_ValueError,
+            "install() option '%s' is %zu bytes long; a socket's path may have 1 "
+            "to %d",
+            option, length, SOCKET_PATH_SIZE - 1);
         Py_DECREF(bytes);
         return PARSED_FAILED;
     }
-    free(*field);
-    *field = strdup(PyBytes_AS_STRING(bytes));
+    *copy = strdup(PyBytes_AS_STRING(bytes));
     Py_DECREF(bytes);
-    if (*field == NULL) {
+    if (*copy == NULL) {
         PyErr_NoMemory();
         return PARSED_FAILED;
     }
     return PARSED_OK;
+}
+
+ATTACHED static enum parsed
+parse_path(PyObject *value, void *target)
+{
+    char **field = target;
+    char *path = NULL; /* owned */
+    enum parsed parsed =
+        value == Py_None ? PARSED_OK : copy_path(value, "socket_path", &path);
+    if (parsed == PARSED_OK) {
+        free(*field);
+        *field = path;
+    }
+    return parsed;
+}
+
+/* Cuts HOST:PORT or [HOST]:PORT in two. Returns whether it is one; host: size bytes. */
+static bool
+split_address(const char *text, char *host, size_t size, uint16_t *port)
+{
+    const char *colon = strrchr(text, ':');
+    const char *start = text;
+    const char *end = colon;
+    size_t digits = 0;
+    if (colon == NULL) {
+        return false;
+    }
+    if (*start == '[' && end[-1] == ']') {
+        start++;
+        end--;
+    }
+    else if (strchr(text, ':') != colon || strpbrk(text, "[]") != NULL) {
+        return false;
+    }
+    digits = strspn(colon + 1, "0123456789");
+    if (end <= start || (size_t)(end - start) >= size || digits < 1 || digits > 5 ||
+        colon[1 + digits] != '\0' || strtoul(colon + 1, NULL, 10) > UINT16_MAX) {
+        return false;
+    }
+    (void)snprintf(host, size, "%.*s", (int)(end - start), start);
+    *port = (uint16_t)strtoul(colon + 1, NULL, 10);
+    return true;
+}
+
+/* Takes the first IPv4 address, or the first of all; each must be this machine's alone. */
+ATTACHED static enum parsed
+choose_address(const struct addrinfo *found, uint16_t port, union address *chosen)
+{
+    for (; found != NULL; found = found->ai_next) {
+        union address address = {.any.sa_family = AF_UNSPEC};
+        memcpy(&address, found->ai_addr, found->ai_addrlen);
+        address.v4.sin_port = htons(port); /* where IPv6 has it, too */
+        if (!is_loopback(&address)) {
+            refuse_address("install() option 'listen'", &address);
+            return PARSED_FAILED;
+        }
+        if (chosen->any.sa_family == AF_UNSPEC ||
+            (chosen->any.sa_family != AF_INET && address.any.sa_family == AF_INET)) {
+            *chosen = address;
+        }
+    }
+    return PARSED_OK;
+}
+
+ATTACHED static enum parsed
+parse_address(PyObject *value, union address *address)
+{
+    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found = NULL; /* owned */
+    char host[NI_MAXHOST];
+    uint16_t port = 0;
+    enum parsed parsed = PARSED_FAILED;
+    PyThreadState *tstate = NULL;
+    int error = 0;
+    const char *text = PyUnicode_AsUTF8(value);
+    if (text == NULL) {
+        return PARSED_FAILED;
+    }
+    if (!split_address(text, host, sizeof(host), &port)) {
+        return PARSED_WRONG_VALUE;
+    }
+    tstate = detach();
+    error = getaddrinfo(host, NULL, &hints, &found);
+    reattach(tstate);
+    if (error != 0) {
+        PyErr_Format(PyExc_ValueError, "install() option 'listen' is %R, but %s: %s",
+                     value, host, gai_strerror(error));
+        return PARSED_FAILED;
+    }
+    parsed = choose_address(found, port, address);
+    freeaddrinfo(found);
+    return parsed;
+}
+
+/* An address, or what has a slash in it or is no str: a path. */
+ATTACHED static enum parsed
+parse_place(PyObject *value, struct places *places)
+{
+    struct place *place = &places->rows[places->count];
+    enum parsed parsed = PARSED_OK;
+    if (places->count == MAX_PLACES) {
+        return PARSED_WRONG_VALUE;
+    }
+    *place = (struct place){.path = NULL};
+    if (PyUnicode_Check(value) &&
+        PyUnicode_FindChar(value, '/', 0, PyUnicode_GetLength(value), 1) < 0) {
+        parsed = parse_address(value, &place->address);
+    }
+    else {
+        parsed = copy_path(value, "listen", &place->path);
+    }
+    places->count += parsed == PARSED_OK;
+    return parsed;
+}
+
+ATTACHED static enum parsed
+parse_listen(PyObject *value, void *target)
+{
+    struct places *field = target;
+    struct places places = {0};
+    PyObject *rows = NULL; /* owned */
+    enum parsed parsed = PARSED_OK;
+    if (PyList_Check(value) || PyTuple_Check(value)) {
+        rows = PySequence_Tuple(value);
+        parsed = rows == NULL                  ? PARSED_FAILED
+                 : PyTuple_GET_SIZE(rows) == 0 ? PARSED_WRONG_VALUE
+                                               : PARSED_OK;
+        for (Py_ssize_t i = 0; parsed == PARSED_OK && i < PyTuple_GET_SIZE(rows); i++) {
+            parsed = parse_place(PyTuple_GET_ITEM(rows, i), &places);
+        }
+    }
+    else if (value != Py_None) {
+        parsed = parse_place(value, &places);
+    }
+    Py_XDECREF(rows);
+    if (parsed == PARSED_OK) {
+        free_places(field);
+        *field = places;
+    }
+    else {
+        free_places(&places);
+    }
+    return parsed;
 }
 
 ATTACHED static enum parsed
@@ -10773,6 +12087,8 @@ struct option_row {
   "an iterable of signal names or numbers, 'ALL_SIGNALS', or None"
 #define ALLOWED_parse_destination "a file descriptor, or an object with write(str)"
 #define ALLOWED_parse_path "a path, or None"
+#define ALLOWED_parse_listen                                                             \
+  "HOST:PORT, a path with a '/' in it, a list of 1 to 8 of these, or None"
 #define ALLOWED_parse_mapping "a mapping of names, or None"
 #define ALLOWED_parse_handler "'repl', 'exec', or a callable that takes a socket"
 
@@ -10871,10 +12187,10 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
     Py_ssize_t position = 0;
     Py_ssize_t count = PyTuple_GET_SIZE(arguments);
     if (count > POSITIONAL_COUNT) {
-        PyErr_Format(
-            PyExc_TypeError,
-            "install() takes at most %d positional options (%zd given); name the others",
-            POSITIONAL_COUNT, count);
+        PyErr_Format(PyExc_TypeError,
+                     "install() takes at most %d positional options (%zd given); "
+                     "name the others",
+                     POSITIONAL_COUNT, count);
         return -1;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
@@ -10910,6 +12226,8 @@ become_owner(void)
         for (size_t i = 0; i < MAX_SESSIONS; i++) {
             if (manhole.sessions[i].state == SESSION_FREE) {
                 atomic_store(&manhole.sessions[i].fd, -1);
+                atomic_store(&manhole.sessions[i].plain_fd, -1);
+                atomic_store(&manhole.sessions[i].telnet_fd, -1);
             }
         }
     }
@@ -10919,7 +12237,7 @@ become_owner(void)
 static bool
 wants_listener(const struct options *options)
 {
-    return options->activate_on != 0 || (options->thread && options->oneshot_on == 0);
+    return options->activate_on != 0 || opens_at_once(options) || has_given_door();
 }
 
 /* The line that python-manhole logs when forked children are not simply given a copy. */
@@ -10938,9 +12256,10 @@ log_fork_policy(const struct options *options)
                  "signal %d",
                  options->oneshot_on);
     }
-    else if (!is_path_per_process(options->socket_path)) {
+    else if (!has_place_for_child(options)) {
         log_line("Not patching os.fork and os.forkpty. Using user socket path %s",
-                 options->socket_path);
+                 options->socket_path != NULL ? options->socket_path
+                                              : options->listen.rows[0].path);
     }
 }
 
@@ -10955,6 +12274,7 @@ prepare(PyObject *module)
     manhole.interpreter = PyInterpreterState_Get();
     unlock(&table_lock);
     manhole.bind_delay_ms = 0;
+    manhole.is_child = false;
     Py_XSETREF(manhole.module, Py_NewRef(module));
     if (open_bells() < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
@@ -10968,7 +12288,7 @@ prepare(PyObject *module)
     }
     open_snapshot();
     if (!manhole.has_exit_handler) {
-        manhole.has_exit_handler = atexit(remove_path_at_exit) == 0;
+        manhole.has_exit_handler = atexit(remove_paths_at_exit) == 0;
     }
     manhole.exit_callback = PyObject_GetAttrString(module, "_at_exit");
     if (manhole.exit_callback == NULL || add_exit_callback() < 0) {
@@ -11025,7 +12345,7 @@ install_locked(PyObject *module, struct options *options)
         forget_options();
     }
     if (manhole.installed) {
-        if (options->strict) {
+        if (options->strict && !manhole.by_backdoor) {
             PyErr_SetString(state->already_installed,
                             "Manhole already installed! (strict=False replaces it)");
             return -1;
@@ -11046,6 +12366,7 @@ install_locked(PyObject *module, struct options *options)
         return -1;
     }
     manhole.installed = true;
+    manhole.by_backdoor = false;
     return 0;
 }
 
@@ -11082,6 +12403,7 @@ release(void)
     }
     if (manhole.installed && is_owner()) {
         uninstall();
+        drop_given_doors();
     }
     unlock_install();
     deliver_log();
@@ -11102,6 +12424,201 @@ require_installed(PyObject *module)
         return -1;
     }
     return 0;
+}
+
+/* ======================================================================================
+ * Backdoor: eventlet.backdoor's two functions, for sockets that the application has.
+ * Runs on:  any thread or greenlet of the application, ATTACHED; neither waits for a client.
+ * Touches:  the doors from MAX_OWN_DOORS on.
+ * The listener has a duplicate of a listening socket, so its clients are served though the
+ * application's hub, or Python itself, is stuck.
+ * ====================================================================================== */
+
+/* What there must be to serve anybody: install() without a door, if nobody has called it yet, and a
+ * listener. Under install_lock. Returns 0, or -1 with an exception. */
+ATTACHED static int
+provide_listener(PyObject *module)
+{
+    int result = 0;
+    if (!manhole.installed || !is_owner()) {
+        struct options options = default_options();
+        options.thread = 0;
+        options.daemon_connection =
+            1; /* as with eventlet's, no client keeps the process */
+        result = install_locked(module, &options);
+        drop_options(&options);
+        manhole.by_backdoor = result == 0;
+    }
+    return result == 0 && !manhole.has_listener ? start_listener() : result;
+}
+
+/* Returns 0, or -1 with ValueError or OSError: nobody may listen there, or nobody does. */
+ATTACHED static int
+check_listening(int fd, union address *address)
+{
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    socklen_t address_size = sizeof(*address);
+    *address = (union address){.any.sa_family = AF_UNSPEC};
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0 ||
+        getsockname(fd, &address->any, &address_size) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    if (!listens) {
+        PyErr_SetString(PyExc_ValueError,
+                        "backdoor_server() needs a socket that listens; for a connected "
+                        "one there is backdoor((conn, addr))");
+        return -1;
+    }
+    if (is_inet(fd) && !is_loopback(address)) {
+        refuse_address("the socket of backdoor_server()", address);
+        return -1;
+    }
+    return 0;
+}
+
+/* Has the listener serve a duplicate of the socket. Under install_lock. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
+{
+    struct door *door = manhole.doors + MAX_OWN_DOORS;
+    int listen_fd = -1; /* owned, handed to the door */
+    while (door < manhole.doors + MAX_DOORS && is_door_open(door)) {
+        door++;
+    }
+    if (door == manhole.doors + MAX_DOORS) {
+        PyErr_Format(PyExc_RuntimeError, "%d backdoor servers are open already",
+                     MAX_DOORS - MAX_OWN_DOORS);
+        return -1;
+    }
+    listen_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    /* Another process may accept first: the listener must not wait then. */
+    if (listen_fd < 0 || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        if (listen_fd >= 0) {
+            (void)close(listen_fd);
+        }
+        return -1;
+    }
+    if (is_inet(fd)) {
+        format_address(address, door->name);
+    }
+    else {
+        (void)snprintf(door->name, sizeof(door->name), "%s", address->un.sun_path);
+    }
+    fill_door(door, sock, locals);
+    keep_fd(&door->given_fd, fd);
+    keep_fd(&door->listen_fd, listen_fd);
+    log_line("Backdoor server listening on %s", door->name);
+    wake_listener();
+    return 0;
+}
+
+/* The argument locals. Returns 0 with *locals borrowed or NULL, or -1 with TypeError. */
+ATTACHED static int
+check_locals(PyObject **locals, const char *function)
+{
+    if (*locals == Py_None) {
+        *locals = NULL;
+    }
+    if (*locals != NULL && !PyObject_HasAttrString(*locals, "keys")) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s() argument 'locals' must be " ALLOWED_parse_mapping ", not %R",
+                     function, *locals);
+        return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(
+    backdoor_server_doc,
+    "backdoor_server(sock, locals=None)\n--\n\n"
+    "Give each client of the listening socket sock a Python console with these "
+    "names.\n\n"
+    "As eventlet.backdoor.backdoor_server(), under eventlet, gevent, or neither; but "
+    "it\n"
+    "returns at once, clients are served by threads of their own, and only those of "
+    "this\n"
+    "process's user and root. From here on sock is the manhole's; to close it ends "
+    "the\n"
+    "server. install() may be called before, after, or not at all. ValueError when "
+    "sock\n"
+    "does not listen, or where others than this machine can reach it.");
+
+ATTACHED static PyObject *
+py_backdoor_server(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"sock", "locals", NULL};
+    PyObject *sock = NULL;   /* borrowed */
+    PyObject *locals = NULL; /* borrowed */
+    union address address;
+    int fd = -1;
+    int result = -1;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:backdoor_server", names,
+                                     &sock, &locals) ||
+        check_locals(&locals, "backdoor_server") < 0 ||
+        (fd = PyObject_AsFileDescriptor(sock)) < 0 || check_listening(fd, &address) < 0 ||
+        lock_install() < 0) {
+        return NULL;
+    }
+    if (provide_listener(module) == 0) {
+        result = add_door(sock, fd, &address, locals);
+    }
+    unlock_install();
+    deliver_log();
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(
+    backdoor_doc,
+    "backdoor(conn_info, locals=None)\n--\n\n"
+    "Give the client of a connected socket a Python console with these names.\n\n"
+    "conn_info is (conn, addr), as accept() returns it. As "
+    "eventlet.backdoor.backdoor():\n"
+    "it returns at once, and conn may then be closed. A client that is neither root "
+    "nor\n"
+    "this process's user, or cannot be told, is a line in the log and let go.");
+
+ATTACHED static PyObject *
+py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"conn_info", "locals", NULL};
+    struct entrance entrance = {.card = "", .wish = &backdoor_wish};
+    PyObject *conn = NULL;    /* borrowed */
+    PyObject *address = NULL; /* borrowed */
+    PyObject *locals = NULL;  /* borrowed */
+    PyThreadState *tstate = NULL;
+    int fd = -1;
+    int result = -1;
+    bool in = false;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "(OO)|O:backdoor", names, &conn,
+                                     &address, &locals) ||
+        check_locals(&locals, "backdoor") < 0 ||
+        (fd = PyObject_AsFileDescriptor(conn)) < 0 || lock_install() < 0) {
+        return NULL;
+    }
+    result = provide_listener(module);
+    unlock_install();
+    if (result < 0) {
+        return NULL;
+    }
+    entrance.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (entrance.fd < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    entrance.locals = Py_XNewRef(locals);
+    tstate = detach();
+    in = admit_client(entrance.fd, &entrance.peer, entrance.wish) &&
+         start_session(&entrance);
+    wake_listener();
+    reattach(tstate);
+    if (!in) {
+        Py_XDECREF(entrance.locals);
+    }
+    deliver_log();
+    return Py_NewRef(Py_None);
 }
 
 /* ======================================================================================
@@ -11191,12 +12708,13 @@ py_get_peercred(PyObject *module, PyObject *sock)
     return peer_tuple(&peer);
 }
 
-PyDoc_STRVAR(
-    check_credentials_doc,
-    "check_credentials(sock, /)\n--\n\n"
-    "Return (pid, uid, gid) of the client on a connected Unix socket, and log that it\n"
-    "is accepted. SuspiciousClient when its uid is neither root's nor this process's\n"
-    "effective one; NotInstalled when no manhole is installed.");
+PyDoc_STRVAR(check_credentials_doc,
+             "check_credentials(sock, /)\n--\n\n"
+             "Return (pid, uid, gid) of the client on a connected Unix socket, and "
+             "log that it\n"
+             "is accepted. SuspiciousClient when its uid is neither root's nor this "
+             "process's\n"
+             "effective one; NotInstalled when no manhole is installed.");
 
 ATTACHED static PyObject *
 py_check_credentials(PyObject *module, PyObject *sock)
@@ -11359,6 +12877,10 @@ static PyMethodDef module_methods[] = {
      handle_connection_repl_doc},
     {"handle_connection_exec", py_handle_connection_exec, METH_O,
      handle_connection_exec_doc},
+    {"backdoor_server", (PyCFunction)(void (*)(void))py_backdoor_server,
+     METH_VARARGS | METH_KEYWORDS, backdoor_server_doc},
+    {"backdoor", (PyCFunction)(void (*)(void))py_backdoor, METH_VARARGS | METH_KEYWORDS,
+     backdoor_doc},
     {"_install_from_environment", py_install_from_environment, METH_NOARGS,
      install_from_environment_doc},
     {"_displayhook", py_displayhook, METH_O, NULL},
@@ -11412,11 +12934,10 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
     return PyErr_CheckSignals() < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-PyDoc_STRVAR(
-    release_doc,
-    "release($self, /)\n--\n\n"
-    "Undo install(): the listener, its socket, the signal handlers. Clients that are\n"
-    "connected stay. Harmless when nothing is installed.");
+PyDoc_STRVAR(release_doc, "release($self, /)\n--\n\n"
+                          "Undo install(): the listener, its socket, the signal "
+                          "handlers. Clients that are\n"
+                          "connected stay. Harmless when nothing is installed.");
 
 ATTACHED static PyObject *
 manhole_release_method(PyObject *self, PyObject *unused)
@@ -11432,31 +12953,82 @@ static PyMethodDef manhole_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* The name of a place: of a TCP one that is open, with the port that it has got. Returns new, or
+ * NULL. */
+ATTACHED static PyObject *
+name_place(const struct place *place, const struct door *door)
+{
+    char name[SOCKET_PATH_SIZE];
+    if (!is_tcp(place)) {
+        (void)expand_path(place->path, name, sizeof(name));
+        return PyUnicode_DecodeFSDefault(name);
+    }
+    format_address(&place->address, name);
+    return PyUnicode_FromString(is_door_open(door) ? door->name : name);
+}
+
+ATTACHED static PyObject *
+manhole_addresses(PyObject *self, void *unused)
+{
+    PyObject *list = PyList_New(0); /* owned, handed to the caller */
+    struct place place;
+    (void)self;
+    (void)unused;
+    for (size_t i = 0; list != NULL && get_place(&manhole.options, i, &place); i++) {
+        PyObject *name = name_place(&place, &manhole.doors[i]); /* owned */
+        if (name == NULL || PyList_Append(list, name) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
 ATTACHED static PyObject *
 manhole_uds_name(PyObject *self, void *unused)
 {
-    char path[sizeof(manhole.path)];
+    struct place place;
     (void)self;
     (void)unused;
-    (void)expand_path(manhole.options.socket_path, path, sizeof(path));
-    return PyUnicode_DecodeFSDefault(path);
+    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
+        if (!is_tcp(&place)) {
+            return name_place(&place, &manhole.doors[i]);
+        }
+    }
+    return Py_NewRef(Py_None);
 }
 
 ATTACHED static PyObject *
 manhole_repr(PyObject *self)
 {
-    PyObject *path = manhole_uds_name(self, NULL); /* owned */
-    PyObject *repr = path == NULL
-                         ? NULL
-                         : PyUnicode_FromFormat("<manhole.Manhole at %R%s>", path,
-                                                manhole.installed ? "" : ", released");
-    Py_XDECREF(path);
+    static const char separator[] = ", ";
+    PyObject *addresses = manhole_addresses(self, NULL); /* owned */
+    PyObject *comma = PyUnicode_FromString(separator);   /* owned */
+    PyObject *names = NULL;                              /* owned */
+    PyObject *repr = NULL;                               /* new */
+    if (addresses != NULL && comma != NULL) {
+        names = PyUnicode_Join(comma, addresses);
+    }
+    if (names != NULL) {
+        repr = PyUnicode_FromFormat("<manhole.Manhole at %R%s>", names,
+                                    manhole.installed ? "" : ", released");
+    }
+    Py_XDECREF(addresses);
+    Py_XDECREF(comma);
+    Py_XDECREF(names);
     return repr;
 }
 
 static PyGetSetDef manhole_attributes[] = {
     {"uds_name", manhole_uds_name, NULL,
-     "The path of the socket, whether it is open or not.", NULL},
+     "The path of the Unix socket, whether it is open or not; None: there is only "
+     "TCP.",
+     NULL},
+    {"addresses", manhole_addresses, NULL,
+     "All that install() was told to listen at: paths, and HOST:PORT with the port "
+     "that\n"
+     "was chosen where the option listen said 0.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -11715,7 +13287,7 @@ ATTACHED static PyObject *
 make_keywords(const manhole_options *options)
 {
     return Py_BuildValue(
-        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz ss sO}", "verbose",
+        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz ss sO sz}", "verbose",
         PyBool_FromLong(options->verbose), "verbose_destination",
         options->verbose_destination, "strict", PyBool_FromLong(options->strict),
         "patch_fork", PyBool_FromLong(options->patch_fork), "thread",
@@ -11729,7 +13301,8 @@ make_keywords(const manhole_options *options)
         options->hang_timeout, "max_sessions", options->max_sessions, "socket_path",
         options->socket_path, "connection_handler",
         options->connection_handler == NULL ? "repl" : options->connection_handler,
-        "locals", options->locals == NULL ? Py_None : options->locals);
+        "locals", options->locals == NULL ? Py_None : options->locals, "listen",
+        options->listen);
 }
 
 ATTACHED int

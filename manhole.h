@@ -43,11 +43,12 @@ typedef struct manhole_options {
     const char *socket_path; /* UTF-8 path, %(pid)s allowed; NULL: /tmp/manhole-PID. */
     const char *connection_handler; /* "repl" or "exec"; NULL: "repl". */
     PyObject *locals;               /* borrowed dict of names for the console, or NULL. */
+    const char *listen; /* "localhost:3000" or a path, instead of the usual; or NULL. */
 } manhole_options;
 
 #define MANHOLE_OPTIONS_DEFAULT                                                          \
   {                                                                                      \
-    1, 2, 1, 1, 1, 0, 0, 0, 1, 0.5, 0.5, 60.0, 1.0, 64, NULL, NULL, NULL                 \
+    1, 2, 1, 1, 1, 0, 0, 0, 1, 0.5, 0.5, 60.0, 1.0, 64, NULL, NULL, NULL, NULL           \
   }
 
 /* Installs the manhole in the calling thread's interpreter; NULL: all defaults.

@@ -18,7 +18,7 @@ packages=(gcc libc6-dev make libedit-dev)
 has_headers || packages+=(python3 python3-dev)
 tests=(
     python3-dev pkg-config libcmocka-dev procps    # what the tests are made with
-    socat netcat-openbsd rlwrap                    # clients
+    socat netcat-openbsd rlwrap telnet             # clients
     tmux openssh-client openssh-server             # screens, and another machine
     python3-jsonschema
     python3-venv python3-pip                       # installing

@@ -1339,6 +1339,36 @@ connect_to(const struct process *process)
     return connect_patiently(process, socket_path_of(process->pid), NULL);
 }
 
+/* The address of a loopback port. */
+static struct sockaddr_in
+port_address(int port)
+{
+    return (struct sockaddr_in){.sin_family = AF_INET,
+                                .sin_port = htons((uint16_t)port),
+                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+}
+
+struct client *
+connect_port(int port)
+{
+    struct sockaddr_in address = port_address(port);
+    struct client *client = calloc(1, sizeof(*client));
+    if (client == NULL) {
+        fail_test("out of memory");
+    }
+    *client = (struct client){.path = strdup(format_text("127.0.0.1:%d", port)),
+                              .next = current.clients};
+    append(&client->text, "", 0);
+    append(&client->sent, "", 0);
+    current.clients = client;
+    client->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (connect(client->fd, (struct sockaddr *)&address, sizeof(address)) != 0) {
+        fail_test("cannot connect to %s: %s", client->path, strerror(errno));
+    }
+    fcntl(client->fd, F_SETFL, O_NONBLOCK);
+    return client;
+}
+
 struct client *
 connect_client(const char *path)
 {

@@ -243,6 +243,9 @@ struct client *connect_to(const struct process *process);
 struct client *connect_client(const char *path);
 struct client *connect_as(const char *path, const char *abstract_name);
 
+/* Connects to a port of 127.0.0.1 on which somebody listens already. */
+struct client *connect_port(int port);
+
 /* Whether somebody answers on this socket now. */
 bool is_served(const char *path);
 
@@ -308,6 +311,7 @@ void called_from(const char *file, int line);
 #  define client_wait_for(...) (HERE, client_wait_for(__VA_ARGS__))
 #  define connect_as(...) (HERE, connect_as(__VA_ARGS__))
 #  define connect_client(...) (HERE, connect_client(__VA_ARGS__))
+#  define connect_port(...) (HERE, connect_port(__VA_ARGS__))
 #  define connect_to(...) (HERE, connect_to(__VA_ARGS__))
 #  define run_command(...) (HERE, run_command(__VA_ARGS__))
 #  define run_process(...) (HERE, run_process(__VA_ARGS__))

@@ -70,7 +70,7 @@ connect_client(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    memcpy(address.sun_path, manhole.path, sizeof(address.sun_path));
+    memcpy(address.sun_path, manhole.doors[0].name, sizeof(address.sun_path));
     assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
     return fd;
 }
@@ -136,7 +136,7 @@ module_is_the_one_that_import_finds(void **state)
 {
     (void)state;
     install_quietly();
-    assert_true(path_exists(manhole.path));
+    assert_true(path_exists(manhole.doors[0].name));
     assert_int_equal(PyRun_SimpleString("import manhole\n"
                                         "try: manhole.install()\n"
                                         "except manhole.AlreadyInstalled: pass\n"
@@ -145,7 +145,7 @@ module_is_the_one_that_import_finds(void **state)
     assert_answer("import manhole; 'here', manhole.__version__\nexit()\n",
                   "('here', '" MANHOLE_VERSION "')");
     assert_int_equal(manhole_release(), 0);
-    assert_false(path_exists(manhole.path));
+    assert_false(path_exists(manhole.doors[0].name));
 }
 
 ATTACHED static void
@@ -576,7 +576,7 @@ python_may_end_and_begin_again(void **state)
         assert_answer("import threading, json; [2 * n for n in range(3)]\nexit()\n",
                       "[0, 2, 4]");
         assert_int_equal(Py_FinalizeEx(), 0);
-        assert_false(path_exists(manhole.path));
+        assert_false(path_exists(manhole.doors[0].name));
         fds = i == 0 ? count_entries("/proc/self/fd") : fds;
         threads = i == 0 ? count_entries("/proc/self/task") : threads;
     }
@@ -630,7 +630,7 @@ subinterpreter_may_install_and_end(void **state)
         assert_answer("__import__('__main__').where\nexit()\n", ">>> 'sub'");
         Py_EndInterpreter(sub);
         (void)PyThreadState_Swap(main_thread);
-        assert_false(path_exists(manhole.path));
+        assert_false(path_exists(manhole.doors[0].name));
     }
     install_quietly();
     assert_answer("__import__('__main__').__name__\nexit()\n", ">>> '__main__'");

@@ -236,7 +236,7 @@ only_a_dead_socket_is_removed(void **state)
     for (size_t i = 0; i < Py_ARRAY_LENGTH(obstacles); i++) {
         struct stat there;
         obstacles[i].put("door");
-        if ((open_socket() < 0) != obstacles[i].stays) {
+        if ((open_doors() == 0) != obstacles[i].stays) {
             fail_msg("%s is in the way", obstacles[i].name);
         }
         assert_logged(obstacles[i].name, obstacles[i].stays
@@ -244,7 +244,7 @@ only_a_dead_socket_is_removed(void **state)
                                                "there; move it away"
                                              : "Manhole UDS path: door");
         assert_int_equal(is_open(), !obstacles[i].stays);
-        close_socket();
+        close_doors();
         assert_int_equal(lstat("door", &there), obstacles[i].stays ? 0 : -1);
         (void)remove("door");
     }
@@ -256,7 +256,7 @@ link_to_a_dead_socket_leaves_both(void **state)
     (void)state;
     put_dead_socket("socket");
     assert_int_equal(symlink("socket", "door"), 0);
-    assert_int_equal(open_socket(), -1);
+    assert_int_equal(open_doors(), 0);
     assert_int_equal(unlink("door"), 0);
     assert_int_equal(unlink("socket"), 0);
 }
@@ -267,8 +267,8 @@ socket_of_our_own_process_is_replaced(void **state)
 {
     int before = serve("door");
     (void)state;
-    assert_int_equal(open_socket(), 0);
-    close_socket();
+    assert_int_equal(open_doors(), 1);
+    close_doors();
     (void)close(before);
 }
 
@@ -304,13 +304,13 @@ socket_that_another_process_serves_is_left(void **state)
     pid_t child = start_server(&told);
     (void)state;
     for (int i = 0; i < 4; i++) { /* also when its queue is full */
-        assert_int_equal(open_socket(), -1);
+        assert_int_equal(open_doors(), 0);
         assert_logged("served", "door: another process answers there; use another");
     }
     (void)close(told);
     assert_int_equal(waitpid(child, NULL, 0), child);
-    assert_int_equal(open_socket(), 0);
-    close_socket();
+    assert_int_equal(open_doors(), 1);
+    close_doors();
 }
 
 static void
@@ -322,7 +322,7 @@ socket_of_another_user_is_left(void **state)
         (void)unlink("door");
         SKIP_UNIT_TEST("needs root");
     }
-    assert_int_equal(open_socket(), -1);
+    assert_int_equal(open_doors(), 0);
     assert_logged("another's",
                   "door: a socket of another user is there; have it removed");
     assert_int_equal(unlink("door"), 0);
@@ -353,10 +353,10 @@ door_that_cannot_be_opened_is_one_log_line(void **state)
     (void)state;
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
         use_path(rows[i].path);
-        assert_int_equal(open_socket(), -1);
+        assert_int_equal(open_doors(), 0);
         assert_logged(rows[i].path, rows[i].line);
         assert_false(is_open());
-        assert_false(atomic_load(&manhole.bound));
+        assert_false(atomic_load(&manhole.doors[0].bound));
     }
     (void)close(before);
     after = dup(0);
@@ -372,11 +372,11 @@ door_is_the_owner_s_alone_whatever_the_umask(void **state)
     for (size_t i = 0; i < Py_ARRAY_LENGTH(masks); i++) {
         mode_t before = umask(masks[i]);
         struct stat there = {0};
-        assert_int_equal(open_socket(), 0);
+        assert_int_equal(open_doors(), 1);
         (void)umask(before);
         assert_int_equal(lstat("door", &there), 0);
         assert_int_equal(there.st_mode, S_IFSOCK | 0600);
-        close_socket();
+        close_doors();
         assert_int_equal(lstat("door", &there), -1);
     }
 }
@@ -386,13 +386,13 @@ door_that_was_replaced_is_lost_and_left(void **state)
 {
     struct stat there;
     (void)state;
-    assert_int_equal(open_socket(), 0);
-    assert_false(is_path_lost());
+    assert_int_equal(open_doors(), 1);
+    assert_false(is_path_lost(&manhole.doors[0]));
     assert_int_equal(rename("door", "kept"), 0); /* or the inode may come again */
-    assert_true(is_path_lost());
+    assert_true(is_path_lost(&manhole.doors[0]));
     put_file("door");
-    assert_true(is_path_lost());
-    close_socket();
+    assert_true(is_path_lost(&manhole.doors[0]));
+    close_doors();
     assert_int_equal(lstat("door", &there), 0);
     assert_int_equal(unlink("door"), 0);
     assert_int_equal(unlink("kept"), 0);
@@ -403,13 +403,13 @@ path_is_removed_once(void **state)
 {
     struct stat there;
     (void)state;
-    assert_int_equal(open_socket(), 0);
+    assert_int_equal(open_doors(), 1);
     assert_int_equal(link("door", "kept"), 0);
-    remove_path();
+    remove_paths();
     assert_int_equal(lstat("door", &there), -1);
     assert_int_equal(rename("kept", "door"), 0); /* the very same inode */
-    remove_path();
-    close_socket();
+    remove_paths();
+    close_doors();
     assert_int_equal(unlink("door"), 0);
 }
 
@@ -436,11 +436,11 @@ only_default_actions_are_replaced_while_the_door_is_open(void **state)
     (void)state;
     assert_int_equal(sigaction(SIGHUP, &theirs, NULL), 0);
     assert_int_equal(sigaction(SIGQUIT, &ignored, NULL), 0);
-    assert_int_equal(open_socket(), 0);
+    assert_int_equal(open_doors(), 1);
     assert_true(is_handled_by(SIGTERM, on_death));
     assert_true(is_handled_by(SIGUSR2, on_death));
     assert_int_equal(sigaction(SIGUSR2, &theirs, NULL), 0);
-    close_socket();
+    close_doors();
     assert_true(is_handled_by(SIGTERM, SIG_DFL));
     assert_true(is_handled_by(SIGUSR2, handle_signal));
     assert_true(is_handled_by(SIGHUP, handle_signal));
