@@ -30,6 +30,8 @@
  *                its relatives when a client's statement raised; its class while a client's program
  *                runs, for sys.argv to be that program's own in its thread. All are put back.
  *   callbacks    atexit, os.register_at_fork, and in children multiprocessing.util: one each.
+ *   functions    a probe stands in the module or class of the function that it was inserted at. It
+ *                is put back when the probe is removed.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
  *
  * HOW TO READ IT
@@ -3184,7 +3186,7 @@ append_dump(struct text *text)
     return append_attached_dump(text);
 }
 
-/* The stacks of single threads, of one look at all. Empty it is open already. */
+/* The stacks of single threads, of one look at all of them. */
 struct stacks {
     struct look look;
     PyObject *linecache;            /* owned */
@@ -4754,15 +4756,18 @@ static PyMemberDef stand_in_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-/* What all types of stand-ins have; one that frees more than target and owner says so after it. */
+/* What all types of stand-ins have; and what those have that own no more than any. */
 #define STAND_IN_SLOTS                                                                   \
-  {Py_tp_new, refuse_new}, {Py_tp_dealloc, stand_in_dealloc},                            \
-      {Py_tp_traverse, stand_in_traverse}, {Py_tp_clear, stand_in_clear},                \
-      {Py_tp_getattro, stand_in_getattro}, {Py_tp_setattro, stand_in_setattro},          \
-      {Py_tp_repr, stand_in_repr}, {Py_tp_hash, stand_in_hash},                          \
-      {Py_tp_richcompare, stand_in_richcompare},                                         \
+  {Py_tp_new, refuse_new}, {Py_tp_getattro, stand_in_getattro},                          \
+      {Py_tp_setattro, stand_in_setattro}, {Py_tp_repr, stand_in_repr},                  \
+      {Py_tp_hash, stand_in_hash}, {Py_tp_richcompare, stand_in_richcompare},            \
   {                                                                                      \
     Py_tp_members, stand_in_members                                                      \
+  }
+#define STAND_IN_OWNERSHIP_SLOTS                                                         \
+  {Py_tp_dealloc, stand_in_dealloc}, {Py_tp_traverse, stand_in_traverse},                \
+  {                                                                                      \
+    Py_tp_clear, stand_in_clear                                                          \
   }
 
 /* Returns a new stand-in, or NULL with an exception. */
@@ -4988,12 +4993,12 @@ watched_am_send(PyObject *self, PyObject *value, PyObject **result)
 /* What an asynchronous generator gives to be awaited is watched like a coroutine. Takes over
  * awaitable. */
 ATTACHED static PyObject *
-watch_awaitable(PyObject *self, PyObject *awaitable /* new, or NULL */)
+watch_awaitable(PyObject *self, PyObject *awaitable /* new, or NULL with an exception */)
 {
     PyObject *owner = ((struct stand_in *)self)->owner;
     PyObject *watched = NULL; /* new, handed to the caller */
     if (awaitable == NULL) {
-        return record_later(self);
+        return NULL;
     }
     watched =
         make_stand_in(probes_item(((struct probe *)owner)->items, PROBED_COROUTINE_TYPE),
@@ -5006,7 +5011,8 @@ ATTACHED static PyObject *
 watched_anext(PyObject *self)
 {
     PyObject *target = target_of(self);
-    return watch_awaitable(self, Py_TYPE(target)->tp_as_async->am_anext(target));
+    PyObject *awaitable = Py_TYPE(target)->tp_as_async->am_anext(target);
+    return awaitable == NULL ? record_later(self) : watch_awaitable(self, awaitable);
 }
 
 ATTACHED static PyObject *
@@ -5043,6 +5049,7 @@ static PyMethodDef watched_async_methods[] = {
 
 static PyType_Slot probed_generator_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     WATCHED_SEND_SLOT{Py_tp_iter, watched_self},
     {Py_tp_iternext, watched_iternext},
     {Py_tp_methods, watched_methods},
@@ -5051,6 +5058,7 @@ static PyType_Slot probed_generator_slots[] = {
 
 static PyType_Slot probed_coroutine_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     WATCHED_SEND_SLOT{Py_am_await, watched_self},
     {Py_tp_iternext, watched_iternext},
     {Py_tp_methods, watched_methods},
@@ -5059,6 +5067,7 @@ static PyType_Slot probed_coroutine_slots[] = {
 
 static PyType_Slot probed_async_generator_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     {Py_am_aiter, watched_self},
     {Py_am_anext, watched_anext},
     {Py_tp_methods, watched_async_methods},
@@ -5150,6 +5159,7 @@ static PyMethodDef probed_methods[] = {
 
 static PyType_Slot probed_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     {Py_tp_call, PyVectorcall_Call},
     {Py_tp_descr_get, probed_descr_get},
     {Py_tp_methods, probed_methods},
@@ -6574,6 +6584,7 @@ wsgi_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *ke
 
 static PyType_Slot wsgi_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     {Py_tp_call, PyVectorcall_Call},
     {0, NULL},
 };
