@@ -4859,7 +4859,7 @@ probes_item(PyObject *items, enum probes_item which)
     return PyTuple_GET_ITEM(items, which);
 }
 
-/* ---- What a function failed with --------------------------------------------------------- */
+/* ---- What a function failed with -------------------------------------------------- */
 
 /* Keeps an exception, or drops what was kept; a probe that is removed keeps none. Takes over the
  * references. */
@@ -4907,7 +4907,7 @@ record_exception(struct probe *probe)
     put_back_exception(exception);
 }
 
-/* ---- Generators and coroutines: what they raise comes later than the call ---------------- */
+/* ---- Generators and coroutines: what they raise comes later than the call --------- */
 
 /* Records what the target has raised, unless it is how iterators end. Returns NULL. */
 ATTACHED static PyObject *
@@ -5095,7 +5095,7 @@ static PyType_Spec probed_async_generator_spec = {
     .slots = probed_async_generator_slots,
 };
 
-/* What a probed call returns: the result, taken over, or what watches it. NULL with an exception. */
+/* What a probed call returns: the result, taken over, or what watches it; NULL on an exception. */
 ATTACHED static PyObject *
 watch_result(struct probe *probe, PyObject *result)
 {
@@ -5118,7 +5118,7 @@ watch_result(struct probe *probe, PyObject *result)
     return watched;
 }
 
-/* ---- The stand-in of a function ---------------------------------------------------------- */
+/* ---- The stand-in of a function --------------------------------------------------- */
 
 ATTACHED static PyObject *
 probed_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *keywords)
@@ -5174,7 +5174,7 @@ static PyType_Spec probed_spec = {
     .slots = probed_slots,
 };
 
-/* ---- Finding a place ---------------------------------------------------------------------- */
+/* ---- Finding a place -------------------------------------------------------------- */
 
 struct place {
     PyObject *parent;    /* owned module or class */
@@ -5271,7 +5271,7 @@ follow_path(struct place *place, PyObject *module_name, PyObject *parts /* list 
     return 0;
 }
 
-/* Finds the place that a name means. Returns 0, or -1 with an exception; free_place() either way. */
+/* Finds the place of a name. Returns 0, or -1 with an exception; free_place() either way. */
 ATTACHED static int
 find_place(struct place *place, PyObject *name)
 {
@@ -5299,7 +5299,7 @@ find_place(struct place *place, PyObject *name)
     return result;
 }
 
-/* ---- Inserting and removing --------------------------------------------------------------- */
+/* ---- Inserting and removing ------------------------------------------------------- */
 
 ATTACHED static bool
 is_static_or_class_method(PyObject *object)
@@ -5606,7 +5606,7 @@ get_probes(PyObject *items)
     return probes;
 }
 
-/* Removes all. Returns 0, or -1 with an exception, that of the last which could not be put back; the
+/* Removes all. Returns 0, or -1 with the exception of the last one which could not be put back; the
  * others are removed all the same. */
 ATTACHED static int
 take_all_out(PyObject *items)
@@ -5625,10 +5625,10 @@ take_all_out(PyObject *items)
     return PyErr_Occurred() == NULL ? 0 : -1;
 }
 
-/* ---- Asking a probe ------------------------------------------------------------------------ */
+/* ---- Asking a probe --------------------------------------------------------------- */
 
-/* The text of the traceback, as Python prints it. Returns a new str, None when no exception is kept,
- * or NULL with an exception. */
+/* The text of the traceback, as Python prints it. Returns a new str, None when no exception is
+ * kept, or NULL with an exception. */
 ATTACHED static PyObject *
 format_kept(struct probe *probe)
 {
@@ -5723,7 +5723,7 @@ done:
     return result == NULL ? -1 : 0;
 }
 
-/* ---- manhole.Probe ------------------------------------------------------------------------- */
+/* ---- manhole.Probe ---------------------------------------------------------------- */
 
 ATTACHED static int
 /* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_VISIT is an if */
@@ -5921,7 +5921,7 @@ static PyType_Spec probe_spec = {
     .slots = probe_slots,
 };
 
-/* ---- The module's functions ---------------------------------------------------------------- */
+/* ---- The module's functions ------------------------------------------------------- */
 
 ATTACHED static PyObject *
 probes_of(PyObject *module)
@@ -6205,7 +6205,7 @@ get_worker(PyObject *items)
                            .greenlet = get_greenlet(items)};
 }
 
-/* ---- In flight ------------------------------------------------------------------------------ */
+/* ---- In flight -------------------------------------------------------------------- */
 
 /* Returns a new record in the ring, or NULL with an exception. */
 ATTACHED static struct flight *
@@ -6259,7 +6259,7 @@ end_flight(struct ring *ring, struct flight *flight)
     free_flight(flight);
 }
 
-/* ---- Responses ------------------------------------------------------------------------------ */
+/* ---- Responses -------------------------------------------------------------------- */
 
 /* Stands for the iterable that an application returned. */
 struct response {
@@ -6459,7 +6459,7 @@ static PyType_Spec sized_response_spec = {
     .slots = sized_response_slots,
 };
 
-/* ---- Files, which servers know by their type and send in a way of their own ------------------ */
+/* ---- Files, which servers know by their type and send in a way of their own ------- */
 
 /* Whether the response is what the server's own wsgi.file_wrapper made. uWSGI's is a function that
  * returns the file itself. */
@@ -6526,7 +6526,7 @@ follow_file(struct ring *ring, struct flight *flight, PyObject *file)
     END_CRITICAL_SECTION();
 }
 
-/* ---- The middleware -------------------------------------------------------------------------- */
+/* ---- The middleware --------------------------------------------------------------- */
 
 static bool
 has_length(PyObject *object)
@@ -6630,7 +6630,7 @@ make_ring(PyObject *type)
     return (PyObject *)ring;
 }
 
-/* ---- manhole.Request: one in flight, as it was when somebody looked ---------------------------- */
+/* ---- manhole.Request: one in flight, as it was when somebody looked --------------- */
 
 struct request {
     PyObject_HEAD unsigned long long id;
@@ -6780,7 +6780,7 @@ static PyType_Spec request_spec = {
     .slots = request_slots,
 };
 
-/* ---- Looking at the ring ---------------------------------------------------------------------- */
+/* ---- Looking at the ring ---------------------------------------------------------- */
 
 /* What is in flight, as somebody sees it. */
 struct seen_flight {
@@ -6934,7 +6934,8 @@ get_requests(PyObject *items)
     return requests;
 }
 
-/* For a command that a client types: new, what ispyd prints for `requests`. In a session's thread. */
+/* For a command that a client types, in a session's thread: what ispyd prints for `requests`.
+ * Returns a new str, or NULL with an exception. */
 ATTACHED static PyObject *
 describe_requests(void)
 {
@@ -6956,7 +6957,7 @@ describe_requests(void)
     return text;
 }
 
-/* ---- The module's functions -------------------------------------------------------------------- */
+/* ---- The module's functions ------------------------------------------------------- */
 
 PyDoc_STRVAR(
     py_wsgi_doc,
