@@ -32,6 +32,8 @@
  *                its relatives when a client's statement raised; its class while a client's program
  *                runs, for sys.argv to be that program's own in its thread. All are put back.
  *   callbacks    atexit, os.register_at_fork, and in children multiprocessing.util: one each.
+ *   functions    a probe stands in the module or class of the function that it was inserted at. It
+ *                is put back when the probe is removed.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
  *
  * HOW TO READ IT
@@ -3833,7 +3835,7 @@ static const struct form dump_form = {
     .append_snapshot = append_snapshot,
 };
 
-/* The stacks of single threads, of one look at all. Empty it is open already. */
+/* The stacks of single threads, of one look at all of them. */
 struct stacks {
     struct look look;
     PyObject *linecache;            /* owned */
@@ -5368,15 +5370,18 @@ static PyMemberDef stand_in_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-/* What all types of stand-ins have; one that frees more than target and owner says so after it. */
+/* What all types of stand-ins have; and what those have that own no more than any. */
 #define STAND_IN_SLOTS                                                                   \
-  {Py_tp_new, refuse_new}, {Py_tp_dealloc, stand_in_dealloc},                            \
-      {Py_tp_traverse, stand_in_traverse}, {Py_tp_clear, stand_in_clear},                \
-      {Py_tp_getattro, stand_in_getattro}, {Py_tp_setattro, stand_in_setattro},          \
-      {Py_tp_repr, stand_in_repr}, {Py_tp_hash, stand_in_hash},                          \
-      {Py_tp_richcompare, stand_in_richcompare},                                         \
+  {Py_tp_new, refuse_new}, {Py_tp_getattro, stand_in_getattro},                          \
+      {Py_tp_setattro, stand_in_setattro}, {Py_tp_repr, stand_in_repr},                  \
+      {Py_tp_hash, stand_in_hash}, {Py_tp_richcompare, stand_in_richcompare},            \
   {                                                                                      \
     Py_tp_members, stand_in_members                                                      \
+  }
+#define STAND_IN_OWNERSHIP_SLOTS                                                         \
+  {Py_tp_dealloc, stand_in_dealloc}, {Py_tp_traverse, stand_in_traverse},                \
+  {                                                                                      \
+    Py_tp_clear, stand_in_clear                                                          \
   }
 
 /* Returns a new stand-in, or NULL with an exception. */
@@ -5468,7 +5473,7 @@ probes_item(PyObject *items, enum probes_item which)
     return PyTuple_GET_ITEM(items, which);
 }
 
-/* ---- What a function failed with --------------------------------------------------------- */
+/* ---- What a function failed with -------------------------------------------------- */
 
 /* Keeps an exception, or drops what was kept; a probe that is removed keeps none. Takes over the
  * references. */
@@ -5516,7 +5521,7 @@ record_exception(struct probe *probe)
     put_back_exception(exception);
 }
 
-/* ---- Generators and coroutines: what they raise comes later than the call ---------------- */
+/* ---- Generators and coroutines: what they raise comes later than the call --------- */
 
 /* Records what the target has raised, unless it is how iterators end. Returns NULL. */
 ATTACHED static PyObject *
@@ -5602,12 +5607,12 @@ watched_am_send(PyObject *self, PyObject *value, PyObject **result)
 /* What an asynchronous generator gives to be awaited is watched like a coroutine. Takes over
  * awaitable. */
 ATTACHED static PyObject *
-watch_awaitable(PyObject *self, PyObject *awaitable /* new, or NULL */)
+watch_awaitable(PyObject *self, PyObject *awaitable /* new, or NULL with an exception */)
 {
     PyObject *owner = ((struct stand_in *)self)->owner;
     PyObject *watched = NULL; /* new, handed to the caller */
     if (awaitable == NULL) {
-        return record_later(self);
+        return NULL;
     }
     watched =
         make_stand_in(probes_item(((struct probe *)owner)->items, PROBED_COROUTINE_TYPE),
@@ -5620,7 +5625,8 @@ ATTACHED static PyObject *
 watched_anext(PyObject *self)
 {
     PyObject *target = target_of(self);
-    return watch_awaitable(self, Py_TYPE(target)->tp_as_async->am_anext(target));
+    PyObject *awaitable = Py_TYPE(target)->tp_as_async->am_anext(target);
+    return awaitable == NULL ? record_later(self) : watch_awaitable(self, awaitable);
 }
 
 ATTACHED static PyObject *
@@ -5657,6 +5663,7 @@ static PyMethodDef watched_async_methods[] = {
 
 static PyType_Slot probed_generator_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     WATCHED_SEND_SLOT{Py_tp_iter, watched_self},
     {Py_tp_iternext, watched_iternext},
     {Py_tp_methods, watched_methods},
@@ -5665,6 +5672,7 @@ static PyType_Slot probed_generator_slots[] = {
 
 static PyType_Slot probed_coroutine_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     WATCHED_SEND_SLOT{Py_am_await, watched_self},
     {Py_tp_iternext, watched_iternext},
     {Py_tp_methods, watched_methods},
@@ -5673,6 +5681,7 @@ static PyType_Slot probed_coroutine_slots[] = {
 
 static PyType_Slot probed_async_generator_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     {Py_am_aiter, watched_self},
     {Py_am_anext, watched_anext},
     {Py_tp_methods, watched_async_methods},
@@ -5700,7 +5709,7 @@ static PyType_Spec probed_async_generator_spec = {
     .slots = probed_async_generator_slots,
 };
 
-/* What a probed call returns: the result, taken over, or what watches it. NULL with an exception. */
+/* What a probed call returns: the result, taken over, or what watches it; NULL on an exception. */
 ATTACHED static PyObject *
 watch_result(struct probe *probe, PyObject *result)
 {
@@ -5723,7 +5732,7 @@ watch_result(struct probe *probe, PyObject *result)
     return watched;
 }
 
-/* ---- The stand-in of a function ---------------------------------------------------------- */
+/* ---- The stand-in of a function --------------------------------------------------- */
 
 ATTACHED static PyObject *
 probed_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *keywords)
@@ -5764,6 +5773,7 @@ static PyMethodDef probed_methods[] = {
 
 static PyType_Slot probed_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     {Py_tp_call, PyVectorcall_Call},
     {Py_tp_descr_get, probed_descr_get},
     {Py_tp_methods, probed_methods},
@@ -5778,7 +5788,7 @@ static PyType_Spec probed_spec = {
     .slots = probed_slots,
 };
 
-/* ---- Finding a home ---------------------------------------------------------------------- */
+/* ---- Finding a home -------------------------------------------------------------- */
 
 struct home {
     PyObject *parent;    /* owned module or class */
@@ -5875,7 +5885,7 @@ follow_path(struct home *home, PyObject *module_name, PyObject *parts /* list of
     return 0;
 }
 
-/* Finds the home that a name means. Returns 0, or -1 with an exception; free_home() either way. */
+/* Finds the home of a name. Returns 0, or -1 with an exception; free_home() either way. */
 ATTACHED static int
 find_home(struct home *home, PyObject *name)
 {
@@ -5903,7 +5913,7 @@ find_home(struct home *home, PyObject *name)
     return result;
 }
 
-/* ---- Inserting and removing --------------------------------------------------------------- */
+/* ---- Inserting and removing ------------------------------------------------------- */
 
 ATTACHED static bool
 is_static_or_class_method(PyObject *object)
@@ -6209,7 +6219,7 @@ get_probes(PyObject *items)
     return probes;
 }
 
-/* Removes all. Returns 0, or -1 with an exception, that of the last which could not be put back; the
+/* Removes all. Returns 0, or -1 with the exception of the last one which could not be put back; the
  * others are removed all the same. */
 ATTACHED static int
 take_all_out(PyObject *items)
@@ -6228,10 +6238,10 @@ take_all_out(PyObject *items)
     return PyErr_Occurred() == NULL ? 0 : -1;
 }
 
-/* ---- Asking a probe ------------------------------------------------------------------------ */
+/* ---- Asking a probe --------------------------------------------------------------- */
 
-/* The text of the traceback, as Python prints it. Returns a new str, None when no exception is kept,
- * or NULL with an exception. */
+/* The text of the traceback, as Python prints it. Returns a new str, None when no exception is
+ * kept, or NULL with an exception. */
 ATTACHED static PyObject *
 format_kept(struct probe *probe)
 {
@@ -6326,7 +6336,7 @@ done:
     return result == NULL ? -1 : 0;
 }
 
-/* ---- manhole.Probe ------------------------------------------------------------------------- */
+/* ---- manhole.Probe ---------------------------------------------------------------- */
 
 ATTACHED static int
 /* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_VISIT is an if */
@@ -6524,7 +6534,7 @@ static PyType_Spec probe_spec = {
     .slots = probe_slots,
 };
 
-/* ---- The module's functions ---------------------------------------------------------------- */
+/* ---- The module's functions ------------------------------------------------------- */
 
 ATTACHED static PyObject *
 probes_of(PyObject *module)
@@ -6808,7 +6818,7 @@ get_worker(PyObject *items)
                            .greenlet = get_greenlet(items)};
 }
 
-/* ---- In flight ------------------------------------------------------------------------------ */
+/* ---- In flight -------------------------------------------------------------------- */
 
 /* Returns a new record in the ring, or NULL with an exception. */
 ATTACHED static struct flight *
@@ -6862,7 +6872,7 @@ end_flight(struct ring *ring, struct flight *flight)
     free_flight(flight);
 }
 
-/* ---- Responses ------------------------------------------------------------------------------ */
+/* ---- Responses -------------------------------------------------------------------- */
 
 /* Stands for the iterable that an application returned. */
 struct response {
@@ -7062,7 +7072,7 @@ static PyType_Spec sized_response_spec = {
     .slots = sized_response_slots,
 };
 
-/* ---- Files, which servers know by their type and send in a way of their own ------------------ */
+/* ---- Files, which servers know by their type and send in a way of their own ------- */
 
 /* Whether the response is what the server's own wsgi.file_wrapper made. uWSGI's is a function that
  * returns the file itself. */
@@ -7129,7 +7139,7 @@ follow_file(struct ring *ring, struct flight *flight, PyObject *file)
     END_CRITICAL_SECTION();
 }
 
-/* ---- The middleware -------------------------------------------------------------------------- */
+/* ---- The middleware --------------------------------------------------------------- */
 
 static bool
 has_length(PyObject *object)
@@ -7187,6 +7197,7 @@ wsgi_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *ke
 
 static PyType_Slot wsgi_slots[] = {
     STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
     {Py_tp_call, PyVectorcall_Call},
     {0, NULL},
 };
@@ -7232,7 +7243,7 @@ make_ring(PyObject *type)
     return (PyObject *)ring;
 }
 
-/* ---- manhole.Request: one in flight, as it was when somebody looked ---------------------------- */
+/* ---- manhole.Request: one in flight, as it was when somebody looked --------------- */
 
 struct request {
     PyObject_HEAD unsigned long long id;
@@ -7382,7 +7393,7 @@ static PyType_Spec request_spec = {
     .slots = request_slots,
 };
 
-/* ---- Looking at the ring ---------------------------------------------------------------------- */
+/* ---- Looking at the ring ---------------------------------------------------------- */
 
 /* What is in flight, as somebody sees it. */
 struct seen_flight {
@@ -7536,7 +7547,8 @@ get_requests(PyObject *items)
     return requests;
 }
 
-/* For a command that a client types: new, what ispyd prints for `requests`. In a session's thread. */
+/* For a command that a client types, in a session's thread: what ispyd prints for `requests`.
+ * Returns a new str, or NULL with an exception. */
 ATTACHED static PyObject *
 describe_requests(void)
 {
@@ -7558,7 +7570,7 @@ describe_requests(void)
     return text;
 }
 
-/* ---- The module's functions -------------------------------------------------------------------- */
+/* ---- The module's functions ------------------------------------------------------- */
 
 PyDoc_STRVAR(
     py_wsgi_doc,

@@ -1371,7 +1371,8 @@ every_public_name_has_help_and_signature(void)
         tell(app, "[str(inspect.signature(getattr(manhole, n))) for n in dir(manhole) if "
                   "inspect.isroutine(getattr(manhole, n)) and n[0] != '_' and n != "
                   "'install']"),
-        "['(sock, /)', '()', '(sock, /)', '(client, /)', '(client, /)']");
+        "['(sock, /)', '()', '(sock, /)', '(client, /)', '(client, /)', '(name, /)', "
+        "'()', '()', '(name=None, /)', '(application, /)']");
     tell(app, "m = manhole.install()");
     assert_string_equal(tell(app, "str(inspect.signature(m.handle_oneshot))"),
                         "(signum=None, frame=None, /)");

@@ -250,12 +250,12 @@ try_request(void)
 {
     PyObject *items = ((struct module_state *)PyModule_GetState(module))->requests;
     PyObject *wsgi = PyObject_CallMethod(module, "wsgi", "O", (PyObject *)&PyList_Type);
-    PyObject *environ = wsgi == NULL ? NULL : Py_BuildValue("{ss}", "PATH_INFO", "/");
-    PyObject *response = environ == NULL ? NULL : PyObject_CallOneArg(wsgi, environ);
+    PyObject *given = wsgi == NULL ? NULL : Py_BuildValue("{ss}", "PATH_INFO", "/");
+    PyObject *response = given == NULL ? NULL : PyObject_CallOneArg(wsgi, given);
     PyObject *requests = response == NULL ? NULL : get_requests(items);
     PyObject *shown = requests == NULL ? NULL : PyObject_Repr(requests);
     Py_XDECREF(wsgi);
-    Py_XDECREF(environ);
+    Py_XDECREF(given);
     Py_XDECREF(response);
     Py_XDECREF(requests);
     Py_XDECREF(shown);

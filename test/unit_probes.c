@@ -7,7 +7,7 @@ static const char SHOP[] = "def sell(n):\n"
                            "    return 1 / n\n"
                            "def give(n): return n\n";
 
-static PyObject *
+ATTACHED static PyObject *
 run(const char *source, int start)
 {
     PyObject *names = PyModule_GetDict(PyImport_AddModule("shop"));
@@ -18,7 +18,7 @@ run(const char *source, int start)
     return result;
 }
 
-static int
+ATTACHED static int
 enter_shop(void **state)
 {
     (void)state;
@@ -26,7 +26,7 @@ enter_shop(void **state)
     return 0;
 }
 
-static int
+ATTACHED static int
 leave_shop(void **state)
 {
     (void)state;
@@ -36,7 +36,7 @@ leave_shop(void **state)
 }
 
 /* What a command prints: its text, or its exception's; "" for None. */
-static const char *
+ATTACHED static const char *
 printed(PyObject *result /* new, or NULL */)
 {
     static char buffer[4096];
@@ -52,7 +52,7 @@ printed(PyObject *result /* new, or NULL */)
 }
 
 /* What a command on one probe prints. */
-static const char *
+ATTACHED static const char *
 printed_of(PyObject *(*command)(PyObject *), const char *name)
 {
     PyObject *str = PyUnicode_FromString(name);
@@ -61,13 +61,13 @@ printed_of(PyObject *(*command)(PyObject *), const char *name)
     return text;
 }
 
-static void
+ATTACHED static void
 fail_once(void)
 {
     Py_DECREF(run("try: sell(0)\nexcept ZeroDivisionError: pass\n", Py_file_input));
 }
 
-static void
+ATTACHED static void
 probes_are_listed_as_ispyd_lists_them(void **state)
 {
     (void)state;
@@ -81,7 +81,7 @@ probes_are_listed_as_ispyd_lists_them(void **state)
     assert_string_equal(printed(list_probes()), "[]");
 }
 
-static void
+ATTACHED static void
 tracebacks_are_those_of_probes_that_have_one(void **state)
 {
     static const char start[] = "{'shop:sell': <traceback object at 0x";
@@ -97,7 +97,7 @@ tracebacks_are_those_of_probes_that_have_one(void **state)
     assert_string_equal(printed(probe_tracebacks()), "{}");
 }
 
-static void
+ATTACHED static void
 commands_on_what_is_not_there_say_what_is(void **state)
 {
     static PyObject *(*const commands[])(PyObject *) = {remove_probe, discard_probe,
@@ -110,7 +110,7 @@ commands_on_what_is_not_there_say_what_is(void **state)
     }
 }
 
-static void
+ATTACHED static void
 nothing_is_examined_where_nothing_failed(void **state)
 {
     static const char message[] =
@@ -123,7 +123,7 @@ nothing_is_examined_where_nothing_failed(void **state)
     assert_string_equal(printed_of(debug_probe, "shop:sell"), message);
 }
 
-static void
+ATTACHED static void
 requests_are_described_or_that_there_are_none(void **state)
 {
     PyObject *response = NULL;
