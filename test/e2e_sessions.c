@@ -356,6 +356,20 @@ interrupt_is_no_session(void)
 }
 
 static void
+interrupt_is_not_logged(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_with_card(app, own_id(1));
+    wait_for_text(app, ERR, "Accepted connection", DEADLINE);
+    client_begin_endless(client);
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    client_wait_for(client, "KeyboardInterrupt\n>>> ");
+    client_send(client, "exit()\n");
+    assert_not_contains(wait_for_text(app, ERR, "Cleaned up.", DEADLINE),
+                        "Accepted connection");
+}
+
+static void
 interrupt_reaches_a_statement_that_prints_to_nobody(void)
 {
     struct process *app = start_ready(TARGET(""));
@@ -633,6 +647,7 @@ main(void)
         TEST(interrupt_reaches_the_client_that_asked),
         TEST(interrupt_with_nothing_to_interrupt_is_answered),
         TEST(interrupt_is_no_session),
+        TEST(interrupt_is_not_logged),
         TEST(interrupt_reaches_a_statement_that_prints_to_nobody),
         TEST(interrupt_waits_until_an_import_is_over),
         TEST(ctrl_c_ends_the_statement_alone),
