@@ -187,10 +187,11 @@ sixty_four_clients_are_served_and_one_more_is_not(void)
  * clients get. Then says so on stderr, of which a client hears nothing. */
 #define PRINTER                                                                          \
   "import os, sys\n"                                                                     \
-  "sys.stdout = open('printed', 'w', buffering=1)\n"                                     \
+  "sys.stdout = open('printed', 'w')\n"                                                  \
   "os.write(2, b'ready\\n')\n"                                                           \
   "for text in iter(lambda: os.read(0, 100), b''):\n"                                    \
   "    for i in range(int(text)): print('line %9d' % i + '.' * 85)\n"                    \
+  "    sys.stdout.flush()\n"                                                             \
   "    os.write(2, b'printed\\n')\n"
 
 static struct process *
