@@ -168,8 +168,7 @@ need_root(void)
   "    return b''.join(parts)\n"                                                         \
   "listener = socket.socket(socket.AF_UNIX)\n"                                           \
   "listener.bind(path)\n"                                                                \
-  "listener.listen()\n" READY "client, _ = listener.accept()\n"                          \
-  "os.unlink(path)\n" body "client.close()\n"
+  "listener.listen()\n" READY ACCEPT "os.unlink(path)\n" body "client.close()\n"
 
 static struct process *
 start_server(const char *program)
