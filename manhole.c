@@ -828,7 +828,8 @@ is_owner(void)
  *                            and import_lock by whoever forks.
  *   leaves: table_lock, log_lock, out_lock of a session. Held for a few instructions, never while
  *   attaching, detaching, sending or running Python; so they may be taken in either state.
- *   snapshot_lock            held while a frozen copy is made and waited for: DETACHED only.
+ *   snapshot_lock            held while a frozen copy is made and waited for: who is attached may
+ *                            try it, but not wait for it.
  * A forked child makes all of them anew: the thread that held one is gone.
  * ====================================================================================== */
 
@@ -2712,7 +2713,7 @@ read_facts(const struct slice *line, struct thread_note *note)
 struct copied_thread {
     unsigned long ident;
     bool has_stack;      /* else only its facts are there */
-    bool shown;          /* with another that has the same stack */
+    bool shown;          /* its header is written */
     struct slice frames; /* lines of faulthandler's, innermost first */
     struct thread_note note;
 };
@@ -3242,8 +3243,8 @@ append_copied_threads(struct text *text, struct copied *copied)
         append_string(text, "\n");
         for (size_t k = i; k < copied->count; k++) {
             struct copied_thread *other = &copied->threads[k];
-            if (!other->shown && is_copied_stack(other) &&
-                is_same_copied_stack(thread, other)) {
+            if (!other->shown && is_same_copied_stack(thread, other) &&
+                is_copied_stack(other)) { /* last, for it goes through all sessions */
                 append_copied_header(text, other);
                 other->shown = true;
                 same++;
@@ -11572,10 +11573,8 @@ py_after_fork_in_child(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    if (has_import_lock) {
-        has_import_lock = false;
-        (void)pthread_mutex_init(&import_lock, NULL);
-    }
+    has_import_lock = false;
+    (void)pthread_mutex_init(&import_lock, NULL); /* whoever had it */
     if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
         forget_parent();
         if (manhole.installed) {

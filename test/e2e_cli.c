@@ -62,21 +62,51 @@ listen_at(const char *path)
     return listen_as(path, geteuid(), 8);
 }
 
+/* Something to read, or somebody to accept. */
 static bool
-may_accept(void *listen_fd)
+has_news(int fd)
 {
-    struct pollfd polled = {.fd = *(int *)listen_fd, .events = POLLIN};
+    struct pollfd polled = {.fd = fd, .events = POLLIN};
     return poll(&polled, 1, 0) > 0;
+}
+
+static bool
+has_input(void *client)
+{
+    return has_news(*(int *)client);
+}
+
+struct arrival {
+    int listener;
+    int client; /* the server's end; -1: nobody yet */
+};
+
+static bool
+takes_client(void *data)
+{
+    struct arrival *arrival = data;
+    struct sockaddr_un card = {.sun_family = AF_UNIX};
+    socklen_t size = sizeof(card) - 1;
+
+    if (has_news(arrival->listener)) {
+        arrival->client =
+            accept4(arrival->listener, (struct sockaddr *)&card, &size, SOCK_CLOEXEC);
+        assert_true(arrival->client >= 0);
+        if (strstr(card.sun_path + 1, LISTING) != NULL) {
+            (void)close(arrival->client);
+            arrival->client = -1;
+        }
+    }
+    return arrival->client >= 0;
 }
 
 /* Returns the server's end of the next connection. */
 static int
 accept_client(int listen_fd)
 {
-    wait_until(may_accept, &listen_fd, "a client connects", DEADLINE);
-    int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
-    assert_true(fd >= 0);
-    return fd;
+    struct arrival arrival = {.listener = listen_fd, .client = -1};
+    wait_until(takes_client, &arrival, "a client connects", DEADLINE);
+    return arrival.client;
 }
 
 static void
@@ -168,8 +198,7 @@ need_root(void)
   "    return b''.join(parts)\n"                                                         \
   "listener = socket.socket(socket.AF_UNIX)\n"                                           \
   "listener.bind(path)\n"                                                                \
-  "listener.listen()\n" READY "client, _ = listener.accept()\n"                          \
-  "os.unlink(path)\n" body "client.close()\n"
+  "listener.listen()\n" READY ACCEPT "os.unlink(path)\n" body "client.close()\n"
 
 static struct process *
 start_server(const char *program)
@@ -801,7 +830,7 @@ close_with_input_unread_is_an_end_as_well(void)
     struct process *cli = start_process(.argv = CLI(own_pid()));
     int client = accept_client(listener);
     write_stdin(cli, "exit()\nnever read\n");
-    wait_until(may_accept, &client, "the input is there", DEADLINE); /* or to be read */
+    wait_until(has_input, &client, "the input is there", DEADLINE); /* or to be read */
     say(client, "bye\n");
 
     (void)close(client);
@@ -919,7 +948,7 @@ server_that_reads_nothing_does_not_hold_up_output(void)
         start_process(.argv = LIST("sh", "-c", "yes | \"$0\" \"$1\"",
                                    build_path("manhole-cli"), own_pid()));
     int client = accept_client(listener);
-    wait_until(may_accept, &client, "input has come", DEADLINE);
+    wait_until(has_input, &client, "input has come", DEADLINE);
     watch_for(100); /* the socket fills */
 
     say(client, "still here\n");

@@ -306,8 +306,7 @@ server_that_knows_no_code_is_told(void)
                      "path = '/tmp/manhole-%d' % os.getpid()\n"
                      "listener = socket.socket(socket.AF_UNIX)\n"
                      "listener.bind(path)\n"
-                     "listener.listen()\n" READY "client, _ = listener.accept()\n"
-                     "os.unlink(path)\n"
+                     "listener.listen()\n" READY ACCEPT "os.unlink(path)\n"
                      "client.sendall(b'\\n###### ProcessID=1\\n>>> ')\n"
                      "client.recv(100)\n");
     wait_until_ready(old);

@@ -187,10 +187,11 @@ sixty_four_clients_are_served_and_one_more_is_not(void)
  * clients get. Then says so on stderr, of which a client hears nothing. */
 #define PRINTER                                                                          \
   "import os, sys\n"                                                                     \
-  "sys.stdout = open('printed', 'w', buffering=1)\n"                                     \
+  "sys.stdout = open('printed', 'w')\n"                                                  \
   "os.write(2, b'ready\\n')\n"                                                           \
   "for text in iter(lambda: os.read(0, 100), b''):\n"                                    \
   "    for i in range(int(text)): print('line %9d' % i + '.' * 85)\n"                    \
+  "    sys.stdout.flush()\n"                                                             \
   "    os.write(2, b'printed\\n')\n"
 
 static struct process *
@@ -353,6 +354,20 @@ interrupt_is_no_session(void)
     client_begin_endless(client);
     assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
     client_wait_for(client, "KeyboardInterrupt\n>>> ");
+}
+
+static void
+interrupt_is_not_logged(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_with_card(app, own_id(1));
+    wait_for_text(app, ERR, "Accepted connection", DEADLINE);
+    client_begin_endless(client);
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    client_wait_for(client, "KeyboardInterrupt\n>>> ");
+    client_send(client, "exit()\n");
+    assert_not_contains(wait_for_text(app, ERR, "Cleaned up.", DEADLINE),
+                        "Accepted connection");
 }
 
 static void
@@ -633,6 +648,7 @@ main(void)
         TEST(interrupt_reaches_the_client_that_asked),
         TEST(interrupt_with_nothing_to_interrupt_is_answered),
         TEST(interrupt_is_no_session),
+        TEST(interrupt_is_not_logged),
         TEST(interrupt_reaches_a_statement_that_prints_to_nobody),
         TEST(interrupt_waits_until_an_import_is_over),
         TEST(ctrl_c_ends_the_statement_alone),

@@ -553,8 +553,7 @@ dumb_terminal_gets_no_escape_sequence(void)
   "path = '/tmp/manhole-%d' % os.getpid()\n"                                             \
   "listener = socket.socket(socket.AF_UNIX)\n"                                           \
   "listener.bind(path)\n"                                                                \
-  "listener.listen()\n" READY "client, _ = listener.accept()\n"                          \
-  "os.unlink(path)\n"                                                                    \
+  "listener.listen()\n" READY ACCEPT "os.unlink(path)\n"                                 \
   "client.sendall(" bytes ")\n"                                                          \
   "client.close()\n"
 

@@ -268,6 +268,13 @@ void client_close(struct client *client);
 
 #define INSTALL(arguments) "import manhole; manhole.install(" arguments ")\n"
 #define READY "print('ready', flush=True)\n"
+/* The calling card of `manhole-cli --list`. With it a test beside this one looks in at every manhole
+ * there is: the servers that tests play do not take it for their client. */
+#define LISTING "/interrupt.l"
+#define ACCEPT                                                                           \
+  "client, card = listener.accept()\n"                                                   \
+  "while '" LISTING "' in str(card):\n"                                                  \
+  "    client, card = listener.accept()\n"
 /* Stays until its stdin is closed, in a system call that other threads can run beside. */
 #define STAY "import os\nwhile os.read(0, 4096): pass\n"
 /* A whole program: installs with these arguments, says so, stays. */
