@@ -5806,12 +5806,13 @@ read_any_line(struct session *session)
     return line;
 }
 
-/* The line ends with Ctrl-C. Until it has been read, what came before it is interrupted, too. */
+/* The line of a TCP client ends with Ctrl-C. Until it has been read, what came before it is
+ * interrupted, too. */
 static bool
-is_taken_back(PyObject *line)
+is_taken_back(struct session *session, PyObject *line)
 {
     Py_ssize_t length = PyUnicode_GetLength(line);
-    return length > 1 && ends_line(line) &&
+    return atomic_load(&session->plain_fd) >= 0 && length > 1 && ends_line(line) &&
            PyUnicode_ReadChar(line, length - 2) == CTRL_C;
 }
 
@@ -5821,7 +5822,7 @@ ATTACHED static PyObject *
 read_line(struct session *session)
 {
     PyObject *line = read_any_line(session); /* owned, handed to the caller */
-    while (line != NULL && is_taken_back(line)) {
+    while (line != NULL && is_taken_back(session, line)) {
         Py_CLEAR(line);
         atomic_store(&session->taken_back, false);
         if (atomic_load(&session->interrupts) > 0) {
