@@ -5146,6 +5146,7 @@ struct telnet {
     enum telnet_state state;
     bool in_line;         /* the line has begun */
     bool interrupted;     /* in what is in text */
+    bool checked;         /* that the first line is none of HTTP's */
     unsigned char verb;   /* of the command being read; of the answer */
     unsigned char option; /* of the answer */
     size_t length;        /* of text */
@@ -5284,11 +5285,58 @@ pass_interrupt(struct session *session, struct telnet *telnet)
     }
 }
 
+static bool
+has_room(const struct telnet *telnet)
+{
+    return telnet->length + 2 <= sizeof(telnet->text);
+}
+
+/* Whether text begins with METHOD /... HTTP/, or is all of one line that may be so. */
+static bool
+is_http_request(const char *text, size_t length)
+{
+    const char *newline = memchr(text, '\n', length);
+    size_t end = newline == NULL ? length : (size_t)(newline - text);
+    size_t method = 0;
+    while (method < end && text[method] >= 'A' && text[method] <= 'Z') {
+        method++;
+    }
+    return method > 0 && end - method > 1 && text[method] == ' ' &&
+           (text[method + 1] == '/' || text[method + 1] == 'h') &&
+           (newline == NULL || memmem(text, end, " HTTP/", 6) != NULL);
+}
+
+/* Any web page can have this very user's browser send what it likes to our port, behind the lines
+ * that make it HTTP: none of them must be run. Returns whether the text, which has its first line
+ * by now, may be passed on. */
+DETACHED static bool
+check_first_line(struct session *session, struct telnet *telnet)
+{
+    telnet->checked = true;
+    if (is_http_request(telnet->text, telnet->length)) {
+        log_line(
+            "Turned the client at %s away: it sends HTTP, as a web page may have told "
+            "a browser to",
+            session->peer.address);
+        (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
+        return false;
+    }
+    return true;
+}
+
 /* Hands the text over to the session, as fast as that reads. Returns whether it takes it. */
 DETACHED static bool
 pass_text(struct session *session, struct telnet *telnet)
 {
     const char *next = telnet->text;
+    if (!telnet->checked) {
+        if (has_room(telnet) && memchr(telnet->text, '\n', telnet->length) == NULL) {
+            return true; /* when there is more of it */
+        }
+        if (!check_first_line(session, telnet)) {
+            return false;
+        }
+    }
     if (telnet->interrupted) {
         pass_interrupt(session, telnet);
     }
@@ -5333,7 +5381,7 @@ take_bytes(struct session *session, struct telnet *telnet, const unsigned char *
             answer_option(session, telnet);
         }
         more = event != TELNET_END;
-        if (telnet->length + 2 > sizeof(telnet->text)) {
+        if (!has_room(telnet)) {
             more = pass_text(session, telnet) && more;
         }
     }
@@ -5376,6 +5424,10 @@ telnet_main(void *argument)
     struct telnet telnet = {.state = TELNET_TEXT};
     bool gone = false;
     while (take_more(session, &telnet)) {
+    }
+    if (!telnet.checked) {
+        telnet.checked = true; /* the first line is the last, and has no end */
+        (void)pass_text(session, &telnet);
     }
     gone = wait_until_gone(session, SETTLE_MS);
     (void)shutdown(atomic_load(&session->telnet_fd), SHUT_WR);
@@ -7153,7 +7205,10 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     struct session *session = argument;
     char name[32];
     PyThreadState *tstate = NULL;
-    (void)snprintf(name, sizeof(name), "Manhole < PID:%ld", (long)session->peer.pid);
+    (void)snprintf(name, sizeof(name),
+                   session->peer.address[0] == '\0' ? "Manhole < PID:%ld"
+                                                    : "Manhole < TCP",
+                   (long)session->peer.pid);
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
     atomic_store(&session->ident, PyThread_get_thread_ident());
@@ -10119,7 +10174,8 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 peer_tuple(const struct peer *peer)
 {
-    return Py_BuildValue("(lll)", (long)peer->pid, (long)peer->uid, (long)peer->gid);
+    return Py_BuildValue("(lll)", (long)peer->pid, (long)peer->uid,
+                         peer->gid == (gid_t)-1 ? -1L : (long)peer->gid);
 }
 
 ATTACHED static PyObject *
@@ -10140,8 +10196,9 @@ py_get_peercred(PyObject *module, PyObject *sock)
 PyDoc_STRVAR(
     check_credentials_doc,
     "check_credentials(sock, /)\n--\n\n"
-    "Return (pid, uid, gid) of the client on a connected Unix socket, and log that it\n"
-    "is accepted. SuspiciousClient when its uid is neither root's nor this process's\n"
+    "Return (pid, uid, gid) of the client on a connected socket, and log that it is\n"
+    "accepted; of one by TCP on this machine (0, uid, -1). SuspiciousClient when its uid "
+    "is neither root's nor this process's\n"
     "effective one; NotInstalled when no manhole is installed.");
 
 ATTACHED static PyObject *
