@@ -591,21 +591,22 @@ struct session {
     struct peer peer;
     const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
-    const struct door
-        *door; /* of the application's, that it came through, or NULL: whose locals */
-    unsigned door_serial; /* are meant if it still has this serial */
+    /* The application's socket that it came through, or NULL: whose locals are meant, if that still
+     * has this serial. */
+    const struct door *door;
+    unsigned door_serial;
     PyObject *locals;     /* owned, of backdoor(), or NULL */
     bool asked_for_input; /* by the session's own thread: see ask_for_input() */
-    _Atomic int
-        plain_fd; /* a TCP client's bytes without telnet's; -1: they come over fd */
+    /* A TCP client's bytes without telnet's are read here; -1: they come over fd. */
+    _Atomic int plain_fd;
     _Atomic int telnet_fd; /* the other end of that */
     /* The session's own thread's. */
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
     _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
     _Atomic int interrupts; /* that it has got */
-    _Atomic bool
-        taken_back;   /* a Ctrl-C of telnet's is still to be read; see is_taken_back() */
+    /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
+    _Atomic bool taken_back;
     bool has_console; /* the std streams are this client's in its thread */
     PyObject *input;  /* owned text file that sys.stdin is in its thread */
     PyObject *names;  /* owned dict, the console's namespace; changes under table_lock */
@@ -1504,22 +1505,6 @@ is_loopback(const union address *address)
                : ntohl(address->v4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
 }
 
-/* Raises ValueError for an address that others than this machine can reach. */
-ATTACHED static void
-refuse_address(const char *what, const union address *address)
-{
-    char text[ADDRESS_SIZE];
-    int port = ntohs(address->v4.sin_port) != 0 ? ntohs(address->v4.sin_port) : 3000;
-    format_address(address, text);
-    PyErr_Format(
-        PyExc_ValueError,
-        "%s must be an address of this machine alone, as localhost is, not %s: who "
-        "comes from elsewhere cannot be told from anybody else. Clients from there "
-        "use manhole-cli --host HOST PID, or a tunnel to localhost, "
-        "ssh -L %d:localhost:%d HOST",
-        what, text, port, port);
-}
-
 /* The two ends of a connection, as its own end sees them. */
 struct ends {
     union address own;
@@ -1576,6 +1561,37 @@ copy_host(__be32 *host, const union address *address)
     }
 }
 
+/* What the kernel answers: a socket, or an error. */
+union diagnosis {
+    struct nlmsghdr header;
+    char bytes[1024];
+};
+
+/* Returns 0, or an errno value. */
+static int
+read_diagnosis(union diagnosis *answer, size_t length, const struct ends *ends,
+               struct far_socket *found)
+{
+    const struct inet_diag_msg *message = NLMSG_DATA(&answer->header);
+    const struct nlmsgerr *failure = NLMSG_DATA(&answer->header);
+    if (answer->header.nlmsg_type == NLMSG_ERROR &&
+        length >= NLMSG_LENGTH(sizeof(*failure)) && failure->error != 0) {
+        return -failure->error;
+    }
+    if (answer->header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
+        length < NLMSG_LENGTH(sizeof(*message))) {
+        return EPROTO;
+    }
+    if (message->id.idiag_sport != ends->far.v4.sin_port ||
+        message->id.idiag_dport != ends->own.v4.sin_port) {
+        return ENOENT; /* one that listens where the client was */
+    }
+    *found = (struct far_socket){.state = message->idiag_state,
+                                 .inode = message->idiag_inode,
+                                 .uid = message->idiag_uid};
+    return 0;
+}
+
 /* The socket at the far end, by its two addresses: the kernel answers before send() returns.
  * Returns 0, or -1 with errno: ENOENT when there is none. */
 DETACHED static int
@@ -1595,38 +1611,16 @@ ask_diagnostics(const struct ends *ends, struct far_socket *found)
                         .idiag_dport = ends->own.v4.sin_port,
                         .idiag_cookie = {INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE}}},
     };
-    union {
-        struct nlmsghdr header;
-        char bytes[1024];
-    } answer = {.header = {.nlmsg_len = 0}};
-    const struct inet_diag_msg *message = NLMSG_DATA(&answer.header);
-    const struct nlmsgerr *failure = NLMSG_DATA(&answer.header);
+    union diagnosis answer = {.header = {.nlmsg_len = 0}};
     int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG); /* owned */
     ssize_t got = -1;
     int error = 0;
     copy_host(request.body.id.idiag_src, &ends->far);
     copy_host(request.body.id.idiag_dst, &ends->own);
-    if (fd < 0 || send(fd, &request, sizeof(request), MSG_DONTWAIT) < 0 ||
-        (got = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT)) < 0) {
-        error = errno;
+    if (fd >= 0 && send(fd, &request, sizeof(request), MSG_DONTWAIT) >= 0) {
+        got = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT);
     }
-    else if (answer.header.nlmsg_type == NLMSG_ERROR &&
-             got >= (ssize_t)NLMSG_LENGTH(sizeof(*failure))) {
-        error = -failure->error;
-    }
-    else if (answer.header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
-             got < (ssize_t)NLMSG_LENGTH(sizeof(*message))) {
-        error = EPROTO;
-    }
-    else if (message->id.idiag_sport != ends->far.v4.sin_port ||
-             message->id.idiag_dport != ends->own.v4.sin_port) {
-        error = ENOENT; /* one that listens where the client was */
-    }
-    else {
-        *found = (struct far_socket){.state = message->idiag_state,
-                                     .inode = message->idiag_inode,
-                                     .uid = message->idiag_uid};
-    }
+    error = got < 0 ? errno : read_diagnosis(&answer, (size_t)got, ends, found);
     if (fd >= 0) {
         (void)close(fd);
     }
@@ -9419,6 +9413,22 @@ split_address(const char *text, char *host, size_t size, uint16_t *port)
     (void)snprintf(host, size, "%.*s", (int)(end - start), start);
     *port = (uint16_t)strtoul(colon + 1, NULL, 10);
     return true;
+}
+
+/* Raises ValueError for an address that others than this machine can reach. */
+ATTACHED static void
+refuse_address(const char *what, const union address *address)
+{
+    char text[ADDRESS_SIZE];
+    int port = ntohs(address->v4.sin_port) != 0 ? ntohs(address->v4.sin_port) : 3000;
+    format_address(address, text);
+    PyErr_Format(
+        PyExc_ValueError,
+        "%s must be an address of this machine alone, as localhost is, not %s: who "
+        "comes from elsewhere cannot be told from anybody else. Clients from there "
+        "use manhole-cli --host HOST PID, or a tunnel to localhost, "
+        "ssh -L %d:localhost:%d HOST",
+        what, text, port, port);
 }
 
 /* Takes the first IPv4 address, or the first of all; each must be this machine's alone. */
