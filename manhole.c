@@ -617,21 +617,22 @@ struct session {
     struct peer peer;
     const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
-    const struct door
-        *door; /* of the application's, that it came through, or NULL: whose locals */
-    unsigned door_serial; /* are meant if it still has this serial */
+    /* The application's socket that it came through, or NULL: whose locals are meant, if that still
+     * has this serial. */
+    const struct door *door;
+    unsigned door_serial;
     PyObject *locals;     /* owned, of backdoor(), or NULL */
     bool asked_for_input; /* by the session's own thread: see ask_for_input() */
-    _Atomic int
-        plain_fd; /* a TCP client's bytes without telnet's; -1: they come over fd */
+    /* A TCP client's bytes without telnet's are read here; -1: they come over fd. */
+    _Atomic int plain_fd;
     _Atomic int telnet_fd; /* the other end of that */
     /* The session's own thread's. */
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
     _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
     _Atomic int interrupts; /* that it has got */
-    _Atomic bool
-        taken_back;   /* a Ctrl-C of telnet's is still to be read; see is_taken_back() */
+    /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
+    _Atomic bool taken_back;
     bool has_console; /* the std streams are this client's in its thread */
     PyObject *input;  /* owned text file that sys.stdin is in its thread */
     PyObject *names;  /* owned dict, the console's namespace; changes under table_lock */
@@ -1546,22 +1547,6 @@ is_loopback(const union address *address)
                : ntohl(address->v4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
 }
 
-/* Raises ValueError for an address that others than this machine can reach. */
-ATTACHED static void
-refuse_address(const char *what, const union address *address)
-{
-    char text[ADDRESS_SIZE];
-    int port = ntohs(address->v4.sin_port) != 0 ? ntohs(address->v4.sin_port) : 3000;
-    format_address(address, text);
-    PyErr_Format(
-        PyExc_ValueError,
-        "%s must be an address of this machine alone, as localhost is, not %s: who "
-        "comes from elsewhere cannot be told from anybody else. Clients from there "
-        "use manhole-cli --host HOST PID, or a tunnel to localhost, "
-        "ssh -L %d:localhost:%d HOST",
-        what, text, port, port);
-}
-
 /* The two ends of a connection, as its own end sees them. */
 struct ends {
     union address own;
@@ -1618,6 +1603,37 @@ copy_host(__be32 *host, const union address *address)
     }
 }
 
+/* What the kernel answers: a socket, or an error. */
+union diagnosis {
+    struct nlmsghdr header;
+    char bytes[1024];
+};
+
+/* Returns 0, or an errno value. */
+static int
+read_diagnosis(union diagnosis *answer, size_t length, const struct ends *ends,
+               struct far_socket *found)
+{
+    const struct inet_diag_msg *message = NLMSG_DATA(&answer->header);
+    const struct nlmsgerr *failure = NLMSG_DATA(&answer->header);
+    if (answer->header.nlmsg_type == NLMSG_ERROR &&
+        length >= NLMSG_LENGTH(sizeof(*failure)) && failure->error != 0) {
+        return -failure->error;
+    }
+    if (answer->header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
+        length < NLMSG_LENGTH(sizeof(*message))) {
+        return EPROTO;
+    }
+    if (message->id.idiag_sport != ends->far.v4.sin_port ||
+        message->id.idiag_dport != ends->own.v4.sin_port) {
+        return ENOENT; /* one that listens where the client was */
+    }
+    *found = (struct far_socket){.state = message->idiag_state,
+                                 .inode = message->idiag_inode,
+                                 .uid = message->idiag_uid};
+    return 0;
+}
+
 /* The socket at the far end, by its two addresses: the kernel answers before send() returns.
  * Returns 0, or -1 with errno: ENOENT when there is none. */
 DETACHED static int
@@ -1637,38 +1653,16 @@ ask_diagnostics(const struct ends *ends, struct far_socket *found)
                         .idiag_dport = ends->own.v4.sin_port,
                         .idiag_cookie = {INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE}}},
     };
-    union {
-        struct nlmsghdr header;
-        char bytes[1024];
-    } answer = {.header = {.nlmsg_len = 0}};
-    const struct inet_diag_msg *message = NLMSG_DATA(&answer.header);
-    const struct nlmsgerr *failure = NLMSG_DATA(&answer.header);
+    union diagnosis answer = {.header = {.nlmsg_len = 0}};
     int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG); /* owned */
     ssize_t got = -1;
     int error = 0;
     copy_host(request.body.id.idiag_src, &ends->far);
     copy_host(request.body.id.idiag_dst, &ends->own);
-    if (fd < 0 || send(fd, &request, sizeof(request), MSG_DONTWAIT) < 0 ||
-        (got = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT)) < 0) {
-        error = errno;
+    if (fd >= 0 && send(fd, &request, sizeof(request), MSG_DONTWAIT) >= 0) {
+        got = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT);
     }
-    else if (answer.header.nlmsg_type == NLMSG_ERROR &&
-             got >= (ssize_t)NLMSG_LENGTH(sizeof(*failure))) {
-        error = -failure->error;
-    }
-    else if (answer.header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
-             got < (ssize_t)NLMSG_LENGTH(sizeof(*message))) {
-        error = EPROTO;
-    }
-    else if (message->id.idiag_sport != ends->far.v4.sin_port ||
-             message->id.idiag_dport != ends->own.v4.sin_port) {
-        error = ENOENT; /* one that listens where the client was */
-    }
-    else {
-        *found = (struct far_socket){.state = message->idiag_state,
-                                     .inode = message->idiag_inode,
-                                     .uid = message->idiag_uid};
-    }
+    error = got < 0 ? errno : read_diagnosis(&answer, (size_t)got, ends, found);
     if (fd >= 0) {
         (void)close(fd);
     }
@@ -7712,6 +7706,7 @@ struct telnet {
     enum telnet_state state;
     bool in_line;         /* the line has begun */
     bool interrupted;     /* in what is in text */
+    bool checked;         /* that the first line is none of HTTP's */
     unsigned char verb;   /* of the command being read; of the answer */
     unsigned char option; /* of the answer */
     size_t length;        /* of text */
@@ -7850,11 +7845,58 @@ pass_interrupt(struct session *session, struct telnet *telnet)
     }
 }
 
+static bool
+has_room(const struct telnet *telnet)
+{
+    return telnet->length + 2 <= sizeof(telnet->text);
+}
+
+/* Whether text begins with METHOD /... HTTP/, or is all of one line that may be so. */
+static bool
+is_http_request(const char *text, size_t length)
+{
+    const char *newline = memchr(text, '\n', length);
+    size_t end = newline == NULL ? length : (size_t)(newline - text);
+    size_t method = 0;
+    while (method < end && text[method] >= 'A' && text[method] <= 'Z') {
+        method++;
+    }
+    return method > 0 && end - method > 1 && text[method] == ' ' &&
+           (text[method + 1] == '/' || text[method + 1] == 'h') &&
+           (newline == NULL || memmem(text, end, " HTTP/", 6) != NULL);
+}
+
+/* Any web page can have this very user's browser send what it likes to our port, behind the lines
+ * that make it HTTP: none of them must be run. Returns whether the text, which has its first line
+ * by now, may be passed on. */
+DETACHED static bool
+check_first_line(struct session *session, struct telnet *telnet)
+{
+    telnet->checked = true;
+    if (is_http_request(telnet->text, telnet->length)) {
+        log_line(
+            "Turned the client at %s away: it sends HTTP, as a web page may have told "
+            "a browser to",
+            session->peer.address);
+        (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
+        return false;
+    }
+    return true;
+}
+
 /* Hands the text over to the session, as fast as that reads. Returns whether it takes it. */
 DETACHED static bool
 pass_text(struct session *session, struct telnet *telnet)
 {
     const char *next = telnet->text;
+    if (!telnet->checked) {
+        if (has_room(telnet) && memchr(telnet->text, '\n', telnet->length) == NULL) {
+            return true; /* when there is more of it */
+        }
+        if (!check_first_line(session, telnet)) {
+            return false;
+        }
+    }
     if (telnet->interrupted) {
         pass_interrupt(session, telnet);
     }
@@ -7899,7 +7941,7 @@ take_bytes(struct session *session, struct telnet *telnet, const unsigned char *
             answer_option(session, telnet);
         }
         more = event != TELNET_END;
-        if (telnet->length + 2 > sizeof(telnet->text)) {
+        if (!has_room(telnet)) {
             more = pass_text(session, telnet) && more;
         }
     }
@@ -7942,6 +7984,10 @@ telnet_main(void *argument)
     struct telnet telnet = {.state = TELNET_TEXT};
     bool gone = false;
     while (take_more(session, &telnet)) {
+    }
+    if (!telnet.checked) {
+        telnet.checked = true; /* the first line is the last, and has no end */
+        (void)pass_text(session, &telnet);
     }
     gone = wait_until_gone(session, SETTLE_MS);
     (void)shutdown(atomic_load(&session->telnet_fd), SHUT_WR);
@@ -8372,12 +8418,13 @@ read_any_line(struct session *session)
     return line;
 }
 
-/* The line ends with Ctrl-C. Until it has been read, what came before it is interrupted, too. */
+/* The line of a TCP client ends with Ctrl-C. Until it has been read, what came before it is
+ * interrupted, too. */
 static bool
-is_taken_back(PyObject *line)
+is_taken_back(struct session *session, PyObject *line)
 {
     Py_ssize_t length = PyUnicode_GetLength(line);
-    return length > 1 && ends_line(line) &&
+    return atomic_load(&session->plain_fd) >= 0 && length > 1 && ends_line(line) &&
            PyUnicode_ReadChar(line, length - 2) == CTRL_C;
 }
 
@@ -8387,7 +8434,7 @@ ATTACHED static PyObject *
 read_line(struct session *session)
 {
     PyObject *line = read_any_line(session); /* owned, handed to the caller */
-    while (line != NULL && is_taken_back(line)) {
+    while (line != NULL && is_taken_back(session, line)) {
         Py_CLEAR(line);
         atomic_store(&session->taken_back, false);
         if (atomic_load(&session->interrupts) > 0) {
@@ -9731,7 +9778,10 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
     struct session *session = argument;
     char name[32];
     PyThreadState *tstate = NULL;
-    (void)snprintf(name, sizeof(name), "Manhole < PID:%ld", (long)session->peer.pid);
+    (void)snprintf(name, sizeof(name),
+                   session->peer.address[0] == '\0' ? "Manhole < PID:%ld"
+                                                    : "Manhole < TCP",
+                   (long)session->peer.pid);
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
     atomic_store(&session->ident, PyThread_get_thread_ident());
@@ -11943,6 +11993,22 @@ split_address(const char *text, char *host, size_t size, uint16_t *port)
     return true;
 }
 
+/* Raises ValueError for an address that others than this machine can reach. */
+ATTACHED static void
+refuse_address(const char *what, const union address *address)
+{
+    char text[ADDRESS_SIZE];
+    int port = ntohs(address->v4.sin_port) != 0 ? ntohs(address->v4.sin_port) : 3000;
+    format_address(address, text);
+    PyErr_Format(
+        PyExc_ValueError,
+        "%s must be an address of this machine alone, as localhost is, not %s: who "
+        "comes from elsewhere cannot be told from anybody else. Clients from there "
+        "use manhole-cli --host HOST PID, or a tunnel to localhost, "
+        "ssh -L %d:localhost:%d HOST",
+        what, text, port, port);
+}
+
 /* Takes the first IPv4 address, or the first of all; each must be this machine's alone. */
 ATTACHED static enum parsed
 choose_address(const struct addrinfo *found, uint16_t port, union address *chosen)
@@ -12701,7 +12767,8 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 peer_tuple(const struct peer *peer)
 {
-    return Py_BuildValue("(lll)", (long)peer->pid, (long)peer->uid, (long)peer->gid);
+    return Py_BuildValue("(lll)", (long)peer->pid, (long)peer->uid,
+                         peer->gid == (gid_t)-1 ? -1L : (long)peer->gid);
 }
 
 ATTACHED static PyObject *
@@ -12719,13 +12786,13 @@ py_get_peercred(PyObject *module, PyObject *sock)
     return peer_tuple(&peer);
 }
 
-PyDoc_STRVAR(check_credentials_doc,
-             "check_credentials(sock, /)\n--\n\n"
-             "Return (pid, uid, gid) of the client on a connected Unix socket, and "
-             "log that it\n"
-             "is accepted. SuspiciousClient when its uid is neither root's nor this "
-             "process's\n"
-             "effective one; NotInstalled when no manhole is installed.");
+PyDoc_STRVAR(
+    check_credentials_doc,
+    "check_credentials(sock, /)\n--\n\n"
+    "Return (pid, uid, gid) of the client on a connected socket, and log that it\n"
+    "is accepted; of one by TCP on this machine (0, uid, -1). SuspiciousClient\n"
+    "when its uid is neither root's nor this process's effective one;\n"
+    "NotInstalled when no manhole is installed.");
 
 ATTACHED static PyObject *
 py_check_credentials(PyObject *module, PyObject *sock)

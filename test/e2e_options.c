@@ -1295,23 +1295,15 @@ static const struct {
     const char *name;
     const char *value;
 } default_values[] = {
-    {"verbose", "True"},
-    {"verbose_destination", "2"},
-    {"strict", "True"},
-    {"patch_fork", "True"},
-    {"activate_on", "None"},
-    {"oneshot_on", "None"},
-    {"thread", "True"},
-    {"socket_path", "None"},
-    {"reinstall_delay", "0.5"},
-    {"start_timeout", "0.5"},
-    {"oneshot_timeout", "60"},
-    {"hang_timeout", "1"},
-    {"max_sessions", "64"},
-    {"locals", "None"},
-    {"daemon_connection", "False"},
-    {"redirect_stderr", "True"},
-    {"connection_handler", "repl"},
+    {"verbose", "True"},         {"verbose_destination", "2"},
+    {"strict", "True"},          {"patch_fork", "True"},
+    {"activate_on", "None"},     {"oneshot_on", "None"},
+    {"thread", "True"},          {"socket_path", "None"},
+    {"listen", "None"},          {"reinstall_delay", "0.5"},
+    {"start_timeout", "0.5"},    {"oneshot_timeout", "60"},
+    {"hang_timeout", "1"},       {"max_sessions", "64"},
+    {"locals", "None"},          {"daemon_connection", "False"},
+    {"redirect_stderr", "True"}, {"connection_handler", "repl"},
 };
 
 static void
@@ -1371,8 +1363,10 @@ every_public_name_has_help_and_signature(void)
         tell(app, "[str(inspect.signature(getattr(manhole, n))) for n in dir(manhole) if "
                   "inspect.isroutine(getattr(manhole, n)) and n[0] != '_' and n != "
                   "'install']"),
-        "['(sock, /)', '()', '(sock, /)', '(client, /)', '(client, /)', '(name, /)', "
-        "'()', '()', '(name=None, /)', '(application, /)']");
+        "['(conn_info, locals=None)', '(sock, locals=None)', '(sock, /)', '()', '(sock, "
+        "/)', "
+        "'(client, /)', '(client, /)', '(name, /)', '()', '()', '(name=None, /)', "
+        "'(application, /)']");
     tell(app, "m = manhole.install()");
     assert_string_equal(tell(app, "str(inspect.signature(m.handle_oneshot))"),
                         "(signum=None, frame=None, /)");

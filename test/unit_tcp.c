@@ -351,6 +351,36 @@ answer_says_no_to_what_was_asked(void **state)
     assert_int_equal(telnet.option, 255);
 }
 
+static void
+only_requests_of_http_are_taken_for_some(void **state)
+{
+    static const struct {
+        const char *text;
+        bool is_one;
+    } rows[] = {
+        {"GET / HTTP/1.1\n", true},
+        {"POST /x?y HTTP/1.0\nHost: z\n", true},
+        {"CONNECT http://x HTTP/1.1\n", true},
+        {"GET /a-path-that-is-too-long-to-be-seen-whole", true},
+        {"X / 2\n", false},
+        {"X / 2\n# a HTTP/1.1\n", false},
+        {"print('GET / HTTP/1.1')\n", false},
+        {"get / HTTP/1.1\n", false},
+        {" / HTTP/1.1\n", false},
+        {"GET\n", false},
+        {"GET \n", false},
+        {"GET", false},
+        {"\n", false},
+        {"", false},
+    };
+    (void)state;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (is_http_request(rows[i].text, strlen(rows[i].text)) != rows[i].is_one) {
+            fail_msg("%s", rows[i].text);
+        }
+    }
+}
+
 int
 main(void)
 {
@@ -365,6 +395,7 @@ main(void)
         cmocka_unit_test(lines_of_proc_that_make_no_sense_are_nobodys),
         cmocka_unit_test(telnet_is_taken_out_of_the_text),
         cmocka_unit_test(answer_says_no_to_what_was_asked),
+        cmocka_unit_test(only_requests_of_http_are_taken_for_some),
     };
     return RUN_UNIT_TESTS(tests);
 }
