@@ -1079,6 +1079,11 @@ static const struct wrong_value {
      "'connection_handler' must be 'repl', 'e"},
     {"connection_handler=5", "TypeError", "'connection_handler' must be 'repl', 'exec'"},
     {"connection_handler=None", "TypeError", "'connection_handler'"},
+    {"enable='pdb'", "ValueError",
+     "'enable' must be an iterable of 'console' and 'debugger'"},
+    {"enable=[5]", "ValueError", "'enable'"},
+    {"enable=None", "TypeError", "'enable'"},
+    {"enable=True", "TypeError", "'enable'"},
 };
 
 static void

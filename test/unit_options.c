@@ -104,7 +104,15 @@ static const struct {
     {"redirect_stderr=False", FIELD(redirect_stderr), 0},
     {"connection_handler='repl'", FIELD(connection_handler.kind), HANDLER_REPL},
     {"connection_handler='exec'", FIELD(connection_handler.kind), HANDLER_EXEC},
+    {"connection_handler='commands'", FIELD(connection_handler.kind), HANDLER_COMMANDS},
     {"connection_handler=print", FIELD(connection_handler.kind), HANDLER_CALLABLE},
+    {"", FIELD(enable), 0},
+    {"enable=()", FIELD(enable), 0},
+    {"enable=''", FIELD(enable), 0},
+    {"enable='console'", FIELD(enable), FEATURE_CONSOLE},
+    {"enable=['debugger']", FIELD(enable), FEATURE_DEBUGGER},
+    {"enable={'console', 'debugger'}", FIELD(enable), FEATURE_CONSOLE | FEATURE_DEBUGGER},
+    {"enable='debugger, console'", FIELD(enable), FEATURE_CONSOLE | FEATURE_DEBUGGER},
 };
 
 ATTACHED static void
