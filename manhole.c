@@ -520,9 +520,10 @@ struct options {
     int daemon_connection;
     int redirect_stderr;
     struct handler connection_handler;
-    unsigned enable;   /* bits of enum feature */
-    PyObject *config;  /* owned RawConfigParser, or NULL: no file was given */
-    PyObject *plugins; /* owned list of str from the file; NULL: it names none */
+    unsigned enable;    /* bits of enum feature */
+    PyObject *config;   /* owned path, or NULL; and what the file says: */
+    PyObject *settings; /* owned RawConfigParser, or NULL: there is no file */
+    PyObject *plugins;  /* owned list of str; NULL: it does not say */
 };
 
 struct session;
@@ -5989,9 +5990,9 @@ STAND_IN_FOR(describe_requests)
 /* Where a client is: in the outermost shell, or in one inside it. */
 struct visit {
     struct session *session;
-    PyObject *locals;  /* borrowed mapping, or NULL: for the console */
-    unsigned enabled;  /* bits of enum feature, as they were when the client came */
-    PyObject *config;  /* borrowed RawConfigParser, or None: for the plugins */
+    PyObject *locals;   /* borrowed mapping, or NULL: for the console */
+    unsigned enabled;   /* bits of enum feature, as they were when the client came */
+    PyObject *settings; /* borrowed RawConfigParser, or None: for the plugins */
     PyObject *plugins; /* borrowed dict: a class by each name; None for a shell of ours */
     PyObject *skipped; /* borrowed list of str: the plugins that are broken, and why */
     const struct shell *shells[2]; /* the commands of this one, and what all have */
@@ -6712,7 +6713,7 @@ enter_plugin(struct visit *visit, PyObject *name, PyObject *type)
     if (plugin != NULL && output != NULL &&
         PyObject_SetAttrString(plugin, "stdin", session->input) == 0 &&
         PyObject_SetAttrString(plugin, "stdout", output) == 0 &&
-        call_optional(session, plugin, "activate", visit->config) == REPLY_FALSE) {
+        call_optional(session, plugin, "activate", visit->settings) == REPLY_FALSE) {
         Py_XDECREF(enter_shell(visit, &no_commands, text, plugin));
         raised = take_exception();
         (void)call_optional(session, plugin, "shutdown", NULL);
@@ -6939,6 +6940,17 @@ is_entry_of(const char *entry, const struct shell *shell)
     return strncmp(entry, shell->name, length) == 0 && entry[length] == ':';
 }
 
+/* Adds all shells of ours. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_builtins(const struct visit *visit)
+{
+    int result = 0;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(shells) && result == 0; i++) {
+        result = PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
+    }
+    return result;
+}
+
 /* Adds what an entry of the configuration file names. Returns 0, or -1 with an exception. */
 ATTACHED static int
 add_plugin(const struct visit *visit, PyObject *entry)
@@ -6947,6 +6959,9 @@ add_plugin(const struct visit *visit, PyObject *entry)
     PyObject *name = NULL; /* owned */
     const char *text = PyUnicode_AsUTF8(entry);
     int result = -1;
+    if (text != NULL && strcmp(text, "%(builtins)s") == 0) {
+        return add_builtins(visit);
+    }
     for (size_t i = 0; text != NULL && i < Py_ARRAY_LENGTH(shells); i++) {
         if (is_entry_of(text, &shells[i])) {
             return PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
@@ -6984,8 +6999,8 @@ skip_plugin(const struct visit *visit, PyObject *entry, PyObject *raised)
 ATTACHED static void
 load_plugins(const struct visit *visit, PyObject *entries /* list of str, or NULL */)
 {
-    for (size_t i = 0; entries == NULL && i < Py_ARRAY_LENGTH(shells); i++) {
-        (void)PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
+    if (entries == NULL) {
+        (void)add_builtins(visit);
     }
     for (Py_ssize_t i = 0; entries != NULL && i < PyList_GET_SIZE(entries); i++) {
         PyObject *entry = PyList_GET_ITEM(entries, i); /* borrowed */
@@ -7013,15 +7028,15 @@ converse_by_commands(struct session *session, PyObject *locals)
                           .locals = locals,
                           .shells = {&root, &common},
                           .name = "manhole"};
-    PyObject *entries = NULL; /* owned, or NULL */
-    PyObject *config = NULL;  /* owned, or NULL */
+    PyObject *entries = NULL;  /* owned, or NULL */
+    PyObject *settings = NULL; /* owned, or NULL */
     lock_leaf(&table_lock);
     visit.enabled = manhole.options.enable;
     entries = Py_XNewRef(manhole.options.plugins);
-    config = Py_XNewRef(manhole.options.config);
+    settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
     (void)settle_report(session);
-    visit.config = config == NULL ? Py_None : config;
+    visit.settings = settings == NULL ? Py_None : settings;
     visit.plugins = PyDict_New();  /* owned */
     visit.skipped = PyList_New(0); /* owned */
     if (visit.plugins != NULL && visit.skipped != NULL) {
@@ -7029,7 +7044,7 @@ converse_by_commands(struct session *session, PyObject *locals)
         run_shell(&visit);
     }
     Py_XDECREF(entries);
-    Py_XDECREF(config);
+    Py_XDECREF(settings);
     Py_XDECREF(visit.plugins);
     Py_XDECREF(visit.skipped);
 }
@@ -8629,6 +8644,7 @@ drop_options(struct options *options)
     Py_CLEAR(options->locals);
     Py_CLEAR(options->connection_handler.callable);
     Py_CLEAR(options->config);
+    Py_CLEAR(options->settings);
     Py_CLEAR(options->plugins);
     free(options->socket_path);
     options->socket_path = NULL;
@@ -8667,6 +8683,7 @@ forget_options(void)
     manhole.options.verbose_destination.object = NULL;
     manhole.options.connection_handler.callable = NULL;
     manhole.options.config = NULL;
+    manhole.options.settings = NULL;
     manhole.options.plugins = NULL;
     unlock(&table_lock);
     manhole.installed = false;
@@ -9103,7 +9120,10 @@ add_fork_hook(void)
   X(connection_handler, parse_handler, "'repl'",                                         \
     "who serves a client: 'repl', 'commands' (a shell of commands in which nobody can "  \
     "run code), 'exec', or a callable that is given its socket.socket")                  \
-  X(enable, parse_features, "()",                                                        \
+  X(config, parse_file, "None",                                                          \
+    "path of a configuration file as ispyd has it; with one connection_handler is "      \
+    "'commands', and what install() is told itself wins over the file")                  \
+  X(enable, parse_features, "None",                                                      \
     "what the shell of commands has as well: 'console', 'debugger'; both let a client "  \
     "run code")
 
@@ -9380,6 +9400,20 @@ parse_handler(PyObject *value, void *target)
     return PARSED_WRONG_VALUE;
 }
 
+/* Keeps the path, whatever os.fspath() takes; the file is read later. */
+ATTACHED static enum parsed
+parse_file(PyObject *value, void *target)
+{
+    PyObject **field = target;
+    PyObject *path = value == Py_None ? NULL : PyOS_FSPath(value); /* owned */
+    if (path == NULL && value != Py_None) {
+        PyErr_Clear();
+        return PARSED_WRONG_TYPE;
+    }
+    Py_XSETREF(*field, path);
+    return PARSED_OK;
+}
+
 /* The bit of a feature's name, 0: there is none such. */
 ATTACHED static unsigned
 feature_bit(PyObject *name)
@@ -9406,6 +9440,10 @@ parse_features(PyObject *value, void *target)
     PyObject *names = NULL;  /* owned */
     unsigned bits = 0;
     enum parsed parsed = PARSED_OK;
+    if (value == Py_None) {
+        *field = 0;
+        return PARSED_OK;
+    }
     if (PyUnicode_Check(value)) {
         spaced = PyObject_CallMethod(value, "replace", "ss", ",", " ");
         names = spaced == NULL ? NULL : PyObject_CallMethod(spaced, "split", NULL);
@@ -9450,7 +9488,8 @@ struct option_row {
 #define ALLOWED_parse_mapping "a mapping of names, or None"
 #define ALLOWED_parse_handler                                                            \
   "'repl', 'exec', 'commands', or a callable that takes a socket"
-#define ALLOWED_parse_features "an iterable of 'console' and 'debugger', or ()"
+#define ALLOWED_parse_file "the path of a file, or None"
+#define ALLOWED_parse_features "an iterable of 'console' and 'debugger', or None"
 
 #define OPTION_ROW(name, parser, default_text, help)                                     \
   {#name, parser, offsetof(struct options, name), ALLOWED_##parser},
@@ -9570,6 +9609,305 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
         return -1;
     }
     return 0;
+}
+
+/* ======================================================================================
+ * Configuration file: what the option config names, an INI file as ispyd has it.
+ * Runs on:  the thread that calls install(), ATTACHED.
+ * Touches:  that file, once; the struct options that it is given.
+ * A file that is wrong in any way is refused. Sections without a row here are the plugins' own.
+ * To add a setting: a row in settings[].
+ * ====================================================================================== */
+
+struct setting {
+    const char *section; /* NULL: [manhole], which may be called [ispyd] */
+    const char *key;
+    const char
+        *option; /* of install(), which wins when it is given; NULL: there is none */
+    enum parsed (*apply)(struct options *options, const struct setting *setting,
+                         PyObject *text);
+    enum feature feature; /* that it enables */
+    const char *allowed;
+};
+
+/* Where to listen. */
+ATTACHED static enum parsed
+apply_listen(struct options *options, const struct setting *setting, PyObject *text)
+{
+    (void)setting;
+    return PyUnicode_GetLength(text) > 0 && PyUnicode_ReadChar(text, 0) == '/'
+               ? parse_path(text, &options->socket_path)
+               : PARSED_WRONG_VALUE;
+}
+
+/* They are looked for when a client comes. */
+ATTACHED static enum parsed
+apply_plugins(struct options *options, const struct setting *setting, PyObject *text)
+{
+    (void)setting;
+    Py_XSETREF(options->plugins, PyObject_CallMethod(text, "split", NULL));
+    return options->plugins == NULL ? PARSED_FAILED : PARSED_OK;
+}
+
+/* The words are configparser's. */
+ATTACHED static enum parsed
+apply_enabled(struct options *options, const struct setting *setting, PyObject *text)
+{
+    static const char *const words[][2] = {
+        {"no", "yes"}, {"false", "true"}, {"off", "on"}, {"0", "1"}};
+    PyObject *lower = PyObject_CallMethod(text, "lower", NULL); /* owned */
+    enum parsed parsed = lower == NULL ? PARSED_FAILED : PARSED_WRONG_VALUE;
+    for (size_t i = 0; lower != NULL && i < Py_ARRAY_LENGTH(words); i++) {
+        bool is_no = PyUnicode_CompareWithASCIIString(lower, words[i][0]) == 0;
+        bool is_yes = PyUnicode_CompareWithASCIIString(lower, words[i][1]) == 0;
+        options->enable |= is_yes ? (unsigned)setting->feature : 0;
+        parsed = is_no || is_yes ? PARSED_OK : parsed;
+    }
+    Py_XDECREF(lower);
+    return parsed;
+}
+
+static const struct setting settings[] = {
+    {.key = "listen",
+     .option = "socket_path",
+     .apply = apply_listen,
+     .allowed = "the absolute path of a Unix socket"},
+    {.key = "plugins",
+     .apply = apply_plugins,
+     .allowed = "%(builtins)s, module:Class, ..., with blanks between them"},
+    {.section = "python:console",
+     .key = "enabled",
+     .option = "enable",
+     .apply = apply_enabled,
+     .feature = FEATURE_CONSOLE,
+     .allowed = "true or false"},
+    {.section = "debugger",
+     .key = "enabled",
+     .option = "enable",
+     .apply = apply_enabled,
+     .feature = FEATURE_DEBUGGER,
+     .allowed = "true or false"},
+};
+
+/* For a format, with the file's path. */
+#define REFUSED "install() option 'config': %R: "
+
+/* Raises ValueError with the file's name and what is wrong with its syntax, in one line. */
+ATTACHED static void
+refuse_file(PyObject *path, PyObject *raised /* new: taken over */)
+{
+    PyObject *message = PyObject_Str(raised); /* owned */
+    PyObject *words = NULL;                   /* owned */
+    PyObject *blank = NULL;                   /* owned */
+    if (message != NULL) {
+        words = PyObject_CallMethod(message, "split", NULL);
+        blank = PyUnicode_FromString(" ");
+    }
+    if (words != NULL && blank != NULL) {
+        Py_SETREF(message, PyUnicode_Join(blank, words));
+    }
+    if (message != NULL) {
+        PyErr_Format(PyExc_ValueError, REFUSED "%U", path, message);
+    }
+    Py_XDECREF(message);
+    Py_XDECREF(words);
+    Py_XDECREF(blank);
+    Py_DECREF(raised);
+}
+
+/* Returns a new RawConfigParser that has read the file; NULL with an exception. */
+ATTACHED static PyObject *
+read_config(PyObject *path)
+{
+    PyObject *module = PyImport_ImportModule("configparser"); /* owned */
+    PyObject *io = PyImport_ImportModule("io");               /* owned */
+    PyObject *type = NULL;                                    /* owned */
+    PyObject *no_arguments = PyTuple_New(0);                  /* owned */
+    PyObject *keywords =
+        Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";"); /* owned */
+    PyObject *parser = NULL; /* owned, handed to the caller */
+    PyObject *file = NULL;   /* owned */
+    PyObject *result = NULL; /* owned */
+    PyObject *raised = NULL; /* owned, or NULL; taken over by refuse_file() */
+    if (module != NULL && io != NULL) {
+        type = PyObject_GetAttrString(module, "RawConfigParser");
+    }
+    if (type != NULL && no_arguments != NULL && keywords != NULL) {
+        parser = PyObject_Call(type, no_arguments, keywords);
+    }
+    if (parser != NULL) {
+        file = PyObject_CallMethod(io, "open", "Osis", path, "r", -1, "utf-8-sig");
+    }
+    if (file != NULL) {
+        result = PyObject_CallMethod(parser, "read_file", "O", file);
+        raised = take_exception();
+        Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
+    }
+    if (raised != NULL) {
+        refuse_file(path, raised);
+    }
+    if (PyErr_Occurred()) {
+        Py_CLEAR(parser);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(io);
+    Py_XDECREF(type);
+    Py_XDECREF(no_arguments);
+    Py_XDECREF(keywords);
+    Py_XDECREF(file);
+    Py_XDECREF(result);
+    return parser;
+}
+
+/* Calls a method of the parser that is a question. Returns 1, 0, or -1 with an exception. */
+ATTACHED static int
+ask_parser(PyObject *parser, const char *method, const char *section, const char *key)
+{
+    PyObject *answer = PyObject_CallMethod(parser, method, key == NULL ? "s" : "ss",
+                                           section, key); /* owned */
+    int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    Py_XDECREF(answer);
+    return truth;
+}
+
+/* Under which of its names the file has its main section; NULL with an exception. */
+ATTACHED static const char *
+find_main_section(PyObject *parser, PyObject *path)
+{
+    int is_ours = ask_parser(parser, "has_section", "manhole", NULL);
+    int is_ispyds = ask_parser(parser, "has_section", "ispyd", NULL);
+    if (is_ours < 0 || is_ispyds < 0) {
+        return NULL;
+    }
+    if (is_ours == is_ispyds) {
+        PyErr_Format(PyExc_ValueError,
+                     REFUSED "must have a section [manhole] or [ispyd], not %s", path,
+                     is_ours ? "both" : "none");
+        return NULL;
+    }
+    return is_ours ? "manhole" : "ispyd";
+}
+
+/* Whether install() was told an option itself. */
+ATTACHED static bool
+is_given(PyObject *keywords /* dict, or NULL */, const char *option)
+{
+    PyObject *value = keywords == NULL || option == NULL
+                          ? NULL
+                          : PyDict_GetItemString(keywords, option); /* borrowed */
+    return value != NULL && value != Py_None;
+}
+
+/* A file being applied. */
+struct config {
+    struct options *options;  /* its path and parser, and what is filled in */
+    const char *main_section; /* [manhole] or [ispyd], whichever it has */
+};
+
+static const char *
+section_of(const struct config *config, const struct setting *setting)
+{
+    return setting->section == NULL ? config->main_section : setting->section;
+}
+
+/* Takes over what the file has for a setting. Returns 0, or -1 with an exception that names the
+ * place. */
+ATTACHED static int
+apply_setting(const struct config *config, const struct setting *setting)
+{
+    PyObject *path = config->options->config; /* borrowed */
+    const char *section = section_of(config, setting);
+    PyObject *text = PyObject_CallMethod(config->options->settings, "get", "ss", section,
+                                         setting->key); /* owned */
+    enum parsed parsed =
+        text == NULL ? PARSED_FAILED : setting->apply(config->options, setting, text);
+    if (parsed == PARSED_FAILED) {
+        PyObject *raised = take_exception(); /* owned */
+        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s: %S", path, section, setting->key,
+                     raised);
+        Py_DECREF(raised);
+    }
+    else if (parsed != PARSED_OK) {
+        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s must be %s, not %R", path,
+                     section, setting->key, setting->allowed, text);
+    }
+    Py_XDECREF(text);
+    return parsed == PARSED_OK ? 0 : -1;
+}
+
+/* Refuses a key of a section of ours that has no row: it may be a misspelt one. */
+ATTACHED static int
+check_key(const struct config *config, const char *section, PyObject *key)
+{
+    struct text known = {0};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(settings); i++) {
+        if (strcmp(section_of(config, &settings[i]), section) == 0) {
+            if (PyUnicode_CompareWithASCIIString(key, settings[i].key) == 0) {
+                free_text(&known);
+                return 0;
+            }
+            append_string(&known, known.length == 0 ? "" : ", ");
+            append_string(&known, settings[i].key);
+        }
+    }
+    append_bytes(&known, "", 1);
+    PyErr_Format(PyExc_ValueError, REFUSED "[%s] %U is not known; it may have %s",
+                 config->options->config, section, key,
+                 known.failed ? "others" : known.bytes);
+    free_text(&known);
+    return -1;
+}
+
+/* Returns 0, or -1 with an exception. */
+ATTACHED static int
+check_section(const struct config *config, const char *section)
+{
+    PyObject *parser = config->options->settings;                          /* borrowed */
+    PyObject *keys = PyObject_CallMethod(parser, "options", "s", section); /* owned */
+    PyObject *defaults = PyObject_CallMethod(parser, "defaults", NULL);    /* owned */
+    int result = keys == NULL || defaults == NULL ? -1 : 0;
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(keys); i++) {
+        PyObject *key = PyList_GET_ITEM(keys, i);   /* borrowed */
+        if (PyMapping_HasKey(defaults, key) == 0) { /* of [DEFAULT], not of this one */
+            result = check_key(config, section, key);
+        }
+    }
+    Py_XDECREF(keys);
+    Py_XDECREF(defaults);
+    return result;
+}
+
+/* Fills in what the file says and install() was not told. Returns 0, or -1 with an exception. */
+ATTACHED static int
+apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
+{
+    struct config config = {.options = options};
+    int result = 0;
+    if (options->config == NULL) {
+        return 0;
+    }
+    options->settings = read_config(options->config);
+    if (options->settings != NULL) {
+        config.main_section = find_main_section(options->settings, options->config);
+    }
+    if (config.main_section == NULL) {
+        return -1;
+    }
+    for (size_t i = 0; result == 0 && i < Py_ARRAY_LENGTH(settings); i++) {
+        const char *section = section_of(&config, &settings[i]);
+        int has = ask_parser(options->settings, "has_option", section, settings[i].key);
+        result = has < 0 ? -1 : 0;
+        if (has == 1 && !is_given(keywords, settings[i].option)) {
+            result = apply_setting(&config, &settings[i]);
+        }
+        if (result == 0 && ask_parser(options->settings, "has_section", section, NULL)) {
+            result = check_section(&config, section);
+        }
+    }
+    if (!is_given(keywords, "connection_handler")) {
+        options->connection_handler.kind = HANDLER_COMMANDS;
+    }
+    return result;
 }
 
 /* ======================================================================================
@@ -9733,6 +10071,9 @@ install(PyObject *module, PyObject *arguments, PyObject *keywords)
     struct options options = default_options();
     int result =
         parse_options(&options, arguments, keywords, state->configuration_conflict);
+    if (result == 0) {
+        result = apply_config(&options, keywords);
+    }
     if (result == 0) {
         result = lock_install();
     }
@@ -10399,8 +10740,8 @@ signal_object(int signum)
 ATTACHED static PyObject *
 make_keywords(const manhole_options *options)
 {
-    return Py_BuildValue(
-        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz ss sO}", "verbose",
+    PyObject *keywords = Py_BuildValue(
+        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz sz sz sO}", "verbose",
         PyBool_FromLong(options->verbose), "verbose_destination",
         options->verbose_destination, "strict", PyBool_FromLong(options->strict),
         "patch_fork", PyBool_FromLong(options->patch_fork), "thread",
@@ -10412,9 +10753,19 @@ make_keywords(const manhole_options *options)
         options->reinstall_delay, "start_timeout", options->start_timeout,
         "oneshot_timeout", options->oneshot_timeout, "hang_timeout",
         options->hang_timeout, "max_sessions", options->max_sessions, "socket_path",
-        options->socket_path, "connection_handler",
-        options->connection_handler == NULL ? "repl" : options->connection_handler,
+        options->socket_path, "config", options->config, "enable", options->enable,
         "locals", options->locals == NULL ? Py_None : options->locals);
+    PyObject *handler = NULL; /* owned */
+    if (keywords != NULL &&
+        options->connection_handler != NULL) { /* which is never None */
+        handler = PyUnicode_FromString(options->connection_handler);
+        if (handler == NULL ||
+            PyDict_SetItemString(keywords, "connection_handler", handler) < 0) {
+            Py_CLEAR(keywords);
+        }
+        Py_XDECREF(handler);
+    }
+    return keywords;
 }
 
 ATTACHED int

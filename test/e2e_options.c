@@ -1080,9 +1080,9 @@ static const struct wrong_value {
     {"connection_handler=5", "TypeError", "'connection_handler' must be 'repl', 'exec'"},
     {"connection_handler=None", "TypeError", "'connection_handler'"},
     {"enable='pdb'", "ValueError",
-     "'enable' must be an iterable of 'console' and 'debugger'"},
+     "'enable' must be an iterable of 'console' and 'debugger', or None"},
     {"enable=[5]", "ValueError", "'enable'"},
-    {"enable=None", "TypeError", "'enable'"},
+    {"config=5", "TypeError", "'config' must be the path of a file, or None, not 5"},
     {"enable=True", "TypeError", "'enable'"},
 };
 
@@ -1310,6 +1310,8 @@ static const struct {
     {"locals", "None"},
     {"daemon_connection", "False"},
     {"redirect_stderr", "True"},
+    {"config", "None"},
+    {"enable", "None"},
     {"connection_handler", "repl"},
 };
 
@@ -1367,7 +1369,7 @@ every_public_name_has_help_and_signature(void)
         tell(app, "[str(inspect.signature(getattr(manhole, n))) for n in dir(manhole) if "
                   "inspect.isroutine(getattr(manhole, n)) and n[0] != '_' and n != "
                   "'install']"),
-        "['(sock, /)', '()', '(sock, /)', '(client, /)', '(client, /)']");
+        "['(sock, /)', '()', '(sock, /)', '(client, /)', '(client, /)', '(client, /)']");
     tell(app, "m = manhole.install()");
     assert_string_equal(tell(app, "str(inspect.signature(m.handle_oneshot))"),
                         "(signum=None, frame=None, /)");
