@@ -6107,27 +6107,39 @@ list_modules(bool all)
     return names;
 }
 
-/* A longer glob is refused: while it is matched no other thread runs. */
+/* Returns those of the names that match, new; takes over the list. A longer glob is refused: while
+ * it is matched no other thread runs. */
+ATTACHED static PyObject *
+filter_names(PyObject *names /* new, or NULL with an exception */, PyObject *glob)
+{
+    PyObject *fnmatch = NULL; /* owned */
+    PyObject *found = NULL;   /* new, handed to the caller */
+    if (PyUnicode_GetLength(glob) > MAX_GLOB) {
+        PyErr_Format(PyExc_ValueError, "A glob may have %d characters", MAX_GLOB);
+    }
+    else if (names != NULL) {
+        fnmatch = PyImport_ImportModule("fnmatch");
+    }
+    if (fnmatch != NULL) {
+        found = PyObject_CallMethod(fnmatch, "filter", "OO", names, glob);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(fnmatch);
+    return found;
+}
+
 ATTACHED static PyObject *
 show_modules(PyObject *glob)
 {
     bool all = PyUnicode_GetLength(glob) > 0;
-    PyObject *fnmatch = PyImport_ImportModule("fnmatch"); /* owned */
-    PyObject *names = NULL;                               /* owned */
-    PyObject *text = NULL;                                /* new, handed to the caller */
-    if (PyUnicode_GetLength(glob) > MAX_GLOB) {
-        PyErr_Format(PyExc_ValueError, "A glob may have %d characters.", MAX_GLOB);
-    }
-    else if (fnmatch != NULL) {
-        names = list_modules(all);
-    }
-    if (names != NULL && all) {
-        Py_SETREF(names, PyObject_CallMethod(fnmatch, "filter", "OO", names, glob));
+    PyObject *names = list_modules(all); /* owned */
+    PyObject *text = NULL;               /* new, handed to the caller */
+    if (all) {
+        names = filter_names(names, glob);
     }
     if (names != NULL && PyList_Sort(names) == 0) {
         text = PyObject_Repr(names);
     }
-    Py_XDECREF(fnmatch);
     Py_XDECREF(names);
     return text;
 }

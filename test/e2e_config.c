@@ -277,8 +277,8 @@ plugin_is_a_shell_with_its_methods_as_commands(void)
     assert_string_equal(ask(app, client, "!queue", "queue"), "");
     assert_contains(ask(app, client, "help", "queue"),
                     "exit  fail  greet  hang  help  leave  prompt  size\n");
-    assert_string_equal(ask(app, client, "help size", "queue"),
-                        "size\n        Display the size of the queue.\n");
+    assert_matches(ask(app, client, "help size", "queue"),
+                   "^size\n *Display the size of the queue\\.\n$");
     assert_string_equal(ask(app, client, "size  of it ", "queue"), "3 'of it'\n");
     client_send(client, "greet\n");
     client_wait_for(client, "who? ");
