@@ -5092,6 +5092,7 @@ find_servers(const struct config *config)
 
     if (listen[0] != '/') {
         add_server(&servers, listen, 0, parse_port(config));
+        freeaddrinfo(find_addresses(&servers.list[0].target)); /* of this machine alone */
     }
     else if (strstr(listen, pid_marker) != NULL) {
         find_sockets(listen, &servers);
