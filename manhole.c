@@ -2,7 +2,7 @@
  *
  * A signal, or nothing at all, opens /tmp/manhole-PID. Who connects with the process's
  * own uid, or root's, sees the stack of every Python thread and then has a Python prompt
- * in the living process. It is an extension module (`import manhole`), a drop-in for C
+ * in the living process; or, where nobody may run code, a shell of commands. It is an extension module (`import manhole`), a drop-in for C
  * programs that embed CPython (manhole.h), and an environment variable (PYTHONMANHOLE).
  * README.rst says how to use it.
  *
@@ -31,6 +31,7 @@
  *                runs, for sys.argv to be that program's own in its thread. All are put back.
  *   callbacks    atexit, os.register_at_fork, and in children multiprocessing.util: one each.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
+ *   modules      plugins that a configuration file names are imported when a client comes.
  *
  * HOW TO READ IT
  *   Ground floor first; each room opens with a banner that says who runs it. Three markers say who
@@ -6059,20 +6060,20 @@ ATTACHED static PyObject *
 show_environ(void)
 {
     PyObject *os = PyImport_ImportModule("os"); /* owned */
-    PyObject *environ = NULL;                   /* owned */
+    PyObject *variables = NULL;                 /* owned */
     PyObject *copy = NULL;                      /* owned */
     PyObject *text = NULL;                      /* new, handed to the caller */
     if (os != NULL) {
-        environ = PyObject_GetAttrString(os, "environ");
+        variables = PyObject_GetAttrString(os, "environ");
     }
-    if (environ != NULL) {
-        copy = PyObject_CallMethod(environ, "copy", NULL);
+    if (variables != NULL) {
+        copy = PyObject_CallMethod(variables, "copy", NULL);
     }
     if (copy != NULL) {
         text = PyObject_Repr(copy);
     }
     Py_XDECREF(os);
-    Py_XDECREF(environ);
+    Py_XDECREF(variables);
     Py_XDECREF(copy);
     return text;
 }

@@ -3,7 +3,8 @@
  * Sends the process a signal if asked to, connects to its socket, makes sure that it is
  * that process which answers, and then is its console: at a terminal with a line editor
  * (libedit, if there was one to build with), else copying standard input to the socket and
- * the socket to standard output until the other side closes. Or it runs code there (-c, -f),
+ * the socket to standard output until the other side closes. Given a configuration file
+ * instead of a PID it asks in a local shell which process. Or it runs code there (-c, -f),
  * prints stacks (--stacks), for several processes side by side; lists them, or tidies up.
  * Command line, messages and history file are those of python-manhole's client of the same
  * name, and more.
@@ -12,6 +13,7 @@
  *   /tmp/manhole-PID       or the socket whose path is given: connected to, no more
  *   /proc/PID/...          read, for what the process is; in a container its socket is below
  *                          /proc/PID/root
+ *   /proc/net/tcp*         read, for who listens at the port of a configuration file
  *   ~/.manhole_history     each line typed at a terminal is appended; mode 0600
  *   ~/.editrc              libedit's own settings, read
  *   \0manhole-cli/PID.N/edit   its own end of the connection, see show_calling_card()
@@ -5054,6 +5056,7 @@ find_sockets(const char *template, struct processes *servers)
         append(&pattern, is_marker ? "*" : c, 1);
         c += is_marker ? strlen(pid_marker) - 1 : 0;
     }
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
     if (glob(text_of(&pattern), GLOB_NOSORT, NULL, &matches) == 0) {
         for (size_t i = 0; i < matches.gl_pathc; i++) {
             pid_t pid = match_path(template, matches.gl_pathv[i]);
@@ -5110,8 +5113,8 @@ find_servers(const struct config *config)
 /* The shell, and what it has come to. */
 struct local_shell {
     struct config config;
-    struct processes servers; /* as they were listed last */
-    const struct process *chosen;
+    struct processes servers;     /* owned; as they were listed last */
+    const struct process *chosen; /* one of them, by connect */
     bool is_over;
 };
 
@@ -5325,6 +5328,7 @@ choose_server(const char *config, struct target *target)
 {
     struct local_shell shell = {.config = read_config(config)};
     struct buffer line = {.data = NULL}; /* owned */
+    bool is_chosen = false;
 
     find_history();
     shell.servers = find_servers(&shell.config);
@@ -5333,11 +5337,14 @@ choose_server(const char *config, struct target *target)
         (void)fflush(stdout);
         empty(&line);
     }
-    free(line.data);
-    if (shell.chosen != NULL) {
+    is_chosen = shell.chosen != NULL;
+    if (is_chosen) {
         *target = shell.chosen->target;
     }
-    return shell.chosen != NULL;
+    free(line.data);
+    free(shell.config.listen.data);
+    free(shell.servers.list);
+    return is_chosen;
 }
 
 /* ======================================================================================
