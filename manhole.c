@@ -2,9 +2,9 @@
  *
  * A signal, or nothing at all, opens /tmp/manhole-PID. Who connects with the process's
  * own uid, or root's, sees the stack of every Python thread and then has a Python prompt
- * in the living process; or, where nobody may run code, a shell of commands. It is an extension module (`import manhole`), a drop-in for C
- * programs that embed CPython (manhole.h), and an environment variable (PYTHONMANHOLE).
- * README.rst says how to use it.
+ * in the living process; or, where nobody may run code, a shell of commands. It is an
+ * extension module (`import manhole`), a drop-in for C programs that embed CPython
+ * (manhole.h), and an environment variable (PYTHONMANHOLE). README.rst says how to use it.
  *
  * THREADS
  *   listener     one native thread, made by install(). Never attaches to Python, so nothing that
@@ -4789,7 +4789,8 @@ py_displayhook(PyObject *module, PyObject *value)
     }
     shown = PyUnicode_FromFormat("%R\n", value);
     if (shown != NULL && write_client_str(session, shown) == 0 &&
-        PyDict_SetItemString(session->names, "_", value) == 0) {
+        (!PyDict_Check(session->names) || /* of a plugin's command there are none */
+         PyDict_SetItemString(session->names, "_", value) == 0)) {
         result = Py_NewRef(Py_None);
     }
     Py_XDECREF(shown);
@@ -6147,51 +6148,58 @@ show_modules(PyObject *glob)
 
 /* ---- A shell at work ------------------------------------------------------------------- */
 
-/* Returns new the names of a plugin's methods do_NAME, sorted, less the prefix; NULL with an
- * exception. By its class: nothing that the instance makes up is one. */
-ATTACHED static PyObject *
-list_methods(PyObject *plugin)
+/* Adds a name to a list, unless it is there. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_name(PyObject *names, const char *name)
 {
+    PyObject *text = PyUnicode_FromString(name); /* owned */
+    int has = text == NULL ? -1 : PySequence_Contains(names, text);
+    int result = has == 0 ? PyList_Append(names, text) : has;
+    Py_XDECREF(text);
+    return result < 0 ? -1 : 0;
+}
+
+/* Adds the names of a plugin's methods do_NAME, less the prefix. By its class: nothing that the
+ * instance makes up is one. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_methods(PyObject *names, PyObject *plugin)
+{
+    static const char prefix[] = "do_";
     PyObject *attributes = PyObject_Dir((PyObject *)Py_TYPE(plugin)); /* owned */
-    PyObject *names = NULL; /* owned, handed to the caller */
-    if (attributes != NULL) {
-        names = PyList_New(0);
-    }
-    for (Py_ssize_t i = 0; names != NULL && i < PyList_GET_SIZE(attributes); i++) {
+    int result = attributes == NULL ? -1 : 0;
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(attributes); i++) {
         const char *name = PyUnicode_AsUTF8(PyList_GET_ITEM(attributes, i));
-        if (name != NULL && strncmp(name, "do_", 3) == 0) {
-            PyObject *command = PyUnicode_FromString(name + 3); /* owned */
-            if (command == NULL || PyList_Append(names, command) < 0) {
-                Py_CLEAR(names);
-            }
-            Py_XDECREF(command);
+        if (name == NULL) {
+            result = -1;
         }
-        else if (name == NULL) {
-            Py_CLEAR(names);
+        else if (strncmp(name, prefix, sizeof(prefix) - 1) == 0) {
+            result = add_name(names, name + sizeof(prefix) - 1);
         }
     }
     Py_XDECREF(attributes);
-    return names;
+    return result;
+}
+
+ATTACHED static int
+add_commands(PyObject *names, const struct shell *shell)
+{
+    int result = 0;
+    for (size_t i = 0; result == 0 && i < shell->count; i++) {
+        result = add_name(names, shell->commands[i].name);
+    }
+    return result;
 }
 
 /* Returns a new sorted list of the commands there are, or NULL with an exception. */
 ATTACHED static PyObject *
 list_commands(const struct visit *visit)
 {
-    PyObject *names =
-        visit->plugin == NULL ? PyList_New(0) : list_methods(visit->plugin); /* owned */
-    for (size_t i = 0; names != NULL && i < Py_ARRAY_LENGTH(visit->shells); i++) {
-        const struct shell *shell = visit->shells[i];
-        for (size_t j = 0; names != NULL && j < shell->count; j++) {
-            PyObject *name = PyUnicode_FromString(shell->commands[j].name); /* owned */
-            int has = name == NULL ? -1 : PySequence_Contains(names, name);
-            if (has < 0 || (has == 0 && PyList_Append(names, name) < 0)) {
-                Py_CLEAR(names);
-            }
-            Py_XDECREF(name);
-        }
-    }
-    if (names != NULL && PyList_Sort(names) < 0) {
+    PyObject *names = PyList_New(0); /* owned, handed to the caller */
+    if (names != NULL &&
+        (add_commands(names, visit->shells[0]) < 0 ||
+         add_commands(names, visit->shells[1]) < 0 ||
+         (visit->plugin != NULL && add_methods(names, visit->plugin) < 0) ||
+         PyList_Sort(names) < 0)) {
         Py_CLEAR(names);
     }
     return names;
@@ -6231,9 +6239,9 @@ find_command(const struct visit *visit, PyObject *word)
 ATTACHED static bool
 has_method(const struct visit *visit, PyObject *word)
 {
-    PyObject *names =
-        visit->plugin == NULL ? NULL : list_methods(visit->plugin); /* owned */
-    bool has = names != NULL && PySequence_Contains(names, word) == 1;
+    PyObject *names = visit->plugin == NULL ? NULL : PyList_New(0); /* owned */
+    bool has = names != NULL && add_methods(names, visit->plugin) == 0 &&
+               PySequence_Contains(names, word) == 1;
     PyErr_Clear();
     Py_XDECREF(names);
     return has;
@@ -6350,20 +6358,20 @@ split_line(PyObject *line, PyObject **word /* new */, PyObject **argument /* new
 {
     PyObject *rest = NULL; /* owned */
     Py_ssize_t length = PyUnicode_GetLength(line);
-    Py_ssize_t end = 0;
+    Py_ssize_t behind = 0;
     Py_UCS4 first = length == 0 ? 0 : PyUnicode_ReadChar(line, 0);
-    while (end < length && is_of_word(PyUnicode_ReadChar(line, end))) {
-        end++;
+    while (behind < length && is_of_word(PyUnicode_ReadChar(line, behind))) {
+        behind++;
     }
     if (first == '?' || first == '!') {
-        end = 1;
+        behind = 1;
         *word = PyUnicode_FromString(first == '?' ? "help" : "shell");
     }
     else {
-        *word = PyUnicode_Substring(line, 0, end);
+        *word = PyUnicode_Substring(line, 0, behind);
     }
     if (*word != NULL) {
-        rest = PyUnicode_Substring(line, end, length);
+        rest = PyUnicode_Substring(line, behind, length);
     }
     if (rest != NULL) {
         *argument = PyObject_CallMethod(rest, "strip", NULL);
@@ -6939,8 +6947,8 @@ load_class(PyObject *entry, PyObject **name /* new */)
     return type;
 }
 
-/* Whether the configuration file means a shell of ours: python, or by the name that it has in ispyd,
- * ispyd.plugins.python:PythonShell. */
+/* Whether the configuration file means a shell of ours: "python", or by ispyd's name for it,
+ * "ispyd.plugins.python:PythonShell". */
 static bool
 is_entry_of(const char *entry, const struct shell *shell)
 {
@@ -9635,8 +9643,7 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
 struct setting {
     const char *section; /* NULL: [manhole], which may be called [ispyd] */
     const char *key;
-    const char
-        *option; /* of install(), which wins when it is given; NULL: there is none */
+    const char *option; /* of install(), which wins where it is given; or NULL */
     enum parsed (*apply)(struct options *options, const struct setting *setting,
                          PyObject *text);
     enum feature feature; /* that it enables */

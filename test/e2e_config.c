@@ -234,6 +234,8 @@ static const char plugins_module[] = //
     "    def do_hang(self, line):\n"
     "        print('hanging', file=self.stdout)\n"
     "        while True: time.sleep(0.001)\n"
+    "    def do_show(self, line):\n"
+    "        __import__('sys').displayhook(line)\n"
     "    def do_leave(self, line):\n"
     "        return True\n"
     "    def method(self):\n"
@@ -276,10 +278,11 @@ plugin_is_a_shell_with_its_methods_as_commands(void)
                         "['debugger', 'process', 'python', 'queue', 'wsgi']\n");
     assert_string_equal(ask(app, client, "!queue", "queue"), "");
     assert_contains(ask(app, client, "help", "queue"),
-                    "exit  fail  greet  hang  help  leave  prompt  size\n");
+                    "exit  fail  greet  hang  help  leave  prompt  show  size\n");
     assert_matches(ask(app, client, "help size", "queue"),
                    "^size\n *Display the size of the queue\\.\n$");
     assert_string_equal(ask(app, client, "size  of it ", "queue"), "3 'of it'\n");
+    assert_string_equal(ask(app, client, "show", "queue"), "''\n");
     client_send(client, "greet\n");
     client_wait_for(client, "who? ");
     assert_string_equal(ask(app, client, "you", "queue"), "hello you\n");
