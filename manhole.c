@@ -722,6 +722,7 @@ struct module_state {
     bool has_multiprocessing_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
     PyObject *console_type; /* made at the first connection, NULL before */
+    PyObject *input_type;   /* made at the first command shell, NULL before */
     PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *completion;   /* function, made at the first completion, NULL before */
     PyObject *already_installed;
@@ -4722,26 +4723,32 @@ static PyMethodDef console_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* Returns a new reference to class ManholeConsole, made at the first call; NULL with an
- * exception. */
+/* A class of the standard library's with methods of ours, made at the first call and kept. */
+struct derived {
+    const char *name;
+    const char *module; /* of the base */
+    const char *base;
+    PyMethodDef *methods;
+};
+
+/* Returns a new reference to the class, which is kept in *kept; NULL with an exception. */
 ATTACHED static PyObject *
-get_console_type(void)
+get_derived(const struct derived *derived, PyObject **kept)
 {
-    struct module_state *state = installed_state();
-    PyObject *code = NULL; /* owned */
-    PyObject *base = NULL; /* owned */
-    PyObject *type = NULL; /* owned, handed to the caller */
-    if (state->console_type != NULL) {
-        return Py_NewRef(state->console_type);
+    PyObject *module = NULL; /* owned */
+    PyObject *base = NULL;   /* owned */
+    PyObject *type = NULL;   /* owned, handed to the caller */
+    if (*kept != NULL) {
+        return Py_NewRef(*kept);
     }
-    code = PyImport_ImportModule("code");
-    base = code == NULL ? NULL : PyObject_GetAttrString(code, "InteractiveConsole");
+    module = PyImport_ImportModule(derived->module);
+    base = module == NULL ? NULL : PyObject_GetAttrString(module, derived->base);
     if (base == NULL) {
         goto done;
     }
-    type = PyObject_CallFunction((PyObject *)&PyType_Type, "s(O){ss}", "ManholeConsole",
+    type = PyObject_CallFunction((PyObject *)Py_TYPE(base), "s(O){ss}", derived->name,
                                  base, "__module__", "manhole");
-    for (PyMethodDef *method = console_methods; type != NULL && method->ml_name != NULL;
+    for (PyMethodDef *method = derived->methods; type != NULL && method->ml_name != NULL;
          method++) {
         PyObject *descriptor =
             PyDescr_NewMethod((PyTypeObject *)type, method); /* owned */
@@ -4751,11 +4758,9 @@ get_console_type(void)
         }
         Py_XDECREF(descriptor);
     }
-    if (type != NULL) {
-        state->console_type = Py_NewRef(type);
-    }
+    *kept = Py_XNewRef(type);
 done:
-    Py_XDECREF(code);
+    Py_XDECREF(module);
     Py_XDECREF(base);
     return type;
 }
@@ -4789,7 +4794,8 @@ py_displayhook(PyObject *module, PyObject *value)
     }
     shown = PyUnicode_FromFormat("%R\n", value);
     if (shown != NULL && write_client_str(session, shown) == 0 &&
-        (!PyDict_Check(session->names) || /* of a plugin's command there are none */
+        (session->names == NULL ||
+         !PyDict_Check(session->names) || /* a plugin's command has none */
          PyDict_SetItemString(session->names, "_", value) == 0)) {
         result = Py_NewRef(Py_None);
     }
@@ -5078,6 +5084,22 @@ run_console(struct session *session, PyObject *console)
     }
 }
 
+/* A client that has its answer asks for more: it must have heard something within hang_timeout, or a
+ * reporter tells it why not. */
+DETACHED static void
+expect_answer(struct session *session)
+{
+    int64_t now_ms = monotonic_ms();
+    lock_leaf(&session->out_lock);
+    session->waiting_ms = now_ms;
+    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
+    session->answered = false;
+    session->reported = false;
+    session->told = false;
+    unlock(&session->out_lock);
+    ring_bell(&manhole.wake_bell);
+}
+
 /* Python answers: no reporter has to any more. Returns whether one has told the client already. */
 ATTACHED static bool
 settle_report(struct session *session)
@@ -5087,6 +5109,7 @@ settle_report(struct session *session)
     begin_sending(session); /* a reporter in the middle of it comes to its end */
     lock_leaf(&session->out_lock);
     session->answered = true;
+    session->waiting_ms = 0;
     told = session->told;
     unlock(&session->out_lock);
     end_sending(session);
@@ -5098,9 +5121,13 @@ settle_report(struct session *session)
 ATTACHED static void
 hold_console(struct session *session)
 {
-    PyObject *type = get_console_type(); /* owned */
-    PyObject *console = NULL;            /* owned */
-    PyObject *banner = NULL;             /* owned */
+    static const struct derived derived = {.name = "ManholeConsole",
+                                           .module = "code",
+                                           .base = "InteractiveConsole",
+                                           .methods = console_methods};
+    PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
+    PyObject *console = NULL;                                                 /* owned */
+    PyObject *banner = NULL;                                                  /* owned */
     console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
     banner = console == NULL ? NULL : make_banner();
     if (banner != NULL && write_client_str(session, banner) == 0) {
@@ -5111,6 +5138,21 @@ hold_console(struct session *session)
     Py_XDECREF(banner);
 }
 
+/* A text file over the client's socket, for reading; the descriptor stays the session's.
+ * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
+ * session goes on. */
+ATTACHED static PyObject *
+open_input(struct session *session)
+{
+    int fd = atomic_load(&session->fd);
+    int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK) != 0) {
+        (void)fcntl(fd, F_SETFL,
+                    flags & ~O_NONBLOCK); /* a socket object's timeout set it */
+    }
+    return PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape", NULL, 0);
+}
+
 /* The dump, then the console. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 talk(struct session *session, PyObject *locals)
@@ -5118,7 +5160,8 @@ talk(struct session *session, PyObject *locals)
     struct text dump = {0};
     bool told = false;
     set_names(session, make_names(locals));
-    if (session->names == NULL || open_streams(session) < 0 ||
+    session->input = session->names == NULL ? NULL : open_input(session);
+    if (session->input == NULL || open_streams(session) < 0 ||
         (!session->wish->no_stacks && append_dump(&dump) < 0)) {
         goto done;
     }
@@ -5145,21 +5188,6 @@ log_handler_exception(const char *prefix, const char *suffix)
     log_exception(prefix, take_exception(), suffix);
 }
 
-/* A text file over the client's socket, for reading; the descriptor stays the session's.
- * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
- * session goes on. */
-ATTACHED static PyObject *
-open_input(struct session *session)
-{
-    int fd = atomic_load(&session->fd);
-    int flags = fcntl(fd, F_GETFL);
-    if (flags >= 0 && (flags & O_NONBLOCK) != 0) {
-        (void)fcntl(fd, F_SETFL,
-                    flags & ~O_NONBLOCK); /* a socket object's timeout set it */
-    }
-    return PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape", NULL, 0);
-}
-
 /* No more bytes to or from this client; the descriptor is closed with the session. */
 DETACHED static void
 hang_up(struct session *session)
@@ -5179,17 +5207,14 @@ hang_up(struct session *session)
     }
 }
 
-/* Serves the session's client line by line, to the end; converse() may leave an exception. Never
- * raises. */
+/* Serves the session's client line by line, to the end. converse() opens the input, and may leave an
+ * exception. Never raises. */
 ATTACHED static void
 serve_lines(struct session *session, PyObject *locals,
             void (*converse)(struct session *session, PyObject *locals))
 {
     PyThreadState *tstate = NULL;
-    session->input = open_input(session);
-    if (session->input != NULL) {
-        converse(session, locals);
-    }
+    converse(session, locals);
     if (PyErr_Occurred()) {
         log_handler_exception("REPL failed with ", ".");
     }
@@ -6146,6 +6171,108 @@ show_modules(PyObject *glob)
     return text;
 }
 
+/* ---- What the client types ------------------------------------------------------------- */
+
+/* Waits detached for what the client sends. Returns how many bytes there are, 0 at the end, or -1
+ * with errno. While they wait for Python to take them the session has not answered. */
+ATTACHED static ssize_t
+receive_typed(struct session *session, char *bytes, size_t size)
+{
+    PyThreadState *tstate = detach();
+    struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLIN};
+    ssize_t got = 0;
+    int error = 0;
+    do {
+        /* Also where somebody has set O_NONBLOCK. A signal may be the application's. */
+        got = poll(&client, 1, -1) < 0 ? -1 : recv(client.fd, bytes, size, MSG_DONTWAIT);
+        error = got < 0 ? errno : 0;
+    } while (error == EAGAIN);
+    if (got > 0 && memchr(bytes, '\n', (size_t)got) != NULL) {
+        expect_answer(session);
+    }
+    reattach(tstate);
+    (void)settle_report(session);
+    errno = error;
+    return got;
+}
+
+ATTACHED static PyObject *
+input_readinto(PyObject *self, PyObject *target)
+{
+    struct session *session = current_session;
+    Py_buffer view;
+    ssize_t got = -1;
+    (void)self;
+    if (session == NULL) {
+        PyErr_SetString(PyExc_OSError, "only a session's thread reads its client");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(target, &view, PyBUF_WRITABLE) < 0) {
+        return NULL;
+    }
+    do {
+        got = receive_typed(session, view.buf, (size_t)view.len);
+    } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+    if (got < 0 && !PyErr_Occurred()) {
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    PyBuffer_Release(&view);
+    return got < 0 ? NULL : PyLong_FromSsize_t(got);
+}
+
+ATTACHED static PyObject *
+input_readable(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_True);
+}
+
+ATTACHED static PyObject *
+input_fileno(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    if (current_session == NULL) {
+        PyErr_SetString(PyExc_OSError, "only a session's thread has its client");
+        return NULL;
+    }
+    return PyLong_FromLong(atomic_load(&current_session->fd));
+}
+
+static PyMethodDef input_methods[] = {
+    {"readinto", input_readinto, METH_O, NULL},
+    {"readable", input_readable, METH_NOARGS, NULL},
+    {"fileno", input_fileno, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+/* A text file as open_input() makes it, on top of these. Returns a new reference, or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+open_typed_input(void)
+{
+    static const struct derived derived = {
+        .name = "Input", .module = "io", .base = "RawIOBase", .methods = input_methods};
+    PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
+    PyObject *io = PyImport_ImportModule("io");                             /* owned */
+    PyObject *raw = type == NULL ? NULL : PyObject_CallNoArgs(type);        /* owned */
+    PyObject *buffer = NULL;                                                /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
+    if (io != NULL && raw != NULL) {
+        buffer = PyObject_CallMethod(io, "BufferedReader", "O", raw);
+    }
+    if (buffer != NULL) {
+        text = PyObject_CallMethod(io, "TextIOWrapper", "Oss", buffer, "utf-8",
+                                   "surrogateescape");
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(io);
+    Py_XDECREF(raw);
+    Py_XDECREF(buffer);
+    return text;
+}
+
 /* ---- A shell at work ------------------------------------------------------------------- */
 
 /* Adds a name to a list, unless it is there. Returns 0, or -1 with an exception. */
@@ -7057,10 +7184,11 @@ converse_by_commands(struct session *session, PyObject *locals)
     settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
     (void)settle_report(session);
+    session->input = open_typed_input();
     visit.settings = settings == NULL ? Py_None : settings;
     visit.plugins = PyDict_New();  /* owned */
     visit.skipped = PyList_New(0); /* owned */
-    if (visit.plugins != NULL && visit.skipped != NULL) {
+    if (session->input != NULL && visit.plugins != NULL && visit.skipped != NULL) {
         load_plugins(&visit, entries);
         run_shell(&visit);
     }
@@ -10639,6 +10767,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->manhole_object);
     Py_VISIT(state->streams);
     Py_VISIT(state->console_type);
+    Py_VISIT(state->input_type);
     Py_VISIT(state->sys_type);
     Py_VISIT(state->completion);
     Py_VISIT(state->already_installed);
@@ -10658,6 +10787,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->manhole_object);
     Py_CLEAR(state->streams);
     Py_CLEAR(state->console_type);
+    Py_CLEAR(state->input_type);
     Py_CLEAR(state->sys_type);
     Py_CLEAR(state->completion);
     Py_CLEAR(state->already_installed);

@@ -293,6 +293,36 @@ client_of_a_stuck_interpreter_has_the_stacks_and_then_its_prompt(void)
     client_wait_for(visitor.client, "ThreadID=");
 }
 
+static bool
+is_asleep(void *argument)
+{
+    const struct process *app = argument;
+    const char *stat = read_file(format_text("/proc/%d/stat", (int)app->pid));
+    return strncmp(strrchr(stat, ')'), ") S", 3) == 0;
+}
+
+static void
+threads_typed_to_a_stuck_interpreter_is_answered_without_it(void)
+{
+    struct visitor visitor = {
+        .app = start_target(INSTALL(COMMANDS ", hang_timeout=0.1") //
+                            "import os\n" READY "os.read(0, 1)\n" HOLD_GIL)};
+    wait_for_text(visitor.app, OUT, "ready\n", DEADLINE);
+    visitor.client = connect_client(socket_path_of(visitor.app->pid));
+    client_send(visitor.client, "!python\nplatform\n");
+    client_wait_for(visitor.client, "linux\n");
+    write_stdin(visitor.app, "x");
+    wait_for_text(visitor.app, OUT, "ready\n", DEADLINE); /* to hold it */
+    wait_until(is_asleep, visitor.app, "the main thread keeps the GIL", DEADLINE);
+    client_send(visitor.client, "threads\n");
+    client_wait_for(visitor.client, "manhole: Python has not answered for ");
+    client_wait_for(visitor.client, "in hold\n");
+    client_wait_for(visitor.client, "the prompt comes here as soon as Python answers.\n");
+    write_stdin(visitor.app, "x");
+    client_wait_for(visitor.client, prompt_of(visitor, "python"));
+    assert_string_equal(ask(visitor, "platform", "python"), "linux\n");
+}
+
 /* ---- What is off --------------------------------------------------------------------- */
 
 static void
@@ -631,6 +661,7 @@ main(void)
         TEST(maxint_answers_with_maxsize_and_says_so),
         TEST(threads_shows_the_stack_of_every_thread),
         TEST(client_of_a_stuck_interpreter_has_the_stacks_and_then_its_prompt),
+        TEST(threads_typed_to_a_stuck_interpreter_is_answered_without_it),
         TEST(console_is_refused_and_told_how_to_be_enabled),
         TEST(debugger_is_refused_and_told_how_to_be_enabled),
         TEST(console_that_is_enabled_is_one_and_gives_back_to_the_shell),
