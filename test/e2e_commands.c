@@ -293,6 +293,18 @@ client_of_a_stuck_interpreter_has_the_stacks_and_then_its_prompt(void)
     client_wait_for(visitor.client, "ThreadID=");
 }
 
+/* Without a GIL nothing is ever stuck. */
+static void
+require_gil(void)
+{
+    static const char question[] =
+        "import sys, sysconfig; sys.exit(sysconfig.get_config_var('Py_GIL_DISABLED') or "
+        "0)";
+    if (run_command(LIST(python(), "-c", question), NULL, NULL, NULL) != 0) {
+        skip_test("there is no GIL to be stuck with");
+    }
+}
+
 static bool
 is_asleep(void *argument)
 {
@@ -304,6 +316,7 @@ is_asleep(void *argument)
 static void
 threads_typed_to_a_stuck_interpreter_is_answered_without_it(void)
 {
+    require_gil();
     struct visitor visitor = {
         .app = start_target(INSTALL(COMMANDS ", hang_timeout=0.1") //
                             "import os\n" READY "os.read(0, 1)\n" HOLD_GIL)};
