@@ -6041,8 +6041,7 @@ struct command {
     const char *attribute;
     PyObject *(*look)(void);
     PyObject *(*act)(PyObject *argument);
-    PyObject *(*steer)(struct visit *visit,
-                       PyObject *argument); /* runs no app code itself */
+    PyObject *(*steer)(struct visit *visit, PyObject *argument);
     bool talks; /* sys.stdin and sys.stdout are the client's meanwhile */
 };
 
@@ -6142,7 +6141,7 @@ filter_names(PyObject *names /* new, or NULL with an exception */, PyObject *glo
     PyObject *fnmatch = NULL; /* owned */
     PyObject *found = NULL;   /* new, handed to the caller */
     if (PyUnicode_GetLength(glob) > MAX_GLOB) {
-        PyErr_Format(PyExc_ValueError, "A glob may have %d characters", MAX_GLOB);
+        PyErr_Format(PyExc_ValueError, "A glob has at most %d characters", MAX_GLOB);
     }
     else if (names != NULL) {
         fnmatch = PyImport_ImportModule("fnmatch");
@@ -6648,7 +6647,9 @@ enter_shell(struct visit *visit, const struct shell *shell, const char *name,
     inner.plugin = plugin;
     run_shell(&inner);
     visit->over = inner.over;
-    offer_words(visit);
+    if (!visit->over) {
+        offer_words(visit);
+    }
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 

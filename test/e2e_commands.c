@@ -188,6 +188,19 @@ end_of_input_leaves_from_any_depth(void)
 }
 
 static void
+client_that_vanishes_further_in_leaves_nothing_behind(void)
+{
+    struct visitor visitor = visit_shell(COMMANDS, "python");
+    int fds = count_fds(visitor.app->pid);
+    client_send(visitor.client, "version\nmaxs"); /* half a command is none */
+    client_close(visitor.client);
+    wait_for_text(visitor.app, ERR, "Cleaned up.\n", DEADLINE);
+    visitor.client = connect_to(visitor.app);
+    client_wait_for(visitor.client, prompt_of(visitor, "manhole"));
+    assert_int_equal(count_fds(visitor.app->pid), fds);
+}
+
+static void
 clients_are_each_in_a_place_of_their_own(void)
 {
     struct visitor one = visit_shell(COMMANDS, "python");
@@ -668,6 +681,7 @@ main(void)
         TEST(every_command_has_help),
         TEST(what_is_no_command_is_told_so),
         TEST(end_of_input_leaves_from_any_depth),
+        TEST(client_that_vanishes_further_in_leaves_nothing_behind),
         TEST(clients_are_each_in_a_place_of_their_own),
         TEST(process_shows_what_the_process_is),
         TEST(python_shows_what_python_is),
