@@ -312,8 +312,8 @@ static void
 write_config_for(struct process *app)
 {
     wait_for_text(app, OUT, "port ", DEADLINE);
-    int port = atoi(wait_for_text(app, OUT, "\n", DEADLINE));
-    (void)write_file("test.ini", format_text("[ispyd]\nlisten = localhost:%d\n", port));
+    long port = strtol(wait_for_text(app, OUT, "\n", DEADLINE), NULL, 10);
+    (void)write_file("test.ini", format_text("[ispyd]\nlisten = localhost:%ld\n", port));
 }
 
 static void
