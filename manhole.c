@@ -2,9 +2,9 @@
  *
  * A signal, or nothing at all, opens /tmp/manhole-PID. Who connects with the process's
  * own uid, or root's, sees the stack of every Python thread and then has a Python prompt
- * in the living process. It is an extension module (`import manhole`), a drop-in for C
- * programs that embed CPython (manhole.h), and an environment variable (PYTHONMANHOLE).
- * README.rst says how to use it.
+ * in the living process; or, where nobody may run code, a shell of commands. It is an
+ * extension module (`import manhole`), a drop-in for C programs that embed CPython
+ * (manhole.h), and an environment variable (PYTHONMANHOLE). README.rst says how to use it.
  *
  * THREADS
  *   listener     one native thread, made by install(). Never attaches to Python, so nothing that
@@ -35,6 +35,7 @@
  *   functions    a probe stands in the module or class of the function that it was inserted at. It
  *                is put back when the probe is removed.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
+ *   modules      plugins that a configuration file names are imported when a client comes.
  *
  * HOW TO READ IT
  *   Ground floor first; each room opens with a banner that says who runs it. Three markers say who
@@ -121,6 +122,9 @@ enum {
     /* Bytes of a line to complete, with its newline; and the most matches for it. */
     MAX_COMPLETION = 4097,
     MAX_MATCHES = 500,
+    /* Characters of a glob for a command shell, and of the name that a plugin gives itself. */
+    MAX_GLOB = 100,
+    MAX_PLUGIN_NAME = 40,
     /* Side channels open at once, beside max_sessions consoles and programs. */
     MAX_ASIDE = 16,
     /* Of threads that run none of the client's Python code. */
@@ -339,10 +343,14 @@ take_exception(void)
 #endif
 }
 
-/* Sets the exception that take_exception() took, as it was. Takes over the reference. */
+/* Sets the exception that take_exception() took, as it was; if it was none, nothing changes. Takes
+ * over the reference. */
 ATTACHED static void
-put_back_exception(PyObject *exception)
+put_back_exception(PyObject *exception /* new, or NULL */)
 {
+    if (exception == NULL) {
+        return;
+    }
 #if PY_VERSION_HEX >= 0x030c0000
     PyErr_SetRaisedException(exception);
 #else
@@ -545,7 +553,14 @@ struct destination {
 enum handler_kind {
     HANDLER_REPL,
     HANDLER_EXEC,
+    HANDLER_COMMANDS,
     HANDLER_CALLABLE,
+};
+
+/* What a command shell has only where it is enabled: there the client runs code. */
+enum feature {
+    FEATURE_CONSOLE = 1,
+    FEATURE_DEBUGGER = 2,
 };
 
 struct handler {
@@ -574,6 +589,10 @@ struct options {
     int daemon_connection;
     int redirect_stderr;
     struct handler connection_handler;
+    unsigned enable;    /* bits of enum feature */
+    PyObject *config;   /* owned path, or NULL; and what the file says: */
+    PyObject *settings; /* owned RawConfigParser, or NULL: there is no file */
+    PyObject *plugins;  /* owned list of str; NULL: it does not say */
 };
 
 struct session;
@@ -635,7 +654,9 @@ struct session {
     _Atomic bool taken_back;
     bool has_console; /* the std streams are this client's in its thread */
     PyObject *input;  /* owned text file that sys.stdin is in its thread */
-    PyObject *names;  /* owned dict, the console's namespace; changes under table_lock */
+    /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
+     * words that may be typed; NULL: neither */
+    PyObject *names;
     PyObject *arguments; /* owned, sys.argv in its thread; NULL: the application's */
     char *request;       /* owned, malloc'd, NUL-terminated; NULL: the wish needs none */
     size_t request_length;
@@ -796,6 +817,7 @@ struct module_state {
     bool has_multiprocessing_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
     PyObject *console_type; /* made at the first connection, NULL before */
+    PyObject *input_type;   /* made at the first command shell, NULL before */
     PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *completion;   /* function, made at the first completion, NULL before */
     PyObject *probes;       /* tuple, see enum probes_item */
@@ -3925,6 +3947,20 @@ append_stack_from(struct text *text, struct stacks *stacks, PyObject *frame)
     }
     append_frames(text, stacks, first, stacks->look.frame_count - first);
     return 0;
+}
+
+/* The same as a new str, or NULL with an exception. */
+ATTACHED static PyObject *
+make_dump(void)
+{
+    struct text dump = {0};
+    PyObject *text = NULL; /* new, handed to the caller */
+    if (append_stacks(&dump, &dump_form) == 0) {
+        text =
+            PyUnicode_DecodeUTF8(dump.bytes, (Py_ssize_t)dump.length, "backslashreplace");
+    }
+    free_text(&dump);
+    return text;
 }
 
 /* ======================================================================================
@@ -8184,26 +8220,32 @@ static PyMethodDef console_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* Returns a new reference to class ManholeConsole, made at the first call; NULL with an
- * exception. */
+/* A class of the standard library's with methods of ours, made at the first call and kept. */
+struct derived {
+    const char *name;
+    const char *module; /* of the base */
+    const char *base;
+    PyMethodDef *methods;
+};
+
+/* Returns a new reference to the class, which is kept in *kept; NULL with an exception. */
 ATTACHED static PyObject *
-get_console_type(void)
+get_derived(const struct derived *derived, PyObject **kept)
 {
-    struct module_state *state = installed_state();
-    PyObject *code = NULL; /* owned */
-    PyObject *base = NULL; /* owned */
-    PyObject *type = NULL; /* owned, handed to the caller */
-    if (state->console_type != NULL) {
-        return Py_NewRef(state->console_type);
+    PyObject *module = NULL; /* owned */
+    PyObject *base = NULL;   /* owned */
+    PyObject *type = NULL;   /* owned, handed to the caller */
+    if (*kept != NULL) {
+        return Py_NewRef(*kept);
     }
-    code = PyImport_ImportModule("code");
-    base = code == NULL ? NULL : PyObject_GetAttrString(code, "InteractiveConsole");
+    module = PyImport_ImportModule(derived->module);
+    base = module == NULL ? NULL : PyObject_GetAttrString(module, derived->base);
     if (base == NULL) {
         goto done;
     }
-    type = PyObject_CallFunction((PyObject *)&PyType_Type, "s(O){ss}", "ManholeConsole",
+    type = PyObject_CallFunction((PyObject *)Py_TYPE(base), "s(O){ss}", derived->name,
                                  base, "__module__", "manhole");
-    for (PyMethodDef *method = console_methods; type != NULL && method->ml_name != NULL;
+    for (PyMethodDef *method = derived->methods; type != NULL && method->ml_name != NULL;
          method++) {
         PyObject *descriptor =
             PyDescr_NewMethod((PyTypeObject *)type, method); /* owned */
@@ -8213,11 +8255,9 @@ get_console_type(void)
         }
         Py_XDECREF(descriptor);
     }
-    if (type != NULL) {
-        state->console_type = Py_NewRef(type);
-    }
+    *kept = Py_XNewRef(type);
 done:
-    Py_XDECREF(code);
+    Py_XDECREF(module);
     Py_XDECREF(base);
     return type;
 }
@@ -8251,7 +8291,9 @@ py_displayhook(PyObject *module, PyObject *value)
     }
     shown = PyUnicode_FromFormat("%R\n", value);
     if (shown != NULL && write_client_str(session, shown) == 0 &&
-        PyDict_SetItemString(session->names, "_", value) == 0) {
+        (session->names == NULL ||
+         !PyDict_Check(session->names) || /* a plugin's command has none */
+         PyDict_SetItemString(session->names, "_", value) == 0)) {
         result = Py_NewRef(Py_None);
     }
     Py_XDECREF(shown);
@@ -8576,6 +8618,30 @@ push_line(struct session *session, PyObject *console, PyObject *line)
     return verdict;
 }
 
+/* Writes a prompt, with a mark before and behind it for a client that wants that, and reads the
+ * line. Returns as read_line() does; NULL without an exception after a SystemExit, which is not the
+ * client's, for nothing of its runs now: it goes on where it came from. */
+ATTACHED static PyObject *
+ask_line(struct session *session, const char *prompt)
+{
+    struct text text = {0};
+    PyObject *line = NULL; /* owned, handed to the caller */
+    append_string(&text, session->wish->marked ? "\1" : "");
+    append_string(&text, prompt);
+    append_string(&text, session->wish->marked ? "\2" : "");
+    if (text.failed) {
+        PyErr_NoMemory();
+    }
+    else if (write_client(session, text.bytes, text.length) == 0) {
+        line = read_line(session);
+    }
+    free_text(&text);
+    if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        Py_XSETREF(session->raised, take_exception());
+    }
+    return line;
+}
+
 /* Prompt, line, prompt, line. Returns with an exception set when it was one that ended
  * it. */
 ATTACHED static void
@@ -8584,18 +8650,9 @@ run_console(struct session *session, PyObject *console)
     static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
     enum verdict verdict = LINE_DONE;
     while (verdict != SESSION_OVER) {
-        bool marked = session->wish->marked;
-        const char *prompt = verdict == LINE_WANTS_MORE ? "\1... \2" : "\1>>> \2";
-        PyObject *line = NULL; /* owned */
-        if (write_client(session, prompt + !marked, marked ? 6 : 4) == 0) {
-            line = read_line(session);
-        }
-        if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
-            /* Not the client's: nothing of its runs now. It goes on where it came from. */
-            Py_XSETREF(session->raised, take_exception());
-            verdict = SESSION_OVER;
-        }
-        else if (line == NULL) {
+        PyObject *line =
+            ask_line(session, verdict == LINE_WANTS_MORE ? "... " : ">>> "); /* owned */
+        if (line == NULL) {
             verdict = judge_exception(session, console);
         }
         else if (PyUnicode_GetLength(line) == 0) {
@@ -8609,6 +8666,22 @@ run_console(struct session *session, PyObject *console)
     }
 }
 
+/* A client that has its answer asks for more: it must have heard something within hang_timeout, or a
+ * reporter tells it why not. */
+DETACHED static void
+expect_answer(struct session *session)
+{
+    int64_t now_ms = monotonic_ms();
+    lock_leaf(&session->out_lock);
+    session->waiting_ms = now_ms;
+    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
+    session->answered = false;
+    session->reported = false;
+    session->told = false;
+    unlock(&session->out_lock);
+    ring_bell(&manhole.wake_bell);
+}
+
 /* Python answers: no reporter has to any more. Returns whether one has told the client already. */
 ATTACHED static bool
 settle_report(struct session *session)
@@ -8618,6 +8691,7 @@ settle_report(struct session *session)
     begin_sending(session); /* a reporter in the middle of it comes to its end */
     lock_leaf(&session->out_lock);
     session->answered = true;
+    session->waiting_ms = 0;
     told = session->told;
     unlock(&session->out_lock);
     end_sending(session);
@@ -8625,32 +8699,22 @@ settle_report(struct session *session)
     return told;
 }
 
-/* The dump, the banner, the prompt. Returns with an exception set when it was one that
- * ended it. */
+/* The banner, the prompt. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
-talk(struct session *session)
+hold_console(struct session *session)
 {
-    struct text dump = {0};
-    PyObject *type = NULL;    /* owned */
-    PyObject *console = NULL; /* owned */
-    PyObject *banner = NULL;  /* owned */
-    bool told = false;
-    if (!session->wish->no_stacks && append_stacks(&dump, &dump_form) < 0) {
-        goto done;
-    }
-    told = settle_report(session);
-    if (!told && !session->wish->no_stacks &&
-        write_client(session, dump.bytes, dump.length) < 0) {
-        goto done;
-    }
-    type = get_console_type();
+    static const struct derived derived = {.name = "ManholeConsole",
+                                           .module = "code",
+                                           .base = "InteractiveConsole",
+                                           .methods = console_methods};
+    PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
+    PyObject *console = NULL;                                                 /* owned */
+    PyObject *banner = NULL;                                                  /* owned */
     console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
     banner = console == NULL ? NULL : make_banner();
     if (banner != NULL && write_client_str(session, banner) == 0) {
         run_console(session, console);
     }
-done:
-    free_text(&dump);
     Py_XDECREF(type);
     Py_XDECREF(console);
     Py_XDECREF(banner);
@@ -8681,11 +8745,10 @@ log_handler_exception(struct session *session, const char *prefix)
     Py_XDECREF(exception);
 }
 
-/* A text file over the client's socket, for reading; the descriptor stays the session's.
- * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
- * session goes on. */
-ATTACHED static PyObject *
-open_input(struct session *session)
+/* Returns the descriptor, the session's, at which the client's bytes are to be read; or -1 with an
+ * exception. */
+ATTACHED static int
+open_input_fd(struct session *session)
 {
     int fd = atomic_load(&session->fd);
     int flags = fcntl(fd, F_GETFL);
@@ -8703,9 +8766,41 @@ open_input(struct session *session)
     }
     if (fd < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
-        return NULL;
     }
-    return PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape", NULL, 0);
+    return fd;
+}
+
+/* A text file over the client's socket, for reading; the descriptor stays the session's.
+ * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
+ * session goes on. */
+ATTACHED static PyObject *
+open_input(struct session *session)
+{
+    int fd = open_input_fd(session);
+    return fd < 0 ? NULL
+                  : PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape",
+                                  NULL, 0);
+}
+
+/* The dump, then the console. Returns with an exception set when it was one that ended it. */
+ATTACHED static void
+talk(struct session *session, PyObject *locals)
+{
+    struct text dump = {0};
+    bool told = false;
+    set_names(session, make_names(locals, session->wish->live_names));
+    session->input = session->names == NULL ? NULL : open_input(session);
+    if (session->input == NULL || open_streams(session) < 0 ||
+        (!session->wish->no_stacks && append_stacks(&dump, &dump_form) < 0)) {
+        goto done;
+    }
+    told = settle_report(session);
+    if (told || session->wish->no_stacks ||
+        write_client(session, dump.bytes, dump.length) == 0) {
+        hold_console(session);
+    }
+done:
+    free_text(&dump);
 }
 
 /* No more bytes to or from this client; the descriptor is closed with the session. */
@@ -8728,16 +8823,14 @@ hang_up(struct session *session)
     }
 }
 
-/* Serves the session's client with the console, to the end. Never raises. */
+/* Serves the session's client line by line, to the end. converse() opens the input, and may leave an
+ * exception. Never raises. */
 ATTACHED static void
-serve_console(struct session *session, PyObject *locals)
+serve_lines(struct session *session, PyObject *locals,
+            void (*converse)(struct session *session, PyObject *locals))
 {
     PyThreadState *tstate = NULL;
-    set_names(session, make_names(locals, session->wish->live_names));
-    session->input = session->names == NULL ? NULL : open_input(session);
-    if (session->input != NULL && open_streams(session) == 0) {
-        talk(session);
-    }
+    converse(session, locals);
     if (PyErr_Occurred()) {
         log_handler_exception(session, "REPL failed with ");
     }
@@ -8752,7 +8845,15 @@ serve_console(struct session *session, PyObject *locals)
     deliver_log();
 }
 
-/* exit() in the exec handler's lines. */
+/* Serves the session's client with the console. Never raises. */
+ATTACHED static void
+serve_console(struct session *session, PyObject *locals)
+{
+    serve_lines(session, locals, talk);
+}
+
+/* exit() in the exec handler's lines, and in a console that a command shell goes on after: Python's
+ * own would close its input. */
 ATTACHED static PyObject *
 py_exit(PyObject *module, PyObject *unused)
 {
@@ -9086,6 +9187,18 @@ refuse_request(struct session *session, const char *why)
     return false;
 }
 
+/* Whether a client may send code: not where it gets a shell of commands without a console. */
+static bool
+may_run_code(void)
+{
+    bool may = false;
+    lock_leaf(&table_lock);
+    may = manhole.options.connection_handler.kind != HANDLER_COMMANDS ||
+          (manhole.options.enable & FEATURE_CONSOLE) != 0;
+    unlock(&table_lock);
+    return may;
+}
+
 /* Four bytes of length, the high one first; then the fields, a NUL between two: the file that
  * tracebacks name, the elements of sys.argv, the source. */
 DETACHED static bool
@@ -9093,6 +9206,11 @@ receive_program(struct session *session)
 {
     unsigned char head[4];
     size_t length = 0;
+    if (!may_run_code()) {
+        return refuse_request(session,
+                              "nobody may run code here: this manhole has a shell "
+                              "of commands, without its console");
+    }
     if (!receive_bytes(session, (char *)head, sizeof(head))) {
         return refuse_request(session, "no program came");
     }
@@ -9338,8 +9456,8 @@ receive_line(struct session *session)
     return newline != NULL;
 }
 
-/* The namespace of the console whose client has the same id. Returns a copy, which stays as it is
- * while that console runs on, or NULL, perhaps with an exception. */
+/* The names of the console or command shell whose client has the same id. Returns a copy, which
+ * stays as it is while that one runs on, or NULL, perhaps with an exception. */
 ATTACHED static PyObject *
 copy_names(const struct session *asking)
 {
@@ -9355,14 +9473,15 @@ copy_names(const struct session *asking)
     }
     unlock(&table_lock);
     if (names != NULL) {
-        copy = PyDict_Copy(names);
+        copy = PyDict_Check(names) ? PyDict_Copy(names) : Py_NewRef(names);
         Py_DECREF(names);
     }
     return copy;
 }
 
 /* rlcompleter in a module of its own, for when it is imported it imports readline, which prepares
- * the terminal of the process, and makes itself readline's completer. */
+ * the terminal of the process, and makes itself readline's completer. It evaluates what it is to
+ * complete, so it sees nothing of a command shell, whose words are in a tuple. */
 static const char completion_program[] =
     "import builtins, importlib.util\n"
     "def import_all_but_readline(name, *rest, **keywords):\n"
@@ -9374,6 +9493,8 @@ static const char completion_program[] =
     "exec(importlib.util.find_spec('rlcompleter').loader.get_code('rlcompleter'), "
     "module)\n"
     "def complete(text, names, most):\n"
+    "    if isinstance(names, tuple):\n"
+    "        return [word + '\\n' for word in names if word.startswith(text)][:most]\n"
     "    completer = module['Completer'](names)\n"
     "    completer.complete(text, 0)\n"
     "    matches = dict.fromkeys(completer.matches)\n"
@@ -9473,6 +9594,1220 @@ serve_json(struct session *session, PyObject *locals)
 {
     (void)locals;
     serve_look(session, &json_form);
+}
+
+/* ======================================================================================
+ * Commands: a shell of named commands instead of Python, for where nobody may run code. Names and
+ * prompts are ispyd's.
+ * Runs on:  the session's thread, ATTACHED.
+ * Touches:  the session's own fields; sys only while a command or plugin has the client's streams.
+ * Nothing here evaluates, imports, formats with or opens what the client types. Its first word is
+ * compared with the names of a table, or of the methods that a plugin's class has; what stands
+ * behind it is handed over as text.
+ * To add a command: a row in the table of its shell. To add a shell: a row in shells[].
+ * ====================================================================================== */
+
+/* Where a client is: in the outermost shell, or in one inside it. */
+struct visit {
+    struct session *session;
+    PyObject *locals;   /* borrowed mapping, or NULL: for the console */
+    unsigned enabled;   /* bits of enum feature, as they were when the client came */
+    PyObject *settings; /* borrowed RawConfigParser, or None: for the plugins */
+    PyObject *plugins; /* borrowed dict: a class by each name; None for a shell of ours */
+    PyObject *skipped; /* borrowed list of str: the plugins that are broken, and why */
+    const struct shell *shells[2]; /* the commands of this one, and what all have */
+    PyObject *plugin; /* borrowed: whose methods this shell has; NULL: none's */
+    const char *name; /* as the prompt has it */
+    bool no_prompt;
+    bool left; /* the client has left this shell, */
+    bool over; /* and the session with it */
+};
+
+/* What a command returns is shown to the client: a new str, or None for nothing; or NULL with an
+ * exception, whose message is shown. */
+struct command {
+    const char *name;
+    const char *arguments; /* as help shows them; NULL: it takes none */
+    const char *help;
+    /* One of these. An attribute that can be called is. */
+    const char *module;
+    const char *attribute;
+    PyObject *(*look)(void);
+    PyObject *(*act)(PyObject *argument);
+    PyObject *(*steer)(struct visit *visit, PyObject *argument);
+    bool talks; /* sys.stdin and sys.stdout are the client's meanwhile */
+};
+
+struct shell {
+    const char *name;
+    const struct command *commands;
+    size_t count;
+    enum feature feature; /* without which nobody gets in; 0: everybody does */
+};
+
+/* For a format: the section, the name. */
+#define HOW_TO_ENABLE                                                                    \
+  "To enable it: \"enabled = true\" in section [%s] of the configuration file, or "      \
+  "install(enable='%s')."
+
+/* ---- What the commands do -------------------------------------------------------------- */
+
+/* Returns a new str, or NULL with an exception. */
+ATTACHED static PyObject *
+show_attribute(const struct command *command)
+{
+    PyObject *module = PyImport_ImportModule(command->module); /* owned */
+    PyObject *value = NULL;                                    /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
+    if (module != NULL) {
+        value = PyObject_GetAttrString(module, command->attribute);
+    }
+    if (value != NULL && PyCallable_Check(value)) {
+        Py_SETREF(value, PyObject_CallNoArgs(value));
+    }
+    if (value != NULL) {
+        text = PyObject_Str(value);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(value);
+    return text;
+}
+
+/* As a dict, as ispyd shows it. */
+ATTACHED static PyObject *
+show_environ(void)
+{
+    PyObject *os = PyImport_ImportModule("os"); /* owned */
+    PyObject *variables = NULL;                 /* owned */
+    PyObject *copy = NULL;                      /* owned */
+    PyObject *text = NULL;                      /* new, handed to the caller */
+    if (os != NULL) {
+        variables = PyObject_GetAttrString(os, "environ");
+    }
+    if (variables != NULL) {
+        copy = PyObject_CallMethod(variables, "copy", NULL);
+    }
+    if (copy != NULL) {
+        text = PyObject_Repr(copy);
+    }
+    Py_XDECREF(os);
+    Py_XDECREF(variables);
+    Py_XDECREF(copy);
+    return text;
+}
+
+ATTACHED static PyObject *
+show_maxint(void)
+{
+    return PyUnicode_FromFormat(
+        "%zd\nPython 3 has no maxint, for its ints have no limit: this is maxsize.",
+        PY_SSIZE_T_MAX);
+}
+
+/* Returns a new list of the names in sys.modules: all, or those that are in no package. */
+ATTACHED static PyObject *
+list_modules(bool all)
+{
+    PyObject *keys = PySequence_List(PyImport_GetModuleDict()); /* owned */
+    PyObject *names = NULL; /* owned, handed to the caller */
+    if (keys != NULL) {
+        names = PyList_New(0);
+    }
+    for (Py_ssize_t i = 0; names != NULL && i < PyList_GET_SIZE(keys); i++) {
+        PyObject *name = PyList_GET_ITEM(keys, i); /* borrowed */
+        bool wanted =
+            PyUnicode_Check(name) &&
+            (all || PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1) < 0);
+        if (wanted && PyList_Append(names, name) < 0) {
+            Py_CLEAR(names);
+        }
+    }
+    Py_XDECREF(keys);
+    return names;
+}
+
+/* Returns those of the names that match, new; takes over the list. A longer glob is refused: while
+ * it is matched no other thread runs. */
+ATTACHED static PyObject *
+filter_names(PyObject *names /* new, or NULL with an exception */, PyObject *glob)
+{
+    PyObject *fnmatch = NULL; /* owned */
+    PyObject *found = NULL;   /* new, handed to the caller */
+    if (PyUnicode_GetLength(glob) > MAX_GLOB) {
+        PyErr_Format(PyExc_ValueError, "A glob has at most %d characters", MAX_GLOB);
+    }
+    else if (names != NULL) {
+        fnmatch = PyImport_ImportModule("fnmatch");
+    }
+    if (fnmatch != NULL) {
+        found = PyObject_CallMethod(fnmatch, "filter", "OO", names, glob);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(fnmatch);
+    return found;
+}
+
+ATTACHED static PyObject *
+show_modules(PyObject *glob)
+{
+    bool all = PyUnicode_GetLength(glob) > 0;
+    PyObject *names = list_modules(all); /* owned */
+    PyObject *text = NULL;               /* new, handed to the caller */
+    if (all) {
+        names = filter_names(names, glob);
+    }
+    if (names != NULL && PyList_Sort(names) == 0) {
+        text = PyObject_Repr(names);
+    }
+    Py_XDECREF(names);
+    return text;
+}
+
+/* ---- What the client types ------------------------------------------------------------- */
+
+/* See open_input_fd(). */
+static int
+input_fd(struct session *session)
+{
+    int plain_fd = atomic_load(&session->plain_fd);
+    return plain_fd >= 0 ? plain_fd : atomic_load(&session->fd);
+}
+
+/* Waits detached for what the client sends. Returns how many bytes there are, 0 at the end, or -1
+ * with errno. While they wait for Python to take them the session has not answered. */
+ATTACHED static ssize_t
+receive_typed(struct session *session, char *bytes, size_t size)
+{
+    PyThreadState *tstate = detach();
+    struct pollfd client = {.fd = input_fd(session), .events = POLLIN};
+    ssize_t got = 0;
+    int error = 0;
+    do {
+        /* Also where somebody has set O_NONBLOCK. A signal may be the application's. */
+        got = poll(&client, 1, -1) < 0 ? -1 : recv(client.fd, bytes, size, MSG_DONTWAIT);
+        error = got < 0 ? errno : 0;
+    } while (error == EAGAIN);
+    if (got > 0 && memchr(bytes, '\n', (size_t)got) != NULL) {
+        expect_answer(session);
+    }
+    reattach(tstate);
+    (void)settle_report(session);
+    errno = error;
+    return got;
+}
+
+ATTACHED static PyObject *
+input_readinto(PyObject *self, PyObject *target)
+{
+    struct session *session = current_session;
+    Py_buffer view;
+    ssize_t got = -1;
+    (void)self;
+    if (session == NULL) {
+        PyErr_SetString(PyExc_OSError, "only a session's thread reads its client");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(target, &view, PyBUF_WRITABLE) < 0) {
+        return NULL;
+    }
+    do {
+        got = receive_typed(session, view.buf, (size_t)view.len);
+    } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+    if (got < 0 && !PyErr_Occurred()) {
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    PyBuffer_Release(&view);
+    return got < 0 ? NULL : PyLong_FromSsize_t(got);
+}
+
+ATTACHED static PyObject *
+input_readable(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_True);
+}
+
+ATTACHED static PyObject *
+input_fileno(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    if (current_session == NULL) {
+        PyErr_SetString(PyExc_OSError, "only a session's thread has its client");
+        return NULL;
+    }
+    return PyLong_FromLong(input_fd(current_session));
+}
+
+static PyMethodDef input_methods[] = {
+    {"readinto", input_readinto, METH_O, NULL},
+    {"readable", input_readable, METH_NOARGS, NULL},
+    {"fileno", input_fileno, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+/* A text file as open_input() makes it, on top of these. Returns a new reference, or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+open_typed_input(struct session *session)
+{
+    static const struct derived derived = {
+        .name = "Input", .module = "io", .base = "RawIOBase", .methods = input_methods};
+    PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
+    PyObject *io = PyImport_ImportModule("io");                             /* owned */
+    PyObject *raw = NULL;                                                   /* owned */
+    PyObject *buffer = NULL;                                                /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
+    if (type != NULL && open_input_fd(session) >= 0) {
+        raw = PyObject_CallNoArgs(type);
+    }
+    if (io != NULL && raw != NULL) {
+        buffer = PyObject_CallMethod(io, "BufferedReader", "O", raw);
+    }
+    if (buffer != NULL) {
+        text = PyObject_CallMethod(io, "TextIOWrapper", "Oss", buffer, "utf-8",
+                                   "surrogateescape");
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(io);
+    Py_XDECREF(raw);
+    Py_XDECREF(buffer);
+    return text;
+}
+
+/* ---- A shell at work ------------------------------------------------------------------- */
+
+/* Adds a name to a list, unless it is there. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_name(PyObject *names, const char *name)
+{
+    PyObject *text = PyUnicode_FromString(name); /* owned */
+    int has = text == NULL ? -1 : PySequence_Contains(names, text);
+    int result = has == 0 ? PyList_Append(names, text) : has;
+    Py_XDECREF(text);
+    return result < 0 ? -1 : 0;
+}
+
+/* Adds the names of a plugin's methods do_NAME, less the prefix. By its class: nothing that the
+ * instance makes up is one. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_methods(PyObject *names, PyObject *plugin)
+{
+    static const char prefix[] = "do_";
+    PyObject *attributes = PyObject_Dir((PyObject *)Py_TYPE(plugin)); /* owned */
+    int result = attributes == NULL ? -1 : 0;
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(attributes); i++) {
+        const char *name = PyUnicode_AsUTF8(PyList_GET_ITEM(attributes, i));
+        if (name == NULL) {
+            result = -1;
+        }
+        else if (strncmp(name, prefix, sizeof(prefix) - 1) == 0) {
+            result = add_name(names, name + sizeof(prefix) - 1);
+        }
+    }
+    Py_XDECREF(attributes);
+    return result;
+}
+
+ATTACHED static int
+add_commands(PyObject *names, const struct shell *shell)
+{
+    int result = 0;
+    for (size_t i = 0; result == 0 && i < shell->count; i++) {
+        result = add_name(names, shell->commands[i].name);
+    }
+    return result;
+}
+
+/* Returns a new sorted list of the commands there are, or NULL with an exception. */
+ATTACHED static PyObject *
+list_commands(const struct visit *visit)
+{
+    PyObject *names = PyList_New(0); /* owned, handed to the caller */
+    if (names != NULL &&
+        (add_commands(names, visit->shells[0]) < 0 ||
+         add_commands(names, visit->shells[1]) < 0 ||
+         (visit->plugin != NULL && add_methods(names, visit->plugin) < 0) ||
+         PyList_Sort(names) < 0)) {
+        Py_CLEAR(names);
+    }
+    return names;
+}
+
+/* The words that the client's Tab completes: commands, and in the outermost shell also the names of
+ * the others. Never raises. */
+ATTACHED static void
+offer_words(const struct visit *visit)
+{
+    PyObject *words = list_commands(visit); /* owned */
+    PyObject *more = NULL;                  /* owned */
+    if (words != NULL && visit->plugin == NULL && visit->shells[0]->name == NULL) {
+        more = PySequence_InPlaceConcat(words, visit->plugins);
+    }
+    set_names(visit->session, words == NULL ? NULL : PyList_AsTuple(words));
+    PyErr_Clear();
+    Py_XDECREF(words);
+    Py_XDECREF(more);
+}
+
+ATTACHED static const struct command *
+find_command(const struct visit *visit, PyObject *word)
+{
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(visit->shells); i++) {
+        const struct shell *shell = visit->shells[i];
+        for (size_t j = 0; j < shell->count; j++) {
+            if (PyUnicode_CompareWithASCIIString(word, shell->commands[j].name) == 0) {
+                return &shell->commands[j];
+            }
+        }
+    }
+    return NULL;
+}
+
+/* Whether the plugin whose shell this is has a command; never what is a command of ours. */
+ATTACHED static bool
+has_method(const struct visit *visit, PyObject *word)
+{
+    PyObject *names = visit->plugin == NULL ? NULL : PyList_New(0); /* owned */
+    bool has = names != NULL && add_methods(names, visit->plugin) == 0 &&
+               PySequence_Contains(names, word) == 1;
+    PyErr_Clear();
+    Py_XDECREF(names);
+    return has;
+}
+
+/* The method do_WORD. Returns a new reference, or NULL with an exception. */
+ATTACHED static PyObject *
+get_method(PyObject *plugin, PyObject *word)
+{
+    PyObject *name = PyUnicode_FromFormat("do_%U", word); /* owned */
+    PyObject *method = NULL;                              /* new, handed to the caller */
+    if (name != NULL) {
+        method = PyObject_GetAttr(plugin, name);
+        Py_DECREF(name);
+    }
+    return method;
+}
+
+/* What became of a plugin's code. */
+enum reply {
+    REPLY_INTERRUPTED = -1, /* with an exception that is not its own */
+    REPLY_FALSE,
+    REPLY_TRUE,
+    REPLY_RAISED, /* and the client has seen the traceback */
+};
+
+/* Calls what a plugin has. */
+ATTACHED static enum reply
+call_plugin(struct session *session, PyObject *callable /* new: taken over, or NULL */,
+            PyObject *argument /* or NULL */)
+{
+    PyObject *result = NULL;    /* owned */
+    PyObject *traceback = NULL; /* owned */
+    enum reply reply = REPLY_INTERRUPTED;
+    begin_running(session);
+    if (callable != NULL) {
+        result = argument == NULL ? PyObject_CallNoArgs(callable)
+                                  : PyObject_CallOneArg(callable, argument);
+    }
+    end_running(session);
+    if (result != NULL) {
+        reply = PyObject_IsTrue(result) == 1 ? REPLY_TRUE : REPLY_FALSE;
+        PyErr_Clear();
+    }
+    else if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyObject *raised = take_exception(); /* owned */
+        traceback = format_exception(session, raised);
+        Py_DECREF(raised);
+    }
+    if (traceback != NULL && write_client_str(session, traceback) == 0) {
+        reply = REPLY_RAISED;
+    }
+    Py_XDECREF(callable);
+    Py_XDECREF(result);
+    Py_XDECREF(traceback);
+    return reply;
+}
+
+/* The same for a method that a plugin need not have: without it the reply is false. */
+ATTACHED static enum reply
+call_optional(struct session *session, PyObject *plugin, const char *name,
+              PyObject *argument /* or NULL */)
+{
+    return PyObject_HasAttrString(plugin, name)
+               ? call_plugin(session, PyObject_GetAttrString(plugin, name), argument)
+               : REPLY_FALSE;
+}
+
+/* Runs a plugin's command. One that returns what is true ends its shell, as in module cmd. */
+ATTACHED static PyObject *
+call_method(struct visit *visit, PyObject *word, PyObject *argument)
+{
+    enum reply reply =
+        call_plugin(visit->session, get_method(visit->plugin, word), argument);
+    visit->left = visit->left || reply == REPLY_TRUE;
+    return reply == REPLY_INTERRUPTED ? NULL : Py_NewRef(Py_None);
+}
+
+ATTACHED static PyObject *
+call_command(struct visit *visit, const struct command *command, PyObject *argument)
+{
+    struct session *session = visit->session;
+    PyObject *result = NULL; /* new, handed to the caller */
+    if (command->steer != NULL) {
+        return command->steer(visit, argument);
+    }
+    if (command->talks && open_streams(session) < 0) {
+        return NULL;
+    }
+    begin_running(session);
+    result = command->act != NULL    ? command->act(argument)
+             : command->look != NULL ? command->look()
+                                     : show_attribute(command);
+    end_running(session);
+    if (command->talks) {
+        PyObject *raised = take_exception(); /* owned, or NULL */
+        close_streams(session);
+        put_back_exception(raised);
+    }
+    return result;
+}
+
+static bool
+is_of_word(Py_UCS4 c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           c == '_';
+}
+
+/* Takes a line apart as module cmd does: a word of ASCII letters, digits and "_", of which "?" and
+ * "!" are short forms, and what stands behind it. Returns 0, or -1 with an exception. */
+ATTACHED static int
+split_line(PyObject *line, PyObject **word /* new */, PyObject **argument /* new */)
+{
+    PyObject *rest = NULL; /* owned */
+    Py_ssize_t length = PyUnicode_GetLength(line);
+    Py_ssize_t behind = 0;
+    Py_UCS4 first = length == 0 ? 0 : PyUnicode_ReadChar(line, 0);
+    while (behind < length && is_of_word(PyUnicode_ReadChar(line, behind))) {
+        behind++;
+    }
+    if (first == '?' || first == '!') {
+        behind = 1;
+        *word = PyUnicode_FromString(first == '?' ? "help" : "shell");
+    }
+    else {
+        *word = PyUnicode_Substring(line, 0, behind);
+    }
+    if (*word != NULL) {
+        rest = PyUnicode_Substring(line, behind, length);
+    }
+    if (rest != NULL) {
+        *argument = PyObject_CallMethod(rest, "strip", NULL);
+        Py_DECREF(rest);
+    }
+    return *argument == NULL ? -1 : 0;
+}
+
+/* Shows a str with a newline behind it, as print() would. Returns 0, or -1 with an exception. */
+ATTACHED static int
+show_result(struct session *session, PyObject *result)
+{
+    if (result == Py_None || PyUnicode_GetLength(result) == 0) {
+        return 0;
+    }
+    return write_client_str(session, result) < 0 ||
+                   (!ends_line(result) && write_client(session, "\n", 1) < 0)
+               ? -1
+               : 0;
+}
+
+/* What the client is told of an exception. Returns a new str, or NULL with an exception. */
+ATTACHED static PyObject *
+summarize_exception(PyObject *raised)
+{
+    PyObject *message = NULL; /* owned */
+    PyObject *text = NULL;    /* new, handed to the caller */
+    if (PyErr_GivenExceptionMatches(raised, PyExc_KeyboardInterrupt)) {
+        return PyUnicode_FromString("\nKeyboardInterrupt\n");
+    }
+    message = PyObject_Str(raised);
+    PyErr_Clear();
+    if (message == NULL || PyUnicode_GetLength(message) == 0) {
+        text = PyUnicode_FromFormat("*** %s\n", Py_TYPE(raised)->tp_name);
+    }
+    else {
+        text = PyUnicode_FromFormat("*** %U\n", message);
+    }
+    Py_XDECREF(message);
+    return text;
+}
+
+/* Tells the client of the exception that is set, which only costs what it has typed; unless it is
+ * SystemExit, or the session is over. */
+ATTACHED static void
+settle_exception(struct visit *visit)
+{
+    PyObject *raised = NULL; /* owned */
+    PyObject *text = NULL;   /* owned */
+    if (visit->over) {
+        return;
+    }
+    raised = take_exception();
+    visit->over = PyErr_GivenExceptionMatches(raised, PyExc_SystemExit) != 0;
+    if (!visit->over) {
+        text = summarize_exception(raised);
+        visit->over = text == NULL || write_client_str(visit->session, text) < 0;
+    }
+    Py_DECREF(raised);
+    Py_XDECREF(text);
+}
+
+/* Runs what the client has typed, without blanks around it. Returns as a command does. */
+ATTACHED static PyObject *
+run_words(struct visit *visit, PyObject *line)
+{
+    PyObject *word = NULL;     /* owned */
+    PyObject *argument = NULL; /* owned */
+    PyObject *result = NULL;   /* new, handed to the caller */
+    const struct command *command = NULL;
+    if (split_line(line, &word, &argument) < 0) {
+        goto done;
+    }
+    command = find_command(visit, word);
+    if (command != NULL) {
+        result = call_command(visit, command, argument);
+    }
+    else if (has_method(visit, word)) {
+        result = call_method(visit, word, argument);
+    }
+    else {
+        PyErr_Format(PyExc_LookupError, "Unknown syntax: %.80U", line);
+    }
+done:
+    Py_XDECREF(word);
+    Py_XDECREF(argument);
+    return result;
+}
+
+ATTACHED static void
+obey_line(struct visit *visit, PyObject *line)
+{
+    PyObject *bare = PyObject_CallMethod(line, "strip", NULL); /* owned */
+    PyObject *result = NULL;                                   /* owned */
+    if (bare != NULL && PyUnicode_GetLength(bare) > 0) {
+        result = run_words(visit, bare);
+    }
+    if (result != NULL) {
+        visit->over = show_result(visit->session, result) < 0 || visit->over;
+    }
+    if (PyErr_Occurred()) {
+        settle_exception(visit);
+    }
+    Py_XDECREF(bare);
+    Py_XDECREF(result);
+}
+
+/* Prompt, line, prompt, line, until the client leaves the shell. Returns with an exception set when
+ * it was one that ended the session. */
+ATTACHED static void
+run_shell(struct visit *visit)
+{
+    offer_words(visit);
+    while (!visit->left && !visit->over) {
+        char prompt[200] = "";
+        PyObject *line = NULL; /* owned */
+        if (!visit->no_prompt) {
+            (void)snprintf(prompt, sizeof(prompt), "(%s:%ld) ", visit->name,
+                           (long)getpid());
+        }
+        line = ask_line(visit->session, prompt);
+        if (line == NULL && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+            settle_exception(visit);
+        }
+        else if (line == NULL) {
+            visit->over = true;
+        }
+        else if (PyUnicode_GetLength(line) == 0) {
+            (void)write_client(visit->session, "\n", 1);
+            visit->over = true;
+        }
+        else {
+            obey_line(visit, line);
+        }
+        Py_XDECREF(line);
+    }
+}
+
+/* Runs a shell inside this one. Returns None, or NULL with an exception. */
+ATTACHED static PyObject *
+enter_shell(struct visit *visit, const struct shell *shell, const char *name,
+            PyObject *plugin /* or NULL */)
+{
+    struct visit inner = *visit;
+    inner.shells[0] = shell;
+    inner.name = name;
+    inner.plugin = plugin;
+    run_shell(&inner);
+    visit->over = inner.over;
+    if (!visit->over) {
+        offer_words(visit);
+    }
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+/* ---- python ---------------------------------------------------------------------------- */
+
+/* The console, on the client's own lines; the shell goes on behind it. */
+ATTACHED static PyObject *
+enter_console(struct visit *visit, PyObject *unused)
+{
+    struct session *session = visit->session;
+    PyObject *leave = NULL;  /* owned */
+    PyObject *raised = NULL; /* owned, or NULL */
+    (void)unused;
+    if ((visit->enabled & FEATURE_CONSOLE) == 0) {
+        return PyUnicode_FromFormat(
+            "Sorry, the Python console is disabled. " HOW_TO_ENABLE, "python:console",
+            "console");
+    }
+    leave = PyObject_GetAttrString(manhole.module, "_exit");
+    set_names(session, make_names(visit->locals, session->wish->live_names));
+    if (leave != NULL && session->names != NULL &&
+        PyDict_SetItemString(session->names, "exit", leave) == 0 &&
+        PyDict_SetItemString(session->names, "quit", leave) == 0 &&
+        open_streams(session) == 0) {
+        hold_console(session);
+    }
+    raised = take_exception();
+    close_streams(session);
+    offer_words(visit);
+    put_back_exception(raised);
+    Py_XDECREF(leave);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+static const struct command python_commands[] = {
+    {.name = "argv",
+     .module = "sys",
+     .attribute = "argv",
+     .help = "Show sys.argv, what the process was started with."},
+    {.name = "console",
+     .steer = enter_console,
+     .help =
+         "Open a Python console in the process, if that is enabled; exit() leaves it."},
+    {.name = "defaultencoding",
+     .module = "sys",
+     .attribute = "getdefaultencoding",
+     .help = "Show the encoding that Python takes where none is given."},
+    {.name = "environ",
+     .look = show_environ,
+     .help =
+         "Show os.environ: the environment at Python's start, and what was set since."},
+    {.name = "executable",
+     .module = "sys",
+     .attribute = "executable",
+     .help = "Show sys.executable, the path of the Python that runs."},
+    {.name = "filesystemencoding",
+     .module = "sys",
+     .attribute = "getfilesystemencoding",
+     .help = "Show the encoding of file names."},
+    {.name = "maxint",
+     .look = show_maxint,
+     .help = "Show sys.maxsize, for Python 3 has no sys.maxint."},
+    {.name = "maxsize",
+     .module = "sys",
+     .attribute = "maxsize",
+     .help = "Show sys.maxsize, the most items that a list can have."},
+    {.name = "maxunicode",
+     .module = "sys",
+     .attribute = "maxunicode",
+     .help = "Show sys.maxunicode, the highest code point of a character."},
+    {.name = "modules",
+     .arguments = "[GLOB]",
+     .act = show_modules,
+     .help = "List the modules that are imported: those in no package, or those whose "
+             "names match GLOB (*, ?, [...])."},
+    {.name = "path",
+     .module = "sys",
+     .attribute = "path",
+     .help = "Show sys.path, where modules are looked for."},
+    {.name = "platform",
+     .module = "sys",
+     .attribute = "platform",
+     .help = "Show sys.platform."},
+    {.name = "prefix",
+     .module = "sys",
+     .attribute = "prefix",
+     .help = "Show sys.prefix, where Python is installed."},
+    {.name = "threads", .look = make_dump, .help = "Show the stacks of all threads."},
+    {.name = "version",
+     .module = "sys",
+     .attribute = "version",
+     .help = "Show sys.version, with the compiler and the date of the build."},
+};
+
+/* ---- process --------------------------------------------------------------------------- */
+
+static const struct command process_commands[] = {
+    {.name = "cwd",
+     .module = "os",
+     .attribute = "getcwd",
+     .help = "Show the current working directory of the process."},
+    {.name = "egid",
+     .module = "os",
+     .attribute = "getegid",
+     .help = "Show the effective group id of the process."},
+    {.name = "euid",
+     .module = "os",
+     .attribute = "geteuid",
+     .help = "Show the effective user id of the process."},
+    {.name = "gid",
+     .module = "os",
+     .attribute = "getgid",
+     .help = "Show the group id of the process."},
+    {.name = "pid",
+     .module = "os",
+     .attribute = "getpid",
+     .help = "Show the process id."},
+    {.name = "uid",
+     .module = "os",
+     .attribute = "getuid",
+     .help = "Show the user id of the process."},
+};
+
+/* ---- debugger, wsgi -------------------------------------------------------------------- */
+
+#define PROBED "module:function | module:Class.method"
+
+static const struct command debugger_commands[] = {
+    {.name = "debug",
+     .arguments = PROBED,
+     .act = debug_probe,
+     .talks = true,
+     .help = "Run pdb post mortem on the traceback that the probe has kept."},
+    {.name = "discard",
+     .arguments = PROBED,
+     .act = discard_probe,
+     .help = "Forget the traceback that the probe has kept."},
+    {.name = "insert",
+     .arguments = PROBED,
+     .act = insert_probe,
+     .help =
+         "Put a probe around a function: it keeps the traceback of the last exception "
+         "that leaves it."},
+    {.name = "list", .look = list_probes, .help = "List the probes."},
+    {.name = "print",
+     .arguments = PROBED,
+     .act = print_probe,
+     .help = "Show the traceback that the probe has kept."},
+    {.name = "remove",
+     .arguments = PROBED,
+     .act = remove_probe,
+     .help = "Take the probe away: the function is what it was."},
+    {.name = "reset",
+     .look = reset_probes,
+     .help = "Take all probes away and forget all tracebacks."},
+    {.name = "tracebacks",
+     .look = probe_tracebacks,
+     .help = "List the probes that have kept a traceback."},
+};
+
+static const struct command wsgi_commands[] = {
+    {.name = "requests",
+     .look = describe_requests,
+     .help = "Show the requests in flight: since when, their environ, and the stack."},
+};
+
+/* ---- The outermost shell --------------------------------------------------------------- */
+
+#define SHELL(shell_name, needs)                                                         \
+  {                                                                                      \
+    .name = #shell_name, .commands = shell_name##_commands,                              \
+    .count = Py_ARRAY_LENGTH(shell_name##_commands), .feature = (needs)                  \
+  }
+
+static const struct shell shells[] = {
+    SHELL(debugger, FEATURE_DEBUGGER),
+    SHELL(process, 0),
+    SHELL(python, 0),
+    SHELL(wsgi, 0),
+};
+
+static const struct shell *
+find_shell(PyObject *name)
+{
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(shells); i++) {
+        if (PyUnicode_CompareWithASCIIString(name, shells[i].name) == 0) {
+            return &shells[i];
+        }
+    }
+    return NULL;
+}
+
+/* Runs the shell of a plugin that is not ours: its object is made for this visit. */
+ATTACHED static PyObject *
+enter_plugin(struct visit *visit, PyObject *name, PyObject *type)
+{
+    static const struct shell no_commands = {.name = "", .count = 0};
+    struct session *session = visit->session;
+    PyObject *output = NULL; /* owned */
+    PyObject *plugin = NULL; /* owned */
+    PyObject *raised = NULL; /* owned, or NULL */
+    const char *text = PyUnicode_AsUTF8(name);
+    if (text == NULL || open_streams(session) < 0) {
+        return NULL;
+    }
+    output = get_sys("stdout");
+    begin_running(session);
+    plugin = PyObject_CallNoArgs(type);
+    end_running(session);
+    if (plugin != NULL && output != NULL &&
+        PyObject_SetAttrString(plugin, "stdin", session->input) == 0 &&
+        PyObject_SetAttrString(plugin, "stdout", output) == 0 &&
+        call_optional(session, plugin, "activate", visit->settings) == REPLY_FALSE) {
+        Py_XDECREF(enter_shell(visit, &no_commands, text, plugin));
+        raised = take_exception();
+        (void)call_optional(session, plugin, "shutdown", NULL);
+        PyErr_Clear();
+    }
+    if (raised == NULL) {
+        raised = take_exception();
+    }
+    close_streams(session);
+    put_back_exception(raised);
+    Py_XDECREF(output);
+    Py_XDECREF(plugin);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+/* "shell NAME" and "!NAME". */
+ATTACHED static PyObject *
+enter_named(struct visit *visit, PyObject *name)
+{
+    PyObject *type = PyDict_GetItemWithError(visit->plugins, name); /* borrowed */
+    const struct shell *shell = find_shell(name);
+    if (type == NULL) {
+        PyErr_Format(PyExc_LookupError,
+                     "There is no plugin named %.80R; \"plugins\" lists them", name);
+        return NULL;
+    }
+    if (type != Py_None) {
+        return enter_plugin(visit, name, type);
+    }
+    if (shell->feature != 0 && (visit->enabled & shell->feature) == 0) {
+        return PyUnicode_FromFormat("Sorry, the %s plugin is disabled. " HOW_TO_ENABLE,
+                                    shell->name, shell->name, shell->name);
+    }
+    return enter_shell(visit, shell, shell->name, NULL);
+}
+
+/* As ispyd lists them; and what is wrong with the others that the configuration file names. */
+ATTACHED static PyObject *
+show_plugins(struct visit *visit, PyObject *unused)
+{
+    PyObject *names = PySequence_List(visit->plugins); /* owned */
+    PyObject *text = NULL;                             /* owned, handed to the caller */
+    (void)unused;
+    if (names != NULL && PyList_Sort(names) == 0) {
+        text = PyObject_Repr(names);
+    }
+    for (Py_ssize_t i = 0; text != NULL && i < PyList_GET_SIZE(visit->skipped); i++) {
+        Py_SETREF(text, PyUnicode_FromFormat("%U\nskipped: %U", text,
+                                             PyList_GET_ITEM(visit->skipped, i)));
+    }
+    Py_XDECREF(names);
+    return text;
+}
+
+static const struct command root_commands[] = {
+    {.name = "plugins",
+     .steer = show_plugins,
+     .help = "List the plugins: what shell enters."},
+    {.name = "shell",
+     .arguments = "NAME",
+     .steer = enter_named,
+     .help = "Enter the shell of a plugin; !NAME is short for it, exit leaves it."},
+};
+
+/* ---- What all shells have -------------------------------------------------------------- */
+
+ATTACHED static PyObject *
+leave_shell(struct visit *visit, PyObject *unused)
+{
+    (void)unused;
+    visit->left = true;
+    return Py_NewRef(Py_None);
+}
+
+ATTACHED static PyObject *
+set_prompt(struct visit *visit, PyObject *argument)
+{
+    bool on = PyUnicode_CompareWithASCIIString(argument, "on") == 0;
+    if (!on && PyUnicode_CompareWithASCIIString(argument, "off") != 0) {
+        PyErr_SetString(PyExc_ValueError, "A prompt is on or off");
+        return NULL;
+    }
+    visit->no_prompt = !on;
+    return Py_NewRef(Py_None);
+}
+
+/* The list of commands as module cmd lays it out. */
+ATTACHED static PyObject *
+show_topics(const struct visit *visit)
+{
+    PyObject *names = list_commands(visit);       /* owned */
+    PyObject *io = PyImport_ImportModule("io");   /* owned */
+    PyObject *cmd = PyImport_ImportModule("cmd"); /* owned */
+    PyObject *output = NULL;                      /* owned */
+    PyObject *printer = NULL;                     /* owned */
+    PyObject *printed = NULL;                     /* owned */
+    PyObject *text = NULL;                        /* new, handed to the caller */
+    if (names != NULL && io != NULL && cmd != NULL) {
+        output = PyObject_CallMethod(io, "StringIO", NULL);
+    }
+    if (output != NULL) {
+        printer = PyObject_CallMethod(cmd, "Cmd", "zOO", NULL, Py_None, output);
+    }
+    if (printer != NULL) {
+        printed = PyObject_CallMethod(printer, "print_topics", "sOii",
+                                      "Documented commands (type help <topic>):", names,
+                                      15, 80);
+    }
+    if (printed != NULL) {
+        Py_SETREF(printed, PyObject_CallMethod(output, "getvalue", NULL));
+    }
+    if (printed != NULL) {
+        text = PyUnicode_FromFormat("\n%U", printed);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(io);
+    Py_XDECREF(cmd);
+    Py_XDECREF(output);
+    Py_XDECREF(printer);
+    Py_XDECREF(printed);
+    return text;
+}
+
+/* The docstring of a plugin's command. Returns NULL without an exception where there is none. */
+ATTACHED static PyObject *
+get_docstring(const struct visit *visit, PyObject *topic)
+{
+    PyObject *method = NULL; /* owned */
+    PyObject *text = NULL;   /* new, handed to the caller */
+    if (has_method(visit, topic)) {
+        method = get_method((PyObject *)Py_TYPE(visit->plugin), topic);
+    }
+    if (method != NULL) {
+        text = PyObject_GetAttrString(method, "__doc__");
+    }
+    PyErr_Clear();
+    if (text != NULL && !PyUnicode_Check(text)) {
+        Py_CLEAR(text);
+    }
+    Py_XDECREF(method);
+    return text;
+}
+
+ATTACHED static PyObject *
+show_help(struct visit *visit, PyObject *topic)
+{
+    const struct command *command = find_command(visit, topic);
+    PyObject *text = NULL; /* new, handed to the caller */
+    if (PyUnicode_GetLength(topic) == 0) {
+        return show_topics(visit);
+    }
+    if (command != NULL) {
+        bool bare = command->arguments == NULL;
+        return PyUnicode_FromFormat("%s%s%s\n    %s", command->name, bare ? "" : " ",
+                                    bare ? "" : command->arguments, command->help);
+    }
+    text = get_docstring(visit, topic);
+    if (text == NULL) {
+        PyErr_Format(PyExc_LookupError, "No help on %.80U", topic);
+    }
+    return text;
+}
+
+static const struct command common_commands[] = {
+    {.name = "exit", .steer = leave_shell, .help = "Leave this shell."},
+    {.name = "help",
+     .arguments = "[COMMAND]",
+     .steer = show_help,
+     .help = "List the commands, or say what one does; ? is short for it."},
+    {.name = "prompt",
+     .arguments = "on|off",
+     .steer = set_prompt,
+     .help = "Show a prompt or none, here and in the shells that are entered from here."},
+};
+
+/* ---- Plugins --------------------------------------------------------------------------- */
+
+/* What "module:Class" means, with a name that can be typed. Returns a new reference, or NULL with
+ * an exception. */
+ATTACHED static PyObject *
+load_class(PyObject *entry, PyObject **name /* new */)
+{
+    PyObject *parts = PyObject_CallMethod(entry, "split", "s", ":"); /* owned */
+    PyObject *module = NULL;                                         /* owned */
+    PyObject *type = NULL; /* new, handed to the caller */
+    if (parts != NULL && PyList_GET_SIZE(parts) != 2) {
+        PyErr_SetString(PyExc_ValueError, "a plugin is named as module:Class");
+    }
+    else if (parts != NULL) {
+        module = PyImport_Import(PyList_GET_ITEM(parts, 0));
+    }
+    if (module != NULL) {
+        type = PyObject_GetAttr(module, PyList_GET_ITEM(parts, 1));
+    }
+    if (type != NULL) {
+        *name = PyObject_GetAttrString(type, "name");
+    }
+    if (*name != NULL && (!PyUnicode_Check(*name) || !PyUnicode_IsIdentifier(*name) ||
+                          PyUnicode_GetLength(*name) > MAX_PLUGIN_NAME)) {
+        PyErr_Format(PyExc_ValueError,
+                     "its name is %.80R, not an identifier of at most %d "
+                     "characters",
+                     *name, MAX_PLUGIN_NAME);
+    }
+    Py_XDECREF(parts);
+    Py_XDECREF(module);
+    if (PyErr_Occurred()) {
+        Py_CLEAR(type);
+    }
+    return type;
+}
+
+/* Whether the configuration file means a shell of ours: "python", or by ispyd's name for it,
+ * "ispyd.plugins.python:PythonShell". */
+static bool
+is_entry_of(const char *entry, const struct shell *shell)
+{
+    static const char prefix[] = "ispyd.plugins.";
+    size_t length = strlen(shell->name);
+    if (strncmp(entry, prefix, sizeof(prefix) - 1) != 0) {
+        return strcmp(entry, shell->name) == 0;
+    }
+    entry += sizeof(prefix) - 1;
+    return strncmp(entry, shell->name, length) == 0 && entry[length] == ':';
+}
+
+/* Adds all shells of ours. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_builtins(const struct visit *visit)
+{
+    int result = 0;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(shells) && result == 0; i++) {
+        result = PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
+    }
+    return result;
+}
+
+/* Adds what an entry of the configuration file names. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_plugin(const struct visit *visit, PyObject *entry)
+{
+    PyObject *type = NULL; /* owned */
+    PyObject *name = NULL; /* owned */
+    const char *text = PyUnicode_AsUTF8(entry);
+    int result = -1;
+    if (text != NULL && strcmp(text, "%(builtins)s") == 0) {
+        return add_builtins(visit);
+    }
+    for (size_t i = 0; text != NULL && i < Py_ARRAY_LENGTH(shells); i++) {
+        if (is_entry_of(text, &shells[i])) {
+            return PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
+        }
+    }
+    type = text == NULL ? NULL : load_class(entry, &name);
+    if (type != NULL &&
+        (find_shell(name) != NULL || PyDict_Contains(visit->plugins, name) != 0)) {
+        PyErr_Format(PyExc_ValueError, "another plugin is named %R", name);
+    }
+    else if (type != NULL) {
+        result = PyDict_SetItem(visit->plugins, name, type);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(name);
+    return result;
+}
+
+/* Remembers and logs why a plugin is not there. Never raises. */
+ATTACHED static void
+skip_plugin(const struct visit *visit, PyObject *entry, PyObject *raised)
+{
+    PyObject *text = PyUnicode_FromFormat("%U: %R", entry, raised); /* owned */
+    const char *utf8 = text == NULL ? NULL : PyUnicode_AsUTF8(text);
+    if (utf8 != NULL && PyList_Append(visit->skipped, text) == 0) {
+        log_line("Plugin skipped: %s", utf8);
+        deliver_log();
+    }
+    PyErr_Clear();
+    Py_XDECREF(text);
+}
+
+/* Fills visit->plugins: with our own, unless the configuration file says with what. A broken one
+ * costs nobody more than itself. Never raises. */
+ATTACHED static void
+load_plugins(const struct visit *visit, PyObject *entries /* list of str, or NULL */)
+{
+    if (entries == NULL) {
+        (void)add_builtins(visit);
+    }
+    for (Py_ssize_t i = 0; entries != NULL && i < PyList_GET_SIZE(entries); i++) {
+        PyObject *entry = PyList_GET_ITEM(entries, i); /* borrowed */
+        begin_running(visit->session);
+        int added = add_plugin(visit, entry);
+        end_running(visit->session);
+        if (added < 0) {
+            PyObject *raised = take_exception(); /* owned */
+            skip_plugin(visit, entry, raised);
+            Py_XDECREF(raised);
+        }
+    }
+    PyErr_Clear();
+}
+
+/* The client's whole visit. Returns with an exception set when it was one that ended it. */
+ATTACHED static void
+converse_by_commands(struct session *session, PyObject *locals)
+{
+    static const struct shell root = {.commands = root_commands,
+                                      .count = Py_ARRAY_LENGTH(root_commands)};
+    static const struct shell common = {.commands = common_commands,
+                                        .count = Py_ARRAY_LENGTH(common_commands)};
+    struct visit visit = {.session = session,
+                          .locals = locals,
+                          .shells = {&root, &common},
+                          .name = "manhole"};
+    PyObject *entries = NULL;  /* owned, or NULL */
+    PyObject *settings = NULL; /* owned, or NULL */
+    lock_leaf(&table_lock);
+    visit.enabled = manhole.options.enable;
+    entries = Py_XNewRef(manhole.options.plugins);
+    settings = Py_XNewRef(manhole.options.settings);
+    unlock(&table_lock);
+    (void)settle_report(session);
+    session->input = open_typed_input(session);
+    visit.settings = settings == NULL ? Py_None : settings;
+    visit.plugins = PyDict_New();  /* owned */
+    visit.skipped = PyList_New(0); /* owned */
+    if (session->input != NULL && visit.plugins != NULL && visit.skipped != NULL) {
+        load_plugins(&visit, entries);
+        run_shell(&visit);
+    }
+    Py_XDECREF(entries);
+    Py_XDECREF(settings);
+    Py_XDECREF(visit.plugins);
+    Py_XDECREF(visit.skipped);
+}
+
+/* Serves the session's client with the shell of commands. Never raises. */
+ATTACHED static void
+serve_commands(struct session *session, PyObject *locals)
+{
+    serve_lines(session, locals, converse_by_commands);
 }
 
 /* ======================================================================================
@@ -9709,6 +11044,9 @@ serve_as_configured(struct session *session, const struct handler *handler,
         break;
     case HANDLER_EXEC:
         serve_exec(session, locals);
+        break;
+    case HANDLER_COMMANDS:
+        serve_commands(session, locals);
         break;
     case HANDLER_CALLABLE:
         serve_callable(session, handler->callable);
@@ -10166,7 +11504,8 @@ send_guards(void)
  *              last 'x', the exit status in decimal.
  * All but a console's and interrupt's answers end with the connection; one that starts "manhole: "
  * in their place is a refusal. They run whatever connection_handler is: the credentials are what
- * lets a client in. To add one: a row in wishes[].
+ * lets a client in. Only exec is refused where commands are all that there is. To add one: a row in
+ * wishes[].
  * ====================================================================================== */
 
 /* A client that cannot be served is told why, if it listens, and let go. */
@@ -10419,8 +11758,9 @@ wake_at(struct watch *watch, int64_t time_ms)
 static bool
 has_report(const struct wish *wish)
 {
+    enum handler_kind kind = manhole.options.connection_handler.kind;
     if (wish->serve == NULL) {
-        return manhole.options.connection_handler.kind == HANDLER_REPL;
+        return kind == HANDLER_REPL || kind == HANDLER_COMMANDS;
     }
     return wish->report != NULL || wish->serve == serve_console;
 }
@@ -11206,6 +12546,9 @@ drop_options(struct options *options)
     Py_CLEAR(options->verbose_destination.object);
     Py_CLEAR(options->locals);
     Py_CLEAR(options->connection_handler.callable);
+    Py_CLEAR(options->config);
+    Py_CLEAR(options->settings);
+    Py_CLEAR(options->plugins);
     free(options->socket_path);
     options->socket_path = NULL;
     free_places(&options->listen);
@@ -11244,6 +12587,9 @@ forget_options(void)
     manhole.options.listen.count = 0;
     manhole.options.verbose_destination.object = NULL;
     manhole.options.connection_handler.callable = NULL;
+    manhole.options.config = NULL;
+    manhole.options.settings = NULL;
+    manhole.options.plugins = NULL;
     unlock(&table_lock);
     manhole.installed = false;
     drop_options(&dropped);
@@ -11720,7 +13066,14 @@ add_fork_hook(void)
   X(redirect_stderr, parse_bool, "True",                                                 \
     "sys.stderr is the client's too in its session; False: it stays the application's")  \
   X(connection_handler, parse_handler, "'repl'",                                         \
-    "who serves a client: 'repl', 'exec' or a callable that is given its socket.socket")
+    "who serves a client: 'repl', 'commands' (a shell of commands in which nobody can "  \
+    "run code), 'exec', or a callable that is given its socket.socket")                  \
+  X(config, parse_file, "None",                                                          \
+    "path of a configuration file as ispyd has it; with one connection_handler is "      \
+    "'commands', and what install() is told itself wins over the file")                  \
+  X(enable, parse_features, "None",                                                      \
+    "what the shell of commands has as well: 'console', 'debugger'; both let a client "  \
+    "run code")
 
 /* What a parser says of a value. After PARSED_FAILED an exception is set, which says it
  * better than the usual message would. A parser changes *field only when it takes the
@@ -12129,7 +13482,8 @@ parse_handler(PyObject *value, void *target)
     static const struct {
         const char *name;
         enum handler_kind kind;
-    } rows[] = {{"repl", HANDLER_REPL}, {"exec", HANDLER_EXEC}};
+    } rows[] = {
+        {"repl", HANDLER_REPL}, {"exec", HANDLER_EXEC}, {"commands", HANDLER_COMMANDS}};
     if (PyCallable_Check(value)) {
         field->kind = HANDLER_CALLABLE;
         Py_XSETREF(field->callable, Py_NewRef(value));
@@ -12145,6 +13499,74 @@ parse_handler(PyObject *value, void *target)
         }
     }
     return PARSED_WRONG_VALUE;
+}
+
+/* Keeps the path, whatever os.fspath() takes; the file is read later. */
+ATTACHED static enum parsed
+parse_file(PyObject *value, void *target)
+{
+    PyObject **field = target;
+    PyObject *path = value == Py_None ? NULL : PyOS_FSPath(value); /* owned */
+    if (path == NULL && value != Py_None) {
+        PyErr_Clear();
+        return PARSED_WRONG_TYPE;
+    }
+    Py_XSETREF(*field, path);
+    return PARSED_OK;
+}
+
+/* The bit of a feature's name, 0: there is none such. */
+ATTACHED static unsigned
+feature_bit(PyObject *name)
+{
+    static const struct {
+        const char *name;
+        enum feature bit;
+    } rows[] = {{"console", FEATURE_CONSOLE}, {"debugger", FEATURE_DEBUGGER}};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (PyUnicode_Check(name) &&
+            PyUnicode_CompareWithASCIIString(name, rows[i].name) == 0) {
+            return rows[i].bit;
+        }
+    }
+    return 0;
+}
+
+/* Names in an iterable, or in one text with commas or blanks between them. */
+ATTACHED static enum parsed
+parse_features(PyObject *value, void *target)
+{
+    unsigned *field = target;
+    PyObject *spaced = NULL; /* owned */
+    PyObject *names = NULL;  /* owned */
+    unsigned bits = 0;
+    enum parsed parsed = PARSED_OK;
+    if (value == Py_None) {
+        *field = 0;
+        return PARSED_OK;
+    }
+    if (PyUnicode_Check(value)) {
+        spaced = PyObject_CallMethod(value, "replace", "ss", ",", " ");
+        names = spaced == NULL ? NULL : PyObject_CallMethod(spaced, "split", NULL);
+        Py_XDECREF(spaced);
+    }
+    else {
+        names = PySequence_List(value);
+    }
+    if (names == NULL) {
+        PyErr_Clear();
+        return PARSED_WRONG_TYPE;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); i++) {
+        unsigned bit = feature_bit(PyList_GET_ITEM(names, i));
+        parsed = bit == 0 ? PARSED_WRONG_VALUE : parsed;
+        bits |= bit;
+    }
+    Py_DECREF(names);
+    if (parsed == PARSED_OK) {
+        *field = bits;
+    }
+    return parsed;
 }
 
 /* A kind of option: its parser, and what its error message says is allowed. */
@@ -12167,7 +13589,10 @@ struct option_row {
 #define ALLOWED_parse_listen                                                             \
   "HOST:PORT, a path with a '/' in it, a list of 1 to 8 of these, or None"
 #define ALLOWED_parse_mapping "a mapping of names, or None"
-#define ALLOWED_parse_handler "'repl', 'exec', or a callable that takes a socket"
+#define ALLOWED_parse_handler                                                            \
+  "'repl', 'exec', 'commands', or a callable that takes a socket"
+#define ALLOWED_parse_file "the path of a file, or None"
+#define ALLOWED_parse_features "an iterable of 'console' and 'debugger', or None"
 
 #define OPTION_ROW(name, parser, default_text, help)                                     \
   {#name, parser, offsetof(struct options, name), ALLOWED_##parser},
@@ -12287,6 +13712,306 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
         return -1;
     }
     return 0;
+}
+
+/* ======================================================================================
+ * Configuration file: what the option config names, an INI file as ispyd has it.
+ * Runs on:  the thread that calls install(), ATTACHED.
+ * Touches:  that file, once; the struct options that it is given.
+ * A file that is wrong in any way is refused. Sections without a row here are the plugins' own.
+ * To add a setting: a row in settings[].
+ * ====================================================================================== */
+
+struct setting {
+    const char *section; /* NULL: [manhole], which may be called [ispyd] */
+    const char *key;
+    const char *option; /* of install(), which wins where it is given; or NULL */
+    enum parsed (*apply)(struct options *options, const struct setting *setting,
+                         PyObject *text);
+    enum feature feature; /* that it enables */
+    const char *allowed;
+};
+
+ATTACHED static enum parsed
+apply_listen(struct options *options, const struct setting *setting, PyObject *text)
+{
+    PyObject *places = PyUnicode_Splitlines(text, 0); /* owned */
+    enum parsed parsed =
+        places == NULL ? PARSED_FAILED : parse_listen(places, &options->listen);
+    (void)setting;
+    Py_XDECREF(places);
+    return parsed;
+}
+
+/* They are looked for when a client comes. */
+ATTACHED static enum parsed
+apply_plugins(struct options *options, const struct setting *setting, PyObject *text)
+{
+    (void)setting;
+    Py_XSETREF(options->plugins, PyObject_CallMethod(text, "split", NULL));
+    return options->plugins == NULL ? PARSED_FAILED : PARSED_OK;
+}
+
+/* The words are configparser's. */
+ATTACHED static enum parsed
+apply_enabled(struct options *options, const struct setting *setting, PyObject *text)
+{
+    static const char *const words[][2] = {
+        {"no", "yes"}, {"false", "true"}, {"off", "on"}, {"0", "1"}};
+    PyObject *lower = PyObject_CallMethod(text, "lower", NULL); /* owned */
+    enum parsed parsed = lower == NULL ? PARSED_FAILED : PARSED_WRONG_VALUE;
+    for (size_t i = 0; lower != NULL && i < Py_ARRAY_LENGTH(words); i++) {
+        bool is_no = PyUnicode_CompareWithASCIIString(lower, words[i][0]) == 0;
+        bool is_yes = PyUnicode_CompareWithASCIIString(lower, words[i][1]) == 0;
+        options->enable |= is_yes ? (unsigned)setting->feature : 0;
+        parsed = is_no || is_yes ? PARSED_OK : parsed;
+    }
+    Py_XDECREF(lower);
+    return parsed;
+}
+
+static const struct setting settings[] = {
+    {.key = "listen",
+     .option = "listen",
+     .apply = apply_listen,
+     .allowed =
+         "HOST:PORT or a path with a '/' in it, or up to 8 of these on a line each"},
+    {.key = "plugins",
+     .apply = apply_plugins,
+     .allowed = "%(builtins)s, module:Class, ..., with blanks between them"},
+    {.section = "python:console",
+     .key = "enabled",
+     .option = "enable",
+     .apply = apply_enabled,
+     .feature = FEATURE_CONSOLE,
+     .allowed = "true or false"},
+    {.section = "debugger",
+     .key = "enabled",
+     .option = "enable",
+     .apply = apply_enabled,
+     .feature = FEATURE_DEBUGGER,
+     .allowed = "true or false"},
+};
+
+/* For a format, with the file's path. */
+#define REFUSED "install() option 'config': %R: "
+
+/* Raises ValueError with the file's name and what is wrong with its syntax, in one line. */
+ATTACHED static void
+refuse_file(PyObject *path, PyObject *raised /* new: taken over */)
+{
+    PyObject *message = PyObject_Str(raised); /* owned */
+    PyObject *words = NULL;                   /* owned */
+    PyObject *blank = NULL;                   /* owned */
+    if (message != NULL) {
+        words = PyObject_CallMethod(message, "split", NULL);
+        blank = PyUnicode_FromString(" ");
+    }
+    if (words != NULL && blank != NULL) {
+        Py_SETREF(message, PyUnicode_Join(blank, words));
+    }
+    if (message != NULL) {
+        PyErr_Format(PyExc_ValueError, REFUSED "%U", path, message);
+    }
+    Py_XDECREF(message);
+    Py_XDECREF(words);
+    Py_XDECREF(blank);
+    Py_DECREF(raised);
+}
+
+/* Returns a new RawConfigParser that has read the file; NULL with an exception. */
+ATTACHED static PyObject *
+read_config(PyObject *path)
+{
+    PyObject *module = PyImport_ImportModule("configparser"); /* owned */
+    PyObject *io = PyImport_ImportModule("io");               /* owned */
+    PyObject *type = NULL;                                    /* owned */
+    PyObject *no_arguments = PyTuple_New(0);                  /* owned */
+    PyObject *keywords =
+        Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";"); /* owned */
+    PyObject *parser = NULL; /* owned, handed to the caller */
+    PyObject *file = NULL;   /* owned */
+    PyObject *result = NULL; /* owned */
+    PyObject *raised = NULL; /* owned, or NULL; taken over by refuse_file() */
+    if (module != NULL && io != NULL) {
+        type = PyObject_GetAttrString(module, "RawConfigParser");
+    }
+    if (type != NULL && no_arguments != NULL && keywords != NULL) {
+        parser = PyObject_Call(type, no_arguments, keywords);
+    }
+    if (parser != NULL) {
+        file = PyObject_CallMethod(io, "open", "Osis", path, "r", -1, "utf-8-sig");
+    }
+    if (file != NULL) {
+        result = PyObject_CallMethod(parser, "read_file", "O", file);
+        raised = take_exception();
+        Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
+    }
+    if (raised != NULL) {
+        refuse_file(path, raised);
+    }
+    if (PyErr_Occurred()) {
+        Py_CLEAR(parser);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(io);
+    Py_XDECREF(type);
+    Py_XDECREF(no_arguments);
+    Py_XDECREF(keywords);
+    Py_XDECREF(file);
+    Py_XDECREF(result);
+    return parser;
+}
+
+/* Calls a method of the parser that is a question. Returns 1, 0, or -1 with an exception. */
+ATTACHED static int
+ask_parser(PyObject *parser, const char *method, const char *section, const char *key)
+{
+    PyObject *answer = PyObject_CallMethod(parser, method, key == NULL ? "s" : "ss",
+                                           section, key); /* owned */
+    int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    Py_XDECREF(answer);
+    return truth;
+}
+
+/* Under which of its names the file has its main section; NULL with an exception. */
+ATTACHED static const char *
+find_main_section(PyObject *parser, PyObject *path)
+{
+    int is_ours = ask_parser(parser, "has_section", "manhole", NULL);
+    int is_ispyds = ask_parser(parser, "has_section", "ispyd", NULL);
+    if (is_ours < 0 || is_ispyds < 0) {
+        return NULL;
+    }
+    if (is_ours == is_ispyds) {
+        PyErr_Format(PyExc_ValueError,
+                     REFUSED "must have a section [manhole] or [ispyd], not %s", path,
+                     is_ours ? "both" : "none");
+        return NULL;
+    }
+    return is_ours ? "manhole" : "ispyd";
+}
+
+/* Whether install() was told an option itself. */
+ATTACHED static bool
+is_given(PyObject *keywords /* dict, or NULL */, const char *option)
+{
+    PyObject *value = keywords == NULL || option == NULL
+                          ? NULL
+                          : PyDict_GetItemString(keywords, option); /* borrowed */
+    return value != NULL && value != Py_None;
+}
+
+/* A file being applied. */
+struct config {
+    struct options *options;  /* its path and parser, and what is filled in */
+    const char *main_section; /* [manhole] or [ispyd], whichever it has */
+};
+
+static const char *
+section_of(const struct config *config, const struct setting *setting)
+{
+    return setting->section == NULL ? config->main_section : setting->section;
+}
+
+/* Takes over what the file has for a setting. Returns 0, or -1 with an exception that names the
+ * place. */
+ATTACHED static int
+apply_setting(const struct config *config, const struct setting *setting)
+{
+    PyObject *path = config->options->config; /* borrowed */
+    const char *section = section_of(config, setting);
+    PyObject *text = PyObject_CallMethod(config->options->settings, "get", "ss", section,
+                                         setting->key); /* owned */
+    enum parsed parsed =
+        text == NULL ? PARSED_FAILED : setting->apply(config->options, setting, text);
+    if (parsed == PARSED_FAILED) {
+        PyObject *raised = take_exception(); /* owned */
+        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s: %S", path, section, setting->key,
+                     raised);
+        Py_DECREF(raised);
+    }
+    else if (parsed != PARSED_OK) {
+        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s must be %s, not %R", path,
+                     section, setting->key, setting->allowed, text);
+    }
+    Py_XDECREF(text);
+    return parsed == PARSED_OK ? 0 : -1;
+}
+
+/* Refuses a key of a section of ours that has no row: it may be a misspelt one. */
+ATTACHED static int
+check_key(const struct config *config, const char *section, PyObject *key)
+{
+    struct text known = {0};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(settings); i++) {
+        if (strcmp(section_of(config, &settings[i]), section) == 0) {
+            if (PyUnicode_CompareWithASCIIString(key, settings[i].key) == 0) {
+                free_text(&known);
+                return 0;
+            }
+            append_string(&known, known.length == 0 ? "" : ", ");
+            append_string(&known, settings[i].key);
+        }
+    }
+    append_bytes(&known, "", 1);
+    PyErr_Format(PyExc_ValueError, REFUSED "[%s] %U is not known; it may have %s",
+                 config->options->config, section, key,
+                 known.failed ? "others" : known.bytes);
+    free_text(&known);
+    return -1;
+}
+
+/* Returns 0, or -1 with an exception. */
+ATTACHED static int
+check_section(const struct config *config, const char *section)
+{
+    PyObject *parser = config->options->settings;                          /* borrowed */
+    PyObject *keys = PyObject_CallMethod(parser, "options", "s", section); /* owned */
+    PyObject *defaults = PyObject_CallMethod(parser, "defaults", NULL);    /* owned */
+    int result = keys == NULL || defaults == NULL ? -1 : 0;
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(keys); i++) {
+        PyObject *key = PyList_GET_ITEM(keys, i);   /* borrowed */
+        if (PyMapping_HasKey(defaults, key) == 0) { /* of [DEFAULT], not of this one */
+            result = check_key(config, section, key);
+        }
+    }
+    Py_XDECREF(keys);
+    Py_XDECREF(defaults);
+    return result;
+}
+
+/* Fills in what the file says and install() was not told. Returns 0, or -1 with an exception. */
+ATTACHED static int
+apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
+{
+    struct config config = {.options = options};
+    int result = 0;
+    if (options->config == NULL) {
+        return 0;
+    }
+    options->settings = read_config(options->config);
+    if (options->settings != NULL) {
+        config.main_section = find_main_section(options->settings, options->config);
+    }
+    if (config.main_section == NULL) {
+        return -1;
+    }
+    for (size_t i = 0; result == 0 && i < Py_ARRAY_LENGTH(settings); i++) {
+        const char *section = section_of(&config, &settings[i]);
+        int has = ask_parser(options->settings, "has_option", section, settings[i].key);
+        result = has < 0 ? -1 : 0;
+        if (has == 1 && !is_given(keywords, settings[i].option)) {
+            result = apply_setting(&config, &settings[i]);
+        }
+        if (result == 0 && ask_parser(options->settings, "has_section", section, NULL)) {
+            result = check_section(&config, section);
+        }
+    }
+    if (!is_given(keywords, "connection_handler")) {
+        options->connection_handler.kind = HANDLER_COMMANDS;
+    }
+    return result;
 }
 
 /* ======================================================================================
@@ -12455,6 +14180,9 @@ install(PyObject *module, PyObject *arguments, PyObject *keywords)
     struct options options = default_options();
     int result =
         parse_options(&options, arguments, keywords, state->configuration_conflict);
+    if (result == 0) {
+        result = apply_config(&options, keywords);
+    }
     if (result == 0) {
         result = lock_install();
     }
@@ -12735,16 +14463,11 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 py_dump_stacktraces(PyObject *module, PyObject *unused)
 {
-    struct text dump = {0};
-    PyObject *text = NULL; /* owned */
-    PyObject *file = NULL; /* owned */
+    PyObject *text = make_dump(); /* owned */
+    PyObject *file = NULL;        /* owned */
     int result = -1;
     (void)module;
     (void)unused;
-    if (append_stacks(&dump, &dump_form) == 0) {
-        text =
-            PyUnicode_DecodeUTF8(dump.bytes, (Py_ssize_t)dump.length, "backslashreplace");
-    }
     file = get_sys(manhole.installed && !manhole.options.redirect_stderr ? "stdout"
                                                                          : "stderr");
     if (text != NULL) {
@@ -12752,7 +14475,6 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
                      ? 0
                      : PyFile_WriteObject(text, file, Py_PRINT_RAW);
     }
-    free_text(&dump);
     Py_XDECREF(text);
     Py_XDECREF(file);
     return result < 0 ? NULL : Py_NewRef(Py_None);
@@ -12883,6 +14605,25 @@ py_handle_connection_repl(PyObject *module, PyObject *client)
     return handle_connection(module, client, serve_repl_here);
 }
 
+ATTACHED static void
+serve_commands_here(struct session *session)
+{
+    serve_with_locals(session, serve_commands);
+}
+
+PyDoc_STRVAR(
+    handle_connection_commands_doc,
+    "handle_connection_commands(client, /)\n--\n\n"
+    "Serve a connected socket with the shell of commands, in this thread, until the\n"
+    "client leaves. For a connection_handler of one's own. It does not check who the\n"
+    "client is. NotInstalled when no manhole is installed.");
+
+ATTACHED static PyObject *
+py_handle_connection_commands(PyObject *module, PyObject *client)
+{
+    return handle_connection(module, client, serve_commands_here);
+}
+
 PyDoc_STRVAR(
     handle_connection_exec_doc,
     "handle_connection_exec(client, /)\n--\n\n"
@@ -12959,10 +14700,12 @@ static PyMethodDef module_methods[] = {
      METH_VARARGS | METH_KEYWORDS, backdoor_server_doc},
     {"backdoor", (PyCFunction)(void (*)(void))py_backdoor, METH_VARARGS | METH_KEYWORDS,
      backdoor_doc},
+    {"handle_connection_commands", py_handle_connection_commands, METH_O,
+     handle_connection_commands_doc},
     {"_install_from_environment", py_install_from_environment, METH_NOARGS,
      install_from_environment_doc},
     {"_displayhook", py_displayhook, METH_O, NULL},
-    {"_exit", py_exit, METH_NOARGS, NULL},
+    {"_exit", py_exit, METH_VARARGS, NULL},
     {"_at_exit", py_at_exit, METH_NOARGS, NULL},
     {"_before_fork", py_before_fork, METH_NOARGS, NULL},
     {"_after_fork_in_parent", py_after_fork_in_parent, METH_NOARGS, NULL},
@@ -13237,6 +14980,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->manhole_object);
     Py_VISIT(state->streams);
     Py_VISIT(state->console_type);
+    Py_VISIT(state->input_type);
     Py_VISIT(state->sys_type);
     Py_VISIT(state->completion);
     Py_VISIT(state->probes);
@@ -13258,6 +15002,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->manhole_object);
     Py_CLEAR(state->streams);
     Py_CLEAR(state->console_type);
+    Py_CLEAR(state->input_type);
     Py_CLEAR(state->sys_type);
     Py_CLEAR(state->completion);
     Py_CLEAR(state->probes);
@@ -13364,8 +15109,8 @@ signal_object(int signum)
 ATTACHED static PyObject *
 make_keywords(const manhole_options *options)
 {
-    return Py_BuildValue(
-        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz ss sO sz}", "verbose",
+    PyObject *keywords = Py_BuildValue(
+        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz sz sz sz sO}", "verbose",
         PyBool_FromLong(options->verbose), "verbose_destination",
         options->verbose_destination, "strict", PyBool_FromLong(options->strict),
         "patch_fork", PyBool_FromLong(options->patch_fork), "thread",
@@ -13377,10 +15122,20 @@ make_keywords(const manhole_options *options)
         options->reinstall_delay, "start_timeout", options->start_timeout,
         "oneshot_timeout", options->oneshot_timeout, "hang_timeout",
         options->hang_timeout, "max_sessions", options->max_sessions, "socket_path",
-        options->socket_path, "connection_handler",
-        options->connection_handler == NULL ? "repl" : options->connection_handler,
-        "locals", options->locals == NULL ? Py_None : options->locals, "listen",
-        options->listen);
+        options->socket_path, "listen", options->listen, "config", options->config,
+        "enable", options->enable, "locals",
+        options->locals == NULL ? Py_None : options->locals);
+    PyObject *handler = NULL; /* owned */
+    if (keywords != NULL &&
+        options->connection_handler != NULL) { /* which is never None */
+        handler = PyUnicode_FromString(options->connection_handler);
+        if (handler == NULL ||
+            PyDict_SetItemString(keywords, "connection_handler", handler) < 0) {
+            Py_CLEAR(keywords);
+        }
+        Py_XDECREF(handler);
+    }
+    return keywords;
 }
 
 ATTACHED int

@@ -41,14 +41,18 @@ typedef struct manhole_options {
     double hang_timeout; /* seconds until stacks come without Python's help. Default 1. */
     int max_sessions;    /* clients at once, 1 to 256. Default 64. */
     const char *socket_path; /* UTF-8 path, %(pid)s allowed; NULL: /tmp/manhole-PID. */
-    const char *connection_handler; /* "repl" or "exec"; NULL: "repl". */
+    const char *connection_handler; /* "repl", "exec" or "commands"; NULL: "repl". */
     PyObject *locals;               /* borrowed dict of names for the console, or NULL. */
     const char *listen; /* "localhost:3000" or a path, instead of the usual; or NULL. */
+    const char *config; /* UTF-8 path of a configuration file; NULL: none. With one
+                           connection_handler NULL means "commands". */
+    const char *enable; /* "console", "debugger" or both with a comma; NULL: neither. */
 } manhole_options;
 
 #define MANHOLE_OPTIONS_DEFAULT                                                          \
   {                                                                                      \
-    1, 2, 1, 1, 1, 0, 0, 0, 1, 0.5, 0.5, 60.0, 1.0, 64, NULL, NULL, NULL, NULL           \
+    1, 2, 1, 1, 1, 0, 0, 0, 1, 0.5, 0.5, 60.0, 1.0, 64, NULL, NULL, NULL, NULL, NULL,    \
+        NULL                                                                             \
   }
 
 /* Installs the manhole in the calling thread's interpreter; NULL: all defaults.

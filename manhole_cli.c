@@ -3,7 +3,8 @@
  * Sends the process a signal if asked to, connects to its socket, makes sure that it is
  * that process which answers, and then is its console: at a terminal with a line editor
  * (libedit, if there was one to build with), else copying standard input to the socket and
- * the socket to standard output until the other side closes. Or it runs code there (-c, -f),
+ * the socket to standard output until the other side closes. Given a configuration file
+ * instead of a PID it asks in a local shell which process. Or it runs code there (-c, -f),
  * prints stacks (--stacks), for several processes side by side; lists them, or tidies up.
  * Command line, messages and history file are those of python-manhole's client of the same
  * name, and more.
@@ -12,6 +13,7 @@
  *   /tmp/manhole-PID       or the socket whose path is given: connected to, no more
  *   /proc/PID/...          read, for what the process is; in a container its socket is below
  *                          /proc/PID/root
+ *   /proc/net/tcp*         read, for who listens at the port of a configuration file
  *   ~/.manhole_history     each line typed at a terminal is appended; mode 0600
  *   ~/.editrc              libedit's own settings, read
  *   \0manhole-cli/PID.N/edit   its own end of the connection, see show_calling_card()
@@ -31,10 +33,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <langinfo.h>
 #include <limits.h>
 #include <locale.h>
 #include <math.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pwd.h>
 #include <regex.h>
@@ -668,7 +673,17 @@ struct target {
     pid_t pid; /* the process asked for; 0: whoever serves the path */
     char path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
     bool by_path; /* the path was given and is a socket: its server is who is meant */
+    int port;     /* not 0: of TCP, and the path is HOST:PORT */
+    const char
+        *config; /* not NULL: a file that says where to look, nothing else is known */
 };
+
+static bool
+has_ending(const char *text, const char *ending)
+{
+    size_t length = strlen(text);
+    return length > strlen(ending) && strcmp(text + length - strlen(ending), ending) == 0;
+}
 
 /* Follows symbolic links. A path that cannot be looked at is none. */
 static bool
@@ -780,7 +795,8 @@ target_of(pid_t pid)
 
 /* A number means the process of that id and its /tmp/manhole-PID; so does a path that
  * ends like that, unless there is a socket at that very path: then it means that socket,
- * as does the path of any other one. Ends the program when text is nothing of the kind.
+ * as does the path of any other one. NAME.ini is a configuration file. Ends the program when
+ * text is nothing of the kind.
  */
 static struct target
 parse_target(const char *text)
@@ -797,6 +813,9 @@ parse_target(const char *text)
                 sizeof(target.path) - 1, strlen(text));
         }
         (void)snprintf(target.path, sizeof(target.path), "%s", text);
+    }
+    else if (has_ending(text, ".ini")) {
+        target.config = text;
     }
     else if (target.pid == 0) {
         fail_usage(
@@ -1550,10 +1569,15 @@ settle_request(struct request *request)
     if ((request->flags & FLAG_JSON) != 0 && request->action != ACTION_STACKS) {
         fail_usage("argument --json: only with --stacks");
     }
-    for (size_t i = 0; i < request->pids && request->pids > 1 && request->host == NULL &&
-                       request->command == NULL;
-         i++) {
-        (void)parse_target(request->pid[i]);
+    for (size_t i = 0;
+         i < request->pids && request->host == NULL && request->command == NULL; i++) {
+        struct target target =
+            request->pids > 1 ? parse_target(request->pid[i]) : request->target;
+        if (target.config != NULL && request->action != ACTION_CONSOLE) {
+            fail_usage("argument PID: %s is a configuration file, which opens a shell to "
+                       "choose a process in; give the PID or the socket of one",
+                       quote(target.config).text);
+        }
     }
 }
 
@@ -1757,6 +1781,9 @@ has_listener(pid_t pid)
 static bool
 say_hindrance(pid_t pid)
 {
+    if (pid == 0) { /* one that cannot be seen from here */
+        return false;
+    }
     switch (process_state(pid)) {
     case 0:
         say_error("process %d is not there", (int)pid);
@@ -1959,6 +1986,165 @@ connect_and_signal(int fd, const struct request *request, const struct target *t
     send_signal(server.pid, request->signal);
 }
 
+/* The field of a line whose fields are parted by blanks, from 0 on; NULL when it has fewer. */
+static char *
+find_field(char *line, int number)
+{
+    for (; number > 0 && line != NULL; number--) {
+        line = strchr(line, ' ');
+        line = line != NULL ? line + strspn(line, " ") : NULL;
+    }
+    return line;
+}
+
+/* Who listens at a TCP port of this machine, as the kernel lists it: calls for the uid of each. */
+static void
+for_each_listener(int port, void (*call)(uid_t uid, void *argument), void *argument)
+{
+    static const char *const lists[] = {"/proc/net/tcp", "/proc/net/tcp6"};
+    enum { LOCAL_ADDRESS = 1, STATE = 3, UID = 7, LISTENING = 0x0a };
+    char *line = NULL; /* owned */
+    size_t size = 0;
+
+    for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
+        FILE *list = fopen(lists[i], "re"); /* owned */
+        while (list != NULL && getline(&line, &size, list) > 0) {
+            char *first = line + strspn(line, " ");
+            const char *address = find_field(first, LOCAL_ADDRESS);
+            const char *state = find_field(first, STATE);
+            const char *uid = find_field(first, UID);
+            const char *colon = address != NULL ? strchr(address, ':') : NULL;
+            if (colon != NULL && uid != NULL && strtol(colon + 1, NULL, 16) == port &&
+                strtol(state, NULL, 16) == LISTENING) {
+                call((uid_t)strtoul(uid, NULL, 10), argument);
+            }
+        }
+        if (list != NULL) {
+            (void)fclose(list);
+        }
+    }
+    free(line);
+}
+
+/* What for_each_listener() has found. */
+struct listeners {
+    size_t count;
+    bool has_stranger;
+    uid_t stranger; /* one who is neither root nor ourselves */
+};
+
+static void
+consider_listener(uid_t uid, void *argument)
+{
+    struct listeners *listeners = argument;
+
+    listeners->count++;
+    if (uid != 0 && uid != geteuid()) {
+        listeners->has_stranger = true;
+        listeners->stranger = uid;
+    }
+}
+
+/* The kernel does not tell a client of TCP who its server is. So all who listen at the port must be
+ * ones to trust. */
+static void
+check_listeners(const struct target *target)
+{
+    struct listeners listeners = {.count = 0};
+
+    for_each_listener(target->port, consider_listener, &listeners);
+    if (listeners.has_stranger) {
+        fail(STATUS_REFUSED,
+             "%s is served by UID:%u, not by UID:%u or root; nothing was sent. Look who "
+             "that "
+             "is, and connect as that user if you trust it",
+             quote(target->path).text, listeners.stranger, geteuid());
+    }
+}
+
+/* Whether what is sent there stays on this machine. */
+static bool
+is_loopback(const struct sockaddr *address)
+{
+    const struct sockaddr_in *ip = (const void *)address;
+    const struct sockaddr_in6 *ip6 = (const void *)address;
+
+    return address->sa_family == AF_INET6 ? IN6_IS_ADDR_LOOPBACK(&ip6->sin6_addr) != 0
+                                          : ntohl(ip->sin_addr.s_addr) >> 24 == 127;
+}
+
+/* The addresses of HOST:PORT or [HOST]:PORT, of this machine alone; freeaddrinfo() them. Ends the
+ * program when there are none. */
+static struct addrinfo *
+find_addresses(const struct target *target)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
+                                   .ai_flags = AI_NUMERICSERV};
+    struct addrinfo *addresses = NULL; /* owned, handed to the caller */
+    char host[sizeof(target->path)];
+    const char *start = target->path + strspn(target->path, "[");
+    const char *colon = strrchr(target->path, ':');
+    int error = 0;
+
+    (void)snprintf(host, sizeof(host), "%.*s", (int)(colon - start), start);
+    host[strcspn(host, "]")] = '\0';
+    error = getaddrinfo(host, colon + 1, &hints, &addresses);
+    if (error != 0) {
+        fail(STATUS_NO_CONNECTION, "cannot find %s: %s", quote(target->path).text,
+             gai_strerror(error));
+    }
+    for (const struct addrinfo *each = addresses; each != NULL; each = each->ai_next) {
+        if (!is_loopback(each->ai_addr)) {
+            fail(
+                STATUS_REFUSED,
+                "%s is not an address of this machine alone, and TCP tells nobody who it "
+                "is; manhole-cli --host HOST reaches a process over there by ssh",
+                quote(target->path).text);
+        }
+    }
+    return addresses;
+}
+
+/* The same as open_connection(), for TCP. */
+static int
+open_tcp_connection(const struct request *request, const struct target *target)
+{
+    struct addrinfo *addresses = find_addresses(target); /* owned */
+    double timeout_ms = request->timeout_s * 1e3;
+    int fd = -1;
+    int error = ECONNREFUSED;
+
+    if (request->signal != 0) {
+        fail(STATUS_NO_SIGNAL,
+             "cannot tell whom to send signal %d, %s does not say; give the PID of the "
+             "process instead",
+             request->signal, quote(target->path).text);
+    }
+    check_listeners(target);
+    for (const struct addrinfo *each = addresses; each != NULL && error != 0;
+         each = each->ai_next) {
+        struct pollfd server = {.events = POLLOUT};
+        socklen_t size = sizeof(error);
+        if (fd >= 0) {
+            (void)close(fd);
+        }
+        fd = socket(each->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        error = fd >= 0 && connect(fd, each->ai_addr, each->ai_addrlen) == 0 ? 0 : errno;
+        server.fd = fd;
+        if (error == EINPROGRESS &&
+            (poll(&server, 1, timeout_ms < INT_MAX ? (int)timeout_ms : -1) != 1 ||
+             getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0)) {
+            error = ETIMEDOUT;
+        }
+    }
+    freeaddrinfo(addresses);
+    if (error != 0) {
+        errno = error;
+        fail(STATUS_NO_CONNECTION, "cannot connect to %s: %m", quote(target->path).text);
+    }
+    return fd;
+}
+
 /* Returns a socket that is connected to the process asked for; ends the program without
  * one. By PID the signal goes first, whether or not somebody answers already: it may be
  * what makes the process listen. */
@@ -1966,8 +2152,11 @@ static int
 open_connection(const struct request *request, const struct target *target,
                 const char *wish)
 {
-    int fd = open_socket(wish);
+    int fd = target->port == 0 ? open_socket(wish) : open_tcp_connection(request, target);
 
+    if (target->port != 0) {
+        return fd;
+    }
     if (request->signal != 0 && target->by_path) {
         connect_and_signal(fd, request, target);
         return fd;
@@ -2844,7 +3033,7 @@ take_interrupt(void)
         (void)fputs("^C\n", stdout);
         editor.way_out = LINE_CANCELLED;
     }
-    switch (interrupt_session(editor.target)) {
+    switch (editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target)) {
     case SESSION_IDLE:
         if (is_in_block) {
             drop_block();
@@ -2921,8 +3110,9 @@ wait_for_news(bool wants_keys, int patience_ms)
     int ready = 0;
 
     show_output();
-    ready =
-        poll_with_signals(fds, 2, is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : patience_ms);
+    ready = poll_with_signals(
+        fds, 2,
+        is_silent && editor.server >= 0 ? FIRST_BYTE_PATIENCE_S * 1000 : patience_ms);
     if (ready == 0 && is_silent) {
         is_silent = false;
         (void)say_hindrance(server_pid(editor.server));
@@ -3082,9 +3272,11 @@ on_tab(EditLine *el, int key)
 
     (void)key;
     find_word(el, &word);
-    if (word.length == 1) {
+    if (word.length == 1 || editor.server < 0) {
         free(word.data);
-        return el_insertstr(el, "    ") == 0 ? CC_REFRESH : CC_ERROR;
+        return editor.server < 0               ? CC_ERROR
+               : el_insertstr(el, "    ") == 0 ? CC_REFRESH
+                                               : CC_ERROR;
     }
     (void)ask_aside(editor.target, "complete", &word, INTERRUPT_PATIENCE_MS, &matches);
     if (word.data != NULL) {
@@ -3274,6 +3466,45 @@ type_line(void)
     }
 }
 
+/* Lets a line be typed at a prompt of our own, while there is no server; what was pasted behind the
+ * last one comes first. Returns it with its newline, valid until the next; NULL at the end. */
+static const char *
+type_local_line(const char *prompt)
+{
+    static struct buffer line;
+    size_t length = line_length(&editor.paste);
+    const char *typed = NULL;
+    int count = 0;
+
+    empty(&line);
+    empty(&editor.line);
+    append_text(&editor.line, prompt);
+    editor.server = -1;
+    editor.is_waiting = editor.is_stale = true;
+    if (length > 0) {
+        append(&line, editor.paste.data, length);
+        drop(&editor.paste, length);
+        append_text(&editor.out, prompt);
+        append_harmless(&editor.out, line.data, length);
+        show_output();
+        return line.data;
+    }
+    do {
+        editor.way_out = NO_WAY_OUT;
+        editor.is_typing = true;
+        typed = el_gets(editor.el, &count);
+        editor.is_typing = false;
+    } while (editor.way_out == LINE_CANCELLED);
+    if (typed != NULL && count > 0) {
+        HistEvent event;
+        (void)history(editor.history, &event, H_ENTER, typed);
+        append(&line, typed, (size_t)count);
+        return line.data;
+    }
+    (void)fputs("\n", stdout);
+    return NULL;
+}
+
 /* ---- The conversation -------------------------------------------------------------- */
 
 static void
@@ -3309,6 +3540,9 @@ open_editor(void)
         {"\033[1;5C", "em-next-word"},
     };
 
+    if (editor.el != NULL) {
+        return true;
+    }
     if (terminal.is_typed_on && terminal.is_shown_on && terminal.is_capable) {
         editor.el = el_init(program, stdin, stdout, stderr);
     }
@@ -3356,19 +3590,35 @@ end_input(void)
     (void)shutdown(editor.server, SHUT_WR);
 }
 
+/* Takes the terminal, and the signals that concern it. A second time does nothing. */
+static void
+begin_editing(void)
+{
+    static const int followed[] = {SIGINT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGQUIT};
+    static bool is_begun;
+
+    for (size_t i = 0; i < sizeof(followed) / sizeof(followed[0]) && !is_begun; i++) {
+        follow_signal(followed[i]);
+    }
+    if (!is_begun) {
+        (void)atexit(release_terminal);
+        hold_terminal(true);
+    }
+    is_begun = true;
+}
+
 /* The console at a terminal, until the server closes or Ctrl-C says that that is enough. */
 static enum exit_status
 converse(int server, const struct target *target)
 {
-    static const int followed[] = {SIGINT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGQUIT};
-
+    begin_editing();
     editor.server = server;
     editor.target = target;
-    for (size_t i = 0; i < sizeof(followed) / sizeof(followed[0]); i++) {
-        follow_signal(followed[i]);
+    editor.is_waiting = false;
+    empty(&editor.line);
+    while (wait_for_prompt()) { /* pasted behind what led here */
+        send_pasted_line();
     }
-    (void)atexit(release_terminal);
-    hold_terminal(true);
     while (editor.way_out == NO_WAY_OUT || editor.way_out == LINE_CANCELLED) {
         editor.way_out = NO_WAY_OUT;
         type_line();
@@ -3922,17 +4172,6 @@ add_process(struct processes *processes, const struct process *process)
     processes->list[processes->count++] = *process;
 }
 
-/* The field of a line whose fields are parted by blanks, from 0 on; NULL when it has fewer. */
-static char *
-find_field(char *line, int number)
-{
-    for (; number > 0 && line != NULL; number--) {
-        line = strchr(line, ' ');
-        line = line != NULL ? line + strspn(line, " ") : NULL;
-    }
-    return line;
-}
-
 /* The path of the socket that this line of /proc/net/unix tells of, if it is one of those that are
  * listened at; cut off there. Else NULL. */
 static const char *
@@ -4066,6 +4305,12 @@ knock_at(struct process *process, size_t number)
     char wish[32];
     int fd = -1;
 
+    if (process->target.port != 0) { /* there a connection would be a session */
+        struct listeners listeners = {.count = 0};
+        for_each_listener(process->target.port, consider_listener, &listeners);
+        process->door = listeners.count > 0 ? OPEN_DOOR : DEAD_DOOR;
+        return -1;
+    }
     (void)snprintf(wish, sizeof(wish), "interrupt.l%zu", number);
     fd = open_socket(wish);
     process->door = SILENT_DOOR;
@@ -4662,6 +4907,447 @@ go_elsewhere(struct request *request)
 }
 
 /* ======================================================================================
+ * Local shell: which process a configuration file means, ispyd's way. It ends with a target, that
+ * of connect, and the program goes on as if its socket had been given; or without one.
+ * To add a command: a row in local_commands[].
+ * ======================================================================================
+ */
+
+static const char local_prompt[] = "(manhole) ";
+
+/* What the file says of where to listen: "/path/%(pid)s" or "host:port". */
+struct config {
+    const char *name;     /* of the file */
+    struct buffer listen; /* owned */
+    bool has_section;     /* [manhole] or [ispyd] */
+    bool is_in_section;   /* while it is read: the line is below that */
+};
+
+/* Cuts off the blanks and the comment at a line's end, which begins with " ;" as in ispyd. */
+static void
+trim_end(char *text)
+{
+    size_t length = 0;
+
+    for (char *c = strchr(text, ';'); c != NULL; c = strchr(c + 1, ';')) {
+        if (c > text && (c[-1] == ' ' || c[-1] == '\t')) {
+            *c = '\0';
+            break;
+        }
+    }
+    length = strlen(text);
+    while (length > 0 && strchr(" \t\r\n", text[length - 1]) != NULL) {
+        text[--length] = '\0';
+    }
+}
+
+/* Takes a line of the file. */
+static void
+take_config_line(struct config *config, char *line, int number)
+{
+    static const char blanks[] = " \t";
+    char *value = NULL;
+
+    trim_end(line);
+    if (line[0] == '\0' || line[0] == '#' || line[0] == ';' || line[0] == ' ' ||
+        line[0] == '\t') { /* the last: more of the value before, which is none of ours */
+        return;
+    }
+    if (line[0] == '[') {
+        config->is_in_section =
+            strcmp(line, "[manhole]") == 0 || strcmp(line, "[ispyd]") == 0;
+        config->has_section = config->has_section || config->is_in_section;
+        return;
+    }
+    value = strpbrk(line, "=:");
+    if (value == NULL) {
+        fail(STATUS_TROUBLE, "%s, line %d: %s is neither [section] nor key = value",
+             quote(config->name).text, number, quote(line).text);
+    }
+    *value++ = '\0';
+    trim_end(line);
+    if (config->is_in_section && strcasecmp(line, "listen") == 0) {
+        empty(&config->listen);
+        append_text(&config->listen, value + strspn(value, blanks));
+    }
+}
+
+/* Reads the file; ends the program when it is wrong. */
+static struct config
+read_config(const char *name)
+{
+    struct config config = {.name = name};
+    char *line = NULL; /* owned */
+    size_t size = 0;
+    int number = 0;
+    FILE *file = fopen(name, "re"); /* owned */
+
+    if (file == NULL) {
+        fail(STATUS_TROUBLE, "cannot read %s: %m", quote(name).text);
+    }
+    while (getline(&line, &size, file) > 0) {
+        take_config_line(&config, line, ++number);
+    }
+    if (ferror(file) != 0) {
+        fail(STATUS_TROUBLE, "cannot read %s: %m", quote(name).text);
+    }
+    (void)fclose(file);
+    free(line);
+    if (!config.has_section) {
+        fail(STATUS_TROUBLE, "%s has no section [manhole] or [ispyd]", quote(name).text);
+    }
+    if (config.listen.length == 0) {
+        append_text(&config.listen, "/tmp/manhole-%(pid)s");
+    }
+    return config;
+}
+
+static void
+add_server(struct processes *servers, const char *path, pid_t pid, int port)
+{
+    struct process server = {.target = {.pid = pid, .by_path = true, .port = port},
+                             .is_alive = true};
+
+    if (strlen(path) >= sizeof(server.target.path)) {
+        fail(STATUS_TROUBLE, "%s is longer than the path of a socket can be",
+             quote(path).text);
+    }
+    (void)snprintf(server.target.path, sizeof(server.target.path), "%s", path);
+    add_process(servers, &server);
+}
+
+static const char pid_marker[] = "%(pid)s";
+
+/* The number that a path has where the template has its marker, each time the same; 0: it is not of
+ * this template. */
+static pid_t
+match_path(const char *template, const char *path)
+{
+    pid_t pid = 0;
+
+    while (*template != '\0') {
+        if (strncmp(template, pid_marker, strlen(pid_marker)) == 0) {
+            char *end = NULL;
+            long number = is_digit(*path) ? strtol(path, &end, 10) : 0;
+            if (number < 1 || number > INT_MAX || (pid != 0 && pid != number)) {
+                return 0;
+            }
+            pid = (pid_t)number;
+            path = end;
+            template += strlen(pid_marker);
+        }
+        else if (*template ++ != *path++) {
+            return 0;
+        }
+    }
+    return *path == '\0' ? pid : 0;
+}
+
+/* Adds the sockets that there are of a template, whatever process's. */
+static void
+find_sockets(const char *template, struct processes *servers)
+{
+    struct buffer pattern = {.data = NULL}; /* owned */
+    glob_t matches = {.gl_pathc = 0};       /* owned */
+
+    for (const char *c = template; *c != '\0'; c++) {
+        bool is_marker = strncmp(c, pid_marker, strlen(pid_marker)) == 0;
+        append_text(&pattern, !is_marker && strchr("*?[\\", *c) != NULL ? "\\" : "");
+        append(&pattern, is_marker ? "*" : c, 1);
+        c += is_marker ? strlen(pid_marker) - 1 : 0;
+    }
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
+    if (glob(text_of(&pattern), GLOB_NOSORT, NULL, &matches) == 0) {
+        for (size_t i = 0; i < matches.gl_pathc; i++) {
+            pid_t pid = match_path(template, matches.gl_pathv[i]);
+            if (pid != 0 && is_socket(matches.gl_pathv[i])) {
+                add_server(servers, matches.gl_pathv[i], pid, 0);
+            }
+        }
+        globfree(&matches);
+    }
+    free(pattern.data);
+}
+
+/* The port of "host:port"; ends the program when there is none. */
+static int
+parse_port(const struct config *config)
+{
+    const char *listen = config->listen.data;
+    const char *colon = strrchr(listen, ':');
+    long port = 0;
+
+    if (colon == NULL || colon == listen || !is_digit(colon[1]) ||
+        !parse_int(colon + 1, &port) || port < 1 || port > 65535) {
+        fail(STATUS_TROUBLE,
+             "%s: listen must be the absolute path of a socket or host:port, not %s",
+             quote(config->name).text, quote(listen).text);
+    }
+    return (int)port;
+}
+
+/* Where the file's listen may lead, and whether somebody is there. */
+static struct processes
+find_servers(const struct config *config)
+{
+    const char *listen = config->listen.data;
+    struct processes servers = {.list = NULL};
+
+    if (listen[0] != '/') {
+        add_server(&servers, listen, 0, parse_port(config));
+        freeaddrinfo(find_addresses(&servers.list[0].target)); /* of this machine alone */
+    }
+    else if (strstr(listen, pid_marker) != NULL) {
+        find_sockets(listen, &servers);
+    }
+    else {
+        add_server(&servers, listen, 0, 0);
+    }
+    if (servers.count > 0) {
+        qsort(servers.list, servers.count, sizeof(*servers.list), compare_processes);
+    }
+    knock(&servers);
+    return servers;
+}
+
+/* The shell, and what it has come to. */
+struct local_shell {
+    struct config config;
+    struct processes servers;     /* owned; as they were listed last */
+    const struct process *chosen; /* one of them, by connect */
+    bool is_over;
+};
+
+struct local_command {
+    const char *name;
+    const char *arguments; /* as help shows them */
+    const char *help;
+    void (*run)(struct local_shell *shell, const char *argument);
+};
+
+/* As Python prints the pairs of which ispyd's list consists: family and address. */
+static void
+list_servers(struct local_shell *shell, const char *argument)
+{
+    static const char *const remarks[] = {[NO_DOOR] = " dead",
+                                          [DEAD_DOOR] = " dead",
+                                          [DENIED_DOOR] = " not for you",
+                                          [SILENT_DOOR] = " silent",
+                                          [OPEN_DOOR] = ""};
+    (void)argument;
+    free(shell->servers.list);
+    shell->servers = find_servers(&shell->config);
+    for (size_t i = 0; i < shell->servers.count; i++) {
+        const struct process *server = &shell->servers.list[i];
+        struct target target = server->target;
+        const char *remark = remarks[server->door];
+        if (target.port == 0) {
+            (void)printf("%zu: (%d, %s)%s\n", i + 1, AF_UNIX, quote(target.path).text,
+                         remark);
+            continue;
+        }
+        *strrchr(target.path, ':') = '\0';
+        (void)printf("%zu: (%d, (%s, %d))%s\n", i + 1, AF_INET, quote(target.path).text,
+                     target.port, remark);
+    }
+}
+
+/* What connect was told; says what is wrong with it and returns NULL. */
+static struct process *
+select_server(const struct local_shell *shell, const char *argument)
+{
+    long number = 1;
+
+    if (shell->servers.count == 0) {
+        (void)printf("No servers to connect to: there is no socket like %s.\n",
+                     quote(shell->config.listen.data).text);
+        return NULL;
+    }
+    if (argument[0] == '\0' && shell->servers.count > 1) {
+        (void)printf("Multiple servers, which should be used? \"servers\" lists them.\n");
+        return NULL;
+    }
+    if (argument[0] != '\0' && !parse_int(argument, &number)) {
+        (void)printf("Server selection not an integer.\n");
+        return NULL;
+    }
+    if (number < 1 || number > (long)shell->servers.count) {
+        (void)printf("Invalid server selected: there are 1 to %zu.\n",
+                     shell->servers.count);
+        return NULL;
+    }
+    return &shell->servers.list[number - 1];
+}
+
+static void
+connect_server(struct local_shell *shell, const char *argument)
+{
+    struct process *server = select_server(shell, argument);
+    struct processes alone = {.list = server, .count = 1};
+
+    if (server == NULL) {
+        return;
+    }
+    knock(&alone);
+    if (server->door == DEAD_DOOR || server->door == NO_DOOR) {
+        (void)printf("Nobody answers at %s any more; \"servers\" looks again.\n",
+                     quote(server->target.path).text);
+        return;
+    }
+    shell->chosen = server;
+    shell->is_over = true;
+}
+
+static void
+leave_local_shell(struct local_shell *shell, const char *argument)
+{
+    (void)argument;
+    shell->is_over = true;
+}
+
+static const struct local_command local_commands[] = {
+    {.name = "connect",
+     .arguments = " [N]",
+     .help = "Connect to the Nth server of the list, or to the only one there is.",
+     .run = connect_server},
+    {.name = "exit", .arguments = "", .help = "Leave.", .run = leave_local_shell},
+    {.name = "help",
+     .arguments = " [COMMAND]",
+     .help = "List the commands, or say what one does."}, /* done by obey_locally() */
+    {.name = "servers",
+     .arguments = "",
+     .help = "List the processes that can be connected to.",
+     .run = list_servers},
+};
+
+enum { LOCAL_COMMANDS = sizeof(local_commands) / sizeof(local_commands[0]) };
+
+static const struct local_command *
+find_local_command(const char *name)
+{
+    for (size_t i = 0; i < LOCAL_COMMANDS; i++) {
+        if (strcmp(local_commands[i].name, name) == 0) {
+            return &local_commands[i];
+        }
+    }
+    return NULL;
+}
+
+/* As Python's module cmd, and so ispyd, lays it out. */
+static void
+help_locally(const char *topic)
+{
+    static const char title[] = "Documented commands (type help <topic>):";
+    const struct local_command *command = find_local_command(topic);
+
+    if (command != NULL) {
+        (void)printf("%s%s\n    %s\n", command->name, command->arguments, command->help);
+    }
+    else if (topic[0] != '\0') {
+        (void)printf("*** No help on %s\n", quote(topic).text);
+    }
+    else {
+        (void)printf("\n%s\n", title);
+        for (size_t i = 0; i < strlen(title); i++) {
+            (void)putchar('=');
+        }
+        for (size_t i = 0; i < LOCAL_COMMANDS; i++) {
+            (void)printf("%s%s", i == 0 ? "\n" : "  ", local_commands[i].name);
+        }
+        (void)printf("\n\n");
+    }
+}
+
+/* Runs a line: a word, and its argument. */
+static void
+obey_locally(struct local_shell *shell, char *line)
+{
+    static const char blanks[] = " \t\r\n";
+    char *word = line + strspn(line, blanks);
+    char *argument = word + strcspn(word, blanks);
+    const struct local_command *command = NULL;
+
+    if (*argument != '\0') {
+        *argument++ = '\0';
+        argument += strspn(argument, blanks);
+        argument[strcspn(argument, blanks)] = '\0';
+    }
+    command = find_local_command(word);
+    if (command != NULL && command->run != NULL) {
+        command->run(shell, argument);
+    }
+    else if (command != NULL || strcmp(word, "?") == 0) {
+        help_locally(argument);
+    }
+    else if (word[0] != '\0') {
+        (void)printf("*** Unknown syntax: %s; \"help\" lists the commands\n",
+                     quote(word).text);
+    }
+}
+
+/* Reads a line from standard input and no byte more, for those behind it may be the server's.
+ * Returns false at the end. */
+static bool
+read_line(struct buffer *line)
+{
+    char byte = 0;
+    ssize_t count = 0;
+
+    (void)printf("%s", local_prompt);
+    (void)fflush(stdout);
+    while (byte != '\n' && ((count = read(terminal.input, &byte, 1)) == 1 ||
+                            (count < 0 && is_passing(errno)))) {
+        append(line, &byte, count == 1 ? 1 : 0);
+    }
+    if (line->length == 0) {
+        (void)printf("\n");
+    }
+    return line->length > 0;
+}
+
+/* The same by the editor, where there can be one. */
+static bool
+take_line(struct buffer *line)
+{
+#ifdef HAVE_LIBEDIT
+    if (open_editor()) {
+        const char *typed = NULL;
+        begin_editing();
+        typed = type_local_line(local_prompt);
+        append_text(line, typed != NULL ? typed : "");
+        return typed != NULL;
+    }
+#endif
+    return read_line(line);
+}
+
+/* Runs the shell on a configuration file. Returns whether it has ended with connect, and then to
+ * what; the file may mean a process that is not there when it begins. */
+static bool
+choose_server(const char *config, struct target *target)
+{
+    struct local_shell shell = {.config = read_config(config)};
+    struct buffer line = {.data = NULL}; /* owned */
+    bool is_chosen = false;
+
+    find_history();
+    shell.servers = find_servers(&shell.config);
+    while (!shell.is_over && take_line(&line)) {
+        obey_locally(&shell, line.data);
+        (void)fflush(stdout);
+        empty(&line);
+    }
+    is_chosen = shell.chosen != NULL;
+    if (is_chosen) {
+        *target = shell.chosen->target;
+    }
+    free(line.data);
+    free(shell.config.listen.data);
+    free(shell.servers.list);
+    return is_chosen;
+}
+
+/* ======================================================================================
  * The program.
  * ======================================================================================
  */
@@ -4763,8 +5449,11 @@ serve_named(const struct request *request)
     bool answered = false;
 
     if (request->pids == 1) {
+        struct target target = request->target;
         free(targets);
-        return serve(request, &request->target, &answered);
+        return target.config == NULL || choose_server(target.config, &target)
+                   ? serve(request, &target, &answered)
+                   : STATUS_OK;
     }
     for (size_t i = 0; targets != NULL && i < request->pids; i++) {
         targets[i] = parse_target(request->pid[i]);

@@ -1085,6 +1085,11 @@ static const struct wrong_value {
      "'connection_handler' must be 'repl', 'e"},
     {"connection_handler=5", "TypeError", "'connection_handler' must be 'repl', 'exec'"},
     {"connection_handler=None", "TypeError", "'connection_handler'"},
+    {"enable='pdb'", "ValueError",
+     "'enable' must be an iterable of 'console' and 'debugger', or None"},
+    {"enable=[5]", "ValueError", "'enable'"},
+    {"config=5", "TypeError", "'config' must be the path of a file, or None, not 5"},
+    {"enable=True", "TypeError", "'enable'"},
 };
 
 static void
@@ -1303,7 +1308,8 @@ static const struct {
     {"start_timeout", "0.5"},    {"oneshot_timeout", "60"},
     {"hang_timeout", "1"},       {"max_sessions", "64"},
     {"locals", "None"},          {"daemon_connection", "False"},
-    {"redirect_stderr", "True"}, {"connection_handler", "repl"},
+    {"redirect_stderr", "True"}, {"config", "None"},
+    {"enable", "None"},          {"connection_handler", "repl"},
 };
 
 static void
@@ -1365,7 +1371,8 @@ every_public_name_has_help_and_signature(void)
                   "'install']"),
         "['(conn_info, locals=None)', '(sock, locals=None)', '(sock, /)', '()', '(sock, "
         "/)', "
-        "'(client, /)', '(client, /)', '(name, /)', '()', '()', '(name=None, /)', "
+        "'(client, /)', '(client, /)', '(client, /)', '(name, /)', '()', '()', "
+        "'(name=None, /)', "
         "'(application, /)']");
     tell(app, "m = manhole.install()");
     assert_string_equal(tell(app, "str(inspect.signature(m.handle_oneshot))"),

@@ -679,7 +679,7 @@ backdoor_blocks_no_program_without_a_loop(void)
 }
 
 /* An accept() loop of the application's own. */
-#define ACCEPT(accept)                                                                   \
+#define ACCEPT_TCP(accept)                                                                   \
   "import socket, threading, manhole\n"                                                  \
   "listener = socket.create_server(('localhost', 0))\n"                                  \
   "print('at', listener.getsockname()[1], 'now', flush=True)\n"                          \
@@ -696,7 +696,7 @@ port_at(struct process *app)
 static void
 backdoor_serves_connections_that_the_program_accepts(void)
 {
-    struct process *app = start_target(ACCEPT(
+    struct process *app = start_target(ACCEPT_TCP(
         "connection = listener.accept(); manhole.backdoor(connection, {'x': 'y'}); "
         "connection[0].close()"));
     int port = port_at(app);
@@ -811,7 +811,7 @@ static void
 other_user_does_not_end_the_programs_accept_loop(void)
 {
     need_root();
-    struct process *app = start_target(ACCEPT("manhole.backdoor(listener.accept())"));
+    struct process *app = start_target(ACCEPT_TCP("manhole.backdoor(listener.accept())"));
     int port = port_at(app);
     struct process *nc = start_nc_as(NOBODY, port, "6 * 7\n");
     (void)wait_for_exit(nc, DEADLINE);

@@ -104,7 +104,16 @@ static const struct {
     {"redirect_stderr=False", FIELD(redirect_stderr), 0},
     {"connection_handler='repl'", FIELD(connection_handler.kind), HANDLER_REPL},
     {"connection_handler='exec'", FIELD(connection_handler.kind), HANDLER_EXEC},
+    {"connection_handler='commands'", FIELD(connection_handler.kind), HANDLER_COMMANDS},
     {"connection_handler=print", FIELD(connection_handler.kind), HANDLER_CALLABLE},
+    {"", FIELD(enable), 0},
+    {"enable=None", FIELD(enable), 0},
+    {"enable=()", FIELD(enable), 0},
+    {"enable=''", FIELD(enable), 0},
+    {"enable='console'", FIELD(enable), FEATURE_CONSOLE},
+    {"enable=['debugger']", FIELD(enable), FEATURE_DEBUGGER},
+    {"enable={'console', 'debugger'}", FIELD(enable), FEATURE_CONSOLE | FEATURE_DEBUGGER},
+    {"enable='debugger, console'", FIELD(enable), FEATURE_CONSOLE | FEATURE_DEBUGGER},
 };
 
 ATTACHED static void
@@ -350,6 +359,7 @@ each_field_of_the_header_arrives(void **state)
         .socket_path = "door",
         .connection_handler = "exec",
         .locals = names,
+        .enable = "console",
     };
     struct options options = parse_c(&c_options);
     struct options wanted = default_options();
@@ -366,6 +376,7 @@ each_field_of_the_header_arrives(void **state)
     wanted.hang_timeout = 4.5;
     wanted.max_sessions = 5;
     wanted.connection_handler.kind = HANDLER_EXEC;
+    wanted.enable = FEATURE_CONSOLE;
     wanted.locals = names;
     assert_same_options(&options, &wanted);
     assert_string_equal(options.socket_path, "door");
