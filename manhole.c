@@ -13735,10 +13735,17 @@ struct setting {
 ATTACHED static enum parsed
 apply_listen(struct options *options, const struct setting *setting, PyObject *text)
 {
-    PyObject *places = PyUnicode_Splitlines(text, 0); /* owned */
-    enum parsed parsed =
-        places == NULL ? PARSED_FAILED : parse_listen(places, &options->listen);
+    PyObject *bare = PyObject_CallMethod(text, "strip", NULL); /* owned */
+    PyObject *places = NULL;                                   /* owned */
+    enum parsed parsed = PARSED_FAILED;
     (void)setting;
+    if (bare != NULL) {
+        places = PyUnicode_Splitlines(bare, 0);
+    }
+    if (places != NULL) {
+        parsed = parse_listen(places, &options->listen);
+    }
+    Py_XDECREF(bare);
     Py_XDECREF(places);
     return parsed;
 }

@@ -131,7 +131,7 @@ everything_is_off_unless_the_file_says_so(void)
 static void
 what_install_is_told_wins_over_the_file(void)
 {
-    struct process *app = start_with(sample, ", socket_path='door', enable=()");
+    struct process *app = start_with(sample, ", listen='./door', enable=()");
     struct client *client = visit(app, test_path("door"));
     assert_no_path(format_text("/tmp/ispyd-%d.sock", (int)app->pid));
     assert_string_equal(ask(app, client, "!python", "python"), "");
@@ -140,6 +140,17 @@ what_install_is_told_wins_over_the_file(void)
                   "connection_handler='repl')");
     client_wait_for(connect_client(format_text("/tmp/ispyd-%d.sock", (int)app->pid)),
                     "(ManholeConsole)\n>>> ");
+}
+
+static void
+file_may_name_several_places(void)
+{
+    struct process *app =
+        start_with("[manhole]\nlisten =\n    localhost:0\n    ./door-%(pid)s\n", "");
+    wait_for_text(app, ERR, "Manhole TCP address: 127.0.0.1:", DEADLINE);
+    const int port = (int)strtol(wait_for_text(app, ERR, "\n", DEADLINE), NULL, 10);
+    client_wait_for(connect_port(port), format_text("(manhole:%d) ", (int)app->pid));
+    visit(app, test_path(format_text("door-%d", (int)app->pid)));
 }
 
 static void
@@ -166,13 +177,15 @@ static const struct {
     {"listen = /tmp/x\n", "'test.ini': File contains no section headers."},
     {"[manhole]\nlisten = /tmp/x\nnonsense\n", "line 3"},
     {"[manhole]\nlisten = /tmp/x\nlisten = /tmp/y\n", "'listen' in section 'manhole'"},
-    {"[manhole]\nlisten = door\n", "'test.ini': [manhole] listen must be the absolute "
-                                   "path of a Unix socket, not 'door'"},
+    {"[manhole]\nlisten = door\n", "'test.ini': [manhole] listen must be HOST:PORT or a "
+                                   "path with a '/' in it, or up to 8 "
+                                   "of these on a line each, not 'door'"},
+    {"[manhole]\nlisten =\n  localhost:0\n  localhost:70000\n", "localhost:70000'"},
     {"[ispyd]\nlisten =\n", "[ispyd] listen must be "},
     {"[ispyd]\nlisten = /" /* too long */
      "1234567890123456789012345678901234567890123456789012345678901234567890"
      "1234567890123456789012345678901234567890123456789012345678901234567890\n",
-     "[ispyd] listen: install() option 'socket_path' is 141 bytes long"},
+     "[ispyd] listen: install() option 'listen' is 141 bytes long"},
     {"[ispyd]\nlisten = /tmp/%(pid)s\nlitsen = x\n",
      "'test.ini': [ispyd] litsen is not known; it may have listen, plugins"},
     {"[ispyd]\n[python:console]\nenabled = maybe\n",
@@ -395,6 +408,7 @@ main(void)
         TEST(environment_can_name_the_file),
         TEST(everything_is_off_unless_the_file_says_so),
         TEST(what_install_is_told_wins_over_the_file),
+        TEST(file_may_name_several_places),
         TEST(plugins_of_the_file_are_those_that_there_are),
         TEST(wrong_file_is_refused_and_installs_nothing),
         TEST(missing_file_is_named),

@@ -428,6 +428,25 @@ ctrl_c_in_telnet_drops_an_unfinished_statement(void)
 }
 
 static void
+ctrl_c_in_telnet_drops_a_half_typed_command(void)
+{
+    struct process *app =
+        start_target(TARGET(ON_A_PORT ", connection_handler='commands'"));
+    require_program("telnet");
+    struct process *telnet =
+        start_process(.argv = LIST("telnet", "127.0.0.1", text_of_port(port_of(app))),
+                      .terminal = true);
+    const char *prompt = format_text("(manhole:%d) ", (int)app->pid);
+    wait_for_text(telnet, OUT, prompt, DEADLINE);
+    write_stdin(telnet, "exit");
+    wait_for_text(telnet, OUT, "exit", DEADLINE);
+    write_stdin(telnet, "\003");
+    wait_for_text(telnet, OUT, prompt, DEADLINE);
+    write_stdin(telnet, "plugins\n");
+    assert_contains(wait_for_text(telnet, OUT, prompt, DEADLINE), "'process'");
+}
+
+static void
 ctrl_d_in_telnet_ends_the_session(void)
 {
     struct process *app = start_target(TARGET(ON_A_PORT));
@@ -679,7 +698,7 @@ backdoor_blocks_no_program_without_a_loop(void)
 }
 
 /* An accept() loop of the application's own. */
-#define ACCEPT_TCP(accept)                                                                   \
+#define ACCEPT_TCP(accept)                                                               \
   "import socket, threading, manhole\n"                                                  \
   "listener = socket.create_server(('localhost', 0))\n"                                  \
   "print('at', listener.getsockname()[1], 'now', flush=True)\n"                          \
@@ -893,6 +912,7 @@ main(void)
         TEST(telnet_talks_to_python),
         TEST(ctrl_c_in_telnet_interrupts_what_runs),
         TEST(ctrl_c_in_telnet_drops_an_unfinished_statement),
+        TEST(ctrl_c_in_telnet_drops_a_half_typed_command),
         TEST(ctrl_d_in_telnet_ends_the_session),
         TEST(negotiation_is_answered_with_no_and_never_seen),
         TEST(refusals_are_not_answered),
