@@ -11,13 +11,20 @@
 
 enum { WORKERS = 2 };
 
-/* Two lines of ispyd's own, changed: ShellManager(config_file). */
+/* Two lines of ispyd's own, changed: ShellManager(config_file), WSGIApplicationWrapper(app). */
 static const char FLASK_APP[] = //
     "import os, time\n"
     "import flask, manhole\n"
     "config_file = os.path.join(os.path.dirname(__file__), 'ispyd.ini')\n"
     "manhole.install(config=config_file)\n"
     "application = flask.Flask(__name__)\n"
+    "application.wsgi_app = manhole.wsgi(application.wsgi_app)\n"
+    "def look_up(ware):\n"
+    "    prices = {'tea': 3}\n"
+    "    return prices[ware]\n"
+    "@application.route('/price/<ware>')\n"
+    "def price(ware):\n"
+    "    return 'the price is %d' % look_up(ware)\n"
     "@application.route('/')\n"
     "def hello():\n"
     "    return 'hello from %d' % os.getpid()\n"
@@ -36,6 +43,9 @@ static const char SAMPLE[] = //
     "plugins = %%(builtins)s\n"
     "\n"
     "[python:console]\n"
+    "enabled = %s\n"
+    "\n"
+    "[debugger]\n"
     "enabled = %s\n";
 
 struct server {
@@ -61,13 +71,14 @@ is_up(void *argument)
 }
 
 static struct server
-start_gunicorn(const char *console)
+start_gunicorn(const char *enabled)
 {
     struct server server = {.door = test_path("http")};
     require_debian_module("gunicorn");
     require_debian_module("flask");
     (void)write_file("app.py", FLASK_APP);
-    (void)write_file("ispyd.ini", format_text(SAMPLE, test_directory(), console));
+    (void)write_file("ispyd.ini",
+                     format_text(SAMPLE, test_directory(), enabled, enabled));
     server.master =
         start_process(.argv = LIST(debian_python(), "-m", "gunicorn", "--workers", "2",
                                    "--bind", format_text("unix:%s", server.door),
@@ -100,17 +111,23 @@ ispy(const char *lines)
     return out;
 }
 
-/* What a command shows in a shell of the second worker. */
+/* What a command shows in a shell of the first or second worker. */
 static const char *
-ispy_shell(const char *shell, const char *command)
+ask_worker(int number, const char *shell, const char *command)
 {
     static const char marker[] = "@@\n"; /* is no command, and so is shown as it is */
-    const char *out = ispy(format_text("connect 2\nprompt off\nshell %s\n%s%s\n%s", shell,
-                                       marker, command, marker));
+    const char *out = ispy(format_text("connect %d\nprompt off\nshell %s\n%s%s\n%s",
+                                       number, shell, marker, command, marker));
     const char *start = strstr(out, marker) + strlen(marker);
     const char *end = strstr(start, "*** Unknown syntax: @@\n");
     assert_non_null(end);
     return format_text("%.*s", (int)(end - start), start);
+}
+
+static const char *
+ispy_shell(const char *shell, const char *command)
+{
+    return ask_worker(2, shell, command);
 }
 
 static void
@@ -190,6 +207,84 @@ threads_shows_where_a_request_hangs(void)
     assert_contains(client_read_until_eof(hanging), "went on");
 }
 
+/* Has a request fail where there is a probe. Returns the number of the worker that served it. */
+static int
+fail_at_a_probe(struct server server)
+{
+    for (int worker = 1; worker <= WORKERS; worker++) {
+        assert_string_equal(ask_worker(worker, "debugger", "insert app:look_up"), "");
+    }
+    assert_contains(get(server, "/price/milk"), "500 INTERNAL SERVER ERROR");
+    const bool is_first =
+        strstr(ask_worker(1, "debugger", "tracebacks"), "app:look_up") != NULL;
+    return is_first ? 1 : 2;
+}
+
+static void
+debugger_keeps_what_a_live_request_raised(void)
+{
+    struct server server = start_gunicorn("true");
+    int worker = fail_at_a_probe(server);
+    assert_string_equal(ask_worker(worker, "debugger", "list"), "['app:look_up']\n");
+    assert_matches(ask_worker(worker, "debugger", "tracebacks"),
+                   "^\\{'app:look_up': <traceback object at 0x[0-9a-f]+>\\}\n$");
+    assert_matches(ask_worker(worker, "debugger", "print app:look_up"),
+                   "in look_up\n    return prices\\[ware\\]\n(.*\n)?KeyError: 'milk'\n$");
+    assert_string_equal(ask_worker(worker, "debugger", "discard app:look_up"), "");
+    assert_string_equal(ask_worker(worker, "debugger", "tracebacks"), "{}\n");
+    assert_string_equal(ask_worker(worker, "debugger", "remove app:look_up"), "");
+    assert_string_equal(ask_worker(worker, "debugger", "list"), "[]\n");
+}
+
+static void
+reset_takes_all_probes_away(void)
+{
+    int worker = fail_at_a_probe(start_gunicorn("true"));
+    assert_string_equal(ask_worker(worker, "debugger", "reset"), "");
+    assert_string_equal(ask_worker(worker, "debugger", "list"), "[]\n");
+    assert_string_equal(ask_worker(worker, "debugger", "tracebacks"), "{}\n");
+}
+
+static void
+request_that_failed_is_debugged_while_the_application_serves(void)
+{
+    struct server server = start_gunicorn("true");
+    int worker = fail_at_a_probe(server);
+    struct process *cli =
+        start_process(.argv = LIST(build_path("manhole-cli"), "ispyd.ini"));
+    write_stdin(cli, format_text("connect %d\n!debugger\ndebug app:look_up\n", worker));
+    wait_for_text(cli, OUT, "look_up()\n-> return prices[ware]\n(Pdb) ", DEADLINE);
+    write_stdin(cli, "p ware, prices\n");
+    wait_for_text(cli, OUT, "('milk', {'tea': 3})\n(Pdb) ", DEADLINE);
+    assert_contains(get(server, "/price/tea"), "the price is 3");
+    write_stdin(cli, "q\nlist\n");
+    wait_for_text(cli, OUT, "['app:look_up']\n", DEADLINE);
+    close_stdin(cli);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+static void
+requests_shows_the_one_that_hangs(void)
+{
+    struct server server = start_gunicorn("true");
+    struct client *hanging = connect_client(server.door);
+    client_send(hanging, "GET /slow?ware=tea HTTP/1.0\r\n\r\n");
+    long end_ms = now_ms() + DEADLINE;
+    const char *out = "";
+    while (strstr(out, "in a_slow_page\n") == NULL) {
+        assert_true(now_ms() < end_ms);
+        out = format_text("%s%s", ask_worker(1, "wsgi", "requests"),
+                          ask_worker(2, "wsgi", "requests"));
+    }
+    assert_matches(out, "^start_time = ");
+    assert_matches(out, "^duration = ");
+    assert_matches(out, "^thread_id = ");
+    assert_contains(out, "\nQUERY_STRING = 'ware=tea'\n");
+    assert_contains(out, "No active transactions.\n"); /* in the other worker */
+    (void)write_file("go-on", "");
+    assert_contains(client_read_until_eof(hanging), "went on");
+}
+
 static void
 console_is_refused_where_it_is_not_enabled(void)
 {
@@ -231,6 +326,10 @@ main(void)
         TEST(process_commands_show_the_worker),
         TEST(python_commands_show_the_interpreter),
         TEST(threads_shows_where_a_request_hangs),
+        TEST(debugger_keeps_what_a_live_request_raised),
+        TEST(reset_takes_all_probes_away),
+        TEST(request_that_failed_is_debugged_while_the_application_serves),
+        TEST(requests_shows_the_one_that_hangs),
         TEST(console_is_refused_where_it_is_not_enabled),
         TEST(console_is_used_while_the_application_serves),
         TEST(workers_take_their_sockets_with_them),
