@@ -169,20 +169,21 @@ history_of_clients_side_by_side_has_all_their_lines(void)
     }
     for (int line = 0; line < LINES; line++) {
         for (int i = 0; i < CLIENTS; i++) {
-            write_stdin(clients[i], format_text("%d%02d\n", i + 1, line));
+            write_stdin(clients[i], format_text("0x%d%02d\n", i + 1, line));
         }
     }
     for (int i = 0; i < CLIENTS; i++) {
-        const char *last = format_text("%d%02d\r\n", i + 1, LINES - 1);
-        wait_for_text(clients[i], OUT, last, DEADLINE); /* as typed */
-        wait_for_text(clients[i], OUT, last, DEADLINE); /* as answered */
+        const char *last = format_text("0x%d%02d", i + 1, LINES - 1);
+        wait_for_text(clients[i], OUT, format_text("%ld\r\n", strtol(last, NULL, 16)),
+                      DEADLINE);
+        wait_for_text(clients[i], OUT, ">>> ", DEADLINE);
         write_stdin(clients[i], "\004");
         assert_int_equal(wait_for_exit(clients[i], DEADLINE), 0);
     }
     const char *history = read_file(test_path(".manhole_history"));
-    assert_int_equal(strlen(history), (size_t)CLIENTS * LINES * strlen("000\n"));
+    assert_int_equal(strlen(history), (size_t)CLIENTS * LINES * strlen("0x000\n"));
     for (int i = 0; i < CLIENTS * LINES; i++) {
-        assert_matches(history, format_text("^%d%02d$", i % CLIENTS + 1, i / CLIENTS));
+        assert_matches(history, format_text("^0x%d%02d$", i % CLIENTS + 1, i / CLIENTS));
     }
     assert_int_equal(stat(test_path(".manhole_history"), &status), 0);
     assert_int_equal(status.st_mode & 07777, 0600);

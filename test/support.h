@@ -268,8 +268,8 @@ void client_close(struct client *client);
 
 #define INSTALL(arguments) "import manhole; manhole.install(" arguments ")\n"
 #define READY "print('ready', flush=True)\n"
-/* The calling card of `manhole-cli --list`. With it a test beside this one looks in at every manhole
- * there is: the servers that tests play do not take it for their client. */
+/* The calling card of `manhole-cli --list`. With it a test beside this one looks in at every
+ * manhole there is: the servers that tests play do not take it for their client. */
 #define LISTING "/interrupt.l"
 #define ACCEPT                                                                           \
   "client, card = listener.accept()\n"                                                   \
