@@ -8666,8 +8666,8 @@ run_console(struct session *session, PyObject *console)
     }
 }
 
-/* A client that has its answer asks for more: it must have heard something within hang_timeout, or a
- * reporter tells it why not. */
+/* A client that has its answer asks for more: it must have heard something within hang_timeout, or
+ * a reporter tells it why not. */
 DETACHED static void
 expect_answer(struct session *session)
 {
@@ -8823,8 +8823,8 @@ hang_up(struct session *session)
     }
 }
 
-/* Serves the session's client line by line, to the end. converse() opens the input, and may leave an
- * exception. Never raises. */
+/* Serves the session's client line by line, to the end. converse() opens the input, and may leave
+ * an exception. Never raises. */
 ATTACHED static void
 serve_lines(struct session *session, PyObject *locals,
             void (*converse)(struct session *session, PyObject *locals))
