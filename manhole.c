@@ -5596,6 +5596,37 @@ watched_close(PyObject *self, PyObject *arguments)
     return watched_call(self, "close", arguments);
 }
 
+#ifdef Py_am_send
+/* The short way of `await` and `yield from` in CPython 3.10 and 3.11. */
+ATTACHED static PySendResult
+watched_am_send(PyObject *self, PyObject *value, PyObject **result)
+{
+    PySendResult sent = PyIter_Send(target_of(self), value, result);
+    if (sent == PYGEN_ERROR) {
+        (void)record_later(self);
+    }
+    return sent;
+}
+
+/* The same since 3.12. A StopIteration is made only where there is a value for it. */
+ATTACHED static PyObject *
+watched_iternext(PyObject *self)
+{
+    PyObject *result = NULL;   /* new, handed to the caller if it is yielded */
+    PyObject *stopping = NULL; /* owned */
+    if (watched_am_send(self, Py_None, &result) == PYGEN_RETURN) {
+        stopping =
+            result == Py_None ? NULL : PyObject_CallOneArg(PyExc_StopIteration, result);
+        if (stopping != NULL) {
+            PyErr_SetObject(PyExc_StopIteration, stopping);
+        }
+        Py_XDECREF(stopping);
+        Py_CLEAR(result);
+    }
+    return result;
+}
+#  define WATCHED_SEND_SLOT {Py_am_send, watched_am_send},
+#else
 /* A coroutine is none that next() takes; what it gives for `await` is. */
 ATTACHED static PyObject *
 watched_iternext(PyObject *self)
@@ -5612,28 +5643,14 @@ watched_iternext(PyObject *self)
     }
     return result != NULL ? result : record_later(self);
 }
+#  define WATCHED_SEND_SLOT
+#endif
 
 ATTACHED static PyObject *
 watched_self(PyObject *self)
 {
     return Py_NewRef(self);
 }
-
-#ifdef Py_am_send
-/* The short way of `await` and `yield from`, without a StopIteration. */
-ATTACHED static PySendResult
-watched_am_send(PyObject *self, PyObject *value, PyObject **result)
-{
-    PySendResult sent = PyIter_Send(target_of(self), value, result);
-    if (sent == PYGEN_ERROR) {
-        (void)record_later(self);
-    }
-    return sent;
-}
-#  define WATCHED_SEND_SLOT {Py_am_send, watched_am_send},
-#else
-#  define WATCHED_SEND_SLOT
-#endif
 
 /* What an asynchronous generator gives to be awaited is watched like a coroutine. Takes over
  * awaitable. */
