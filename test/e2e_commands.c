@@ -10,11 +10,6 @@
 
 #define COMMANDS "connection_handler='commands'"
 
-/* Evaluates each line of its stdin, and prints what came of it. */
-#define OBEDIENT                                                                         \
-  "import os, sys\n" READY "for line in iter(sys.stdin.readline, ''):\n"                 \
-  "    print('<', eval(line), '>', sep='', flush=True)\n"
-
 /* A client of such a shell. */
 struct visitor {
     struct process *app;
@@ -25,7 +20,7 @@ static struct visitor
 visit(const char *options)
 {
     struct visitor visitor = {
-        .app = start_target(format_text(INSTALL("%s") OBEDIENT, options))};
+        .app = start_target(format_text(INSTALL("%s") EVALUATE, options))};
     wait_until_ready(visitor.app);
     visitor.client = connect_to(visitor.app);
     return visitor;
@@ -55,16 +50,6 @@ visit_shell(const char *options, const char *shell)
     client_wait_for(visitor.client, prompt_of(visitor, "manhole"));
     assert_string_equal(ask(visitor, format_text("shell %s", shell), shell), "");
     return visitor;
-}
-
-/* What the program says of itself. */
-static const char *
-evaluate(struct process *app, const char *expression)
-{
-    write_stdin(app, format_text("%s\n", expression));
-    wait_for_text(app, OUT, "<", DEADLINE);
-    const char *answer = wait_for_text(app, OUT, ">\n", DEADLINE);
-    return format_text("%.*s", (int)strlen(answer) - 2, answer);
 }
 
 /* ---- The outermost shell ----------------------------------------------------------- */
@@ -434,7 +419,7 @@ program_is_refused_unless_the_console_is_enabled(void)
   "class Trap:\n"                                                                        \
   "    def __getattribute__(self, name): seen.append(name)\n"                            \
   "    def __format__(self, spec): seen.append(spec)\n"                                  \
-  "trap = Trap()\n" OBEDIENT
+  "trap = Trap()\n" EVALUATE
 
 static const char *const attempts[] = {
     /* code */
@@ -632,7 +617,7 @@ static void
 oneshot_serves_the_shell_too(void)
 {
     struct visitor visitor = {
-        .app = start_target(INSTALL(COMMANDS ", oneshot_on='USR1'") OBEDIENT)};
+        .app = start_target(INSTALL(COMMANDS ", oneshot_on='USR1'") EVALUATE)};
     wait_until_ready(visitor.app);
     send_signal(visitor.app, SIGUSR1);
     visitor.client = connect_to(visitor.app);

@@ -8,13 +8,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Evaluates each line of its stdin, and prints what came of it. */
-#define OBEDIENT                                                                         \
-  "import os, sys, manhole\n" READY "for line in iter(sys.stdin.readline, ''):\n"        \
-  "    try: print('<', eval(line), '>', sep='', flush=True)\n"                           \
-  "    except Exception as e: print('<', type(e).__name__, ': ', e, '>', sep='', "       \
-  "flush=True)\n"
-
 /* As it comes with ispyd. */
 static const char sample[] = "[ispyd]\n"
                              "#listen = /tmp/ispyd.sock\n"
@@ -28,18 +21,9 @@ static const char sample[] = "[ispyd]\n"
 static struct process *
 start_obedient(void)
 {
-    struct process *app = start_target(OBEDIENT);
+    struct process *app = start_target("import manhole\n" EVALUATE);
     wait_until_ready(app);
     return app;
-}
-
-static const char *
-evaluate(struct process *app, const char *expression)
-{
-    write_stdin(app, format_text("%s\n", expression));
-    wait_for_text(app, OUT, "<", DEADLINE);
-    const char *answer = wait_for_text(app, OUT, ">\n", DEADLINE);
-    return format_text("%.*s", (int)strlen(answer) - 2, answer);
 }
 
 /* Installs with a file of this content, which listens where test_path("door") is unless it says
@@ -102,8 +86,9 @@ static void
 environment_can_name_the_file(void)
 {
     const char *path = write_file("test.ini", sample);
-    struct process *app = start_target(
-        OBEDIENT, .env = LIST(format_text("PYTHONMANHOLE=config='%s'", path)));
+    struct process *app =
+        start_target("import manhole\n" EVALUATE,
+                     .env = LIST(format_text("PYTHONMANHOLE=config='%s'", path)));
     wait_until_ready(app);
     struct client *client = visit(app, format_text("/tmp/ispyd-%d.sock", (int)app->pid));
     assert_string_equal(ask(app, client, "!process", "process"), "");

@@ -1031,6 +1031,15 @@ wait_for_text(struct process *process, enum stream stream, const char *text,
     }
 }
 
+const char *
+evaluate(struct process *app, const char *expression)
+{
+    write_stdin(app, format_text("%s\n", expression));
+    wait_for_text(app, OUT, "<", DEADLINE);
+    const char *answer = wait_for_text(app, OUT, ">\n", DEADLINE);
+    return format_text("%.*s", (int)strlen(answer) - 2, answer);
+}
+
 void
 wait_until_ready(struct process *process)
 {

@@ -175,6 +175,9 @@ long deadline_ms(void);
 const char *wait_for_text(struct process *process, enum stream stream, const char *text,
                           long timeout_ms);
 
+/* What an EVALUATE makes of an expression, an exception as "TYPE: TEXT". */
+const char *evaluate(struct process *app, const char *expression);
+
 /* All that was read so far. rewind_stream(): the next wait looks at all of it again. */
 const char *text_of(const struct process *process, enum stream stream);
 void rewind_stream(struct process *process, enum stream stream);
@@ -275,6 +278,12 @@ void client_close(struct client *client);
   "client, card = listener.accept()\n"                                                   \
   "while '" LISTING "' in str(card):\n"                                                  \
   "    client, card = listener.accept()\n"
+/* Python: evaluates each line of stdin, as evaluate() sends them, and prints what came of it. */
+#define EVALUATE                                                                         \
+  "import os, sys\n" READY "for line in iter(sys.stdin.readline, ''):\n"                 \
+  "    try: print('<', eval(line), '>', sep='', flush=True)\n"                           \
+  "    except Exception as e: print('<', type(e).__name__, ': ', e, '>', sep='', "       \
+  "flush=True)\n"
 /* Stays until its stdin is closed, in a system call that other threads can run beside. */
 #define STAY "import os\nwhile os.read(0, 4096): pass\n"
 /* A whole program: installs with these arguments, says so, stays. */
@@ -320,6 +329,7 @@ void called_from(const char *file, int line);
 #  define connect_client(...) (HERE, connect_client(__VA_ARGS__))
 #  define connect_port(...) (HERE, connect_port(__VA_ARGS__))
 #  define connect_to(...) (HERE, connect_to(__VA_ARGS__))
+#  define evaluate(...) (HERE, evaluate(__VA_ARGS__))
 #  define run_command(...) (HERE, run_command(__VA_ARGS__))
 #  define run_process(...) (HERE, run_process(__VA_ARGS__))
 #  define send_signal(...) (HERE, send_signal(__VA_ARGS__))
