@@ -1901,8 +1901,9 @@ fail_refused(const struct target *target, const struct ucred *server, uid_t owne
          quote(target->path).text, (int)server->pid, server->uid, server->gid, expected);
 }
 
-/* Whether who answers may read what is typed, and be believed: root, ourselves, or the user
- * of the process asked for; and whether it is this process. For a connected client
+/* Whether who answers may read what is typed, and be believed: root, ourselves, or, for root,
+ * the user of the process asked for; and whether it is this process. To anybody else the manhole
+ * of another user's process is closed, so what lets him in is a trap. For a connected client
  * SO_PEERCRED tells who called listen(), so a socket that somebody else put at the path
  * shows. A server in another pid namespace may have pid 0 here: then the uid decides alone. */
 static bool
@@ -1915,7 +1916,7 @@ judge_server(int fd, const struct target *target, struct ucred *server, uid_t *o
         fail(STATUS_TROUBLE, "cannot find out who serves %s: %m",
              quote(target->path).text);
     }
-    if (target->pid != 0 && !find_uid(target->pid, owner)) {
+    if (target->pid != 0 && geteuid() == 0 && !find_uid(target->pid, owner)) {
         *owner = geteuid();
     }
     return (target->pid == 0 || server->pid == 0 || server->pid == target->pid) &&

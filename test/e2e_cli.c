@@ -756,6 +756,29 @@ root_may_talk_to_the_process_of_any_user(void)
     stop_listening(listener, own_path());
 }
 
+/* He has put it there for who asks for a process that has ended, and whose number he has now. */
+static void
+user_is_not_taken_in_by_the_process_of_another(void)
+{
+    need_root();
+    const uid_t other = 1;
+    struct process *cli =
+        start_process(.argv = CLI("-t", "inf", own_pid()), .uid = NOBODY);
+    int listener = listen_as(own_path(), other, 8);
+    assert_int_equal(chmod(own_path(), 0777), 0);
+    assert_int_equal(seteuid(other), 0);
+    int client = accept_client(listener);
+    int status = wait_for_exit(cli, DEADLINE);
+    assert_int_equal(seteuid(0), 0);
+
+    assert_int_equal(status, 4);
+    assert_string_equal(hear_all(client), "");
+    assert_contains(text_of(cli, ERR),
+                    format_text("is served by PID:%s UID:1 ", own_pid()));
+    (void)close(client);
+    stop_listening(listener, own_path());
+}
+
 static void
 client_shows_its_calling_card(void)
 {
@@ -1188,6 +1211,7 @@ main(void)
         TEST(server_of_another_uid_gets_no_byte),
         TEST(socket_of_a_process_served_by_another_gets_no_byte),
         TEST(root_may_talk_to_the_process_of_any_user),
+        TEST(user_is_not_taken_in_by_the_process_of_another),
         TEST(client_shows_its_calling_card),
         TEST(piped_input_brings_all_its_output),
         TEST(piped_input_works_on_a_real_manhole),
