@@ -764,9 +764,10 @@ user_is_not_taken_in_by_the_process_of_another(void)
     const uid_t other = 1;
     struct process *cli =
         start_process(.argv = CLI("-t", "inf", own_pid()), .uid = NOBODY);
-    int listener = listen_as(own_path(), other, 8);
-    assert_int_equal(chmod(own_path(), 0777), 0);
     assert_int_equal(seteuid(other), 0);
+    mode_t umask_before = umask(0);
+    int listener = listen_at(own_path());
+    (void)umask(umask_before);
     int client = accept_client(listener);
     int status = wait_for_exit(cli, DEADLINE);
     assert_int_equal(seteuid(0), 0);
