@@ -311,6 +311,23 @@ client_of_another_uid_gets_no_byte(void)
     client_at_prompt(port);
 }
 
+static void
+flood_of_another_user_keeps_nobody_out(void)
+{
+    need_root();
+    struct process *app = start_target(TARGET(ON_A_PORT));
+    int port = port_of(app);
+    (void)start_process(.argv = LIST("bash", "-c",
+                                     "while true </dev/tcp/127.0.0.1/$0; do :; done",
+                                     text_of_port(port)),
+                        .uid = NOBODY);
+    for (int refused = 0; refused < 50; refused++) {
+        wait_for_text(app, ERR, "or ROOT.\n", DEADLINE);
+    }
+    struct client *client = client_at_prompt(port);
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+}
+
 /* Its socket is nobody's any more, which looks like root's. */
 static void
 client_that_closes_before_it_is_looked_at_is_refused(void)
@@ -905,6 +922,7 @@ main(void)
         TEST(child_has_a_port_of_its_own_where_any_will_do),
         TEST(child_whose_parent_has_ended_has_the_port),
         TEST(client_of_another_uid_gets_no_byte),
+        TEST(flood_of_another_user_keeps_nobody_out),
         TEST(client_that_closes_before_it_is_looked_at_is_refused),
         TEST(root_may_enter_another_users_process),
         TEST(browser_runs_nothing),
