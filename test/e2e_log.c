@@ -283,6 +283,10 @@ log_goes_on_where_it_went_while_a_client_has_the_streams(void)
  * Refused clients
  * ====================================================================================== */
 
+enum { NOBODY = 65534 };
+
+#define ROOT_OF_A_NAMESPACE(...) LIST("unshare", "--user", "--map-root-user", __VA_ARGS__)
+
 /* Another user's client of a socket that somebody has opened to all: prints what it gets.
  */
 static struct process *
@@ -321,6 +325,31 @@ refused_client_is_told_in_the_log_alone(void)
     expect_waiting(app);
     wait_for_text(client, OUT, "b''\n", DEADLINE);
     expect_no_more(app);
+}
+
+/* Who is root in a user namespace of his own is outside of it who he was. */
+static void
+root_of_another_users_namespace_is_that_user(void)
+{
+    if (geteuid() != 0) {
+        skip_test("needs root to become another user");
+    }
+    require_program("nc");
+    struct process *app = start_target(TARGET(""));
+    const char *path = socket_path_of(app->pid);
+    wait_until_ready(app);
+    assert_int_equal(chmod(path, 0666), 0);
+    if (wait_for_exit(start_process(.argv = ROOT_OF_A_NAMESPACE("true"), .uid = NOBODY),
+                      DEADLINE) != 0) {
+        skip_test("no user namespaces to be had here");
+    }
+    struct process *client =
+        start_process(.argv = ROOT_OF_A_NAMESPACE("nc", "-U", path), .uid = NOBODY);
+    wait_for_text(app, ERR, "SuspiciousClient: Can't accept client with PID:", DEADLINE);
+    assert_contains(wait_for_text(app, ERR, "\n", DEADLINE), " UID:65534 ");
+    close_stdin(client);
+    (void)wait_for_exit(client, DEADLINE);
+    assert_string_equal(text_of(client, OUT), "");
 }
 
 static void
@@ -511,6 +540,7 @@ main(void)
         TEST(object_gets_the_lines_in_order),
         TEST(log_goes_on_where_it_went_while_a_client_has_the_streams),
         TEST(refused_client_is_told_in_the_log_alone),
+        TEST(root_of_another_users_namespace_is_that_user),
         TEST(oneshot_that_refuses_its_client_says_why),
         TEST(activation_is_announced_and_told_when_it_comes),
         TEST(second_activation_is_not_told),
