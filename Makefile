@@ -66,12 +66,20 @@ WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-pr
 OUR_CFLAGS := -std=c11 -pthread $(WARNINGS) $(if $(WERROR),-Werror)
 OUR_LDFLAGS := -pthread
 ifneq ($(SANITIZE),)
-SUFFIX := -asan
+SUFFIX := $(if $(findstring thread,$(SANITIZE)),-tsan,-asan)
 OUR_CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
 OUR_LDFLAGS += -fsanitize=$(SANITIZE)
 # With the C++ runtime, for asan asks at its start who throws exceptions: greenlet will.
-PRELOAD := $(if $(findstring address,$(SANITIZE)),$(shell $(CC) -print-file-name=libasan.so):$(shell \
-    $(CC) -print-file-name=libstdc++.so.6))
+PRELOAD := $(shell $(CC) -print-file-name=lib$(SUFFIX:-%=%).so):$(shell \
+    $(CC) -print-file-name=libstdc++.so.6)
+endif
+# Its counters lie in a file that all processes map, so that those of one that is killed, and of a
+# frozen copy, count as well.
+ifneq ($(COVERAGE),)
+SUFFIX := -coverage
+CC := clang
+OUR_CFLAGS += -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation
+OUR_LDFLAGS += -fprofile-instr-generate
 endif
 # gcc would follow the links in Debian's headers of python3-dbg, to another pyconfig.h.
 CANONICAL := $(if $(findstring clang,$(CC)),,-fno-canonical-system-headers)
@@ -97,7 +105,7 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests setup test test-all \
-    asan valgrind where demo install uninstall lint format clean help force
+    asan tsan coverage measured valgrind where demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -188,6 +196,24 @@ test-all: ## run the tests with every CPython from 3.9 that this machine has
 
 asan: ## run the tests with the address and undefined-behaviour sanitizers
 	@$(MAKE) --no-print-directory test SANITIZE=address,undefined CFLAGS='-O1 -g'
+
+tsan: ## run the tests with the thread sanitizer
+	@$(MAKE) --no-print-directory test SANITIZE=thread CFLAGS='-O1 -g'
+
+# The system's tests use the module of Debian's Python, which is another file with counters.
+coverage: ## run the tests and tell which lines and branches of both C files they reach
+	$(SET_UP) coverage
+	@$(MAKE) --no-print-directory measured NO_SETUP=yes COVERAGE=yes CFLAGS='-O1 -g'
+
+PROFILES = $(BUILD)/profiles
+measured:
+	rm -rf $(PROFILES)
+	mkdir -p -m 1777 $(PROFILES)
+	-LLVM_PROFILE_FILE=$(PROFILES)/%m%c.profraw $(MAKE) --no-print-directory test
+	llvm-profdata merge -o $(PROFILES)/all $(PROFILES)/*.profraw
+	llvm-cov report --show-branch-summary --show-region-summary=false \
+	    -instr-profile=$(PROFILES)/all $(MODULE) \
+	    $(addprefix -object=,$(BUILD)/manhole-cli $(UNIT_TESTS)) manhole.c manhole_cli.c
 
 valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind

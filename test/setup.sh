@@ -4,7 +4,7 @@
 # command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
 # misses, and the tests of programs that are not there are skipped.
 #
-# usage: [PYTHON=python3] setup.sh build|test|valgrind|lint|ci
+# usage: [PYTHON=python3] setup.sh build|test|valgrind|coverage|lint|ci
 set -u
 
 python=${PYTHON:-python3}
@@ -31,10 +31,11 @@ case ${1:-build} in
 build) ;;
 test) packages+=("${tests[@]}") ;;
 valgrind) packages+=("${tests[@]}" valgrind) ;;
+coverage) packages+=("${tests[@]}" clang llvm) ;;
 lint) packages+=(libcmocka-dev "${linters[@]}") ;;
 ci) packages+=("${tests[@]}" "${linters[@]}") ;;
 *)
-    echo "usage: $0 build|test|valgrind|lint|ci" >&2
+    echo "usage: $0 build|test|valgrind|coverage|lint|ci" >&2
     exit 2
     ;;
 esac
