@@ -15,7 +15,9 @@
 #ifndef UNIT_H
 #define UNIT_H
 
+#include <dirent.h>
 #include <errno.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -41,6 +43,30 @@ set_unit_filter(void)
 {
     const char *pattern = getenv("MANHOLE_TEST_FILTER");
     cmocka_set_test_filter(pattern != NULL && pattern[0] != '\0' ? pattern : NULL);
+}
+
+/* The entries of a directory, the two dots included. */
+static inline size_t
+count_entries(const char *path)
+{
+    DIR *directory = opendir(path);
+    size_t count = 0;
+    assert_non_null(directory);
+    while (readdir(directory) != NULL) { /* NOLINT(concurrency-mt-unsafe): own DIR */
+        count++;
+    }
+    (void)closedir(directory);
+    return count;
+}
+
+/* Waits until they are so many: a thread that nobody joins is there a moment longer. */
+static inline void
+assert_entries_become(const char *path, size_t expected)
+{
+    for (int ms = 0; ms < 30000 && count_entries(path) != expected; ms++) {
+        (void)poll(NULL, 0, 1);
+    }
+    assert_int_equal(count_entries(path), expected);
 }
 
 #endif

@@ -116,19 +116,6 @@ assert_answer(const char *input, const char *wanted)
     }
 }
 
-static size_t
-count_entries(const char *path)
-{
-    DIR *directory = opendir(path);
-    size_t count = 0;
-    assert_non_null(directory);
-    while (readdir(directory) != NULL) { /* NOLINT(concurrency-mt-unsafe): own DIR */
-        count++;
-    }
-    (void)closedir(directory);
-    return count;
-}
-
 /* ---- manhole_install(), manhole_release() --------------------------------------------- */
 
 ATTACHED static void
@@ -567,8 +554,8 @@ end_of_python_interrupts_what_a_client_left_running(void **state)
 ATTACHED static void
 python_may_end_and_begin_again(void **state)
 {
+    const size_t threads = count_entries("/proc/self/task");
     size_t fds = 0;
-    size_t threads = 0;
     (void)state;
     for (int i = 0; i < 5; i++) {
         Py_InitializeEx(0);
@@ -578,10 +565,9 @@ python_may_end_and_begin_again(void **state)
         assert_int_equal(Py_FinalizeEx(), 0);
         assert_false(path_exists(manhole.doors[0].name));
         fds = i == 0 ? count_entries("/proc/self/fd") : fds;
-        threads = i == 0 ? count_entries("/proc/self/task") : threads;
     }
-    assert_int_equal(count_entries("/proc/self/fd"), fds);
-    assert_int_equal(count_entries("/proc/self/task"), threads);
+    assert_entries_become("/proc/self/fd", fds);
+    assert_entries_become("/proc/self/task", threads);
 }
 
 ATTACHED static void

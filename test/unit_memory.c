@@ -263,24 +263,11 @@ try_request(void)
     return PyErr_Occurred() == NULL ? 0 : -1;
 }
 
-static int
-count_tasks(void)
-{
-    int count = 0;
-    DIR *tasks = opendir("/proc/self/task");
-    assert_non_null(tasks);
-    while (readdir(tasks) != NULL) { /* NOLINT(concurrency-mt-unsafe): own DIR */
-        count++;
-    }
-    (void)closedir(tasks);
-    return count;
-}
-
 /* Fails the n-th allocation, for every n, until there is no n-th. */
 ATTACHED static void
 try_with_little_memory(int (*try)(void), bool shut)
 {
-    const int tasks = count_tasks();
+    const size_t tasks = count_entries("/proc/self/task");
     bool enough = false;
     assert_int_equal(try(), 0); /* imports, caches */
     for (int64_t n = 0; !enough; n++) {
@@ -295,7 +282,7 @@ try_with_little_memory(int (*try)(void), bool shut)
         }
         PyErr_Clear();
         assert_false(manhole.installed);
-        assert_int_equal(count_tasks(), tasks);
+        assert_entries_become("/proc/self/task", tasks);
     }
 }
 
