@@ -410,6 +410,33 @@ ask_gil_holder(int fd)
 #endif
 }
 
+/* Before 3.12 a child waits for the lock on the list of thread states before it makes it anew, for
+ * ever if another thread has it at the fork. One that is attached has not; a thread of ours on its
+ * way in may. So fork() waits for it, the C library's too; and so does who walks over that list. */
+#if PY_VERSION_HEX < 0x030d0000
+static pthread_mutex_t new_state_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+lock_new_state(void)
+{
+    (void)pthread_mutex_lock(&new_state_lock);
+}
+
+static void
+unlock_new_state(void)
+{
+    (void)pthread_mutex_unlock(&new_state_lock);
+}
+
+static void
+add_c_fork_hook(void)
+{
+    (void)pthread_atfork(lock_new_state, unlock_new_state, unlock_new_state);
+}
+
+static pthread_once_t c_fork_hook_once = PTHREAD_ONCE_INIT;
+#endif
+
 /* Imports threading before a client does. Until 3.13 it takes the thread that imports it first for
  * the main thread: exit would wait for a session, and the application would never be told its own
  * main thread again. So that is put right at once. Never raises. */
@@ -438,13 +465,16 @@ import_threading(void)
         "    threading._active[ident] = threading._active.pop(main._ident)\n"
         "    main._ident, main._native_id = ident, os.getpid()\n";
     PyThreadState *tstate = PyThreadState_Get();
-    PyThreadState *oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    PyThreadState *oldest = NULL;
     bool had_lock = tstate->on_delete != NULL; /* a thread of threading's own */
     PyObject *names = NULL;                    /* owned */
     PyObject *result = NULL;                   /* owned */
+    lock_new_state();
+    oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
     while (oldest->next != NULL) {
         oldest = oldest->next;
     }
+    unlock_new_state();
     names = Py_BuildValue("{sOsk}", "__builtins__", PyEval_GetBuiltins(), "ident",
                           oldest->thread_id);
     if (names != NULL) {
@@ -463,38 +493,11 @@ import_threading(void)
 #endif
 }
 
-/* Before 3.12 a child waits for the lock on the list of thread states before it makes it anew, for
- * ever if another thread has it at the fork. One that is attached has not; a thread of ours on its
- * way in may. So fork() waits for it, the C library's too. */
-#if PY_VERSION_HEX < 0x030c0000
-static pthread_mutex_t new_state_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void
-lock_new_state(void)
-{
-    (void)pthread_mutex_lock(&new_state_lock);
-}
-
-static void
-unlock_new_state(void)
-{
-    (void)pthread_mutex_unlock(&new_state_lock);
-}
-
-static void
-add_c_fork_hook(void)
-{
-    (void)pthread_atfork(lock_new_state, unlock_new_state, unlock_new_state);
-}
-
-static pthread_once_t c_fork_hook_once = PTHREAD_ONCE_INIT;
-#endif
-
 /* A thread state for the calling thread, which is not attached. Returns NULL without memory. */
 DETACHED static PyThreadState *
 new_thread_state(PyInterpreterState *interpreter)
 {
-#if PY_VERSION_HEX < 0x030c0000
+#if PY_VERSION_HEX < 0x030d0000
     PyThreadState *tstate = NULL;
     (void)pthread_once(&c_fork_hook_once, add_c_fork_hook);
     lock_new_state();

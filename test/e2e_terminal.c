@@ -141,6 +141,7 @@ history_is_kept_across_runs(void)
 {
     struct process *app = open_console(TARGET(""), "");
     enter("answer = 6 * 7");
+    see("answer = 6 \\* 7\n>>>");
     press("C-d");
     see("status=0");
     tmux(TMUX("respawn-pane", "-k",
@@ -346,6 +347,7 @@ ctrl_c_drops_the_line_being_typed(void)
 {
     (void)open_console(TARGET(""), "");
     type("this is nothing");
+    see(">>> this is nothing"); /* a signal drops what the editor has not read yet */
     press("C-c");
     see("this is nothing\\^C\n>>>");
     enter("1 + 1");
@@ -375,6 +377,7 @@ ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back(void)
     enter(format_text("TERM=screen %s %d", build_path("manhole-cli"), (int)app->pid));
     see(">>>");
     type("40 + ");
+    see(">>> 40 \\+"); /* as above */
     press("C-z");
     see("Stopped.*(\n.*)?\nshell:");
     enter("stty -a | grep -c \" icanon\"; fg");

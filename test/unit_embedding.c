@@ -418,6 +418,7 @@ thread_without_python_dumps_while_python_hangs(void **state)
 {
     struct dump dump;
     (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
     install_quietly();
     dump_from_script(&dump_elsewhere_method, &dump);
     assert_dumped(&dump, WORK);

@@ -556,6 +556,7 @@ other_threads_are_those_without_facts(void **state)
     struct text without = {0};
     struct text with = {0};
     (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
     assert_int_equal(pipe2(other.started, O_CLOEXEC), 0);
     assert_int_equal(pipe2(other.end, O_CLOEXEC), 0);
     assert_int_equal(pthread_create(&thread, NULL, be_other_thread, &other), 0);
@@ -665,6 +666,7 @@ static void
 copy_that_lives_is_the_only_one(void **state)
 {
     (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
     SET_FATES(LIVES);
     assert_snapshot("ThreadID=1 #########\n  one\n");
     assert_int_equal(atomic_load(&copies_made->count), 1);
@@ -674,6 +676,7 @@ static void
 copy_that_dies_is_made_again(void **state)
 {
     (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
     SET_FATES(DIES_AT_ONCE, DIES_LATE, LIVES);
     assert_snapshot("ThreadID=1 #########\n  one\n");
     assert_int_equal(atomic_load(&copies_made->count), 3);
@@ -683,6 +686,7 @@ static void
 copy_that_hangs_is_ended_and_made_again(void **state)
 {
     (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
     SET_FATES(HANGS, LIVES);
     assert_snapshot("ThreadID=1 #########\n  one\n");
     assert_int_equal(atomic_load(&copies_made->count), 2);
@@ -692,6 +696,7 @@ static void
 best_of_dead_copies_is_shown(void **state)
 {
     (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
     SET_FATES(DIES_AT_ONCE, DIES_LATE, DIES_AT_ONCE);
     assert_snapshot("The frozen copies of the process died; what the best one told:\n"
                     "\n######### ");
