@@ -9,6 +9,8 @@ PREFIX ?=
 DESTDIR ?=
 # Not empty: warnings are errors.
 WERROR ?=
+# How long make soak takes.
+SOAK_SECONDS ?= 600
 # Run the tests that match a pattern: make test TEST='*fork*'
 TEST ?=
 # How many test programs run at once, and compilers before them.
@@ -104,8 +106,8 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup test test-all \
-    asan tsan coverage measured valgrind where demo install uninstall lint format clean help force
+.PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup \
+    test test-all asan tsan coverage measured valgrind soak where demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -224,6 +226,12 @@ measured:
 valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind
 	@VALGRIND=yes $(MAKE) --no-print-directory test
+
+soak: ## a gunicorn application under load beside clients of all kinds, SOAK_SECONDS long
+	$(SET_UP) test
+	@$(MAKE) --no-print-directory $(IN_PARALLEL) PYTHON='$(DEBIAN_PYTHON)' importable
+	@$(DEBIAN_PYTHON) test/soak.py --seconds $(SOAK_SECONDS) $(DEBIAN_PYTHON) \
+	    $(BUILD_ROOT)/$(DEBIAN_TAG) $(BUILD_ROOT)/$(DEBIAN_TAG)/manhole-cli
 
 where: # the folder of this build
 	@echo $(BUILD)
