@@ -97,7 +97,7 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests setup test test-all \
-    asan valgrind where demo install uninstall lint format clean help force
+    asan valgrind faults where demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -155,7 +155,7 @@ $(BUILD)/config.h: force
 	@mkdir -p $(@D)
 	@echo "$$CONFIG" | cmp -s - $@ || echo "$$CONFIG" >$@
 
--include $(wildcard $(BUILD)/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/faults/*.d)
 
 test-programs: all $(PTH) $(TESTS) $(EXAMPLE)
 
@@ -192,6 +192,28 @@ asan: ## run the tests with the address and undefined-behaviour sanitizers
 valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind
 	@VALGRIND=yes $(MAKE) --no-print-directory test
+
+# ---- Faults: the same two sources, with each call that can fail made a site of test/faults ---
+
+FAULTS := $(BUILD)/faults
+# Of the plan this many, evenly spread; empty: all.
+FAULTS_MOST ?=
+FAULTS_CFLAGS := -std=c11 -pthread -fPIC -include test/faults/faults.h $(CPPFLAGS) $(CFLAGS)
+FAULTS_NEEDS := test/faults/faults.c test/faults/faults.h $(BUILD)/config.h
+
+$(FAULTS)/manhole$(EXT_SUFFIX): manhole.c $(FAULTS_NEEDS)
+	@mkdir -p $(@D)
+	$(CC) $(FAULTS_CFLAGS) -DFAULTS_PYTHON $(CANONICAL) -isystem $(PYTHON_INCLUDE) \
+	    $(DEPENDENCIES) -shared $(LDFLAGS) -o $@ manhole.c test/faults/faults.c -lm
+
+$(FAULTS)/manhole-cli: manhole_cli.c $(FAULTS_NEEDS)
+	@mkdir -p $(@D)
+	$(CC) $(FAULTS_CFLAGS) $(CLI_CFLAGS) $(DEPENDENCIES) \
+	    $(LDFLAGS) -o $@ manhole_cli.c test/faults/faults.c $(LIBEDIT)
+
+faults: check-python $(FAULTS)/manhole$(EXT_SUFFIX) $(FAULTS)/manhole-cli ## each call that can fail fails
+	@$(PYTHON) test/faults/run.py $(FAULTS) --log $(FAULTS)/faults.log \
+	    $(if $(FAULTS_MOST),--most $(FAULTS_MOST))
 
 where: # the folder of this build
 	@echo $(BUILD)
