@@ -9,7 +9,9 @@
 #undef close
 #undef ftruncate
 #undef mmap
+#undef getsockopt
 #undef open
+#undef shutdown
 
 enum { MAX_SITES = 2048, NAME_SIZE = 40 };
 
@@ -69,6 +71,22 @@ fault_at(const struct fault_site *site)
     }
     atomic_fetch_add(&order->done, 1);
     fault = atomic_load(&order->fault);
+    if (fault > 0) {
+        errno = fault;
+    }
+    return fault;
+}
+
+int
+fault_of_bytes(const struct fault_site *site, int fd)
+{
+    int fault = fault_at(site);
+    int type = 0;
+    socklen_t size = sizeof(type);
+    if ((fault == EPIPE || fault == ECONNRESET || fault == FAULT_END) &&
+        getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM) {
+        (void)shutdown(fd, SHUT_RDWR);
+    }
     if (fault > 0) {
         errno = fault;
     }

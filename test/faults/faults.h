@@ -63,50 +63,54 @@ enum { FAULT_SHORT = -1, FAULT_END = -2 };
 /* Counts the call. Async-signal-safe; keeps errno, but for setting it to the errno value. */
 int fault_at(const struct fault_site *site);
 
+/* The same for what moves bytes. A connection that is said to be gone is gone. */
+int fault_of_bytes(const struct fault_site *site, int fd);
+
 static inline size_t
 fault_shorter(size_t size)
 {
     return size > 1 ? size / 2 : size;
 }
 
+/* clang-format off */
 #define FAULT_SITE(name)                                                                 \
-  static const struct fault_site site __attribute__((used, section("fault_sites"))) = {  \
-      .function = #name, .line = __LINE__};
+  static const struct fault_site site                                                    \
+      __attribute__((used, section("fault_sites"))) = {.function = #name, .line = __LINE__}
 
 /* Fails: with errno and this value; with the error as its value; with a MemoryError and this value;
  * after the work is done. */
 #define FAULTY(name, value, ...)                                                         \
   ({                                                                                     \
-FAULT_SITE(name)                                                                         \
-fault_at(&site) != 0 ? (value) : name(__VA_ARGS__);                                      \
+      FAULT_SITE(name);                                                                  \
+      fault_at(&site) != 0 ? (value) : name(__VA_ARGS__);                                \
   })
 #define FAULTY_NUMBER(name, ...)                                                         \
   ({                                                                                     \
-FAULT_SITE(name)                                                                         \
-int fault = fault_at(&site);                                                             \
-fault != 0 ? fault : name(__VA_ARGS__);                                                  \
+      FAULT_SITE(name);                                                                  \
+      int fault = fault_at(&site);                                                       \
+      fault != 0 ? fault : name(__VA_ARGS__);                                            \
   })
 #define FAULTY_PYTHON(name, value, ...)                                                  \
   ({                                                                                     \
-FAULT_SITE(name)                                                                         \
-fault_at(&site) != 0 ? ((void)PyErr_NoMemory(), (value)) : name(__VA_ARGS__);            \
+      FAULT_SITE(name);                                                                  \
+      fault_at(&site) != 0 ? ((void)PyErr_NoMemory(), (value)) : name(__VA_ARGS__);      \
   })
 #define FAULTY_AFTERWARDS(name, value, ...)                                              \
   ({                                                                                     \
-FAULT_SITE(name)                                                                         \
-int result = name(__VA_ARGS__);                                                          \
-fault_at(&site) != 0 ? (value) : result;                                                 \
+      FAULT_SITE(name);                                                                  \
+      int result = name(__VA_ARGS__);                                                    \
+      fault_at(&site) != 0 ? (value) : result;                                           \
   })
 /* Moves bytes: fewer than asked for, too, or none, for the other side has closed. */
 #define FAULTY_BYTES(name, fd, data, size, ...)                                          \
   ({                                                                                     \
-FAULT_SITE(name)                                                                         \
-int fault = fault_at(&site);                                                             \
-fault > 0 ? (ssize_t)-1                                                                  \
-: fault == FAULT_END                                                                     \
-    ? (ssize_t)0                                                                         \
-    : name(fd, data, fault != 0 ? fault_shorter(size) : (size), ##__VA_ARGS__);          \
+      FAULT_SITE(name);                                                                  \
+      int fault = fault_of_bytes(&site, fd);                                             \
+      fault > 0            ? (ssize_t)-1                                                 \
+      : fault == FAULT_END ? (ssize_t)0                                                  \
+      : name(fd, data, fault != 0 ? fault_shorter(size) : (size), ##__VA_ARGS__);        \
   })
+/* clang-format on */
 
 /* ---- The C library ------------------------------------------------------------------- */
 
@@ -171,7 +175,7 @@ fault > 0 ? (ssize_t)-1                                                         
 #define send(...) FAULTY_BYTES(send, __VA_ARGS__)
 #define setrlimit(...) FAULTY(setrlimit, -1, __VA_ARGS__)
 #define setsockopt(...) FAULTY(setsockopt, -1, __VA_ARGS__)
-#define shutdown(...) FAULTY(shutdown, -1, __VA_ARGS__)
+#define shutdown(...) FAULTY_AFTERWARDS(shutdown, -1, __VA_ARGS__)
 #define socket(...) FAULTY(socket, -1, __VA_ARGS__)
 #define socketpair(...) FAULTY(socketpair, -1, __VA_ARGS__)
 #define stat(...) FAULTY(stat, -1, __VA_ARGS__)

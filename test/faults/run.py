@@ -21,7 +21,7 @@ import argparse
 import collections
 import contextlib
 import errno
-import glob
+import fcntl
 import mmap
 import os
 import pty
@@ -300,9 +300,10 @@ def tick():
 threading.Thread(target=tick, daemon=True).start()
 ctypes.PyDLL, usleep = None, ctypes.PyDLL(None).usleep # keeps the GIL
 def install(**options):
-    global manhole
     import manhole
-    return manhole.install(**options)
+    global it
+    it = manhole.install(**options)
+    return it
 def fork():
     global child, pipe
     ends = os.pipe()
@@ -341,16 +342,22 @@ for line in lines():
 """
 
 
+def client_command(app, arguments):
+    named = [str(app.pid) if word == "PID" else word for word in arguments]
+    return [os.path.join(app.folder, "manhole-cli"), *named]
+
+
 def run_client(app, arguments, stdin="", order=None):
     """manhole-cli: its status, and what it says on stdout and stderr."""
     try:
         done = subprocess.run(
-            [os.path.join(app.folder, "manhole-cli"), *arguments, str(app.pid)],
+            client_command(app, arguments),
             input=stdin,
             capture_output=True,
             text=True,
             timeout=DEADLINE,
             env=client_environment(app, order),
+            cwd=app.folder,
         )
     except subprocess.TimeoutExpired:
         raise Fault("hangs: manhole-cli " + shlex.join(arguments)) from None
@@ -358,7 +365,8 @@ def run_client(app, arguments, stdin="", order=None):
 
 
 def client_environment(app, order):
-    environment = dict(os.environ, HOME=app.folder, TERM="xterm")
+    path = app.folder + ":" + os.environ["PATH"]
+    environment = dict(os.environ, HOME=app.folder, TERM="xterm", PATH=path)
     if order is not None:
         environment["FAULTS"] = order.path
     return environment
@@ -415,12 +423,11 @@ class Application:
 
     def count(self):
         """Its descriptors and threads."""
-        return self.do("count()")
+        return tuple(map(int, re.findall(r"\d+", self.do("count()"))))
 
     def settled_count(self):
-        counts = []
-        wait_until(lambda: counts.append(self.count()) or len(counts) > 30)
-        return min(counts)
+        time.sleep(0.3)
+        return min(self.count() for _ in range(10))
 
     def check_work(self):
         ticks = int(self.do("ticks"))
@@ -478,17 +485,17 @@ def look_in(app):
 
 def run_programs(app):
     program = "print('out'); import sys; print('err', file=sys.stderr); print(input()); exit(3)"
-    status, out, err = run_client(app, ["-c", program], "in\n")
+    status, out, err = run_client(app, ["-c", program, "PID"], "in\n")
     if (status, out, err) != (3, "out\nin\n", "err\n"):
         raise Unserved("%d %s %s" % (status, out, err))
-    status, out, err = run_client(app, ["-t", "0.1", "-c", "while True: pass"])
+    status, out, err = run_client(app, ["-t", "0.1", "-c", "while True: pass", "PID"])
     if status != 124:
         raise Unserved("%d %s %s" % (status, out, err))
 
 
 def get_stacks(app):
     for option, wanted in (("--stacks", "in tick"), ("--json", '"function"')):
-        status, out, err = run_client(app, [option])
+        status, out, err = run_client(app, [option, "PID"])
         if status != 0 or wanted not in out:
             raise Unserved("%d %s %s" % (status, out, err))
 
@@ -619,7 +626,7 @@ def reinstall(app):
             raise Unserved(installed)
         look_in(app)
     finally:
-        released = app.do("manhole.release()")
+        released = app.do("it.release()")
         if released != "None":
             raise Unserved(released)
 
@@ -682,7 +689,7 @@ FRESH = [
 
 # What says, in the log or to a client, that something went wrong.
 COMPLAINT = re.compile(
-    r"Error|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: |without|skipped|not shown|disconnected"
+    r"[Ee]rror|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: |without|skipped|not shown|disconnected"
 )
 
 
@@ -703,6 +710,22 @@ def plan_runs(scenario, order, counts):
                     yield Run(scenario, index, nth, number_of(fault))
 
 
+# What is as it should be, although nobody says a word: (file, its function, the fault).
+ACCEPTED = {
+    ("manhole_cli.c", "read_server", "end"): "a console's end looks so",
+    ("manhole_cli.c", "read_server", "ECONNRESET"): "a console's end looks so",
+    ("manhole_cli.c", "write_server", "EPIPE"): "a console's end looks so",
+    ("manhole_cli.c", "read_stdin", "end"): "the input's own end",
+    ("manhole_cli.c", "read_source", "end"): "the end of an empty file",
+    ("manhole_cli.c", "read_line", "end"): "the input's own end",
+    ("manhole_cli.c", "read_job", "end"): "a pipe of a child that printed nothing",
+    ("manhole_cli.c", "read_job", "EIO"): "pipes know no such error",
+    ("manhole.c", "remove_path", "EACCES"): "nobody may remove the socket",
+    ("manhole.c", "remove_path", "EROFS"): "nobody may remove the socket",
+    ("manhole.c", "remove_path", "ENOMEM"): "it may be another's socket",
+}
+
+
 class Tally:
     """What was done, and what came of it. Writes each run to the log."""
 
@@ -720,6 +743,9 @@ class Tally:
 
     def note(self, run, order, message, failed=False):
         site = order.sites[run.index]
+        reason = ACCEPTED.get((site.source, site.where, name_of(run.fault)))
+        if failed and reason:
+            message, failed = "accepted: %s: %s" % (reason, message), False
         if not order.is_done() and not failed:
             self.missed += 1
             return
@@ -744,7 +770,6 @@ def set_up(app, options):
     """Installs, and finds where clients are to go."""
     app.do("globals().__setitem__('log', Lines())")
     if options is None:
-        app.do("globals().__setitem__('manhole', __import__('manhole'))")
         return
     installed = app.do("install(%s)" % options)
     if installed.startswith("raised"):
@@ -815,7 +840,7 @@ def end(app, scenario, status):
         left = app.clean_up()
     if left:
         raise Fault("leaves its socket")
-    if got not in (status, 0):
+    if got not in (status, 0):  # 0: the fault kept the rest from being done
         raise Fault("its status is %d" % got)
 
 
@@ -852,6 +877,164 @@ class Lasting:
         order.give()
         if app is not None:
             end(app, scenario, 0)
+
+
+def check_status(status, out, err, wanted, expected):
+    """manhole-cli has done what it was asked for, or says why not."""
+    rest = out
+    for text in wanted:
+        before, found, rest = rest.partition(text)
+        if not found:
+            break
+    else:
+        if status == expected:
+            return complaint_in(err)
+    if status < 0:
+        raise Fault("manhole-cli died of signal %d" % -status)
+    if status == 0 and complaint_in(err) is None:
+        raise Fault("silence: status 0, %r and %r" % (out[-200:], err[-200:]))
+    if not err.strip() and status not in (expected, 141):
+        raise Fault("silence: status %d, %r" % (status, out[-200:]))
+    return "status %d, %s" % (status, err.strip() or out[-100:])
+
+
+class Command:
+    """manhole-cli, each time anew, for an application that knows no faults."""
+
+    source = "manhole_cli.c"
+    app = None
+
+    @classmethod
+    def once(cls, folder, order, scenario):
+        if cls.app is None:
+            cls.app = Application(folder)
+            set_up(cls.app, "activate_on='USR1'")
+            os.kill(cls.app.pid, signal.SIGUSR1)
+            wait_until(lambda: os.path.exists(cls.app.path))
+            with open(os.path.join(folder, "faults.ini"), "w") as file:
+                file.write("[ispyd]\nlisten = %s\n" % cls.app.path)
+        return scenario.use(cls.app, scenario.arguments, scenario, order)
+
+    @classmethod
+    def count(cls, folder, order, scenario):
+        order.give()
+        cls.once(folder, order, scenario)
+        order.give()
+        message = cls.once(folder, order, scenario)
+        if message and message.startswith("status "):
+            raise Fault("without a fault: " + message)
+        return order.counts()
+
+    @classmethod
+    def run(cls, folder, order, scenario, runs, tally):
+        for run in runs:
+            order.give(run.index, run.nth, run.fault)
+            try:
+                tally.note(run, order, cls.once(folder, order, scenario))
+                cls.app.check_work()
+            except Fault as fault:
+                tally.note(run, order, str(fault), failed=True)
+
+    @classmethod
+    def end(cls):
+        if cls.app is not None:
+            end(cls.app, None, 0)
+
+
+def run_piped(app, arguments, row, order):
+    """All of its streams are pipes."""
+    done = run_client(app, arguments, row.input, order)
+    return check_status(*done, row.wanted, row.status)
+
+
+def run_at_terminal(app, arguments, row, order):
+    """Its streams are a terminal, whose settings it must put back."""
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    process = subprocess.Popen(
+        client_command(app, arguments),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=client_environment(app, order),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    text = bytearray()
+    try:
+        for keys, wanted in row.input:
+            start = len(text)
+            os.write(master, keys.encode())
+            patience = DEADLINE if wanted is None else PATIENCE
+            read_terminal(master, text, process, start, wanted, patience)
+        process.wait(DEADLINE)
+        read_terminal(master, text, process, 0, None, 0)
+        if termios.tcgetattr(slave) != before:
+            raise Fault("the terminal is not as it was")
+    except subprocess.TimeoutExpired:
+        raise Fault("hangs: manhole-cli at a terminal, after %r" % bytes(text[-300:])) from None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(master)
+        os.close(slave)
+    out = text.decode(errors="replace")
+    return check_status(process.returncode, out, out, row.wanted, row.status)
+
+
+def read_terminal(master, text, process, start, wanted, seconds):
+    """Until the text is there, the process has ended, or this time is over."""
+    deadline = time.monotonic() + seconds
+    while wanted is None or wanted.encode() not in text[start:]:
+        left = max(0, deadline - time.monotonic())
+        if not select.select([master], [], [], min(left, 0.02))[0]:
+            if left == 0 or process.poll() is not None:
+                return
+        else:
+            text += os.read(master, 65536)
+
+
+CommandRow = collections.namedtuple("CommandRow", "name use arguments input wanted status")
+
+
+def command(name, arguments, wanted, given="", status=0, use=run_piped):
+    return CommandRow(name, use, arguments, given, wanted, status)
+
+
+FILES = {
+    "ispyd.ini": "[ispyd]\nplugins = %(builtins)s\n[python:console]\nenabled = true\n",
+    "program.py": "print('from a file')\n",
+}
+PROGRAM = "print('out'); print(input()); exit(3)"
+TYPED = [
+    ("", ">>> "),
+    ("40 + 2\r", "42\r\n>>> "),
+    ("def f():\r", "... "),
+    ("  return 'ab' * 2\r\r", ">>> "),
+    ("f()\r", "'abab'"),
+    ("isinst\t", "isinstance("),
+    ("1, 2)\r", "TypeError"),
+    ("while True: pass\r\r", "... "),
+    ("\3", "KeyboardInterrupt"),
+    ("\4", None),
+]
+COMMANDS = [
+    command("-c", ["-c", PROGRAM, "PID"], ["out\nin\n"], "in\n", 3),
+    command("-f", ["-f", "program.py", "PID"], ["from a file\n"]),
+    command("-t", ["-t", "0.2", "-c", "while True: pass", "PID"], [], status=124),
+    command("piped", ["PID"], ["42\n", "ZeroDivisionError"], "40 + 2\n1 / 0\n"),
+    command("signal", ["-1", "PID"], ["42\n"], "40 + 2\n"),
+    command("--stacks", ["--stacks", "PID"], ["in tick", "in <module>"]),
+    command("--json", ["--json", "PID"], ['"threads"', "tick"]),
+    command("--list", ["--list"], ["PID"]),
+    command("--children", ["-c", "print(40 + 2)", "--children", "PID"], ["42\n"]),
+    command("no process", ["-t", "0.1", "/tmp/manhole-999999999"], [], status=5),
+    command("local shell", ["faults.ini"], ["1: ", ">>> 42"], "servers\nconnect\n40 + 2\n"),
+    command("terminal", ["PID"], ["42", "abab", "TypeError"], TYPED, use=run_at_terminal),
+    command("host", ["--exec", "env", "-c", "print(6 * 7)", "PID"], ["42\n"]),
+    command("help", ["--help"], ["usage: "]),
+]
 
 
 class Fresh:
@@ -942,28 +1125,31 @@ def main():
     parser.add_argument("--log", default=os.devnull)
     arguments = parser.parse_args()
     folder = os.path.abspath(arguments.folder)
-    with open(os.path.join(folder, "ispyd.ini"), "w") as file:
-        file.write("[ispyd]\nplugins = %(builtins)s\n[python:console]\nenabled = true\n")
+    for name, text in FILES.items():
+        with open(os.path.join(folder, name), "w") as file:
+            file.write(text)
     orders = {source: Order(folder, source) for source in ("manhole.c", "manhole_cli.c")}
     kinds = [(Fresh, row) for row in FRESH] + [(Lasting, row) for row in LASTING]
+    kinds += [(Command, row) for row in COMMANDS]
     only = [name for name in arguments.only.split(",") if name]
     with open(arguments.log, "w") as log:
         tally = Tally(log)
-        plan, kind_of = [], {}
+        plan, done = [], []
         for kind, row in kinds:
             if not only or row.name in only:
                 order = orders[kind.source]
                 counts = kind.count(folder, order, row)
                 tally.count(order, counts)
                 plan += plan_runs(row, order, counts)
-                kind_of[row] = kind
+                done.append((kind, row))
         runs = sample(plan, arguments.most)
-        for row, kind in kind_of.items():
+        for kind, row in done:
             began = time.monotonic()
             mine = [run for run in runs if run.scenario is row]
             kind.run(folder, orders[kind.source], row, mine, tally)
             took = time.monotonic() - began
             print("%-20s %5d faults %6.1f s" % (row.name, len(mine), took), flush=True)
+    Command.end()
     print_functions(tally, orders)
     for failure in tally.failures:
         print("failed: " + failure)
