@@ -253,22 +253,35 @@ is_attached(void)
 #endif
 }
 
+/* In *found a new reference to sys.NAME; NULL when there is none. Returns 0, or -1 with an exception
+ * when that cannot be told. */
+ATTACHED static int
+find_sys(const char *name, PyObject **found)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject *module = PyImport_AddModuleRef("sys"); /* owned */
+    int result = -1;
+    *found = NULL;
+    if (module != NULL) {
+        result = PyObject_GetOptionalAttrString(module, name, found) < 0 ? -1 : 0;
+    }
+    Py_XDECREF(module);
+    return result;
+#else
+    *found = Py_XNewRef(PySys_GetObject(name));
+    return 0;
+#endif
+}
+
 /* sys.NAME. Returns a new reference; NULL, without an exception, when there is none. */
 ATTACHED static PyObject *
 get_sys(const char *name)
 {
-#if PY_VERSION_HEX >= 0x030d0000
-    PyObject *module = PyImport_AddModuleRef("sys"); /* owned */
-    PyObject *found = NULL;                          /* new, handed to the caller */
-    if (module != NULL) {
-        (void)PyObject_GetOptionalAttrString(module, name, &found);
+    PyObject *found = NULL; /* new, handed to the caller */
+    if (find_sys(name, &found) < 0) {
+        PyErr_Clear();
     }
-    PyErr_Clear();
-    Py_XDECREF(module);
     return found;
-#else
-    return Py_XNewRef(PySys_GetObject(name));
-#endif
 }
 
 /* Keeps the cyclic collector, which may run any Python code, out of a stretch of C that
@@ -4465,7 +4478,11 @@ carry_copies(struct session *session)
     unlock(&session->out_lock);
     error = send_copies(session, MSG_DONTWAIT);
     lock_leaf(&session->out_lock);
-    if (error != 0 && error != EAGAIN && error != EINTR) {
+    if (error == ENOBUFS || error == ENOMEM) {
+        session->missed += session->tail - session->head;
+        session->head = session->tail;
+    }
+    else if (error != 0 && error != EAGAIN && error != EINTR) {
         session->head = session->tail; /* gone: its own thread finds out */
         session->missed = 0;
     }
@@ -4589,7 +4606,9 @@ ask_for_input(struct session *session)
     if (session->wish->framed && !session->asked_for_input) {
         session->asked_for_input = true;
         if (send_client(session, head, sizeof(head)) < 0) {
-            PyErr_Clear(); /* the input is at its end, then */
+            PyErr_Clear();
+            /* The input is at its end, also where the client is still there and waits. */
+            (void)shutdown(atomic_load(&session->fd), SHUT_RD);
         }
     }
 }
@@ -5196,9 +5215,9 @@ borrowed_row(const char *name)
 ATTACHED static int
 place_stream(const char *name)
 {
-    PyObject *original = get_sys(name); /* owned */
-    PyObject *stream = NULL;            /* owned */
-    int result = 0;
+    PyObject *original = NULL; /* owned */
+    PyObject *stream = NULL;   /* owned */
+    int result = find_sys(name, &original);
     if (original != NULL &&
         Py_TYPE(original) != (PyTypeObject *)installed_state()->stream_type) {
         stream = get_stream(name, original);
@@ -5276,7 +5295,9 @@ open_streams(struct session *session)
         }
     }
     else if (manhole.consoles == 0) {
+        PyObject *raised = take_exception(); /* owned */
         give_back_attributes();
+        put_back_exception(raised);
     }
     unlock(&sys_lock);
     return result;
@@ -10955,6 +10976,9 @@ enter_interpreter(void)
     }
     /* Not under the lock: it may wait for all attached threads, or for the GIL. */
     tstate = new_thread_state(interpreter);
+    if (tstate == NULL) {
+        log_line("Cannot attach a thread to Python: out of memory");
+    }
     lock_leaf(&table_lock);
     manhole.entering--;
     manhole.inside += tstate != NULL;

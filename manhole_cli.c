@@ -2980,8 +2980,11 @@ send_unsent(void)
     if (count > 0) {
         drop(&editor.unsent, (size_t)count);
     }
+    else if (count < 0 && is_gone(errno)) {
+        empty(&editor.unsent);
+    }
     else if (count < 0 && !is_passing(errno)) {
-        empty(&editor.unsent); /* the end shows when we read */
+        fail(STATUS_TROUBLE, "cannot send on what was typed: %m");
     }
 }
 
@@ -5010,7 +5013,7 @@ read_config(const char *name)
     while (getline(&line, &size, file) > 0) {
         take_config_line(&config, line, ++number);
     }
-    if (ferror(file) != 0) {
+    if (feof(file) == 0) {
         fail(STATUS_TROUBLE, "cannot read %s: %m", quote(name).text);
     }
     (void)fclose(file);

@@ -715,6 +715,12 @@ ACCEPTED = {
     ("manhole_cli.c", "read_server", "end"): "a console's end looks so",
     ("manhole_cli.c", "read_server", "ECONNRESET"): "a console's end looks so",
     ("manhole_cli.c", "write_server", "EPIPE"): "a console's end looks so",
+    ("manhole_cli.c", "take_output", "end"): "a console's end looks so",
+    ("manhole_cli.c", "take_output", "ECONNRESET"): "a console's end looks so",
+    ("manhole_cli.c", "send_unsent", "EPIPE"): "a console's end looks so",
+    ("manhole_cli.c", "read_keys", "end"): "the terminal has hung up",
+    ("manhole_cli.c", "read_keys", "EIO"): "the terminal has hung up",
+    ("manhole_cli.c", "type_line", "ENOMEM"): "the editor's word for the end of its input",
     ("manhole_cli.c", "read_stdin", "end"): "the input's own end",
     ("manhole_cli.c", "read_source", "end"): "the end of an empty file",
     ("manhole_cli.c", "read_line", "end"): "the input's own end",
@@ -965,10 +971,13 @@ def run_at_terminal(app, arguments, row, order):
         for keys, wanted in row.input:
             start = len(text)
             os.write(master, keys.encode())
-            patience = DEADLINE if wanted is None else PATIENCE
-            read_terminal(master, text, process, start, wanted, patience)
-        process.wait(DEADLINE)
-        read_terminal(master, text, process, 0, None, 0)
+            if not read_terminal(master, text, process, start, wanted):
+                os.write(master, b"\3\r\4\4")
+                break
+        deadline = time.monotonic() + DEADLINE
+        while read_terminal(master, text, process, 0, None) and time.monotonic() < deadline:
+            pass
+        process.wait(0.1)
         if termios.tcgetattr(slave) != before:
             raise Fault("the terminal is not as it was")
     except subprocess.TimeoutExpired:
@@ -983,16 +992,15 @@ def run_at_terminal(app, arguments, row, order):
     return check_status(process.returncode, out, out, row.wanted, row.status)
 
 
-def read_terminal(master, text, process, start, wanted, seconds):
-    """Until the text is there, the process has ended, or this time is over."""
-    deadline = time.monotonic() + seconds
+def read_terminal(master, text, process, start, wanted):
+    """Returns whether the text has come; if not, this time is over, or the process."""
+    deadline = time.monotonic() + PATIENCE
     while wanted is None or wanted.encode() not in text[start:]:
-        left = max(0, deadline - time.monotonic())
-        if not select.select([master], [], [], min(left, 0.02))[0]:
-            if left == 0 or process.poll() is not None:
-                return
-        else:
+        if select.select([master], [], [], 0.02)[0]:
             text += os.read(master, 65536)
+        elif process.poll() is not None or time.monotonic() > deadline:
+            return process.poll() is None and wanted is None
+    return True
 
 
 CommandRow = collections.namedtuple("CommandRow", "name use arguments input wanted status")
@@ -1009,7 +1017,7 @@ FILES = {
 PROGRAM = "print('out'); print(input()); exit(3)"
 TYPED = [
     ("", ">>> "),
-    ("40 + 2\r", "42\r\n>>> "),
+    ("40 + 2\r", "42\r\n"),
     ("def f():\r", "... "),
     ("  return 'ab' * 2\r\r", ">>> "),
     ("f()\r", "'abab'"),
@@ -1017,7 +1025,7 @@ TYPED = [
     ("1, 2)\r", "TypeError"),
     ("while True: pass\r\r", "... "),
     ("\3", "KeyboardInterrupt"),
-    ("\4", None),
+    ("\4", "now exiting"),
 ]
 COMMANDS = [
     command("-c", ["-c", PROGRAM, "PID"], ["out\nin\n"], "in\n", 3),
