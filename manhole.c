@@ -1981,12 +1981,14 @@ free_places(struct places *places)
     places->count = 0;
 }
 
-/* Who is on the other side of a connected Unix socket. Returns 0, or -1 with errno. */
+/* Who is on the other side of a connected Unix socket. Returns 0, or -1 with errno and a uid of
+ * nobody's. */
 static int
 read_peer(int fd, struct peer *peer)
 {
     struct ucred credentials = {0};
     socklen_t size = sizeof(credentials);
+    peer->uid = (uid_t)-1;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0) {
         return -1;
     }
@@ -2077,6 +2079,7 @@ bind_path(struct door *door, int fd, const struct sockaddr_un *address)
     sigset_t all;
     sigset_t before;
     struct stat there = {0};
+    bool made = false;
     int result = -1;
     int error = 0;
     (void)sigfillset(&all);
@@ -2086,13 +2089,19 @@ bind_path(struct door *door, int fd, const struct sockaddr_un *address)
     if (!atomic_load(&manhole.leaving)) {
         result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
     }
-    if (result == 0) {
+    made = result == 0;
+    if (made) {
         result = lstat(door->name, &there);
-        door->device = there.st_dev;
-        door->inode = there.st_ino;
-        atomic_store(&door->bound, result == 0);
     }
     error = errno;
+    if (result == 0) {
+        door->device = there.st_dev;
+        door->inode = there.st_ino;
+        atomic_store(&door->bound, true);
+    }
+    else if (made) {
+        (void)unlink(door->name); /* nobody would know later that it is ours */
+    }
     atomic_store(&door->binding, false);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = error;
@@ -2294,12 +2303,13 @@ describe_peer(const struct peer *peer)
     struct peer_text described;
     char *text = described.text;
     const size_t size = sizeof(described.text);
-    if (peer->address[0] == '\0') {
+    if (peer->uid == (uid_t)-1) {
+        (void)snprintf(text, size, "%s%sUID:unknown", peer->address,
+                       peer->address[0] == '\0' ? "" : " ");
+    }
+    else if (peer->address[0] == '\0') {
         (void)snprintf(text, size, "PID:%ld UID:%ld GID:%ld", (long)peer->pid,
                        (long)peer->uid, (long)peer->gid);
-    }
-    else if (peer->uid == (uid_t)-1) {
-        (void)snprintf(text, size, "%s UID:unknown", peer->address);
     }
     else {
         (void)snprintf(text, size, "%s UID:%ld", peer->address, (long)peer->uid);
@@ -8151,8 +8161,8 @@ show_exception(const char *formatter, bool with_traceback)
     ours_skipped = raised_in == NULL || raised_in == Py_None
                        ? Py_NewRef(Py_None)
                        : PyObject_GetAttrString(raised_in, "tb_next");
-    module = PyImport_ImportModule("traceback");
-    if (ours_skipped == NULL || module == NULL) {
+    module = ours_skipped == NULL ? NULL : PyImport_ImportModule("traceback");
+    if (module == NULL) {
         goto done;
     }
     if (type == NULL) {
@@ -8629,7 +8639,7 @@ push_line(struct session *session, PyObject *console, PyObject *line)
     more = PyObject_CallMethod(console, "push", "O", bare);
     end_running(session);
     if (more != NULL) {
-        verdict = PyObject_IsTrue(more) == 1 ? LINE_WANTS_MORE : LINE_DONE;
+        verdict = more == Py_True ? LINE_WANTS_MORE : LINE_DONE;
     }
     else {
         verdict = judge_exception(session, console);
@@ -14927,8 +14937,8 @@ make_all_signals(void)
     }
     while (PyDict_Next(PyModule_GetDict(module), &position, &name, &value)) {
         const char *text = PyUnicode_AsUTF8(name);
-        if (text != NULL && strncmp(text, "SIG", 3) == 0 && strchr(text, '_') == NULL &&
-            PySet_Add(numbers, value) < 0) {
+        if (text == NULL || (strncmp(text, "SIG", 3) == 0 && strchr(text, '_') == NULL &&
+                             PySet_Add(numbers, value) < 0)) {
             goto done;
         }
     }
