@@ -19,682 +19,38 @@ no scenario has reached. The last line: N passed, N failed, N skipped.
 
 import argparse
 import collections
-import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import pty
 import re
 import select
-import shlex
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 
-DEADLINE = 5  # seconds, for what takes milliseconds
-PATIENCE = 1  # for a text that may not come because of the fault
-SOURCES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PROMPT = ">>> "
-
-# ---- Which errors a function gives ---------------------------------------------------------
-
-SHORT, END = -1, -2  # as in faults.h
-RECEIVED = ["EINTR", "ECONNRESET", SHORT, END]
-SENT = ["EINTR", "EPIPE", "ENOBUFS", SHORT]
-ERRORS = {
-    "accept4": ["EMFILE", "ENFILE", "ENOMEM", "ECONNABORTED", "EINTR"],
-    "bind": ["EACCES", "EADDRINUSE", "ENOSPC", "EROFS"],
-    "close": ["EINTR", "EIO"],
-    "connect": ["ECONNREFUSED", "EAGAIN", "EINTR", "EACCES"],
-    "dup2": ["EINTR", "EMFILE"],
-    "execlp": ["ENOENT", "ENOMEM"],
-    "execvp": ["ENOENT", "ENOMEM"],
-    "fchmod": ["EPERM"],
-    "fclose": ["ENOSPC"],
-    "fcntl": ["EMFILE", "EBADF"],
-    "ferror": ["EIO"],
-    "fflush": ["ENOSPC", "EIO"],
-    "fgets": ["EIO"],
-    "flock": ["EINTR", "ENOLCK"],
-    "fopen": ["EMFILE", "EACCES", "ENOMEM"],
-    "fork": ["EAGAIN", "ENOMEM"],
-    "fstat": [],  # of an open descriptor it does not fail
-    "ftruncate": ["EIO"],
-    "getpeername": ["ENOBUFS", "ENOTCONN"],
-    "getpwuid_r": ["EMFILE", "ENOMEM"],
-    "getrandom": ["EINTR", "ENOSYS"],
-    "getsockname": ["ENOBUFS"],
-    "getsockopt": ["ENOBUFS"],
-    "ioctl": ["ENOTTY", "EIO"],
-    "kill": ["EPERM", "ESRCH"],
-    "listen": ["EADDRINUSE"],
-    "lstat": ["EACCES", "ENOMEM"],
-    "memfd_create": ["EMFILE", "ENOMEM"],
-    "open": ["EMFILE", "ENFILE", "EACCES", "ENOMEM"],
-    "opendir": ["EMFILE", "ENOMEM"],
-    "pipe2": ["EMFILE", "ENFILE"],
-    "poll": ["EINTR", "ENOMEM"],
-    "ppoll": ["EINTR", "ENOMEM"],
-    "prctl": ["EINVAL"],
-    "pread": ["EIO", SHORT, END],
-    "pthread_create": ["EAGAIN"],
-    "pthread_key_create": ["EAGAIN"],
-    "pwrite": ["ENOSPC", SHORT],
-    "read": ["EINTR", "EIO", SHORT, END],
-    "readdir": ["EBADF"],
-    "readlink": ["EACCES", "ENOENT"],
-    "recv": RECEIVED,
-    "send": SENT,
-    "setrlimit": ["EPERM"],
-    "setsockopt": ["ENOBUFS"],
-    "shutdown": ["ENOTCONN"],
-    "socket": ["EMFILE", "ENFILE", "ENOBUFS"],
-    "socketpair": ["EMFILE", "ENFILE"],
-    "stat": ["EACCES", "ENOMEM"],
-    "syscall": ["EAGAIN", "ENOMEM"],
-    "unlink": ["EACCES", "EROFS"],
-    "waitpid": ["EINTR", "ECHILD"],
-    "write": ["EINTR", "ENOSPC", "EPIPE", SHORT],
-}
-NO_MEMORY = ["ENOMEM"]  # all others, Python's among them
-
-
-def name_of(fault):
-    names = {SHORT: "short", END: "end"}
-    return names.get(fault) or errno.errorcode[fault]
-
-
-def number_of(fault):
-    return getattr(errno, fault) if isinstance(fault, str) else fault
-
-
-# ---- The order that faults.c takes ----------------------------------------------------------
-
-HEADER = struct.Struct("IIiII12x")
-SITE = struct.Struct("40sII")
-MAX_SITES = 2048
-Site = collections.namedtuple("Site", "source line function where")
-
-
-def find_functions(source):
-    """The name of the function at each line of a C file."""
-    names, name = [""], ""
-    for line in open(os.path.join(SOURCES, source)):
-        match = re.match(r"(?:[^#]*[ *])?(\w+)\(", line)
-        if match and line[0] not in " \t#/}" and not line.startswith("static const"):
-            name = match[1]
-        names.append(name)
-    return names
-
-
-class Order:
-    def __init__(self, folder, source):
-        self.path = os.path.join(folder, source + ".order")
-        self.source = source
-        size = HEADER.size + MAX_SITES * SITE.size
-        with open(self.path, "wb") as file:
-            file.truncate(size)
-        with open(self.path, "r+b") as file:
-            self.map = mmap.mmap(file.fileno(), size)
-        self.sites = []
-
-    def read_sites(self):
-        functions = find_functions(self.source)
-        count = HEADER.unpack_from(self.map)[4]
-        for i in range(count):
-            name, line, _ = SITE.unpack_from(self.map, HEADER.size + i * SITE.size)
-            name = name.rstrip(b"\0").decode().replace("_SizeT", "")
-            self.sites.append(Site(self.source, line, name.lstrip("_"), functions[line]))
-
-    def disarm(self):
-        self.map[0:4] = bytes(4)
-
-    def give(self, index=-1, nth=0, fault=0):
-        """A fault at one site; at none. The counts begin anew."""
-        self.disarm()
-        for i in range(MAX_SITES):
-            end = HEADER.size + (i + 1) * SITE.size
-            self.map[end - 4 : end] = bytes(4)
-        self.map[4:16] = struct.pack("IiI", nth, fault, 0)
-        self.map[0:4] = struct.pack("I", index + 1)
-
-    def is_done(self):
-        return HEADER.unpack_from(self.map)[3] > 0
-
-    def counts(self):
-        """The calls of each site. Something must have run with it."""
-        if not self.sites:
-            self.read_sites()
-        return [
-            SITE.unpack_from(self.map, HEADER.size + i * SITE.size)[2]
-            for i in range(len(self.sites))
-        ]
-
-
-# ---- Processes and clients --------------------------------------------------------------------
-
-
-class Fault(Exception):
-    """What must not be."""
-
-
-class Unserved(Exception):
-    """A client did not get what it asked for; the text that it got instead."""
-
-
-class Ended(Unserved):
-    """The other side has closed."""
-
-
-class Hang(Fault):
-    pass
-
-
-def read_until(fd, text, is_enough, what, seconds=DEADLINE):
-    """Reads on until is_enough(text). Raises Ended at the end of the stream."""
-    deadline = time.monotonic() + seconds
-    while not is_enough(text):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
-            raise Hang("hangs: waits for %s after %r" % (what, bytes(text[-300:])))
-        try:
-            piece = os.read(fd, 65536)
-        except OSError:
-            piece = b""
-        if not piece:
-            raise Ended(text.decode(errors="replace"))
-        text += piece
-    return text
-
-
-def wait_until(is_so, seconds=DEADLINE):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
-
-
-class Client:
-    def __init__(self, address, card=None):
-        self.text = bytearray()
-        self.all = ""
-        self.socket = socket.socket(
-            socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
-        )
-        try:
-            if card is not None:
-                self.socket.bind("\0manhole-cli/%s" % card)
-            wait_until(lambda: self.socket.connect_ex(address) != errno.ECONNREFUSED, PATIENCE)
-            self.socket.getpeername()
-        except OSError as error:
-            self.socket.close()
-            raise Unserved("connect: %s" % error) from error
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.socket.close()
-
-    def send(self, text):
-        try:
-            self.socket.sendall(text.encode())
-        except OSError:
-            pass  # what it then reads says more
-
-    def read(self, is_enough, what):
-        """Who has answered wrongly, but still does, is no hang."""
-        fd = self.socket.fileno()
-        try:
-            read_until(fd, self.text, is_enough, what, PATIENCE)
-        except Hang:
-            size = len(self.text)
-            self.send("\n")
-            read_until(fd, self.text, lambda text: len(text) > size, what)
-            raise Unserved(self.all + self.text.decode(errors="replace")) from None
-
-    def wait_for(self, text):
-        wanted = text.encode()
-        try:
-            self.read(lambda got: wanted in got, repr(text))
-        except Unserved as unserved:
-            raise Unserved(self.all + str(unserved)) from None
-        before, _, rest = bytes(self.text).partition(wanted)
-        self.text = bytearray(rest)
-        answer = before.decode(errors="replace")
-        self.all += answer + text
-        return answer
-
-    def read_to_end(self):
-        """All that it has received."""
-        try:
-            self.read(lambda _: False, "the end")
-        except Ended:
-            pass
-        return self.all + self.text.decode(errors="replace")
-
-    def ask(self, line, wanted, prompt=PROMPT):
-        """The answer must have this in it, or else the client is unserved."""
-        self.send(line + "\n")
-        if wanted not in self.wait_for(prompt):
-            raise Unserved(self.all)
-
-
-# It works for itself in two threads: one ticks, the main thread does what stdin says, line by line.
-APPLICATION = """
-import ctypes, os, signal, sys, threading, time
-sys.path.insert(0, %(folder)r)
-ticks = 0
-def tick():
-    global ticks
-    while True:
-        time.sleep(0.005)
-        ticks += 1
-threading.Thread(target=tick, daemon=True).start()
-ctypes.PyDLL, usleep = None, ctypes.PyDLL(None).usleep # keeps the GIL
-def install(**options):
-    import manhole
-    global it
-    it = manhole.install(**options)
-    return it
-def fork():
-    global child, pipe
-    ends = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(ends[1])
-        os.read(ends[0], 1)
-        sys.exit(0)
-    os.close(ends[0])
-    pipe = ends[1]
-    return child
-def join():
-    os.close(pipe)
-    return os.waitpid(child, 0)[1]
-def count():
-    return len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task'))
-class Lines(list):
-    write = list.append
-names = globals()
-def lines():
-    rest = b''
-    while True:
-        piece = os.read(0, 4096)
-        if not piece:
-            return
-        rest += piece
-        while b'\\n' in rest:
-            line, _, rest = rest.partition(b'\\n')
-            yield line.decode()
-for line in lines():
-    try:
-        answer = repr(eval(line, names))
-    except Exception as error:
-        answer = 'raised %%r' %% error
-    os.write(1, answer.encode() + b'\\n')
-"""
-
-
-def client_command(app, arguments):
-    named = [str(app.pid) if word == "PID" else word for word in arguments]
-    return [os.path.join(app.folder, "manhole-cli"), *named]
-
-
-def run_client(app, arguments, stdin="", order=None):
-    """manhole-cli: its status, and what it says on stdout and stderr."""
-    try:
-        done = subprocess.run(
-            client_command(app, arguments),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            env=client_environment(app, order),
-            cwd=app.folder,
-        )
-    except subprocess.TimeoutExpired:
-        raise Fault("hangs: manhole-cli " + shlex.join(arguments)) from None
-    return done.returncode, done.stdout, done.stderr
-
-
-def client_environment(app, order):
-    path = app.folder + ":" + os.environ["PATH"]
-    environment = dict(os.environ, HOME=app.folder, TERM="xterm", PATH=path)
-    if order is not None:
-        environment["FAULTS"] = order.path
-    return environment
-
-
-def forget_predecessor(path):
-    """A socket that a process with this number has left long ago, which another of ours now has."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.lstat(path).st_mtime < time.time() - 1:
-            os.unlink(path)
-
-
-class Application:
-    def __init__(self, folder, order=None):
-        self.log = tempfile.TemporaryFile(dir=folder)
-        self.logged = 0
-        self.answers = bytearray()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        if order is not None:
-            environment["FAULTS"] = order.path
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", APPLICATION % {"folder": folder}],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=environment,
-            cwd=folder,
-            bufsize=0,
-        )
-        self.pid = self.process.pid
-        self.path = "/tmp/manhole-%d" % self.pid
-        self.folder = folder
-        self.address = self.path  # of its clients
-        forget_predecessor(self.path)
-
-    def order(self, line):
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(line.encode() + b"\n")
-
-    def answer(self):
-        try:
-            read_until(
-                self.process.stdout.fileno(), self.answers, lambda t: b"\n" in t, "app"
-            )
-        except Unserved:
-            status = self.process.wait(DEADLINE)
-            raise Fault("the application has ended: %d" % status) from None
-        answer, _, rest = bytes(self.answers).partition(b"\n")
-        self.answers = bytearray(rest)
-        return answer.decode()
-
-    def do(self, expression):
-        self.order(expression)
-        return self.answer()
-
-    def new_log(self):
-        """What it has logged since the last call."""
-        self.log.seek(self.logged)
-        text = self.log.read()
-        self.logged += len(text)
-        return text.decode(errors="replace")
-
-    def count(self):
-        """Its descriptors and threads."""
-        return tuple(map(int, re.findall(r"\d+", self.do("count()"))))
-
-    def check_work(self):
-        ticks = int(self.do("ticks"))
-        if not wait_until(lambda: int(self.do("ticks")) > ticks):
-            raise Fault("a thread of the application's stands still")
-
-    def end(self):
-        """Its exit status."""
-        self.process.stdin.close()
-        try:
-            return self.process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            raise Fault("the application does not end") from None
-
-    def clean_up(self):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.log):
-            with contextlib.suppress(OSError):
-                stream.close()
-        left = os.path.lexists(self.path)
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
-        return left
-
-
-# ---- Scenarios of the application ---------------------------------------------------------------
-
-
-def use_console(app):
-    with Client(app.address) as client:
-        client.wait_for(PROMPT)
-        client.ask("1 + 1", "2")
-        client.ask("print('x' * 50000)", "x" * 50000)
-        client.ask("1 / 0", "ZeroDivisionError")
-        client.send("def f():\n    return input()\n\n")
-        client.wait_for("... ... " + PROMPT)
-        client.send("f()\nhello\n")
-        if "hello" not in client.wait_for(PROMPT):
-            raise Unserved(client.all)
-        client.ask("import sys; sys.stderr.write('to' + 'the client')", "tothe client")
-        app.do("print('a ' + 'copy')")
-        client.wait_for("a copy")
-        client.send("exit()\n")
-        client.read_to_end()
-
-
-def look_in(app):
-    """What every next client must have."""
-    with Client(app.address) as client:
-        client.wait_for(PROMPT)
-        client.ask("40 + 2", "42")
-
-
-def run_programs(app):
-    program = "print('out'); import sys; print('err', file=sys.stderr); print(input()); exit(3)"
-    status, out, err = run_client(app, ["-c", program, "PID"], "in\n")
-    if (status, out, err) != (3, "out\nin\n", "err\n"):
-        raise Unserved("%d %s %s" % (status, out, err))
-    status, out, err = run_client(app, ["-t", "0.1", "-c", "while True: pass", "PID"])
-    if status != 124:
-        raise Unserved("%d %s %s" % (status, out, err))
-
-
-def get_stacks(app):
-    for option, wanted in (("--stacks", "in tick"), ("--json", '"function"')):
-        status, out, err = run_client(app, [option, "PID"])
-        if status != 0 or wanted not in out:
-            raise Unserved("%d %s %s" % (status, out, err))
-
-
-def complete(app):
-    with Client(app.address, "faults.1/edit") as console:
-        console.wait_for("\1%s\2" % PROMPT)
-        with Client(app.address, "faults.1/complete") as client:
-            client.send("is\n")
-            client.read_to_end()  # nothing, if it cannot be made
-        console.send("1 + 1\n")
-        console.wait_for("2\n")
-
-
-def interrupt(app):
-    with Client(app.address, "faults.2/repl") as console:
-        console.wait_for(PROMPT)
-        console.send("while not print('begun'): pass\n\n")
-        console.wait_for("begun")
-        with Client(app.address, "faults.2/interrupt") as client:
-            client.read_to_end()
-        console.wait_for("KeyboardInterrupt")
-        console.wait_for(PROMPT)
-
-
-def look_in_while_stuck(app):
-    app.order("usleep(300000)")
-    time.sleep(0.01)
-    try:
-        with Client(app.address) as client:
-            client.wait_for("in <module>")
-            client.wait_for(PROMPT)
-            client.ask("1 + 1", "2")
-    finally:
-        app.answer()
-
-
-def vanish(app):
-    with Client(app.address) as client:
-        client.wait_for(PROMPT)
-        client.send("while True: pass\n\n")
-        client.wait_for("... ")
-    with Client(app.address) as client:
-        client.send("print('" + "x" * 1000)
-
-
-def activate(app):
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(app.path)
-    os.kill(app.pid, signal.SIGUSR1)
-    if not wait_until(lambda: os.path.exists(app.path), 1):
-        raise Unserved("no socket")
-    look_in(app)
-
-
-def use_oneshot(app):
-    os.kill(app.pid, signal.SIGUSR1)
-    if not wait_until(lambda: os.path.exists(app.path), 1):
-        raise Unserved("no socket")
-    with Client(app.address) as client:
-        client.wait_for(PROMPT)
-        client.ask("1 + 1", "2")
-        client.send("exit()\n")
-        client.read_to_end()
-    wait_until(lambda: not os.path.exists(app.path))
-
-
-def use_child(app):
-    child = app.do("fork()")
-    path = "/tmp/manhole-" + child
-    forget_predecessor(path)
-    try:
-        if not wait_until(lambda: os.path.exists(path), 1):
-            raise Unserved("no socket of the child's")
-        with Client(path) as client:
-            client.wait_for(PROMPT)
-            client.ask("1 + 1", "2")
-    finally:
-        status = app.do("join()")
-        if os.path.exists(path):
-            os.unlink(path)
-            raise Fault("a child's socket is left")
-        if status != "0":
-            raise Fault("the child has ended with status " + status)
-
-
-def use_tcp(app):
-    use_console(app)
-    with Client(app.address) as client:
-        client.wait_for(PROMPT)
-        client.send("while not print('begun'): pass\n\n")
-        client.wait_for("begun")
-        client.send("\3")
-        client.wait_for("KeyboardInterrupt")
-        client.wait_for(PROMPT)
-
-
-def use_commands(app):
-    prompt = ":%d) " % app.pid
-    with Client(app.address) as client:
-        client.wait_for(prompt)
-        for line, wanted in (
-            ("help", "plugins"),
-            ("plugins", "process"),
-            ("!process", ""),
-            ("cwd", app.folder),
-            ("exit", ""),
-            ("!python", ""),
-            ("threads", "in tick"),
-            ("modules sy*", "sys"),
-            ("environ", "PATH"),
-            ("nonsense", "nonsense"),
-            ("exit", ""),
-        ):
-            client.ask(line, wanted, prompt)
-        client.send("exit\n")
-        client.read_to_end()
-
-
-def look_in_at_commands(app):
-    with Client(app.address) as client:
-        client.wait_for(":%d) " % app.pid)
-
-
-def reinstall(app):
-    installed = app.do("install()")
-    try:
-        if "Manhole" not in installed:
-            raise Unserved(installed)
-        look_in(app)
-    finally:
-        released = app.do("it.release()")
-        if released != "None":
-            raise Unserved(released)
-
-
-def be_ended(app):
-    """By SIGTERM, with a client that is connected."""
-    with Client(app.address) as client:
-        client.wait_for(PROMPT)
-        app.process.send_signal(signal.SIGTERM)
-        client.read_to_end()
-
-
-def exit_beside_client(app):
-    with Client(app.address) as client:
-        client.wait_for(PROMPT)
-        app.process.stdin.close()
-        client.ask("1 + 1", "2")
-        client.send("exit()\n")
-        client.read_to_end()
-
-
-# options None: the scenario itself installs.
-Scenario = collections.namedtuple("Scenario", "name options use look_in status")
-
-
-def scenario(name, use, options="", look_in=look_in, status=0):
-    return Scenario(name, options, use, look_in, status)
-
-
-# An application that stays for all faults of the scenario; after each look_in() must work.
-LASTING = [
-    scenario("console", use_console),
-    scenario("programs", run_programs),
-    scenario("stacks", get_stacks),
-    scenario("complete", complete),
-    scenario("interrupt", interrupt),
-    scenario("vanish", vanish),
-    scenario("stuck", look_in_while_stuck, "hang_timeout=0.05"),
-    scenario("activate", activate, "activate_on='USR1'"),
-    scenario("oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=2", use_oneshot),
-    scenario("fork", use_child, "reinstall_delay=0.05"),
-    scenario("tcp", use_tcp, "listen='localhost:0'"),
-    scenario("commands", use_commands, "connection_handler='commands'", look_in_at_commands),
-    scenario("log to object", look_in, "verbose_destination=log"),
-    scenario("reinstall", reinstall, None, reinstall),
-]
-# A new application for each fault: what is called once in a process's life.
-FRESH = [
-    scenario("install", look_in, "locals={'a': 1}, socket_path='/tmp/manhole-%(pid)s'"),
-    scenario("install activated", activate, "activate_on='USR1'"),
-    scenario("install oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=2"),
-    scenario("install tcp", look_in, "listen='localhost:0'"),
-    scenario("install commands", look_in_at_commands, "config='ispyd.ini'"),
-    scenario("terminated", be_ended, status=-signal.SIGTERM),
-    scenario("exit", exit_beside_client),
-]
+from orders import END, ERRORS, NO_MEMORY, Order, name_of, number_of
+from processes import (
+    DEADLINE,
+    PATIENCE,
+    Application,
+    Fault,
+    Unserved,
+    client_command,
+    client_environment,
+    run_client,
+    wait_until,
+)
+from scenarios import COMMANDS, FILES, FRESH, LASTING
 
 # ---- Runs of an application ---------------------------------------------------------------------
 
 # What says, in the log or to a client, that something went wrong.
 COMPLAINT = re.compile(
-    r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: |without|skipped|not shown"
+    r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: |without|skipped"
+    r"|not shown"
 )
 # And that does when the fault was that the other side had gone.
 GOODBYE = re.compile(r"disconnected|DONE")
@@ -901,6 +257,49 @@ class Lasting:
             end(app, scenario, 0)
 
 
+class Fresh:
+    """A new application for each fault."""
+
+    source = "manhole.c"
+
+    @staticmethod
+    def use(app, scenario, run=None):
+        """The message, if there is one."""
+        try:
+            set_up(app, scenario.options)
+            scenario.use(app)
+        except Unserved as unserved:
+            if app.process.poll() is None and not app.process.stdin.closed:
+                app.check_work()
+            return excuse(app, run, str(unserved))
+        return complaint_in(app.new_log())
+
+    @classmethod
+    def count(cls, folder, order, scenario):
+        order.give()
+        app = Application(folder, order)
+        message = cls.use(app, scenario)
+        end(app, scenario, scenario.status)
+        if message:
+            raise Fault("without a fault: " + message)
+        return order.counts()
+
+    @classmethod
+    def run(cls, folder, order, scenario, runs, tally):
+        for run in runs:
+            order.give(run.index, run.nth, run.fault)
+            app = Application(folder, order)
+            try:
+                message = cls.use(app, scenario, run)
+                end(app, scenario, scenario.status)
+                tally.note(run, order, message)
+            except Fault as fault:
+                text = "%s\n%s" % (fault, "" if app.log.closed else app.new_log())
+                tally.note(run, order, text, failed=True)
+            finally:
+                app.clean_up()
+
+
 def check_status(status, out, err, wanted, expected):
     """manhole-cli has done what it was asked for, or says why not."""
     rest = out
@@ -920,7 +319,7 @@ def check_status(status, out, err, wanted, expected):
     return "status %d, %s" % (status, err.strip() or out[-100:])
 
 
-class Command:
+class Commands:
     """manhole-cli, each time anew, for an application that knows no faults."""
 
     source = "manhole_cli.c"
@@ -935,7 +334,8 @@ class Command:
             wait_until(lambda: os.path.exists(cls.app.path))
             with open(os.path.join(folder, "faults.ini"), "w") as file:
                 file.write("[ispyd]\nlisten = %s\n" % cls.app.path)
-        return scenario.use(cls.app, scenario.arguments, scenario, order)
+        typed = isinstance(scenario.input, list)
+        return (run_at_terminal if typed else run_piped)(cls.app, scenario, order)
 
     @classmethod
     def count(cls, folder, order, scenario):
@@ -963,18 +363,18 @@ class Command:
             end(cls.app, None, 0)
 
 
-def run_piped(app, arguments, row, order):
+def run_piped(app, row, order):
     """All of its streams are pipes."""
-    done = run_client(app, arguments, row.input, order)
+    done = run_client(app, row.arguments, row.input, order)
     return check_status(*done, row.wanted, row.status)
 
 
-def run_at_terminal(app, arguments, row, order):
+def run_at_terminal(app, row, order):
     """Its streams are a terminal, whose settings it must put back."""
     master, slave = pty.openpty()
     before = termios.tcgetattr(slave)
     process = subprocess.Popen(
-        client_command(app, arguments),
+        client_command(app, row.arguments),
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -1017,91 +417,6 @@ def read_terminal(master, text, process, start, wanted):
         elif process.poll() is not None or time.monotonic() > deadline:
             return process.poll() is None and wanted is None
     return True
-
-
-CommandRow = collections.namedtuple("CommandRow", "name use arguments input wanted status")
-
-
-def command(name, arguments, wanted, given="", status=0, use=run_piped):
-    return CommandRow(name, use, arguments, given, wanted, status)
-
-
-FILES = {
-    "ispyd.ini": "[ispyd]\nplugins = %(builtins)s\n[python:console]\nenabled = true\n",
-    "program.py": "print('from a file')\n",
-}
-PROGRAM = "print('out'); print(input()); exit(3)"
-TYPED = [
-    ("", ">>> "),
-    ("40 + 2\r", "42\r\n"),
-    ("def f():\r", "... "),
-    ("  return 'ab' * 2\r\r", ">>> "),
-    ("f()\r", "'abab'"),
-    ("isinst\t", "ance("),
-    ("1, 2)\r", "TypeError"),
-    ("while True: pass\r\r", "... "),
-    ("\3", "KeyboardInterrupt"),
-    ("\4", "now exiting"),
-]
-COMMANDS = [
-    command("-c", ["-c", PROGRAM, "PID"], ["out\nin\n"], "in\n", 3),
-    command("-f", ["-f", "program.py", "PID"], ["from a file\n"]),
-    command("-t", ["-t", "0.2", "-c", "while True: pass", "PID"], [], status=124),
-    command("piped", ["PID"], ["42\n", "ZeroDivisionError"], "40 + 2\n1 / 0\n"),
-    command("signal", ["-1", "PID"], ["42\n"], "40 + 2\n"),
-    command("--stacks", ["--stacks", "PID"], ["in tick", "in <module>"]),
-    command("--json", ["--json", "PID"], ['"threads"', "tick"]),
-    command("--list", ["--list"], ["PID"]),
-    command("--children", ["-c", "print(40 + 2)", "--children", "PID"], ["42\n"]),
-    command("no process", ["-t", "0.1", "/tmp/manhole-999999999"], [], status=5),
-    command("local shell", ["faults.ini"], ["1: ", ">>> 42"], "servers\nconnect\n40 + 2\n"),
-    command("terminal", ["PID"], ["42", "abab", "TypeError"], TYPED, use=run_at_terminal),
-    command("host", ["--exec", "env", "-c", "print(6 * 7)", "PID"], ["42\n"]),
-    command("help", ["--help"], ["usage: "]),
-]
-
-
-class Fresh:
-    """A new application for each fault."""
-
-    source = "manhole.c"
-
-    @staticmethod
-    def use(app, scenario, run=None):
-        """The message, if there is one."""
-        try:
-            set_up(app, scenario.options)
-            scenario.use(app)
-        except Unserved as unserved:
-            if app.process.poll() is None and not app.process.stdin.closed:
-                app.check_work()
-            return excuse(app, run, str(unserved))
-        return complaint_in(app.new_log())
-
-    @classmethod
-    def count(cls, folder, order, scenario):
-        order.give()
-        app = Application(folder, order)
-        message = cls.use(app, scenario)
-        end(app, scenario, scenario.status)
-        if message:
-            raise Fault("without a fault: " + message)
-        return order.counts()
-
-    @classmethod
-    def run(cls, folder, order, scenario, runs, tally):
-        for run in runs:
-            order.give(run.index, run.nth, run.fault)
-            app = Application(folder, order)
-            try:
-                message = cls.use(app, scenario, run)
-                end(app, scenario, scenario.status)
-                tally.note(run, order, message)
-            except Fault as fault:
-                text = "%s\n%s" % (fault, "" if app.log.closed else app.new_log())
-                tally.note(run, order, text, failed=True)
-            finally:
-                app.clean_up()
 
 
 # ---- The whole ----------------------------------------------------------------------------------
@@ -1154,7 +469,7 @@ def main():
             file.write(text)
     orders = {source: Order(folder, source) for source in ("manhole.c", "manhole_cli.c")}
     kinds = [(Fresh, row) for row in FRESH] + [(Lasting, row) for row in LASTING]
-    kinds += [(Command, row) for row in COMMANDS]
+    kinds += [(Commands, row) for row in COMMANDS]
     only = [name for name in arguments.only.split(",") if name]
     with open(arguments.log, "w") as log:
         tally = Tally(log)
@@ -1173,13 +488,15 @@ def main():
             kind.run(folder, orders[kind.source], row, mine, tally)
             took = time.monotonic() - began
             print("%-20s %5d faults %6.1f s" % (row.name, len(mine), took), flush=True)
-    Command.end()
+    Commands.end()
     print_functions(tally, orders)
     for failure in tally.failures:
         print("failed: " + failure)
     failed = len(tally.failures)
-    print("%d passed, %d failed, %d skipped" % (sum(tally.runs.values()) - failed, failed, tally.missed))
+    passed = sum(tally.runs.values()) - failed
+    print("%d passed, %d failed, %d skipped" % (passed, failed, tally.missed))
     return failed > 0
 
 
 sys.exit(main())
+
