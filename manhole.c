@@ -9886,14 +9886,14 @@ open_typed_input(struct session *session)
     static const struct derived derived = {
         .name = "Input", .module = "io", .base = "RawIOBase", .methods = input_methods};
     PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
-    PyObject *io = PyImport_ImportModule("io");                             /* owned */
+    PyObject *io = type == NULL ? NULL : PyImport_ImportModule("io");       /* owned */
     PyObject *raw = NULL;                                                   /* owned */
     PyObject *buffer = NULL;                                                /* owned */
     PyObject *text = NULL; /* new, handed to the caller */
-    if (type != NULL && open_input_fd(session) >= 0) {
+    if (io != NULL && open_input_fd(session) >= 0) {
         raw = PyObject_CallNoArgs(type);
     }
-    if (io != NULL && raw != NULL) {
+    if (raw != NULL) {
         buffer = PyObject_CallMethod(io, "BufferedReader", "O", raw);
     }
     if (buffer != NULL) {
@@ -13542,6 +13542,9 @@ parse_file(PyObject *value, void *target)
     PyObject **field = target;
     PyObject *path = value == Py_None ? NULL : PyOS_FSPath(value); /* owned */
     if (path == NULL && value != Py_None) {
+        if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
+            return PARSED_FAILED;
+        }
         PyErr_Clear();
         return PARSED_WRONG_TYPE;
     }
@@ -13864,17 +13867,17 @@ refuse_file(PyObject *path, PyObject *raised /* new: taken over */)
 ATTACHED static PyObject *
 read_config(PyObject *path)
 {
-    PyObject *module = PyImport_ImportModule("configparser"); /* owned */
-    PyObject *io = PyImport_ImportModule("io");               /* owned */
-    PyObject *type = NULL;                                    /* owned */
-    PyObject *no_arguments = PyTuple_New(0);                  /* owned */
+    PyObject *module = PyImport_ImportModule("configparser");           /* owned */
+    PyObject *io = module == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
+    PyObject *type = NULL;                                              /* owned */
+    PyObject *no_arguments = PyTuple_New(0);                            /* owned */
     PyObject *keywords =
         Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";"); /* owned */
     PyObject *parser = NULL; /* owned, handed to the caller */
     PyObject *file = NULL;   /* owned */
     PyObject *result = NULL; /* owned */
     PyObject *raised = NULL; /* owned, or NULL; taken over by refuse_file() */
-    if (module != NULL && io != NULL) {
+    if (io != NULL) {
         type = PyObject_GetAttrString(module, "RawConfigParser");
     }
     if (type != NULL && no_arguments != NULL && keywords != NULL) {
@@ -13888,7 +13891,10 @@ read_config(PyObject *path)
         raised = take_exception();
         Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
     }
-    if (raised != NULL) {
+    if (raised != NULL && PyErr_GivenExceptionMatches(raised, PyExc_MemoryError)) {
+        put_back_exception(raised);
+    }
+    else if (raised != NULL) {
         refuse_file(path, raised);
     }
     if (PyErr_Occurred()) {
@@ -13920,8 +13926,8 @@ ATTACHED static const char *
 find_main_section(PyObject *parser, PyObject *path)
 {
     int is_ours = ask_parser(parser, "has_section", "manhole", NULL);
-    int is_ispyds = ask_parser(parser, "has_section", "ispyd", NULL);
-    if (is_ours < 0 || is_ispyds < 0) {
+    int is_ispyds = is_ours < 0 ? -1 : ask_parser(parser, "has_section", "ispyd", NULL);
+    if (is_ispyds < 0) {
         return NULL;
     }
     if (is_ours == is_ispyds) {
@@ -13966,13 +13972,13 @@ apply_setting(const struct config *config, const struct setting *setting)
                                          setting->key); /* owned */
     enum parsed parsed =
         text == NULL ? PARSED_FAILED : setting->apply(config->options, setting, text);
-    if (parsed == PARSED_FAILED) {
+    if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
         PyObject *raised = take_exception(); /* owned */
         PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s: %S", path, section, setting->key,
                      raised);
         Py_DECREF(raised);
     }
-    else if (parsed != PARSED_OK) {
+    else if (parsed != PARSED_OK && parsed != PARSED_FAILED) {
         PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s must be %s, not %R", path,
                      section, setting->key, setting->allowed, text);
     }
@@ -14009,8 +14015,9 @@ check_section(const struct config *config, const char *section)
 {
     PyObject *parser = config->options->settings;                          /* borrowed */
     PyObject *keys = PyObject_CallMethod(parser, "options", "s", section); /* owned */
-    PyObject *defaults = PyObject_CallMethod(parser, "defaults", NULL);    /* owned */
-    int result = keys == NULL || defaults == NULL ? -1 : 0;
+    PyObject *defaults =
+        keys == NULL ? NULL : PyObject_CallMethod(parser, "defaults", NULL); /* owned */
+    int result = defaults == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(keys); i++) {
         PyObject *key = PyList_GET_ITEM(keys, i);   /* borrowed */
         if (PyMapping_HasKey(defaults, key) == 0) { /* of [DEFAULT], not of this one */
@@ -14045,7 +14052,10 @@ apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
         if (has == 1 && !is_given(keywords, settings[i].option)) {
             result = apply_setting(&config, &settings[i]);
         }
-        if (result == 0 && ask_parser(options->settings, "has_section", section, NULL)) {
+        if (result == 0) {
+            result = ask_parser(options->settings, "has_section", section, NULL);
+        }
+        if (result == 1) {
             result = check_section(&config, section);
         }
     }
