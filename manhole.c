@@ -2641,11 +2641,12 @@ take_snapshot(struct text *raw)
     return result;
 }
 
-/* Has a descriptor to spare for the next copy, if there is one. */
+/* Has a descriptor to spare for the next copy, if there may be one: not when a session ends after
+ * release(). */
 static void
 open_spare(void)
 {
-    if (kept_number(&snapshot.spare) < 0) {
+    if (snapshot.signum != 0 && kept_number(&snapshot.spare) < 0) {
         keep_fd(&snapshot.spare, memfd_create("manhole", MFD_CLOEXEC));
     }
 }
@@ -3400,7 +3401,7 @@ append_copy_note(struct text *text, const struct examination *examination)
         append_string(text,
                       "The frozen copies of the process died; what the best one told:");
     }
-    if (examination->copied.failed) {
+    if (examination->copied.failed || examination->raw.failed) {
         append_string(text, " There was no memory for all threads.");
     }
 }
@@ -10519,6 +10520,9 @@ enter_named(struct visit *visit, PyObject *name)
 {
     PyObject *type = PyDict_GetItemWithError(visit->plugins, name); /* borrowed */
     const struct shell *shell = find_shell(name);
+    if (type == NULL && PyErr_Occurred()) {
+        return NULL;
+    }
     if (type == NULL) {
         PyErr_Format(PyExc_LookupError,
                      "There is no plugin named %.80R; \"plugins\" lists them", name);
@@ -10783,8 +10787,8 @@ skip_plugin(const struct visit *visit, PyObject *entry, PyObject *raised)
 ATTACHED static void
 load_plugins(const struct visit *visit, PyObject *entries /* list of str, or NULL */)
 {
-    if (entries == NULL) {
-        (void)add_builtins(visit);
+    if (entries == NULL && add_builtins(visit) < 0) {
+        log_exception("Plugins skipped: ", take_exception(), "");
     }
     for (Py_ssize_t i = 0; entries != NULL && i < PyList_GET_SIZE(entries); i++) {
         PyObject *entry = PyList_GET_ITEM(entries, i); /* borrowed */
@@ -11315,7 +11319,7 @@ send_report(struct session *session, const struct text *report, int flags)
     if (!session->answered && flags == 0) {
         const char *bytes = report->bytes;
         size_t length = report->length;
-        session->told = send_own(session, &bytes, &length) == 0;
+        session->told = send_own(session, &bytes, &length) == 0 && !report->failed;
     }
     else if (!session->answered) {
         (void)send(atomic_load(&session->fd), report->bytes, report->length,
@@ -12221,12 +12225,13 @@ find_free_signal(void)
     return 0;
 }
 
-/* faulthandler.METHOD(signum, **keywords), keywords new or NULL. Returns 0, or -1 with an
- * exception. */
+/* faulthandler.METHOD(signum, **keywords), keywords new, or NULL, also with an exception. Returns 0,
+ * or -1 with an exception. */
 ATTACHED static int
 call_faulthandler(const char *method, PyObject *keywords /* new: taken over */)
 {
-    PyObject *module = PyImport_ImportModule("faulthandler"); /* owned */
+    PyObject *module =
+        PyErr_Occurred() ? NULL : PyImport_ImportModule("faulthandler"); /* owned */
     PyObject *function = module == NULL ? NULL : PyObject_GetAttrString(module, method);
     PyObject *arguments = Py_BuildValue("(i)", snapshot.signum); /* owned */
     PyObject *result = NULL;                                     /* owned */
@@ -12241,6 +12246,8 @@ call_faulthandler(const char *method, PyObject *keywords /* new: taken over */)
     return result == NULL ? -1 : 0;
 }
 
+#define NO_COPIES "Stacks of a stuck interpreter will not be available: "
+
 /* Settles all that a frozen copy will need. Without it the manhole works, but for that: a log line
  * says so. The copy makes descriptor 2 its own, so that is what faulthandler is told. */
 ATTACHED static void
@@ -12250,16 +12257,18 @@ open_snapshot(void)
     snapshot.signum = find_free_signal();
     snapshot.interpreter = manhole.interpreter;
     Py_XSETREF(snapshot.modules, Py_NewRef(PyImport_GetModuleDict()));
-    if (snapshot.signum == 0 ||
-        call_faulthandler("register",
-                          Py_BuildValue("{sisOsO}", "file", STDERR_FILENO, "all_threads",
-                                        Py_True, "chain", Py_False)) < 0 ||
-        sigaction(snapshot.signum, NULL, &current) < 0) {
-        log_line("Stacks of a stuck interpreter will not be available: no real-time "
-                 "signal is "
-                 "free for faulthandler");
-        PyErr_Clear();
+    if (snapshot.signum == 0) {
+        log_line(NO_COPIES "no real-time signal is free for faulthandler");
+    }
+    else if (call_faulthandler("register",
+                               Py_BuildValue("{sisOsO}", "file", STDERR_FILENO,
+                                             "all_threads", Py_True, "chain", Py_False)) <
+             0) {
+        log_exception(NO_COPIES, take_exception(), "");
         snapshot.signum = 0;
+    }
+    else {
+        (void)sigaction(snapshot.signum, NULL, &current);
     }
     snapshot.handler = current.sa_handler;
     open_spare();

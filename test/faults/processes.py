@@ -1,5 +1,6 @@
 """Applications with a manhole, clients of theirs, manhole-cli; and what is waited for."""
 
+import ast
 import contextlib
 import errno
 import os
@@ -160,6 +161,11 @@ def count():
     return len(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task'))
 class Lines(list):
     write = list.append
+    def take(self):
+        text = ''.join(self)
+        self.clear()
+        return text
+log = Lines()
 names = globals()
 def lines():
     rest = b''
@@ -261,11 +267,15 @@ class Application:
         return self.answer()
 
     def new_log(self):
-        """What it has logged since the last call."""
+        """What it has logged since the last call, on stderr and to its object."""
         self.log.seek(self.logged)
         text = self.log.read()
         self.logged += len(text)
-        return text.decode(errors="replace")
+        object_has = ""
+        if self.process.poll() is None and not self.process.stdin.closed:
+            with contextlib.suppress(Fault):
+                object_has = ast.literal_eval(self.do("log.take()"))
+        return text.decode(errors="replace") + object_has
 
     def count(self):
         """Its descriptors and threads."""

@@ -143,7 +143,6 @@ class Tally:
 
 def set_up(app, options):
     """Installs, and finds where clients are to go."""
-    app.do("globals().__setitem__('log', Lines())")
     if options is None:
         return
     installed = app.do("install(%s)" % options)
@@ -169,6 +168,8 @@ def excuse(app, run, unserved):
         message = complaint_in(log, GOODBYE)
     if message is None:
         raise Fault("silence: the client got %r, the log %r" % (unserved[-300:], log[-300:]))
+    if "SystemError" in message:  # Python's word for an exception that was left set
+        raise Fault("a wrong message: " + message)
     return message
 
 

@@ -219,7 +219,7 @@ LASTING = [
     scenario("interrupt", interrupt),
     scenario("vanish", vanish),
     scenario("stuck", look_in_while_stuck, "hang_timeout=0.05"),
-    scenario("activate", activate, "activate_on='USR1'"),
+    scenario("activate", activate, "activate_on='USR1'", activate),
     scenario("oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=0.5", use_oneshot),
     scenario("fork", use_child, "reinstall_delay=0.05"),
     scenario("tcp", use_tcp, "listen='localhost:0'"),
