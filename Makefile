@@ -11,6 +11,8 @@ DESTDIR ?=
 WERROR ?=
 # Run the tests that match a pattern: make test TEST='*fork*'
 TEST ?=
+# make faults: so many of all faults, evenly spread; empty: all.
+FAULTS ?=
 # How many test programs run at once, and compilers before them.
 JOBS ?= $(shell nproc)
 # e.g. address,undefined; see make asan.
@@ -195,25 +197,23 @@ valgrind: ## run the tests with manhole's processes under valgrind (slow)
 
 # ---- Faults: the same two sources, with each call that can fail made a site of test/faults ---
 
-FAULTS := $(BUILD)/faults
-# Of the plan this many, evenly spread; empty: all.
-FAULTS_MOST ?=
+FAULTS_BUILD := $(BUILD)/faults
 FAULTS_CFLAGS := -std=c11 -pthread -fPIC -include test/faults/faults.h $(CPPFLAGS) $(CFLAGS)
 FAULTS_NEEDS := test/faults/faults.c test/faults/faults.h $(BUILD)/config.h
 
-$(FAULTS)/manhole$(EXT_SUFFIX): manhole.c $(FAULTS_NEEDS)
+$(FAULTS_BUILD)/manhole$(EXT_SUFFIX): manhole.c $(FAULTS_NEEDS)
 	@mkdir -p $(@D)
 	$(CC) $(FAULTS_CFLAGS) -DFAULTS_PYTHON $(CANONICAL) -isystem $(PYTHON_INCLUDE) \
 	    $(DEPENDENCIES) -shared $(LDFLAGS) -o $@ manhole.c test/faults/faults.c -lm
 
-$(FAULTS)/manhole-cli: manhole_cli.c $(FAULTS_NEEDS)
+$(FAULTS_BUILD)/manhole-cli: manhole_cli.c $(FAULTS_NEEDS)
 	@mkdir -p $(@D)
 	$(CC) $(FAULTS_CFLAGS) $(CLI_CFLAGS) $(DEPENDENCIES) \
 	    $(LDFLAGS) -o $@ manhole_cli.c test/faults/faults.c $(LIBEDIT)
 
-faults: check-python $(FAULTS)/manhole$(EXT_SUFFIX) $(FAULTS)/manhole-cli ## each call that can fail fails
-	@$(PYTHON) test/faults/run.py $(FAULTS) --log $(FAULTS)/faults.log \
-	    $(if $(FAULTS_MOST),--most $(FAULTS_MOST))
+faults: check-python $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhole-cli ## run with each call failed, one at a time (20 minutes), or FAULTS=900 of them
+	@$(PYTHON) test/faults/run.py $(FAULTS_BUILD) --log $(FAULTS_BUILD)/faults.log \
+	    $(if $(FAULTS),--most $(FAULTS))
 
 where: # the folder of this build
 	@echo $(BUILD)
@@ -257,8 +257,8 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 
 # ---- Care of the sources ------------------------------------------------------------------
 
-SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c)
-HEADERS := $(wildcard manhole.h test/*.h)
+SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/faults/*.c)
+HEADERS := $(wildcard manhole.h test/*.h test/faults/*.h)
 SCRIPTS := $(wildcard test/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 

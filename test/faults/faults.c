@@ -30,9 +30,11 @@ struct order {
     } sites[MAX_SITES];
 };
 
-/* Made by the linker. */
+/* The linker makes these, and names them so.
+ * NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 extern const struct fault_site __start_fault_sites[];
 extern const struct fault_site __stop_fault_sites[];
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
 static struct order *order;
 
@@ -40,6 +42,7 @@ __attribute__((constructor)) static void
 map_order(void)
 {
     const char *path = getenv("FAULTS");
+    /* cppcheck-suppress comparePointers */
     size_t count = (size_t)(__stop_fault_sites - __start_fault_sites);
     int fd = path == NULL ? -1 : open(path, O_RDWR | O_CLOEXEC);
     void *memory = MAP_FAILED;
