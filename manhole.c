@@ -7975,6 +7975,9 @@ pass_text(struct session *session, struct telnet *telnet)
         ssize_t sent =
             send(atomic_load(&session->telnet_fd), next, telnet->length, MSG_NOSIGNAL);
         if (sent < 0 && errno != EINTR) {
+            if (errno != EPIPE) { /* the session reads no more */
+                log_line("Cannot pass on what a TCP client sends: %s", error_text(errno));
+            }
             return false;
         }
         if (sent > 0) {
