@@ -281,6 +281,10 @@ class Application:
         """Its descriptors and threads."""
         return tuple(map(int, re.findall(r"\d+", self.do("count()"))))
 
+    def memory_kib(self):
+        with open("/proc/%d/statm" % self.pid) as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
     def check_work(self):
         ticks = int(self.do("ticks"))
         if not wait_until(lambda: int(self.do("ticks")) > ticks):

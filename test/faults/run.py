@@ -10,8 +10,9 @@ times, its first, second, middle and last call fail.
 
 After each fault an application must do its own work as before, in two threads; the client has
 what it asked for, or it or the log says why not; the next client is served; descriptors and threads
-are as many as before; and after the end no socket is left. manhole-cli must do what it was asked
-for, or say why not, with another status than 0; and it leaves the terminal as it was.
+are as many as before, and memory in the end is nearly; and after the end no socket is left.
+manhole-cli must do what it was asked for, or say why not, with another status than 0; and it leaves
+the terminal as it was. ACCEPTED lists what is as it should be although nobody says a word.
 
 --most N does N of those runs, evenly spread. A line for each function, then what failed, then what
 no scenario has reached. The last line: N passed, N failed, N skipped.
@@ -105,6 +106,10 @@ ACCEPTED = {
 }
 
 
+# Of an application in a scenario's hundreds of runs. What it keeps of one would be more.
+MOST_GROWTH_KIB = 4096
+
+
 class Tally:
     """What was done, and what came of it. Writes each run to the log."""
 
@@ -115,6 +120,12 @@ class Tally:
         self.failed = collections.Counter()  # by site
         self.failures = []
         self.missed = 0  # the call did not come
+
+    def note_growth(self, scenario, kib):
+        line = "%s: the application has grown by %d KiB" % (scenario.name, kib)
+        print(line, file=self.log, flush=True)
+        if kib > MOST_GROWTH_KIB:
+            self.failures.append(line)
 
     def count(self, order, counts):
         for site, calls in zip(order.sites, counts):
@@ -245,11 +256,11 @@ class Lasting:
 
     @staticmethod
     def run(folder, order, scenario, runs, tally):
-        app, before = None, None
+        app = before = memory = None
         for run in runs:
             if app is None:
                 app = start(folder, order, scenario)
-                before = app.count()
+                before, memory = app.count(), app.memory_kib()
             order.give(run.index, run.nth, run.fault)
             try:
                 message = serve_and_judge(app, run, order, before)
@@ -260,6 +271,7 @@ class Lasting:
                 app = None
         order.give()
         if app is not None:
+            tally.note_growth(scenario, app.memory_kib() - memory)
             end(app, scenario, 0)
 
 
