@@ -13,6 +13,8 @@ WERROR ?=
 SOAK_SECONDS ?= 600
 # Run the tests that match a pattern: make test TEST='*fork*'
 TEST ?=
+# make faults: so many of all faults, evenly spread; empty: all.
+FAULTS ?=
 # How many test programs run at once, and compilers before them.
 JOBS ?= $(shell nproc)
 # e.g. address,undefined; see make asan.
@@ -107,7 +109,8 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup \
-    test test-all asan tsan coverage measured valgrind soak where demo install uninstall lint format clean help force
+    test test-all asan tsan coverage measured valgrind faults fuzz run-fuzzers soak bench where \
+    demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -165,7 +168,7 @@ $(BUILD)/config.h: force
 	@mkdir -p $(@D)
 	@echo "$$CONFIG" | cmp -s - $@ || echo "$$CONFIG" >$@
 
--include $(wildcard $(BUILD)/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/faults/*.d)
 
 test-programs: all $(PTH) $(TESTS) $(EXAMPLE)
 
@@ -233,6 +236,26 @@ soak: ## a gunicorn application under load beside clients of all kinds, SOAK_SEC
 	@$(DEBIAN_PYTHON) test/soak.py --seconds $(SOAK_SECONDS) $(DEBIAN_PYTHON) \
 	    $(BUILD_ROOT)/$(DEBIAN_TAG) $(BUILD_ROOT)/$(DEBIAN_TAG)/manhole-cli
 
+# ---- Faults: the same two sources, with each call that can fail made a site of test/faults ---
+
+FAULTS_BUILD := $(BUILD)/faults
+FAULTS_CFLAGS := -std=c11 -pthread -fPIC -include test/faults/faults.h $(CPPFLAGS) $(CFLAGS)
+FAULTS_NEEDS := test/faults/faults.c test/faults/faults.h $(BUILD)/config.h
+
+$(FAULTS_BUILD)/manhole$(EXT_SUFFIX): manhole.c $(FAULTS_NEEDS)
+	@mkdir -p $(@D)
+	$(CC) $(FAULTS_CFLAGS) -DFAULTS_PYTHON $(CANONICAL) -isystem $(PYTHON_INCLUDE) \
+	    $(DEPENDENCIES) -shared $(LDFLAGS) -o $@ manhole.c test/faults/faults.c -lm
+
+$(FAULTS_BUILD)/manhole-cli: manhole_cli.c $(FAULTS_NEEDS)
+	@mkdir -p $(@D)
+	$(CC) $(FAULTS_CFLAGS) $(CLI_CFLAGS) $(DEPENDENCIES) \
+	    $(LDFLAGS) -o $@ manhole_cli.c test/faults/faults.c $(LIBEDIT)
+
+faults: check-python $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhole-cli ## run with each call failed, one at a time (20 minutes), or FAULTS=900 of them
+	@$(PYTHON) test/faults/run.py $(FAULTS_BUILD) --log $(FAULTS_BUILD)/faults.log \
+	    $(if $(FAULTS),--most $(FAULTS))
+
 where: # the folder of this build
 	@echo $(BUILD)
 
@@ -275,8 +298,8 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 
 # ---- Care of the sources ------------------------------------------------------------------
 
-SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c)
-HEADERS := $(wildcard manhole.h test/*.h)
+SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/faults/*.c)
+HEADERS := $(wildcard manhole.h test/*.h test/faults/*.h)
 SCRIPTS := $(wildcard test/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 

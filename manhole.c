@@ -253,22 +253,35 @@ is_attached(void)
 #endif
 }
 
+/* In *found a new reference to sys.NAME; NULL when there is none. Returns 0, or -1 with an exception
+ * when that cannot be told. */
+ATTACHED static int
+find_sys(const char *name, PyObject **found)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject *module = PyImport_AddModuleRef("sys"); /* owned */
+    int result = -1;
+    *found = NULL;
+    if (module != NULL) {
+        result = PyObject_GetOptionalAttrString(module, name, found) < 0 ? -1 : 0;
+    }
+    Py_XDECREF(module);
+    return result;
+#else
+    *found = Py_XNewRef(PySys_GetObject(name));
+    return 0;
+#endif
+}
+
 /* sys.NAME. Returns a new reference; NULL, without an exception, when there is none. */
 ATTACHED static PyObject *
 get_sys(const char *name)
 {
-#if PY_VERSION_HEX >= 0x030d0000
-    PyObject *module = PyImport_AddModuleRef("sys"); /* owned */
-    PyObject *found = NULL;                          /* new, handed to the caller */
-    if (module != NULL) {
-        (void)PyObject_GetOptionalAttrString(module, name, &found);
+    PyObject *found = NULL; /* new, handed to the caller */
+    if (find_sys(name, &found) < 0) {
+        PyErr_Clear();
     }
-    PyErr_Clear();
-    Py_XDECREF(module);
     return found;
-#else
-    return Py_XNewRef(PySys_GetObject(name));
-#endif
 }
 
 /* Keeps the cyclic collector, which may run any Python code, out of a stretch of C that
@@ -1971,12 +1984,14 @@ free_places(struct places *places)
     places->count = 0;
 }
 
-/* Who is on the other side of a connected Unix socket. Returns 0, or -1 with errno. */
+/* Who is on the other side of a connected Unix socket. Returns 0, or -1 with errno and a uid of
+ * nobody's. */
 static int
 read_peer(int fd, struct peer *peer)
 {
     struct ucred credentials = {0};
     socklen_t size = sizeof(credentials);
+    peer->uid = (uid_t)-1;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0) {
         return -1;
     }
@@ -2067,6 +2082,7 @@ bind_path(struct door *door, int fd, const struct sockaddr_un *address)
     sigset_t all;
     sigset_t before;
     struct stat there = {0};
+    bool made = false;
     int result = -1;
     int error = 0;
     (void)sigfillset(&all);
@@ -2076,13 +2092,19 @@ bind_path(struct door *door, int fd, const struct sockaddr_un *address)
     if (!atomic_load(&manhole.leaving)) {
         result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
     }
-    if (result == 0) {
+    made = result == 0;
+    if (made) {
         result = lstat(door->name, &there);
-        door->device = there.st_dev;
-        door->inode = there.st_ino;
-        atomic_store(&door->bound, result == 0);
     }
     error = errno;
+    if (result == 0) {
+        door->device = there.st_dev;
+        door->inode = there.st_ino;
+        atomic_store(&door->bound, true);
+    }
+    else if (made) {
+        (void)unlink(door->name); /* nobody would know later that it is ours */
+    }
     atomic_store(&door->binding, false);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = error;
@@ -2284,12 +2306,13 @@ describe_peer(const struct peer *peer)
     struct peer_text described;
     char *text = described.text;
     const size_t size = sizeof(described.text);
-    if (peer->address[0] == '\0') {
+    if (peer->uid == (uid_t)-1) {
+        (void)snprintf(text, size, "%s%sUID:unknown", peer->address,
+                       peer->address[0] == '\0' ? "" : " ");
+    }
+    else if (peer->address[0] == '\0') {
         (void)snprintf(text, size, "PID:%ld UID:%ld GID:%ld", (long)peer->pid,
                        (long)peer->uid, (long)peer->gid);
-    }
-    else if (peer->uid == (uid_t)-1) {
-        (void)snprintf(text, size, "%s UID:unknown", peer->address);
     }
     else {
         (void)snprintf(text, size, "%s UID:%ld", peer->address, (long)peer->uid);
@@ -2621,11 +2644,12 @@ take_snapshot(struct text *raw)
     return result;
 }
 
-/* Has a descriptor to spare for the next copy, if there is one. */
+/* Has a descriptor to spare for the next copy, if there may be one: not when a session ends after
+ * release(). */
 static void
 open_spare(void)
 {
-    if (kept_number(&snapshot.spare) < 0) {
+    if (snapshot.signum != 0 && kept_number(&snapshot.spare) < 0) {
         keep_fd(&snapshot.spare, memfd_create("manhole", MFD_CLOEXEC));
     }
 }
@@ -3380,7 +3404,7 @@ append_copy_note(struct text *text, const struct examination *examination)
         append_string(text,
                       "The frozen copies of the process died; what the best one told:");
     }
-    if (examination->copied.failed) {
+    if (examination->copied.failed || examination->raw.failed) {
         append_string(text, " There was no memory for all threads.");
     }
 }
@@ -4468,7 +4492,11 @@ carry_copies(struct session *session)
     unlock(&session->out_lock);
     error = send_copies(session, MSG_DONTWAIT);
     lock_leaf(&session->out_lock);
-    if (error != 0 && error != EAGAIN && error != EINTR) {
+    if (error == ENOBUFS || error == ENOMEM) {
+        session->missed += session->tail - session->head;
+        session->head = session->tail;
+    }
+    else if (error != 0 && error != EAGAIN && error != EINTR) {
         session->head = session->tail; /* gone: its own thread finds out */
         session->missed = 0;
     }
@@ -4592,7 +4620,9 @@ ask_for_input(struct session *session)
     if (session->wish->framed && !session->asked_for_input) {
         session->asked_for_input = true;
         if (send_client(session, head, sizeof(head)) < 0) {
-            PyErr_Clear(); /* the input is at its end, then */
+            PyErr_Clear();
+            /* The input is at its end, also where the client is still there and waits. */
+            (void)shutdown(atomic_load(&session->fd), SHUT_RD);
         }
     }
 }
@@ -5199,9 +5229,9 @@ borrowed_row(const char *name)
 ATTACHED static int
 place_stream(const char *name)
 {
-    PyObject *original = get_sys(name); /* owned */
-    PyObject *stream = NULL;            /* owned */
-    int result = 0;
+    PyObject *original = NULL; /* owned */
+    PyObject *stream = NULL;   /* owned */
+    int result = find_sys(name, &original);
     if (original != NULL &&
         Py_TYPE(original) != (PyTypeObject *)installed_state()->stream_type) {
         stream = get_stream(name, original);
@@ -5279,7 +5309,9 @@ open_streams(struct session *session)
         }
     }
     else if (manhole.consoles == 0) {
+        PyObject *raised = take_exception(); /* owned */
         give_back_attributes();
+        put_back_exception(raised);
     }
     unlock(&sys_lock);
     return result;
@@ -7963,6 +7995,9 @@ pass_text(struct session *session, struct telnet *telnet)
         ssize_t sent =
             send(atomic_load(&session->telnet_fd), next, telnet->length, MSG_NOSIGNAL);
         if (sent < 0 && errno != EINTR) {
+            if (errno != EPIPE) { /* the session reads no more */
+                log_line("Cannot pass on what a TCP client sends: %s", error_text(errno));
+            }
             return false;
         }
         if (sent > 0) {
@@ -8150,8 +8185,8 @@ show_exception(const char *formatter, bool with_traceback)
     ours_skipped = raised_in == NULL || raised_in == Py_None
                        ? Py_NewRef(Py_None)
                        : PyObject_GetAttrString(raised_in, "tb_next");
-    module = PyImport_ImportModule("traceback");
-    if (ours_skipped == NULL || module == NULL) {
+    module = ours_skipped == NULL ? NULL : PyImport_ImportModule("traceback");
+    if (module == NULL) {
         goto done;
     }
     if (type == NULL) {
@@ -8628,7 +8663,7 @@ push_line(struct session *session, PyObject *console, PyObject *line)
     more = PyObject_CallMethod(console, "push", "O", bare);
     end_running(session);
     if (more != NULL) {
-        verdict = PyObject_IsTrue(more) == 1 ? LINE_WANTS_MORE : LINE_DONE;
+        verdict = more == Py_True ? LINE_WANTS_MORE : LINE_DONE;
     }
     else {
         verdict = judge_exception(session, console);
@@ -9875,14 +9910,14 @@ open_typed_input(struct session *session)
     static const struct derived derived = {
         .name = "Input", .module = "io", .base = "RawIOBase", .methods = input_methods};
     PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
-    PyObject *io = PyImport_ImportModule("io");                             /* owned */
+    PyObject *io = type == NULL ? NULL : PyImport_ImportModule("io");       /* owned */
     PyObject *raw = NULL;                                                   /* owned */
     PyObject *buffer = NULL;                                                /* owned */
     PyObject *text = NULL; /* new, handed to the caller */
-    if (type != NULL && open_input_fd(session) >= 0) {
+    if (io != NULL && open_input_fd(session) >= 0) {
         raw = PyObject_CallNoArgs(type);
     }
-    if (io != NULL && raw != NULL) {
+    if (raw != NULL) {
         buffer = PyObject_CallMethod(io, "BufferedReader", "O", raw);
     }
     if (buffer != NULL) {
@@ -10508,6 +10543,9 @@ enter_named(struct visit *visit, PyObject *name)
 {
     PyObject *type = PyDict_GetItemWithError(visit->plugins, name); /* borrowed */
     const struct shell *shell = find_shell(name);
+    if (type == NULL && PyErr_Occurred()) {
+        return NULL;
+    }
     if (type == NULL) {
         PyErr_Format(PyExc_LookupError,
                      "There is no plugin named %.80R; \"plugins\" lists them", name);
@@ -10772,8 +10810,8 @@ skip_plugin(const struct visit *visit, PyObject *entry, PyObject *raised)
 ATTACHED static void
 load_plugins(const struct visit *visit, PyObject *entries /* list of str, or NULL */)
 {
-    if (entries == NULL) {
-        (void)add_builtins(visit);
+    if (entries == NULL && add_builtins(visit) < 0) {
+        log_exception("Plugins skipped: ", take_exception(), "");
     }
     for (Py_ssize_t i = 0; entries != NULL && i < PyList_GET_SIZE(entries); i++) {
         PyObject *entry = PyList_GET_ITEM(entries, i); /* borrowed */
@@ -10975,6 +11013,9 @@ enter_interpreter(void)
     }
     /* Not under the lock: it may wait for all attached threads, or for the GIL. */
     tstate = new_thread_state(interpreter);
+    if (tstate == NULL) {
+        log_line("Cannot attach a thread to Python: out of memory");
+    }
     lock_leaf(&table_lock);
     manhole.entering--;
     manhole.inside += tstate != NULL;
@@ -11301,7 +11342,7 @@ send_report(struct session *session, const struct text *report, int flags)
     if (!session->answered && flags == 0) {
         const char *bytes = report->bytes;
         size_t length = report->length;
-        session->told = send_own(session, &bytes, &length) == 0;
+        session->told = send_own(session, &bytes, &length) == 0 && !report->failed;
     }
     else if (!session->answered) {
         (void)send(atomic_load(&session->fd), report->bytes, report->length,
@@ -12207,12 +12248,13 @@ find_free_signal(void)
     return 0;
 }
 
-/* faulthandler.METHOD(signum, **keywords), keywords new or NULL. Returns 0, or -1 with an
- * exception. */
+/* faulthandler.METHOD(signum, **keywords), keywords new, or NULL, also with an exception. Returns 0,
+ * or -1 with an exception. */
 ATTACHED static int
 call_faulthandler(const char *method, PyObject *keywords /* new: taken over */)
 {
-    PyObject *module = PyImport_ImportModule("faulthandler"); /* owned */
+    PyObject *module =
+        PyErr_Occurred() ? NULL : PyImport_ImportModule("faulthandler"); /* owned */
     PyObject *function = module == NULL ? NULL : PyObject_GetAttrString(module, method);
     PyObject *arguments = Py_BuildValue("(i)", snapshot.signum); /* owned */
     PyObject *result = NULL;                                     /* owned */
@@ -12227,6 +12269,8 @@ call_faulthandler(const char *method, PyObject *keywords /* new: taken over */)
     return result == NULL ? -1 : 0;
 }
 
+#define NO_COPIES "Stacks of a stuck interpreter will not be available: "
+
 /* Settles all that a frozen copy will need. Without it the manhole works, but for that: a log line
  * says so. The copy makes descriptor 2 its own, so that is what faulthandler is told. */
 ATTACHED static void
@@ -12236,16 +12280,18 @@ open_snapshot(void)
     snapshot.signum = find_free_signal();
     snapshot.interpreter = manhole.interpreter;
     Py_XSETREF(snapshot.modules, Py_NewRef(PyImport_GetModuleDict()));
-    if (snapshot.signum == 0 ||
-        call_faulthandler("register",
-                          Py_BuildValue("{sisOsO}", "file", STDERR_FILENO, "all_threads",
-                                        Py_True, "chain", Py_False)) < 0 ||
-        sigaction(snapshot.signum, NULL, &current) < 0) {
-        log_line("Stacks of a stuck interpreter will not be available: no real-time "
-                 "signal is "
-                 "free for faulthandler");
-        PyErr_Clear();
+    if (snapshot.signum == 0) {
+        log_line(NO_COPIES "no real-time signal is free for faulthandler");
+    }
+    else if (call_faulthandler("register",
+                               Py_BuildValue("{sisOsO}", "file", STDERR_FILENO,
+                                             "all_threads", Py_True, "chain", Py_False)) <
+             0) {
+        log_exception(NO_COPIES, take_exception(), "");
         snapshot.signum = 0;
+    }
+    else {
+        (void)sigaction(snapshot.signum, NULL, &current);
     }
     snapshot.handler = current.sa_handler;
     open_spare();
@@ -13528,6 +13574,9 @@ parse_file(PyObject *value, void *target)
     PyObject **field = target;
     PyObject *path = value == Py_None ? NULL : PyOS_FSPath(value); /* owned */
     if (path == NULL && value != Py_None) {
+        if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
+            return PARSED_FAILED;
+        }
         PyErr_Clear();
         return PARSED_WRONG_TYPE;
     }
@@ -13850,17 +13899,17 @@ refuse_file(PyObject *path, PyObject *raised /* new: taken over */)
 ATTACHED static PyObject *
 read_config(PyObject *path)
 {
-    PyObject *module = PyImport_ImportModule("configparser"); /* owned */
-    PyObject *io = PyImport_ImportModule("io");               /* owned */
-    PyObject *type = NULL;                                    /* owned */
-    PyObject *no_arguments = PyTuple_New(0);                  /* owned */
+    PyObject *module = PyImport_ImportModule("configparser");           /* owned */
+    PyObject *io = module == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
+    PyObject *type = NULL;                                              /* owned */
+    PyObject *no_arguments = PyTuple_New(0);                            /* owned */
     PyObject *keywords =
         Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";"); /* owned */
     PyObject *parser = NULL; /* owned, handed to the caller */
     PyObject *file = NULL;   /* owned */
     PyObject *result = NULL; /* owned */
     PyObject *raised = NULL; /* owned, or NULL; taken over by refuse_file() */
-    if (module != NULL && io != NULL) {
+    if (io != NULL) {
         type = PyObject_GetAttrString(module, "RawConfigParser");
     }
     if (type != NULL && no_arguments != NULL && keywords != NULL) {
@@ -13874,7 +13923,10 @@ read_config(PyObject *path)
         raised = take_exception();
         Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
     }
-    if (raised != NULL) {
+    if (raised != NULL && PyErr_GivenExceptionMatches(raised, PyExc_MemoryError)) {
+        put_back_exception(raised);
+    }
+    else if (raised != NULL) {
         refuse_file(path, raised);
     }
     if (PyErr_Occurred()) {
@@ -13906,8 +13958,8 @@ ATTACHED static const char *
 find_main_section(PyObject *parser, PyObject *path)
 {
     int is_ours = ask_parser(parser, "has_section", "manhole", NULL);
-    int is_ispyds = ask_parser(parser, "has_section", "ispyd", NULL);
-    if (is_ours < 0 || is_ispyds < 0) {
+    int is_ispyds = is_ours < 0 ? -1 : ask_parser(parser, "has_section", "ispyd", NULL);
+    if (is_ispyds < 0) {
         return NULL;
     }
     if (is_ours == is_ispyds) {
@@ -13952,13 +14004,13 @@ apply_setting(const struct config *config, const struct setting *setting)
                                          setting->key); /* owned */
     enum parsed parsed =
         text == NULL ? PARSED_FAILED : setting->apply(config->options, setting, text);
-    if (parsed == PARSED_FAILED) {
+    if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
         PyObject *raised = take_exception(); /* owned */
         PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s: %S", path, section, setting->key,
                      raised);
         Py_DECREF(raised);
     }
-    else if (parsed != PARSED_OK) {
+    else if (parsed != PARSED_OK && parsed != PARSED_FAILED) {
         PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s must be %s, not %R", path,
                      section, setting->key, setting->allowed, text);
     }
@@ -13995,8 +14047,9 @@ check_section(const struct config *config, const char *section)
 {
     PyObject *parser = config->options->settings;                          /* borrowed */
     PyObject *keys = PyObject_CallMethod(parser, "options", "s", section); /* owned */
-    PyObject *defaults = PyObject_CallMethod(parser, "defaults", NULL);    /* owned */
-    int result = keys == NULL || defaults == NULL ? -1 : 0;
+    PyObject *defaults =
+        keys == NULL ? NULL : PyObject_CallMethod(parser, "defaults", NULL); /* owned */
+    int result = defaults == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(keys); i++) {
         PyObject *key = PyList_GET_ITEM(keys, i);   /* borrowed */
         if (PyMapping_HasKey(defaults, key) == 0) { /* of [DEFAULT], not of this one */
@@ -14031,7 +14084,10 @@ apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
         if (has == 1 && !is_given(keywords, settings[i].option)) {
             result = apply_setting(&config, &settings[i]);
         }
-        if (result == 0 && ask_parser(options->settings, "has_section", section, NULL)) {
+        if (result == 0) {
+            result = ask_parser(options->settings, "has_section", section, NULL);
+        }
+        if (result == 1) {
             result = check_section(&config, section);
         }
     }
@@ -14923,8 +14979,8 @@ make_all_signals(void)
     }
     while (PyDict_Next(PyModule_GetDict(module), &position, &name, &value)) {
         const char *text = PyUnicode_AsUTF8(name);
-        if (text != NULL && strncmp(text, "SIG", 3) == 0 && strchr(text, '_') == NULL &&
-            PySet_Add(numbers, value) < 0) {
+        if (text == NULL || (strncmp(text, "SIG", 3) == 0 && strchr(text, '_') == NULL &&
+                             PySet_Add(numbers, value) < 0)) {
             goto done;
         }
     }

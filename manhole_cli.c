@@ -749,7 +749,7 @@ inner_pid(pid_t pid)
     pid_t inner = pid;
 
     if (read_proc(pid, "status", &status)) {
-        const char *line = strstr(status.data, "\nNSpid:");
+        const char *line = strstr(text_of(&status), "\nNSpid:");
         size_t length = line != NULL ? strcspn(line + 1, "\n") + 1 : 0;
         while (length > 0 && is_digit(line[length - 1])) {
             length--;
@@ -1667,16 +1667,16 @@ own_id(void)
 
 /* Binds our end to a name which tells the server, at accept() and without a byte of
  * protocol, that this is a manhole-cli and what it wants. A server that does not know of
- * it sees nothing unusual. Without it the connection works just as well. */
-static void
+ * it sees nothing unusual. Returns 0, or -1 with errno: we would get a console then. */
+static int
 show_calling_card(int fd, const char *wish)
 {
     struct sockaddr_un card = {.sun_family = AF_UNIX};
     int length = snprintf(card.sun_path + 1, sizeof(card.sun_path) - 1,
                           "manhole-cli/%s/%s", own_id(), wish);
 
-    (void)bind(fd, (const struct sockaddr *)&card,
-               (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length));
+    return bind(fd, (const struct sockaddr *)&card,
+                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length));
 }
 
 /* Non-blocking: a server that accepts nobody, its queue full, must not hold us beyond the
@@ -1688,7 +1688,9 @@ open_socket(const char *wish)
     if (fd < 0) {
         fail(STATUS_TROUBLE, "cannot make a socket: %m");
     }
-    show_calling_card(fd, wish);
+    if (show_calling_card(fd, wish) < 0) {
+        fail(STATUS_TROUBLE, "cannot tell the server what is wanted of it: %m");
+    }
     return fd;
 }
 
@@ -2500,8 +2502,13 @@ read_stdin(struct flow *typed, int server)
     remember_typed(typed->bytes, typed->end);
 }
 
-/* A server that reads no more may still have something to say: that is left to
- * read_server(). */
+/* After a server has closed, which shows when we read: it may still have something to say. */
+static bool
+is_gone(int error)
+{
+    return error == EPIPE || error == ECONNRESET;
+}
+
 static void
 write_server(struct flow *typed, int server)
 {
@@ -2511,9 +2518,12 @@ write_server(struct flow *typed, int server)
     if (count >= 0) {
         typed->start += (size_t)count;
     }
-    else if (!is_passing(errno)) {
+    else if (is_gone(errno)) {
         typed->start = typed->end;
         typed->is_over = true;
+    }
+    else if (!is_passing(errno)) {
+        fail(STATUS_TROUBLE, "cannot send on what was typed: %m");
     }
 }
 
@@ -2971,8 +2981,11 @@ send_unsent(void)
     if (count > 0) {
         drop(&editor.unsent, (size_t)count);
     }
+    else if (count < 0 && is_gone(errno)) {
+        empty(&editor.unsent);
+    }
     else if (count < 0 && !is_passing(errno)) {
-        empty(&editor.unsent); /* the end shows when we read */
+        fail(STATUS_TROUBLE, "cannot send on what was typed: %m");
     }
 }
 
@@ -3517,6 +3530,9 @@ load_history(void)
     FILE *file = history_path[0] == '\0' ? NULL : fopen(history_path, "re"); /* owned */
 
     editor.history = history_init();
+    if (editor.history == NULL) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
     (void)history(editor.history, &event, H_SETSIZE, HISTORY_LINES);
     (void)history(editor.history, &event, H_SETUNIQUE, 1);
     while (file != NULL && getline(&line, &size, file) > 0) {
@@ -3888,8 +3904,11 @@ send_on(int server, struct buffer *unsent, bool is_over)
 
     if (unsent->length > 0) {
         count = send(server, unsent->data, unsent->length, MSG_NOSIGNAL);
+        if (count < 0 && is_gone(errno)) {
+            count = (ssize_t)unsent->length;
+        }
         if (count < 0 && !is_passing(errno)) {
-            count = (ssize_t)unsent->length; /* the end shows when we read */
+            fail(STATUS_TROUBLE, "cannot send the code and its input: %m");
         }
         drop(unsent, count > 0 ? (size_t)count : 0);
     }
@@ -4479,12 +4498,15 @@ static enum exit_status
 list_processes(void)
 {
     struct processes processes = find_processes();
+    int result = 0;
 
     knock(&processes);
     print_processes(&processes, false);
-    return fflush(stdout) == 0 ? STATUS_OK
-           : errno == EPIPE    ? STATUS_OUTPUT_GONE
-                               : STATUS_TROUBLE;
+    result = fflush(stdout);
+    if (result != 0 && errno != EPIPE) {
+        fail(STATUS_TROUBLE, "cannot write to standard output: %m");
+    }
+    return result == 0 ? STATUS_OK : STATUS_OUTPUT_GONE;
 }
 
 /* --clean: removes the sockets that nobody serves and that are ours. Between the look and the
@@ -4754,7 +4776,10 @@ attend_jobs(struct job *jobs, size_t count, const struct request *request,
     struct pollfd *fds = calloc(2 * count, sizeof(*fds)); /* owned */
     bool is_busy = false;
 
-    for (size_t i = 0; fds != NULL && i < 2 * count; i++) {
+    if (fds == NULL) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
+    for (size_t i = 0; i < 2 * count; i++) {
         fds[i] = (struct pollfd){.fd = jobs[i / 2].fd[i % 2], .events = POLLIN};
         is_busy = is_busy || fds[i].fd >= 0;
     }
@@ -4989,7 +5014,7 @@ read_config(const char *name)
     while (getline(&line, &size, file) > 0) {
         take_config_line(&config, line, ++number);
     }
-    if (ferror(file) != 0) {
+    if (feof(file) == 0) {
         fail(STATUS_TROUBLE, "cannot read %s: %m", quote(name).text);
     }
     (void)fclose(file);
@@ -5050,6 +5075,7 @@ find_sockets(const char *template, struct processes *servers)
 {
     struct buffer pattern = {.data = NULL}; /* owned */
     glob_t matches = {.gl_pathc = 0};       /* owned */
+    int result = 0;
 
     for (const char *c = template; *c != '\0'; c++) {
         bool is_marker = strncmp(c, pid_marker, strlen(pid_marker)) == 0;
@@ -5058,7 +5084,11 @@ find_sockets(const char *template, struct processes *servers)
         c += is_marker ? strlen(pid_marker) - 1 : 0;
     }
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
-    if (glob(text_of(&pattern), GLOB_NOSORT, NULL, &matches) == 0) {
+    result = glob(text_of(&pattern), GLOB_NOSORT, NULL, &matches);
+    if (result == GLOB_NOSPACE) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
+    if (result == 0) {
         for (size_t i = 0; i < matches.gl_pathc; i++) {
             pid_t pid = match_path(template, matches.gl_pathv[i]);
             if (pid != 0 && is_socket(matches.gl_pathv[i])) {
@@ -5299,6 +5329,9 @@ read_line(struct buffer *line)
     while (byte != '\n' && ((count = read(terminal.input, &byte, 1)) == 1 ||
                             (count < 0 && is_passing(errno)))) {
         append(line, &byte, count == 1 ? 1 : 0);
+    }
+    if (count < 0) {
+        fail(STATUS_TROUBLE, "cannot read standard input: %m");
     }
     if (line->length == 0) {
         (void)printf("\n");
