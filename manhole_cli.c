@@ -4000,13 +4000,16 @@ is_refusal(const struct buffer *text)
 static enum exit_status
 say_no_stacks(const struct buffer *text, const struct target *target)
 {
+    struct outlet err = open_outlet(STDERR_FILENO);
+
     if (text->length > 0) {
-        (void)fputs(text->data, stderr);
+        let_out(&err, text->data, text->length);
     }
     else {
         say_error("process %d has closed the connection without a word",
                   (int)target->pid);
     }
+    free(err.unfinished.data);
     return STATUS_NO_CONNECTION;
 }
 
