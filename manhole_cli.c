@@ -1449,14 +1449,23 @@ struct words {
     int extra;  /* how many nobody took */
 };
 
-/* Whether the word at i is one that an option before it takes as it is. */
+static bool
+takes_literal(const char *text)
+{
+    const struct option *option = find_option(text, strlen(text));
+    return option != NULL && option->is_literal;
+}
+
+/* Whether the word at i is one that an option before it takes as it is. Of such options in a row
+ * every other one is itself a word that was taken: -c -c x */
 static bool
 is_literal(const struct words *words, int i)
 {
-    const struct option *option =
-        i > 0 ? find_option(words->text[i - 1], strlen(words->text[i - 1])) : NULL;
-    return option != NULL && option->is_literal && i < words->count &&
-           i - 1 < words->dashes;
+    int row = 0;
+    while (row < i && takes_literal(words->text[i - 1 - row])) {
+        row++;
+    }
+    return row % 2 == 1 && i < words->count && i - 1 < words->dashes;
 }
 
 /* Whether there is a word at i and it is no option; the first "--" is neither. */
@@ -4824,13 +4833,16 @@ append_quoted(struct buffer *out, const char *word)
     append_text(out, "'");
 }
 
-/* The command line as it has to be over there. A script is read here, so it goes over as standard
- * input. */
+/* The command line as it has to be over there: all PIDs first, for behind -c one more would be the
+ * code's argument. A script is read here, so it goes over as standard input. */
 static void
 build_command(struct request *request, void (*add)(struct buffer *out, const char *word),
               struct buffer *out)
 {
     add(out, program);
+    for (size_t i = 0; i < request->pids; i++) {
+        add(out, request->pid[i]);
+    }
     for (size_t i = 0; i < OPTIONS; i++) {
         const struct option *option = &options[i];
         struct buffer word = {.data = NULL}; /* owned */
@@ -4838,15 +4850,16 @@ build_command(struct request *request, void (*add)(struct buffer *out, const cha
             continue;
         }
         append_text(&word, option->names[0]);
+        if (option->is_literal) { /* may be empty, which glued on would be nothing */
+            add(out, word.data);
+            empty(&word);
+        }
         if (option->metavar != NULL) {
             append_text(&word, option->names[0][1] == '-' ? "=" : "");
             append_text(&word, option->take == take_file ? "-" : request->given[i]);
         }
         add(out, word.data);
         free(word.data);
-    }
-    for (size_t i = 0; i < request->pids; i++) {
-        add(out, request->pid[i]);
     }
     if (request->arguments > 0) {
         add(out, "--");
