@@ -749,7 +749,7 @@ inner_pid(pid_t pid)
     pid_t inner = pid;
 
     if (read_proc(pid, "status", &status)) {
-        const char *line = strstr(status.data, "\nNSpid:");
+        const char *line = strstr(text_of(&status), "\nNSpid:");
         size_t length = line != NULL ? strcspn(line + 1, "\n") + 1 : 0;
         while (length > 0 && is_digit(line[length - 1])) {
             length--;
@@ -3699,6 +3699,17 @@ struct answer {
     struct outlet err;
 };
 
+/* A status, of which the digits may be followed by others that are not its own. */
+static long
+read_status(const struct buffer *bytes, size_t count)
+{
+    char digits[16];
+    (void)snprintf(digits, sizeof(digits), "%.*s",
+                   (int)(count < sizeof(digits) ? count : sizeof(digits)),
+                   text_of(bytes));
+    return strtol(digits, NULL, 10) & 0xff;
+}
+
 /* Takes what has arrived of frames. A status is short, so it is waited for as a whole. */
 static void
 take_frames(struct answer *answer)
@@ -3709,7 +3720,7 @@ take_frames(struct answer *answer)
         const unsigned char *head = (const unsigned char *)bytes->data;
         size_t count = 0;
         if (answer->kind == 0) {
-            answer->is_refusal = strchr("oexi", (int)head[0]) == NULL;
+            answer->is_refusal = memchr("oexi", head[0], 4) == NULL;
             if (answer->is_refusal || bytes->length < 5) {
                 return;
             }
@@ -3727,8 +3738,7 @@ take_frames(struct answer *answer)
                     count);
         }
         answer->wants_input = answer->wants_input || answer->kind == 'i';
-        answer->status = answer->kind == 'x' ? strtol(text_of(bytes), NULL, 10) & 0xff
-                                             : answer->status;
+        answer->status = answer->kind == 'x' ? read_status(bytes, count) : answer->status;
         drop(bytes, count);
         answer->left -= count;
         if (answer->left == 0) {
