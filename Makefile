@@ -15,6 +15,9 @@ TEST ?=
 JOBS ?= $(shell nproc)
 # e.g. address,undefined; see make asan.
 SANITIZE ?=
+# For each target of make fuzz; and where its inputs begin, 0 for elsewhere each time.
+FUZZ_SECONDS ?= 10
+FUZZ_SEED ?= 1
 # The Python that has the distribution's gunicorn, Flask, gevent, ...; empty: skip such tests.
 DEBIAN_PYTHON ?= $(wildcard /usr/bin/python3)
 # What links manhole-cli with libedit; empty: it goes without line editing.
@@ -90,6 +93,7 @@ UNIT_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/unit_*.c)))
 E2E_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/e2e_*.c)))
 # Tests of what the distribution has for its own Python: the same whatever PYTHON is.
 SYSTEM_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/system_*.c)))
+FUZZERS := $(patsubst test/fuzz/%.c,$(BUILD)/fuzz_%,$(sort $(wildcard test/fuzz/*.c)))
 EXAMPLE := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/embed_example.c))
 # In the order in which they are begun: those that take long first.
 TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
@@ -97,7 +101,7 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests setup test test-all \
-    asan valgrind where demo install uninstall lint format clean help force
+    asan valgrind fuzz run-fuzzers where demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -129,6 +133,14 @@ $(E2E_TESTS) $(SYSTEM_TESTS): $(BUILD)/%: test/%.c $(BUILD)/support.o
 $(EXAMPLE): $(BUILD)/%: test/%.c $(BUILD)/manhole.o
 	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -isystem $(PYTHON_INCLUDE) $(CPPFLAGS) $(CFLAGS) \
 	    $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/manhole.o $(LIBPYTHON)
+
+FUZZ_FLAGS := -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+    -fno-omit-frame-pointer
+
+$(FUZZERS): $(BUILD)/fuzz_%: test/fuzz/%.c $(BUILD)/config.h
+	$(CC) $(OUR_CFLAGS) $(FUZZ_FLAGS) $(TEST_CFLAGS) $(CLI_CFLAGS) -isystem $(PYTHON_INCLUDE) \
+	    $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< \
+	    $(LIBPYTHON) $(LIBEDIT)
 
 $(BUILD)/support.o: test/support.c $(BUILD)/config.h
 	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -I$(BUILD) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
@@ -193,6 +205,15 @@ valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind
 	@VALGRIND=yes $(MAKE) --no-print-directory test
 
+fuzz: ## try inputs on all that parses bytes from outside, FUZZ_SECONDS for each target
+	$(SET_UP) fuzz
+	@$(MAKE) --no-print-directory run-fuzzers CC=clang CFLAGS='-O1 -g' \
+	    BUILD_ROOT='$(BUILD_ROOT)/fuzz'
+
+run-fuzzers: $(FUZZERS)
+	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
+	    FUZZ_SEED='$(FUZZ_SEED)' test/fuzz/run.sh $(FUZZERS)
+
 where: # the folder of this build
 	@echo $(BUILD)
 
@@ -235,9 +256,9 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 
 # ---- Care of the sources ------------------------------------------------------------------
 
-SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c)
-HEADERS := $(wildcard manhole.h test/*.h)
-SCRIPTS := $(wildcard test/*.sh .ci/run completion/*.bash)
+SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/fuzz/*.c)
+HEADERS := $(wildcard manhole.h test/*.h test/fuzz/*.h)
+SCRIPTS := $(wildcard test/*.sh test/fuzz/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 
 lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout, scripts: no complaint
@@ -255,8 +276,8 @@ lint-layout:
 lint-scripts:
 	shellcheck $(SCRIPTS)
 
-# Unit tests include manhole.c, which is analyzed once, by itself.
-IS_UNIT = $(findstring /unit_,$<)
+# Unit tests and fuzzers include manhole.c, which is analyzed once, by itself.
+IS_UNIT = $(findstring /unit_,$<)$(findstring /fuzz/,$<)
 ANALYZER = $(if $(IS_UNIT),--checks='-clang-analyzer-*')
 CPPCHECK = $(if $(IS_UNIT),:,cppcheck)
 
