@@ -3115,7 +3115,7 @@ read_copied_frame(struct copied_frame *frame, struct slice line, struct sources 
 {
     static const char middle[] = "\", line ";
     const char *end = NULL;
-    char *number_end = NULL;
+    const char *rest = NULL; /* of the line, behind what has been read */
     struct slice function;
     const struct source *source = NULL;
     for (size_t i = 0; i + sizeof(middle) - 1 <= line.length; i++) {
@@ -3129,9 +3129,13 @@ read_copied_frame(struct copied_frame *frame, struct slice line, struct sources 
     append_unescaped(&frame->path,
                      (struct slice){line.bytes + 8, (size_t)(end - line.bytes) - 8});
     append_bytes(&frame->path, "", 1);
-    frame->number = strtol(end + sizeof(middle) - 1, &number_end, 10);
-    function =
-        (struct slice){number_end, (size_t)(line.bytes + line.length - number_end)};
+    rest = end + sizeof(middle) - 1;
+    if (*rest >= '0' && *rest <= '9') { /* strtol() would skip a newline to find one */
+        char *number_end = NULL;
+        frame->number = strtol(rest, &number_end, 10);
+        rest = number_end;
+    }
+    function = (struct slice){rest, (size_t)(line.bytes + line.length - rest)};
     if (starts_with(&function, " in ")) {
         function.bytes += 4;
         function.length -= 4;
