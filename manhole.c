@@ -1639,7 +1639,8 @@ read_diagnosis(union diagnosis *answer, size_t length, const struct ends *ends,
     const struct inet_diag_msg *message = NLMSG_DATA(&answer->header);
     const struct nlmsgerr *failure = NLMSG_DATA(&answer->header);
     if (answer->header.nlmsg_type == NLMSG_ERROR &&
-        length >= NLMSG_LENGTH(sizeof(*failure)) && failure->error != 0) {
+        length >= NLMSG_LENGTH(sizeof(*failure)) && failure->error < 0 &&
+        failure->error > INT_MIN) {
         return -failure->error;
     }
     if (answer->header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
@@ -4411,7 +4412,7 @@ next_copies(struct session *session, const char **piece)
     }
     start = session->head % COPIES_SIZE;
     waiting = session->tail - session->head;
-    *piece = session->copies + start;
+    *piece = session->copies == NULL ? NULL : session->copies + start;
     return waiting < COPIES_SIZE - start ? waiting : COPIES_SIZE - start;
 }
 
