@@ -53,7 +53,8 @@ choose_target(const struct fuzz_target *targets, size_t count)
     const char *name = getenv("FUZZ_TARGET"); /* one thread */
     for (size_t i = 0; name != NULL && i < count; i++) {
         if (strcmp(name, "list") == 0) {
-            (void)printf("%s %zu\n", targets[i].name, targets[i].most);
+            (void)printf("%s %zu %d\n", targets[i].name, targets[i].most,
+                         targets[i].needs_python);
         }
         else if (strcmp(name, targets[i].name) == 0) {
             tried_target = &targets[i];
