@@ -420,12 +420,12 @@ is_narrow(const char *bytes, size_t length)
 {
     struct buffer line = {.data = NULL};
     bool is_good = true;
-    for (size_t i = 0; i < length; i++) {
-        if (bytes[i] == '\n') {
-            empty(&line);
-        }
-        append(&line, bytes + i, 1);
-        is_good = is_good && (line.length < 9 || whole_rows(&line) == 0);
+    for (size_t i = 0, count = 0; i < length; i += count + 1) {
+        const char *newline = memchr(bytes + i, '\n', length - i);
+        count = newline == NULL ? length - i : (size_t)(newline - bytes) - i;
+        empty(&line);
+        append(&line, bytes + i, count);
+        is_good = is_good && whole_rows(&line) == 0;
     }
     free(line.data);
     return is_good;
@@ -563,6 +563,12 @@ is_same_text(const char *one, const char *other)
     return one == other || (one != NULL && other != NULL && strcmp(one, other) == 0);
 }
 
+static bool
+is_same_number(double one, double other)
+{
+    return isnan(one) ? isnan(other) : one <= other && one >= other;
+}
+
 /* Whether two command lines ask for the same, wherever. */
 static bool
 asks_the_same(const struct request *one, const struct request *other)
@@ -570,7 +576,7 @@ asks_the_same(const struct request *one, const struct request *other)
     bool is_alike = one->action == other->action && one->flags == other->flags &&
                     one->signal == other->signal && one->ancestor == other->ancestor &&
                     one->pids == other->pids && one->arguments == other->arguments &&
-                    memcmp(&one->timeout_s, &other->timeout_s, sizeof(double)) == 0 &&
+                    is_same_number(one->timeout_s, other->timeout_s) &&
                     is_same_text(one->code, other->code) &&
                     is_same_text(one->match, other->match) &&
                     (one->file == NULL) == (other->file == NULL);
@@ -836,8 +842,8 @@ fuzz_history(const char *bytes, size_t length)
         MUST(line > 1 && line <= HISTORY_LINE_SIZE);
     }
     if (is_long) {
-        for (size_t i = 0; i < sizeof(kept); i++) {
-            kept[i] = input.data[i % input.length];
+        for (size_t i = 0; i + input.length <= sizeof(kept); i += input.length) {
+            memcpy(kept + i, input.data, input.length);
         }
         kept[sizeof(kept) - 1] = '\n';
         (void)file_with(kept, sizeof(kept));
@@ -859,7 +865,7 @@ static const struct fuzz_target targets[] = {
     {.name = "frames", .attempt = fuzz_frames, .most = 512},
     {.name = "refusal", .attempt = fuzz_refusal, .most = 256},
 #ifdef HAVE_LIBEDIT
-    {.name = "editor", .attempt = fuzz_editor, .most = 8192},
+    {.name = "editor", .attempt = fuzz_editor, .most = 5000},
     {.name = "matches", .attempt = fuzz_matches, .most = 512},
     {.name = "keys", .attempt = fuzz_keys, .most = 512},
 #endif
@@ -873,7 +879,7 @@ static const struct fuzz_target targets[] = {
 };
 
 int
-LLVMFuzzerInitialize(int *argc, char ***argv)
+LLVMFuzzerInitialize(const int *argc, char ***argv)
 {
     (void)argc;
     (void)argv;

@@ -33,17 +33,19 @@ struct fuzz_target {
 /* Which one of the table is tried. */
 static const struct fuzz_target *tried_target;
 
-#define MUST(condition)                                                                  \
-  do {                                                                                   \
-    if (!(condition)) {                                                                  \
-      (void)fprintf(stderr, "%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__,     \
-                    #condition);                                                         \
-      abort();                                                                           \
-    }                                                                                    \
-  } while (0)
+#define MUST(condition) must((condition), #condition, __func__, __LINE__)
+
+static inline void
+must(bool is_so, const char *condition, const char *function, int line)
+{
+    if (!is_so) {
+        (void)fprintf(stderr, "%s, line %d: not so: %s\n", function, line, condition);
+        abort();
+    }
+}
 
 /* What libFuzzer calls. */
-int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerInitialize(const int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t length);
 
 /* Picks the target that FUZZ_TARGET names. Ends the program where it names none. */

@@ -28,13 +28,14 @@ stat() {
 
 # run_target PROGRAM NAME MOST NEEDS_PYTHON: MOST bytes an input may have.
 run_target() {
-    local program=$1 name=$2 most=$3 leaks=$((1 - $4)) work=$1.work/$2 log=$1.work/$2.log status coverage
+    local program=$1 name=$2 most=$3 leaks=$((1 - $4)) status coverage
+    local work=$1.work/$2 log=$1.work/$2.log
     [ "${FUZZ_SEED:-1}" -eq 0 ] || rm -rf "$work"
     mkdir -p "$work" "$program.failures"
     FUZZ_TARGET=$name timeout -k 10 $((seconds + 120)) "$program" "$work" "$corpus/$name" \
         -seed="${FUZZ_SEED:-1}" -max_total_time="$seconds" -max_len="$most" -timeout=20 \
-        -detect_leaks=$leaks -rss_limit_mb=2048 -artifact_prefix="$program.failures/$name-" -print_final_stats=1 \
-        >"$log" 2>&1 </dev/null
+        -detect_leaks="$leaks" -rss_limit_mb=2048 -print_final_stats=1 \
+        -artifact_prefix="$program.failures/$name-" >"$log" 2>&1 </dev/null
     status=$?
     coverage=$(sed -n 's/^#[0-9]*[[:space:]].* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
     printf '%-12s %9s executions, coverage %5s, %4s new inputs\n' "$name" \
@@ -50,12 +51,13 @@ run_target() {
 }
 
 for program in "$@"; do
+    targets=$(FUZZ_TARGET=list "$program") || exit 1
     while read -r name most needs_python; do
         # shellcheck disable=SC2053 # a pattern
         if [[ -z ${TEST:-} || $name == $TEST ]]; then
             run_target "$program" "$name" "$most" "$needs_python"
         fi
-    done < <(FUZZ_TARGET=list "$program")
+    done <<<"$targets"
 done
 
 echo
