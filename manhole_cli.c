@@ -4947,6 +4947,9 @@ struct config {
     struct buffer listen; /* owned */
     bool has_section;     /* [manhole] or [ispyd] */
     bool is_in_section;   /* while it is read: the line is below that */
+    bool is_in_value;     /* and what is indented by more than its key goes on with it */
+    bool is_in_listen;    /* of which nothing has come yet */
+    size_t indent;        /* of the key */
 };
 
 /* Cuts off the blanks and the comment at a line's end, which begins with " ;" as in ispyd. */
@@ -4967,18 +4970,32 @@ trim_end(char *text)
     }
 }
 
-/* Takes a line of the file. */
+/* Takes a line of the file. Of a listen with several places the first one is meant. */
 static void
 take_config_line(struct config *config, char *line, int number)
 {
     static const char blanks[] = " \t";
+    static const char mark[] = "\xef\xbb\xbf"; /* that some editors begin a file with */
     char *value = NULL;
+    size_t indent = 0;
 
     trim_end(line);
-    if (line[0] == '\0' || line[0] == '#' || line[0] == ';' || line[0] == ' ' ||
-        line[0] == '\t') { /* the last: more of the value before, which is none of ours */
+    if (number == 1 && strncmp(line, mark, strlen(mark)) == 0) {
+        line += strlen(mark);
+    }
+    indent = strspn(line, blanks);
+    line += indent;
+    if (line[0] == '\0' || line[0] == '#' || line[0] == ';') {
         return;
     }
+    if (config->is_in_value && indent > config->indent) {
+        append_text(&config->listen, config->is_in_listen ? line : "");
+        config->is_in_listen = false;
+        return;
+    }
+    config->indent = indent;
+    config->is_in_value = line[0] != '[';
+    config->is_in_listen = false;
     if (line[0] == '[') {
         config->is_in_section =
             strcmp(line, "[manhole]") == 0 || strcmp(line, "[ispyd]") == 0;
@@ -4995,6 +5012,7 @@ take_config_line(struct config *config, char *line, int number)
     if (config->is_in_section && strcasecmp(line, "listen") == 0) {
         empty(&config->listen);
         append_text(&config->listen, value + strspn(value, blanks));
+        config->is_in_listen = config->listen.length == 0;
     }
 }
 
