@@ -263,6 +263,40 @@ fuzz_stacks(const char *bytes, size_t length)
     free(pieces.data);
 }
 
+static struct buffer
+label_in_pieces(const char *bytes, size_t length, uint32_t seed)
+{
+    struct target target = {.pid = 7};
+    struct job job = {.target = &target};
+    (void)paint_of_line("#########");
+    while (length > 0) {
+        size_t count = next_piece(&seed, length);
+        append(&job.text[0], bytes, count);
+        bytes += count;
+        length -= count;
+        show_labelled(&job, 0, length == 0);
+    }
+    MUST(job.text[0].length == 0);
+    free(job.text[0].data);
+    return take_told();
+}
+
+/* What one of several processes says. */
+static void
+fuzz_labels(const char *bytes, size_t length)
+{
+    uint32_t seed = take_seed(&bytes, &length);
+    struct buffer whole = label_in_pieces(bytes, length, 0);
+    struct buffer pieces = label_in_pieces(bytes, length, seed);
+    MUST(is_tame_in_colours(text_of(&whole), whole.length));
+    MUST(is_same(&whole, &pieces));
+    for (size_t i = 0; i < whole.length; i += strcspn(whole.data + i, "\n") + 1) {
+        MUST(strncmp(whole.data + i, "7: ", 3) == 0);
+    }
+    free(whole.data);
+    free(pieces.data);
+}
+
 /* ---- Frames of -c and -f --------------------------------------------------------------------- */
 
 /* What they come to, in other words than take_frames() has. */
@@ -862,6 +896,7 @@ fuzz_history(const char *bytes, size_t length)
 static const struct fuzz_target targets[] = {
     {.name = "filter", .attempt = fuzz_filter, .most = 512},
     {.name = "stacks", .attempt = fuzz_stacks, .most = 1024},
+    {.name = "labels", .attempt = fuzz_labels, .most = 512},
     {.name = "frames", .attempt = fuzz_frames, .most = 512},
     {.name = "refusal", .attempt = fuzz_refusal, .most = 256},
 #ifdef HAVE_LIBEDIT
