@@ -7920,6 +7920,7 @@ check_first_line(struct session *session, struct telnet *telnet)
             "a browser to",
             session->peer.address);
         (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
+        telnet->length = 0; /* whoever tries to pass it on once more has nothing */
         return false;
     }
     return true;
