@@ -5,13 +5,16 @@
 # printed.
 # Exit status 0: nothing failed. The last line: N passed, N failed, N skipped.
 #
-# Environment, all optional: FUZZ_SECONDS (for each target; default 10), FUZZ_SEED (default 1: the
-# same inputs each time, but for how many there is time for; 0: others each time), TEST (a pattern
-# of targets), PYTHON_HOME (for programs that embed Python).
+# Environment, all optional: FUZZ_SECONDS (for each target; default 10; 0: what is known and no
+# more), FUZZ_SEED (default 1: the same inputs each time, as far as the time goes; 0: others each
+# time, beside those found before), TEST (a pattern of targets), PYTHON_HOME (for programs that
+# embed Python).
 set -u
 
 corpus=$(dirname "$(realpath "$0")")/corpus
 seconds=${FUZZ_SECONDS:-10}
+limit=-max_total_time=$seconds
+[ "$seconds" -eq 0 ] && limit=-runs=0
 # As in test/run.sh. Leaks are looked for in targets without Python, which keeps what it likes.
 export ASAN_OPTIONS=use_sigaltstack=0
 export UBSAN_OPTIONS=print_stacktrace=1
@@ -33,7 +36,7 @@ run_target() {
     [ "${FUZZ_SEED:-1}" -eq 0 ] || rm -rf "$work"
     mkdir -p "$work" "$program.failures"
     FUZZ_TARGET=$name timeout -k 10 $((seconds + 120)) "$program" "$work" "$corpus/$name" \
-        -seed="${FUZZ_SEED:-1}" -max_total_time="$seconds" -max_len="$most" -timeout=20 \
+        -seed="${FUZZ_SEED:-1}" "$limit" -max_len="$most" -timeout=20 \
         -detect_leaks="$leaks" -rss_limit_mb=2048 -print_final_stats=1 \
         -artifact_prefix="$program.failures/$name-" >"$log" 2>&1 </dev/null
     status=$?
