@@ -19,6 +19,9 @@ FAULTS ?=
 JOBS ?= $(shell nproc)
 # e.g. address,undefined; see make asan.
 SANITIZE ?=
+# For each target of make fuzz; and where its inputs begin, 0 for elsewhere each time.
+FUZZ_SECONDS ?= 10
+FUZZ_SEED ?= 1
 # The Python that has the distribution's gunicorn, Flask, gevent, ...; empty: skip such tests.
 DEBIAN_PYTHON ?= $(wildcard /usr/bin/python3)
 # What links manhole-cli with libedit; empty: it goes without line editing.
@@ -102,6 +105,7 @@ UNIT_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/unit_*.c)))
 E2E_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/e2e_*.c)))
 # Tests of what the distribution has for its own Python: the same whatever PYTHON is.
 SYSTEM_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/system_*.c)))
+FUZZERS := $(patsubst test/fuzz/%.c,$(BUILD)/fuzz_%,$(sort $(wildcard test/fuzz/*.c)))
 EXAMPLE := $(patsubst test/%.c,$(BUILD)/%,$(wildcard test/embed_example.c))
 # In the order in which they are begun: those that take long first.
 TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
@@ -142,6 +146,14 @@ $(E2E_TESTS) $(SYSTEM_TESTS): $(BUILD)/%: test/%.c $(BUILD)/support.o
 $(EXAMPLE): $(BUILD)/%: test/%.c $(BUILD)/manhole.o
 	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -isystem $(PYTHON_INCLUDE) $(CPPFLAGS) $(CFLAGS) \
 	    $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/manhole.o $(LIBPYTHON)
+
+FUZZ_FLAGS := -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+    -fno-omit-frame-pointer
+
+$(FUZZERS): $(BUILD)/fuzz_%: test/fuzz/%.c $(BUILD)/config.h
+	$(CC) $(OUR_CFLAGS) $(FUZZ_FLAGS) $(TEST_CFLAGS) $(CLI_CFLAGS) -isystem $(PYTHON_INCLUDE) \
+	    $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< \
+	    $(LIBPYTHON) $(LIBEDIT)
 
 $(BUILD)/support.o: test/support.c $(BUILD)/config.h
 	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -I$(BUILD) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
@@ -256,6 +268,15 @@ faults: check-python $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhol
 	@$(PYTHON) test/faults/run.py $(FAULTS_BUILD) --log $(FAULTS_BUILD)/faults.log \
 	    $(if $(FAULTS),--most $(FAULTS))
 
+fuzz: ## try inputs on all that parses bytes from outside, FUZZ_SECONDS for each target
+	$(SET_UP) fuzz
+	@$(MAKE) --no-print-directory run-fuzzers CC=clang CFLAGS='-O1 -g' \
+	    BUILD_ROOT='$(BUILD_ROOT)/fuzz'
+
+run-fuzzers: $(FUZZERS)
+	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
+	    FUZZ_SEED='$(FUZZ_SEED)' test/fuzz/run.sh $(FUZZERS)
+
 where: # the folder of this build
 	@echo $(BUILD)
 
@@ -298,9 +319,9 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 
 # ---- Care of the sources ------------------------------------------------------------------
 
-SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/faults/*.c)
-HEADERS := $(wildcard manhole.h test/*.h test/faults/*.h)
-SCRIPTS := $(wildcard test/*.sh .ci/run completion/*.bash)
+SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/faults/*.c test/fuzz/*.c)
+HEADERS := $(wildcard manhole.h test/*.h test/faults/*.h test/fuzz/*.h)
+SCRIPTS := $(wildcard test/*.sh test/fuzz/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 
 lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout, scripts: no complaint
@@ -318,8 +339,8 @@ lint-layout:
 lint-scripts:
 	shellcheck $(SCRIPTS)
 
-# Unit tests include manhole.c, which is analyzed once, by itself.
-IS_UNIT = $(findstring /unit_,$<)
+# Unit tests and fuzzers include manhole.c, which is analyzed once, by itself.
+IS_UNIT = $(findstring /unit_,$<)$(findstring /fuzz/,$<)
 ANALYZER = $(if $(IS_UNIT),--checks='-clang-analyzer-*')
 CPPCHECK = $(if $(IS_UNIT),:,cppcheck)
 

@@ -1655,7 +1655,8 @@ read_diagnosis(union diagnosis *answer, size_t length, const struct ends *ends,
     const struct inet_diag_msg *message = NLMSG_DATA(&answer->header);
     const struct nlmsgerr *failure = NLMSG_DATA(&answer->header);
     if (answer->header.nlmsg_type == NLMSG_ERROR &&
-        length >= NLMSG_LENGTH(sizeof(*failure)) && failure->error != 0) {
+        length >= NLMSG_LENGTH(sizeof(*failure)) && failure->error < 0 &&
+        failure->error > INT_MIN) {
         return -failure->error;
     }
     if (answer->header.nlmsg_type != SOCK_DIAG_BY_FAMILY ||
@@ -3142,7 +3143,7 @@ read_copied_frame(struct copied_frame *frame, struct slice line, struct sources 
 {
     static const char middle[] = "\", line ";
     const char *end = NULL;
-    char *number_end = NULL;
+    const char *rest = NULL; /* of the line, behind what has been read */
     struct slice function;
     const struct source *source = NULL;
     for (size_t i = 0; i + sizeof(middle) - 1 <= line.length; i++) {
@@ -3156,9 +3157,13 @@ read_copied_frame(struct copied_frame *frame, struct slice line, struct sources 
     append_unescaped(&frame->path,
                      (struct slice){line.bytes + 8, (size_t)(end - line.bytes) - 8});
     append_bytes(&frame->path, "", 1);
-    frame->number = strtol(end + sizeof(middle) - 1, &number_end, 10);
-    function =
-        (struct slice){number_end, (size_t)(line.bytes + line.length - number_end)};
+    rest = end + sizeof(middle) - 1;
+    if (*rest >= '0' && *rest <= '9') { /* strtol() would skip a newline to find one */
+        char *number_end = NULL;
+        frame->number = strtol(rest, &number_end, 10);
+        rest = number_end;
+    }
+    function = (struct slice){rest, (size_t)(line.bytes + line.length - rest)};
     if (starts_with(&function, " in ")) {
         function.bytes += 4;
         function.length -= 4;
@@ -4434,7 +4439,7 @@ next_copies(struct session *session, const char **piece)
     }
     start = session->head % COPIES_SIZE;
     waiting = session->tail - session->head;
-    *piece = session->copies + start;
+    *piece = session->copies == NULL ? NULL : session->copies + start;
     return waiting < COPIES_SIZE - start ? waiting : COPIES_SIZE - start;
 }
 
@@ -7967,6 +7972,7 @@ check_first_line(struct session *session, struct telnet *telnet)
             "a browser to",
             session->peer.address);
         (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
+        telnet->length = 0; /* whoever tries to pass it on once more has nothing */
         return false;
     }
     return true;

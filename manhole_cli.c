@@ -1449,14 +1449,23 @@ struct words {
     int extra;  /* how many nobody took */
 };
 
-/* Whether the word at i is one that an option before it takes as it is. */
+static bool
+takes_literal(const char *text)
+{
+    const struct option *option = find_option(text, strlen(text));
+    return option != NULL && option->is_literal;
+}
+
+/* Whether the word at i is one that an option before it takes as it is. Of such options in a row
+ * every other one is itself a word that was taken: -c -c x */
 static bool
 is_literal(const struct words *words, int i)
 {
-    const struct option *option =
-        i > 0 ? find_option(words->text[i - 1], strlen(words->text[i - 1])) : NULL;
-    return option != NULL && option->is_literal && i < words->count &&
-           i - 1 < words->dashes;
+    int row = 0;
+    while (row < i && takes_literal(words->text[i - 1 - row])) {
+        row++;
+    }
+    return row % 2 == 1 && i < words->count && i - 1 < words->dashes;
 }
 
 /* Whether there is a word at i and it is no option; the first "--" is neither. */
@@ -3707,6 +3716,17 @@ struct answer {
     struct outlet err;
 };
 
+/* A status, of which the digits may be followed by others that are not its own. */
+static long
+read_status(const struct buffer *bytes, size_t count)
+{
+    char digits[16];
+    (void)snprintf(digits, sizeof(digits), "%.*s",
+                   (int)(count < sizeof(digits) ? count : sizeof(digits)),
+                   text_of(bytes));
+    return strtol(digits, NULL, 10) & 0xff;
+}
+
 /* Takes what has arrived of frames. A status is short, so it is waited for as a whole. */
 static void
 take_frames(struct answer *answer)
@@ -3717,7 +3737,7 @@ take_frames(struct answer *answer)
         const unsigned char *head = (const unsigned char *)bytes->data;
         size_t count = 0;
         if (answer->kind == 0) {
-            answer->is_refusal = strchr("oexi", (int)head[0]) == NULL;
+            answer->is_refusal = memchr("oexi", head[0], 4) == NULL;
             if (answer->is_refusal || bytes->length < 5) {
                 return;
             }
@@ -3735,8 +3755,7 @@ take_frames(struct answer *answer)
                     count);
         }
         answer->wants_input = answer->wants_input || answer->kind == 'i';
-        answer->status = answer->kind == 'x' ? strtol(text_of(bytes), NULL, 10) & 0xff
-                                             : answer->status;
+        answer->status = answer->kind == 'x' ? read_status(bytes, count) : answer->status;
         drop(bytes, count);
         answer->left -= count;
         if (answer->left == 0) {
@@ -4020,13 +4039,16 @@ is_refusal(const struct buffer *text)
 static enum exit_status
 say_no_stacks(const struct buffer *text, const struct target *target)
 {
+    struct outlet err = open_outlet(STDERR_FILENO);
+
     if (text->length > 0) {
-        (void)fputs(text->data, stderr);
+        let_out(&err, text->data, text->length);
     }
     else {
         say_error("process %d has closed the connection without a word",
                   (int)target->pid);
     }
+    free(err.unfinished.data);
     return STATUS_NO_CONNECTION;
 }
 
@@ -4847,13 +4869,16 @@ append_quoted(struct buffer *out, const char *word)
     append_text(out, "'");
 }
 
-/* The command line as it has to be over there. A script is read here, so it goes over as standard
- * input. */
+/* The command line as it has to be over there: all PIDs first, for behind -c one more would be the
+ * code's argument. A script is read here, so it goes over as standard input. */
 static void
 build_command(struct request *request, void (*add)(struct buffer *out, const char *word),
               struct buffer *out)
 {
     add(out, program);
+    for (size_t i = 0; i < request->pids; i++) {
+        add(out, request->pid[i]);
+    }
     for (size_t i = 0; i < OPTIONS; i++) {
         const struct option *option = &options[i];
         struct buffer word = {.data = NULL}; /* owned */
@@ -4861,15 +4886,16 @@ build_command(struct request *request, void (*add)(struct buffer *out, const cha
             continue;
         }
         append_text(&word, option->names[0]);
+        if (option->is_literal) { /* may be empty, which glued on would be nothing */
+            add(out, word.data);
+            empty(&word);
+        }
         if (option->metavar != NULL) {
             append_text(&word, option->names[0][1] == '-' ? "=" : "");
             append_text(&word, option->take == take_file ? "-" : request->given[i]);
         }
         add(out, word.data);
         free(word.data);
-    }
-    for (size_t i = 0; i < request->pids; i++) {
-        add(out, request->pid[i]);
     }
     if (request->arguments > 0) {
         add(out, "--");
@@ -4947,6 +4973,9 @@ struct config {
     struct buffer listen; /* owned */
     bool has_section;     /* [manhole] or [ispyd] */
     bool is_in_section;   /* while it is read: the line is below that */
+    bool is_in_value;     /* and what is indented by more than its key goes on with it */
+    bool is_in_listen;    /* of which nothing has come yet */
+    size_t indent;        /* of the key */
 };
 
 /* Cuts off the blanks and the comment at a line's end, which begins with " ;" as in ispyd. */
@@ -4967,18 +4996,32 @@ trim_end(char *text)
     }
 }
 
-/* Takes a line of the file. */
+/* Takes a line of the file. Of a listen with several places the first one is meant. */
 static void
 take_config_line(struct config *config, char *line, int number)
 {
     static const char blanks[] = " \t";
+    static const char mark[] = "\xef\xbb\xbf"; /* that some editors begin a file with */
     char *value = NULL;
+    size_t indent = 0;
 
     trim_end(line);
-    if (line[0] == '\0' || line[0] == '#' || line[0] == ';' || line[0] == ' ' ||
-        line[0] == '\t') { /* the last: more of the value before, which is none of ours */
+    if (number == 1 && strncmp(line, mark, strlen(mark)) == 0) {
+        line += strlen(mark);
+    }
+    indent = strspn(line, blanks);
+    line += indent;
+    if (line[0] == '\0' || line[0] == '#' || line[0] == ';') {
         return;
     }
+    if (config->is_in_value && indent > config->indent) {
+        append_text(&config->listen, config->is_in_listen ? line : "");
+        config->is_in_listen = false;
+        return;
+    }
+    config->indent = indent;
+    config->is_in_value = line[0] != '[';
+    config->is_in_listen = false;
     if (line[0] == '[') {
         config->is_in_section =
             strcmp(line, "[manhole]") == 0 || strcmp(line, "[ispyd]") == 0;
@@ -4995,6 +5038,7 @@ take_config_line(struct config *config, char *line, int number)
     if (config->is_in_section && strcasecmp(line, "listen") == 0) {
         empty(&config->listen);
         append_text(&config->listen, value + strspn(value, blanks));
+        config->is_in_listen = config->listen.length == 0;
     }
 }
 

@@ -176,6 +176,30 @@ host_that_looks_like_an_option_is_none(void)
     assert_string_equal(out, "<-T>\n<-->\n<-oProxyCommand=x>\n< 'manhole-cli' '1'>\n");
 }
 
+/* PIDs behind -c would be arguments of the code, and code that is empty must not be lost. */
+static void
+words_mean_over_there_what_they_mean_here(void)
+{
+    static const struct {
+        const char *words[6];
+        const char *sent;
+    } rows[] = {
+        {{"1", "2", "-c", "x"}, " 'manhole-cli' '1' '2' '-c' 'x'"},
+        {{"-t5", "1", "-c", "", "a"}, " 'manhole-cli' '1' '-t5' '-c' '' '--' 'a'"},
+        {{"1", "-c", "-c", "--", "x"}, " 'manhole-cli' '1' '-c' '-c' '--' 'x'"},
+    };
+    write_program("ssh", "#!/bin/sh\necho \"<$4>\"\n");
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *const *words = rows[i].words;
+        const char *out = NULL;
+        assert_int_equal(run_cli(CLI("--host", "there", words[0], words[1], words[2],
+                                     words[3], words[4]),
+                                 NULL, &out, NULL),
+                         0);
+        assert_string_equal(out, format_text("<%s>\n", rows[i].sent));
+    }
+}
+
 static void
 any_command_that_gives_a_pipe_will_do(void)
 {
@@ -208,6 +232,7 @@ main(void)
         TEST(ssh_that_is_missing_is_told),
         TEST(ssh_that_is_refused_says_it_itself),
         TEST(host_that_looks_like_an_option_is_none),
+        TEST(words_mean_over_there_what_they_mean_here),
         TEST(any_command_that_gives_a_pipe_will_do),
         TEST(console_comes_through_a_pipe),
     };

@@ -206,6 +206,25 @@ listen_may_have_no_number(void)
 }
 
 static void
+listen_is_read_as_install_reads_it(void)
+{
+    static const struct {
+        const char *before;
+        const char *behind;
+    } rows[] = {
+        {"\xef\xbb\xbf[manhole]\nlisten = ", "\n  /nowhere\n"},
+        {"[manhole]\n  plugins = a\n  listen = ", "\n"},
+        {"[manhole]\nlisten =\n  # two places:\n\t", " ; the first\n  /nowhere\n"},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *path = leave_dead_socket(format_text("i-%zu", i + 1));
+        (void)write_file("test.ini", format_text("%s%s/i-%%(pid)s%s", rows[i].before,
+                                                 test_directory(), rows[i].behind));
+        assert_contains(tell("servers\n"), format_text("(1, '%s') dead", path));
+    }
+}
+
+static void
 without_listen_it_is_the_usual_socket(void)
 {
     (void)write_file("test.ini", "[manhole]\n");
@@ -383,6 +402,7 @@ main(void)
         TEST(console_is_refused_and_then_enabled_and_used),
         TEST(listen_may_have_the_number_more_than_once),
         TEST(listen_may_have_no_number),
+        TEST(listen_is_read_as_install_reads_it),
         TEST(without_listen_it_is_the_usual_socket),
         TEST(wrong_file_is_named_with_the_line),
         TEST(file_goes_with_no_other_action),

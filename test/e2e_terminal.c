@@ -595,6 +595,20 @@ any_bytes_are_shown_without_a_control_character(void)
 }
 
 static void
+refusal_of_stacks_is_shown_without_a_control_character(void)
+{
+    struct process *server =
+        start_target(SERVER("b'manhole: not \\033]0;today\\007\\n'"));
+    wait_until_ready(server);
+    struct process *cli =
+        start_process(.argv = CLI("--stacks", format_text("%d", (int)server->pid)),
+                      .terminal = true, .env = LIST("TERM=xterm"));
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 5);
+    assert_contains(text_of(cli, OUT), "manhole: not ^[]0;today^G\r\n");
+    assert_int_equal(wait_for_exit(server, DEADLINE), 0);
+}
+
+static void
 any_bytes_leave_the_editor_and_its_terminal_well(void)
 {
     require_editor();
@@ -643,6 +657,7 @@ main(void)
         TEST(dumb_terminal_gets_no_escape_sequence),
         TEST(ten_megabytes_without_a_newline_are_shown),
         TEST(any_bytes_are_shown_without_a_control_character),
+        TEST(refusal_of_stacks_is_shown_without_a_control_character),
         TEST(any_bytes_leave_the_editor_and_its_terminal_well),
         TEST(sudden_close_in_the_middle_of_a_character_is_an_end),
     };

@@ -241,6 +241,20 @@ frame_is_told_in_our_words_with_its_source(void **state)
     assert_int_equal(unlink("caf\xc3\xa9.py"), 0);
 }
 
+static void
+number_of_the_next_line_is_not_this_ones(void **state)
+{
+    char *bytes = strdup("  File \"a\", line \n 7 in f");
+    struct slice line = {bytes, strcspn(bytes, "\n")};
+    struct sources sources = {0};
+    struct text text = {0};
+    (void)state;
+    append_copied_frame(&text, line, &sources);
+    assert_text("cut", &text, "File: \"a\", line 0, in \n");
+    free_sources(&sources);
+    free(bytes);
+}
+
 /* ---- Source files ------------------------------------------------------------------------- */
 
 static void
@@ -797,6 +811,7 @@ main(void)
         cmocka_unit_test(holder_of_the_gil_is_found_in_either_form),
         cmocka_unit_test(escapes_of_faulthandler_are_utf8_again),
         cmocka_unit_test(frame_is_told_in_our_words_with_its_source),
+        cmocka_unit_test(number_of_the_next_line_is_not_this_ones),
         cmocka_unit_test(only_files_of_a_sensible_size_are_read),
         cmocka_unit_test(source_is_read_once_a_dump),
         cmocka_unit_test(many_files_are_too_many),

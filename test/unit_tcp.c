@@ -381,6 +381,31 @@ only_requests_of_http_are_taken_for_some(void **state)
     }
 }
 
+/* As much at once as telnet.text takes, so that it is passed on before the last of it has come. */
+DETACHED static void
+nothing_of_a_request_is_passed_on(void **state)
+{
+    static struct session session;
+    struct telnet telnet = {.state = TELNET_TEXT};
+    unsigned char bytes[4096] = "GET / HTTP/1.1\nimport os\n";
+    char passed[16];
+    int client[2];
+    int plain[2];
+    (void)state;
+    memset(bytes + strlen((char *)bytes), '\n', sizeof(bytes) - strlen((char *)bytes));
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, client), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, plain), 0);
+    session.fd = client[0];
+    session.plain_fd = plain[0];
+    session.telnet_fd = plain[1];
+    assert_false(take_bytes(&session, &telnet, bytes, sizeof(bytes)));
+    assert_int_equal(recv(plain[0], passed, sizeof(passed), MSG_DONTWAIT), -1);
+    for (size_t i = 0; i < 2; i++) {
+        (void)close(client[i]);
+        (void)close(plain[i]);
+    }
+}
+
 int
 main(void)
 {
@@ -396,6 +421,7 @@ main(void)
         cmocka_unit_test(telnet_is_taken_out_of_the_text),
         cmocka_unit_test(answer_says_no_to_what_was_asked),
         cmocka_unit_test(only_requests_of_http_are_taken_for_some),
+        cmocka_unit_test(nothing_of_a_request_is_passed_on),
     };
     return RUN_UNIT_TESTS(tests);
 }
