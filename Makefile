@@ -248,6 +248,22 @@ soak: ## a gunicorn application under load beside clients of all kinds, SOAK_SEC
 	@$(DEBIAN_PYTHON) test/soak.py --seconds $(SOAK_SECONDS) $(DEBIAN_PYTHON) \
 	    $(BUILD_ROOT)/$(DEBIAN_TAG) $(BUILD_ROOT)/$(DEBIAN_TAG)/manhole-cli
 
+fuzz: ## try inputs on all that parses bytes from outside, FUZZ_SECONDS for each target
+	$(SET_UP) fuzz
+	@$(MAKE) --no-print-directory run-fuzzers CC=clang CFLAGS='-O1 -g' \
+	    BUILD_ROOT='$(BUILD_ROOT)/fuzz'
+
+run-fuzzers: $(FUZZERS)
+	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
+	    FUZZ_SEED='$(FUZZ_SEED)' test/fuzz/run.sh $(FUZZERS)
+
+where: # the folder of this build
+	@echo $(BUILD)
+
+demo: ## see it at work on Python's own http.server
+	$(SET_UP) build
+	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' test/demo.sh
+
 # ---- Faults: the same two sources, with each call that can fail made a site of test/faults ---
 
 FAULTS_BUILD := $(BUILD)/faults
@@ -267,22 +283,6 @@ $(FAULTS_BUILD)/manhole-cli: manhole_cli.c $(FAULTS_NEEDS)
 faults: check-python $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhole-cli ## run with each call failed, one at a time (20 minutes), or FAULTS=900 of them
 	@$(PYTHON) test/faults/run.py $(FAULTS_BUILD) --log $(FAULTS_BUILD)/faults.log \
 	    $(if $(FAULTS),--most $(FAULTS))
-
-fuzz: ## try inputs on all that parses bytes from outside, FUZZ_SECONDS for each target
-	$(SET_UP) fuzz
-	@$(MAKE) --no-print-directory run-fuzzers CC=clang CFLAGS='-O1 -g' \
-	    BUILD_ROOT='$(BUILD_ROOT)/fuzz'
-
-run-fuzzers: $(FUZZERS)
-	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
-	    FUZZ_SEED='$(FUZZ_SEED)' test/fuzz/run.sh $(FUZZERS)
-
-where: # the folder of this build
-	@echo $(BUILD)
-
-demo: ## see it at work on Python's own http.server
-	$(SET_UP) build
-	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' test/demo.sh
 
 # ---- Installing ---------------------------------------------------------------------------
 
