@@ -415,15 +415,16 @@ static void
 ctrl_c_in_telnet_interrupts_what_runs(void)
 {
     static const char *const statements[] = {
-        "while True: pass\n",
-        "while True: print('x' * 100)\n",
+        "while True: pass",
+        "while True: print(\"x\" * 100)",
         "input()",
     };
     struct process *app = start_target(TARGET(ON_A_PORT));
     struct process *telnet = start_telnet(port_of(app));
     for (size_t i = 0; i < sizeof(statements) / sizeof(*statements); i++) {
         write_stdin(telnet,
-                    format_text("open('%zu', 'w').close()\n%s\n", i, statements[i]));
+                    format_text("exec('open(\"%zu\", \"w\")\\n%s')\n", i,
+                                statements[i])); /* begun when the file is there */
         wait_for_path(test_path(format_text("%zu", i)), DEADLINE);
         write_stdin(telnet, "\003");
         wait_for_text(telnet, OUT, "KeyboardInterrupt", DEADLINE);
