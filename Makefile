@@ -21,6 +21,11 @@ DEBIAN_PYTHON ?= $(wildcard /usr/bin/python3)
 LIBEDIT ?= $(shell echo '#include <histedit.h>' | $(CC) -E - >/dev/null 2>&1 && echo -ledit)
 # Not empty: neither look for missing Debian packages nor install them.
 NO_SETUP ?=
+# bench: the rows to measure (all), the folder of python-manhole's package (where PYTHON has it), and
+# options of test/bench/bench.py, e.g. --strict.
+BENCH ?=
+PEER ?=
+BENCH_OPTIONS ?=
 # Not empty: leave out test/system_*.c.
 NO_SYSTEM_TESTS ?=
 BUILD_ROOT ?= build
@@ -97,7 +102,7 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests setup test test-all \
-    asan valgrind where demo install uninstall lint format clean help force
+    asan valgrind bench where demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -155,7 +160,7 @@ $(BUILD)/config.h: force
 	@mkdir -p $(@D)
 	@echo "$$CONFIG" | cmp -s - $@ || echo "$$CONFIG" >$@
 
--include $(wildcard $(BUILD)/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/bench/*.d)
 
 test-programs: all $(PTH) $(TESTS) $(EXAMPLE)
 
@@ -192,6 +197,15 @@ asan: ## run the tests with the address and undefined-behaviour sanitizers
 valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind
 	@VALGRIND=yes $(MAKE) --no-print-directory test
+
+bench: all $(BUILD)/bench/native$(EXT_SUFFIX) ## measure it, beside python-manhole (PEER=folder, BENCH=row)
+	$(SET_UP) bench
+	@$(PYTHON) test/bench/bench.py --build '$(BUILD)' $(PEER:%=--peer '%') $(BENCH_OPTIONS) $(BENCH)
+
+$(BUILD)/bench/native$(EXT_SUFFIX): test/bench/native.c $(BUILD)/config.h
+	@mkdir -p $(@D)
+	$(CC) -shared $(OUR_CFLAGS) $(MODULE_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
+	    $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $<
 
 where: # the folder of this build
 	@echo $(BUILD)
@@ -235,7 +249,7 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 
 # ---- Care of the sources ------------------------------------------------------------------
 
-SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c)
+SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/bench/*.c)
 HEADERS := $(wildcard manhole.h test/*.h)
 SCRIPTS := $(wildcard test/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)

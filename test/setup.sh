@@ -4,7 +4,7 @@
 # command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
 # misses, and the tests of programs that are not there are skipped.
 #
-# usage: [PYTHON=python3] setup.sh build|test|valgrind|lint|ci
+# usage: [PYTHON=python3] setup.sh build|test|bench|valgrind|lint|ci
 set -u
 
 python=${PYTHON:-python3}
@@ -30,11 +30,12 @@ linters=(clang clang-format clang-tidy cppcheck shellcheck)
 case ${1:-build} in
 build) ;;
 test) packages+=("${tests[@]}") ;;
+bench) packages+=(strace) ;;
 valgrind) packages+=("${tests[@]}" valgrind) ;;
 lint) packages+=(libcmocka-dev "${linters[@]}") ;;
 ci) packages+=("${tests[@]}" "${linters[@]}") ;;
 *)
-    echo "usage: $0 build|test|valgrind|lint|ci" >&2
+    echo "usage: $0 build|test|bench|valgrind|lint|ci" >&2
     exit 2
     ;;
 esac
