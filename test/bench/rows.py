@@ -195,6 +195,9 @@ tell(0)
 
 
 def row_busy(place, _):
+    """A process of its own for each client: python-manhole sets the switch interval to 36 minutes
+    when one leaves, and may have to wait for the GIL just then."""
+
     def measure(side):
         with place.target(side, BUSY, side) as target:
             if side == "none":
@@ -203,7 +206,7 @@ def row_busy(place, _):
                 return target.asking_ms()
             prompt_ms(target.wait_for_socket())  # to warm up
             target.ask()
-            with target.client() as client:  # leaving can block python-manhole for minutes
+            with target.client() as client:
                 return client.read_until(PROMPT) * 1e3
 
     samples = alternate(25, place.by_side(bare="none"), measure)
@@ -297,8 +300,10 @@ def look_at_threads(target):
         raise RuntimeError("only %d frames" % frames)
     idle_ms = prompt_ms(target)
     target.ask()
-    prompt_ms(target)
-    stalls_ms = target.ask()
+    with target.client() as client:
+        client.read_until(PROMPT)
+        stalls_ms = target.ask()  # before it leaves, see row_busy()
+        client.leave()
     return (idle_ms, *stalls_ms, walk_ms)
 
 

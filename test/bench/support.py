@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import socket
 import statistics
 import struct
@@ -108,9 +109,15 @@ class Target:
         return self.process.pid
 
     def hear(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("the process has ended with status %d" % self.process.wait())
+        """Returns the next value that it tells."""
+        line = b""
+        while not line.endswith(b"\n"):
+            if not select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
+                raise RuntimeError("nothing said within %d s" % PATIENCE_S)
+            part = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not part:
+                raise RuntimeError("ended with status %d" % self.process.wait())
+            line += part
         return json.loads(line)
 
     def say(self):
