@@ -410,6 +410,13 @@ ask_gil_holder(int fd)
 #endif
 }
 
+/* Whether sys.modules has it. */
+ATTACHED static bool
+is_imported(const char *name)
+{
+    return PyDict_GetItemString(PyImport_GetModuleDict(), name) != NULL;
+}
+
 /* Imports threading before a client does. Until 3.13 it takes the thread that imports it first for
  * the main thread: exit would wait for a session, and the application would never be told its own
  * main thread again. So that is put right at once. Never raises. */
@@ -3789,7 +3796,7 @@ append_look(struct text *text, const struct form *form)
     PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
     PyObject *sources = PyDict_New();                         /* owned */
     PyObject *active = NULL;                                  /* owned, may stay NULL */
-    int64_t held_since_ms = 0;
+    int64_t held_since_ms = monotonic_ms();
     int result = -1;
     if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
         goto done;
@@ -4724,7 +4731,9 @@ stream_target(PyObject *self)
         if (stream->is_input) {
             ask_for_input(session);
         }
-        return stream->is_input ? session->input : self;
+        if (!stream->is_input || session->input != NULL) {
+            return stream->is_input ? session->input : self;
+        }
     }
     return stream->original == Py_None && !stream->is_input ? self : stream->original;
 }
@@ -8618,133 +8627,6 @@ push_line(struct session *session, PyObject *console, PyObject *line)
     return verdict;
 }
 
-/* Writes a prompt, with a mark before and behind it for a client that wants that, and reads the
- * line. Returns as read_line() does; NULL without an exception after a SystemExit, which is not the
- * client's, for nothing of its runs now: it goes on where it came from. */
-ATTACHED static PyObject *
-ask_line(struct session *session, const char *prompt)
-{
-    struct text text = {0};
-    PyObject *line = NULL; /* owned, handed to the caller */
-    append_string(&text, session->wish->marked ? "\1" : "");
-    append_string(&text, prompt);
-    append_string(&text, session->wish->marked ? "\2" : "");
-    if (text.failed) {
-        PyErr_NoMemory();
-    }
-    else if (write_client(session, text.bytes, text.length) == 0) {
-        line = read_line(session);
-    }
-    free_text(&text);
-    if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
-        Py_XSETREF(session->raised, take_exception());
-    }
-    return line;
-}
-
-/* Prompt, line, prompt, line. Returns with an exception set when it was one that ended
- * it. */
-ATTACHED static void
-run_console(struct session *session, PyObject *console)
-{
-    static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
-    enum verdict verdict = LINE_DONE;
-    while (verdict != SESSION_OVER) {
-        PyObject *line =
-            ask_line(session, verdict == LINE_WANTS_MORE ? "... " : ">>> "); /* owned */
-        if (line == NULL) {
-            verdict = judge_exception(session, console);
-        }
-        else if (PyUnicode_GetLength(line) == 0) {
-            (void)write_client(session, end_of_input, sizeof(end_of_input) - 1);
-            verdict = SESSION_OVER;
-        }
-        else {
-            verdict = push_line(session, console, line);
-        }
-        Py_XDECREF(line);
-    }
-}
-
-/* A client that has its answer asks for more: it must have heard something within hang_timeout, or a
- * reporter tells it why not. */
-DETACHED static void
-expect_answer(struct session *session)
-{
-    int64_t now_ms = monotonic_ms();
-    lock_leaf(&session->out_lock);
-    session->waiting_ms = now_ms;
-    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
-    session->answered = false;
-    session->reported = false;
-    session->told = false;
-    unlock(&session->out_lock);
-    ring_bell(&manhole.wake_bell);
-}
-
-/* Python answers: no reporter has to any more. Returns whether one has told the client already. */
-ATTACHED static bool
-settle_report(struct session *session)
-{
-    bool told = false;
-    PyThreadState *tstate = detach();
-    begin_sending(session); /* a reporter in the middle of it comes to its end */
-    lock_leaf(&session->out_lock);
-    session->answered = true;
-    session->waiting_ms = 0;
-    told = session->told;
-    unlock(&session->out_lock);
-    end_sending(session);
-    reattach(tstate);
-    return told;
-}
-
-/* The banner, the prompt. Returns with an exception set when it was one that ended it. */
-ATTACHED static void
-hold_console(struct session *session)
-{
-    static const struct derived derived = {.name = "ManholeConsole",
-                                           .module = "code",
-                                           .base = "InteractiveConsole",
-                                           .methods = console_methods};
-    PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
-    PyObject *console = NULL;                                                 /* owned */
-    PyObject *banner = NULL;                                                  /* owned */
-    console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
-    banner = console == NULL ? NULL : make_banner();
-    if (banner != NULL && write_client_str(session, banner) == 0) {
-        run_console(session, console);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(console);
-    Py_XDECREF(banner);
-}
-
-/* Logs why a handler ended with an exception, and tells the client, which would see but an end. */
-ATTACHED static void
-log_handler_exception(struct session *session, const char *prefix)
-{
-    char line[LOG_LINE_SIZE];
-    char text[LOG_LINE_SIZE / 2];
-    PyObject *exception = NULL; /* owned */
-    if (PyErr_ExceptionMatches(PyExc_BrokenPipeError) ||
-        PyErr_ExceptionMatches(PyExc_ConnectionResetError)) {
-        PyErr_Clear();
-        log_line("REPL client disconnected");
-        deliver_log();
-        return;
-    }
-    exception = take_exception();
-    (void)snprintf(line, sizeof(line), "manhole: %s%s.\n", prefix,
-                   describe_exception(exception, text, sizeof(text)));
-    log_line("%s%s.", prefix, text);
-    deliver_log();
-    if (write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
-        PyErr_Clear();
-    }
-    Py_XDECREF(exception);
-}
-
 /* Returns the descriptor, the session's, at which the client's bytes are to be read; or -1 with an
  * exception. */
 ATTACHED static int
@@ -8782,23 +8664,167 @@ open_input(struct session *session)
                                   NULL, 0);
 }
 
+/* Writes what is unsent yet and a prompt, with a mark before and behind that for a client that wants
+ * it, and reads the line. Nothing is unsent then. Returns as read_line() does; NULL without an
+ * exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes on
+ * where it came from. */
+ATTACHED static PyObject *
+ask_line(struct session *session, struct text *unsent, const char *prompt)
+{
+    PyObject *line = NULL; /* owned, handed to the caller */
+    append_string(unsent, session->wish->marked ? "\1" : "");
+    append_string(unsent, prompt);
+    append_string(unsent, session->wish->marked ? "\2" : "");
+    if (unsent->failed) {
+        PyErr_NoMemory();
+    }
+    else if (write_client(session, unsent->bytes, unsent->length) == 0) {
+        free_text(unsent);
+        if (session->input == NULL) {
+            session->input = open_input(session);
+        }
+        line = session->input == NULL ? NULL : read_line(session);
+    }
+    free_text(unsent);
+    if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        Py_XSETREF(session->raised, take_exception());
+    }
+    return line;
+}
+
+/* Prompt, line, prompt, line. What is unsent yet goes with the first prompt: a client has it all at
+ * once, and Python is let go of once. Returns with an exception set when it was one that ended
+ * it. */
+ATTACHED static void
+run_console(struct session *session, PyObject *console, struct text *unsent)
+{
+    static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
+    enum verdict verdict = LINE_DONE;
+    while (verdict != SESSION_OVER) {
+        PyObject *line = ask_line(
+            session, unsent, verdict == LINE_WANTS_MORE ? "... " : ">>> "); /* owned */
+        if (line == NULL) {
+            verdict = judge_exception(session, console);
+        }
+        else if (PyUnicode_GetLength(line) == 0) {
+            (void)write_client(session, end_of_input, sizeof(end_of_input) - 1);
+            verdict = SESSION_OVER;
+        }
+        else {
+            verdict = push_line(session, console, line);
+        }
+        Py_XDECREF(line);
+    }
+}
+
+/* A client that has its answer asks for more: it must have heard something within hang_timeout, or a
+ * reporter tells it why not. */
+DETACHED static void
+expect_answer(struct session *session)
+{
+    int64_t now_ms = monotonic_ms();
+    lock_leaf(&session->out_lock);
+    session->waiting_ms = now_ms;
+    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
+    session->answered = false;
+    session->reported = false;
+    session->told = false;
+    unlock(&session->out_lock);
+    ring_bell(&manhole.wake_bell);
+}
+
+/* Python answers: no reporter has to any more. Returns whether one has told the client already. */
+ATTACHED static bool
+settle_report(struct session *session)
+{
+    bool told = false;
+    lock_leaf(&session->out_lock);
+    while (session->sending) { /* a reporter in the middle of it comes to its end */
+        PyThreadState *tstate = NULL;
+        unlock(&session->out_lock);
+        tstate = detach();
+        begin_sending(session);
+        end_sending(session);
+        reattach(tstate);
+        lock_leaf(&session->out_lock);
+    }
+    session->answered = true;
+    session->waiting_ms = 0;
+    told = session->told;
+    unlock(&session->out_lock);
+    return told;
+}
+
+/* What is unsent yet, the banner, the prompt. Returns with an exception set when it was one that
+ * ended it. */
+ATTACHED static void
+hold_console(struct session *session, struct text *unsent)
+{
+    static const struct derived derived = {.name = "ManholeConsole",
+                                           .module = "code",
+                                           .base = "InteractiveConsole",
+                                           .methods = console_methods};
+    PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
+    PyObject *console = NULL;                                                 /* owned */
+    PyObject *banner = NULL;                                                  /* owned */
+    console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
+    banner = console == NULL ? NULL : make_banner();
+    if (banner != NULL) {
+        append_str(unsent, banner);
+        run_console(session, console, unsent);
+    }
+    else {
+        PyObject *exception = take_exception(); /* owned, handed back */
+        (void)write_client(session, unsent->bytes, unsent->length);
+        put_back_exception(exception);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(console);
+    Py_XDECREF(banner);
+}
+
+/* Logs why a handler ended with an exception, and tells the client, which would see but an end. */
+ATTACHED static void
+log_handler_exception(struct session *session, const char *prefix)
+{
+    char line[LOG_LINE_SIZE];
+    char text[LOG_LINE_SIZE / 2];
+    PyObject *exception = NULL; /* owned */
+    if (PyErr_ExceptionMatches(PyExc_BrokenPipeError) ||
+        PyErr_ExceptionMatches(PyExc_ConnectionResetError)) {
+        PyErr_Clear();
+        log_line("REPL client disconnected");
+        deliver_log();
+        return;
+    }
+    exception = take_exception();
+    (void)snprintf(line, sizeof(line), "manhole: %s%s.\n", prefix,
+                   describe_exception(exception, text, sizeof(text)));
+    log_line("%s%s.", prefix, text);
+    deliver_log();
+    if (write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
+        PyErr_Clear();
+    }
+    Py_XDECREF(exception);
+}
+
 /* The dump, then the console. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 talk(struct session *session, PyObject *locals)
 {
     struct text dump = {0};
-    bool told = false;
     set_names(session, make_names(locals, session->wish->live_names));
-    session->input = session->names == NULL ? NULL : open_input(session);
-    if (session->input == NULL || open_streams(session) < 0 ||
+    if (session->names != NULL && is_inet(atomic_load(&session->fd))) {
+        session->input = open_input(session); /* a Unix client's: behind the prompt */
+    }
+    if (PyErr_Occurred() || open_streams(session) < 0 ||
         (!session->wish->no_stacks && append_stacks(&dump, &dump_form) < 0)) {
         goto done;
     }
-    told = settle_report(session);
-    if (told || session->wish->no_stacks ||
-        write_client(session, dump.bytes, dump.length) == 0) {
-        hold_console(session);
+    if (settle_report(session)) {
+        free_text(&dump);
     }
+    hold_console(session, &dump);
 done:
     free_text(&dump);
 }
@@ -10217,12 +10243,13 @@ run_shell(struct visit *visit)
     offer_words(visit);
     while (!visit->left && !visit->over) {
         char prompt[200] = "";
+        struct text unsent = {0};
         PyObject *line = NULL; /* owned */
         if (!visit->no_prompt) {
             (void)snprintf(prompt, sizeof(prompt), "(%s:%ld) ", visit->name,
                            (long)getpid());
         }
-        line = ask_line(visit->session, prompt);
+        line = ask_line(visit->session, &unsent, prompt);
         if (line == NULL && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
             settle_exception(visit);
         }
@@ -10264,6 +10291,7 @@ ATTACHED static PyObject *
 enter_console(struct visit *visit, PyObject *unused)
 {
     struct session *session = visit->session;
+    struct text unsent = {0};
     PyObject *leave = NULL;  /* owned */
     PyObject *raised = NULL; /* owned, or NULL */
     (void)unused;
@@ -10278,7 +10306,7 @@ enter_console(struct visit *visit, PyObject *unused)
         PyDict_SetItemString(session->names, "exit", leave) == 0 &&
         PyDict_SetItemString(session->names, "quit", leave) == 0 &&
         open_streams(session) == 0) {
-        hold_console(session);
+        hold_console(session, &unsent);
     }
     raised = take_exception();
     close_streams(session);
@@ -11025,7 +11053,9 @@ import_needed_modules(void)
     static const char *const names[] = {"os",       "socket",    "linecache",
                                         "tokenize", "traceback", "code"};
     lock_attached(&import_lock);
-    import_threading();
+    if (!is_imported("threading")) {
+        import_threading();
+    }
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
         PyObject *module = PyImport_ImportModule(names[i]); /* owned */
         PyErr_Clear();                                      /* who needs it tells */
