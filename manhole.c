@@ -143,8 +143,11 @@ enum {
     GONE_CHECK_MS = 1000,
     /* Python's signal handlers are due in a wait, and a signal may come just before poll(). */
     SIGNAL_CHECK_MS = 500,
-    /* What making a dump's text may keep other threads from running, in one go. */
-    HOLD_MS = 10,
+    /* What making a dump's text may keep other threads from running, in one go: as long as a thread of
+     * Python's own that computes. */
+    HOLD_MS = 5,
+    /* Frames whose text is kept in mind while a dump is made. */
+    WRITTEN_FRAMES = 512,
     /* How long a TCP client's Ctrl-C waits for Python before the session may read on. */
     INTERRUPT_PATIENCE_MS = 100,
     /* From the end of what a TCP client sends to the look whether it is still there to read. */
@@ -1161,24 +1164,41 @@ struct text {
     bool failed;
 };
 
-static void
-append_bytes(struct text *text, const char *bytes, size_t length)
+/* Returns whether so many bytes more have room. */
+static bool
+make_room(struct text *text, size_t length)
 {
-    if (text->failed || length == 0) {
-        return;
-    }
-    if (text->capacity - text->length < length) {
+    if (!text->failed && text->capacity - text->length < length) {
         size_t capacity = (text->capacity + length) * 2;
         char *grown = realloc(text->bytes, capacity);
         if (grown == NULL) {
             text->failed = true;
-            return;
         }
-        text->bytes = grown;
-        text->capacity = capacity;
+        else {
+            text->bytes = grown;
+            text->capacity = capacity;
+        }
     }
-    memcpy(text->bytes + text->length, bytes, length);
-    text->length += length;
+    return !text->failed;
+}
+
+static void
+append_bytes(struct text *text, const char *bytes, size_t length)
+{
+    if (length > 0 && make_room(text, length)) {
+        memcpy(text->bytes + text->length, bytes, length);
+        text->length += length;
+    }
+}
+
+/* Appends what it has already at this place. */
+static void
+append_again(struct text *text, size_t start, size_t length)
+{
+    if (length > 0 && make_room(text, length)) {
+        memcpy(text->bytes + text->length, text->bytes + start, length);
+        text->length += length;
+    }
 }
 
 static void
@@ -3780,6 +3800,7 @@ struct form {
     /* What comes before the frames of a thread. Returns false when it was shown with another. */
     bool (*begin_thread)(struct text *text, struct look *look, size_t index,
                          PyObject *active);
+    void (*separate_frames)(struct text *text);
     void (*append_frame)(struct text *text, const struct frame_record *frame,
                          PyObject *linecache, PyObject *sources);
     const char *thread_end;
@@ -3787,17 +3808,48 @@ struct form {
     void (*append_snapshot)(struct text *text);
 };
 
+/* Where a frame is in the text already: threads of one kind share most of theirs. A row for each hash
+ * of (code, instruction); the last one that has it stays. */
+struct written_frame {
+    const PyCodeObject *code; /* borrowed from the look */
+    int instruction;
+    size_t start;
+    size_t length;
+};
+
+ATTACHED static void
+append_frame_once(struct text *text, const struct form *form,
+                  const struct frame_record *frame, struct written_frame *written,
+                  PyObject *linecache, PyObject *sources)
+{
+    struct written_frame *row = &written[hash_frames(frame, 1) % WRITTEN_FRAMES];
+    form->separate_frames(text);
+    if (row->code == frame->code && row->instruction == frame->instruction) {
+        append_again(text, row->start, row->length);
+        return;
+    }
+    *row = (struct written_frame){frame->code, frame->instruction, text->length, 0};
+    form->append_frame(text, frame, linecache, sources);
+    row->length = text->length - row->start;
+}
+
 /* Appends all stacks where there is a GIL: every frame stands still while one looks. Returns 0, or
  * -1 with an exception set. */
 ATTACHED static int
 append_look(struct text *text, const struct form *form)
 {
     struct look look = {0};
+    struct written_frame *written =
+        PyMem_RawCalloc(WRITTEN_FRAMES, sizeof(*written));    /* owned */
     PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
     PyObject *sources = PyDict_New();                         /* owned */
     PyObject *active = NULL;                                  /* owned, may stay NULL */
     int64_t held_since_ms = monotonic_ms();
     int result = -1;
+    if (written == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
     if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
         goto done;
     }
@@ -3810,8 +3862,8 @@ append_look(struct text *text, const struct form *form)
             continue;
         }
         for (size_t j = thread->count; j > 0; j--) {
-            form->append_frame(text, &look.frames[thread->first + j - 1], linecache,
-                               sources);
+            append_frame_once(text, form, &look.frames[thread->first + j - 1], written,
+                              linecache, sources);
         }
         append_string(text, form->thread_end);
     }
@@ -3823,6 +3875,7 @@ append_look(struct text *text, const struct form *form)
     }
 done:
     free_look(&look);
+    PyMem_RawFree(written);
     Py_XDECREF(linecache);
     Py_XDECREF(sources);
     Py_XDECREF(active);
@@ -3844,15 +3897,16 @@ append_stacks(struct text *text, const struct form *form)
 }
 
 static void
-begin_dump(struct text *text)
+append_nothing(struct text *text)
 {
-    (void)text; /* each header brings the line before it */
+    (void)text;
 }
 
 /* python-manhole's form to the letter. */
 static const struct form dump_form = {
-    .begin = begin_dump,
+    .begin = append_nothing, /* each header brings the line before it */
     .begin_thread = append_headers,
+    .separate_frames = append_nothing,
     .append_frame = append_frame,
     .thread_end = "",
     .end = "#############################################\n\n\n",
@@ -4256,7 +4310,6 @@ append_json_frame(struct text *text, const struct frame_record *frame,
 {
     struct described_frame described = {.filename = NULL};
     if (describe_frame(&described, frame, linecache, sources)) {
-        append_json_comma(text);
         append_string(text, "{\"file\": ");
         append_json_str(text, described.filename);
         append_format(text, ", \"line\": %d, \"function\": ", described.line);
@@ -4264,6 +4317,9 @@ append_json_frame(struct text *text, const struct frame_record *frame,
         append_string(text, ", \"source\": ");
         append_json_str(text, described.source);
         append_string(text, "}");
+    }
+    else {
+        append_string(text, "null");
     }
     free_described_frame(&described);
 }
@@ -4277,6 +4333,7 @@ begin_json_look(struct text *text)
 static const struct form json_form = {
     .begin = begin_json_look,
     .begin_thread = append_json_thread,
+    .separate_frames = append_json_comma,
     .append_frame = append_json_frame,
     .thread_end = "]}",
     .end = "]}\n",
