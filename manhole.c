@@ -107,8 +107,11 @@ enum {
     SOCKET_PATH_SIZE = sizeof(((struct sockaddr_un *)0)->sun_path),
     /* Characters of one line typed at the prompt. */
     MAX_LINE = 16 * 1024 * 1024,
-    /* Bytes of the application's output kept for a slow client. */
+    /* Bytes of the application's output kept for a slow client; and of a session's own among them,
+     * once a statement has written so often. */
     COPIES_SIZE = 1024 * 1024,
+    MAX_LEFT = 256 * 1024,
+    FLOOD_BEGINS = 16,
     /* Bytes of a log line; a pipe takes this much in one piece (PIPE_BUF). */
     LOG_LINE_SIZE = 4096,
     /* Log lines that wait for a Python object to take them. */
@@ -662,6 +665,7 @@ struct session {
     _Atomic int interrupts; /* that it has got */
     /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
     _Atomic bool taken_back;
+    int writes;       /* since it was last asked for a line */
     bool has_console; /* the std streams are this client's in its thread */
     PyObject *input;  /* owned text file that sys.stdin is in its thread */
     /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
@@ -681,6 +685,8 @@ struct session {
     char *_Atomic copies; /* ring of COPIES_SIZE bytes, or NULL before the first copy */
     size_t head; /* bytes ever sent and ever kept: their difference is what waits */
     size_t tail;
+    size_t left_end; /* of the session's own bytes among them, see leave_to_listener() */
+    bool refused;    /* a send() of the listener's has failed: the client is gone */
     /* Bytes that found no room since the last note about it. Away from 0 and back only under
      * out_lock; in between anybody may add to it. */
     _Atomic size_t missed;
@@ -4531,6 +4537,7 @@ carry_copies(struct session *session)
     lock_leaf(&session->out_lock);
     if (error != 0 && error != EAGAIN && error != EINTR) {
         session->head = session->tail; /* gone: its own thread finds out */
+        session->refused = true;
         session->missed = 0;
     }
     session->sending = false;
@@ -4613,6 +4620,51 @@ send_client(struct session *session, const char *bytes, size_t length)
     }
 }
 
+/* Leaves a session's own bytes among the copies, in their order, for the listener to send: a
+ * statement that prints much would otherwise let go of the GIL with each piece. What it prints first
+ * is sent at once; so is all where no listener watches, the client is slow, or gone. Returns whether
+ * they are left. */
+ATTACHED static bool
+leave_to_listener(struct session *session, const char *bytes, size_t length)
+{
+    bool left = false;
+    bool wake = false;
+    if (session->writes < FLOOD_BEGINS) {
+        session->writes++;
+        return false;
+    }
+    lock_leaf(&session->out_lock);
+    if (session->copies == NULL) {
+        session->copies = malloc(COPIES_SIZE);
+    }
+    left = session->copies != NULL && session->asked_ms != 0 && !session->refused &&
+           atomic_load(&session->viewing) && session->missed == 0 && length <= MAX_LEFT &&
+           session->tail - session->head <= MAX_LEFT - length;
+    if (left) {
+        wake = !session->sending && session->head == session->tail;
+        fill_ring(session, bytes, length);
+        session->left_end = session->tail;
+    }
+    unlock(&session->out_lock);
+    if (wake) {
+        ring_bell(&manhole.wake_bell);
+    }
+    return left;
+}
+
+/* Sends what was left to the listener and waits still, before the session hangs up. Never raises. */
+ATTACHED static void
+send_left(struct session *session)
+{
+    bool waits = false;
+    lock_leaf(&session->out_lock);
+    waits = session->head < session->left_end;
+    unlock(&session->out_lock);
+    if (waits && send_client(session, "", 0) < 0) {
+        PyErr_Clear();
+    }
+}
+
 /* The kinds of frames. */
 enum frame_kind {
     FRAME_OUTPUT = 'o',
@@ -4627,7 +4679,9 @@ ATTACHED static int
 write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
 {
     if (!session->wish->framed) {
-        return send_client(session, bytes, length);
+        return leave_to_listener(session, bytes, length)
+                   ? 0
+                   : send_client(session, bytes, length);
     }
     while (length > 0) {
         size_t size = length < MAX_FRAME ? length : MAX_FRAME;
@@ -8735,7 +8789,8 @@ ask_line(struct session *session, struct text *unsent, const char *prompt)
     if (unsent->failed) {
         PyErr_NoMemory();
     }
-    else if (write_client(session, unsent->bytes, unsent->length) == 0) {
+    else if (send_client(session, unsent->bytes, unsent->length) == 0) {
+        session->writes = 0;
         free_text(unsent);
         if (session->input == NULL) {
             session->input = open_input(session);
@@ -8918,6 +8973,7 @@ serve_lines(struct session *session, PyObject *locals,
         log_handler_exception(session, "REPL failed with ");
     }
     log_line("DONE.");
+    send_left(session);
     close_streams(session);
     Py_CLEAR(session->input);
     set_names(session, NULL);
@@ -10951,8 +11007,11 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->locals = NULL;
         session->asked_for_input = false;
         session->gone_ms = 0;
+        session->writes = 0;
         session->head = 0;
         session->tail = 0;
+        session->left_end = 0;
+        session->refused = false;
         session->missed = 0;
         session->asked_ms = 0;
         session->waiting_ms = 0;
