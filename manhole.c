@@ -745,6 +745,9 @@ struct door {
 };
 
 /* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
+/* Apart from what has initial values: a page of it is the process's own when it is first used. */
+static struct session session_table[MAX_SESSIONS];
+
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
@@ -781,7 +784,9 @@ static struct manhole {
     bool closing; /* the interpreter is about to end: nobody attaches any more */
     int entering; /* threads of ours that make their thread state just now */
     int inside;   /* threads of ours that are, or are about to be, attached */
-    struct session sessions[MAX_SESSIONS];
+    struct session *sessions; /* MAX_SESSIONS of them */
+    _Atomic size_t
+        sessions_end; /* those from here on were never used; grows under table_lock */
     _Atomic size_t viewers_end; /* no slot from here on has ever had viewing set */
     _Atomic int viewers;        /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */
@@ -790,6 +795,7 @@ static struct manhole {
     PyObject *sys_class; /* owned, what type(sys) was before the first of them */
     struct borrowed_attribute borrowed[11];
 } manhole = {
+    .sessions = session_table,
     .wake_bell.number = -1,
     .news_bell.number = -1,
     .doors = {[0 ... MAX_DOORS - 1] = {.listen_fd.number = -1, .given_fd.number = -1}},
@@ -936,12 +942,10 @@ unlock_install(void)
 
 /* Before the first use, and in a forked child. */
 static void
-make_session_locks(void)
+make_session_locks(struct session *session)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
-        (void)pthread_mutex_init(&manhole.sessions[i].out_lock, NULL);
-        (void)pthread_cond_init(&manhole.sessions[i].out_free, NULL);
-    }
+    (void)pthread_mutex_init(&session->out_lock, NULL);
+    (void)pthread_cond_init(&session->out_free, NULL);
 }
 
 static void
@@ -954,7 +958,9 @@ make_locks_anew(void)
     (void)pthread_mutex_init(&table_lock, NULL);
     (void)pthread_mutex_init(&log_lock, NULL);
     (void)pthread_mutex_init(&snapshot_lock, NULL);
-    make_session_locks();
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        make_session_locks(&manhole.sessions[i]);
+    }
 }
 
 /* ======================================================================================
@@ -3250,7 +3256,7 @@ split_frames(const struct copied_thread *thread, struct slice lines[MAX_COPIED_F
 static bool
 is_waiting_session(unsigned long ident)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         const struct session *session = &manhole.sessions[i];
         if (atomic_load(&session->fd) >= 0 && session->ident == ident &&
             !atomic_load(&session->running)) {
@@ -10975,6 +10981,22 @@ most_sessions(const struct wish *wish)
     return wish->aside ? MAX_ASIDE : manhole.options.max_sessions;
 }
 
+/* A slot that was never used, or NULL when there is none. Under table_lock. */
+static struct session *
+make_session(void)
+{
+    const size_t end = atomic_load(&manhole.sessions_end);
+    struct session *session = end < MAX_SESSIONS ? &manhole.sessions[end] : NULL;
+    if (session != NULL) {
+        make_session_locks(session);
+        atomic_store(&session->fd, -1);
+        atomic_store(&session->plain_fd, -1);
+        atomic_store(&session->telnet_fd, -1);
+        atomic_store(&manhole.sessions_end, end + 1);
+    }
+    return session;
+}
+
 /* Returns a slot for a connected socket, which it takes over; NULL when enough are taken. */
 static struct session *
 claim_session(int fd, const struct peer *peer, const struct wish *wish)
@@ -10982,7 +11004,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
     struct session *session = NULL;
     int taken = 0;
     lock_leaf(&table_lock);
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN) {
             taken += manhole.sessions[i].wish->aside == wish->aside &&
                      !atomic_load(&manhole.sessions[i].over);
@@ -10993,6 +11015,9 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
     }
     if (taken >= most_sessions(wish)) {
         session = NULL;
+    }
+    else if (session == NULL) {
+        session = make_session();
     }
     if (session != NULL) {
         session->state = SESSION_TAKEN;
@@ -11063,7 +11088,7 @@ count_sessions(void)
 {
     int count = 0;
     lock_leaf(&table_lock);
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         count += manhole.sessions[i].state == SESSION_TAKEN &&
                  &manhole.sessions[i] != current_session;
     }
@@ -11347,7 +11372,7 @@ static int64_t
 waiting_since(void)
 {
     int64_t since_ms = 0;
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
         if (session->waiting_ms != 0 &&
@@ -11618,7 +11643,7 @@ send_guard(struct session *session)
 DETACHED static void
 send_guards(void)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
         bool there = session->asked_ms != 0;
@@ -11789,7 +11814,7 @@ answer_interrupt(int fd, const struct card *card)
 {
     static const char *const answers[] = {"idle\n", "interrupted\n", "still running\n"};
     const char *answer = "unknown\n";
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
         bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;
@@ -11992,7 +12017,7 @@ prepare_watch(struct watch *watch)
     else {
         watch_doors(watch);
     }
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         int fd = atomic_load(&session->fd);
         if (fd < 0 || !is_listeners(session)) {
@@ -12079,7 +12104,7 @@ watch_descriptors(struct watch *watch)
             (void)interrupt_session(session);
         }
     }
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         if (atomic_load(&manhole.sessions[i].fd) >= 0 &&
             is_listeners(&manhole.sessions[i])) {
             look_after(&manhole.sessions[i]);
@@ -12794,7 +12819,7 @@ uninstall(void)
 ATTACHED static void
 dismiss_sessions(void)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&table_lock);
         bool there = session->state == SESSION_TAKEN && session != current_session;
@@ -12814,7 +12839,7 @@ static void
 abandon_sessions(void)
 {
     lock_leaf(&table_lock);
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN &&
             &manhole.sessions[i] != current_session) {
             manhole.sessions[i].state = SESSION_BURNT;
@@ -12951,7 +12976,7 @@ ATTACHED static void
 forget_parent(void)
 {
     make_locks_anew();
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         if (session != current_session) {
             session->state =
@@ -14172,23 +14197,6 @@ apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
  * Runs on:  the thread that calls install() or release(), ATTACHED, under install_lock.
  * ====================================================================================== */
 
-/* The first install in a process: its own locks, empty slots. */
-ATTACHED static void
-become_owner(void)
-{
-    if (atomic_load(&manhole.owner) == 0) {
-        make_session_locks();
-        for (size_t i = 0; i < MAX_SESSIONS; i++) {
-            if (manhole.sessions[i].state == SESSION_FREE) {
-                atomic_store(&manhole.sessions[i].fd, -1);
-                atomic_store(&manhole.sessions[i].plain_fd, -1);
-                atomic_store(&manhole.sessions[i].telnet_fd, -1);
-            }
-        }
-    }
-    atomic_store(&manhole.owner, getpid());
-}
-
 static bool
 wants_listener(const struct options *options)
 {
@@ -14307,7 +14315,7 @@ install_locked(PyObject *module, struct options *options)
         }
         uninstall();
     }
-    become_owner();
+    atomic_store(&manhole.owner, getpid());
     lock_leaf(&table_lock);
     manhole.options = *options;
     unlock(&table_lock);

@@ -65,7 +65,7 @@ def resident_kib(pid):
     """Returns what is resident, and what of it is the process's own."""
     with open("/proc/%d/smaps_rollup" % pid) as file:
         lines = dict(line.split(":") for line in file if line.count(":") == 1)
-    return [int(lines[name].split()[0]) for name in ("Rss", "Private_Dirty")]
+    return [int(lines[name].split()[0]) for name in ("Rss", "Anonymous")]
 
 
 def memory_of_manhole(target):
