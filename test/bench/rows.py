@@ -686,7 +686,7 @@ while asked():
           "blocks of Python's": sys.getallocatedblocks(),
           "modules": len(sys.modules)})
 """
-IN_TURN, AT_ONCE, A_FEW = 500, 64, 8
+BATCHES, IN_TURN, AT_ONCE, A_FEW = 5, 100, 64, 8
 
 
 def visit_ms(target):
@@ -720,27 +720,41 @@ def in_use(target):
 
 
 def row_clients(place, _):
+    """Medians of several batches: a leak grows by one or more with each client, a cache now and
+    then, and less with each batch."""
     with place.target("ours", CLIENTS) as target:
         target.wait_for_socket()
         counts = {"ours": AT_ONCE, "bare": A_FEW}
-        crowds = alternate(5, counts, lambda count: crowd_ms(target, count))
-        before = in_use(target)
-        times = [visit_ms(target) for _ in range(IN_TURN)]
-        crowd_ms(target, AT_ONCE)
-        after = in_use(target)
-    tenth = IN_TURN // 10
-    pace = statistics.median(times[-tenth:]) / statistics.median(times[:tenth])
-    what = "%d in turn, then %d at once: " % (IN_TURN, AT_ONCE)
-    figures = [
-        Figure(what + "more " + name, "", {"ours": [after[name] - before[name]]}, [none_at_all()])
-        for name in before
+        crowds = alternate(BATCHES, counts, lambda count: crowd_ms(target, count))
+        visit_ms(target)
+        used = [in_use(target)]
+        paces = []
+        for _ in range(BATCHES):
+            paces.append(statistics.median(visit_ms(target) for _ in range(IN_TURN)))
+            crowd_ms(target, AT_ONCE)
+            used.append(in_use(target))
+    clients = IN_TURN + AT_ONCE
+    growth = [
+        Figure(
+            "more %s a client, %d in turn and %d at once" % (name, IN_TURN, AT_ONCE),
+            "",
+            {"ours": [(now[name] - then[name]) / clients for then, now in zip(used, used[1:])]},
+            [below(0.1, "a client")],
+        )
+        for name in used[0]
     ]
-    figures.append(
-        Figure("%d in turn: last %d / first %d" % (IN_TURN, tenth, tenth), "", {"ours": [pace]},
-               [below(1.25, "")])
-    )
-    figures.append(
-        Figure("%d at once, a client; bare: %d at once" % (AT_ONCE, A_FEW), "ms", crowds,
-               [share_of("bare", 1.25)])
-    )
-    return figures
+    pace = {"ours": paces[-1:], "bare": paces[:1]}
+    return growth + [
+        Figure(
+            "prompt, last %d of %d in turn; bare: first" % (IN_TURN, BATCHES * IN_TURN),
+            "ms",
+            pace,
+            [share_of("bare", 1.25)],
+        ),
+        Figure(
+            "prompt, a client of %d at once; bare: of %d" % (AT_ONCE, A_FEW),
+            "ms",
+            crowds,
+            [share_of("bare", 1.25)],
+        ),
+    ]

@@ -225,8 +225,10 @@ def alternate(rounds, subjects, measure):
 def columns(samples):
     """Takes samples of tuples apart: returns a dict of samples for each place in the tuples."""
     count = len(next(iter(samples.values()))[0])
-    return [{side: [value[i] for value in values] for side, values in samples.items()}
-            for i in range(count)]
+    return [
+        {side: [value[i] for value in values] for side, values in samples.items()}
+        for i in range(count)
+    ]
 
 
 # ---- Figures, and the goals that they are held to --------------------------------------------
