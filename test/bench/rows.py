@@ -686,7 +686,7 @@ while asked():
           "blocks of Python's": sys.getallocatedblocks(),
           "modules": len(sys.modules)})
 """
-BATCHES, IN_TURN, AT_ONCE, A_FEW = 5, 100, 64, 8
+BATCHES, IN_TURN, AT_ONCE, A_FEW = 10, 100, 64, 8
 
 
 def visit_ms(target):
