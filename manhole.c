@@ -4354,8 +4354,9 @@ static const struct form json_form = {
 
 /* ======================================================================================
  * Output: bytes on their way to a client.
- * Runs on:  the session's thread sends its own and waits for its client; application threads
- *           leave copies of what they print and never wait; the listener carries the copies.
+ * Runs on:  the session's thread sends its own and waits for its client, or leaves it where a
+ *           statement prints much; application threads leave copies of what they print and never
+ *           wait; the listener carries what is left.
  * Touches:  the output fields of struct session. Whoever has set sending sends, nobody else.
  * ====================================================================================== */
 

@@ -4,12 +4,11 @@
 
 Rounds of ours, theirs and the least possible alternate, so that whatever else the machine does
 falls on all alike; what is shown are medians. The table goes to standard output, all that was
-measured to a JSON file. The exit status is 0; with --strict it is 1 when a goal was missed, or
-not judged.
+measured to a JSON file. The exit status is 1 when a row failed; with --strict also when a goal was
+missed, or not judged.
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import json
 import os
@@ -59,8 +58,10 @@ def parse_options():
 COLUMNS = ("what", "ours", "theirs", "bare", "goal", "reached", "met")
 
 
-def number(value, unit=""):
-    return "" if value is None else ("%.3g %s" % (value, unit)).strip()
+def number(value, unit):
+    if value is None:
+        return ""
+    return (("%.0f %s" if abs(value) >= 1000 else "%.3g %s") % (value, unit)).strip()
 
 
 def lines_of(figure):

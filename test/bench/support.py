@@ -237,7 +237,7 @@ def columns(samples):
 @dataclasses.dataclass
 class Goal:
     text: str
-    of: str  # what is compared: "", or one of Figure.samples that ours is divided by, or less
+    of: str  # what ours is compared to, one of Figure.samples; or empty
     reach: object  # (ours, other) -> the number that is judged
     is_met: object  # that number -> bool
     shown: str = "%.3g"  # how that number is shown
