@@ -146,8 +146,8 @@ enum {
     GONE_CHECK_MS = 1000,
     /* Python's signal handlers are due in a wait, and a signal may come just before poll(). */
     SIGNAL_CHECK_MS = 500,
-    /* What making a dump's text may keep other threads from running, in one go: as long as a thread of
-     * Python's own that computes. */
+    /* What making a dump's text may keep other threads from running, in one go: as long as a
+     * thread of Python's own that computes. */
     HOLD_MS = 5,
     /* Frames whose text is kept in mind while a dump is made. */
     WRITTEN_FRAMES = 512,
@@ -3820,8 +3820,8 @@ struct form {
     void (*append_snapshot)(struct text *text);
 };
 
-/* Where a frame is in the text already: threads of one kind share most of theirs. A row for each hash
- * of (code, instruction); the last one that has it stays. */
+/* Where a frame is in the text already: threads of one kind share most of theirs. A row for each
+ * hash of (code, instruction); the last one that has it stays. */
 struct written_frame {
     const PyCodeObject *code; /* borrowed from the look */
     int instruction;
@@ -4628,9 +4628,9 @@ send_client(struct session *session, const char *bytes, size_t length)
 }
 
 /* Leaves a session's own bytes among the copies, in their order, for the listener to send: a
- * statement that prints much would otherwise let go of the GIL with each piece. What it prints first
- * is sent at once; so is all where no listener watches, the client is slow, or gone. Returns whether
- * they are left. */
+ * statement that prints much would otherwise let go of the GIL with each piece. What it prints
+ * first is sent at once; so is all where no listener watches, the client is slow, or gone. Returns
+ * whether they are left. */
 ATTACHED static bool
 leave_to_listener(struct session *session, const char *bytes, size_t length)
 {
@@ -4659,7 +4659,8 @@ leave_to_listener(struct session *session, const char *bytes, size_t length)
     return left;
 }
 
-/* Sends what was left to the listener and waits still, before the session hangs up. Never raises. */
+/* Sends what was left to the listener and waits still, before the session hangs up. Never
+ * raises. */
 ATTACHED static void
 send_left(struct session *session)
 {
@@ -8782,10 +8783,10 @@ open_input(struct session *session)
                                   NULL, 0);
 }
 
-/* Writes what is unsent yet and a prompt, with a mark before and behind that for a client that wants
- * it, and reads the line. Nothing is unsent then. Returns as read_line() does; NULL without an
- * exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes on
- * where it came from. */
+/* Writes what is unsent yet and a prompt, with a mark before and behind that for a client that
+ * wants it, and reads the line. Nothing is unsent then. Returns as read_line() does; NULL without
+ * an exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes
+ * on where it came from. */
 ATTACHED static PyObject *
 ask_line(struct session *session, struct text *unsent, const char *prompt)
 {
