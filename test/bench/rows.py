@@ -179,15 +179,21 @@ def row_prompt(place, _):
 
 
 BUSY = """
+begin = threading.Lock()
+begin.acquire()
+
 def compute():
+    begin.acquire()
+    begin.release()
     x = 0
     while True:
         x += 1
 
-tell(install() if sys.argv[1] != "none" else None)
-asked()
 for _ in range(4):
     start(compute)
+tell(install() if sys.argv[1] != "none" else None)
+asked()
+begin.release()
 tell(0)
 asked()
 tell(0)
@@ -204,7 +210,7 @@ def row_busy(place, _):
                 target.hear()
                 target.ask()
                 return target.asking_ms()
-            prompt_ms(target.wait_for_socket())  # to warm up
+            prompt_ms(target.wait_for_socket())  # to warm up: the sources are read
             target.ask()
             with target.client() as client:
                 return client.read_until(PROMPT) * 1e3
