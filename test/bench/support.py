@@ -101,8 +101,8 @@ class Target:
     def __exit__(self, *_):
         self.process.kill()
         self.process.communicate()
-        if self.socket_path and os.path.exists(self.socket_path):
-            os.unlink(self.socket_path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("/tmp/manhole-%d" % self.pid)
 
     @property
     def pid(self):
