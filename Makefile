@@ -28,6 +28,11 @@ DEBIAN_PYTHON ?= $(wildcard /usr/bin/python3)
 LIBEDIT ?= $(shell echo '#include <histedit.h>' | $(CC) -E - >/dev/null 2>&1 && echo -ledit)
 # Not empty: neither look for missing Debian packages nor install them.
 NO_SETUP ?=
+# bench: the rows to measure (all), the folder of python-manhole's package (where PYTHON has it), and
+# options of test/bench/bench.py, e.g. --strict.
+BENCH ?=
+PEER ?=
+BENCH_OPTIONS ?=
 # Not empty: leave out test/system_*.c.
 NO_SYSTEM_TESTS ?=
 BUILD_ROOT ?= build
@@ -180,7 +185,7 @@ $(BUILD)/config.h: force
 	@mkdir -p $(@D)
 	@echo "$$CONFIG" | cmp -s - $@ || echo "$$CONFIG" >$@
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/faults/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/bench/*.d $(BUILD)/faults/*.d)
 
 test-programs: all $(PTH) $(TESTS) $(EXAMPLE)
 
@@ -257,6 +262,15 @@ run-fuzzers: $(FUZZERS)
 	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' FUZZ_SECONDS='$(FUZZ_SECONDS)' \
 	    FUZZ_SEED='$(FUZZ_SEED)' test/fuzz/run.sh $(FUZZERS)
 
+bench: all $(BUILD)/bench/native$(EXT_SUFFIX) ## measure it, beside python-manhole (PEER=folder, BENCH=row)
+	$(SET_UP) bench
+	@$(PYTHON) test/bench/bench.py --build '$(BUILD)' $(PEER:%=--peer '%') $(BENCH_OPTIONS) $(BENCH)
+
+$(BUILD)/bench/native$(EXT_SUFFIX): test/bench/native.c $(BUILD)/config.h
+	@mkdir -p $(@D)
+	$(CC) -shared $(OUR_CFLAGS) $(MODULE_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
+	    $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $<
+
 where: # the folder of this build
 	@echo $(BUILD)
 
@@ -319,7 +333,7 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 
 # ---- Care of the sources ------------------------------------------------------------------
 
-SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/faults/*.c test/fuzz/*.c)
+SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/bench/*.c test/faults/*.c test/fuzz/*.c)
 HEADERS := $(wildcard manhole.h test/*.h test/faults/*.h test/fuzz/*.h)
 SCRIPTS := $(wildcard test/*.sh test/fuzz/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)

@@ -107,8 +107,11 @@ enum {
     SOCKET_PATH_SIZE = sizeof(((struct sockaddr_un *)0)->sun_path),
     /* Characters of one line typed at the prompt. */
     MAX_LINE = 16 * 1024 * 1024,
-    /* Bytes of the application's output kept for a slow client. */
+    /* Bytes of the application's output kept for a slow client; and of a session's own among them,
+     * once a statement has written so often. */
     COPIES_SIZE = 1024 * 1024,
+    MAX_LEFT = 256 * 1024,
+    FLOOD_BEGINS = 16,
     /* Bytes of a log line; a pipe takes this much in one piece (PIPE_BUF). */
     LOG_LINE_SIZE = 4096,
     /* Log lines that wait for a Python object to take them. */
@@ -143,8 +146,11 @@ enum {
     GONE_CHECK_MS = 1000,
     /* Python's signal handlers are due in a wait, and a signal may come just before poll(). */
     SIGNAL_CHECK_MS = 500,
-    /* What making a dump's text may keep other threads from running, in one go. */
-    HOLD_MS = 10,
+    /* What making a dump's text may keep other threads from running, in one go: as long as a
+     * thread of Python's own that computes. */
+    HOLD_MS = 5,
+    /* Frames whose text is kept in mind while a dump is made. */
+    WRITTEN_FRAMES = 512,
     /* How long a TCP client's Ctrl-C waits for Python before the session may read on. */
     INTERRUPT_PATIENCE_MS = 100,
     /* From the end of what a TCP client sends to the look whether it is still there to read. */
@@ -253,8 +259,8 @@ is_attached(void)
 #endif
 }
 
-/* In *found a new reference to sys.NAME; NULL when there is none. Returns 0, or -1 with an exception
- * when that cannot be told. */
+/* In *found a new reference to sys.NAME; NULL when there is none. Returns 0, or -1 with an
+ * exception when that cannot be told. */
 ATTACHED static int
 find_sys(const char *name, PyObject **found)
 {
@@ -449,6 +455,13 @@ add_c_fork_hook(void)
 
 static pthread_once_t c_fork_hook_once = PTHREAD_ONCE_INIT;
 #endif
+
+/* Whether sys.modules has it. */
+ATTACHED static bool
+is_imported(const char *name)
+{
+    return PyDict_GetItemString(PyImport_GetModuleDict(), name) != NULL;
+}
 
 /* Imports threading before a client does. Until 3.13 it takes the thread that imports it first for
  * the main thread: exit would wait for a session, and the application would never be told its own
@@ -668,6 +681,7 @@ struct session {
     _Atomic int interrupts; /* that it has got */
     /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
     _Atomic bool taken_back;
+    int writes;       /* since it was last asked for a line */
     bool has_console; /* the std streams are this client's in its thread */
     PyObject *input;  /* owned text file that sys.stdin is in its thread */
     /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
@@ -687,6 +701,8 @@ struct session {
     char *_Atomic copies; /* ring of COPIES_SIZE bytes, or NULL before the first copy */
     size_t head; /* bytes ever sent and ever kept: their difference is what waits */
     size_t tail;
+    size_t left_end; /* of the session's own bytes among them, see leave_to_listener() */
+    bool refused;    /* a send() of the listener's has failed: the client is gone */
     /* Bytes that found no room since the last note about it. Away from 0 and back only under
      * out_lock; in between anybody may add to it. */
     _Atomic size_t missed;
@@ -745,6 +761,9 @@ struct door {
 };
 
 /* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
+/* Apart from what has initial values: a page of it is the process's own when it is first used. */
+static struct session session_table[MAX_SESSIONS];
+
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
@@ -781,7 +800,9 @@ static struct manhole {
     bool closing; /* the interpreter is about to end: nobody attaches any more */
     int entering; /* threads of ours that make their thread state just now */
     int inside;   /* threads of ours that are, or are about to be, attached */
-    struct session sessions[MAX_SESSIONS];
+    struct session *sessions; /* MAX_SESSIONS of them */
+    _Atomic size_t
+        sessions_end; /* those from here on were never used; grows under table_lock */
     _Atomic size_t viewers_end; /* no slot from here on has ever had viewing set */
     _Atomic int viewers;        /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */
@@ -790,6 +811,7 @@ static struct manhole {
     PyObject *sys_class; /* owned, what type(sys) was before the first of them */
     struct borrowed_attribute borrowed[11];
 } manhole = {
+    .sessions = session_table,
     .wake_bell.number = -1,
     .news_bell.number = -1,
     .doors = {[0 ... MAX_DOORS - 1] = {.listen_fd.number = -1, .given_fd.number = -1}},
@@ -936,12 +958,10 @@ unlock_install(void)
 
 /* Before the first use, and in a forked child. */
 static void
-make_session_locks(void)
+make_session_locks(struct session *session)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
-        (void)pthread_mutex_init(&manhole.sessions[i].out_lock, NULL);
-        (void)pthread_cond_init(&manhole.sessions[i].out_free, NULL);
-    }
+    (void)pthread_mutex_init(&session->out_lock, NULL);
+    (void)pthread_cond_init(&session->out_free, NULL);
 }
 
 static void
@@ -954,7 +974,9 @@ make_locks_anew(void)
     (void)pthread_mutex_init(&table_lock, NULL);
     (void)pthread_mutex_init(&log_lock, NULL);
     (void)pthread_mutex_init(&snapshot_lock, NULL);
-    make_session_locks();
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        make_session_locks(&manhole.sessions[i]);
+    }
 }
 
 /* ======================================================================================
@@ -1170,24 +1192,41 @@ struct text {
     bool failed;
 };
 
-static void
-append_bytes(struct text *text, const char *bytes, size_t length)
+/* Returns whether so many bytes more have room. */
+static bool
+make_room(struct text *text, size_t length)
 {
-    if (text->failed || length == 0) {
-        return;
-    }
-    if (text->capacity - text->length < length) {
+    if (!text->failed && text->capacity - text->length < length) {
         size_t capacity = (text->capacity + length) * 2;
         char *grown = realloc(text->bytes, capacity);
         if (grown == NULL) {
             text->failed = true;
-            return;
         }
-        text->bytes = grown;
-        text->capacity = capacity;
+        else {
+            text->bytes = grown;
+            text->capacity = capacity;
+        }
     }
-    memcpy(text->bytes + text->length, bytes, length);
-    text->length += length;
+    return !text->failed;
+}
+
+static void
+append_bytes(struct text *text, const char *bytes, size_t length)
+{
+    if (length > 0 && make_room(text, length)) {
+        memcpy(text->bytes + text->length, bytes, length);
+        text->length += length;
+    }
+}
+
+/* Appends what it has already at this place. */
+static void
+append_again(struct text *text, size_t start, size_t length)
+{
+    if (length > 0 && make_room(text, length)) {
+        memcpy(text->bytes + text->length, text->bytes + start, length);
+        text->length += length;
+    }
 }
 
 static void
@@ -3249,7 +3288,7 @@ split_frames(const struct copied_thread *thread, struct slice lines[MAX_COPIED_F
 static bool
 is_waiting_session(unsigned long ident)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         const struct session *session = &manhole.sessions[i];
         if (atomic_load(&session->fd) >= 0 && session->ident == ident &&
             !atomic_load(&session->running)) {
@@ -3805,6 +3844,7 @@ struct form {
     /* What comes before the frames of a thread. Returns false when it was shown with another. */
     bool (*begin_thread)(struct text *text, struct look *look, size_t index,
                          PyObject *active);
+    void (*separate_frames)(struct text *text);
     void (*append_frame)(struct text *text, const struct frame_record *frame,
                          PyObject *linecache, PyObject *sources);
     const char *thread_end;
@@ -3812,17 +3852,48 @@ struct form {
     void (*append_snapshot)(struct text *text);
 };
 
+/* Where a frame is in the text already: threads of one kind share most of theirs. A row for each
+ * hash of (code, instruction); the last one that has it stays. */
+struct written_frame {
+    const PyCodeObject *code; /* borrowed from the look */
+    int instruction;
+    size_t start;
+    size_t length;
+};
+
+ATTACHED static void
+append_frame_once(struct text *text, const struct form *form,
+                  const struct frame_record *frame, struct written_frame *written,
+                  PyObject *linecache, PyObject *sources)
+{
+    struct written_frame *row = &written[hash_frames(frame, 1) % WRITTEN_FRAMES];
+    form->separate_frames(text);
+    if (row->code == frame->code && row->instruction == frame->instruction) {
+        append_again(text, row->start, row->length);
+        return;
+    }
+    *row = (struct written_frame){frame->code, frame->instruction, text->length, 0};
+    form->append_frame(text, frame, linecache, sources);
+    row->length = text->length - row->start;
+}
+
 /* Appends all stacks where there is a GIL: every frame stands still while one looks. Returns 0, or
  * -1 with an exception set. */
 ATTACHED static int
 append_look(struct text *text, const struct form *form)
 {
     struct look look = {0};
+    struct written_frame *written =
+        PyMem_RawCalloc(WRITTEN_FRAMES, sizeof(*written));    /* owned */
     PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
     PyObject *sources = PyDict_New();                         /* owned */
     PyObject *active = NULL;                                  /* owned, may stay NULL */
-    int64_t held_since_ms = 0;
+    int64_t held_since_ms = monotonic_ms();
     int result = -1;
+    if (written == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
     if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
         goto done;
     }
@@ -3835,8 +3906,8 @@ append_look(struct text *text, const struct form *form)
             continue;
         }
         for (size_t j = thread->count; j > 0; j--) {
-            form->append_frame(text, &look.frames[thread->first + j - 1], linecache,
-                               sources);
+            append_frame_once(text, form, &look.frames[thread->first + j - 1], written,
+                              linecache, sources);
         }
         append_string(text, form->thread_end);
     }
@@ -3848,6 +3919,7 @@ append_look(struct text *text, const struct form *form)
     }
 done:
     free_look(&look);
+    PyMem_RawFree(written);
     Py_XDECREF(linecache);
     Py_XDECREF(sources);
     Py_XDECREF(active);
@@ -3869,15 +3941,16 @@ append_stacks(struct text *text, const struct form *form)
 }
 
 static void
-begin_dump(struct text *text)
+append_nothing(struct text *text)
 {
-    (void)text; /* each header brings the line before it */
+    (void)text;
 }
 
 /* python-manhole's form to the letter. */
 static const struct form dump_form = {
-    .begin = begin_dump,
+    .begin = append_nothing, /* each header brings the line before it */
     .begin_thread = append_headers,
+    .separate_frames = append_nothing,
     .append_frame = append_frame,
     .thread_end = "",
     .end = "#############################################\n\n\n",
@@ -4281,7 +4354,6 @@ append_json_frame(struct text *text, const struct frame_record *frame,
 {
     struct described_frame described = {.filename = NULL};
     if (describe_frame(&described, frame, linecache, sources)) {
-        append_json_comma(text);
         append_string(text, "{\"file\": ");
         append_json_str(text, described.filename);
         append_format(text, ", \"line\": %d, \"function\": ", described.line);
@@ -4289,6 +4361,9 @@ append_json_frame(struct text *text, const struct frame_record *frame,
         append_string(text, ", \"source\": ");
         append_json_str(text, described.source);
         append_string(text, "}");
+    }
+    else {
+        append_string(text, "null");
     }
     free_described_frame(&described);
 }
@@ -4302,6 +4377,7 @@ begin_json_look(struct text *text)
 static const struct form json_form = {
     .begin = begin_json_look,
     .begin_thread = append_json_thread,
+    .separate_frames = append_json_comma,
     .append_frame = append_json_frame,
     .thread_end = "]}",
     .end = "]}\n",
@@ -4310,8 +4386,9 @@ static const struct form json_form = {
 
 /* ======================================================================================
  * Output: bytes on their way to a client.
- * Runs on:  the session's thread sends its own and waits for its client; application threads
- *           leave copies of what they print and never wait; the listener carries the copies.
+ * Runs on:  the session's thread sends its own and waits for its client, or leaves it where a
+ *           statement prints much; application threads leave copies of what they print and never
+ *           wait; the listener carries what is left.
  * Touches:  the output fields of struct session. Whoever has set sending sends, nobody else.
  * ====================================================================================== */
 
@@ -4503,6 +4580,7 @@ carry_copies(struct session *session)
     }
     else if (error != 0 && error != EAGAIN && error != EINTR) {
         session->head = session->tail; /* gone: its own thread finds out */
+        session->refused = true;
         session->missed = 0;
     }
     session->sending = false;
@@ -4585,6 +4663,52 @@ send_client(struct session *session, const char *bytes, size_t length)
     }
 }
 
+/* Leaves a session's own bytes among the copies, in their order, for the listener to send: a
+ * statement that prints much would otherwise let go of the GIL with each piece. What it prints
+ * first is sent at once; so is all where no listener watches, the client is slow, or gone. Returns
+ * whether they are left. */
+ATTACHED static bool
+leave_to_listener(struct session *session, const char *bytes, size_t length)
+{
+    bool left = false;
+    bool wake = false;
+    if (session->writes < FLOOD_BEGINS) {
+        session->writes++;
+        return false;
+    }
+    lock_leaf(&session->out_lock);
+    if (session->copies == NULL) {
+        session->copies = malloc(COPIES_SIZE);
+    }
+    left = session->copies != NULL && session->asked_ms != 0 && !session->refused &&
+           atomic_load(&session->viewing) && session->missed == 0 && length <= MAX_LEFT &&
+           session->tail - session->head <= MAX_LEFT - length;
+    if (left) {
+        wake = !session->sending && session->head == session->tail;
+        fill_ring(session, bytes, length);
+        session->left_end = session->tail;
+    }
+    unlock(&session->out_lock);
+    if (wake) {
+        ring_bell(&manhole.wake_bell);
+    }
+    return left;
+}
+
+/* Sends what was left to the listener and waits still, before the session hangs up. Never
+ * raises. */
+ATTACHED static void
+send_left(struct session *session)
+{
+    bool waits = false;
+    lock_leaf(&session->out_lock);
+    waits = session->head < session->left_end;
+    unlock(&session->out_lock);
+    if (waits && send_client(session, "", 0) < 0) {
+        PyErr_Clear();
+    }
+}
+
 /* The kinds of frames. */
 enum frame_kind {
     FRAME_OUTPUT = 'o',
@@ -4599,7 +4723,9 @@ ATTACHED static int
 write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
 {
     if (!session->wish->framed) {
-        return send_client(session, bytes, length);
+        return leave_to_listener(session, bytes, length)
+                   ? 0
+                   : send_client(session, bytes, length);
     }
     while (length > 0) {
         size_t size = length < MAX_FRAME ? length : MAX_FRAME;
@@ -4762,7 +4888,9 @@ stream_target(PyObject *self)
         if (stream->is_input) {
             ask_for_input(session);
         }
-        return stream->is_input ? session->input : self;
+        if (!stream->is_input || session->input != NULL) {
+            return stream->is_input ? session->input : self;
+        }
     }
     return stream->original == Py_None && !stream->is_input ? self : stream->original;
 }
@@ -8679,133 +8807,6 @@ push_line(struct session *session, PyObject *console, PyObject *line)
     return verdict;
 }
 
-/* Writes a prompt, with a mark before and behind it for a client that wants that, and reads the
- * line. Returns as read_line() does; NULL without an exception after a SystemExit, which is not the
- * client's, for nothing of its runs now: it goes on where it came from. */
-ATTACHED static PyObject *
-ask_line(struct session *session, const char *prompt)
-{
-    struct text text = {0};
-    PyObject *line = NULL; /* owned, handed to the caller */
-    append_string(&text, session->wish->marked ? "\1" : "");
-    append_string(&text, prompt);
-    append_string(&text, session->wish->marked ? "\2" : "");
-    if (text.failed) {
-        PyErr_NoMemory();
-    }
-    else if (write_client(session, text.bytes, text.length) == 0) {
-        line = read_line(session);
-    }
-    free_text(&text);
-    if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
-        Py_XSETREF(session->raised, take_exception());
-    }
-    return line;
-}
-
-/* Prompt, line, prompt, line. Returns with an exception set when it was one that ended
- * it. */
-ATTACHED static void
-run_console(struct session *session, PyObject *console)
-{
-    static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
-    enum verdict verdict = LINE_DONE;
-    while (verdict != SESSION_OVER) {
-        PyObject *line =
-            ask_line(session, verdict == LINE_WANTS_MORE ? "... " : ">>> "); /* owned */
-        if (line == NULL) {
-            verdict = judge_exception(session, console);
-        }
-        else if (PyUnicode_GetLength(line) == 0) {
-            (void)write_client(session, end_of_input, sizeof(end_of_input) - 1);
-            verdict = SESSION_OVER;
-        }
-        else {
-            verdict = push_line(session, console, line);
-        }
-        Py_XDECREF(line);
-    }
-}
-
-/* A client that has its answer asks for more: it must have heard something within hang_timeout, or
- * a reporter tells it why not. */
-DETACHED static void
-expect_answer(struct session *session)
-{
-    int64_t now_ms = monotonic_ms();
-    lock_leaf(&session->out_lock);
-    session->waiting_ms = now_ms;
-    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
-    session->answered = false;
-    session->reported = false;
-    session->told = false;
-    unlock(&session->out_lock);
-    ring_bell(&manhole.wake_bell);
-}
-
-/* Python answers: no reporter has to any more. Returns whether one has told the client already. */
-ATTACHED static bool
-settle_report(struct session *session)
-{
-    bool told = false;
-    PyThreadState *tstate = detach();
-    begin_sending(session); /* a reporter in the middle of it comes to its end */
-    lock_leaf(&session->out_lock);
-    session->answered = true;
-    session->waiting_ms = 0;
-    told = session->told;
-    unlock(&session->out_lock);
-    end_sending(session);
-    reattach(tstate);
-    return told;
-}
-
-/* The banner, the prompt. Returns with an exception set when it was one that ended it. */
-ATTACHED static void
-hold_console(struct session *session)
-{
-    static const struct derived derived = {.name = "ManholeConsole",
-                                           .module = "code",
-                                           .base = "InteractiveConsole",
-                                           .methods = console_methods};
-    PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
-    PyObject *console = NULL;                                                 /* owned */
-    PyObject *banner = NULL;                                                  /* owned */
-    console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
-    banner = console == NULL ? NULL : make_banner();
-    if (banner != NULL && write_client_str(session, banner) == 0) {
-        run_console(session, console);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(console);
-    Py_XDECREF(banner);
-}
-
-/* Logs why a handler ended with an exception, and tells the client, which would see but an end. */
-ATTACHED static void
-log_handler_exception(struct session *session, const char *prefix)
-{
-    char line[LOG_LINE_SIZE];
-    char text[LOG_LINE_SIZE / 2];
-    PyObject *exception = NULL; /* owned */
-    if (PyErr_ExceptionMatches(PyExc_BrokenPipeError) ||
-        PyErr_ExceptionMatches(PyExc_ConnectionResetError)) {
-        PyErr_Clear();
-        log_line("REPL client disconnected");
-        deliver_log();
-        return;
-    }
-    exception = take_exception();
-    (void)snprintf(line, sizeof(line), "manhole: %s%s.\n", prefix,
-                   describe_exception(exception, text, sizeof(text)));
-    log_line("%s%s.", prefix, text);
-    deliver_log();
-    if (write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
-        PyErr_Clear();
-    }
-    Py_XDECREF(exception);
-}
-
 /* Returns the descriptor, the session's, at which the client's bytes are to be read; or -1 with an
  * exception. */
 ATTACHED static int
@@ -8843,23 +8844,168 @@ open_input(struct session *session)
                                   NULL, 0);
 }
 
+/* Writes what is unsent yet and a prompt, with a mark before and behind that for a client that
+ * wants it, and reads the line. Nothing is unsent then. Returns as read_line() does; NULL without
+ * an exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes
+ * on where it came from. */
+ATTACHED static PyObject *
+ask_line(struct session *session, struct text *unsent, const char *prompt)
+{
+    PyObject *line = NULL; /* owned, handed to the caller */
+    append_string(unsent, session->wish->marked ? "\1" : "");
+    append_string(unsent, prompt);
+    append_string(unsent, session->wish->marked ? "\2" : "");
+    if (unsent->failed) {
+        PyErr_NoMemory();
+    }
+    else if (send_client(session, unsent->bytes, unsent->length) == 0) {
+        session->writes = 0;
+        free_text(unsent);
+        if (session->input == NULL) {
+            session->input = open_input(session);
+        }
+        line = session->input == NULL ? NULL : read_line(session);
+    }
+    free_text(unsent);
+    if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        Py_XSETREF(session->raised, take_exception());
+    }
+    return line;
+}
+
+/* Prompt, line, prompt, line. What is unsent yet goes with the first prompt: a client has it all at
+ * once, and Python is let go of once. Returns with an exception set when it was one that ended
+ * it. */
+ATTACHED static void
+run_console(struct session *session, PyObject *console, struct text *unsent)
+{
+    static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
+    enum verdict verdict = LINE_DONE;
+    while (verdict != SESSION_OVER) {
+        PyObject *line = ask_line(
+            session, unsent, verdict == LINE_WANTS_MORE ? "... " : ">>> "); /* owned */
+        if (line == NULL) {
+            verdict = judge_exception(session, console);
+        }
+        else if (PyUnicode_GetLength(line) == 0) {
+            (void)write_client(session, end_of_input, sizeof(end_of_input) - 1);
+            verdict = SESSION_OVER;
+        }
+        else {
+            verdict = push_line(session, console, line);
+        }
+        Py_XDECREF(line);
+    }
+}
+
+/* A client that has its answer asks for more: it must have heard something within hang_timeout,
+ * or a reporter tells it why not. */
+DETACHED static void
+expect_answer(struct session *session)
+{
+    int64_t now_ms = monotonic_ms();
+    lock_leaf(&session->out_lock);
+    session->waiting_ms = now_ms;
+    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
+    session->answered = false;
+    session->reported = false;
+    session->told = false;
+    unlock(&session->out_lock);
+    ring_bell(&manhole.wake_bell);
+}
+
+/* Python answers: no reporter has to any more. Returns whether one has told the client already. */
+ATTACHED static bool
+settle_report(struct session *session)
+{
+    bool told = false;
+    lock_leaf(&session->out_lock);
+    while (session->sending) { /* a reporter in the middle of it comes to its end */
+        PyThreadState *tstate = NULL;
+        unlock(&session->out_lock);
+        tstate = detach();
+        begin_sending(session);
+        end_sending(session);
+        reattach(tstate);
+        lock_leaf(&session->out_lock);
+    }
+    session->answered = true;
+    session->waiting_ms = 0;
+    told = session->told;
+    unlock(&session->out_lock);
+    return told;
+}
+
+/* What is unsent yet, the banner, the prompt. Returns with an exception set when it was one that
+ * ended it. */
+ATTACHED static void
+hold_console(struct session *session, struct text *unsent)
+{
+    static const struct derived derived = {.name = "ManholeConsole",
+                                           .module = "code",
+                                           .base = "InteractiveConsole",
+                                           .methods = console_methods};
+    PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
+    PyObject *console = NULL;                                                 /* owned */
+    PyObject *banner = NULL;                                                  /* owned */
+    console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
+    banner = console == NULL ? NULL : make_banner();
+    if (banner != NULL) {
+        append_str(unsent, banner);
+        run_console(session, console, unsent);
+    }
+    else {
+        PyObject *exception = take_exception(); /* owned, handed back */
+        (void)write_client(session, unsent->bytes, unsent->length);
+        put_back_exception(exception);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(console);
+    Py_XDECREF(banner);
+}
+
+/* Logs why a handler ended with an exception, and tells the client, which would see but an end. */
+ATTACHED static void
+log_handler_exception(struct session *session, const char *prefix)
+{
+    char line[LOG_LINE_SIZE];
+    char text[LOG_LINE_SIZE / 2];
+    PyObject *exception = NULL; /* owned */
+    if (PyErr_ExceptionMatches(PyExc_BrokenPipeError) ||
+        PyErr_ExceptionMatches(PyExc_ConnectionResetError)) {
+        PyErr_Clear();
+        log_line("REPL client disconnected");
+        deliver_log();
+        return;
+    }
+    exception = take_exception();
+    (void)snprintf(line, sizeof(line), "manhole: %s%s.\n", prefix,
+                   describe_exception(exception, text, sizeof(text)));
+    log_line("%s%s.", prefix, text);
+    deliver_log();
+    if (write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
+        PyErr_Clear();
+    }
+    Py_XDECREF(exception);
+}
+
 /* The dump, then the console. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 talk(struct session *session, PyObject *locals)
 {
     struct text dump = {0};
-    bool told = false;
     set_names(session, make_names(locals, session->wish->live_names));
-    session->input = session->names == NULL ? NULL : open_input(session);
-    if (session->input == NULL || open_streams(session) < 0 ||
+    if (session->names != NULL && is_inet(atomic_load(&session->fd))) {
+        session->input = open_input(session); /* a Unix client's: behind the prompt */
+    }
+    if (PyErr_Occurred() || open_streams(session) < 0 ||
         (!session->wish->no_stacks && append_stacks(&dump, &dump_form) < 0)) {
         goto done;
     }
-    told = settle_report(session);
-    if (told || session->wish->no_stacks ||
-        write_client(session, dump.bytes, dump.length) == 0) {
-        hold_console(session);
+    if (settle_report(session)) {
+        free_text(&dump);
     }
+    hold_console(session, &dump);
 done:
     free_text(&dump);
 }
@@ -8896,6 +9042,7 @@ serve_lines(struct session *session, PyObject *locals,
         log_handler_exception(session, "REPL failed with ");
     }
     log_line("DONE.");
+    send_left(session);
     close_streams(session);
     Py_CLEAR(session->input);
     set_names(session, NULL);
@@ -10278,12 +10425,13 @@ run_shell(struct visit *visit)
     offer_words(visit);
     while (!visit->left && !visit->over) {
         char prompt[200] = "";
+        struct text unsent = {0};
         PyObject *line = NULL; /* owned */
         if (!visit->no_prompt) {
             (void)snprintf(prompt, sizeof(prompt), "(%s:%ld) ", visit->name,
                            (long)getpid());
         }
-        line = ask_line(visit->session, prompt);
+        line = ask_line(visit->session, &unsent, prompt);
         if (line == NULL && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
             settle_exception(visit);
         }
@@ -10325,6 +10473,7 @@ ATTACHED static PyObject *
 enter_console(struct visit *visit, PyObject *unused)
 {
     struct session *session = visit->session;
+    struct text unsent = {0};
     PyObject *leave = NULL;  /* owned */
     PyObject *raised = NULL; /* owned, or NULL */
     (void)unused;
@@ -10339,7 +10488,7 @@ enter_console(struct visit *visit, PyObject *unused)
         PyDict_SetItemString(session->names, "exit", leave) == 0 &&
         PyDict_SetItemString(session->names, "quit", leave) == 0 &&
         open_streams(session) == 0) {
-        hold_console(session);
+        hold_console(session, &unsent);
     }
     raised = take_exception();
     close_streams(session);
@@ -10898,6 +11047,22 @@ most_sessions(const struct wish *wish)
     return wish->aside ? MAX_ASIDE : manhole.options.max_sessions;
 }
 
+/* A slot that was never used, or NULL when there is none. Under table_lock. */
+static struct session *
+make_session(void)
+{
+    const size_t end = atomic_load(&manhole.sessions_end);
+    struct session *session = end < MAX_SESSIONS ? &manhole.sessions[end] : NULL;
+    if (session != NULL) {
+        make_session_locks(session);
+        atomic_store(&session->fd, -1);
+        atomic_store(&session->plain_fd, -1);
+        atomic_store(&session->telnet_fd, -1);
+        atomic_store(&manhole.sessions_end, end + 1);
+    }
+    return session;
+}
+
 /* Returns a slot for a connected socket, which it takes over; NULL when enough are taken. */
 static struct session *
 claim_session(int fd, const struct peer *peer, const struct wish *wish)
@@ -10905,7 +11070,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
     struct session *session = NULL;
     int taken = 0;
     lock_leaf(&table_lock);
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN) {
             taken += manhole.sessions[i].wish->aside == wish->aside &&
                      !atomic_load(&manhole.sessions[i].over);
@@ -10916,6 +11081,9 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
     }
     if (taken >= most_sessions(wish)) {
         session = NULL;
+    }
+    else if (session == NULL) {
+        session = make_session();
     }
     if (session != NULL) {
         session->state = SESSION_TAKEN;
@@ -10930,8 +11098,11 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->locals = NULL;
         session->asked_for_input = false;
         session->gone_ms = 0;
+        session->writes = 0;
         session->head = 0;
         session->tail = 0;
+        session->left_end = 0;
+        session->refused = false;
         session->missed = 0;
         session->asked_ms = 0;
         session->waiting_ms = 0;
@@ -10983,7 +11154,7 @@ count_sessions(void)
 {
     int count = 0;
     lock_leaf(&table_lock);
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         count += manhole.sessions[i].state == SESSION_TAKEN &&
                  &manhole.sessions[i] != current_session;
     }
@@ -11092,7 +11263,9 @@ import_needed_modules(void)
     static const char *const names[] = {"os",       "socket",    "linecache",
                                         "tokenize", "traceback", "code"};
     lock_attached(&import_lock);
-    import_threading();
+    if (!is_imported("threading")) {
+        import_threading();
+    }
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
         PyObject *module = PyImport_ImportModule(names[i]); /* owned */
         PyErr_Clear();                                      /* who needs it tells */
@@ -11268,7 +11441,7 @@ static int64_t
 waiting_since(void)
 {
     int64_t since_ms = 0;
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
         if (session->waiting_ms != 0 &&
@@ -11539,7 +11712,7 @@ send_guard(struct session *session)
 DETACHED static void
 send_guards(void)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
         bool there = session->asked_ms != 0;
@@ -11710,7 +11883,7 @@ answer_interrupt(int fd, const struct card *card)
 {
     static const char *const answers[] = {"idle\n", "interrupted\n", "still running\n"};
     const char *answer = "unknown\n";
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
         bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;
@@ -11913,7 +12086,7 @@ prepare_watch(struct watch *watch)
     else {
         watch_doors(watch);
     }
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         int fd = atomic_load(&session->fd);
         if (fd < 0 || !is_listeners(session)) {
@@ -12000,7 +12173,7 @@ watch_descriptors(struct watch *watch)
             (void)interrupt_session(session);
         }
     }
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         if (atomic_load(&manhole.sessions[i].fd) >= 0 &&
             is_listeners(&manhole.sessions[i])) {
             look_after(&manhole.sessions[i]);
@@ -12254,8 +12427,8 @@ find_free_signal(void)
     return 0;
 }
 
-/* faulthandler.METHOD(signum, **keywords), keywords new, or NULL, also with an exception. Returns 0,
- * or -1 with an exception. */
+/* faulthandler.METHOD(signum, **keywords), keywords new, or NULL, also with an exception.
+ * Returns 0, or -1 with an exception. */
 ATTACHED static int
 call_faulthandler(const char *method, PyObject *keywords /* new: taken over */)
 {
@@ -12720,7 +12893,7 @@ uninstall(void)
 ATTACHED static void
 dismiss_sessions(void)
 {
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&table_lock);
         bool there = session->state == SESSION_TAKEN && session != current_session;
@@ -12740,7 +12913,7 @@ static void
 abandon_sessions(void)
 {
     lock_leaf(&table_lock);
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN &&
             &manhole.sessions[i] != current_session) {
             manhole.sessions[i].state = SESSION_BURNT;
@@ -12877,7 +13050,7 @@ ATTACHED static void
 forget_parent(void)
 {
     make_locks_anew();
-    for (size_t i = 0; i < MAX_SESSIONS; i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         if (session != current_session) {
             session->state =
@@ -14108,23 +14281,6 @@ apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
  * Runs on:  the thread that calls install() or release(), ATTACHED, under install_lock.
  * ====================================================================================== */
 
-/* The first install in a process: its own locks, empty slots. */
-ATTACHED static void
-become_owner(void)
-{
-    if (atomic_load(&manhole.owner) == 0) {
-        make_session_locks();
-        for (size_t i = 0; i < MAX_SESSIONS; i++) {
-            if (manhole.sessions[i].state == SESSION_FREE) {
-                atomic_store(&manhole.sessions[i].fd, -1);
-                atomic_store(&manhole.sessions[i].plain_fd, -1);
-                atomic_store(&manhole.sessions[i].telnet_fd, -1);
-            }
-        }
-    }
-    atomic_store(&manhole.owner, getpid());
-}
-
 static bool
 wants_listener(const struct options *options)
 {
@@ -14243,7 +14399,7 @@ install_locked(PyObject *module, struct options *options)
         }
         uninstall();
     }
-    become_owner();
+    atomic_store(&manhole.owner, getpid());
     lock_leaf(&table_lock);
     manhole.options = *options;
     unlock(&table_lock);

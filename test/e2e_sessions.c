@@ -628,12 +628,25 @@ stuck_process_shows_all_of_very_many_threads(void)
     assert_in_range(count_of(dump, "  event.wait()\n"), 1, count);
 }
 
+/* More than the socket takes: the rest is left to the listener when the statement is over. */
+static void
+all_that_a_statement_printed_comes_before_its_exit(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_at_prompt(app);
+    client_send(client, "exec('for i in range(30000): print(\"%\" * 9)\\n"
+                        "open(\"printed\", \"w\").close()\\nraise SystemExit')\n");
+    wait_for_path(test_path("printed"), DEADLINE);
+    assert_int_equal(count_of(client_read_until_eof(client), "%%%\n"), 30000);
+}
+
 int
 main(void)
 {
     static const struct test_case tests[] = {
         TEST(client_in_an_endless_loop_keeps_nobody_out),
         TEST(client_that_stopped_reading_keeps_nobody_out),
+        TEST(all_that_a_statement_printed_comes_before_its_exit),
         TEST(client_that_is_stopped_keeps_nobody_out),
         TEST(clients_that_never_speak_keep_nobody_out),
         TEST(flood_of_connections_passes_and_leaves_nothing),

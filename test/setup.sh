@@ -4,7 +4,7 @@
 # command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
 # misses, and the tests of programs that are not there are skipped.
 #
-# usage: [PYTHON=python3] setup.sh build|test|valgrind|coverage|fuzz|lint|ci
+# usage: [PYTHON=python3] setup.sh build|test|bench|valgrind|coverage|fuzz|lint|ci
 set -u
 
 python=${PYTHON:-python3}
@@ -31,13 +31,14 @@ linters=(clang clang-format clang-tidy cppcheck shellcheck)
 case ${1:-build} in
 build) ;;
 test) packages+=("${tests[@]}") ;;
+bench) packages+=(strace) ;;
 valgrind) packages+=("${tests[@]}" valgrind) ;;
 coverage) packages+=("${tests[@]}" clang llvm) ;;
 fuzz) packages+=("${fuzzers[@]}") ;;
 lint) packages+=(libcmocka-dev "${linters[@]}") ;;
 ci) packages+=("${tests[@]}" "${linters[@]}" "${fuzzers[@]}") ;;
 *)
-    echo "usage: $0 build|test|valgrind|coverage|fuzz|lint|ci" >&2
+    echo "usage: $0 build|test|bench|valgrind|coverage|fuzz|lint|ci" >&2
     exit 2
     ;;
 esac

@@ -17,7 +17,7 @@ malloc_or_fail(size_t size)
 
 #include "unit.h"
 
-static struct session *const session = &manhole.sessions[0];
+static struct session *const session = &session_table[0];
 static int client_fd;
 
 /* A session that wants copies, with a client that does not read unless a test does. */
@@ -26,7 +26,7 @@ open_client(void **state)
 {
     int ends[2];
     (void)state;
-    make_session_locks();
+    make_session_locks(session);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) {
         return -1;
     }

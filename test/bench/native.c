@@ -1,0 +1,89 @@
+/* native.c - what bench.py needs that Python cannot do.
+ *
+ * walk() is the least that any dump of all stacks has to do while it keeps the application from
+ * running; hold() is a C call that computes, or waits, and does not let go of the GIL.
+ *
+ * SPDX-License-Identifier: BSD-2-Clause
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <frameobject.h>
+
+#include <time.h>
+
+static long long
+now_ns(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (long long)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+struct seen {
+    Py_ssize_t frames;
+    Py_ssize_t letters; /* of all names and file names, so that each is looked at */
+};
+
+static void
+look_at_frame(PyFrameObject *frame, struct seen *seen)
+{
+    PyCodeObject *code = PyFrame_GetCode(frame); /* owned */
+    seen->frames++;
+    seen->letters += PyUnicode_GET_LENGTH(code->co_filename);
+    seen->letters += PyUnicode_GET_LENGTH(code->co_name);
+    seen->letters += PyFrame_GetLineNumber(frame) > 0;
+    Py_DECREF(code);
+}
+
+static PyObject *
+walk(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    struct seen seen = {0};
+    long long begin_ns = now_ns();
+    PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    for (; state != NULL; state = PyThreadState_Next(state)) {
+        PyFrameObject *frame = PyThreadState_GetFrame(state); /* owned */
+        while (frame != NULL) {
+            look_at_frame(frame, &seen);
+            PyFrameObject *back = PyFrame_GetBack(frame);
+            Py_DECREF(frame);
+            frame = back;
+        }
+    }
+    return Py_BuildValue("Lnn", now_ns() - begin_ns, seen.frames, seen.letters);
+}
+
+static PyObject *
+hold(PyObject *Py_UNUSED(module), PyObject *seconds)
+{
+    double length = PyFloat_AsDouble(seconds);
+    if (length == -1.0 && PyErr_Occurred()) {
+        return NULL;
+    }
+    long long end_ns = now_ns() + (long long)(length * 1e9);
+    while (now_ns() < end_ns) {
+        (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"walk", walk, METH_NOARGS,
+     "walk() -> (ns, frames, letters): look once at each frame of each thread."},
+    {"hold", hold, METH_O, "hold(seconds): wait, and let no other thread run Python."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "native",
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit_native(void);
+
+PyMODINIT_FUNC
+PyInit_native(void)
+{
+    return PyModule_Create(&definition);
+}
