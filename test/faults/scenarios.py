@@ -220,7 +220,7 @@ LASTING = [
     scenario("vanish", vanish),
     scenario("stuck", look_in_while_stuck, "hang_timeout=0.05"),
     scenario("activate", activate, "activate_on='USR1'", activate),
-    scenario("oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=0.5", use_oneshot),
+    scenario("oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=1", use_oneshot),
     scenario("fork", use_child, "reinstall_delay=0.05"),
     scenario("tcp", use_tcp, "listen='localhost:0'"),
     scenario("commands", use_commands, "connection_handler='commands'", look_in_at_commands),
@@ -231,7 +231,7 @@ LASTING = [
 FRESH = [
     scenario("install", look_in, "locals={'a': 1}, socket_path='/tmp/manhole-%(pid)s'"),
     scenario("install activated", activate, "activate_on='USR1'"),
-    scenario("install oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=0.5"),
+    scenario("install oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=1"),
     scenario("install tcp", look_in, "listen='localhost:0'"),
     scenario("install commands", look_in_at_commands, "config='ispyd.ini'"),
     scenario("terminated", be_ended, status=-signal.SIGTERM),
