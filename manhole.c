@@ -3401,6 +3401,9 @@ append_copy_note(struct text *text, const struct examination *examination)
         append_string(text,
                       "The frozen copies of the process died; what the best one told:");
     }
+    else if (examination->copied.count == 0) { /* its signal's queue was full, say */
+        append_string(text, "The frozen copy of the process told of no thread.");
+    }
     if (examination->copied.failed || examination->raw.failed) {
         append_string(text, " There was no memory for all threads.");
     }
@@ -11314,14 +11317,17 @@ append_report(struct text *text, const struct session *session)
     }
 }
 
-/* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. */
+/* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. One without memory
+ * is no half of it to who asked for nothing else: JSON would be cut. */
 DETACHED static void
 send_report(struct session *session, const struct text *report, int flags)
 {
+    static const char no_memory[] = "manhole: there is no memory for the stacks\n";
     begin_sending(session);
     if (!session->answered && flags == 0) {
-        const char *bytes = report->bytes;
-        size_t length = report->length;
+        bool cut = report->failed && session->wish->report != NULL;
+        const char *bytes = cut ? no_memory : report->bytes;
+        size_t length = cut ? sizeof(no_memory) - 1 : report->length;
         session->told = send_own(session, &bytes, &length) == 0 && !report->failed;
     }
     else if (!session->answered) {

@@ -51,7 +51,7 @@ from scenarios import COMMANDS, FILES, FRESH, LASTING
 # What says, in the log or to a client, that something went wrong.
 COMPLAINT = re.compile(
     r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: |without|skipped"
-    r"|not shown"
+    r"|not shown|No frozen copy|told of no thread"
 )
 # And that does when the fault was that the other side had gone.
 GOODBYE = re.compile(r"disconnected|DONE")
@@ -98,6 +98,7 @@ ACCEPTED = {
     ("manhole.c", "answer_interrupt", "EINTR"): "a send that does not wait is not interrupted",
     ("manhole.c", "answer_interrupt", "short"): "a dozen bytes are not cut",
     ("manhole.c", "is_inet", "ENOBUFS"): "what kind of socket it is is always told",
+    ("manhole.c", "is_done_with", "ENOBUFS"): "whether it listens is always told",
     ("manhole.c", "ring_bell", "EINTR"): "a socket's own, which does not wait: no such error",
     ("manhole.c", "ring_bell", "ENOSPC"): "a socket's own: no such error",
     ("manhole.c", "ring_bell", "EPIPE"): "a socket's own: no such error",
