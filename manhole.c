@@ -3401,9 +3401,6 @@ append_copy_note(struct text *text, const struct examination *examination)
         append_string(text,
                       "The frozen copies of the process died; what the best one told:");
     }
-    else if (examination->copied.count == 0) { /* its signal's queue was full, say */
-        append_string(text, "The frozen copy of the process told of no thread.");
-    }
     if (examination->copied.failed || examination->raw.failed) {
         append_string(text, " There was no memory for all threads.");
     }
@@ -4204,15 +4201,20 @@ append_json_snapshot(struct text *text)
     struct examination examination = {.error = 0};
     struct sources sources = {0};
     struct text note = {0};
+    bool is_bare = true;
     examine_copy(&examination);
     begin_json(text, "frozen copy");
     for (size_t i = 0; i < examination.copied.count; i++) {
         if (is_copied_stack(&examination.copied.threads[i])) {
             append_json_copied_thread(text, &examination.copied.threads[i], &sources);
+            is_bare = false;
         }
     }
     append_string(text, "]");
     append_copy_note(&note, &examination);
+    if (is_bare && note.length == 0) { /* the queue of its signal was full, say */
+        append_string(&note, "The frozen copy of the process told of no thread.");
+    }
     if (note.length > 0) {
         append_string(text, ", \"note\": ");
         append_json_text(text, &note);
