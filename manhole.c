@@ -3406,6 +3406,21 @@ append_copy_note(struct text *text, const struct examination *examination)
     }
 }
 
+/* As append_copy_note(), where the copy is all that there is. */
+static void
+append_lone_copy_note(struct text *text, const struct examination *examination)
+{
+    const size_t length = text->length;
+    bool is_bare = true;
+    append_copy_note(text, examination);
+    for (size_t i = 0; i < examination->copied.count; i++) {
+        is_bare = is_bare && !is_copied_stack(&examination->copied.threads[i]);
+    }
+    if (is_bare && text->length == length) { /* the queue of its signal was full, say */
+        append_string(text, "The frozen copy of the process told of no thread.");
+    }
+}
+
 /* Appends the dump of a process whose interpreter does not answer. */
 DETACHED static void
 append_snapshot(struct text *text)
@@ -3413,7 +3428,7 @@ append_snapshot(struct text *text)
     struct examination examination = {.error = 0};
     const size_t length = text->length;
     examine_copy(&examination);
-    append_copy_note(text, &examination);
+    append_lone_copy_note(text, &examination);
     append_string(text, text->length > length ? "\n" : "");
     append_copied_threads(text, &examination.copied);
     append_other_threads(text, &examination.copied);
@@ -4201,20 +4216,15 @@ append_json_snapshot(struct text *text)
     struct examination examination = {.error = 0};
     struct sources sources = {0};
     struct text note = {0};
-    bool is_bare = true;
     examine_copy(&examination);
     begin_json(text, "frozen copy");
     for (size_t i = 0; i < examination.copied.count; i++) {
         if (is_copied_stack(&examination.copied.threads[i])) {
             append_json_copied_thread(text, &examination.copied.threads[i], &sources);
-            is_bare = false;
         }
     }
     append_string(text, "]");
-    append_copy_note(&note, &examination);
-    if (is_bare && note.length == 0) { /* the queue of its signal was full, say */
-        append_string(&note, "The frozen copy of the process told of no thread.");
-    }
+    append_lone_copy_note(&note, &examination);
     if (note.length > 0) {
         append_string(text, ", \"note\": ");
         append_json_text(text, &note);

@@ -50,7 +50,7 @@ from scenarios import COMMANDS, FILES, FRESH, LASTING
 
 # What says, in the log or to a client, that something went wrong.
 COMPLAINT = re.compile(
-    r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: |without|skipped"
+    r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: (?!Python has)|without|skipped"
     r"|not shown|No frozen copy|told of no thread"
 )
 # And that does when the fault was that the other side had gone.
