@@ -3453,6 +3453,21 @@ append_copy_note(struct text *text, const struct examination *examination)
     }
 }
 
+/* As append_copy_note(), where the copy is all that there is. */
+static void
+append_lone_copy_note(struct text *text, const struct examination *examination)
+{
+    const size_t length = text->length;
+    bool is_bare = true;
+    append_copy_note(text, examination);
+    for (size_t i = 0; i < examination->copied.count; i++) {
+        is_bare = is_bare && !is_copied_stack(&examination->copied.threads[i]);
+    }
+    if (is_bare && text->length == length) { /* the queue of its signal was full, say */
+        append_string(text, "The frozen copy of the process told of no thread.");
+    }
+}
+
 /* Appends the dump of a process whose interpreter does not answer. */
 DETACHED static void
 append_snapshot(struct text *text)
@@ -3460,7 +3475,7 @@ append_snapshot(struct text *text)
     struct examination examination = {.error = 0};
     const size_t length = text->length;
     examine_copy(&examination);
-    append_copy_note(text, &examination);
+    append_lone_copy_note(text, &examination);
     append_string(text, text->length > length ? "\n" : "");
     append_copied_threads(text, &examination.copied);
     append_other_threads(text, &examination.copied);
@@ -4290,7 +4305,7 @@ append_json_snapshot(struct text *text)
         }
     }
     append_string(text, "]");
-    append_copy_note(&note, &examination);
+    append_lone_copy_note(&note, &examination);
     if (note.length > 0) {
         append_string(text, ", \"note\": ");
         append_json_text(text, &note);
@@ -11513,14 +11528,17 @@ append_report(struct text *text, const struct session *session)
     }
 }
 
-/* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. */
+/* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. One without memory
+ * is no half of it to who asked for nothing else: JSON would be cut. */
 DETACHED static void
 send_report(struct session *session, const struct text *report, int flags)
 {
+    static const char no_memory[] = "manhole: there is no memory for the stacks\n";
     begin_sending(session);
     if (!session->answered && flags == 0) {
-        const char *bytes = report->bytes;
-        size_t length = report->length;
+        bool cut = report->failed && session->wish->report != NULL;
+        const char *bytes = cut ? no_memory : report->bytes;
+        size_t length = cut ? sizeof(no_memory) - 1 : report->length;
         session->told = send_own(session, &bytes, &length) == 0 && !report->failed;
     }
     else if (!session->answered) {

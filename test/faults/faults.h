@@ -3,8 +3,8 @@
  * with that.
  *
  * A name that is followed by a parenthesis is replaced here, so the headers that declare it come
- * first. What is not in the tables cannot fail with the arguments that we give it (pthread_mutex_lock,
- * sigaction, clock_gettime, PyErr_SetString, ...).
+ * first. What is not in the tables cannot fail with the arguments that we give it
+ * (pthread_mutex_lock, sigaction, clock_gettime, PyErr_SetString, ...).
  */
 #ifndef FAULTS_H
 #define FAULTS_H

@@ -128,7 +128,7 @@ class Client:
 
 # It works for itself in two threads: one ticks, the main thread does what stdin says, line by line.
 APPLICATION = """
-import ctypes, os, signal, sys, threading, time
+import ctypes, os, signal, socket, sys, threading, time
 sys.path.insert(0, %(folder)r)
 ticks = 0
 def tick():
@@ -166,6 +166,18 @@ class Lines(list):
         self.clear()
         return text
 log = Lines()
+def serve(client):
+    client.sendall(b'served')
+    client.close()
+def open_backdoor():
+    import manhole
+    global backdoor
+    backdoor = socket.create_server(('127.0.0.1', 0))
+    manhole.backdoor_server(backdoor)
+    return backdoor.getsockname()[1]
+def close_backdoor():
+    backdoor.shutdown(socket.SHUT_RDWR)
+    backdoor.close()
 names = globals()
 def lines():
     rest = b''

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import os
 import signal
+import socket
 import time
 
 from processes import PROMPT, Client, Fault, Unserved, forget_predecessor, run_client, wait_until
@@ -15,14 +16,17 @@ def use_console(app):
     with Client(app.address) as client:
         client.wait_for(PROMPT)
         client.ask("1 + 1", "2")
+        client.ask("import sys", "")
         client.ask("print('x' * 50000)", "x" * 50000)
         client.ask("1 / 0", "ZeroDivisionError")
+        client.ask("1 1", "SyntaxError")
+        client.ask("sys.stdout.writelines(['ab', 'cd'])", "abcd")
         client.send("def f():\n    return input()\n\n")
         client.wait_for("... ... " + PROMPT)
         client.send("f()\nhello\n")
         if "hello" not in client.wait_for(PROMPT):
             raise Unserved(client.all)
-        client.ask("import sys; sys.stderr.write('to' + 'the client')", "tothe client")
+        client.ask("sys.stderr.write('to' + 'the client')", "tothe client")
         app.do("print('a ' + 'copy')")
         client.wait_for("a copy")
         client.send("exit()\n")
@@ -46,8 +50,8 @@ def run_programs(app):
         raise Unserved("%d %s %s" % (status, out, err))
 
 
-def get_stacks(app):
-    for option, wanted in (("--stacks", "in tick"), ("--json", '"function"')):
+def get_stacks(app, text="in tick"):
+    for option, wanted in (("--stacks", text), ("--json", '"function"')):
         status, out, err = run_client(app, [option, "PID"])
         if status != 0 or wanted not in out:
             raise Unserved("%d %s %s" % (status, out, err))
@@ -173,6 +177,62 @@ def look_in_at_commands(app):
         client.wait_for(":%d) " % app.pid)
 
 
+def execute(app):
+    """Each line is run, and answers nothing."""
+    with Client(app.address) as client:
+        client.send("log.write('executed')\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        answer = client.read_to_end()
+    if "executed" not in app.do("log.take()"):
+        raise Unserved(answer)
+
+
+def be_served(app):
+    with Client(app.address) as client:
+        if "served" not in client.read_to_end():
+            raise Unserved(client.all)
+
+
+def fill(app):
+    """One client more than there may be."""
+    time.sleep(0.05)  # the one before may not quite have gone
+    with Client(app.address) as client:
+        client.wait_for(PROMPT)
+        with Client(app.address) as another:
+            answer = another.read_to_end()
+        client.ask("1 + 1", "2")
+    if "manhole: 1 clients are connected already" not in answer:
+        raise Unserved(answer)
+
+
+def look_in_again(app):
+    time.sleep(0.05)
+    look_in(app)
+
+
+def get_stacks_while_stuck(app):
+    app.order("usleep(300000)")
+    time.sleep(0.01)
+    try:
+        get_stacks(app, "in <module>")
+    finally:
+        app.answer()
+
+
+def use_backdoor(app):
+    opened = app.do("open_backdoor()")
+    try:
+        with Client(("127.0.0.1", int(opened))) as client:
+            client.wait_for(PROMPT)
+            client.ask("1 + 1", "2")
+            client.send("exit()\n")
+            client.read_to_end()
+    except ValueError:
+        raise Unserved(opened) from None
+    finally:
+        app.do("close_backdoor()")
+
+
 def reinstall(app):
     installed = app.do("install()")
     try:
@@ -220,18 +280,23 @@ LASTING = [
     scenario("vanish", vanish),
     scenario("stuck", look_in_while_stuck, "hang_timeout=0.05"),
     scenario("activate", activate, "activate_on='USR1'", activate),
-    scenario("oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=0.5", use_oneshot),
+    scenario("oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=1", use_oneshot),
     scenario("fork", use_child, "reinstall_delay=0.05"),
     scenario("tcp", use_tcp, "listen='localhost:0'"),
     scenario("commands", use_commands, "connection_handler='commands'", look_in_at_commands),
     scenario("log to object", look_in, "verbose_destination=log"),
     scenario("reinstall", reinstall, None, reinstall),
+    scenario("exec", execute, "connection_handler='exec', locals={'log': log}", execute),
+    scenario("callable", be_served, "connection_handler=serve", be_served),
+    scenario("full", fill, "max_sessions=1", look_in_again),
+    scenario("stacks while stuck", get_stacks_while_stuck, "hang_timeout=0.05"),
+    scenario("backdoor", use_backdoor, look_in=use_backdoor),
 ]
 # A new application for each fault: what is called once in a process's life.
 FRESH = [
     scenario("install", look_in, "locals={'a': 1}, socket_path='/tmp/manhole-%(pid)s'"),
     scenario("install activated", activate, "activate_on='USR1'"),
-    scenario("install oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=0.5"),
+    scenario("install oneshot", use_oneshot, "oneshot_on='USR1', oneshot_timeout=1"),
     scenario("install tcp", look_in, "listen='localhost:0'"),
     scenario("install commands", look_in_at_commands, "config='ispyd.ini'"),
     scenario("terminated", be_ended, status=-signal.SIGTERM),
