@@ -3737,7 +3737,7 @@ take_frames(struct answer *answer)
         const unsigned char *head = (const unsigned char *)bytes->data;
         size_t count = 0;
         if (answer->kind == 0) {
-            answer->is_refusal = memchr("oexi", head[0], 4) == NULL;
+            answer->is_refusal = head[0] == 0 || strchr("oexi", (int)head[0]) == NULL;
             if (answer->is_refusal || bytes->length < 5) {
                 return;
             }

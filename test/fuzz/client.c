@@ -1,4 +1,4 @@
-/* client.c - fuzz targets of manhole_cli.c: what a process, a terminal, a file and /proc tell it. */
+/* client.c - fuzz targets of manhole_cli.c: what processes, terminals, files, /proc tell it. */
 #ifndef _GNU_SOURCE
 #  define _GNU_SOURCE
 #endif
@@ -14,7 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* ---- The outside world, as far as a target plays it ---------------------------------------- */
+/* ---- The outside world, as far as a target plays it ----------------------------------------- */
 
 static jmp_buf
     *way_back;        /* where to go instead of ending the program; NULL: nobody asked */
@@ -297,7 +297,7 @@ fuzz_labels(const char *bytes, size_t length)
     free(pieces.data);
 }
 
-/* ---- Frames of -c and -f --------------------------------------------------------------------- */
+/* ---- Frames of -c and -f -------------------------------------------------------------------- */
 
 /* What they come to, in other words than take_frames() has. */
 struct reading {
@@ -392,7 +392,7 @@ fuzz_refusal(const char *bytes, size_t length)
     free(text.data);
 }
 
-/* ---- The editor ------------------------------------------------------------------------------ */
+/* ---- The editor ----------------------------------------------------------------------------- */
 
 #ifdef HAVE_LIBEDIT
 
@@ -556,7 +556,7 @@ fuzz_keys(const char *bytes, size_t length)
 
 #endif
 
-/* ---- The command line ------------------------------------------------------------------------ */
+/* ---- The command line ----------------------------------------------------------------------- */
 
 /* A request, and the words that it points into. */
 struct understood {
@@ -724,7 +724,7 @@ fuzz_values(const char *bytes, size_t length)
     free(text);
 }
 
-/* ---- /proc ----------------------------------------------------------------------------------- */
+/* ---- /proc ---------------------------------------------------------------------------------- */
 
 static void
 count_listener(uid_t uid, void *argument)
@@ -769,7 +769,7 @@ fuzz_proc(const char *bytes, size_t length)
     free(line);
 }
 
-/* ---- Configuration file, local shell, history -------------------------------------------------- */
+/* ---- Configuration file, local shell, history ----------------------------------------------- */
 
 /* The lines of NAME.ini. */
 static void
@@ -891,7 +891,7 @@ fuzz_history(const char *bytes, size_t length)
     history_path[0] = '\0';
 }
 
-/* ---- The program ----------------------------------------------------------------------------- */
+/* ---- The program ---------------------------------------------------------------------------- */
 
 static const struct fuzz_target targets[] = {
     {.name = "filter", .attempt = fuzz_filter, .most = 512},

@@ -98,8 +98,8 @@ file_with(const char *bytes, size_t length)
     return fd;
 }
 
-/* Takes pieces off the front of bytes, as a socket might deliver them: each as long as the next digit
- * of the seed says, from 1 to 8 bytes; a seed of 0 leaves them in one. Returns the length. */
+/* Takes pieces off the front of bytes, as a socket might deliver them: each as long as the next
+ * digit of the seed says, from 1 to 8 bytes; a seed of 0 leaves them in one. Returns the length. */
 static inline size_t
 next_piece(uint32_t *seed, size_t left)
 {

@@ -1,4 +1,4 @@
-/* server.c - fuzz targets of manhole.c: what clients, files, the kernel and a frozen copy tell it. */
+/* server.c - fuzz targets of manhole.c: what clients, files, the kernel, a frozen copy tell it. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -6,7 +6,7 @@
 #include <netdb.h>
 #include <stdio.h>
 
-/* ---- The outside world, as far as a target plays it ---------------------------------------- */
+/* ---- The outside world, as far as a target plays it ----------------------------------------- */
 
 static int open_file(const char *path, int flags);
 static FILE *open_stream(const char *path, const char *mode);
@@ -146,7 +146,7 @@ has_raised(PyObject *type)
     return is_it;
 }
 
-/* ---- Clients: who they say they are ------------------------------------------------------------ */
+/* ---- Clients: who they say they are --------------------------------------------------------- */
 
 /* A calling card, as accept() hands it over: the name, without what the kernel keeps before it. */
 static void
@@ -170,7 +170,7 @@ fuzz_card(const char *bytes, size_t length)
          strcmp(find_wish(card.wish)->name, card.wish) == 0);
 }
 
-/* ---- Clients: telnet --------------------------------------------------------------------------- */
+/* ---- Clients: telnet ------------------------------------------------------------------------ */
 
 static struct session telnet_session;
 
@@ -282,6 +282,7 @@ fuzz_telnet(const char *bytes, size_t length)
         struct text lines = lines_of(&input);
         bool is_http =
             starts_with(&(struct slice){lines.bytes, lines.length}, "POST /") &&
+            memchr(lines.bytes, '\n', lines.length) != NULL && /* else there is no code */
             memmem(lines.bytes, strcspn(lines.bytes, "\n"), " HTTP/", 6) != NULL;
         MUST(whole[1].length == 0);
         MUST(is_same(&whole[0], &lines) ? !is_http : whole[0].length == 0);
@@ -296,7 +297,7 @@ fuzz_telnet(const char *bytes, size_t length)
     }
 }
 
-/* ---- The kernel: /proc and netlink ------------------------------------------------------------- */
+/* ---- The kernel: /proc and netlink ---------------------------------------------------------- */
 
 DETACHED static void
 fuzz_proc(const char *bytes, size_t length)
@@ -359,7 +360,7 @@ fuzz_netlink(const char *bytes, size_t length)
     free(answer);
 }
 
-/* ---- The frozen copy's text -------------------------------------------------------------------- */
+/* ---- The frozen copy's text ----------------------------------------------------------------- */
 
 /* What any source file has in it. */
 static const char source_file[] = "one\n\ttwo \n\n\xff\xfe\x1b[31m\nfive\r\n\"six\\";
@@ -409,7 +410,7 @@ fuzz_snapshot(const char *bytes, size_t length)
     free_text(&raw);
 }
 
-/* ---- JSON, environ ----------------------------------------------------------------------------- */
+/* ---- JSON, environ -------------------------------------------------------------------------- */
 
 ATTACHED static void
 fuzz_json(const char *bytes, size_t length)
@@ -446,7 +447,7 @@ fuzz_environ(const char *bytes, size_t length)
     Py_DECREF(environ_dict);
 }
 
-/* ---- Options, configuration file --------------------------------------------------------------- */
+/* ---- Options, configuration file ------------------------------------------------------------ */
 
 static void
 check_places(const struct places *places)
@@ -549,7 +550,7 @@ fuzz_place(const char *bytes, size_t length)
     Py_XDECREF(value);
 }
 
-/* ---- Clients: what they send ------------------------------------------------------------------- */
+/* ---- Clients: what they send ---------------------------------------------------------------- */
 
 /* Reads what a session answers, to the end, so that it never waits for us. */
 struct reader {
@@ -607,7 +608,7 @@ converse(const struct wish *wish, void (*serve)(struct session *), const char *b
     return reader.text;
 }
 
-/* Each line such that it is read and compiled, but never run: behind "if 0: ". A blank one stays, for
+/* Each line such that it is read and compiled, but never run: behind "if 0: ". A blank one stays:
  * it ends a statement. No_blanks: nothing does, and a line is one by itself. */
 static struct text
 make_harmless(const char *bytes, size_t length, bool no_blanks)
@@ -766,7 +767,7 @@ fuzz_completion(const char *bytes, size_t length)
     free_text(&answer);
 }
 
-/* ---- The program ------------------------------------------------------------------------------- */
+/* ---- The program ---------------------------------------------------------------------------- */
 
 static const struct fuzz_target targets[] = {
     {.name = "card",
