@@ -760,10 +760,10 @@ struct door {
     ino_t inode;
 };
 
-/* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
 /* Apart from what has initial values: a page of it is the process's own when it is first used. */
 static struct session session_table[MAX_SESSIONS];
 
+/* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
@@ -11528,17 +11528,17 @@ append_report(struct text *text, const struct session *session)
     }
 }
 
-/* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. One without memory
- * is no half of it to who asked for nothing else: JSON would be cut. */
+/* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. One without
+ * memory is no half of it to who asked for nothing else: JSON would be cut. */
 DETACHED static void
 send_report(struct session *session, const struct text *report, int flags)
 {
-    static const char no_memory[] = "manhole: there is no memory for the stacks\n";
+    static const char too_little[] = "manhole: there is no memory for the stacks\n";
     begin_sending(session);
     if (!session->answered && flags == 0) {
         bool cut = report->failed && session->wish->report != NULL;
-        const char *bytes = cut ? no_memory : report->bytes;
-        size_t length = cut ? sizeof(no_memory) - 1 : report->length;
+        const char *bytes = cut ? too_little : report->bytes;
+        size_t length = cut ? sizeof(too_little) - 1 : report->length;
         session->told = send_own(session, &bytes, &length) == 0 && !report->failed;
     }
     else if (!session->answered) {

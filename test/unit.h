@@ -38,10 +38,11 @@
     skip();                                                                              \
   } while (0)
 
-/* The thread sanitizer keeps a signal back until the thread that gets it calls the C library, which a
- * frozen copy never does, and has a thread of its own. */
+/* The thread sanitizer keeps a signal back until the thread that gets it calls the C library, which
+ * a frozen copy never does, and has a thread of its own. */
 #ifdef __SANITIZE_THREAD__
-#  define SKIP_UNDER_THREAD_SANITIZER() SKIP_UNIT_TEST("the thread sanitizer is in the way")
+#  define SKIP_UNDER_THREAD_SANITIZER()                                                  \
+    SKIP_UNIT_TEST("the thread sanitizer is in the way")
 #else
 #  define SKIP_UNDER_THREAD_SANITIZER() ((void)0)
 #endif

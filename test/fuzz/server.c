@@ -815,9 +815,8 @@ LLVMFuzzerInitialize(const int *argc, char ***argv)
     (void)argc;
     (void)argv;
     choose_target(targets, Py_ARRAY_LENGTH(targets));
-    make_session_locks();
-    (void)pthread_mutex_init(&telnet_session.out_lock, NULL);
-    (void)pthread_cond_init(&telnet_session.out_free, NULL);
+    make_session_locks(&telnet_session);
+    make_session_locks(&manhole.sessions[MAX_SESSIONS - 1]);
     if (tried_target->needs_python) {
         begin_python();
     }
