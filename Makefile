@@ -118,8 +118,8 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup \
-    test test-all asan tsan coverage measured valgrind faults fuzz run-fuzzers soak bench where \
-    demo install uninstall lint format clean help force
+    test test-all asan tsan coverage measured valgrind faults fuzz run-fuzzers mutants soak bench \
+    where home demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -246,6 +246,13 @@ measured:
 valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind
 	@VALGRIND=yes $(MAKE) --no-print-directory test
+
+mutants: ## plant bugs, one at a time, and see that a test catches each
+	$(SET_UP) test
+	@$(PYTHON) test/mutants.py
+
+home: # of the Python that unit tests embed
+	@echo $(PYTHON_HOME)
 
 soak: ## a gunicorn application under load beside clients of all kinds, SOAK_SECONDS long
 	$(SET_UP) test
