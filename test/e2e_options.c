@@ -867,18 +867,6 @@ callable_is_given_a_real_socket(void)
     wait_for_text(app, OUT, "True True None\n", DEADLINE);
 }
 
-struct fd_count {
-    pid_t pid;
-    int wanted;
-};
-
-static bool
-has_fds_as_wanted(void *argument)
-{
-    const struct fd_count *fds = argument;
-    return count_fds(fds->pid) == fds->wanted;
-}
-
 static void
 callable_may_close_its_socket_or_not(void)
 {
@@ -893,10 +881,11 @@ callable_may_close_its_socket_or_not(void)
             "print('ready'); os.read(0, 1)\n",
             handlers[i]));
         wait_until_ready(app);
-        struct fd_count fds = {app->pid, count_fds(app->pid)};
+        int fds = count_fds(app->pid);
+        int threads = count_threads(app->pid);
         assert_string_equal(client_read_until_eof(connect_to(app)), "bye");
         assert_string_equal(client_read_until_eof(connect_to(app)), "bye");
-        wait_until(has_fds_as_wanted, &fds, "no descriptor is left over", DEADLINE);
+        wait_for_usage(app->pid, fds, threads);
     }
 }
 

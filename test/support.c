@@ -407,6 +407,27 @@ count_threads(pid_t pid)
     return count_entries(format_text("/proc/%d/task", (int)pid));
 }
 
+struct usage {
+    pid_t pid;
+    int fds;
+    int threads;
+};
+
+static bool
+is_within(void *argument)
+{
+    const struct usage *most = argument;
+    return count_fds(most->pid) <= most->fds && count_threads(most->pid) <= most->threads;
+}
+
+void
+wait_for_usage(pid_t pid, int fds, int threads)
+{
+    struct usage most = {pid, fds, threads};
+    wait_until(is_within, &most, "it has no more descriptors and threads than before",
+               DEADLINE);
+}
+
 long
 rss_kib(pid_t pid)
 {

@@ -204,6 +204,8 @@ int run_command(const char *const argv[], const char *stdin_text, const char **o
 /* What the kernel says of any process. The process must be there. */
 int count_fds(pid_t pid);
 int count_threads(pid_t pid);
+/* Waits until it has no more than these: what a session had goes a moment after its client. */
+void wait_for_usage(pid_t pid, int fds, int threads);
 long rss_kib(pid_t pid);
 size_t list_children(pid_t pid, pid_t children[], size_t size);
 
@@ -337,6 +339,7 @@ void called_from(const char *file, int line);
 #  define wait_for_no_path(...) (HERE, wait_for_no_path(__VA_ARGS__))
 #  define wait_for_path(...) (HERE, wait_for_path(__VA_ARGS__))
 #  define wait_for_text(...) (HERE, wait_for_text(__VA_ARGS__))
+#  define wait_for_usage(...) (HERE, wait_for_usage(__VA_ARGS__))
 #  define wait_until(...) (HERE, wait_until(__VA_ARGS__))
 #  define wait_until_ready(...) (HERE, wait_until_ready(__VA_ARGS__))
 #  define write_stdin(...) (HERE, write_stdin(__VA_ARGS__))
