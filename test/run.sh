@@ -21,6 +21,8 @@ export LC_ALL=C.UTF-8
 # alternate stack, which asan would take for its own.
 export ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0
 export UBSAN_OPTIONS=print_stacktrace=1
+# A forked child would tell of its parent's threads, which it does not have.
+export TSAN_OPTIONS=report_thread_leaks=0
 valgrind=()
 if [ -n "${VALGRIND:-}" ]; then
     # PYTHONMALLOC: valgrind cannot see into Python's own allocator. Its threads run one at a time;
