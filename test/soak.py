@@ -329,15 +329,16 @@ def main():
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    modules, cli = os.path.abspath(options.modules), os.path.abspath(options.cli)
     folder = tempfile.mkdtemp(prefix="manhole-soak-")
-    gunicorn = start_application(options.python, options.modules, folder)
+    gunicorn = start_application(options.python, modules, folder)
     verdicts = []
     began = time.monotonic()
     try:
         door = os.path.join(folder, "http")
         wait_until(lambda: os.path.exists(door) and is_whole(gunicorn.pid), "gunicorn is up")
         kept = children(gunicorn.pid)[0]
-        before, after = soak(gunicorn.pid, door, options.cli, options.seconds, options.seed)
+        before, after = soak(gunicorn.pid, door, cli, options.seconds, options.seed)
         verdicts += judge(before, after, {gunicorn.pid: "master", kept: "worker"})
         pids = [gunicorn.pid, *children(gunicorn.pid)]
         gunicorn.terminate()
