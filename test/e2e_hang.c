@@ -226,7 +226,7 @@ static void
 assert_at_prompt(struct client *client)
 {
     client_wait_for(client, "(ManholeConsole)\n>>> ");
-    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+    assert_contains(client_ask(client, "6 * 7"), "42\n"); /* and what the app prints */
 }
 
 /* Without one it is what stops all threads together that waits for the stuck one. */
@@ -759,7 +759,7 @@ stacks_come_though_the_switch_interval_is_endless(void)
     wait_for_text(app, OUT, "went on\n", DEADLINE);
     assert_at_prompt(client);
     client_ask(client, "import sys");
-    assert_string_equal(client_ask(client, "sys.getswitchinterval()"), "1000.0\n");
+    assert_contains(client_ask(client, "sys.getswitchinterval()"), "1000.0\n");
 }
 
 /* Sends signals as fast as a shell can. */
