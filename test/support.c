@@ -1097,6 +1097,12 @@ is_wrapped(void)
     return getenv("MANHOLE_TEST_WRAPPER") != NULL;
 }
 
+bool
+is_sanitized(void)
+{
+    return TEST_PRELOAD[0] != '\0';
+}
+
 /* Python runs a handler between two instructions: for a signal that comes between the last of them
  * and a system call, only after that. So a main thread on its way into one is let get there. */
 static void

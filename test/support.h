@@ -308,6 +308,9 @@ void expect_socket_left(const char *path);
 /* Whether the programs run under valgrind. A test of what is different there skips itself. */
 bool is_wrapped(void);
 
+/* The same of a sanitizer. */
+bool is_sanitized(void);
+
 /* A string made as by printf. */
 const char *format_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
