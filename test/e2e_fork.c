@@ -144,7 +144,7 @@ child_forked_by_another_thread_ends_with_it(void)
 static void
 grandchild_answers(void)
 {
-    if (is_sanitized()) { /* and the child forks while a thread of its own begins, which allocates */
+    if (is_sanitized()) { /* the child forks while a thread of its own begins, and allocates */
         skip_test(
             "a child of a process with threads may wait for a lock of asan's for ever");
     }
