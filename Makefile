@@ -233,7 +233,8 @@ coverage: ## run the tests and tell which lines and branches of both C files the
 	$(SET_UP) coverage
 	@$(MAKE) --no-print-directory measured NO_SETUP=yes COVERAGE=yes CFLAGS='-O1 -g'
 
-PROFILES = $(BUILD)/profiles
+# Absolute, for processes have working directories of their own.
+PROFILES = $(abspath $(BUILD))/profiles
 measured:
 	rm -rf $(PROFILES)
 	mkdir -p -m 1777 $(PROFILES)
