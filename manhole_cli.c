@@ -4404,7 +4404,12 @@ knock(struct processes *processes)
             waiting -= hear(&processes->list[i], &fds[i]);
         }
     }
-    free(fds); /* the descriptors that are left go with the program */
+    for (size_t i = 0; i < processes->count; i++) {
+        if (fds[i].fd >= 0) {
+            (void)close(fds[i].fd); /* its card is ours to show again */
+        }
+    }
+    free(fds);
 }
 
 /* The version that the files which a process has mapped tell, like "3.11"; "?" where we may not

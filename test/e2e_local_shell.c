@@ -225,6 +225,19 @@ listen_is_read_as_install_reads_it(void)
 }
 
 static void
+silent_server_can_be_listed_again(void)
+{
+    struct process *silent = start_target("import socket\n"
+                                          "listener = socket.socket(socket.AF_UNIX)\n"
+                                          "listener.bind('silent')\n"
+                                          "listener.listen()\n" READY STAY);
+    wait_until_ready(silent);
+    (void)write_file("test.ini",
+                     format_text("[manhole]\nlisten = %s\n", test_path("silent")));
+    assert_contains(tell("servers\nservers\n"), test_path("silent"));
+}
+
+static void
 without_listen_it_is_the_usual_socket(void)
 {
     (void)write_file("test.ini", "[manhole]\n");
@@ -403,6 +416,7 @@ main(void)
         TEST(listen_may_have_the_number_more_than_once),
         TEST(listen_may_have_no_number),
         TEST(listen_is_read_as_install_reads_it),
+        TEST(silent_server_can_be_listed_again),
         TEST(without_listen_it_is_the_usual_socket),
         TEST(wrong_file_is_named_with_the_line),
         TEST(file_goes_with_no_other_action),
