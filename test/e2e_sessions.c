@@ -628,10 +628,23 @@ all_that_a_statement_printed_comes_before_its_exit(void)
     assert_int_equal(count_of(client_read_until_eof(client), "%%%\n"), 25000);
 }
 
+/* Which the listener is to send, without waiting for it. */
+static void
+small_pieces_for_a_client_that_stopped_reading_keep_nobody_out(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *stalled = client_at_prompt(app);
+    client_send(stalled, "exec('for i in range(25000): print(\"%\" * 9)\\n"
+                         "open(\"printed\", \"w\").close()')\n");
+    wait_for_path(test_path("printed"), DEADLINE);
+    assert_answers(client_at_prompt(app));
+}
+
 int
 main(void)
 {
     static const struct test_case tests[] = {
+        TEST(small_pieces_for_a_client_that_stopped_reading_keep_nobody_out),
         TEST(client_in_an_endless_loop_keeps_nobody_out),
         TEST(client_that_stopped_reading_keeps_nobody_out),
         TEST(all_that_a_statement_printed_comes_before_its_exit),
