@@ -73,6 +73,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -150,7 +151,7 @@ enum {
      * thread of Python's own that computes. */
     HOLD_MS = 5,
     /* Frames whose text is kept in mind while a dump is made. */
-    WRITTEN_FRAMES = 512,
+    SPOT_ROWS = 512,
     /* How long a TCP client's Ctrl-C waits for Python before the session may read on. */
     INTERRUPT_PATIENCE_MS = 100,
     /* From the end of what a TCP client sends to the look whether it is still there to read. */
@@ -456,6 +457,18 @@ add_c_fork_hook(void)
 static pthread_once_t c_fork_hook_once = PTHREAD_ONCE_INIT;
 #endif
 
+/* Runs a program of ours, an expression or statements. PyRun_String() in a thread of ours would make
+ * CPython forget that the application is about to end with a KeyboardInterrupt, and its exit status
+ * with it. Returns a new reference, or NULL with an exception. */
+ATTACHED static PyObject *
+run_source(const char *source, int start, PyObject *names)
+{
+    PyObject *code = Py_CompileString(source, "<string>", start); /* owned */
+    PyObject *result = code == NULL ? NULL : PyEval_EvalCode(code, names, names);
+    Py_XDECREF(code);
+    return result;
+}
+
 /* Whether sys.modules has it. */
 ATTACHED static bool
 is_imported(const char *name)
@@ -478,8 +491,7 @@ import_threading(void)
     PyObject *names =
         Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
     PyObject *result =
-        names == NULL ? NULL
-                      : PyRun_String(repair, Py_file_input, names, names); /* owned */
+        names == NULL ? NULL : run_source(repair, Py_file_input, names); /* owned */
     PyErr_Clear();
     Py_XDECREF(names);
     Py_XDECREF(result);
@@ -504,7 +516,7 @@ import_threading(void)
     names = Py_BuildValue("{sOsk}", "__builtins__", PyEval_GetBuiltins(), "ident",
                           oldest->thread_id);
     if (names != NULL) {
-        result = PyRun_String(repair, Py_file_input, names, names);
+        result = run_source(repair, Py_file_input, names);
     }
     PyErr_Clear();
     Py_XDECREF(names);
@@ -784,6 +796,8 @@ static struct manhole {
     sem_t wake;               /* it sleeps on this while it has no descriptor to watch, */
     struct kept_fd wake_bell; /* else on this; each wish goes to both */
     _Atomic bool polling;     /* it does the latter */
+    _Atomic int64_t
+        wakes_at_ms; /* monotonic: then it looks at all sessions again; -1: who knows */
     struct kept_fd news_bell; /* rings when a session ends, or the listener has started */
     _Atomic unsigned wishes;
     _Atomic pid_t activated_child; /* has got activate_on before its fork hook ran */
@@ -2993,16 +3007,24 @@ append_kernel_state(struct text *text, unsigned long native_id)
     }
 }
 
+struct source {
+    char *path;  /* owned */
+    char *bytes; /* owned, NULL: not to be had */
+    size_t length;
+    struct slice *lines; /* owned, may be NULL */
+    size_t line_count;
+    bool loaded; /* or tried to */
+    /* Of a look: */
+    bool seen;            /* the rest is known */
+    bool python_is_asked; /* linecache may have what the file system has not */
+    size_t frame;         /* one of those that are in this file */
+};
+
 /* Source files, each read once a dump. */
 struct sources {
-    struct source {
-        char *path;  /* owned */
-        char *bytes; /* owned, NULL: not to be had */
-        size_t length;
-        struct slice *lines; /* owned, may be NULL */
-        size_t line_count;
-    } files[64];
+    struct source *files; /* owned */
     size_t count;
+    size_t capacity;
 };
 
 /* Reads a regular file of a reasonable size whole. */
@@ -3032,9 +3054,15 @@ read_file(struct source *source)
 static void
 index_lines(struct source *source)
 {
+    static const char mark[] =
+        "\xef\xbb\xbf"; /* of UTF-8; some editors begin a file with it */
     struct slice rest = {source->bytes, source->bytes == NULL ? 0 : source->length};
     struct slice line = {NULL, 0};
     size_t capacity = 0;
+    if (starts_with(&rest, mark)) {
+        rest.bytes += sizeof(mark) - 1;
+        rest.length -= sizeof(mark) - 1;
+    }
     while (next_line(&rest, &line)) {
         if (source->line_count == capacity) {
             struct slice *grown = NULL;
@@ -3049,9 +3077,29 @@ index_lines(struct source *source)
     }
 }
 
-/* Returns NULL when there is no room. */
-DETACHED static const struct source *
-find_source(struct sources *sources, const char *path)
+DETACHED static void
+load_source(struct source *source)
+{
+    source->loaded = true;
+    read_file(source);
+    index_lines(source);
+}
+
+static void
+forget_lines(struct source *source)
+{
+    free(source->bytes);
+    free(source->lines);
+    source->bytes = NULL;
+    source->length = 0;
+    source->lines = NULL;
+    source->line_count = 0;
+}
+
+/* Returns the entry of this file, a new one if there is none yet; NULL when there is no memory. It
+ * stays where it is until the next is added. */
+static struct source *
+add_source(struct sources *sources, const char *path)
 {
     struct source *source = NULL;
     for (size_t i = 0; i < sources->count; i++) {
@@ -3059,17 +3107,21 @@ find_source(struct sources *sources, const char *path)
             return &sources->files[i];
         }
     }
-    if (sources->count == Py_ARRAY_LENGTH(sources->files)) {
-        return NULL;
+    if (sources->count == sources->capacity) {
+        size_t capacity = sources->capacity == 0 ? 16 : sources->capacity * 2;
+        struct source *grown = realloc(sources->files, capacity * sizeof(*grown));
+        if (grown == NULL) {
+            return NULL;
+        }
+        sources->files = grown;
+        sources->capacity = capacity;
     }
     source = &sources->files[sources->count];
-    source->path = strdup(path);
+    *source = (struct source){.path = strdup(path)};
     if (source->path == NULL) {
         return NULL;
     }
     sources->count++;
-    read_file(source);
-    index_lines(source);
     return source;
 }
 
@@ -3077,10 +3129,11 @@ static void
 free_sources(struct sources *sources)
 {
     for (size_t i = 0; i < sources->count; i++) {
+        forget_lines(&sources->files[i]);
         free(sources->files[i].path);
-        free(sources->files[i].bytes);
-        free(sources->files[i].lines);
     }
+    free(sources->files);
+    *sources = (struct sources){0};
 }
 
 /* The number-th line of a source, without blanks around it; empty when there is none. */
@@ -3160,12 +3213,35 @@ append_unescaped(struct text *text, struct slice slice)
     }
 }
 
-/* A frame of a copy: what faulthandler tells of it, and its source line. */
+/* A frame as it is shown. */
+struct shown_frame {
+    struct slice path; /* NUL-terminated */
+    struct slice function;
+    long line;
+    struct slice source; /* empty: not to be had */
+};
+
+/* Appends a frame in our words, which are python-manhole's. */
+static void
+append_shown_frame(struct text *text, const struct shown_frame *frame)
+{
+    append_string(text, "File: \"");
+    append_bytes(text, frame->path.bytes, frame->path.length);
+    append_format(text, "\", line %ld, in ", frame->line);
+    append_bytes(text, frame->function.bytes, frame->function.length);
+    append_string(text, "\n");
+    if (frame->source.length > 0) {
+        append_string(text, "  ");
+        append_bytes(text, frame->source.bytes, frame->source.length);
+        append_string(text, "\n");
+    }
+}
+
+/* A frame of a copy, as faulthandler tells of it. */
 struct copied_frame {
     struct text path; /* NUL-terminated */
     struct text function;
-    long number; /* of the line */
-    struct slice code;
+    struct shown_frame shown;
 };
 
 static void
@@ -3184,7 +3260,7 @@ read_copied_frame(struct copied_frame *frame, struct slice line, struct sources 
     const char *end = NULL;
     const char *rest = NULL; /* of the line, behind what has been read */
     struct slice function;
-    const struct source *source = NULL;
+    struct source *source = NULL;
     for (size_t i = 0; i + sizeof(middle) - 1 <= line.length; i++) {
         if (memcmp(line.bytes + i, middle, sizeof(middle) - 1) == 0) {
             end = line.bytes + i;
@@ -3199,7 +3275,7 @@ read_copied_frame(struct copied_frame *frame, struct slice line, struct sources 
     rest = end + sizeof(middle) - 1;
     if (*rest >= '0' && *rest <= '9') { /* strtol() would skip a newline to find one */
         char *number_end = NULL;
-        frame->number = strtol(rest, &number_end, 10);
+        frame->shown.line = strtol(rest, &number_end, 10);
         rest = number_end;
     }
     function = (struct slice){rest, (size_t)(line.bytes + line.length - rest)};
@@ -3212,33 +3288,29 @@ read_copied_frame(struct copied_frame *frame, struct slice line, struct sources 
         free_copied_frame(frame);
         return false;
     }
-    source = find_source(sources, frame->path.bytes);
-    if (source != NULL) {
-        frame->code = source_line(source, frame->number);
+    source = add_source(sources, frame->path.bytes);
+    if (source != NULL && !source->loaded) {
+        load_source(source);
     }
+    if (source != NULL) {
+        frame->shown.source = source_line(source, frame->shown.line);
+    }
+    frame->shown.path = (struct slice){frame->path.bytes, frame->path.length - 1};
+    frame->shown.function = (struct slice){frame->function.bytes, frame->function.length};
     return true;
 }
 
-/* Appends a frame in our words. A line of another form stands as it is. */
+/* A line of another form stands as it is. */
 DETACHED static void
 append_copied_frame(struct text *text, struct slice line, struct sources *sources)
 {
-    struct copied_frame frame = {.number = 0};
+    struct copied_frame frame = {.shown.line = 0};
     if (!read_copied_frame(&frame, line, sources)) {
         append_bytes(text, line.bytes, line.length);
         append_string(text, "\n");
         return;
     }
-    append_string(text, "File: \"");
-    append_string(text, frame.path.bytes);
-    append_format(text, "\", line %ld, in ", frame.number);
-    append_bytes(text, frame.function.bytes, frame.function.length);
-    append_string(text, "\n");
-    if (frame.code.length > 0) {
-        append_string(text, "  ");
-        append_bytes(text, frame.code.bytes, frame.code.length);
-        append_string(text, "\n");
-    }
+    append_shown_frame(text, &frame.shown);
     free_copied_frame(&frame);
 }
 
@@ -3491,10 +3563,36 @@ append_snapshot(struct text *text)
  * source lines are read and text is made afterwards, while other threads run.
  * ====================================================================================== */
 
+/* A str as UTF-8. */
+struct name {
+    PyObject *object;  /* owned: the str, or a bytes object; NULL: there is none */
+    struct slice utf8; /* in object, NUL-terminated */
+};
+
 struct frame_record {
     PyCodeObject *code; /* owned */
     PyObject *globals;  /* owned: they know the loader, which may have the source */
-    int instruction; /* the line is found afterwards: it takes ten times as long as all else */
+    int instruction;
+    size_t spot; /* once described: its index */
+};
+
+/* Where in the code some frames are. Found afterwards, which takes ten times as long as the look. */
+struct spot {
+    const PyCodeObject *code; /* borrowed from a frame */
+    int instruction;
+    struct name path;
+    struct name function;
+    int line;
+    size_t source; /* its index */
+    size_t start;  /* once written: where in the text */
+    size_t length; /* 0: not written yet */
+};
+
+/* What may be known or not. */
+enum answer {
+    ANSWER_NO,
+    ANSWER_YES,
+    ANSWER_UNKNOWN,
 };
 
 struct thread_record {
@@ -3504,15 +3602,54 @@ struct thread_record {
     size_t hash; /* of all its frames: two with the same stack have the same */
     bool shown;
     size_t group; /* once shown: the thread with the same stack that came first */
+    /* Once described, what threading says of it: */
+    struct name name;
+    unsigned long native_id; /* 0: not known */
+    enum answer daemon;
 };
 
+/* Is looked at ATTACHED. Once it is described it can be written DETACHED. */
 struct look {
     struct frame_record *frames; /* owned */
     size_t frame_count;
     size_t frame_capacity;
     struct thread_record *threads; /* owned */
     size_t thread_count;
+    struct spot *spots; /* owned */
+    size_t spot_count;
+    size_t spot_capacity;
+    size_t
+        latest[SPOT_ROWS]; /* of each hash of (code, instruction): index + 1 of a spot */
+    struct sources sources;
+    size_t settled; /* so many of the sources need not be looked for any more */
 };
+
+/* Takes the reference over. What has no UTF-8 (lone surrogates) becomes \udcff; what is no str, or
+ * for want of memory, there is none. Never raises. */
+ATTACHED static struct name
+take_name(PyObject *str /* new, or NULL */)
+{
+    struct name name = {.object = str};
+    Py_ssize_t length = 0;
+    if (str != NULL && PyUnicode_Check(str)) {
+        name.utf8.bytes = PyUnicode_AsUTF8AndSize(str, &length);
+        if (name.utf8.bytes == NULL) {
+            PyErr_Clear();
+            Py_SETREF(name.object,
+                      PyUnicode_AsEncodedString(str, "utf-8", "backslashreplace"));
+            if (name.object != NULL) {
+                name.utf8.bytes = PyBytes_AS_STRING(name.object);
+                length = PyBytes_GET_SIZE(name.object);
+            }
+        }
+        name.utf8.length = (size_t)length;
+    }
+    if (name.utf8.bytes == NULL) {
+        Py_CLEAR(name.object);
+    }
+    PyErr_Clear();
+    return name;
+}
 
 ATTACHED static void
 free_look(struct look *look)
@@ -3521,24 +3658,46 @@ free_look(struct look *look)
         Py_DECREF(look->frames[i].code);
         Py_DECREF(look->frames[i].globals);
     }
+    for (size_t i = 0; i < look->thread_count; i++) {
+        Py_XDECREF(look->threads[i].name.object);
+    }
+    for (size_t i = 0; i < look->spot_count; i++) {
+        Py_XDECREF(look->spots[i].path.object);
+        Py_XDECREF(look->spots[i].function.object);
+    }
     PyMem_RawFree(look->frames);
     PyMem_RawFree(look->threads);
+    PyMem_RawFree(look->spots);
+    free_sources(&look->sources);
     *look = (struct look){0};
+}
+
+/* Makes a full array larger, of elements of this size. Returns where it is then, or NULL with an
+ * exception: it is where it was. */
+ATTACHED static void *
+grow_array(void *array, size_t *capacity, size_t size)
+{
+    size_t more = *capacity == 0 ? 64 : *capacity * 2;
+    void *grown = PyMem_RawRealloc(array, more * size);
+    if (grown == NULL) {
+        PyErr_NoMemory();
+    }
+    else {
+        *capacity = more;
+    }
+    return grown;
 }
 
 ATTACHED static int
 record_frame(struct look *look, PyFrameObject *frame)
 {
     if (look->frame_count == look->frame_capacity) {
-        size_t capacity = look->frame_capacity == 0 ? 256 : look->frame_capacity * 2;
         struct frame_record *grown =
-            PyMem_RawRealloc(look->frames, capacity * sizeof(*look->frames));
+            grow_array(look->frames, &look->frame_capacity, sizeof(*look->frames));
         if (grown == NULL) {
-            PyErr_NoMemory();
             return -1;
         }
         look->frames = grown;
-        look->frame_capacity = capacity;
     }
     look->frames[look->frame_count].code = PyFrame_GetCode(frame);
     look->frames[look->frame_count].globals = get_globals(frame);
@@ -3640,112 +3799,324 @@ is_module_of(PyObject *globals, PyObject *filename)
     return same;
 }
 
-/* The lines of a source file, as linecache has them; from a zip file, say, by the module's loader.
- * Returns a new list, empty when there is no such file. Never raises. */
-ATTACHED static PyObject *
-read_source(PyObject *linecache, PyObject *filename, PyObject *globals)
-{
-    PyObject *lines = NULL; /* owned, handed to the caller */
-    PyObject *checked = PyObject_CallMethod(linecache, "checkcache", "O", filename);
-    PyObject *lazy = NULL; /* owned */
-    PyErr_Clear();
-    if (is_module_of(globals, filename)) {
-        lazy = PyObject_CallMethod(linecache, "lazycache", "OO", filename, globals);
-        PyErr_Clear();
-    }
-    lines = PyObject_CallMethod(linecache, "getlines", "O", filename);
-    if (lines != NULL && !PyList_Check(lines)) {
-        Py_CLEAR(lines);
-    }
-    PyErr_Clear();
-    Py_XDECREF(checked);
-    Py_XDECREF(lazy);
-    return lines != NULL ? lines : PyList_New(0);
-}
-
-/* A line of a source without its indentation. Returns a new str, or NULL when there is none; never
- * raises. */
-ATTACHED static PyObject *
-strip_line(PyObject *lines, int number)
-{
-    PyObject *line = NULL;   /* borrowed */
-    PyObject *source = NULL; /* new, handed to the caller */
-    if (number < 1 || number > PyList_GET_SIZE(lines)) {
-        return NULL;
-    }
-    line = PyList_GetItem(lines, number - 1);
-    source = line == NULL ? NULL : PyObject_CallMethod(line, "strip", NULL);
-    if (source != NULL &&
-        (!PyUnicode_Check(source) || PyUnicode_GetLength(source) == 0)) {
-        Py_CLEAR(source);
-    }
-    PyErr_Clear();
-    return source;
-}
-
-/* A frame as it is shown. */
-struct described_frame {
-    PyObject *filename; /* owned */
-    PyObject *name;     /* owned */
-    PyObject *source;   /* owned, NULL: not to be had */
-    int line;
-};
-
+/* Takes lines as linecache has them, with their newlines. Never raises. */
 ATTACHED static void
-free_described_frame(struct described_frame *described)
+take_lines(struct source *source, PyObject *lines)
 {
-    Py_XDECREF(described->filename);
-    Py_XDECREF(described->name);
-    Py_XDECREF(described->source);
+    PyObject *empty = PyUnicode_FromString(""); /* owned */
+    struct name whole = {NULL, {NULL, 0}};      /* owned */
+    if (empty != NULL && PyList_Check(lines)) {
+        whole = take_name(PyUnicode_Join(empty, lines));
+    }
+    PyErr_Clear();
+    forget_lines(source);
+    source->bytes = malloc(whole.utf8.length + 1);
+    if (source->bytes != NULL && whole.utf8.length > 0) {
+        memcpy(source->bytes, whole.utf8.bytes, whole.utf8.length);
+        source->length = whole.utf8.length;
+    }
+    index_lines(source);
+    Py_XDECREF(empty);
+    Py_XDECREF(whole.object);
 }
 
-/* sources: dict of filename: lines, so that each file is asked for once a dump. Returns false when
- * the frame cannot be shown; never raises. */
-ATTACHED static bool
-describe_frame(struct described_frame *described, const struct frame_record *frame,
-               PyObject *linecache, PyObject *sources)
+/* Takes what linecache has of no file: what was typed, a doctest's, what attrs has made. It is
+ * asked for what it has, and that alone. Never raises. */
+ATTACHED static void
+take_kept_lines(struct source *source, PyObject *filename)
 {
-    PyObject *code = (PyObject *)frame->code;
-    PyObject *lines = NULL; /* owned */
-    described->line = PyCode_Addr2Line(frame->code, frame->instruction);
-    described->filename = PyObject_GetAttrString(code, "co_filename");
-    described->name = PyObject_GetAttrString(code, "co_name");
-    if (described->filename != NULL && described->name != NULL) {
-        lines = Py_XNewRef(PyDict_GetItemWithError(sources, described->filename));
-        if (lines == NULL && !PyErr_Occurred()) {
-            lines = read_source(linecache, described->filename, frame->globals);
-            if (lines != NULL) {
-                (void)PyDict_SetItem(sources, described->filename, lines);
-            }
-        }
+    PyObject *modules = PyImport_GetModuleDict();                     /* borrowed */
+    PyObject *linecache = PyDict_GetItemString(modules, "linecache"); /* borrowed */
+    PyObject *cache = NULL;                                           /* owned */
+    PyObject *entry = NULL; /* borrowed: (size, mtime, lines, filename) */
+    if (linecache != NULL && PyModule_Check(linecache)) {
+        cache = PyObject_GetAttrString(linecache, "cache");
+    }
+    if (cache != NULL && PyDict_Check(cache)) {
+        entry = PyDict_GetItemWithError(cache, filename);
+    }
+    if (entry != NULL && PyTuple_Check(entry) && PyTuple_GET_SIZE(entry) == 4 &&
+        PyTuple_GET_ITEM(entry, 1) == Py_None) {
+        take_lines(source, PyTuple_GET_ITEM(entry, 2));
+        source->loaded = true;
+    }
+    PyErr_Clear();
+    Py_XDECREF(cache);
+}
+
+/* Takes the lines of a source file as linecache finds them: along sys.path, by the module's loader
+ * from a zip file, say, or in another encoding. It imports what it needs, and may let others run.
+ * Never raises. */
+ATTACHED static void
+ask_linecache(struct source *source, const struct frame_record *frame)
+{
+    PyObject *filename = frame->code->co_filename;            /* borrowed */
+    PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
+    PyObject *checked = NULL;                                 /* owned */
+    PyObject *lazy = NULL;                                    /* owned */
+    PyObject *lines = NULL;                                   /* owned */
+    if (linecache != NULL) {
+        checked = PyObject_CallMethod(linecache, "checkcache", "O", filename);
         PyErr_Clear();
+        if (is_module_of(frame->globals, filename)) {
+            lazy = PyObject_CallMethod(linecache, "lazycache", "OO", filename,
+                                       frame->globals);
+            PyErr_Clear();
+        }
+        lines = PyObject_CallMethod(linecache, "getlines", "O", filename);
     }
     if (lines != NULL) {
-        described->source = strip_line(lines, described->line);
+        take_lines(source, lines);
     }
     PyErr_Clear();
+    Py_XDECREF(linecache);
+    Py_XDECREF(checked);
+    Py_XDECREF(lazy);
     Py_XDECREF(lines);
-    return described->filename != NULL && described->name != NULL;
 }
 
-ATTACHED static void
-append_frame(struct text *text, const struct frame_record *frame, PyObject *linecache,
-             PyObject *sources)
+/* Whether a line names an encoding other than UTF-8, as PEP 263 has it: `coding[:=]\s*([-\w.]+)` in
+ * a comment. */
+static bool
+names_other_encoding(struct slice line)
 {
-    struct described_frame described = {.filename = NULL};
-    if (describe_frame(&described, frame, linecache, sources)) {
-        append_string(text, "File: \"");
-        append_str(text, described.filename);
-        append_format(text, "\", line %d, in ", described.line);
-        append_str(text, described.name);
-        append_string(text, "\n");
+    static const char word[] = "coding";
+    char comment[200] = ""; /* of a line that is longer, so much */
+    const char *name = comment;
+    memcpy(comment, line.bytes,
+           line.length < sizeof(comment) ? line.length : sizeof(comment) - 1);
+    if (comment[strspn(comment, " \t\f")] != '#') {
+        return false;
     }
-    if (described.source != NULL) {
-        append_string(text, "  ");
-        append_str(text, described.source);
-        append_string(text, "\n");
+    while ((name = strstr(name, word)) != NULL) {
+        name += sizeof(word) - 1;
+        if (*name == ':' || *name == '=') {
+            name += 1 + strspn(name + 1, " \t");
+            return strncasecmp(name, "utf-8", 5) != 0 &&
+                   strncasecmp(name, "utf_8", 5) != 0 &&
+                   strncasecmp(name, "utf8", 4) != 0;
+        }
     }
-    free_described_frame(&described);
+    return false;
+}
+
+/* Whether what was read is what Python sees: in UTF-8, and no line ends with a lone CR. */
+static bool
+is_as_python_reads_it(const struct source *source)
+{
+    const char *rest = source->bytes;
+    size_t length = source->length;
+    const char *cr = NULL;
+    for (size_t i = 0; i < source->line_count && i < 2; i++) {
+        if (names_other_encoding(source->lines[i])) {
+            return false;
+        }
+    }
+    while (length > 0 && (cr = memchr(rest, '\r', length)) != NULL) {
+        length -= (size_t)(cr + 1 - rest);
+        rest = cr + 1;
+        if (length == 0 || *rest != '\n') {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Reads the files that the look is new to. Returns whether Python is to be asked for some. */
+DETACHED static bool
+read_sources(struct look *look)
+{
+    bool more = false;
+    for (size_t i = look->settled; i < look->sources.count; i++) {
+        struct source *source = &look->sources.files[i];
+        const size_t length = strlen(source->path);
+        if (source->loaded ||
+            (source->path[0] == '<' && source->path[length - 1] == '>')) {
+            continue;
+        }
+        load_source(source);
+        source->python_is_asked = source->bytes == NULL || !is_as_python_reads_it(source);
+        more = more || source->python_is_asked;
+    }
+    return more;
+}
+
+/* Detaches. Lines of source are found before it returns: nearly always without Python, so that a
+ * look and what follows it need the GIL once. */
+DETACHES static PyThreadState *
+detach_with_sources(struct look *look)
+{
+    PyThreadState *tstate = detach();
+    if (read_sources(look)) {
+        reattach(tstate);
+        for (size_t i = look->settled; i < look->sources.count; i++) {
+            struct source *source = &look->sources.files[i];
+            if (source->python_is_asked) {
+                ask_linecache(source, &look->frames[source->frame]);
+            }
+        }
+        tstate = detach();
+    }
+    look->settled = look->sources.count;
+    return tstate;
+}
+
+/* Adds the spot that a frame is at. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_spot(struct look *look, size_t frame_index)
+{
+    const struct frame_record *frame = &look->frames[frame_index];
+    struct spot *spot = NULL;
+    struct source *source = NULL;
+    if (look->spot_count == look->spot_capacity) {
+        struct spot *grown =
+            grow_array(look->spots, &look->spot_capacity, sizeof(*look->spots));
+        if (grown == NULL) {
+            return -1;
+        }
+        look->spots = grown;
+    }
+    spot = &look->spots[look->spot_count++];
+    *spot = (struct spot){
+        .code = frame->code,
+        .instruction = frame->instruction,
+        .path = take_name(Py_NewRef(frame->code->co_filename)),
+        .function = take_name(Py_NewRef(frame->code->co_name)),
+        .line = PyCode_Addr2Line(frame->code, frame->instruction),
+    };
+    source = spot->path.object == NULL || spot->function.object == NULL
+                 ? NULL
+                 : add_source(&look->sources, spot->path.utf8.bytes);
+    if (source == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    spot->source = (size_t)(source - look->sources.files);
+    if (!source->seen) {
+        source->seen = true;
+        source->frame = frame_index;
+        take_kept_lines(source, frame->code->co_filename);
+    }
+    return 0;
+}
+
+/* Finds the spots of some frames. Nothing in it lets go of the GIL. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+describe_frames(struct look *look, size_t first, size_t count)
+{
+    for (size_t i = first; i < first + count; i++) {
+        struct frame_record *frame = &look->frames[i];
+        size_t *latest = &look->latest[hash_frames(frame, 1) % SPOT_ROWS];
+        const struct spot *spot = *latest == 0 ? NULL : &look->spots[*latest - 1];
+        if (spot == NULL || spot->code != frame->code ||
+            spot->instruction != frame->instruction) {
+            if (add_spot(look, i) < 0) {
+                return -1;
+            }
+            *latest = look->spot_count;
+        }
+        frame->spot = *latest - 1;
+    }
+    return 0;
+}
+
+/* threading._active, when threading is imported. Returns a new reference, or NULL; never raises. */
+ATTACHED static PyObject *
+get_active_threads(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();                     /* borrowed */
+    PyObject *threading = PyDict_GetItemString(modules, "threading"); /* borrowed */
+    PyObject *active = NULL;                                          /* new */
+    if (threading != NULL) {
+        active = PyObject_GetAttrString(threading, "_active");
+    }
+    PyErr_Clear();
+    return active;
+}
+
+/* An attribute, new, or NULL; never raises. */
+ATTACHED static PyObject *
+find_attribute(PyObject *object /* or NULL */, const char *name)
+{
+    PyObject *value = object == NULL ? NULL : PyObject_GetAttrString(object, name);
+    PyErr_Clear();
+    return value;
+}
+
+/* What a property of Thread returns, without its Python code where it is the usual one: that could
+ * let others run. Returns a new reference, or NULL; never raises. */
+ATTACHED static PyObject *
+get_thread_property(PyObject *thread, const char *attribute, const char *property)
+{
+    PyObject *value = find_attribute(thread, attribute);
+    return value != NULL ? value : find_attribute(thread, property);
+}
+
+/* Adds what threading says of a thread. Never raises. */
+ATTACHED static void
+describe_thread(struct thread_record *record, PyObject *active /* dict, or NULL */)
+{
+    PyObject *key = PyLong_FromUnsignedLong(record->ident); /* owned */
+    PyObject *thread = NULL;                                /* owned */
+    PyObject *native_id = NULL;                             /* owned */
+    PyObject *daemon = NULL;                                /* owned */
+    record->daemon = ANSWER_UNKNOWN;
+    if (active != NULL && key != NULL) {
+        thread = PyObject_GetItem(active, key);
+        PyErr_Clear();
+    }
+    if (thread != NULL) {
+        record->name = take_name(get_thread_property(thread, "_name", "name"));
+        native_id = get_thread_property(thread, "_native_id", "native_id");
+        daemon = get_thread_property(thread, "_daemonic", "daemon");
+    }
+    if (native_id != NULL && PyLong_Check(native_id)) {
+        record->native_id = PyLong_AsUnsignedLongMask(native_id);
+    }
+    if (daemon != NULL && PyBool_Check(daemon)) {
+        record->daemon = daemon == Py_True ? ANSWER_YES : ANSWER_NO;
+    }
+    PyErr_Clear();
+    Py_XDECREF(key);
+    Py_XDECREF(thread);
+    Py_XDECREF(native_id);
+    Py_XDECREF(daemon);
+}
+
+/* All of it is C, so no switch of threads would come by itself. Returns since when the caller has
+ * kept the others from running. */
+ATTACHED static int64_t
+let_others_run(int64_t held_since_ms)
+{
+    PyThreadState *tstate = NULL;
+    if (monotonic_ms() - held_since_ms < HOLD_MS) {
+        return held_since_ms;
+    }
+    tstate = detach();
+    (void)poll(NULL, 0, 1); /* else this thread has it again before another is awake */
+    reattach(tstate);
+    return monotonic_ms();
+}
+
+/* A look at all threads, described. Returns 0, or -1 with an exception; free_look() either way. */
+ATTACHED static int
+look_around(struct look *look)
+{
+    PyObject *active = NULL; /* owned, may stay NULL */
+    int64_t held_since_ms = monotonic_ms();
+    int result = look_at_threads(look);
+    if (result == 0) {
+        active = get_active_threads();
+    }
+    for (size_t i = 0; result == 0 && i < look->thread_count; i++) {
+        struct thread_record *thread = &look->threads[i];
+        held_since_ms = let_others_run(held_since_ms);
+        describe_thread(thread, active);
+        result = describe_frames(look, thread->first, thread->count);
+    }
+    Py_XDECREF(active);
+    return result;
 }
 
 static bool
@@ -3766,35 +4137,11 @@ is_same_stack(const struct look *look, const struct thread_record *one,
     return true;
 }
 
-/* Appends the name that threading has for a thread, "?" for none. Never raises. */
-ATTACHED static void
-append_thread_name(struct text *text, PyObject *active /* dict, or NULL */,
-                   unsigned long ident)
-{
-    PyObject *key = PyLong_FromUnsignedLong(ident); /* owned */
-    PyObject *thread = NULL;                        /* owned */
-    PyObject *name = NULL;                          /* owned */
-    if (active != NULL && key != NULL) {
-        thread = PyObject_GetItem(active, key);
-        name = thread == NULL ? NULL : PyObject_GetAttrString(thread, "name");
-    }
-    if (name != NULL && PyUnicode_Check(name)) {
-        append_str(text, name);
-    }
-    else {
-        append_string(text, "?");
-    }
-    PyErr_Clear();
-    Py_XDECREF(key);
-    Py_XDECREF(thread);
-    Py_XDECREF(name);
-}
-
 /* Appends the headers of a thread and of all after it that have the same stack, which are thereby
  * shown; for more than one their names too, for the headers alone tell little then. Returns false
  * when it is shown already. */
-ATTACHED static bool
-append_headers(struct text *text, struct look *look, size_t first, PyObject *active)
+static bool
+append_headers(struct text *text, struct look *look, size_t first)
 {
     size_t count = 0;
     if (look->threads[first].shown) {
@@ -3815,8 +4162,10 @@ append_headers(struct text *text, struct look *look, size_t first, PyObject *act
         append_format(text, "%zu threads with the same stack:", count);
         for (size_t i = first; i < look->thread_count; i++) {
             if (look->threads[i].shown && look->threads[i].group == first) {
+                const struct slice name = look->threads[i].name.utf8;
                 append_string(text, i == first ? " " : ", ");
-                append_thread_name(text, active, look->threads[i].ident);
+                append_bytes(text, name.bytes == NULL ? "?" : name.bytes,
+                             name.bytes == NULL ? 1 : name.length);
             }
         }
         append_string(text, "\n");
@@ -3824,135 +4173,92 @@ append_headers(struct text *text, struct look *look, size_t first, PyObject *act
     return true;
 }
 
-/* threading._active, when threading is imported. Returns a new reference, or NULL; never raises. */
-ATTACHED static PyObject *
-get_active_threads(void)
-{
-    PyObject *modules = PyImport_GetModuleDict();                     /* borrowed */
-    PyObject *threading = PyDict_GetItemString(modules, "threading"); /* borrowed */
-    PyObject *active = NULL;                                          /* new */
-    if (threading != NULL) {
-        active = PyObject_GetAttrString(threading, "_active");
-    }
-    PyErr_Clear();
-    return active;
-}
-
-/* Text is made in C alone, so no switch of threads would come by itself. Returns since when the
- * caller has kept the others from running. */
-ATTACHED static int64_t
-let_others_run(int64_t held_since_ms)
-{
-    PyThreadState *tstate = NULL;
-    if (monotonic_ms() - held_since_ms < HOLD_MS) {
-        return held_since_ms;
-    }
-    tstate = detach();
-    (void)poll(NULL, 0, 1); /* else this thread has it again before another is awake */
-    reattach(tstate);
-    return monotonic_ms();
-}
-
 /* How stacks are written: the dump, or JSON. */
 struct form {
     void (*begin)(struct text *text);
     /* What comes before the frames of a thread. Returns false when it was shown with another. */
-    bool (*begin_thread)(struct text *text, struct look *look, size_t index,
-                         PyObject *active);
+    bool (*begin_thread)(struct text *text, struct look *look, size_t index);
     void (*separate_frames)(struct text *text);
-    void (*append_frame)(struct text *text, const struct frame_record *frame,
-                         PyObject *linecache, PyObject *sources);
+    void (*append_frame)(struct text *text, const struct shown_frame *frame);
     const char *thread_end;
     const char *end;
     void (*append_snapshot)(struct text *text);
 };
 
-/* Where a frame is in the text already: threads of one kind share most of theirs. A row for each
- * hash of (code, instruction); the last one that has it stays. */
-struct written_frame {
-    const PyCodeObject *code; /* borrowed from the look */
-    int instruction;
-    size_t start;
-    size_t length;
-};
-
-ATTACHED static void
-append_frame_once(struct text *text, const struct form *form,
-                  const struct frame_record *frame, struct written_frame *written,
-                  PyObject *linecache, PyObject *sources)
+static struct shown_frame
+show_frame(const struct look *look, size_t frame)
 {
-    struct written_frame *row = &written[hash_frames(frame, 1) % WRITTEN_FRAMES];
-    form->separate_frames(text);
-    if (row->code == frame->code && row->instruction == frame->instruction) {
-        append_again(text, row->start, row->length);
-        return;
-    }
-    *row = (struct written_frame){frame->code, frame->instruction, text->length, 0};
-    form->append_frame(text, frame, linecache, sources);
-    row->length = text->length - row->start;
+    const struct spot *spot = &look->spots[look->frames[frame].spot];
+    return (struct shown_frame){
+        .path = spot->path.utf8,
+        .function = spot->function.utf8,
+        .line = spot->line,
+        .source = source_line(&look->sources.files[spot->source], spot->line),
+    };
 }
 
-/* Appends all stacks where there is a GIL: every frame stands still while one looks. Returns 0, or
- * -1 with an exception set. */
-ATTACHED static int
-append_look(struct text *text, const struct form *form)
+/* Appends all stacks of a look that is described, whose sources are found. A spot is copied from
+ * where it is in the text already: threads of one kind share most of theirs. */
+DETACHED static void
+append_look(struct text *text, const struct form *form, struct look *look)
 {
-    struct look look = {0};
-    struct written_frame *written =
-        PyMem_RawCalloc(WRITTEN_FRAMES, sizeof(*written));    /* owned */
-    PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
-    PyObject *sources = PyDict_New();                         /* owned */
-    PyObject *active = NULL;                                  /* owned, may stay NULL */
-    int64_t held_since_ms = monotonic_ms();
-    int result = -1;
-    if (written == NULL) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    if (linecache == NULL || sources == NULL || look_at_threads(&look) < 0) {
-        goto done;
-    }
-    active = get_active_threads();
     form->begin(text);
-    for (size_t i = 0; i < look.thread_count; i++) {
-        const struct thread_record *thread = &look.threads[i];
-        held_since_ms = let_others_run(held_since_ms);
-        if (!form->begin_thread(text, &look, i, active)) {
+    for (size_t i = 0; i < look->thread_count; i++) {
+        const struct thread_record *thread = &look->threads[i];
+        if (!form->begin_thread(text, look, i)) {
             continue;
         }
-        for (size_t j = thread->count; j > 0; j--) {
-            append_frame_once(text, form, &look.frames[thread->first + j - 1], written,
-                              linecache, sources);
+        for (size_t j = thread->first + thread->count; j > thread->first; j--) {
+            struct spot *spot = &look->spots[look->frames[j - 1].spot];
+            form->separate_frames(text);
+            if (spot->length > 0) {
+                append_again(text, spot->start, spot->length);
+            }
+            else {
+                const struct shown_frame frame = show_frame(look, j - 1);
+                spot->start = text->length;
+                form->append_frame(text, &frame);
+                spot->length = text->length - spot->start;
+            }
         }
         append_string(text, form->thread_end);
     }
     append_string(text, form->end);
-    result = 0;
-    if (text->failed) {
-        PyErr_NoMemory();
-        result = -1;
-    }
-done:
-    free_look(&look);
-    PyMem_RawFree(written);
-    Py_XDECREF(linecache);
-    Py_XDECREF(sources);
-    Py_XDECREF(active);
-    return result;
 }
 
-/* Appends all stacks. Without a GIL the frames of the others run on while one walks them: a frozen
- * copy is looked at instead. Returns 0, or -1 with an exception set. */
+/* Appends all stacks and stays detached: what follows needs the GIL no more. Where there is none
+ * the frames of the others run on while one walks them: a frozen copy is looked at instead. Returns
+ * what to reattach(). Where the text has failed there is an exception, or there was no memory for
+ * it. free_look() either way. */
+DETACHES static PyThreadState *
+detach_with_stacks(struct text *text, const struct form *form, struct look *look)
+{
+    PyThreadState *tstate = NULL;
+    if (HAS_GIL && look_around(look) < 0) {
+        text->failed = true;
+        return detach();
+    }
+    tstate = detach_with_sources(look);
+    if (HAS_GIL) {
+        append_look(text, form, look);
+    }
+    else {
+        form->append_snapshot(text);
+    }
+    return tstate;
+}
+
+/* The same for who stays attached. Returns 0, or -1 with an exception. */
 ATTACHED static int
 append_stacks(struct text *text, const struct form *form)
 {
-    if (!HAS_GIL) {
-        PyThreadState *tstate = detach();
-        form->append_snapshot(text);
-        reattach(tstate);
-        return 0;
+    struct look look = {.frame_count = 0};
+    reattach(detach_with_stacks(text, form, &look));
+    free_look(&look);
+    if (text->failed && !PyErr_Occurred()) {
+        PyErr_NoMemory();
     }
-    return append_look(text, form);
+    return text->failed ? -1 : 0;
 }
 
 static void
@@ -3966,7 +4272,7 @@ static const struct form dump_form = {
     .begin = append_nothing, /* each header brings the line before it */
     .begin_thread = append_headers,
     .separate_frames = append_nothing,
-    .append_frame = append_frame,
+    .append_frame = append_shown_frame,
     .thread_end = "",
     .end = "#############################################\n\n\n",
     .append_snapshot = append_snapshot,
@@ -3975,8 +4281,6 @@ static const struct form dump_form = {
 /* The stacks of single threads, of one look at all of them. */
 struct stacks {
     struct look look;
-    PyObject *linecache;            /* owned */
-    PyObject *sources;              /* owned dict, see describe_frame() */
     struct examination examination; /* without a GIL; with one it stays empty */
 };
 
@@ -3990,20 +4294,13 @@ open_stacks(struct stacks *stacks)
         reattach(tstate);
         return 0;
     }
-    stacks->linecache = PyImport_ImportModule("linecache");
-    stacks->sources = PyDict_New();
-    return stacks->linecache == NULL || stacks->sources == NULL ||
-                   look_at_threads(&stacks->look) < 0
-               ? -1
-               : 0;
+    return look_at_threads(&stacks->look);
 }
 
 ATTACHED static void
 close_stacks(struct stacks *stacks)
 {
     free_look(&stacks->look);
-    Py_XDECREF(stacks->linecache);
-    Py_XDECREF(stacks->sources);
     if (!HAS_GIL) {
         PyThreadState *tstate = detach();
         free_examination(&stacks->examination);
@@ -4028,32 +4325,40 @@ append_copied_stack_of(struct text *text, const struct examination *examination,
     free_sources(&sources);
 }
 
-/* Appends frames of the look, outermost first. */
-ATTACHED static void
-append_frames(struct text *text, const struct stacks *stacks, size_t first, size_t count)
+/* Appends frames of the look, outermost first. Returns 0, or -1 with an exception. */
+ATTACHED static int
+append_frames(struct text *text, struct look *look, size_t first, size_t count)
 {
-    for (; count > 0; count--) {
-        append_frame(text, &stacks->look.frames[first + count - 1], stacks->linecache,
-                     stacks->sources);
+    if (describe_frames(look, first, count) < 0) {
+        return -1;
     }
+    reattach(detach_with_sources(look));
+    for (; count > 0; count--) {
+        const struct shown_frame frame = show_frame(look, first + count - 1);
+        append_shown_frame(text, &frame);
+    }
+    return 0;
 }
 
-/* Appends the stack of one thread, outermost frame first; nothing for one that is not there. */
-ATTACHED static void
-append_stack_of(struct text *text, const struct stacks *stacks, unsigned long ident)
+/* Appends the stack of one thread, outermost frame first; nothing for one that is not there.
+ * Returns 0, or -1 with an exception. */
+ATTACHED static int
+append_stack_of(struct text *text, struct stacks *stacks, unsigned long ident)
 {
+    int result = 0;
     if (!HAS_GIL) {
         PyThreadState *tstate = detach();
         append_copied_stack_of(text, &stacks->examination, ident);
         reattach(tstate);
-        return;
+        return 0;
     }
-    for (size_t i = 0; i < stacks->look.thread_count; i++) {
+    for (size_t i = 0; result == 0 && i < stacks->look.thread_count; i++) {
         const struct thread_record *thread = &stacks->look.threads[i];
         if (thread->ident == ident) {
-            append_frames(text, stacks, thread->first, thread->count);
+            result = append_frames(text, &stacks->look, thread->first, thread->count);
         }
     }
+    return result;
 }
 
 /* Appends the stack that ends with this frame, which stands still: a greenlet's, say. Returns 0, or
@@ -4065,8 +4370,7 @@ append_stack_from(struct text *text, struct stacks *stacks, PyObject *frame)
     if (record_stack(&stacks->look, frame) < 0) {
         return -1;
     }
-    append_frames(text, stacks, first, stacks->look.frame_count - first);
-    return 0;
+    return append_frames(text, &stacks->look, first, stacks->look.frame_count - first);
 }
 
 /* The same as a new str, or NULL with an exception. */
@@ -4151,20 +4455,6 @@ append_json_text(struct text *text, const struct text *string)
     text->failed = text->failed || string->failed;
 }
 
-/* The same, for a str; null for NULL and for what is none. */
-ATTACHED static void
-append_json_str(struct text *text, PyObject *str)
-{
-    struct text bytes = {0};
-    if (str == NULL || !PyUnicode_Check(str)) {
-        append_string(text, "null");
-        return;
-    }
-    append_str(&bytes, str);
-    append_json_text(text, &bytes);
-    free_text(&bytes);
-}
-
 /* Before each element: a comma behind another one. */
 static void
 append_json_comma(struct text *text)
@@ -4187,13 +4477,6 @@ append_json_id(struct text *text, const char *key, unsigned long id)
     }
 }
 
-/* What may be known or not. */
-enum answer {
-    ANSWER_NO,
-    ANSWER_YES,
-    ANSWER_UNKNOWN,
-};
-
 static void
 append_json_answer(struct text *text, const char *key, enum answer answer)
 {
@@ -4211,15 +4494,16 @@ begin_json(struct text *text, const char *source)
     append_format(text, ", \"source\": \"%s\", \"threads\": [", source);
 }
 
-/* What is known of a thread but its name and its frames. */
+/* What is known of a thread but its frames. */
 struct thread_view {
     unsigned long ident;
     unsigned long native_id; /* 0: not known */
     enum answer holds_gil;
     enum answer daemon;
+    struct slice name; /* its bytes NULL: not known */
 };
 
-/* Up to the name's value. */
+/* Up to the frames. */
 static void
 begin_json_thread(struct text *text, const struct thread_view *view)
 {
@@ -4241,6 +4525,30 @@ begin_json_thread(struct text *text, const struct thread_view *view)
     append_string(text, ", ");
     append_json_answer(text, "daemon", view->daemon);
     append_string(text, ", \"name\": ");
+    if (view->name.bytes == NULL) {
+        append_string(text, "null");
+    }
+    else {
+        append_json_string(text, view->name);
+    }
+    append_string(text, ", \"frames\": [");
+}
+
+static void
+append_json_frame(struct text *text, const struct shown_frame *frame)
+{
+    append_string(text, "{\"file\": ");
+    append_json_string(text, frame->path);
+    append_format(text, ", \"line\": %ld, \"function\": ", frame->line);
+    append_json_string(text, frame->function);
+    append_string(text, ", \"source\": ");
+    if (frame->source.length > 0) {
+        append_json_string(text, frame->source);
+    }
+    else {
+        append_string(text, "null");
+    }
+    append_string(text, "}");
 }
 
 /* One thread of a frozen copy. */
@@ -4256,35 +4564,18 @@ append_json_copied_thread(struct text *text, const struct copied_thread *thread,
                      : note->holds_gil ? ANSWER_YES
                                        : ANSWER_NO,
         .daemon = ANSWER_UNKNOWN,
+        .name = {note->name[0] == '\0' ? NULL : note->name, strlen(note->name)},
     };
     struct slice lines[MAX_COPIED_FRAMES];
     size_t count = split_frames(thread, lines);
     begin_json_thread(text, &view);
-    if (note->name[0] == '\0') {
-        append_string(text, "null");
-    }
-    else {
-        append_json_string(text, (struct slice){note->name, strlen(note->name)});
-    }
-    append_string(text, ", \"frames\": [");
     while (count > 0) {
-        struct copied_frame frame = {.number = 0};
+        struct copied_frame frame = {.shown.line = 0};
         if (!read_copied_frame(&frame, lines[--count], sources)) {
             continue;
         }
         append_json_comma(text);
-        append_string(text, "{\"file\": ");
-        append_json_string(text, (struct slice){frame.path.bytes, frame.path.length - 1});
-        append_format(text, ", \"line\": %ld, \"function\": ", frame.number);
-        append_json_text(text, &frame.function);
-        append_string(text, ", \"source\": ");
-        if (frame.code.length > 0) {
-            append_json_string(text, frame.code);
-        }
-        else {
-            append_string(text, "null");
-        }
-        append_string(text, "}");
+        append_json_frame(text, &frame.shown);
         free_copied_frame(&frame);
     }
     append_string(text, "]}");
@@ -4316,71 +4607,16 @@ append_json_snapshot(struct text *text)
     free_examination(&examination);
 }
 
-/* The threading.Thread of this ident. Returns a new reference, or NULL; never raises. */
-ATTACHED static PyObject *
-get_thread_object(PyObject *active /* dict, or NULL */, unsigned long ident)
-{
-    PyObject *key = active == NULL ? NULL : PyLong_FromUnsignedLong(ident); /* owned */
-    PyObject *thread = key == NULL ? NULL : PyObject_GetItem(active, key);
-    PyErr_Clear();
-    Py_XDECREF(key);
-    return thread;
-}
-
-/* An attribute, new, or NULL; never raises. */
-ATTACHED static PyObject *
-find_attribute(PyObject *object /* or NULL */, const char *name)
-{
-    PyObject *value = object == NULL ? NULL : PyObject_GetAttrString(object, name);
-    PyErr_Clear();
-    return value;
-}
-
 /* One thread of the look, up to its frames. The looker itself has the GIL while it looks. */
-ATTACHED static bool
-append_json_thread(struct text *text, struct look *look, size_t index, PyObject *active)
+static bool
+append_json_thread(struct text *text, struct look *look, size_t index)
 {
-    const unsigned long ident = look->threads[index].ident;
-    PyObject *thread = get_thread_object(active, ident);       /* owned */
-    PyObject *name = find_attribute(thread, "name");           /* owned */
-    PyObject *native_id = find_attribute(thread, "native_id"); /* owned */
-    PyObject *daemon = find_attribute(thread, "daemon");       /* owned */
-    struct thread_view view = {.ident = ident, .daemon = ANSWER_UNKNOWN};
-    if (native_id != NULL && PyLong_Check(native_id)) {
-        view.native_id = PyLong_AsUnsignedLongMask(native_id);
-    }
-    if (daemon != NULL && PyBool_Check(daemon)) {
-        view.daemon = daemon == Py_True ? ANSWER_YES : ANSWER_NO;
-    }
-    begin_json_thread(text, &view);
-    append_json_str(text, name);
-    append_string(text, ", \"frames\": [");
-    PyErr_Clear();
-    Py_XDECREF(thread);
-    Py_XDECREF(name);
-    Py_XDECREF(native_id);
-    Py_XDECREF(daemon);
+    const struct thread_record *thread = &look->threads[index];
+    begin_json_thread(text, &(struct thread_view){.ident = thread->ident,
+                                                  .native_id = thread->native_id,
+                                                  .daemon = thread->daemon,
+                                                  .name = thread->name.utf8});
     return true;
-}
-
-ATTACHED static void
-append_json_frame(struct text *text, const struct frame_record *frame,
-                  PyObject *linecache, PyObject *sources)
-{
-    struct described_frame described = {.filename = NULL};
-    if (describe_frame(&described, frame, linecache, sources)) {
-        append_string(text, "{\"file\": ");
-        append_json_str(text, described.filename);
-        append_format(text, ", \"line\": %d, \"function\": ", described.line);
-        append_json_str(text, described.name);
-        append_string(text, ", \"source\": ");
-        append_json_str(text, described.source);
-        append_string(text, "}");
-    }
-    else {
-        append_string(text, "null");
-    }
-    free_described_frame(&described);
 }
 
 static void
@@ -4652,30 +4888,47 @@ send_own(struct session *session, const char **bytes, size_t *length)
     return error;
 }
 
-/* Sends to the session's client, in the session's thread, waiting for it as long as it
- * takes. Returns 0, or -1 with an exception: ConnectionError when the client is gone. */
-ATTACHED static int
-send_client(struct session *session, const char *bytes, size_t length)
+/* Sends to the session's client, in the session's thread, waiting for it as long as it takes.
+ * Advances *bytes and *length by what was sent. Returns 0, or an errno value. */
+DETACHED static int
+send_detached(struct session *session, const char **bytes, size_t *length)
 {
-    for (;;) {
-        int error = 0;
-        PyThreadState *tstate = detach();
-        begin_sending(session);
-        error = send_own(session, &bytes, &length);
-        end_sending(session);
-        reattach(tstate);
-        if (error == 0) {
-            return 0;
-        }
-        if (error != EINTR) {
-            errno = error;
-            PyErr_SetFromErrno(PyExc_OSError);
-            return -1;
-        }
+    int error = 0;
+    begin_sending(session);
+    error = send_own(session, bytes, length);
+    end_sending(session);
+    return error;
+}
+
+/* What send_detached() has come to; sends the rest behind a signal. Returns 0, or -1 with an
+ * exception: ConnectionError when the client is gone. */
+ATTACHED static int
+conclude_sending(struct session *session, int error, const char *bytes, size_t length)
+{
+    while (error == EINTR) {
+        PyThreadState *tstate = NULL;
         if (PyErr_CheckSignals() < 0) {
             return -1;
         }
+        tstate = detach();
+        error = send_detached(session, &bytes, &length);
+        reattach(tstate);
     }
+    if (error != 0) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return 0;
+}
+
+ATTACHED static int
+send_client(struct session *session, const char *bytes, size_t length)
+{
+    PyThreadState *tstate = detach();
+    int error = send_detached(session, &bytes, &length);
+    reattach(tstate);
+    return conclude_sending(session, error, bytes, length);
 }
 
 /* Leaves a session's own bytes among the copies, in their order, for the listener to send: a
@@ -7718,7 +7971,7 @@ describe_stack(struct stacks *stacks, const struct seen_flight *seen)
     PyObject *stack = NULL; /* new, handed to the caller */
     int result = 0;
     if (seen->frame == NULL) {
-        append_stack_of(&text, stacks, seen->flight.worker.thread_id);
+        result = append_stack_of(&text, stacks, seen->flight.worker.thread_id);
     }
     else {
         result = append_stack_from(&text, stacks, seen->frame);
@@ -8272,6 +8525,25 @@ open_telnet(struct session *session)
  * sys.excepthook nor another client hears of a typing error.
  * ====================================================================================== */
 
+/* Imports what sessions need. A fork waits until that is done: the child of one in the middle of it
+ * could never import those modules, for CPython does not make their locks anew. Never raises. */
+ATTACHED static void
+import_needed_modules(void)
+{
+    static const char *const names[] = {"os",       "socket",    "linecache",
+                                        "tokenize", "traceback", "code"};
+    lock_attached(&import_lock);
+    if (!is_imported("threading")) {
+        import_threading();
+    }
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        PyObject *module = PyImport_ImportModule(names[i]); /* owned */
+        PyErr_Clear();                                      /* who needs it tells */
+        Py_XDECREF(module);
+    }
+    unlock(&import_lock);
+}
+
 /* Remembers an exception for pdb.pm() as sys.last_value and its relatives, until the last
  * client leaves. Never raises. */
 ATTACHED static void
@@ -8540,7 +8812,7 @@ make_live_names(PyObject *own, PyObject *theirs)
     PyObject *result = NULL;                               /* owned */
     PyObject *names = NULL;                                /* new, handed to the caller */
     if (scope != NULL) {
-        result = PyRun_String(live_names_program, Py_file_input, scope, scope);
+        result = run_source(live_names_program, Py_file_input, scope);
     }
     if (result != NULL) {
         names = PyObject_CallFunction(PyDict_GetItemString(scope, "Names"), "OO", own,
@@ -8592,15 +8864,17 @@ set_names(struct session *session, PyObject *names /* new: taken over; or NULL *
     Py_XDECREF(previous);
 }
 
-/* Python's own banner, as InteractiveConsole.interact() has it. Returns a new str, or
- * NULL. */
-ATTACHED static PyObject *
-make_banner(void)
+/* Python's own banner, as InteractiveConsole.interact() has it. */
+static void
+append_banner(struct text *text)
 {
-    return PyUnicode_FromFormat("Python %s on %s\nType \"help\", \"copyright\", "
-                                "\"credits\" or \"license\" for more "
-                                "information.\n(ManholeConsole)\n",
-                                Py_GetVersion(), Py_GetPlatform());
+    append_string(text, "Python ");
+    append_string(text, Py_GetVersion());
+    append_string(text, " on ");
+    append_string(text, Py_GetPlatform());
+    append_string(text,
+                  "\nType \"help\", \"copyright\", \"credits\" or \"license\" for more "
+                  "information.\n(ManholeConsole)\n");
 }
 
 /* The client has closed its connection, not just its writing side: it will see no answer. */
@@ -8859,46 +9133,126 @@ open_input(struct session *session)
                                   NULL, 0);
 }
 
-/* Writes what is unsent yet and a prompt, with a mark before and behind that for a client that
- * wants it, and reads the line. Nothing is unsent then. Returns as read_line() does; NULL without
- * an exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes
- * on where it came from. */
-ATTACHED static PyObject *
-ask_line(struct session *session, struct text *unsent, const char *prompt)
+/* With a mark before and behind for a client that wants it. */
+static void
+append_prompt(struct text *text, const struct session *session, const char *prompt)
 {
-    PyObject *line = NULL; /* owned, handed to the caller */
-    append_string(unsent, session->wish->marked ? "\1" : "");
-    append_string(unsent, prompt);
-    append_string(unsent, session->wish->marked ? "\2" : "");
-    if (unsent->failed) {
-        PyErr_NoMemory();
+    append_string(text, session->wish->marked ? "\1" : "");
+    append_string(text, prompt);
+    append_string(text, session->wish->marked ? "\2" : "");
+}
+
+/* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an exception
+ * after a SystemExit, which is not the client's, for nothing of its runs now: it goes on where it
+ * came from. */
+ATTACHED static PyObject *
+await_line(struct session *session)
+{
+    PyObject *line = NULL; /* new, handed to the caller */
+    session->writes = 0;
+    if (session->input == NULL) {
+        session->input = open_input(session);
     }
-    else if (send_client(session, unsent->bytes, unsent->length) == 0) {
-        session->writes = 0;
-        free_text(unsent);
-        if (session->input == NULL) {
-            session->input = open_input(session);
-        }
-        line = session->input == NULL ? NULL : read_line(session);
-    }
-    free_text(unsent);
+    line = session->input == NULL ? NULL : read_line(session);
     if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
         Py_XSETREF(session->raised, take_exception());
     }
     return line;
 }
 
-/* Prompt, line, prompt, line. What is unsent yet goes with the first prompt: a client has it all at
- * once, and Python is let go of once. Returns with an exception set when it was one that ended
- * it. */
+/* Writes a prompt and reads the line, as await_line() does. */
+ATTACHED static PyObject *
+ask_line(struct session *session, const char *prompt)
+{
+    struct text text = {0};
+    PyObject *line = NULL; /* new, handed to the caller */
+    append_prompt(&text, session, prompt);
+    if (text.failed) {
+        PyErr_NoMemory();
+    }
+    else if (send_client(session, text.bytes, text.length) == 0) {
+        line = await_line(session);
+    }
+    else if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        Py_XSETREF(session->raised, take_exception());
+    }
+    free_text(&text);
+    return line;
+}
+
+/* A client asks, or waits for its console: it must have heard something within hang_timeout, or a
+ * reporter tells it why not. */
+DETACHED static void
+expect_answer(struct session *session)
+{
+    int64_t now_ms = monotonic_ms();
+    int64_t wakes_at_ms = -1;
+    lock_leaf(&session->out_lock);
+    session->waiting_ms = now_ms;
+    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
+    session->answered = false;
+    session->reported = false;
+    session->told = false;
+    unlock(&session->out_lock);
+    /* A listener that wakes in time anyway sees it then: most lines cost it nothing. */
+    wakes_at_ms = atomic_load(&manhole.wakes_at_ms);
+    if (wakes_at_ms < 0 ||
+        wakes_at_ms > now_ms + seconds_to_ms(manhole.options.hang_timeout)) {
+        ring_bell(&manhole.wake_bell);
+    }
+}
+
+/* Under out_lock, when nobody sends. Returns whether a reporter has told the client already. */
+static bool
+note_answer(struct session *session)
+{
+    session->answered = true;
+    session->waiting_ms = 0;
+    return session->told;
+}
+
+/* Python has answered: no reporter has to any more. Returns as note_answer(). */
+DETACHED static bool
+settle_report(struct session *session)
+{
+    bool told = false;
+    lock_leaf(&session->out_lock);
+    while (session->sending) { /* a reporter in the middle of it comes to its end */
+        (void)pthread_cond_wait(&session->out_free, &session->out_lock);
+    }
+    told = note_answer(session);
+    unlock(&session->out_lock);
+    return told;
+}
+
+/* The same, for who is attached, and stays so unless a reporter is in the middle of it. */
+ATTACHED static bool
+settle_report_attached(struct session *session)
+{
+    bool sending = false;
+    bool told = false;
+    lock_leaf(&session->out_lock);
+    sending = session->sending;
+    told = !sending && note_answer(session);
+    unlock(&session->out_lock);
+    if (sending) {
+        PyThreadState *tstate = detach();
+        told = settle_report(session);
+        reattach(tstate);
+    }
+    return told;
+}
+
+/* Line, prompt, line, prompt. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
-run_console(struct session *session, PyObject *console, struct text *unsent)
+run_console(struct session *session, PyObject *console)
 {
     static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
+    PyObject *line = NULL; /* owned */
     enum verdict verdict = LINE_DONE;
+    line =
+        settle_report_attached(session) ? ask_line(session, ">>> ") : await_line(session);
     while (verdict != SESSION_OVER) {
-        PyObject *line = ask_line(
-            session, unsent, verdict == LINE_WANTS_MORE ? "... " : ">>> "); /* owned */
         if (line == NULL) {
             verdict = judge_exception(session, console);
         }
@@ -8909,52 +9263,59 @@ run_console(struct session *session, PyObject *console, struct text *unsent)
         else {
             verdict = push_line(session, console, line);
         }
-        Py_XDECREF(line);
+        if (verdict != SESSION_OVER) {
+            Py_XSETREF(line,
+                       ask_line(session, verdict == LINE_WANTS_MORE ? "... " : ">>> "));
+        }
     }
+    Py_XDECREF(line);
 }
 
-/* A client that has its answer asks for more: it must have heard something within hang_timeout,
- * or a reporter tells it why not. */
-DETACHED static void
-expect_answer(struct session *session)
+/* Sends the stacks, unless there is no form for them or a reporter was quicker; the banner and the
+ * prompt, if it greets. All at once, and Python is let go of once: a process whose threads compute
+ * gives the GIL back after some time only. Returns 0, or -1 with an exception. */
+ATTACHED static int
+send_stacks(struct session *session, const struct form *form /* or NULL */, bool greets)
 {
-    int64_t now_ms = monotonic_ms();
-    lock_leaf(&session->out_lock);
-    session->waiting_ms = now_ms;
-    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
-    session->answered = false;
-    session->reported = false;
-    session->told = false;
-    unlock(&session->out_lock);
-    ring_bell(&manhole.wake_bell);
-}
-
-/* Python answers: no reporter has to any more. Returns whether one has told the client already. */
-ATTACHED static bool
-settle_report(struct session *session)
-{
-    bool told = false;
-    lock_leaf(&session->out_lock);
-    while (session->sending) { /* a reporter in the middle of it comes to its end */
-        PyThreadState *tstate = NULL;
-        unlock(&session->out_lock);
-        tstate = detach();
-        begin_sending(session);
-        end_sending(session);
-        reattach(tstate);
-        lock_leaf(&session->out_lock);
+    struct look look = {.frame_count = 0};
+    struct text text = {0};
+    const char *rest = NULL;
+    size_t length = 0;
+    int error = 0;
+    int result = -1;
+    PyThreadState *tstate =
+        form == NULL ? detach() : detach_with_stacks(&text, form, &look);
+    if (!text.failed && settle_report(session)) {
+        free_text(&text);
     }
-    session->answered = true;
-    session->waiting_ms = 0;
-    told = session->told;
-    unlock(&session->out_lock);
-    return told;
+    if (greets) {
+        append_banner(&text);
+        append_prompt(&text, session, ">>> ");
+    }
+    rest = text.bytes;
+    length = text.length;
+    if (!text.failed) {
+        error = send_detached(session, &rest, &length);
+    }
+    if (greets) {
+        expect_answer(session);
+    }
+    reattach(tstate);
+    if (!text.failed) {
+        result = conclude_sending(session, error, rest, length);
+    }
+    else if (!PyErr_Occurred()) {
+        PyErr_NoMemory();
+    }
+    free_look(&look);
+    free_text(&text);
+    return result;
 }
 
-/* What is unsent yet, the banner, the prompt. Returns with an exception set when it was one that
+/* The console of a client that has been greeted. Returns with an exception set when it was one that
  * ended it. */
 ATTACHED static void
-hold_console(struct session *session, struct text *unsent)
+hold_console(struct session *session)
 {
     static const struct derived derived = {.name = "ManholeConsole",
                                            .module = "code",
@@ -8962,21 +9323,12 @@ hold_console(struct session *session, struct text *unsent)
                                            .methods = console_methods};
     PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
     PyObject *console = NULL;                                                 /* owned */
-    PyObject *banner = NULL;                                                  /* owned */
     console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
-    banner = console == NULL ? NULL : make_banner();
-    if (banner != NULL) {
-        append_str(unsent, banner);
-        run_console(session, console, unsent);
-    }
-    else {
-        PyObject *exception = take_exception(); /* owned, handed back */
-        (void)write_client(session, unsent->bytes, unsent->length);
-        put_back_exception(exception);
+    if (console != NULL) {
+        run_console(session, console);
     }
     Py_XDECREF(type);
     Py_XDECREF(console);
-    Py_XDECREF(banner);
 }
 
 /* Logs why a handler ended with an exception, and tells the client, which would see but an end. */
@@ -9004,25 +9356,28 @@ log_handler_exception(struct session *session, const char *prefix)
     Py_XDECREF(exception);
 }
 
-/* The dump, then the console. Returns with an exception set when it was one that ended it. */
+/* The dump, then the console: its modules are imported while its client looks at the prompt. Returns
+ * with an exception set when it was one that ended it. */
 ATTACHED static void
 talk(struct session *session, PyObject *locals)
 {
-    struct text dump = {0};
-    set_names(session, make_names(locals, session->wish->live_names));
-    if (session->names != NULL && is_inet(atomic_load(&session->fd))) {
+    if (is_inet(atomic_load(&session->fd))) {
         session->input = open_input(session); /* a Unix client's: behind the prompt */
     }
     if (PyErr_Occurred() || open_streams(session) < 0 ||
-        (!session->wish->no_stacks && append_stacks(&dump, &dump_form) < 0)) {
-        goto done;
+        send_stacks(session, session->wish->no_stacks ? NULL : &dump_form, true) < 0) {
+        return;
     }
-    if (settle_report(session)) {
-        free_text(&dump);
+    import_needed_modules();
+    set_names(session, make_names(locals, session->wish->live_names));
+    if (session->names != NULL) {
+        hold_console(session);
     }
-    hold_console(session, &dump);
-done:
-    free_text(&dump);
+    if (PyErr_Occurred()) { /* what is said about it stands on a line of its own */
+        PyObject *raised = take_exception(); /* owned, handed back */
+        (void)write_client(session, "\n", 1);
+        put_back_exception(raised);
+    }
 }
 
 /* No more bytes to or from this client; the descriptor is closed with the session. */
@@ -9135,6 +9490,7 @@ serve_exec(struct session *session, PyObject *locals)
 {
     PyThreadState *tstate = NULL;
     bool over = false;
+    import_needed_modules();
     session->input = open_input(session);
     while (session->input != NULL && !over) {
         PyObject *line = read_line(session); /* owned */
@@ -9230,8 +9586,10 @@ done:
 ATTACHED static void
 serve_callable(struct session *session, PyObject *callable)
 {
-    PyObject *client = make_client_object(session); /* owned */
-    PyObject *result = NULL;                        /* owned */
+    PyObject *client = NULL; /* owned */
+    PyObject *result = NULL; /* owned */
+    import_needed_modules();
+    client = make_client_object(session);
     begin_running(session);
     if (client != NULL) {
         result = PyObject_CallOneArg(callable, client);
@@ -9619,8 +9977,10 @@ run_to_the_end(struct session *session)
 ATTACHED static void
 serve_program(struct session *session, PyObject *locals)
 {
-    PyObject *arguments = make_arguments(session); /* owned */
+    PyObject *arguments = NULL; /* owned */
     PyThreadState *tstate = NULL;
+    import_needed_modules();
+    arguments = make_arguments(session);
     set_names(session, make_names(locals, session->wish->live_names));
     session->input = open_input(session);
     if (arguments != NULL && session->names != NULL && session->input != NULL &&
@@ -9732,9 +10092,8 @@ get_completion(void)
     PyObject *result = NULL; /* owned */
     if (state->completion == NULL) {
         names = Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins());
-        result = names == NULL
-                     ? NULL
-                     : PyRun_String(completion_program, Py_file_input, names, names);
+        result =
+            names == NULL ? NULL : run_source(completion_program, Py_file_input, names);
         if (result != NULL) {
             state->completion = Py_XNewRef(PyDict_GetItemString(names, "complete"));
         }
@@ -9778,8 +10137,10 @@ send_matches(struct session *session, PyObject *names)
 ATTACHED static void
 serve_completion(struct session *session, PyObject *locals)
 {
-    PyObject *names = copy_names(session); /* owned */
+    PyObject *names = NULL; /* owned */
     (void)locals;
+    import_needed_modules();
+    names = copy_names(session);
     if (names != NULL && session->request[strspn(session->request, " \t\r")] != '\0') {
         (void)send_matches(session, names);
     }
@@ -9788,18 +10149,13 @@ serve_completion(struct session *session, PyObject *locals)
     end_channel(session);
 }
 
-/* Sends what this makes, unless a reporter was quicker. Never raises. */
+/* Never raises. */
 ATTACHED static void
 serve_look(struct session *session, const struct form *form)
 {
-    struct text dump = {0};
-    if (append_stacks(&dump, form) == 0 && !settle_report(session)) {
-        (void)write_client(session, dump.bytes, dump.length);
-    }
-    if (PyErr_Occurred()) {
+    if (send_stacks(session, form, false) < 0) {
         log_handler_exception(session, "Stacks failed with ");
     }
-    free_text(&dump);
     end_channel(session);
 }
 
@@ -10014,7 +10370,7 @@ receive_typed(struct session *session, char *bytes, size_t size)
         expect_answer(session);
     }
     reattach(tstate);
-    (void)settle_report(session);
+    (void)settle_report_attached(session);
     errno = error;
     return got;
 }
@@ -10440,13 +10796,12 @@ run_shell(struct visit *visit)
     offer_words(visit);
     while (!visit->left && !visit->over) {
         char prompt[200] = "";
-        struct text unsent = {0};
         PyObject *line = NULL; /* owned */
         if (!visit->no_prompt) {
             (void)snprintf(prompt, sizeof(prompt), "(%s:%ld) ", visit->name,
                            (long)getpid());
         }
-        line = ask_line(visit->session, &unsent, prompt);
+        line = ask_line(visit->session, prompt);
         if (line == NULL && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
             settle_exception(visit);
         }
@@ -10488,7 +10843,6 @@ ATTACHED static PyObject *
 enter_console(struct visit *visit, PyObject *unused)
 {
     struct session *session = visit->session;
-    struct text unsent = {0};
     PyObject *leave = NULL;  /* owned */
     PyObject *raised = NULL; /* owned, or NULL */
     (void)unused;
@@ -10502,8 +10856,8 @@ enter_console(struct visit *visit, PyObject *unused)
     if (leave != NULL && session->names != NULL &&
         PyDict_SetItemString(session->names, "exit", leave) == 0 &&
         PyDict_SetItemString(session->names, "quit", leave) == 0 &&
-        open_streams(session) == 0) {
-        hold_console(session, &unsent);
+        open_streams(session) == 0 && send_stacks(session, NULL, true) == 0) {
+        hold_console(session);
     }
     raised = take_exception();
     close_streams(session);
@@ -11016,7 +11370,8 @@ converse_by_commands(struct session *session, PyObject *locals)
     entries = Py_XNewRef(manhole.options.plugins);
     settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
-    (void)settle_report(session);
+    (void)settle_report_attached(session);
+    import_needed_modules();
     session->input = open_typed_input(session);
     visit.settings = settings == NULL ? Py_None : settings;
     visit.plugins = PyDict_New();  /* owned */
@@ -11270,25 +11625,6 @@ leave_interpreter(PyThreadState *tstate)
     ring_bell(&manhole.news_bell);
 }
 
-/* Imports what sessions need. A fork waits until that is done: the child of one in the middle of it
- * could never import those modules, for CPython does not make their locks anew. Never raises. */
-ATTACHED static void
-import_needed_modules(void)
-{
-    static const char *const names[] = {"os",       "socket",    "linecache",
-                                        "tokenize", "traceback", "code"};
-    lock_attached(&import_lock);
-    if (!is_imported("threading")) {
-        import_threading();
-    }
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
-        PyObject *module = PyImport_ImportModule(names[i]); /* owned */
-        PyErr_Clear();                                      /* who needs it tells */
-        Py_XDECREF(module);
-    }
-    unlock(&import_lock);
-}
-
 ATTACHED static void
 serve_as_configured(struct session *session, const struct handler *handler,
                     PyObject *locals)
@@ -11341,7 +11677,6 @@ serve_session(struct session *session)
     unlock(&table_lock);
     current_session = session;
     lend_spare(atomic_load(&session->fd));
-    import_needed_modules();
     deliver_log();
     if (session->wish->serve != NULL) {
         session->wish->serve(session, locals);
@@ -12096,6 +12431,8 @@ prepare_watch(struct watch *watch)
 {
     watch->count = 0;
     watch->wake_ms = -1;
+    atomic_store(&manhole.wakes_at_ms,
+                 -1); /* before the sessions are read, see expect_answer() */
     /* Also descriptors that are lost: poll() returns at once for them, and all is opened anew. */
     watch_fd(watch, atomic_load(&manhole.wake_bell.number), POLLIN, NULL, NULL);
     if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
@@ -12167,6 +12504,7 @@ watch_descriptors(struct watch *watch)
         silence_bell(&manhole.wake_bell);
         return;
     }
+    atomic_store(&manhole.wakes_at_ms, watch->wake_ms);
     atomic_store(&manhole.polling, true);
     ready = poll(watch->fds, watch->count, ms_until(watch->wake_ms));
     atomic_store(&manhole.polling, false);
@@ -12393,6 +12731,7 @@ start_listener(void)
     int error = 0;
     atomic_store(&manhole.started, false);
     atomic_store(&manhole.polling, false);
+    atomic_store(&manhole.wakes_at_ms, -1);
     /* One to open may have come in a child's first instant; one to stop was another listener's. */
     (void)atomic_fetch_and(&manhole.wishes, (unsigned)WISH_OPEN);
     (void)sem_init(&manhole.wake, 0, 0);
@@ -14912,7 +15251,7 @@ eval_install(PyObject *module, PyObject *text)
     if (source != NULL && names != NULL &&
         PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) == 0 &&
         PyDict_SetItemString(names, "manhole", module) == 0) {
-        result = PyRun_String(source, Py_eval_input, names, names);
+        result = run_source(source, Py_eval_input, names);
     }
     Py_XDECREF(call);
     Py_XDECREF(names);

@@ -15,7 +15,7 @@ ATTACHED static char *
 dump(void)
 {
     struct text text = {0};
-    assert_int_equal(append_look(&text, &dump_form), 0);
+    assert_int_equal(append_stacks(&text, &dump_form), 0);
     assert_null(PyErr_Occurred());
     append_bytes(&text, "", 1);
     return text.bytes;
@@ -115,7 +115,7 @@ same_hash_is_not_the_same_stack(void **state)
 
 /* Whatever is in threading's dict. */
 ATTACHED static void
-name_that_cannot_be_had_is_a_question_mark(void **state)
+name_that_cannot_be_had_is_none(void **state)
 {
     static const char *const rows[] = {
         "{}",
@@ -129,12 +129,11 @@ name_that_cannot_be_had_is_a_question_mark(void **state)
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
         PyObject *names = PyDict_Copy(PyEval_GetBuiltins());
         PyObject *active = PyRun_String(rows[i], Py_eval_input, names, names);
-        struct text text = {0};
-        append_thread_name(&text, active, 7);
-        if (text.length != 1 || text.bytes[0] != '?' || PyErr_Occurred() != NULL) {
+        struct thread_record thread = {.ident = 7};
+        describe_thread(&thread, active);
+        if (thread.name.object != NULL || PyErr_Occurred() != NULL) {
             fail_msg("%s", rows[i]);
         }
-        free_text(&text);
         Py_DECREF(active);
         Py_DECREF(names);
     }
@@ -154,36 +153,125 @@ threads_have_no_names_without_threading(void **state)
 
 /* ---- Source ------------------------------------------------------------------------------- */
 
+ATTACHED static PyObject *
+py_dump(PyObject *self, PyObject *unused)
+{
+    char *text = dump();
+    PyObject *result = PyUnicode_FromString(text);
+    (void)self;
+    (void)unused;
+    free(text);
+    return result;
+}
+
+static PyMethodDef dump_method = {"dump", py_dump, METH_NOARGS, NULL};
+
+/* What dump() shows beneath the function that has called it. PREPARATION makes `show(name)`, whose
+ * code object has the file name `name`. */
+static const char shown_program[] =
+    "import os, sys, zipfile\n"
+    "def write(name, source):\n"
+    "    with open(name, 'wb') as file: file.write(source)\n"
+    "def make(name, lines=1):\n"
+    "    names = {'dump': dump}\n"
+    "    exec(compile('\\n' * (lines - 1) + 'def show(): return dump()', name, 'exec'), "
+    "names)\n"
+    "    return names['show']\n"
+    "def shown(show):\n"
+    "    below = show().split(', in show\\n', 1)[1]\n"
+    "    return below.split('\\n')[0] if below.startswith('  ') else None\n";
+
+/* Where the lines of a file come from. */
 static const struct {
-    int number;
-    const char *text;
-} source_lines[] = {
-    {1, "one"}, {2, "two"}, {3, NULL},  {4, NULL}, {5, "caf\xc3\xa9"},
-    {6, NULL},  {0, NULL},  {-1, NULL}, {7, NULL}, {INT_MAX, NULL},
+    const char *name;
+    const char *program; /* ends with the expression that must be so */
+} sources_of_lines[] = {
+    {"UTF-8", "write('a.py', b'# one\\n \\t caf\\xc3\\xa9 \\r\\n')\n"
+              "assert shown(make(os.path.abspath('a.py'), 2)) == '  caf\\xe9'\n"},
+    {"a mark before it", "write('a.py', b'\\xef\\xbb\\xbfone\\n')\n"
+                         "assert shown(make(os.path.abspath('a.py'))) == '  one'\n"},
+    {"another encoding",
+     "write('a.py', b'#!/bin/python\\n# vim: set fileencoding=latin-1 :\\ncaf\\xe9\\n')\n"
+     "assert shown(make(os.path.abspath('a.py'), 3)) == '  caf\\xe9'\n"},
+    {"lines that end with CR",
+     "write('a.py', b'one\\rtwo\\rthree\\n')\n"
+     "assert shown(make(os.path.abspath('a.py'), 2)) == '  two'\n"},
+    {"a file that has changed", "write('a.py', b'before\\n')\n"
+                                "show = make(os.path.abspath('a.py'))\n"
+                                "assert shown(show) == '  before'\n"
+                                "write('a.py', b'after\\n')\n"
+                                "assert shown(show) == '  after'\n"},
+    {"no file", "assert shown(make('/nonexistent/a.py')) is None\n"},
+    {"a line that is not there",
+     "write('a.py', b'one\\n')\n"
+     "assert shown(make(os.path.abspath('a.py'), 3)) is None\n"},
+    {"an empty line", "write('a.py', b' \\n')\n"
+                      "assert shown(make(os.path.abspath('a.py'))) is None\n"},
+    {"linecache, of no file",
+     "import linecache\n"
+     "linecache.cache['<made>'] = 4, None, ['made\\n'], '<made>'\n"
+     "assert shown(make('<made>')) == '  made'\n"
+     "del linecache.cache['<made>']\n"
+     "assert shown(make('<made>')) is None\n"},
+    {"a name relative to sys.path", "os.mkdir('folder')\n"
+                                    "write('folder/rel.py', b'along the path\\n')\n"
+                                    "sys.path.append(os.path.abspath('folder'))\n"
+                                    "assert shown(make('rel.py')) == '  along the path'\n"
+                                    "sys.path.pop()\n"
+                                    "os.unlink('folder/rel.py'); os.rmdir('folder')\n"},
+    {"a zip file",
+     "with zipfile.ZipFile('a.py', 'w') as file:\n"
+     "    file.writestr('zipped.py', 'def show(): return dump()  # zip\\n')\n"
+     "sys.path.insert(0, os.path.abspath('a.py'))\n"
+     "import zipped\n"
+     "zipped.dump = dump\n"
+     "assert shown(zipped.show) == '  def show(): return dump()  # zip'\n"
+     "del sys.path[0], sys.modules['zipped']\n"},
+    {"a template",
+     "write('a.py', b'one\\n')\n"
+     "names = {'dump': dump, '__file__': os.__file__, '__loader__': os.__loader__,\n"
+     "         '__name__': 'os'}\n"
+     "exec(compile('def show(): return dump()', '/none/t.html', 'exec'), names)\n"
+     "assert shown(names['show']) is None\n"},
 };
 
 ATTACHED static void
-source_line_is_shown_without_blanks_around_it(void **state)
+give_dump_to_main(void)
 {
-    PyObject *names = PyDict_Copy(PyEval_GetBuiltins());
-    PyObject *lines =
-        PyRun_String("['one\\n', '\\t two \\r\\n', ' \\n', '', 'caf\\xe9', 6]",
-                     Py_eval_input, names, names);
+    PyObject *function = PyCFunction_New(&dump_method, NULL);
+    (void)PyDict_SetItemString(PyModule_GetDict(PyImport_AddModule("__main__")), "dump",
+                               function);
+    Py_DECREF(function);
+}
+
+ATTACHED static void
+line_is_found_wherever_it_is(void **state)
+{
     (void)state;
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(source_lines); i++) {
-        PyObject *line = strip_line(lines, source_lines[i].number);
-        assert_null(PyErr_Occurred());
-        if (source_lines[i].text == NULL) {
-            assert_null(line);
+    give_dump_to_main();
+    run(shown_program);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(sources_of_lines); i++) {
+        if (PyRun_SimpleString(sources_of_lines[i].program) != 0) {
+            fail_msg("%s", sources_of_lines[i].name);
         }
-        else {
-            assert_non_null(line);
-            assert_string_equal(PyUnicode_AsUTF8(line), source_lines[i].text);
-        }
-        Py_XDECREF(line);
     }
-    Py_DECREF(lines);
-    Py_DECREF(names);
+    run("os.unlink('a.py')");
+}
+
+ATTACHED static void
+line_in_utf8_is_found_without_any_module(void **state)
+{
+    (void)state;
+    give_dump_to_main();
+    run(shown_program);
+    run("write('a.py', b'one\\n')\n"
+        "show = make(os.path.abspath('a.py'))\n"
+        "kept = {name: sys.modules.pop(name, None) for name in ('linecache', "
+        "'tokenize')}\n"
+        "assert shown(show) == '  one'\n"
+        "assert not kept.keys() & sys.modules.keys()\n"
+        "sys.modules.update((name, kept[name]) for name in kept if kept[name])\n"
+        "os.unlink('a.py')\n");
 }
 
 /* Applications replace linecache's functions; some fail. */
@@ -198,46 +286,32 @@ linecache_may_do_what_it_likes(void **state)
         "del linecache.getlines, linecache.lazycache",
     };
     (void)state;
+    give_dump_to_main();
+    run(shown_program);
     run("import linecache; kept = vars(linecache).copy()\n");
     for (size_t i = 0; i < Py_ARRAY_LENGTH(programs); i++) {
-        char *text = NULL;
         run(programs[i]);
-        run(start_threads);
-        text = dump();
-        assert_count(text, ", in park\n", 1);
-        free(text);
-        run(end_threads);
+        run("assert shown(make('/nonexistent/a.py')) is None\n");
         run("vars(linecache).update(kept)\n");
     }
+    run("asked = []\n"
+        "linecache.getlines = lambda name: asked.append(name) or ['asked\\n']\n"
+        "assert shown(make('/nonexistent/a.py')) == '  asked'\n"
+        "assert '/nonexistent/a.py' in asked\n"
+        "vars(linecache).update(kept)\n");
 }
 
 /* ---- All of it ---------------------------------------------------------------------------- */
 
-ATTACHED static PyObject *
-py_dump(PyObject *self, PyObject *unused)
-{
-    char *text = dump();
-    PyObject *result = PyUnicode_FromString(text);
-    (void)self;
-    (void)unused;
-    free(text);
-    return result;
-}
-
-static PyMethodDef dump_method = {"dump", py_dump, METH_NOARGS, NULL};
-
 ATTACHED static void
 every_frame_of_a_deep_stack_is_shown(void **state)
 {
-    PyObject *function = PyCFunction_New(&dump_method, NULL);
     (void)state;
-    (void)PyDict_SetItemString(PyModule_GetDict(PyImport_AddModule("__main__")), "dump",
-                               function);
+    give_dump_to_main();
     run("def deep(n): return dump() if n == 0 else deep(n - 1)\n"
         "text = deep(800)\n"
         "assert text.count('in deep\\n') == 801, text\n"
         "assert text.index('in <module>') < text.index('in deep')\n");
-    Py_DECREF(function);
 }
 
 ATTACHED static void
@@ -246,7 +320,7 @@ interpreter_without_current_frames_is_an_error(void **state)
     struct text text = {0};
     (void)state;
     run("import sys; kept = sys._current_frames; del sys._current_frames\n");
-    assert_int_equal(append_look(&text, &dump_form), -1);
+    assert_int_equal(append_stacks(&text, &dump_form), -1);
     assert_true(PyErr_ExceptionMatches(PyExc_RuntimeError));
     PyErr_Clear();
     free_text(&text);
@@ -277,9 +351,10 @@ main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_stack_is_shown_once_with_all_its_threads),
         cmocka_unit_test(same_hash_is_not_the_same_stack),
-        cmocka_unit_test(name_that_cannot_be_had_is_a_question_mark),
+        cmocka_unit_test(name_that_cannot_be_had_is_none),
         cmocka_unit_test(threads_have_no_names_without_threading),
-        cmocka_unit_test(source_line_is_shown_without_blanks_around_it),
+        cmocka_unit_test(line_is_found_wherever_it_is),
+        cmocka_unit_test(line_in_utf8_is_found_without_any_module),
         cmocka_unit_test(linecache_may_do_what_it_likes),
         cmocka_unit_test(every_frame_of_a_deep_stack_is_shown),
         cmocka_unit_test(interpreter_without_current_frames_is_an_error),

@@ -169,7 +169,7 @@ ATTACHED static int
 try_dump(void)
 {
     struct text text = {0};
-    int result = append_look(&text, &dump_form);
+    int result = append_stacks(&text, &dump_form);
     free_text(&text);
     return result;
 }

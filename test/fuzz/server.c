@@ -417,16 +417,16 @@ fuzz_json(const char *bytes, size_t length)
 {
     char *given = copy_of(bytes, length); /* owned */
     struct text text = {0};
-    PyObject *str = NULL; /* owned */
+    struct name name; /* owned */
     append_json_string(&text, (struct slice){given, length});
     MUST(is_true(ask("is_json_of", "(y#y#)", text.bytes, (Py_ssize_t)text.length, bytes,
                      (Py_ssize_t)length)));
     free_text(&text);
-    str = PyUnicode_DecodeUTF8(bytes, (Py_ssize_t)length, "surrogateescape");
-    append_json_str(&text, str);
+    name = take_name(PyUnicode_DecodeUTF8(bytes, (Py_ssize_t)length, "surrogateescape"));
+    append_json_string(&text, name.utf8);
     MUST(is_utf8(&text));
     free_text(&text);
-    Py_XDECREF(str);
+    Py_XDECREF(name.object);
     free(given);
 }
 
