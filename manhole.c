@@ -3557,10 +3557,12 @@ append_snapshot(struct text *text)
 
 /* ======================================================================================
  * Stack dump: what every Python thread is doing.
- * Runs on:  sessions and application threads, ATTACHED.
- * Touches:  nothing but frames, linecache and the file's own structs.
- * The application stands still only for the look, which records code, globals and line only;
- * source lines are read and text is made afterwards, while other threads run.
+ * Runs on:  sessions and application threads: ATTACHED for the look, DETACHED for source files and
+ *           for the text.
+ * Touches:  nothing but frames, what linecache has, and the file's own structs.
+ * The application stands still only for the look, which records code, globals and instruction only.
+ * A client is told all that with the GIL taken once, and no module is imported for it: Python is
+ * asked for those lines alone that are in no file of UTF-8.
  * ====================================================================================== */
 
 /* A str as UTF-8. */
@@ -4392,7 +4394,7 @@ make_dump(void)
  * "name", "state", "holds_gil", "daemon", "frames": [{"file", "line", "function", "source"}]}]},
  * null for what is not known, frames outermost first; a "note" where a frozen copy is not whole.
  * Runs on:  sessions, ATTACHED, for the look; helpers, DETACHED, for the frozen copy.
- * Touches:  nothing but frames, linecache and the file's own structs.
+ * Touches:  nothing but frames, source files and the file's own structs.
  * ====================================================================================== */
 
 /* The length of the UTF-8 character that the bytes begin with, 0: they begin with none. */
