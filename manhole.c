@@ -457,9 +457,9 @@ add_c_fork_hook(void)
 static pthread_once_t c_fork_hook_once = PTHREAD_ONCE_INIT;
 #endif
 
-/* Runs a program of ours, an expression or statements. PyRun_String() in a thread of ours would make
- * CPython forget that the application is about to end with a KeyboardInterrupt, and its exit status
- * with it. Returns a new reference, or NULL with an exception. */
+/* Runs a program of ours, an expression or statements. PyRun_String() in a thread of ours would
+ * make CPython forget that the application is about to end with a KeyboardInterrupt, and its
+ * exit status with it. Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
 run_source(const char *source, int start, PyObject *names)
 {
@@ -3578,7 +3578,8 @@ struct frame_record {
     size_t spot; /* once described: its index */
 };
 
-/* Where in the code some frames are. Found afterwards, which takes ten times as long as the look. */
+/* Where in the code some frames are. Found afterwards, which takes ten times as long as the
+ * look. */
 struct spot {
     const PyCodeObject *code; /* borrowed from a frame */
     int instruction;
@@ -9144,9 +9145,9 @@ append_prompt(struct text *text, const struct session *session, const char *prom
     append_string(text, session->wish->marked ? "\2" : "");
 }
 
-/* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an exception
- * after a SystemExit, which is not the client's, for nothing of its runs now: it goes on where it
- * came from. */
+/* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an
+ * exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes
+ * on where it came from. */
 ATTACHED static PyObject *
 await_line(struct session *session)
 {
@@ -9358,8 +9359,8 @@ log_handler_exception(struct session *session, const char *prefix)
     Py_XDECREF(exception);
 }
 
-/* The dump, then the console: its modules are imported while its client looks at the prompt. Returns
- * with an exception set when it was one that ended it. */
+/* The dump, then the console: its modules are imported while its client looks at the prompt.
+ * Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 talk(struct session *session, PyObject *locals)
 {
