@@ -63,6 +63,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -1360,6 +1361,12 @@ log_line(const char *format, ...)
     size_t length = 0;
     bool enabled = false;
     int fd = -1;
+    lock_leaf(&log_lock);
+    enabled = logger.enabled;
+    unlock(&log_lock);
+    if (!enabled) {
+        return;
+    }
     (void)clock_gettime(CLOCK_REALTIME, &now);
     length =
         (size_t)snprintf(line, sizeof(line), "Manhole[%ld:%lld.%04ld]: ", (long)getpid(),
@@ -9302,6 +9309,7 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     }
     if (greets) {
         expect_answer(session);
+        (void)sched_yield(); /* the kernel puts who hears it behind us, for it takes us for done */
     }
     reattach(tstate);
     if (!text.failed) {
