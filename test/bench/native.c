@@ -1,7 +1,8 @@
 /* native.c - what bench.py needs that Python cannot do.
  *
  * walk() is the least that any dump of all stacks has to do while it keeps the application from
- * running; hold() is a C call that computes, or waits, and does not let go of the GIL.
+ * running; hold() is a C call that computes, or waits, and does not let go of the GIL; keep_thread() is the
+ * least that it takes to have a thread in each forked child.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -9,6 +10,8 @@
 #include <Python.h>
 #include <frameobject.h>
 
+#include <poll.h>
+#include <pthread.h>
 #include <time.h>
 
 static long long
@@ -67,10 +70,34 @@ hold(PyObject *Py_UNUSED(module), PyObject *seconds)
     Py_RETURN_NONE;
 }
 
+static void *
+sleep_on(void *unused)
+{
+    (void)poll(NULL, 0, -1);
+    return unused;
+}
+
+static void
+start_thread(void)
+{
+    pthread_t thread;
+    (void)pthread_create(&thread, NULL, sleep_on, NULL);
+}
+
+static PyObject *
+keep_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    start_thread();
+    (void)pthread_atfork(NULL, NULL, start_thread);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"walk", walk, METH_NOARGS,
      "walk() -> (ns, frames, letters): look once at each frame of each thread."},
     {"hold", hold, METH_O, "hold(seconds): wait, and let no other thread run Python."},
+    {"keep_thread", keep_thread, METH_NOARGS,
+     "keep_thread(): start a thread that sleeps, here and in each forked child."},
     {NULL, NULL, 0, NULL},
 };
 

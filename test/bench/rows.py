@@ -501,7 +501,10 @@ def row_print(place, _):
 
 
 FORK = """
-if sys.argv[1] != "none":
+if sys.argv[1] == "thread":
+    import native
+    native.keep_thread()
+elif sys.argv[1] != "none":
     install()
     time.sleep(0.05)
 parent, child = [], []
@@ -522,12 +525,20 @@ FORKS = 100
 
 
 def row_fork(place, _):
-    sides = place.by_side(bare="none")
-    each = alternate(25, sides, lambda side: place.run(side, FORK, side, FORKS))
-    what = "fork, until it returns in the %s; bare: no manhole"
+    sides = place.by_side(bare="none", thread="thread")
+    each = alternate(
+        25,
+        sides,
+        lambda side: place.run("none" if side == "thread" else side, FORK, side, FORKS),
+    )
+    parent, child = columns(each)
+    thread = {"ours": child["ours"], "bare": child.pop("thread")}
+    del parent["thread"]
+    what = "fork, until it returns in the %s; bare: no manhole%s"
     return [
-        Figure(what % where, "us", samples, [more_than_bare(20, "us")])
-        for where, samples in zip(("parent", "child"), columns(each))
+        Figure(what % ("parent", ""), "us", parent, [more_than_bare(20, "us")]),
+        Figure(what % ("child", ""), "us", child, [more_than_bare(20, "us")]),
+        Figure(what % ("child", ", but a thread"), "us", thread, [more_than_bare(20, "us")]),
     ]
 
 
