@@ -3020,7 +3020,8 @@ struct source {
     size_t length;
     struct slice *lines; /* owned, may be NULL */
     size_t line_count;
-    bool loaded; /* or tried to */
+    bool loaded;     /* or tried to */
+    bool is_special; /* no regular file: to read it may never end */
     /* Of a look: */
     bool seen;            /* the rest is known */
     bool python_is_asked; /* linecache may have what the file system has not */
@@ -3040,8 +3041,8 @@ read_file(struct source *source)
 {
     struct stat status = {0};
     int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd >= 0 && fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
-        status.st_size <= MAX_SOURCE) {
+    source->is_special = fd >= 0 && fstat(fd, &status) == 0 && !S_ISREG(status.st_mode);
+    if (fd >= 0 && S_ISREG(status.st_mode) && status.st_size <= MAX_SOURCE) {
         source->bytes = malloc((size_t)status.st_size + 1);
     }
     while (source->bytes != NULL && source->length < (size_t)status.st_size) {
@@ -3628,8 +3629,8 @@ struct look {
     struct spot *spots; /* owned */
     size_t spot_count;
     size_t spot_capacity;
-    size_t
-        latest[SPOT_ROWS]; /* of each hash of (code, instruction): index + 1 of a spot */
+    /* Of each hash of (code, instruction): index + 1 of a spot that has it. */
+    size_t latest[SPOT_ROWS];
     struct sources sources;
     size_t settled; /* so many of the sources need not be looked for any more */
 };
@@ -3945,7 +3946,8 @@ read_sources(struct look *look)
             continue;
         }
         load_source(source);
-        source->python_is_asked = source->bytes == NULL || !is_as_python_reads_it(source);
+        source->python_is_asked =
+            source->bytes == NULL ? !source->is_special : !is_as_python_reads_it(source);
         more = more || source->python_is_asked;
     }
     return more;
@@ -9309,7 +9311,8 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     }
     if (greets) {
         expect_answer(session);
-        (void)sched_yield(); /* the kernel puts who hears it behind us, for it takes us for done */
+        (void)
+            sched_yield(); /* the kernel puts who hears it behind us, for it takes us for done */
     }
     reattach(tstate);
     if (!text.failed) {

@@ -202,6 +202,10 @@ static const struct {
                                 "write('a.py', b'after\\n')\n"
                                 "assert shown(show) == '  after'\n"},
     {"no file", "assert shown(make('/nonexistent/a.py')) is None\n"},
+    {"a FIFO, which nobody writes",
+     "os.unlink('a.py'); os.mkfifo('a.py')\n"
+     "assert shown(make(os.path.abspath('a.py'))) is None\n"
+     "os.unlink('a.py')\n"},
     {"a line that is not there",
      "write('a.py', b'one\\n')\n"
      "assert shown(make(os.path.abspath('a.py'), 3)) is None\n"},
