@@ -8716,17 +8716,13 @@ struct derived {
     PyMethodDef *methods;
 };
 
-/* Returns a new reference to the class, which is kept in *kept; NULL with an exception. */
+/* Returns a new reference to a new class, or NULL with an exception. */
 ATTACHED static PyObject *
-get_derived(const struct derived *derived, PyObject **kept)
+make_derived(const struct derived *derived)
 {
-    PyObject *module = NULL; /* owned */
-    PyObject *base = NULL;   /* owned */
-    PyObject *type = NULL;   /* owned, handed to the caller */
-    if (*kept != NULL) {
-        return Py_NewRef(*kept);
-    }
-    module = PyImport_ImportModule(derived->module);
+    PyObject *module = PyImport_ImportModule(derived->module); /* owned */
+    PyObject *base = NULL;                                     /* owned */
+    PyObject *type = NULL; /* owned, handed to the caller */
     base = module == NULL ? NULL : PyObject_GetAttrString(module, derived->base);
     if (base == NULL) {
         goto done;
@@ -8743,10 +8739,24 @@ get_derived(const struct derived *derived, PyObject **kept)
         }
         Py_XDECREF(descriptor);
     }
-    *kept = Py_XNewRef(type);
 done:
     Py_XDECREF(module);
     Py_XDECREF(base);
+    return type;
+}
+
+/* Returns a new reference to the class, which is kept in *kept, the same for sessions that begin at
+ * once; NULL with an exception. */
+ATTACHED static PyObject *
+get_derived(const struct derived *derived, PyObject **kept)
+{
+    PyObject *type = NULL; /* owned, handed to the caller */
+    lock_attached(&import_lock);
+    if (*kept == NULL) {
+        *kept = make_derived(derived);
+    }
+    type = Py_XNewRef(*kept);
+    unlock(&import_lock);
     return type;
 }
 
@@ -10099,22 +10109,36 @@ static const char completion_program[] =
 
 /* Returns that program's complete(), new, or NULL with an exception. */
 ATTACHED static PyObject *
-get_completion(void)
+make_completion(void)
 {
-    struct module_state *state = installed_state();
-    PyObject *names = NULL;  /* owned */
-    PyObject *result = NULL; /* owned */
-    if (state->completion == NULL) {
-        names = Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins());
-        result =
-            names == NULL ? NULL : run_source(completion_program, Py_file_input, names);
-        if (result != NULL) {
-            state->completion = Py_XNewRef(PyDict_GetItemString(names, "complete"));
-        }
+    PyObject *names =
+        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
+    PyObject *result = NULL;                                         /* owned */
+    PyObject *complete = NULL; /* new, handed to the caller */
+    if (names != NULL) {
+        result = run_source(completion_program, Py_file_input, names);
+    }
+    if (result != NULL) {
+        complete = Py_XNewRef(PyDict_GetItemString(names, "complete"));
     }
     Py_XDECREF(names);
     Py_XDECREF(result);
-    return Py_XNewRef(state->completion);
+    return complete;
+}
+
+/* The same, made at the first call and kept, one for clients that ask at once. */
+ATTACHED static PyObject *
+get_completion(void)
+{
+    struct module_state *state = installed_state();
+    PyObject *complete = NULL; /* new, handed to the caller */
+    lock_attached(&import_lock);
+    if (state->completion == NULL) {
+        state->completion = make_completion();
+    }
+    complete = Py_XNewRef(state->completion);
+    unlock(&import_lock);
+    return complete;
 }
 
 /* Sends the matches of the client's text in these names. Returns 0, or -1 with an exception. */

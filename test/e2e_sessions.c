@@ -530,6 +530,22 @@ input_that_was_piped_is_finished(void)
     assert_session_ends(app);
 }
 
+/* The base takes its time, so that each of them finds no class yet. */
+static void
+clients_that_come_at_once_share_the_class_of_their_console(void)
+{
+    struct process *app =
+        start_target("import code, time\n"
+                     "class Slow(code.InteractiveConsole):\n"
+                     "    def __init_subclass__(cls): time.sleep(0.5)\n"
+                     "code.InteractiveConsole = Slow\n" TARGET("locals={'Slow': Slow}"));
+    struct client *first = connect_to(app);
+    struct client *second = connect_to(app);
+    client_wait_for(first, ">>> ");
+    client_wait_for(second, ">>> ");
+    assert_string_equal(client_ask(second, "len(Slow.__subclasses__())"), "1\n");
+}
+
 /* ======================================================================================
  * Very many threads.
  * ======================================================================================
@@ -671,6 +687,7 @@ main(void)
         TEST(statement_of_a_client_that_vanished_is_interrupted),
         TEST(statement_that_takes_interrupts_is_interrupted_again),
         TEST(input_that_was_piped_is_finished),
+        TEST(clients_that_come_at_once_share_the_class_of_their_console),
         TEST(same_stacks_are_shown_once_with_all_their_threads),
         TEST(stuck_process_shows_all_of_very_many_threads),
     };
