@@ -4753,13 +4753,28 @@ show_document(struct job *job, bool is_first)
     free(shown.data);
 }
 
-/* Reads what one stream of a child has. At the end of both, takes its exit status. */
+/* Takes the child's exit status, unless something worse is known. */
+static void
+end_job(struct job *job)
+{
+    enum exit_status ended_with = STATUS_TROUBLE;
+    int status = 0;
+
+    if (waitpid(job->child, &status, 0) != job->child) {
+        say_error("cannot tell what became of %d: %m", (int)job->target->pid);
+    }
+    else if (WIFEXITED(status)) {
+        ended_with = (enum exit_status)WEXITSTATUS(status);
+    }
+    job->status = ended_with > job->status ? ended_with : job->status;
+}
+
+/* Reads what one stream of a child has. The end of both is the job's. */
 static void
 read_job(struct job *job, int stream)
 {
     char bytes[16 * 1024];
     ssize_t count = read(job->fd[stream], bytes, sizeof(bytes));
-    int status = 0;
 
     if (count > 0) {
         append(&job->text[stream], bytes, (size_t)count);
@@ -4768,11 +4783,14 @@ read_job(struct job *job, int stream)
     if (count < 0 && is_passing(errno)) {
         return;
     }
+    if (count < 0) {
+        say_error("cannot read what %d says: %m", (int)job->target->pid);
+        job->status = STATUS_TROUBLE;
+    }
     (void)close(job->fd[stream]);
     job->fd[stream] = -1;
-    if (job->fd[1 - stream] < 0 && waitpid(job->child, &status, 0) == job->child) {
-        job->status =
-            WIFEXITED(status) ? (enum exit_status)WEXITSTATUS(status) : STATUS_TROUBLE;
+    if (job->fd[1 - stream] < 0) {
+        end_job(job);
     }
 }
 
@@ -4836,6 +4854,7 @@ serve_many(const struct request *request, const struct target *targets, size_t c
     if (jobs == NULL || has_answered == MAP_FAILED) {
         fail(STATUS_TROUBLE, "out of memory");
     }
+    (void)signal(SIGCHLD, SIG_DFL); /* who ignores it, or was started so, learns no status */
     for (size_t first = 0; first < count; first += JOBS_AT_ONCE) {
         size_t now = count - first < JOBS_AT_ONCE ? count - first : JOBS_AT_ONCE;
         for (size_t i = first; i < first + now; i++) {
