@@ -2009,14 +2009,16 @@ find_field(char *line, int number)
     return line;
 }
 
-/* Who listens at a TCP port of this machine, as the kernel lists it: calls for the uid of each. */
-static void
+/* Who listens at a TCP port of this machine, as the kernel lists it: calls for the uid of each.
+ * Returns false, with errno, where it cannot be read. */
+static bool
 for_each_listener(int port, void (*call)(uid_t uid, void *argument), void *argument)
 {
     static const char *const lists[] = {"/proc/net/tcp", "/proc/net/tcp6"};
     enum { LOCAL_ADDRESS = 1, STATE = 3, UID = 7, LISTENING = 0x0a };
     char *line = NULL; /* owned */
     size_t size = 0;
+    int error = 0;
 
     for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
         FILE *list = fopen(lists[i], "re"); /* owned */
@@ -2031,11 +2033,16 @@ for_each_listener(int port, void (*call)(uid_t uid, void *argument), void *argum
                 call((uid_t)strtoul(uid, NULL, 10), argument);
             }
         }
+        if (list == NULL ? errno != ENOENT : !feof(list)) { /* there may be no IPv6 */
+            error = errno;
+        }
         if (list != NULL) {
             (void)fclose(list);
         }
     }
     free(line);
+    errno = error;
+    return error == 0;
 }
 
 /* What for_each_listener() has found. */
@@ -2064,7 +2071,10 @@ check_listeners(const struct target *target)
 {
     struct listeners listeners = {.count = 0};
 
-    for_each_listener(target->port, consider_listener, &listeners);
+    if (!for_each_listener(target->port, consider_listener, &listeners)) {
+        fail(STATUS_REFUSED, "cannot tell who serves %s, nothing was sent: %m",
+             quote(target->path).text);
+    }
     if (listeners.has_stranger) {
         fail(STATUS_REFUSED,
              "%s is served by UID:%u, not by UID:%u or root; nothing was sent. Look who "
@@ -4349,8 +4359,11 @@ knock_at(struct process *process, size_t number)
 
     if (process->target.port != 0) { /* there a connection would be a session */
         struct listeners listeners = {.count = 0};
-        for_each_listener(process->target.port, consider_listener, &listeners);
-        process->door = listeners.count > 0 ? OPEN_DOOR : DEAD_DOOR;
+        process->door = !for_each_listener(process->target.port, consider_listener,
+                                           &listeners)
+                            ? SILENT_DOOR
+                        : listeners.count > 0 ? OPEN_DOOR
+                                              : DEAD_DOOR;
         return -1;
     }
     (void)snprintf(wish, sizeof(wish), "interrupt.l%zu", number);
