@@ -4562,12 +4562,15 @@ clean_sockets(void)
         const struct process *process = &processes.list[i];
         const char *path = process->target.path;
         struct stat file;
-        if (process->door != DEAD_DOOR || strncmp(path, "/tmp/", 5) != 0 ||
-            lstat(path, &file) < 0 || !S_ISSOCK(file.st_mode) ||
-            file.st_uid != geteuid()) {
+        bool is_known = false;
+        if (process->door != DEAD_DOOR || strncmp(path, "/tmp/", 5) != 0) {
             continue;
         }
-        if (unlink(path) == 0) {
+        is_known = lstat(path, &file) == 0;
+        if (is_known && (!S_ISSOCK(file.st_mode) || file.st_uid != geteuid())) {
+            continue;
+        }
+        if (is_known && unlink(path) == 0) {
             (void)printf("removed %s\n", path);
         }
         else if (errno != ENOENT) {
