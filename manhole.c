@@ -5057,7 +5057,8 @@ stream_write(PyObject *self, PyObject *data)
                                 data);
     }
     if (stream->original == Py_None) {
-        result = PyLong_FromSsize_t(PyObject_Length(data));
+        Py_ssize_t length = PyObject_Length(data);
+        result = length < 0 ? NULL : PyLong_FromSsize_t(length);
     }
     else {
         result = PyObject_CallMethodOneArg(stream->original, stream->write_name, data);
