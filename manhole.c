@@ -13354,10 +13354,15 @@ ATTACHED static enum parsed
 parse_bool(PyObject *value, void *target)
 {
     int *field = target;
+    int is_true = 0;
     if (value != Py_None && !PyLong_Check(value)) {
         return PARSED_WRONG_TYPE;
     }
-    *field = PyObject_IsTrue(value) == 1;
+    is_true = PyObject_IsTrue(value); /* a subclass may say what it likes */
+    if (is_true < 0) {
+        return PARSED_FAILED;
+    }
+    *field = is_true;
     return PARSED_OK;
 }
 
