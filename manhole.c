@@ -13017,29 +13017,39 @@ tell_multiprocessing(void)
     Py_XDECREF(result);
 }
 
-/* In a child of multiprocessing, called by it, or by install() when that comes later. */
+/* In a child of multiprocessing, called by it, or by install() when that comes later. It would hide
+ * what this raises. */
 ATTACHED static PyObject *
 py_finalize_with_multiprocessing(PyObject *module, PyObject *unused)
 {
-    PyObject *util = PyImport_ImportModule("multiprocessing.util");    /* owned */
-    PyObject *finalize = NULL;                                         /* owned */
-    PyObject *arguments = NULL;                                        /* owned */
-    PyObject *keywords = Py_BuildValue("{si}", "exitpriority", -1000); /* owned */
-    PyObject *result = NULL;                                           /* new */
+    PyObject *util = PyImport_ImportModule("multiprocessing.util"); /* owned */
+    PyObject *finalize = NULL;                                      /* owned */
+    PyObject *arguments = NULL;                                     /* owned */
+    PyObject *keywords = NULL;                                      /* owned */
+    PyObject *result = NULL;                                        /* owned */
     (void)module;
     (void)unused;
     if (util != NULL && manhole.exit_callback != NULL) {
         finalize = PyObject_GetAttrString(util, "Finalize");
+    }
+    if (finalize != NULL) {
         arguments = Py_BuildValue("(OO)", Py_None, manhole.exit_callback);
     }
-    if (finalize != NULL && arguments != NULL && keywords != NULL) {
+    if (arguments != NULL) {
+        keywords = Py_BuildValue("{si}", "exitpriority", -1000);
+    }
+    if (keywords != NULL) {
         result = PyObject_Call(finalize, arguments, keywords);
+    }
+    if (PyErr_Occurred()) {
+        log_exception("The socket will be left behind: ", take_exception(), "");
     }
     Py_XDECREF(util);
     Py_XDECREF(finalize);
     Py_XDECREF(arguments);
     Py_XDECREF(keywords);
-    return result;
+    Py_XDECREF(result);
+    return Py_NewRef(Py_None);
 }
 
 /* install() in a child of multiprocessing whose parent has no manhole, after the child's hooks have
