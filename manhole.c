@@ -6134,9 +6134,9 @@ find_home(struct home *home, PyObject *name)
         return -1;
     }
     module_name = PyUnicode_Substring(name, 0, colon);
-    path = PyUnicode_Substring(name, colon + 1, length);
+    path = module_name == NULL ? NULL : PyUnicode_Substring(name, colon + 1, length);
     parts = path == NULL ? NULL : PyObject_CallMethod(path, "split", "s", ".");
-    if (module_name != NULL && parts != NULL) {
+    if (parts != NULL) {
         result = follow_path(home, module_name, parts);
     }
     Py_XDECREF(module_name);
@@ -6437,12 +6437,12 @@ get_probes(PyObject *items)
     for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(names); i++) {
         PyObject *probe =
             PyObject_GetItem(by_name, PyList_GET_ITEM(names, i)); /* owned */
-        if (probe == NULL) {
+        if (probe == NULL && PyErr_ExceptionMatches(PyExc_KeyError)) {
             PyErr_Clear(); /* removed meanwhile */
             continue;
         }
-        failed = PyList_Append(probes, probe) < 0;
-        Py_DECREF(probe);
+        failed = probe == NULL || PyList_Append(probes, probe) < 0;
+        Py_XDECREF(probe);
     }
     if (failed) {
         Py_CLEAR(probes);
@@ -7747,9 +7747,8 @@ make_request(PyTypeObject *type, const struct seen_flight *seen, struct stacks *
     request->thread_id = flight->worker.thread_id;
     request->start_time = seconds_of(flight->start);
     request->duration = seconds_of(now) - seconds_of(flight->begun);
-    request->environ = PyDict_New();
     request->stack = describe_stack(stacks, seen);
-    if (request->environ == NULL || request->stack == NULL ||
+    if (request->stack == NULL || (request->environ = PyDict_New()) == NULL ||
         PyDict_Update(request->environ, flight->environ) < 0) {
         Py_CLEAR(request);
     }
@@ -8539,16 +8538,20 @@ make_live_names(PyObject *own, PyObject *theirs)
     PyObject *scope = Py_BuildValue("{sssO}", "__name__", "manhole", "__builtins__",
                                     PyEval_GetBuiltins()); /* owned */
     PyObject *result = NULL;                               /* owned */
+    PyObject *type = NULL;                                 /* owned */
     PyObject *names = NULL;                                /* new, handed to the caller */
     if (scope != NULL) {
         result = PyRun_String(live_names_program, Py_file_input, scope, scope);
     }
     if (result != NULL) {
-        names = PyObject_CallFunction(PyDict_GetItemString(scope, "Names"), "OO", own,
-                                      theirs);
+        type = PyMapping_GetItemString(scope, "Names");
+    }
+    if (type != NULL) {
+        names = PyObject_CallFunction(type, "OO", own, theirs);
     }
     Py_XDECREF(scope);
     Py_XDECREF(result);
+    Py_XDECREF(type);
     return names;
 }
 
@@ -9091,15 +9094,16 @@ py_exit(PyObject *module, PyObject *unused)
 ATTACHED static int
 exec_line(struct session *session, PyObject *line, PyObject *locals)
 {
-    PyObject *repr = PyObject_Repr(line);                                      /* owned */
-    PyObject *globals = PyDict_New();                                          /* owned */
-    PyObject *exit_function = PyObject_GetAttrString(manhole.module, "_exit"); /* owned */
-    PyObject *source =
-        PyUnicode_AsEncodedString(line, "utf-8", "surrogatepass"); /* owned */
-    PyObject *code = NULL;                                         /* owned */
-    PyObject *value = NULL;                                        /* owned */
+    PyObject *repr = NULL;          /* owned */
+    PyObject *globals = NULL;       /* owned */
+    PyObject *exit_function = NULL; /* owned */
+    PyObject *source = NULL;        /* owned */
+    PyObject *code = NULL;          /* owned */
+    PyObject *value = NULL;         /* owned */
     struct text shown = {0};
-    if (repr == NULL || globals == NULL || exit_function == NULL || source == NULL) {
+    if ((repr = PyObject_Repr(line)) == NULL || (globals = PyDict_New()) == NULL ||
+        (exit_function = PyObject_GetAttrString(manhole.module, "_exit")) == NULL ||
+        (source = PyUnicode_AsEncodedString(line, "utf-8", "surrogatepass")) == NULL) {
         goto done;
     }
     append_str(&shown, repr);
@@ -9737,7 +9741,7 @@ get_completion(void)
                      ? NULL
                      : PyRun_String(completion_program, Py_file_input, names, names);
         if (result != NULL) {
-            state->completion = Py_XNewRef(PyDict_GetItemString(names, "complete"));
+            state->completion = PyMapping_GetItemString(names, "complete");
         }
     }
     Py_XDECREF(names);
@@ -10499,7 +10503,9 @@ enter_console(struct visit *visit, PyObject *unused)
             "console");
     }
     leave = PyObject_GetAttrString(manhole.module, "_exit");
-    set_names(session, make_names(visit->locals, session->wish->live_names));
+    if (leave != NULL) {
+        set_names(session, make_names(visit->locals, session->wish->live_names));
+    }
     if (leave != NULL && session->names != NULL &&
         PyDict_SetItemString(session->names, "exit", leave) == 0 &&
         PyDict_SetItemString(session->names, "quit", leave) == 0 &&
@@ -10786,14 +10792,14 @@ set_prompt(struct visit *visit, PyObject *argument)
 ATTACHED static PyObject *
 show_topics(const struct visit *visit)
 {
-    PyObject *names = list_commands(visit);       /* owned */
-    PyObject *io = PyImport_ImportModule("io");   /* owned */
-    PyObject *cmd = PyImport_ImportModule("cmd"); /* owned */
-    PyObject *output = NULL;                      /* owned */
-    PyObject *printer = NULL;                     /* owned */
-    PyObject *printed = NULL;                     /* owned */
-    PyObject *text = NULL;                        /* new, handed to the caller */
-    if (names != NULL && io != NULL && cmd != NULL) {
+    PyObject *names = list_commands(visit);                            /* owned */
+    PyObject *io = names == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
+    PyObject *cmd = io == NULL ? NULL : PyImport_ImportModule("cmd");  /* owned */
+    PyObject *output = NULL;                                           /* owned */
+    PyObject *printer = NULL;                                          /* owned */
+    PyObject *printed = NULL;                                          /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
+    if (cmd != NULL) {
         output = PyObject_CallMethod(io, "StringIO", NULL);
     }
     if (output != NULL) {
@@ -14115,9 +14121,8 @@ read_config(PyObject *path)
     PyObject *module = PyImport_ImportModule("configparser");           /* owned */
     PyObject *io = module == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
     PyObject *type = NULL;                                              /* owned */
-    PyObject *no_arguments = PyTuple_New(0);                            /* owned */
-    PyObject *keywords =
-        Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";"); /* owned */
+    PyObject *no_arguments = NULL;                                      /* owned */
+    PyObject *keywords = NULL;                                          /* owned */
     PyObject *parser = NULL; /* owned, handed to the caller */
     PyObject *file = NULL;   /* owned */
     PyObject *result = NULL; /* owned */
@@ -14125,7 +14130,10 @@ read_config(PyObject *path)
     if (io != NULL) {
         type = PyObject_GetAttrString(module, "RawConfigParser");
     }
-    if (type != NULL && no_arguments != NULL && keywords != NULL) {
+    if (type != NULL && (no_arguments = PyTuple_New(0)) != NULL) {
+        keywords = Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";");
+    }
+    if (keywords != NULL) {
         parser = PyObject_Call(type, no_arguments, keywords);
     }
     if (parser != NULL) {
@@ -14135,6 +14143,9 @@ read_config(PyObject *path)
         result = PyObject_CallMethod(parser, "read_file", "O", file);
         raised = take_exception();
         Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
+        if (raised != NULL) {
+            PyErr_Clear(); /* what reading failed with says more */
+        }
     }
     if (raised != NULL && PyErr_GivenExceptionMatches(raised, PyExc_MemoryError)) {
         put_back_exception(raised);
