@@ -267,6 +267,7 @@ class Application:
         self.path = "/tmp/manhole-%d" % self.pid
         self.folder = folder
         self.address = self.path  # of its clients
+        self.idle = None  # what count() is then
         forget_predecessor(self.path)
 
     def order(self, line):
@@ -303,6 +304,9 @@ class Application:
     def count(self):
         """Its descriptors and threads."""
         return tuple(map(int, re.findall(r"\d+", self.do("count()"))))
+
+    def is_idle(self):
+        return self.count() == self.idle
 
     def memory_kib(self):
         with open("/proc/%d/statm" % self.pid) as file:

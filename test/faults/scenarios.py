@@ -196,7 +196,7 @@ def be_served(app):
 
 def fill(app):
     """One client more than there may be."""
-    time.sleep(0.05)  # the one before may not quite have gone
+    wait_until(app.is_idle)  # the one before may not quite have gone
     with Client(app.address) as client:
         client.wait_for(PROMPT)
         with Client(app.address) as another:
@@ -207,7 +207,7 @@ def fill(app):
 
 
 def look_in_again(app):
-    time.sleep(0.05)
+    wait_until(app.is_idle)
     look_in(app)
 
 
