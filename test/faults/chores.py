@@ -203,7 +203,8 @@ def serve_request(make):
         if hasattr(response, "__len__"):
             expect(len(response) == 2)
         request = manhole.requests()[0]
-        expect("PATH_INFO = '/slow'" in str(request), str(request))
+        text = str(request)
+        expect("PATH_INFO = '/slow'" in text, text)
         expect("in serve_request" in request.stack, request.stack)
         expect(b"".join(response) == b"ab")
     finally:

@@ -325,10 +325,13 @@ class Application:
         except subprocess.TimeoutExpired:
             raise Fault("the application does not end") from None
 
-    def clean_up(self):
+    def kill(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+    def clean_up(self):
+        self.kill()
         for stream in (self.process.stdin, self.process.stdout, self.log):
             with contextlib.suppress(OSError):
                 stream.close()

@@ -268,7 +268,8 @@ def start(folder, order, scenario):
 
 
 def fault_with_log(fault, app):
-    """The application goes, and leaves word."""
+    """The application, which may hang, goes, and leaves word."""
+    app.kill()
     text = "%s\n%s" % (fault, "" if app.log.closed else app.new_log())
     app.clean_up()
     return Fault(text)
