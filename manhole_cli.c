@@ -4359,9 +4359,9 @@ knock_at(struct process *process, size_t number)
 
     if (process->target.port != 0) { /* there a connection would be a session */
         struct listeners listeners = {.count = 0};
-        process->door = !for_each_listener(process->target.port, consider_listener,
-                                           &listeners)
-                            ? SILENT_DOOR
+        bool can_tell =
+            for_each_listener(process->target.port, consider_listener, &listeners);
+        process->door = !can_tell             ? SILENT_DOOR
                         : listeners.count > 0 ? OPEN_DOOR
                                               : DEAD_DOOR;
         return -1;
@@ -4870,7 +4870,8 @@ serve_many(const struct request *request, const struct target *targets, size_t c
     if (jobs == NULL || has_answered == MAP_FAILED) {
         fail(STATUS_TROUBLE, "out of memory");
     }
-    (void)signal(SIGCHLD, SIG_DFL); /* who ignores it, or was started so, learns no status */
+    /* Who ignores it, or was started so, learns of no child how it ended. */
+    (void)signal(SIGCHLD, SIG_DFL);
     for (size_t first = 0; first < count; first += JOBS_AT_ONCE) {
         size_t now = count - first < JOBS_AT_ONCE ? count - first : JOBS_AT_ONCE;
         for (size_t i = first; i < first + now; i++) {

@@ -229,11 +229,11 @@ status_of_several_is_known_where_sigchld_was_ignored(void)
     const char *err = NULL;
     struct process *one = start_app(TARGET(""));
     struct process *two = start_app(TARGET(""));
-    assert_int_equal(run_command(LIST("env", "--ignore-signal=CHLD",
-                                      build_path("manhole-cli"), pid_of(one), pid_of(two),
-                                      "-c", "raise SystemExit(3)"),
-                                 NULL, NULL, &err),
-                     3);
+    assert_int_equal(
+        run_command(LIST("env", "--ignore-signal=CHLD", build_path("manhole-cli"),
+                         pid_of(one), pid_of(two), "-c", "raise SystemExit(3)"),
+                    NULL, NULL, &err),
+        3);
     assert_string_equal(err, "manhole-cli: 2 of 2 answered\n");
 }
 
