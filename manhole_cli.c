@@ -2033,7 +2033,8 @@ for_each_listener(int port, void (*call)(uid_t uid, void *argument), void *argum
                 call((uid_t)strtoul(uid, NULL, 10), argument);
             }
         }
-        if (list == NULL ? errno != ENOENT : !feof(list)) { /* there may be no IPv6 */
+        bool may_lack = i > 0; /* there may be no IPv6 */
+        if (list == NULL ? !may_lack || errno != ENOENT : !feof(list)) {
             error = errno;
         }
         if (list != NULL) {
