@@ -13,7 +13,7 @@ WERROR ?=
 SOAK_SECONDS ?= 600
 # Run the tests that match a pattern: make test TEST='*fork*'
 TEST ?=
-# make faults: so many of all faults, evenly spread; empty: all.
+# make faults: so many of all faults, the same ones each time; empty: all.
 FAULTS ?=
 # How many test programs run at once, and compilers before them.
 JOBS ?= $(shell nproc)
@@ -302,7 +302,7 @@ $(FAULTS_BUILD)/manhole-cli: manhole_cli.c $(FAULTS_NEEDS)
 	$(CC) $(FAULTS_CFLAGS) $(CLI_CFLAGS) $(DEPENDENCIES) \
 	    $(LDFLAGS) -o $@ manhole_cli.c test/faults/faults.c $(LIBEDIT)
 
-faults: check-python $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhole-cli ## run with each call failed, one at a time (20 minutes), or FAULTS=900 of them
+faults: check-python $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhole-cli ## run with each call failed, one at a time (30 minutes), or FAULTS=900 of them
 	@$(PYTHON) test/faults/run.py $(FAULTS_BUILD) --log $(FAULTS_BUILD)/faults.log \
 	    $(if $(FAULTS),--most $(FAULTS))
 

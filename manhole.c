@@ -5322,7 +5322,8 @@ stream_write(PyObject *self, PyObject *data)
                                 data);
     }
     if (stream->original == Py_None) {
-        result = PyLong_FromSsize_t(PyObject_Length(data));
+        Py_ssize_t length = PyObject_Length(data);
+        result = length < 0 ? NULL : PyLong_FromSsize_t(length);
     }
     else {
         result = PyObject_CallMethodOneArg(stream->original, stream->write_name, data);
@@ -6398,9 +6399,9 @@ find_home(struct home *home, PyObject *name)
         return -1;
     }
     module_name = PyUnicode_Substring(name, 0, colon);
-    path = PyUnicode_Substring(name, colon + 1, length);
+    path = module_name == NULL ? NULL : PyUnicode_Substring(name, colon + 1, length);
     parts = path == NULL ? NULL : PyObject_CallMethod(path, "split", "s", ".");
-    if (module_name != NULL && parts != NULL) {
+    if (parts != NULL) {
         result = follow_path(home, module_name, parts);
     }
     Py_XDECREF(module_name);
@@ -6701,12 +6702,12 @@ get_probes(PyObject *items)
     for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(names); i++) {
         PyObject *probe =
             PyObject_GetItem(by_name, PyList_GET_ITEM(names, i)); /* owned */
-        if (probe == NULL) {
+        if (probe == NULL && PyErr_ExceptionMatches(PyExc_KeyError)) {
             PyErr_Clear(); /* removed meanwhile */
             continue;
         }
-        failed = PyList_Append(probes, probe) < 0;
-        Py_DECREF(probe);
+        failed = probe == NULL || PyList_Append(probes, probe) < 0;
+        Py_XDECREF(probe);
     }
     if (failed) {
         Py_CLEAR(probes);
@@ -8011,9 +8012,8 @@ make_request(PyTypeObject *type, const struct seen_flight *seen, struct stacks *
     request->thread_id = flight->worker.thread_id;
     request->start_time = seconds_of(flight->start);
     request->duration = seconds_of(now) - seconds_of(flight->begun);
-    request->environ = PyDict_New();
     request->stack = describe_stack(stacks, seen);
-    if (request->environ == NULL || request->stack == NULL ||
+    if (request->stack == NULL || (request->environ = PyDict_New()) == NULL ||
         PyDict_Update(request->environ, flight->environ) < 0) {
         Py_CLEAR(request);
     }
@@ -8832,16 +8832,20 @@ make_live_names(PyObject *own, PyObject *theirs)
     PyObject *scope = Py_BuildValue("{sssO}", "__name__", "manhole", "__builtins__",
                                     PyEval_GetBuiltins()); /* owned */
     PyObject *result = NULL;                               /* owned */
+    PyObject *type = NULL;                                 /* owned */
     PyObject *names = NULL;                                /* new, handed to the caller */
     if (scope != NULL) {
         result = run_source(live_names_program, Py_file_input, scope);
     }
     if (result != NULL) {
-        names = PyObject_CallFunction(PyDict_GetItemString(scope, "Names"), "OO", own,
-                                      theirs);
+        type = PyMapping_GetItemString(scope, "Names");
+    }
+    if (type != NULL) {
+        names = PyObject_CallFunction(type, "OO", own, theirs);
     }
     Py_XDECREF(scope);
     Py_XDECREF(result);
+    Py_XDECREF(type);
     return names;
 }
 
@@ -9469,15 +9473,16 @@ py_exit(PyObject *module, PyObject *unused)
 ATTACHED static int
 exec_line(struct session *session, PyObject *line, PyObject *locals)
 {
-    PyObject *repr = PyObject_Repr(line);                                      /* owned */
-    PyObject *globals = PyDict_New();                                          /* owned */
-    PyObject *exit_function = PyObject_GetAttrString(manhole.module, "_exit"); /* owned */
-    PyObject *source =
-        PyUnicode_AsEncodedString(line, "utf-8", "surrogatepass"); /* owned */
-    PyObject *code = NULL;                                         /* owned */
-    PyObject *value = NULL;                                        /* owned */
+    PyObject *repr = NULL;          /* owned */
+    PyObject *globals = NULL;       /* owned */
+    PyObject *exit_function = NULL; /* owned */
+    PyObject *source = NULL;        /* owned */
+    PyObject *code = NULL;          /* owned */
+    PyObject *value = NULL;         /* owned */
     struct text shown = {0};
-    if (repr == NULL || globals == NULL || exit_function == NULL || source == NULL) {
+    if ((repr = PyObject_Repr(line)) == NULL || (globals = PyDict_New()) == NULL ||
+        (exit_function = PyObject_GetAttrString(manhole.module, "_exit")) == NULL ||
+        (source = PyUnicode_AsEncodedString(line, "utf-8", "surrogatepass")) == NULL) {
         goto done;
     }
     append_str(&shown, repr);
@@ -10119,7 +10124,7 @@ make_completion(void)
         result = run_source(completion_program, Py_file_input, names);
     }
     if (result != NULL) {
-        complete = Py_XNewRef(PyDict_GetItemString(names, "complete"));
+        complete = PyMapping_GetItemString(names, "complete");
     }
     Py_XDECREF(names);
     Py_XDECREF(result);
@@ -10890,7 +10895,9 @@ enter_console(struct visit *visit, PyObject *unused)
             "console");
     }
     leave = PyObject_GetAttrString(manhole.module, "_exit");
-    set_names(session, make_names(visit->locals, session->wish->live_names));
+    if (leave != NULL) {
+        set_names(session, make_names(visit->locals, session->wish->live_names));
+    }
     if (leave != NULL && session->names != NULL &&
         PyDict_SetItemString(session->names, "exit", leave) == 0 &&
         PyDict_SetItemString(session->names, "quit", leave) == 0 &&
@@ -11177,14 +11184,14 @@ set_prompt(struct visit *visit, PyObject *argument)
 ATTACHED static PyObject *
 show_topics(const struct visit *visit)
 {
-    PyObject *names = list_commands(visit);       /* owned */
-    PyObject *io = PyImport_ImportModule("io");   /* owned */
-    PyObject *cmd = PyImport_ImportModule("cmd"); /* owned */
-    PyObject *output = NULL;                      /* owned */
-    PyObject *printer = NULL;                     /* owned */
-    PyObject *printed = NULL;                     /* owned */
-    PyObject *text = NULL;                        /* new, handed to the caller */
-    if (names != NULL && io != NULL && cmd != NULL) {
+    PyObject *names = list_commands(visit);                            /* owned */
+    PyObject *io = names == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
+    PyObject *cmd = io == NULL ? NULL : PyImport_ImportModule("cmd");  /* owned */
+    PyObject *output = NULL;                                           /* owned */
+    PyObject *printer = NULL;                                          /* owned */
+    PyObject *printed = NULL;                                          /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
+    if (cmd != NULL) {
         output = PyObject_CallMethod(io, "StringIO", NULL);
     }
     if (output != NULL) {
@@ -13393,29 +13400,39 @@ tell_multiprocessing(void)
     Py_XDECREF(result);
 }
 
-/* In a child of multiprocessing, called by it, or by install() when that comes later. */
+/* In a child of multiprocessing, called by it, or by install() when that comes later. It would hide
+ * what this raises. */
 ATTACHED static PyObject *
 py_finalize_with_multiprocessing(PyObject *module, PyObject *unused)
 {
-    PyObject *util = PyImport_ImportModule("multiprocessing.util");    /* owned */
-    PyObject *finalize = NULL;                                         /* owned */
-    PyObject *arguments = NULL;                                        /* owned */
-    PyObject *keywords = Py_BuildValue("{si}", "exitpriority", -1000); /* owned */
-    PyObject *result = NULL;                                           /* new */
+    PyObject *util = PyImport_ImportModule("multiprocessing.util"); /* owned */
+    PyObject *finalize = NULL;                                      /* owned */
+    PyObject *arguments = NULL;                                     /* owned */
+    PyObject *keywords = NULL;                                      /* owned */
+    PyObject *result = NULL;                                        /* owned */
     (void)module;
     (void)unused;
     if (util != NULL && manhole.exit_callback != NULL) {
         finalize = PyObject_GetAttrString(util, "Finalize");
+    }
+    if (finalize != NULL) {
         arguments = Py_BuildValue("(OO)", Py_None, manhole.exit_callback);
     }
-    if (finalize != NULL && arguments != NULL && keywords != NULL) {
+    if (arguments != NULL) {
+        keywords = Py_BuildValue("{si}", "exitpriority", -1000);
+    }
+    if (keywords != NULL) {
         result = PyObject_Call(finalize, arguments, keywords);
+    }
+    if (PyErr_Occurred()) {
+        log_exception("The socket will be left behind: ", take_exception(), "");
     }
     Py_XDECREF(util);
     Py_XDECREF(finalize);
     Py_XDECREF(arguments);
     Py_XDECREF(keywords);
-    return result;
+    Py_XDECREF(result);
+    return Py_NewRef(Py_None);
 }
 
 /* install() in a child of multiprocessing whose parent has no manhole, after the child's hooks have
@@ -13730,10 +13747,15 @@ ATTACHED static enum parsed
 parse_bool(PyObject *value, void *target)
 {
     int *field = target;
+    int is_true = 0;
     if (value != Py_None && !PyLong_Check(value)) {
         return PARSED_WRONG_TYPE;
     }
-    *field = PyObject_IsTrue(value) == 1;
+    is_true = PyObject_IsTrue(value); /* a subclass may say what it likes */
+    if (is_true < 0) {
+        return PARSED_FAILED;
+    }
+    *field = is_true;
     return PARSED_OK;
 }
 
@@ -14476,9 +14498,8 @@ read_config(PyObject *path)
     PyObject *module = PyImport_ImportModule("configparser");           /* owned */
     PyObject *io = module == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
     PyObject *type = NULL;                                              /* owned */
-    PyObject *no_arguments = PyTuple_New(0);                            /* owned */
-    PyObject *keywords =
-        Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";"); /* owned */
+    PyObject *no_arguments = NULL;                                      /* owned */
+    PyObject *keywords = NULL;                                          /* owned */
     PyObject *parser = NULL; /* owned, handed to the caller */
     PyObject *file = NULL;   /* owned */
     PyObject *result = NULL; /* owned */
@@ -14486,7 +14507,10 @@ read_config(PyObject *path)
     if (io != NULL) {
         type = PyObject_GetAttrString(module, "RawConfigParser");
     }
-    if (type != NULL && no_arguments != NULL && keywords != NULL) {
+    if (type != NULL && (no_arguments = PyTuple_New(0)) != NULL) {
+        keywords = Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";");
+    }
+    if (keywords != NULL) {
         parser = PyObject_Call(type, no_arguments, keywords);
     }
     if (parser != NULL) {
@@ -14496,6 +14520,9 @@ read_config(PyObject *path)
         result = PyObject_CallMethod(parser, "read_file", "O", file);
         raised = take_exception();
         Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
+        if (raised != NULL) {
+            PyErr_Clear(); /* what reading failed with says more */
+        }
     }
     if (raised != NULL && PyErr_GivenExceptionMatches(raised, PyExc_MemoryError)) {
         put_back_exception(raised);

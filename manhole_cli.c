@@ -2009,14 +2009,16 @@ find_field(char *line, int number)
     return line;
 }
 
-/* Who listens at a TCP port of this machine, as the kernel lists it: calls for the uid of each. */
-static void
+/* Who listens at a TCP port of this machine, as the kernel lists it: calls for the uid of each.
+ * Returns false, with errno, where it cannot be read. */
+static bool
 for_each_listener(int port, void (*call)(uid_t uid, void *argument), void *argument)
 {
     static const char *const lists[] = {"/proc/net/tcp", "/proc/net/tcp6"};
     enum { LOCAL_ADDRESS = 1, STATE = 3, UID = 7, LISTENING = 0x0a };
     char *line = NULL; /* owned */
     size_t size = 0;
+    int error = 0;
 
     for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
         FILE *list = fopen(lists[i], "re"); /* owned */
@@ -2031,11 +2033,17 @@ for_each_listener(int port, void (*call)(uid_t uid, void *argument), void *argum
                 call((uid_t)strtoul(uid, NULL, 10), argument);
             }
         }
+        bool may_lack = i > 0; /* there may be no IPv6 */
+        if (list == NULL ? !may_lack || errno != ENOENT : !feof(list)) {
+            error = errno;
+        }
         if (list != NULL) {
             (void)fclose(list);
         }
     }
     free(line);
+    errno = error;
+    return error == 0;
 }
 
 /* What for_each_listener() has found. */
@@ -2064,7 +2072,10 @@ check_listeners(const struct target *target)
 {
     struct listeners listeners = {.count = 0};
 
-    for_each_listener(target->port, consider_listener, &listeners);
+    if (!for_each_listener(target->port, consider_listener, &listeners)) {
+        fail(STATUS_REFUSED, "cannot tell who serves %s, nothing was sent: %m",
+             quote(target->path).text);
+    }
     if (listeners.has_stranger) {
         fail(STATUS_REFUSED,
              "%s is served by UID:%u, not by UID:%u or root; nothing was sent. Look who "
@@ -4349,8 +4360,11 @@ knock_at(struct process *process, size_t number)
 
     if (process->target.port != 0) { /* there a connection would be a session */
         struct listeners listeners = {.count = 0};
-        for_each_listener(process->target.port, consider_listener, &listeners);
-        process->door = listeners.count > 0 ? OPEN_DOOR : DEAD_DOOR;
+        bool can_tell =
+            for_each_listener(process->target.port, consider_listener, &listeners);
+        process->door = !can_tell             ? SILENT_DOOR
+                        : listeners.count > 0 ? OPEN_DOOR
+                                              : DEAD_DOOR;
         return -1;
     }
     (void)snprintf(wish, sizeof(wish), "interrupt.l%zu", number);
@@ -4549,12 +4563,15 @@ clean_sockets(void)
         const struct process *process = &processes.list[i];
         const char *path = process->target.path;
         struct stat file;
-        if (process->door != DEAD_DOOR || strncmp(path, "/tmp/", 5) != 0 ||
-            lstat(path, &file) < 0 || !S_ISSOCK(file.st_mode) ||
-            file.st_uid != geteuid()) {
+        bool is_known = false;
+        if (process->door != DEAD_DOOR || strncmp(path, "/tmp/", 5) != 0) {
             continue;
         }
-        if (unlink(path) == 0) {
+        is_known = lstat(path, &file) == 0;
+        if (is_known && (!S_ISSOCK(file.st_mode) || file.st_uid != geteuid())) {
+            continue;
+        }
+        if (is_known && unlink(path) == 0) {
             (void)printf("removed %s\n", path);
         }
         else if (errno != ENOENT) {
@@ -4753,13 +4770,28 @@ show_document(struct job *job, bool is_first)
     free(shown.data);
 }
 
-/* Reads what one stream of a child has. At the end of both, takes its exit status. */
+/* Takes the child's exit status, unless something worse is known. */
+static void
+end_job(struct job *job)
+{
+    enum exit_status ended_with = STATUS_TROUBLE;
+    int status = 0;
+
+    if (waitpid(job->child, &status, 0) != job->child) {
+        say_error("cannot tell what became of %d: %m", (int)job->target->pid);
+    }
+    else if (WIFEXITED(status)) {
+        ended_with = (enum exit_status)WEXITSTATUS(status);
+    }
+    job->status = ended_with > job->status ? ended_with : job->status;
+}
+
+/* Reads what one stream of a child has. The end of both is the job's. */
 static void
 read_job(struct job *job, int stream)
 {
     char bytes[16 * 1024];
     ssize_t count = read(job->fd[stream], bytes, sizeof(bytes));
-    int status = 0;
 
     if (count > 0) {
         append(&job->text[stream], bytes, (size_t)count);
@@ -4768,11 +4800,14 @@ read_job(struct job *job, int stream)
     if (count < 0 && is_passing(errno)) {
         return;
     }
+    if (count < 0) {
+        say_error("cannot read what %d says: %m", (int)job->target->pid);
+        job->status = STATUS_TROUBLE;
+    }
     (void)close(job->fd[stream]);
     job->fd[stream] = -1;
-    if (job->fd[1 - stream] < 0 && waitpid(job->child, &status, 0) == job->child) {
-        job->status =
-            WIFEXITED(status) ? (enum exit_status)WEXITSTATUS(status) : STATUS_TROUBLE;
+    if (job->fd[1 - stream] < 0) {
+        end_job(job);
     }
 }
 
@@ -4836,6 +4871,8 @@ serve_many(const struct request *request, const struct target *targets, size_t c
     if (jobs == NULL || has_answered == MAP_FAILED) {
         fail(STATUS_TROUBLE, "out of memory");
     }
+    /* Who ignores it, or was started so, learns of no child how it ended. */
+    (void)signal(SIGCHLD, SIG_DFL);
     for (size_t first = 0; first < count; first += JOBS_AT_ONCE) {
         size_t now = count - first < JOBS_AT_ONCE ? count - first : JOBS_AT_ONCE;
         for (size_t i = first; i < first + now; i++) {

@@ -498,6 +498,17 @@ app_without_std_streams_can_be_entered(void)
     assert_string_equal(client_ask(enter(app), "print('a')"), "a\n");
 }
 
+static void
+app_without_stderr_is_told_that_it_writes_no_text(void)
+{
+    struct process *app =
+        start_target("import sys\nsys.stderr = None\n" INSTALL("") EVALUATE);
+    struct client *client = enter(app);
+    assert_string_equal(evaluate(app, "sys.stderr.write('text')"), "4");
+    assert_contains(evaluate(app, "sys.stderr.write(5)"), "TypeError: ");
+    leave(app, client);
+}
+
 /* ======================================================================================
  * What is left of a session in the application
  * ====================================================================================== */
@@ -752,6 +763,7 @@ main(void)
         TEST(names_of_a_session_are_its_own),
         TEST(sessions_may_be_in_the_middle_of_blocks_at_once),
         TEST(app_without_std_streams_can_be_entered),
+        TEST(app_without_stderr_is_told_that_it_writes_no_text),
         TEST(session_leaves_sys_and_builtins_as_they_were),
         TEST(streams_are_the_app_s_again_after_the_last_client),
         TEST(stream_that_the_app_has_set_meanwhile_is_left_alone),

@@ -388,6 +388,25 @@ port_of_another_user_gets_no_byte(void)
 }
 
 static void
+port_of_nobody_knows_whom_gets_no_byte(void)
+{
+    const char *err = NULL;
+    const char *script = "mount -t tmpfs none /proc && exec \"$0\" test.ini";
+    if (geteuid() != 0 ||
+        run_command(LIST("unshare", "--mount", "true"), NULL, NULL, NULL) != 0) {
+        skip_test("no mount namespace to be had here");
+    }
+    struct process *app = start_target(LISTEN "print('got', client.recv(1))\n");
+    write_config_for(app);
+    assert_int_equal(run_command(LIST("unshare", "--mount", "sh", "-c", script,
+                                      build_path("manhole-cli")),
+                                 "connect\nplugins\n", NULL, &err),
+                     4);
+    assert_contains(err, "cannot tell who serves 'localhost:");
+    assert_not_contains(text_of(app, OUT), "got");
+}
+
+static void
 host_elsewhere_is_refused_with_the_way_there(void)
 {
     static const char *const hosts[] = {"0.0.0.0:80", "192.0.2.1:3000",
@@ -425,6 +444,7 @@ main(void)
         TEST(server_may_be_a_port_of_this_machine),
         TEST(port_that_nobody_listens_at_is_dead),
         TEST(port_of_another_user_gets_no_byte),
+        TEST(port_of_nobody_knows_whom_gets_no_byte),
         TEST(host_elsewhere_is_refused_with_the_way_there),
     };
     return RUN_TESTS(tests);

@@ -222,6 +222,21 @@ status_of_several_is_the_worst(void)
     assert_string_equal(err, "manhole-cli: 2 of 2 answered\n");
 }
 
+/* Then the kernel forgets how a child ended. */
+static void
+status_of_several_is_known_where_sigchld_was_ignored(void)
+{
+    const char *err = NULL;
+    struct process *one = start_app(TARGET(""));
+    struct process *two = start_app(TARGET(""));
+    assert_int_equal(
+        run_command(LIST("env", "--ignore-signal=CHLD", build_path("manhole-cli"),
+                         pid_of(one), pid_of(two), "-c", "raise SystemExit(3)"),
+                    NULL, NULL, &err),
+        3);
+    assert_string_equal(err, "manhole-cli: 2 of 2 answered\n");
+}
+
 static void
 one_that_is_stopped_delays_none(void)
 {
@@ -372,6 +387,7 @@ main(void)
         TEST(without_arguments_at_a_terminal_it_asks_which),
         TEST(code_runs_in_several_side_by_side_and_is_labelled),
         TEST(status_of_several_is_the_worst),
+        TEST(status_of_several_is_known_where_sigchld_was_ignored),
         TEST(one_that_is_stopped_delays_none),
         TEST(children_are_the_master_and_its_workers),
         TEST(json_of_several_is_one_array),

@@ -1,12 +1,17 @@
 /* Memory: each allocation in turn fails, Python's and our own. What is asked for is then done, or
  * is refused with an exception and leaves nothing; nothing crashes. (Not where CPython itself does:
- * the compiler, and the making of types on 3.13.) */
+ * the compiler, and the making of types on 3.13.) unit_calls.c is the same with calls. */
 #include <Python.h>
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
-/* What allocations pass through. */
+#ifndef OF_CALLS
+#  define OF_CALLS false
+#endif
+
+/* What allocations pass through, or, OF_CALLS, our calls of Python. */
 static struct gate {
     int64_t allowed; /* how many succeed before one fails */
     bool shut;       /* that one, and all after it */
@@ -30,36 +35,7 @@ is_refused(void)
     return refused;
 }
 
-static void *
-malloc_or_fail(size_t size)
-{
-    return is_refused() ? NULL : malloc(size);
-}
-
-static void *
-realloc_or_fail(void *memory, size_t size)
-{
-    return is_refused() ? NULL : realloc(memory, size);
-}
-
-static char *
-strdup_or_fail(const char *string)
-{
-    return is_refused() ? NULL : strdup(string);
-}
-
-#undef strdup
-#define malloc malloc_or_fail
-#define realloc realloc_or_fail
-#define strdup strdup_or_fail
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
-#undef malloc
-#undef realloc
-#undef strdup
-
-#include "unit.h"
-
-/* ---- Python's allocators, with the same gate before them ------------------------------- */
+/* ---- Python's allocators, with the gate before them ------------------------------------ */
 
 static PyMemAllocatorEx originals[2]; /* by domain */
 
@@ -67,21 +43,24 @@ static void *
 python_malloc(void *original, size_t size)
 {
     const PyMemAllocatorEx *allocator = original;
-    return is_refused() ? NULL : allocator->malloc(allocator->ctx, size);
+    bool refused = !OF_CALLS && is_refused();
+    return refused ? NULL : allocator->malloc(allocator->ctx, size);
 }
 
 static void *
 python_calloc(void *original, size_t count, size_t size)
 {
     const PyMemAllocatorEx *allocator = original;
-    return is_refused() ? NULL : allocator->calloc(allocator->ctx, count, size);
+    bool refused = !OF_CALLS && is_refused();
+    return refused ? NULL : allocator->calloc(allocator->ctx, count, size);
 }
 
 static void *
 python_realloc(void *original, void *memory, size_t size)
 {
     const PyMemAllocatorEx *allocator = original;
-    return is_refused() ? NULL : allocator->realloc(allocator->ctx, memory, size);
+    bool refused = !OF_CALLS && is_refused();
+    return refused ? NULL : allocator->realloc(allocator->ctx, memory, size);
 }
 
 static void
@@ -102,6 +81,36 @@ set_allocators(void)
         PyMem_SetAllocator(domains[i], &ours);
     }
 }
+
+/* ---- manhole.c's own calls, as make faults has them -------------------------------------- */
+
+#define FAULTS_PYTHON
+#include "faults/faults.h"
+
+int
+fault_at(const struct fault_site *site)
+{
+    static const char *const ours[] = {"calloc", "malloc", "realloc", "strdup"};
+    const char *name = site->function + (site->function[0] == '_');
+    bool counts = OF_CALLS && strncmp(name, "Py", 2) == 0;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(ours); i++) {
+        counts = counts || strcmp(name, ours[i]) == 0;
+    }
+    return counts && is_refused() ? ENOMEM : 0;
+}
+
+int
+fault_of_bytes(const struct fault_site *site, int fd)
+{
+    (void)site;
+    (void)fd;
+    return 0;
+}
+
+#pragma GCC diagnostic ignored "-Wshadow" /* one call may be another's argument */
+#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+
+#include "unit.h"
 
 /* ---- What is tried ------------------------------------------------------------------------ */
 
@@ -264,7 +273,35 @@ try_request(void)
     return PyErr_Occurred() == NULL ? 0 : -1;
 }
 
-/* Fails the n-th allocation, for every n, until there is no n-th. */
+#if OF_CALLS /* CPython imports and compiles then */
+/* C is no configuration. */
+ATTACHED static int
+try_config(void)
+{
+    PyObject *path = PyUnicode_FromString(__FILE__);
+    PyObject *parser = path == NULL ? NULL : read_config(path);
+    Py_XDECREF(path);
+    assert_null(parser);
+    if (PyErr_ExceptionMatches(PyExc_ValueError)) {
+        PyErr_Clear();
+        return 0;
+    }
+    return -1;
+}
+
+ATTACHED static int
+try_live_names(void)
+{
+    PyObject *own = PyDict_New();
+    PyObject *names = own == NULL ? NULL : make_live_names(own, PyModule_GetDict(module));
+    int result = names == NULL ? -1 : 0;
+    Py_XDECREF(own);
+    Py_XDECREF(names);
+    return result;
+}
+#endif
+
+/* Fails the n-th allocation or call, for every n, until there is no n-th. */
 ATTACHED static void
 try_with_little_memory(int (*try)(void), bool shut)
 {
@@ -277,9 +314,10 @@ try_with_little_memory(int (*try)(void), bool shut)
         result = try();
         enough = !gate.refused;
         open_gate();
-        if ((result < 0) != (PyErr_Occurred() != NULL) || (enough && result < 0)) {
+        if ((result < 0) != (PyErr_Occurred() != NULL) || (enough && result < 0) ||
+            (result < 0 && PyErr_ExceptionMatches(PyExc_SystemError))) {
             PyErr_Print();
-            fail_msg("allocation %d: %d", (int)n, result);
+            fail_msg("%s %d: %d", OF_CALLS ? "call" : "allocation", (int)n, result);
         }
         PyErr_Clear();
         assert_false(manhole.installed);
@@ -302,6 +340,10 @@ TRIAL(stacks_are_dumped_or_refused, try_dump)
 TRIAL(text_of_a_copy_is_told_or_refused, try_copied_threads)
 TRIAL(probe_keeps_an_exception_or_says_why_not, try_probe)
 TRIAL(request_is_listed_or_refused, try_request)
+#if OF_CALLS
+TRIAL(file_is_refused_or_memory_lacks, try_config)
+TRIAL(names_are_live_or_memory_lacks, try_live_names)
+#endif
 
 CHECKED(no_thread_safety_analysis)
 int
@@ -315,6 +357,10 @@ main(void)
         cmocka_unit_test(text_of_a_copy_is_told_or_refused),
         cmocka_unit_test(probe_keeps_an_exception_or_says_why_not),
         cmocka_unit_test(request_is_listed_or_refused),
+#if OF_CALLS
+        cmocka_unit_test(file_is_refused_or_memory_lacks),
+        cmocka_unit_test(names_are_live_or_memory_lacks),
+#endif
     };
     int failed = 0;
     set_allocators();

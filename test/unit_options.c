@@ -405,6 +405,7 @@ static const struct {
     {"unheard_of=1", "TypeError"},
     {"socket_path=''", "ValueError"},
     {"activate_on='USR1', oneshot_on='USR1'", "ConfigurationConflict"},
+    {"verbose=type('', (int,), {'__bool__': lambda self: 1 / 0})()", "ZeroDivisionError"},
     {"\xff\xfe", "UnicodeEncodeError"},
 };
 

@@ -286,7 +286,6 @@ fault_shorter(size_t size)
 #  define Py_CompileStringObject(...) FAULTY_OBJECT(Py_CompileStringObject, __VA_ARGS__)
 
 #  define PyDict_Contains(...) FAULTY_RESULT(PyDict_Contains, __VA_ARGS__)
-#  define PyDict_DelItem(...) FAULTY_RESULT(PyDict_DelItem, __VA_ARGS__)
 #  define PyDict_DelItemString(...) FAULTY_RESULT(PyDict_DelItemString, __VA_ARGS__)
 #  define PyDict_SetItem(...) FAULTY_RESULT(PyDict_SetItem, __VA_ARGS__)
 #  define PyDict_SetItemString(...) FAULTY_RESULT(PyDict_SetItemString, __VA_ARGS__)

@@ -18,6 +18,16 @@ PATIENCE = 1  # for a text that may not come because of the fault
 PROMPT = ">>> "
 
 
+class Pace:
+    """All waiting may take so many times as long."""
+
+    slowness = 1
+
+
+def patiently(seconds):
+    return seconds * Pace.slowness
+
+
 class Fault(Exception):
     """What must not be."""
 
@@ -36,7 +46,7 @@ class Hang(Fault):
 
 def read_until(fd, text, is_enough, what, seconds=DEADLINE):
     """Reads on until is_enough(text). Raises Ended at the end of the stream."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patiently(seconds)
     while not is_enough(text):
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([fd], [], [], left)[0]:
@@ -52,7 +62,7 @@ def read_until(fd, text, is_enough, what, seconds=DEADLINE):
 
 
 def wait_until(is_so, seconds=DEADLINE):
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patiently(seconds)
     while not is_so():
         if time.monotonic() > deadline:
             return False
@@ -137,7 +147,7 @@ def tick():
         time.sleep(0.005)
         ticks += 1
 threading.Thread(target=tick, daemon=True).start()
-ctypes.PyDLL, usleep = None, ctypes.PyDLL(None).usleep # keeps the GIL
+usleep = ctypes.PyDLL(None).usleep # keeps the GIL
 def install(**options):
     import manhole
     global it
@@ -199,7 +209,8 @@ for line in lines():
 
 
 def client_command(app, arguments):
-    named = [str(app.pid) if word == "PID" else word for word in arguments]
+    names = {"PID": str(app.pid), "FOLDER": re.escape(app.folder)}
+    named = [names.get(word, word) for word in arguments]
     return [os.path.join(app.folder, "manhole-cli"), *named]
 
 
@@ -211,7 +222,7 @@ def run_client(app, arguments, stdin="", order=None):
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=DEADLINE,
+            timeout=patiently(DEADLINE),
             env=client_environment(app, order),
             cwd=app.folder,
         )
@@ -256,6 +267,7 @@ class Application:
         self.path = "/tmp/manhole-%d" % self.pid
         self.folder = folder
         self.address = self.path  # of its clients
+        self.idle = None  # what count() is then
         forget_predecessor(self.path)
 
     def order(self, line):
@@ -268,7 +280,7 @@ class Application:
                 self.process.stdout.fileno(), self.answers, lambda t: b"\n" in t, "app"
             )
         except Unserved:
-            status = self.process.wait(DEADLINE)
+            status = self.process.wait(patiently(DEADLINE))
             raise Fault("the application has ended: %d" % status) from None
         answer, _, rest = bytes(self.answers).partition(b"\n")
         self.answers = bytearray(rest)
@@ -293,6 +305,9 @@ class Application:
         """Its descriptors and threads."""
         return tuple(map(int, re.findall(r"\d+", self.do("count()"))))
 
+    def is_idle(self):
+        return self.count() == self.idle
+
     def memory_kib(self):
         with open("/proc/%d/statm" % self.pid) as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
@@ -306,14 +321,17 @@ class Application:
         """Its exit status."""
         self.process.stdin.close()
         try:
-            return self.process.wait(DEADLINE)
+            return self.process.wait(patiently(DEADLINE))
         except subprocess.TimeoutExpired:
             raise Fault("the application does not end") from None
 
-    def clean_up(self):
+    def kill(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+    def clean_up(self):
+        self.kill()
         for stream in (self.process.stdin, self.process.stdout, self.log):
             with contextlib.suppress(OSError):
                 stream.close()

@@ -14,7 +14,7 @@ are as many as before, and memory in the end is nearly; and after the end no soc
 manhole-cli must do what it was asked for, or say why not, with another status than 0; and it leaves
 the terminal as it was. ACCEPTED lists what is as it should be although nobody says a word.
 
---most N does N of those runs, evenly spread. A line for each function, then what failed, then what
+--most N does N of those runs, picked from all over but always the same. A line for each function, then what failed, then what
 no scenario has reached. The last line: N passed, N failed, N skipped.
 """
 
@@ -31,6 +31,7 @@ import subprocess
 import sys
 import termios
 import time
+import zlib
 
 from orders import END, ERRORS, NO_MEMORY, Order, name_of, number_of
 from processes import (
@@ -38,29 +39,32 @@ from processes import (
     PATIENCE,
     Application,
     Fault,
+    Pace,
     Unserved,
     client_command,
     client_environment,
+    patiently,
     run_client,
     wait_until,
 )
-from scenarios import COMMANDS, FILES, FRESH, LASTING
+from scenarios import COMMANDS, FILES, FRESH, LASTING, NEW
 
 # ---- Runs of an application ---------------------------------------------------------------------
 
 # What says, in the log or to a client, that something went wrong.
 COMPLAINT = re.compile(
     r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: (?!Python has)|without|skipped"
-    r"|not shown|No frozen copy|told of no thread"
+    r"|not shown|No frozen copy|told of no thread|no memory|left behind"
 )
 # And that does when the fault was that the other side had gone.
 GOODBYE = re.compile(r"disconnected|DONE")
 SETTLING = 0.2  # seconds
+WITHOUT_FAULT = 8  # times as long may all take then: it costs nothing
 GONE = (errno.EPIPE, errno.ECONNRESET, END)
 
 
-class Run(collections.namedtuple("Run", "scenario index nth fault")):
-    """One fault: a row of the plan."""
+# One fault: a row of the plan. chance: a number that is its own in all plans.
+Run = collections.namedtuple("Run", "scenario index nth fault chance")
 
 
 def spread(count):
@@ -68,12 +72,23 @@ def spread(count):
     return sorted({1, min(2, count), (count + 1) // 2, count})
 
 
-def plan_runs(scenario, order, counts):
+def may_fail_in(scenario, site, tally):
+    """An aim is a C function, whose sites alone then fail; or NEW: those that no scenario above it
+    has reached."""
+    if scenario.aim == NEW:
+        return tally.calls[site] == 0
+    return scenario.aim in (None, site.where)
+
+
+def plan_runs(scenario, order, counts, tally):
     for index, count in enumerate(counts):
-        if count > 0:
-            for fault in ERRORS.get(order.sites[index].function, NO_MEMORY):
-                for nth in spread(count):
-                    yield Run(scenario, index, nth, number_of(fault))
+        if count > 0 and may_fail_in(scenario, order.sites[index], tally):
+            site = order.sites[index]
+            for fault in map(number_of, ERRORS.get(site.function, NO_MEMORY)):
+                for i, nth in enumerate(spread(count)):
+                    name = (scenario.name, site.where, site.function, name_of(fault), i)
+                    chance = zlib.crc32(repr(name).encode())
+                    yield Run(scenario, index, nth, fault, chance)
 
 
 # What is as it should be, although nobody says a word: (file, its function, the fault).
@@ -91,8 +106,8 @@ ACCEPTED = {
     ("manhole_cli.c", "read_source", "end"): "the end of an empty file",
     ("manhole_cli.c", "read_line", "end"): "the input's own end",
     ("manhole_cli.c", "read_job", "end"): "a pipe of a child that printed nothing",
-    ("manhole_cli.c", "read_job", "EIO"): "pipes know no such error",
     ("manhole_cli.c", "open_editor", "ENOMEM"): "a terminal without the editor",
+    ("manhole.c", "append_environ", "ENOMEM"): "a dict's own key is found without memory",
     ("manhole.c", "on_death", "EPERM"): "oneself is not another user",
     ("manhole.c", "on_death", "ESRCH"): "oneself is there",
     ("manhole.c", "answer_interrupt", "EINTR"): "a send that does not wait is not interrupted",
@@ -106,6 +121,11 @@ ACCEPTED = {
     ("manhole.c", "remove_path", "EROFS"): "nobody may remove the socket",
     ("manhole.c", "remove_path", "ENOMEM"): "it may be another's socket",
 }
+
+
+def reason_of(run, order):
+    site = order.sites[run.index]
+    return ACCEPTED.get((site.source, site.where, name_of(run.fault)))
 
 
 # Of an application in a scenario's hundreds of runs. What it keeps of one would be more.
@@ -122,6 +142,8 @@ class Tally:
         self.failed = collections.Counter()  # by site
         self.failures = []
         self.missed = 0  # the call did not come
+        self.doubts = 0  # failed at first
+        self.accepted = 0
 
     def note_growth(self, scenario, kib):
         line = "%s: the application has grown by %d KiB" % (scenario.name, kib)
@@ -133,11 +155,16 @@ class Tally:
         for site, calls in zip(order.sites, counts):
             self.calls[site] += calls
 
+    def note_doubt(self, run, message):
+        self.doubts += 1
+        print("%s, at first: %s" % (run.scenario.name, message), file=self.log, flush=True)
+
     def note(self, run, order, message, failed=False):
         site = order.sites[run.index]
-        reason = ACCEPTED.get((site.source, site.where, name_of(run.fault)))
+        reason = reason_of(run, order)
         if failed and reason:
             message, failed = "accepted: %s: %s" % (reason, message), False
+            self.accepted += 1
         if not order.is_done() and not failed:
             self.missed += 1
             message = "skipped: this time there was no such call"
@@ -179,12 +206,17 @@ def complaint_in(text, pattern=COMPLAINT):
 
 def excuse(app, run, unserved):
     """Why a client did not get what it asked for: it was told, or the log was."""
-    time.sleep(0.02)  # for the line that is just being written
-    log = app.new_log()
-    message = complaint_in(log) or complaint_in(unserved)
-    if message is None and run is not None and run.fault in GONE:
-        message = complaint_in(log, GOODBYE)
-    if message is None:
+    log, message = "", None
+
+    def is_told():  # the line may just be being written
+        nonlocal log, message
+        log += app.new_log()
+        message = complaint_in(log) or complaint_in(unserved)
+        if message is None and run is not None and run.fault in GONE:
+            message = complaint_in(log, GOODBYE)
+        return message is not None
+
+    if not wait_until(is_told, SETTLING):
         raise Fault("silence: the client got %r, the log %r" % (unserved[-300:], log[-300:]))
     if "SystemError" in message:  # Python's word for an exception that was left set
         raise Fault("a wrong message: " + message)
@@ -223,16 +255,24 @@ def start(folder, order, scenario):
     app = Application(folder, order)
     try:
         set_up(app, scenario.options)
-        installed = app.count()
+        app.idle = app.count()
         for _ in range(3):
             scenario.use(app)
             scenario.look_in(app)
-    except Unserved as unserved:
+    except (Fault, Unserved) as fault:
         app.clean_up()
-        raise Fault("without a fault: %s" % unserved) from None
-    wait_until(lambda: app.count() == installed, PATIENCE)  # more, where a signal opens it
+        raise Fault("without a fault: %s" % fault) from None
+    wait_until(app.is_idle, PATIENCE / WITHOUT_FAULT)  # never, where a signal opens it
     app.new_log()
     return app
+
+
+def fault_with_log(fault, app):
+    """The application, which may hang, goes, and leaves word."""
+    app.kill()
+    text = "%s\n%s" % (fault, "" if app.log.closed else app.new_log())
+    app.clean_up()
+    return Fault(text)
 
 
 def end(app, scenario, status):
@@ -247,40 +287,51 @@ def end(app, scenario, status):
         raise Fault("its status is %d" % got)
 
 
+def persist(work):
+    """What has no fault in it may yet be too slow for a limit of its own: it has three tries."""
+    for _ in range(2):
+        try:
+            return work()
+        except (Fault, Unserved):
+            pass
+    return work()
+
+
 class Lasting:
     """An application that stays for all faults of a scenario."""
 
     source = "manhole.c"
 
-    @staticmethod
-    def count(folder, order, scenario):
-        app = start(folder, order, scenario)
-        order.give()
-        scenario.use(app)
+    def __init__(self, folder, order, scenario):
+        self.folder, self.order, self.scenario = folder, order, scenario
+        self.app = self.before = self.memory = None
+
+    def count(self):
+        app = start(self.folder, self.order, self.scenario)
+        self.order.give()
+        self.scenario.use(app)
         time.sleep(0.05)  # for threads that have not quite ended
-        counts = order.counts()
-        end(app, scenario, 0)
+        counts = self.order.counts()
+        end(app, self.scenario, 0)
         return counts
 
-    @staticmethod
-    def run(folder, order, scenario, runs, tally):
-        app = before = memory = None
-        for run in runs:
-            if app is None:
-                app = start(folder, order, scenario)
-                before, memory = app.count(), app.memory_kib()
-            order.give(run.index, run.nth, run.fault)
-            try:
-                message = serve_and_judge(app, run, order, before)
-                tally.note(run, order, message)
-            except Fault as fault:
-                tally.note(run, order, "%s\n%s" % (fault, app.new_log()), failed=True)
-                app.clean_up()
-                app = None
-        order.give()
-        if app is not None:
-            tally.note_growth(scenario, app.memory_kib() - memory)
-            end(app, scenario, 0)
+    def begin(self):
+        if self.app is None:
+            self.app = persist(lambda: start(self.folder, self.order, self.scenario))
+            self.before, self.memory = self.app.count(), self.app.memory_kib()
+
+    def do(self, run):
+        try:
+            return serve_and_judge(self.app, run, self.order, self.before)
+        except Fault as fault:
+            app, self.app = self.app, None
+            raise fault_with_log(fault, app) from None
+
+    def finish(self, tally):
+        self.order.give()
+        if self.app is not None:
+            tally.note_growth(self.scenario, self.app.memory_kib() - self.memory)
+            end(self.app, self.scenario, 0)
 
 
 class Fresh:
@@ -288,42 +339,41 @@ class Fresh:
 
     source = "manhole.c"
 
-    @staticmethod
-    def use(app, scenario, run=None):
+    def __init__(self, folder, order, scenario):
+        self.folder, self.order, self.scenario = folder, order, scenario
+
+    def use(self, app, run=None):
         """The message, if there is one."""
         try:
-            set_up(app, scenario.options)
-            scenario.use(app)
+            set_up(app, self.scenario.options)
+            self.scenario.use(app)
         except Unserved as unserved:
             if app.process.poll() is None and not app.process.stdin.closed:
                 app.check_work()
             return excuse(app, run, str(unserved))
         return complaint_in(app.new_log())
 
-    @classmethod
-    def count(cls, folder, order, scenario):
-        order.give()
-        app = Application(folder, order)
-        message = cls.use(app, scenario)
-        end(app, scenario, scenario.status)
+    def count(self):
+        self.order.give()
+        message = self.do()
         if message:
             raise Fault("without a fault: " + message)
-        return order.counts()
+        return self.order.counts()
 
-    @classmethod
-    def run(cls, folder, order, scenario, runs, tally):
-        for run in runs:
-            order.give(run.index, run.nth, run.fault)
-            app = Application(folder, order)
-            try:
-                message = cls.use(app, scenario, run)
-                end(app, scenario, scenario.status)
-                tally.note(run, order, message)
-            except Fault as fault:
-                text = "%s\n%s" % (fault, "" if app.log.closed else app.new_log())
-                tally.note(run, order, text, failed=True)
-            finally:
-                app.clean_up()
+    def begin(self):
+        pass
+
+    def do(self, run=None):
+        app = Application(self.folder, self.order)
+        try:
+            message = self.use(app, run)
+            end(app, self.scenario, self.scenario.status)
+        except Fault as fault:
+            raise fault_with_log(fault, app) from None
+        return message
+
+    def finish(self, tally):
+        pass
 
 
 def check_status(status, out, err, wanted, expected):
@@ -349,39 +399,54 @@ class Commands:
     """manhole-cli, each time anew, for an application that knows no faults."""
 
     source = "manhole_cli.c"
-    app = None
+    app = None  # the same for all
 
-    @classmethod
-    def once(cls, folder, order, scenario):
-        if cls.app is None:
-            cls.app = Application(folder)
-            set_up(cls.app, "activate_on='USR1'")
-            os.kill(cls.app.pid, signal.SIGUSR1)
-            wait_until(lambda: os.path.exists(cls.app.path))
-            with open(os.path.join(folder, "faults.ini"), "w") as file:
-                file.write("[ispyd]\nlisten = %s\n" % cls.app.path)
-        typed = isinstance(scenario.input, list)
-        return (run_at_terminal if typed else run_piped)(cls.app, scenario, order)
+    def __init__(self, folder, order, scenario):
+        self.order, self.scenario = order, scenario
+        if Commands.app is None:
+            Commands.app = self.start(folder)
 
-    @classmethod
-    def count(cls, folder, order, scenario):
-        order.give()
-        cls.once(folder, order, scenario)
-        order.give()
-        message = cls.once(folder, order, scenario)
+    @staticmethod
+    def start(folder):
+        app = Application(folder)
+        set_up(app, "activate_on='USR1'")
+        os.kill(app.pid, signal.SIGUSR1)
+        wait_until(lambda: os.path.exists(app.path))
+        listens = {
+            "faults.ini": app.path,
+            "any.ini": "/tmp/manhole-%(pid)s",
+            "tcp.ini": "127.0.0.1:" + app.do("open_backdoor()"),
+        }
+        for name, place in listens.items():
+            with open(os.path.join(folder, name), "w") as file:
+                file.write("[ispyd]\nlisten = %s\n" % place)
+        return app
+
+    def use(self):
+        if self.scenario.prepare is not None:
+            self.scenario.prepare(self.app)
+        typed = isinstance(self.scenario.input, list)
+        return (run_at_terminal if typed else run_piped)(self.app, self.scenario, self.order)
+
+    def count(self):
+        self.order.give()
+        self.use()  # what is kept is kept
+        self.order.give()
+        message = self.use()
         if message and message.startswith("status "):
             raise Fault("without a fault: " + message)
-        return order.counts()
+        return self.order.counts()
 
-    @classmethod
-    def run(cls, folder, order, scenario, runs, tally):
-        for run in runs:
-            order.give(run.index, run.nth, run.fault)
-            try:
-                tally.note(run, order, cls.once(folder, order, scenario))
-                cls.app.check_work()
-            except Fault as fault:
-                tally.note(run, order, str(fault), failed=True)
+    def begin(self):
+        pass
+
+    def do(self, run):
+        message = self.use()
+        self.app.check_work()
+        return message
+
+    def finish(self, tally):
+        pass
 
     @classmethod
     def end(cls):
@@ -405,6 +470,7 @@ def run_at_terminal(app, row, order):
         stdout=slave,
         stderr=slave,
         env=client_environment(app, order),
+        cwd=app.folder,
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
@@ -416,10 +482,10 @@ def run_at_terminal(app, row, order):
             if not read_terminal(master, text, process, start, wanted):
                 os.write(master, b"\3\r\4\4")
                 break
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + patiently(DEADLINE)
         while read_terminal(master, text, process, 0, None) and time.monotonic() < deadline:
             pass
-        process.wait(0.1)
+        process.wait(patiently(0.1))
         if termios.tcgetattr(slave) != before:
             raise Fault("the terminal is not as it was")
     except subprocess.TimeoutExpired:
@@ -436,7 +502,7 @@ def run_at_terminal(app, row, order):
 
 def read_terminal(master, text, process, start, wanted):
     """Returns whether the text has come; if not, this time is over, or the process."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patiently(PATIENCE)
     while wanted is None or wanted.encode() not in text[start:]:
         if select.select([master], [], [], 0.02)[0]:
             text += os.read(master, 65536)
@@ -449,10 +515,9 @@ def read_terminal(master, text, process, start, wanted):
 
 
 def sample(runs, most):
-    """At most so many, evenly spread."""
-    if most is None or len(runs) <= most:
-        return runs
-    return [runs[i * len(runs) // most] for i in range(most)]
+    """At most so many, from all scenarios, and the same ones each time: neither how often a call
+    comes nor an edit elsewhere changes much of it."""
+    return sorted(runs, key=lambda run: run.chance)[:most]
 
 
 def print_functions(tally, orders):
@@ -472,6 +537,17 @@ def print_functions(tally, orders):
                 sum(tally.runs[site] - tally.failed[site] for site in here),
             )
         )
+    print(
+        "%d of %d sites reached; %d faults, %d survived, %d of these accepted; %d at the second try"
+        % (
+            sum(tally.calls[site] > 0 for site in sites),
+            len(sites),
+            sum(tally.runs.values()),
+            sum(tally.runs.values()) - sum(tally.failed.values()),
+            tally.accepted,
+            tally.doubts,
+        )
+    )
     print("\nReached by no scenario:")
     for source in orders:
         where = collections.defaultdict(list)
@@ -485,28 +561,57 @@ def print_functions(tally, orders):
 def make_plan(kinds, folder, orders, tally):
     """Counts. Returns the runs that there are to do."""
     plan = []
+    Pace.slowness = WITHOUT_FAULT
     for kind, row in kinds:
         order = orders[kind.source]
         try:
-            counts = kind.count(folder, order, row)
+            counts = persist(kind(folder, order, row).count)
         except (Fault, Unserved) as fault:
             tally.failures.append("%s: %s" % (row.name, fault))
             continue
+        plan += plan_runs(row, order, counts, tally)
         tally.count(order, counts)
-        plan += plan_runs(row, order, counts)
     return plan
+
+
+def attempt(worker, run, slowness):
+    """Returns the message, and whether it is that of a failure."""
+    Pace.slowness = WITHOUT_FAULT
+    worker.order.give()
+    worker.begin()
+    Pace.slowness = slowness
+    worker.order.give(run.index, run.nth, run.fault)
+    try:
+        return worker.do(run), False
+    except Fault as fault:
+        return str(fault), True
+
+
+def do_run(worker, run, tally):
+    """On a machine that is busy all may be too slow: what fails has a second chance, and more time.
+    The log tells of both."""
+    message, failed = attempt(worker, run, 1)
+    if failed and not reason_of(run, worker.order):
+        tally.note_doubt(run, message)
+        message, failed = attempt(worker, run, WITHOUT_FAULT)
+    tally.note(run, worker.order, message, failed)
 
 
 def do_runs(kinds, runs, folder, orders, tally):
     for kind, row in kinds:
         began = time.monotonic()
         mine = [run for run in runs if run.scenario is row]
+        if not mine:
+            continue
+        worker = kind(folder, orders[kind.source], row)
         try:
-            kind.run(folder, orders[kind.source], row, mine, tally)
+            for run in mine:
+                do_run(worker, run, tally)
+            worker.finish(tally)
         except Fault as fault:
             tally.failures.append("%s, given up: %s" % (row.name, fault))
         took = time.monotonic() - began
-        print("%-20s %5d faults %6.1f s" % (row.name, len(mine), took), flush=True)
+        print("%-26s %5d faults %6.1f s" % (row.name, len(mine), took), flush=True)
     Commands.end()
 
 
@@ -519,16 +624,19 @@ def main():
     arguments = parser.parse_args()
     folder = os.path.abspath(arguments.folder)
     for name, text in FILES.items():
-        with open(os.path.join(folder, name), "w") as file:
+        path = os.path.join(folder, name)
+        with open(path, "w") as file:
             file.write(text)
+        os.chmod(path, 0o755 if text.startswith("#!") else 0o644)
     orders = {source: Order(folder, source) for source in ("manhole.c", "manhole_cli.c")}
     kinds = [(Fresh, row) for row in FRESH] + [(Lasting, row) for row in LASTING]
     kinds += [(Commands, row) for row in COMMANDS]
     only = [name for name in arguments.only.split(",") if name]
-    kinds = [(kind, row) for kind, row in kinds if not only or row.name in only]
     with open(arguments.log, "w") as log:
         tally = Tally(log)
-        runs = sample(make_plan(kinds, folder, orders, tally), arguments.most)
+        runs = make_plan(kinds, folder, orders, tally)
+        runs = [run for run in runs if not only or run.scenario.name in only]
+        runs = sample(runs, arguments.most)
         do_runs(kinds, runs, folder, orders, tally)
     print_functions(tally, orders)
     for failure in tally.failures:
