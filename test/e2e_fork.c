@@ -402,20 +402,35 @@ custom_socket_path_stays_the_parents(void)
     assert_no_path(test_path("door"));
 }
 
+/* However the child ends. door: NULL for /tmp/manhole-PID. */
 static void
-child_that_ends_leaves_the_parents_socket_alone(void)
+assert_ending_child_spares_its_parents(const char *door, const char *install)
 {
     static const char *const ends[] = {"sys.exit(0)", "os._exit(0)",
                                        "os.kill(os.getpid(), signal.SIGTERM)"};
     for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
-        struct process *app = start_target(
-            format_text("%s%sif os.fork() == 0: %s\nos.wait()\n%s%s", HELPERS,
-                        INSTALL("socket_path='door'"), ends[i], READY, STAY));
+        struct process *app =
+            start_target(format_text("%s%sif os.fork() == 0: %s\nos.wait()\n%s%s",
+                                     HELPERS, install, ends[i], READY, STAY));
         wait_until_ready(app);
-        assert_answers_at(test_path("door"), app->pid);
+        assert_answers_at(door != NULL ? door : socket_path_of(app->pid), app->pid);
         close_stdin(app);
         wait_for_exit(app, DEADLINE);
     }
+}
+
+static void
+child_that_ends_leaves_the_parents_socket_alone(void)
+{
+    assert_ending_child_spares_its_parents(test_path("door"),
+                                           INSTALL("socket_path='door'"));
+}
+
+/* It is the owner of a manhole already, and knows of no path but its parent's. */
+static void
+child_that_ends_before_it_has_a_socket_leaves_the_parents_alone(void)
+{
+    assert_ending_child_spares_its_parents(NULL, INSTALL(LATE));
 }
 
 static void
@@ -785,6 +800,7 @@ main(void)
         TEST(child_says_that_it_reinstalls),
         TEST(custom_socket_path_stays_the_parents),
         TEST(child_that_ends_leaves_the_parents_socket_alone),
+        TEST(child_that_ends_before_it_has_a_socket_leaves_the_parents_alone),
         TEST(pid_in_socket_path_gives_each_child_its_own),
         TEST(child_is_activated_on_its_own),
         TEST(parent_is_activated_without_its_child),
