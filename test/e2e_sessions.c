@@ -207,6 +207,17 @@ app_prints_on_whatever_its_clients_do(void)
     print_lines(app, FLOOD_LINES);
 }
 
+/* It is the listener that is to send it, without waiting. All of it fits the copies kept for one
+ * client, and not its socket. */
+static void
+client_that_reads_nothing_of_what_the_application_prints_keeps_nobody_out(void)
+{
+    struct process *app = start_printer();
+    client_at_prompt(app); /* and reads no more */
+    print_lines(app, FLOOD_LINES / 4);
+    assert_answers(client_at_prompt(app));
+}
+
 /* What came is the beginning of what was printed, a note, and what was printed afterwards;
  * and the note has the number of all that is missing. */
 static void
@@ -514,6 +525,23 @@ statement_that_takes_interrupts_is_interrupted_again(void)
     assert_session_ends(app);
 }
 
+/* Once a second is enough, for as long as it goes on in C. */
+static void
+interrupting_a_statement_that_cannot_be_keeps_no_processor_busy(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *vanishing = client_at_prompt(app);
+    struct client *watching = client_at_prompt(app);
+    client_send(vanishing, "import ctypes\n"
+                           "print('begun'); ctypes.CDLL(None).sleep(2)\n");
+    client_wait_for(vanishing, "begun\n");
+    client_ask(watching, "import time; before = time.process_time()");
+    client_close(vanishing);
+    watch_for(500);
+    assert_string_equal(client_ask(watching, "time.process_time() - before < 0.1"),
+                        "True\n");
+}
+
 static void
 input_that_was_piped_is_finished(void)
 {
@@ -628,23 +656,10 @@ all_that_a_statement_printed_comes_before_its_exit(void)
     assert_int_equal(count_of(client_read_until_eof(client), "%%%\n"), 25000);
 }
 
-/* Which the listener is to send, without waiting for it. */
-static void
-small_pieces_for_a_client_that_stopped_reading_keep_nobody_out(void)
-{
-    struct process *app = start_ready(TARGET(""));
-    struct client *stalled = client_at_prompt(app);
-    client_send(stalled, "exec('for i in range(25000): print(\"%\" * 9)\\n"
-                         "open(\"printed\", \"w\").close()')\n");
-    wait_for_path(test_path("printed"), DEADLINE);
-    assert_answers(client_at_prompt(app));
-}
-
 int
 main(void)
 {
     static const struct test_case tests[] = {
-        TEST(small_pieces_for_a_client_that_stopped_reading_keep_nobody_out),
         TEST(client_in_an_endless_loop_keeps_nobody_out),
         TEST(client_that_stopped_reading_keeps_nobody_out),
         TEST(all_that_a_statement_printed_comes_before_its_exit),
@@ -655,6 +670,7 @@ main(void)
         TEST(place_of_a_client_that_left_is_free_again),
         TEST(sixty_four_clients_are_served_and_one_more_is_not),
         TEST(app_prints_on_whatever_its_clients_do),
+        TEST(client_that_reads_nothing_of_what_the_application_prints_keeps_nobody_out),
         TEST(what_a_slow_client_misses_is_counted_and_told),
         TEST(client_that_reads_gets_every_line),
         TEST(busy_neighbours_keep_their_share),
@@ -670,6 +686,7 @@ main(void)
         TEST(ctrl_c_at_the_prompt_says_what_leaves),
         TEST(statement_of_a_client_that_vanished_is_interrupted),
         TEST(statement_that_takes_interrupts_is_interrupted_again),
+        TEST(interrupting_a_statement_that_cannot_be_keeps_no_processor_busy),
         TEST(input_that_was_piped_is_finished),
         TEST(same_stacks_are_shown_once_with_all_their_threads),
         TEST(stuck_process_shows_all_of_very_many_threads),
