@@ -590,6 +590,27 @@ client_sees_the_end_of_a_killed_parent_though_its_child_lives(void)
     close_stdin(app);
 }
 
+static bool
+is_refused(void *path)
+{
+    return !is_served(path);
+}
+
+/* Else who connects would wait in a queue that nobody looks into. */
+static void
+socket_of_a_killed_parent_refuses_though_its_child_lives(void)
+{
+    struct process *app = start_target(HELPERS INSTALL(LATE) FORK_WHEN_TOLD);
+    char path[64];
+    (void)snprintf(path, sizeof(path), "%s", socket_path_of(app->pid));
+    client_close(client_before_the_fork(app));
+    pid_t child = next_child(app);
+    send_signal(app, SIGKILL);
+    wait_until(is_refused, path, "nobody listens there any more", DEADLINE);
+    assert_int_equal(kill(child, 0), 0);
+    close_stdin(app);
+}
+
 static void
 client_sees_the_end_of_its_session_though_a_child_lives(void)
 {
@@ -812,6 +833,7 @@ main(void)
         TEST(oneshot_signal_passes_a_child_left_without_by),
         TEST(child_that_python_does_not_know_of_leaves_the_socket_alone),
         TEST(client_sees_the_end_of_a_killed_parent_though_its_child_lives),
+        TEST(socket_of_a_killed_parent_refuses_though_its_child_lives),
         TEST(client_sees_the_end_of_its_session_though_a_child_lives),
         TEST(prints_of_a_child_go_to_its_original_stdout),
         TEST(client_is_served_on_after_a_fork),
