@@ -440,7 +440,8 @@ application_sees_no_child_and_no_fork(void)
                      "stuck.watch_forks()\n"
                      "print('children', stuck.look_for_children(), flush=True)\n"
                      "os.read(0, 1)\n"
-                     "try: print(os.waitpid(-1, os.WNOHANG))\n"
+                     "WALL = 0x40000000 # also what a raw clone has made\n"
+                     "try: print(os.waitpid(-1, os.WNOHANG | WALL))\n"
                      "except ChildProcessError: print('none', flush=True)\n" STAY);
     wait_until_ready(app);
     for (int i = 0; i < 5; i++) {

@@ -542,6 +542,32 @@ interrupting_a_statement_that_cannot_be_keeps_no_processor_busy(void)
                         "True\n");
 }
 
+/* Each is a structure with a stack of Python's own, which nobody would free. */
+static void
+session_leaves_no_thread_state(void)
+{
+    struct process *app =
+        start_ready(INSTALL("") //
+                    "import ctypes; api = ctypes.pythonapi\n"
+                    "next_state = api.PyThreadState_Next\n"
+                    "first_state = api.PyInterpreterState_ThreadHead\n"
+                    "interpreter = api.PyInterpreterState_Get\n"
+                    "for f in next_state, first_state, interpreter:\n"
+                    "    f.restype = ctypes.c_void_p\n"
+                    "def count(state):\n"
+                    "    return 0 if not state else "
+                    "1 + count(next_state(ctypes.c_void_p(state)))\n"
+                    "def states():\n"
+                    "    return count(first_state(ctypes.c_void_p(interpreter())))\n" //
+                    EVALUATE);
+    assert_string_equal(evaluate(app, "states()"), "1");
+    struct client *client = client_at_prompt(app);
+    assert_string_equal(evaluate(app, "states()"), "2");
+    client_close(client);
+    assert_session_ends(app);
+    assert_string_equal(evaluate(app, "states()"), "1");
+}
+
 static void
 input_that_was_piped_is_finished(void)
 {
@@ -687,6 +713,7 @@ main(void)
         TEST(statement_of_a_client_that_vanished_is_interrupted),
         TEST(statement_that_takes_interrupts_is_interrupted_again),
         TEST(interrupting_a_statement_that_cannot_be_keeps_no_processor_busy),
+        TEST(session_leaves_no_thread_state),
         TEST(input_that_was_piped_is_finished),
         TEST(same_stacks_are_shown_once_with_all_their_threads),
         TEST(stuck_process_shows_all_of_very_many_threads),
