@@ -413,6 +413,22 @@ oneshot_without_a_client_times_out(void)
 }
 
 static void
+oneshot_that_waits_gives_up_when_the_manhole_is_released(void)
+{
+    struct process *app =
+        start_ready("import manhole, os, threading, time\n"
+                    "m = manhole.install(" ONESHOT ")\n"
+                    "def release():\n"
+                    "    while not os.path.exists(m.uds_name): time.sleep(0.01)\n"
+                    "    m.release()\n"
+                    "threading.Thread(target=release).start()\n" ECHO);
+    send_signal(app, SIGUSR1);
+    wait_for_text(app, ERR, "the manhole was released meanwhile", DEADLINE);
+    assert_no_path(path_of(app));
+    assert_goes_on(app);
+}
+
+static void
 oneshot_client_that_vanishes_lets_the_program_go_on(void)
 {
     static const struct {
@@ -513,6 +529,7 @@ main(void)
         TEST(second_signal_while_oneshot_waits_is_harmless),
         TEST(second_signal_while_oneshot_serves_is_harmless),
         TEST(oneshot_without_a_client_times_out),
+        TEST(oneshot_that_waits_gives_up_when_the_manhole_is_released),
         TEST(oneshot_client_that_vanishes_lets_the_program_go_on),
         TEST(interrupt_while_oneshot_waits_reaches_the_program),
         TEST(handler_that_exits_while_oneshot_waits_ends_the_program),
