@@ -557,6 +557,19 @@ child_that_python_does_not_know_of_leaves_the_socket_alone(void)
     }
 }
 
+static void
+child_that_python_does_not_know_of_may_install_its_own(void)
+{
+    struct process *app = start_target(HELPERS INSTALL("") //
+                                       "import ctypes\n"
+                                       "if ctypes.pythonapi.fork() == 0:\n"
+                                       "    manhole.install()\n"
+                                       "    tell('child', os.getpid())\n"
+                                       "    stay(); sys.exit(0)\n" STAY);
+    assert_answers(next_child(app));
+    assert_answers(app->pid);
+}
+
 /* ---- Clients of the parent --------------------------------------------------------- */
 
 /* Forks when it gets a line; both then live as long as its stdin is open. */
@@ -832,6 +845,7 @@ main(void)
         TEST(activating_signal_passes_a_child_left_without_by),
         TEST(oneshot_signal_passes_a_child_left_without_by),
         TEST(child_that_python_does_not_know_of_leaves_the_socket_alone),
+        TEST(child_that_python_does_not_know_of_may_install_its_own),
         TEST(client_sees_the_end_of_a_killed_parent_though_its_child_lives),
         TEST(socket_of_a_killed_parent_refuses_though_its_child_lives),
         TEST(client_sees_the_end_of_its_session_though_a_child_lives),
