@@ -1100,6 +1100,25 @@ start_at_terminal(int listener, int *client)
 }
 
 /* Of a server that knows no interrupts: the client asks for one by a second connection. */
+static bool
+catches_interrupts(void *process)
+{
+    const char *status =
+        read_file(format_text("/proc/%d/status", (int)((struct process *)process)->pid));
+    const char *caught = strstr(status, "SigCgt:");
+    return caught != NULL &&
+           (strtoul(caught + strlen("SigCgt:"), NULL, 16) & 1UL << (SIGINT - 1)) != 0;
+}
+
+static void
+interrupt_ends_the_wait_for_a_server_with_130(void)
+{
+    struct process *cli = start_process(.argv = CLI("-t", "60", own_pid()));
+    wait_until(catches_interrupts, cli, "manhole-cli has begun", DEADLINE);
+    send_signal(cli, SIGINT);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
+}
+
 static void
 ctrl_c_ends_it_with_130(void)
 {
@@ -1268,6 +1287,7 @@ main(void)
         TEST(stdout_may_be_a_file),
         TEST(full_disk_is_an_error),
         TEST(output_that_nobody_wants_ends_it_quietly),
+        TEST(interrupt_ends_the_wait_for_a_server_with_130),
         TEST(ctrl_c_ends_it_with_130),
         TEST(ctrl_d_ends_the_input_alone),
         TEST(lines_typed_are_appended_to_the_history),

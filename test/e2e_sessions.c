@@ -457,6 +457,25 @@ second_ctrl_c_leaves_a_statement_that_does_not_end(void)
 }
 
 static void
+ctrl_c_does_the_same_without_line_editing(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct process *cli = start_process(.argv = LIST(build_path("manhole-cli"),
+                                                     format_text("%d", (int)app->pid)),
+                                        .env = LIST("TERM=dumb"), .terminal = true);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    write_stdin(cli, CTRL_C);
+    wait_for_text(cli, OUT, "manhole-cli: nothing is running; Ctrl-D leaves", DEADLINE);
+    write_stdin(cli, "if print('be' 'gun') is None:\n    while True: pass\n\n");
+    wait_for_text(cli, OUT, "begun", DEADLINE);
+    write_stdin(cli, CTRL_C);
+    wait_for_text(cli, OUT, "KeyboardInterrupt", DEADLINE);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    write_stdin(cli, "exit()\n");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+static void
 ctrl_c_at_the_prompt_says_what_leaves(void)
 {
     struct process *app = start_ready(TARGET(""));
@@ -709,6 +728,7 @@ main(void)
         TEST(interrupt_waits_until_an_import_is_over),
         TEST(ctrl_c_ends_the_statement_alone),
         TEST(second_ctrl_c_leaves_a_statement_that_does_not_end),
+        TEST(ctrl_c_does_the_same_without_line_editing),
         TEST(ctrl_c_at_the_prompt_says_what_leaves),
         TEST(statement_of_a_client_that_vanished_is_interrupted),
         TEST(statement_that_takes_interrupts_is_interrupted_again),
