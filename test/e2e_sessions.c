@@ -207,14 +207,15 @@ app_prints_on_whatever_its_clients_do(void)
     print_lines(app, FLOOD_LINES);
 }
 
-/* It is the listener that is to send it, without waiting. All of it fits the copies kept for one
- * client, and not its socket. */
+/* It is the listener that is to send it, without waiting: in one piece, which fits the copies kept
+ * for a client and not its socket. The second that comes finds the listener back from there. */
 static void
 client_that_reads_nothing_of_what_the_application_prints_keeps_nobody_out(void)
 {
-    struct process *app = start_printer();
+    struct process *app = start_ready(INSTALL("") EVALUATE);
     client_at_prompt(app); /* and reads no more */
-    print_lines(app, FLOOD_LINES / 4);
+    evaluate(app, "print('%' * 900000)");
+    assert_answers(client_at_prompt(app));
     assert_answers(client_at_prompt(app));
 }
 

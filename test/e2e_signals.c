@@ -494,6 +494,21 @@ handler_that_exits_while_oneshot_serves_ends_the_program(void)
     assert_no_path(path_of(app));
 }
 
+/* It raises in the middle of a statement, which passes for the statement's own exit. */
+static void
+handler_that_exits_ends_a_oneshot_whose_client_does_not_read(void)
+{
+    struct process *app = start_ready(EXITS_BY_SIGTERM INSTALL(ONESHOT) ECHO);
+    open_by_signal(app);
+    struct client *client = client_at_prompt(app);
+    client_send(client, "while True: print('x' * 1000)\n\n");
+    client_wait_for(client, "xxx");
+    wait_until_asleep(app); /* its socket is full */
+    send_signal(app, SIGTERM);
+    wait_for_text(app, ERR, "]: Cleaned up.\n", DEADLINE);
+    assert_goes_on(app);
+}
+
 static void
 termination_while_oneshot_waits_removes_the_socket(void)
 {
@@ -534,6 +549,7 @@ main(void)
         TEST(interrupt_while_oneshot_waits_reaches_the_program),
         TEST(handler_that_exits_while_oneshot_waits_ends_the_program),
         TEST(handler_that_exits_while_oneshot_serves_ends_the_program),
+        TEST(handler_that_exits_ends_a_oneshot_whose_client_does_not_read),
         TEST(termination_while_oneshot_waits_removes_the_socket),
     };
     return RUN_TESTS(tests);
