@@ -545,20 +545,24 @@ statement_that_takes_interrupts_is_interrupted_again(void)
     assert_session_ends(app);
 }
 
-/* Once a second is enough, for as long as it goes on in C. */
+/* Once a second is enough, for as long as it goes on in C. What else there is to do takes less
+ * than a thousandth of the time. */
 static void
 interrupting_a_statement_that_cannot_be_keeps_no_processor_busy(void)
 {
+    if (is_wrapped()) {
+        skip_test("valgrind takes processor time of its own");
+    }
     struct process *app = start_ready(TARGET(""));
     struct client *vanishing = client_at_prompt(app);
     struct client *watching = client_at_prompt(app);
     client_send(vanishing, "import ctypes\n"
-                           "print('begun'); ctypes.CDLL(None).sleep(2)\n");
-    client_wait_for(vanishing, "begun\n");
+                           "ctypes.CDLL(None).system(b'echo begun; exec sleep 2')\n");
+    wait_for_text(app, OUT, "begun\n", DEADLINE);
     client_ask(watching, "import time; before = time.process_time()");
     client_close(vanishing);
-    watch_for(500);
-    assert_string_equal(client_ask(watching, "time.process_time() - before < 0.1"),
+    watch_for(1500);
+    assert_string_equal(client_ask(watching, "time.process_time() - before < 0.03"),
                         "True\n");
 }
 
