@@ -193,7 +193,7 @@ MUTANTS = [
         "        time_ms = session->asked_ms + seconds_to_ms(manhole.options.hang_timeout);",
         "        time_ms = session->asked_ms + 1000;",
         "e2e_hang",
-        "hang_timeout_0_sends_the_stacks_at_once",
+        "stacks_do_not_come_before_hang_timeout",
     ),
     (
         "the frozen copy is not reaped",
