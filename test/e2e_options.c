@@ -485,7 +485,7 @@ oneshot_serves_one_client_in_the_main_thread(void)
 static void
 oneshot_that_nobody_comes_to_gives_up(void)
 {
-    struct process *app = start_with("oneshot_on='USR2', oneshot_timeout=0.1");
+    struct process *app = start_with("oneshot_on='USR2', oneshot_timeout=1");
     send_signal(app, SIGUSR2);
     wait_for_text(app, ERR, "]: Oneshot failure: TimeoutError(", DEADLINE);
     assert_string_equal(tell(app, "'goes on'"), "goes on");
