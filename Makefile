@@ -90,7 +90,8 @@ endif
 ifneq ($(COVERAGE),)
 SUFFIX := -coverage
 CC := clang
-OUR_CFLAGS += -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation
+COUNTERS := -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation
+OUR_CFLAGS += $(COUNTERS)
 OUR_LDFLAGS += -fprofile-instr-generate
 endif
 # gcc would follow the links in Debian's headers of python3-dbg, to another pyconfig.h.
@@ -229,20 +230,25 @@ run-unit-tests: $(UNIT_TESTS)
 	@PYTHON_HOME='$(PYTHON_HOME)' TEST='$(TEST)' JOBS='$(JOBS)' test/run.sh $(UNIT_TESTS)
 
 # The system's tests use the module of Debian's Python, which is another file with counters.
-coverage: ## run the tests and tell which lines and branches of both C files they reach
+coverage: ## run the tests, and FAULTS=900 faults; tell what lines and branches of both C files they reach
 	$(SET_UP) coverage
 	@$(MAKE) --no-print-directory measured NO_SETUP=yes COVERAGE=yes CFLAGS='-O1 -g'
 
-# Absolute, for processes have working directories of their own.
+# Absolute, for processes have working directories of their own; and for everybody, for some are
+# another user's. With FAULTS, lines that are reached when so many calls fail count as well; not
+# branches, for test/faults makes one of each call.
 PROFILES = $(abspath $(BUILD))/profiles
+measured: export LLVM_PROFILE_FILE = $(PROFILES)/%m%c.profraw
 measured:
 	rm -rf $(PROFILES)
-	mkdir -p -m 1777 $(PROFILES)
-	-LLVM_PROFILE_FILE=$(PROFILES)/%m%c.profraw $(MAKE) --no-print-directory test
+	mkdir -p -m 777 $(PROFILES)
+	-umask 0; $(MAKE) --no-print-directory test
+	$(if $(FAULTS),-$(MAKE) --no-print-directory faults)
 	llvm-profdata merge -o $(PROFILES)/all $(PROFILES)/*.profraw
-	llvm-cov report --show-branch-summary --show-region-summary=false \
+	llvm-cov report --show-branch-summary=$(if $(FAULTS),false,true) --show-region-summary=false \
 	    -instr-profile=$(PROFILES)/all $(MODULE) \
-	    $(addprefix -object=,$(BUILD)/manhole-cli $(UNIT_TESTS)) manhole.c manhole_cli.c
+	    $(addprefix -object=,$(BUILD)/manhole-cli $(UNIT_TESTS) $(if $(FAULTS),$(FAULTY))) \
+	    manhole.c manhole_cli.c
 
 valgrind: ## run the tests with manhole's processes under valgrind (slow)
 	$(SET_UP) valgrind
@@ -250,7 +256,7 @@ valgrind: ## run the tests with manhole's processes under valgrind (slow)
 
 mutants: ## plant bugs, one at a time, and see that a test catches each
 	$(SET_UP) test
-	@$(PYTHON) test/mutants.py
+	@TEST='$(TEST)' $(PYTHON) test/mutants.py
 
 home: # of the Python that unit tests embed
 	@echo $(PYTHON_HOME)
@@ -289,8 +295,10 @@ demo: ## see it at work on Python's own http.server
 # ---- Faults: the same two sources, with each call that can fail made a site of test/faults ---
 
 FAULTS_BUILD := $(BUILD)/faults
-FAULTS_CFLAGS := -std=c11 -pthread -fPIC -include test/faults/faults.h $(CPPFLAGS) $(CFLAGS)
+FAULTS_CFLAGS := -std=c11 -pthread -fPIC -include test/faults/faults.h $(COUNTERS) $(CPPFLAGS) \
+    $(CFLAGS)
 FAULTS_NEEDS := test/faults/faults.c test/faults/faults.h $(BUILD)/config.h
+FAULTY := $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhole-cli
 
 $(FAULTS_BUILD)/manhole$(EXT_SUFFIX): manhole.c $(FAULTS_NEEDS)
 	@mkdir -p $(@D)
@@ -302,7 +310,7 @@ $(FAULTS_BUILD)/manhole-cli: manhole_cli.c $(FAULTS_NEEDS)
 	$(CC) $(FAULTS_CFLAGS) $(CLI_CFLAGS) $(DEPENDENCIES) \
 	    $(LDFLAGS) -o $@ manhole_cli.c test/faults/faults.c $(LIBEDIT)
 
-faults: check-python $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhole-cli ## run with each call failed, one at a time (30 minutes), or FAULTS=900 of them
+faults: check-python $(FAULTY) ## run with each call failed, one at a time (30 minutes), or FAULTS=900 of them
 	@$(PYTHON) test/faults/run.py $(FAULTS_BUILD) --log $(FAULTS_BUILD)/faults.log \
 	    $(if $(FAULTS),--most $(FAULTS))
 

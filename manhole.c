@@ -12812,6 +12812,9 @@ stop_listener(void)
         }
         manhole.has_listener = false;
     }
+    else {
+        close_doors(); /* a oneshot's, which may wait at them in another thread */
+    }
 }
 
 /* A real-time signal that nobody uses, from the top; 0: there is none. */
@@ -13004,7 +13007,7 @@ accept_at_doors(int timeout_ms)
     }
     if (poll(doors, MAX_OWN_DOORS, slice_of(timeout_ms)) > 0) {
         for (size_t i = 0; i < MAX_OWN_DOORS && fd < 0; i++) {
-            if (doors[i].revents != 0) {
+            if (doors[i].revents != 0 && is_door_open(&manhole.doors[i])) {
                 fd = accept4(doors[i].fd, NULL, NULL, SOCK_CLOEXEC);
             }
         }

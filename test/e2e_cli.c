@@ -1100,6 +1100,25 @@ start_at_terminal(int listener, int *client)
 }
 
 /* Of a server that knows no interrupts: the client asks for one by a second connection. */
+static bool
+catches_interrupts(void *process)
+{
+    const char *status =
+        read_file(format_text("/proc/%d/status", (int)((struct process *)process)->pid));
+    const char *caught = strstr(status, "SigCgt:");
+    return caught != NULL &&
+           (strtoul(caught + strlen("SigCgt:"), NULL, 16) & 1UL << (SIGINT - 1)) != 0;
+}
+
+static void
+interrupt_ends_the_wait_for_a_server_with_130(void)
+{
+    struct process *cli = start_process(.argv = CLI("-t", "60", own_pid()));
+    wait_until(catches_interrupts, cli, "manhole-cli has begun", DEADLINE);
+    send_signal(cli, SIGINT);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
+}
+
 static void
 ctrl_c_ends_it_with_130(void)
 {
@@ -1168,6 +1187,44 @@ new_history_is_for_its_owner_alone(void)
 }
 
 static void
+history_that_others_could_read_is_closed_to_them(void)
+{
+    struct stat status;
+    int client = -1;
+    int listener = listen_at(own_path());
+    assert_int_equal(chmod(write_file(".manhole_history", "1\n"), 0644), 0);
+    struct process *cli = start_at_terminal(listener, &client);
+    (void)close(client);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_int_equal(stat(test_path(".manhole_history"), &status), 0);
+    assert_int_equal(status.st_mode & 07777, 0600);
+    stop_listening(listener, own_path());
+}
+
+/* To half of what it may be at most, at the begin of a line. */
+static void
+history_that_is_too_long_is_shortened_from_its_front(void)
+{
+    enum { LINES = 60000, LINE = 20, HISTORY_SIZE = 1024 * 1024 };
+    char *text = malloc(LINES * LINE + 1); /* owned */
+    int client = -1;
+    int listener = listen_at(own_path());
+    assert_non_null(text);
+    for (size_t i = 0; i < LINES; i++) {
+        (void)snprintf(text + i * LINE, LINE + 1, "print(%012zu)\n", i);
+    }
+    (void)write_file(".manhole_history", text);
+    struct process *cli = start_at_terminal(listener, &client);
+    (void)close(client);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    const char *kept = read_file(test_path(".manhole_history"));
+    assert_in_range(strlen(kept), HISTORY_SIZE / 2 - LINE, HISTORY_SIZE / 2);
+    assert_string_equal(kept, text + strlen(text) - strlen(kept));
+    free(text);
+    stop_listening(listener, own_path());
+}
+
+static void
 piped_input_is_not_remembered(void)
 {
     int listener = listen_at(own_path());
@@ -1230,10 +1287,13 @@ main(void)
         TEST(stdout_may_be_a_file),
         TEST(full_disk_is_an_error),
         TEST(output_that_nobody_wants_ends_it_quietly),
+        TEST(interrupt_ends_the_wait_for_a_server_with_130),
         TEST(ctrl_c_ends_it_with_130),
         TEST(ctrl_d_ends_the_input_alone),
         TEST(lines_typed_are_appended_to_the_history),
         TEST(new_history_is_for_its_owner_alone),
+        TEST(history_that_others_could_read_is_closed_to_them),
+        TEST(history_that_is_too_long_is_shortened_from_its_front),
         TEST(piped_input_is_not_remembered),
     };
     return RUN_TESTS(tests);

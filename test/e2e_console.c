@@ -483,6 +483,80 @@ sessions_may_be_in_the_middle_of_blocks_at_once(void)
     assert_string_equal(client_ask(other, ""), "'second'\n");
 }
 
+/* What programs ask of a text file before they write to it. */
+static void
+output_of_a_session_is_a_text_file_that_is_no_terminal(void)
+{
+    static const struct {
+        const char *line;
+        const char *answer;
+    } rows[] = {
+        {"o = sys.stdout; o.isatty(), o.readable(), o.seekable(), o.writable()",
+         "(False, False, False, True)\n"},
+        {"o.encoding, o.errors, o.mode, o.name",
+         "('utf-8', 'backslashreplace', 'w', '<manhole>')\n"},
+        {"o.closed, o.line_buffering, o.newlines, o.buffer is o",
+         "(False, False, None, True)\n"},
+        {"o.__enter__() is o, o.__exit__(None, None, None), o.close(), o.flush()",
+         "(True, None, None, None)\n"},
+        {"o.write('x\\n'), o.writelines(['a', 'b\\n']), o.write(b'y\\n')",
+         "x\nab\ny\n(2, None, 2)\n"},
+        {"fails(list, o), fails(next, o)",
+         "(OSError('not readable'), OSError('not readable'))\n"},
+        {"fails(o.write, 5)",
+         "TypeError(\"a bytes-like object is required, not 'int'\")\n"},
+        {"fails(o.writelines, ['z\\n', 5, 'w'])",
+         "z\nTypeError(\"a bytes-like object is required, not 'int'\")\n"},
+        {"fails(type(o))", "TypeError(\"cannot create 'manhole.Stream' instances\")\n"},
+    };
+    struct process *app = start_app();
+    struct client *client = enter(app);
+    client_ask(client, "import sys\n"
+                       "def fails(f, *arguments):\n"
+                       "    try: f(*arguments)\n"
+                       "    except Exception as error: return error\n");
+    client_wait_for(client, ">>> ");
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        assert_string_equal(client_ask(client, rows[i].line), rows[i].answer);
+    }
+}
+
+static void
+streams_are_the_app_s_own_to_its_other_threads(void)
+{
+    static const struct {
+        const char *line;
+        const char *answer;
+    } rows[] = {
+        {"sys.stdout.fileno(), sys.stdout.name, sys.stdin.fileno()",
+         "(1, '<stdout>', 0)"},
+        {"repr(sys.stdout)[:46]", "<manhole.Stream stdout of <_io.TextIOWrapper n"},
+        {"sys.stdout.mood = 'mine'", "None"},
+        {"before.mood", "mine"},
+        {"next(sys.stdout)", "UnsupportedOperation: not readable"},
+        {"iter(sys.stdout) is before", "True"},
+        {"with sys.stderr as f: kept = f is sys.stderr", "None"},
+        {"kept, sys.stderr.closed, sys.stdout.closed", "(True, True, False)"},
+    };
+    struct process *app = start_app();
+    tell(app, "before = sys.stdout");
+    struct client *client = enter(app);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        assert_string_equal(tell(app, rows[i].line), rows[i].answer);
+    }
+    client_ask(client, "1");
+}
+
+/* Standard error shows as \\udc80 what has no UTF-8; a client has no error from it either. */
+static void
+text_of_the_app_that_is_no_unicode_is_shown_escaped(void)
+{
+    struct process *app = start_app();
+    struct client *client = enter(app);
+    print_to(app, "stderr", "\\udc80x");
+    client_wait_for(client, "\\udc80x\n");
+}
+
 static void
 app_without_std_streams_can_be_entered(void)
 {
@@ -762,6 +836,9 @@ main(void)
         TEST(output_of_a_session_reaches_its_client_alone),
         TEST(names_of_a_session_are_its_own),
         TEST(sessions_may_be_in_the_middle_of_blocks_at_once),
+        TEST(output_of_a_session_is_a_text_file_that_is_no_terminal),
+        TEST(streams_are_the_app_s_own_to_its_other_threads),
+        TEST(text_of_the_app_that_is_no_unicode_is_shown_escaped),
         TEST(app_without_std_streams_can_be_entered),
         TEST(app_without_stderr_is_told_that_it_writes_no_text),
         TEST(session_leaves_sys_and_builtins_as_they_were),

@@ -402,20 +402,35 @@ custom_socket_path_stays_the_parents(void)
     assert_no_path(test_path("door"));
 }
 
+/* However the child ends. door: NULL for /tmp/manhole-PID. */
 static void
-child_that_ends_leaves_the_parents_socket_alone(void)
+assert_ending_child_spares_its_parents(const char *door, const char *install)
 {
     static const char *const ends[] = {"sys.exit(0)", "os._exit(0)",
                                        "os.kill(os.getpid(), signal.SIGTERM)"};
     for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
-        struct process *app = start_target(
-            format_text("%s%sif os.fork() == 0: %s\nos.wait()\n%s%s", HELPERS,
-                        INSTALL("socket_path='door'"), ends[i], READY, STAY));
+        struct process *app =
+            start_target(format_text("%s%sif os.fork() == 0: %s\nos.wait()\n%s%s",
+                                     HELPERS, install, ends[i], READY, STAY));
         wait_until_ready(app);
-        assert_answers_at(test_path("door"), app->pid);
+        assert_answers_at(door != NULL ? door : socket_path_of(app->pid), app->pid);
         close_stdin(app);
         wait_for_exit(app, DEADLINE);
     }
+}
+
+static void
+child_that_ends_leaves_the_parents_socket_alone(void)
+{
+    assert_ending_child_spares_its_parents(test_path("door"),
+                                           INSTALL("socket_path='door'"));
+}
+
+/* It is the owner of a manhole already, and knows of no path but its parent's. */
+static void
+child_that_ends_before_it_has_a_socket_leaves_the_parents_alone(void)
+{
+    assert_ending_child_spares_its_parents(NULL, INSTALL(LATE));
 }
 
 static void
@@ -542,6 +557,19 @@ child_that_python_does_not_know_of_leaves_the_socket_alone(void)
     }
 }
 
+static void
+child_that_python_does_not_know_of_may_install_its_own(void)
+{
+    struct process *app = start_target(HELPERS INSTALL("") //
+                                       "import ctypes\n"
+                                       "if ctypes.pythonapi.fork() == 0:\n"
+                                       "    manhole.install()\n"
+                                       "    tell('child', os.getpid())\n"
+                                       "    stay(); sys.exit(0)\n" STAY);
+    assert_answers(next_child(app));
+    assert_answers(app->pid);
+}
+
 /* ---- Clients of the parent --------------------------------------------------------- */
 
 /* Forks when it gets a line; both then live as long as its stdin is open. */
@@ -571,6 +599,27 @@ client_sees_the_end_of_a_killed_parent_though_its_child_lives(void)
     pid_t child = next_child(app);
     send_signal(app, SIGKILL);
     client_read_until_eof(client);
+    assert_int_equal(kill(child, 0), 0);
+    close_stdin(app);
+}
+
+static bool
+is_refused(void *path)
+{
+    return !is_served(path);
+}
+
+/* Else who connects would wait in a queue that nobody looks into. */
+static void
+socket_of_a_killed_parent_refuses_though_its_child_lives(void)
+{
+    struct process *app = start_target(HELPERS INSTALL(LATE) FORK_WHEN_TOLD);
+    char path[64];
+    (void)snprintf(path, sizeof(path), "%s", socket_path_of(app->pid));
+    client_close(client_before_the_fork(app));
+    pid_t child = next_child(app);
+    send_signal(app, SIGKILL);
+    wait_until(is_refused, path, "nobody listens there any more", DEADLINE);
     assert_int_equal(kill(child, 0), 0);
     close_stdin(app);
 }
@@ -787,6 +836,7 @@ main(void)
         TEST(child_says_that_it_reinstalls),
         TEST(custom_socket_path_stays_the_parents),
         TEST(child_that_ends_leaves_the_parents_socket_alone),
+        TEST(child_that_ends_before_it_has_a_socket_leaves_the_parents_alone),
         TEST(pid_in_socket_path_gives_each_child_its_own),
         TEST(child_is_activated_on_its_own),
         TEST(parent_is_activated_without_its_child),
@@ -797,7 +847,9 @@ main(void)
         TEST(activating_signal_passes_a_child_left_without_by),
         TEST(oneshot_signal_passes_a_child_left_without_by),
         TEST(child_that_python_does_not_know_of_leaves_the_socket_alone),
+        TEST(child_that_python_does_not_know_of_may_install_its_own),
         TEST(client_sees_the_end_of_a_killed_parent_though_its_child_lives),
+        TEST(socket_of_a_killed_parent_refuses_though_its_child_lives),
         TEST(client_sees_the_end_of_its_session_though_a_child_lives),
         TEST(prints_of_a_child_go_to_its_original_stdout),
         TEST(client_is_served_on_after_a_fork),

@@ -392,6 +392,15 @@ stacks_come_after_a_second_unless_said_otherwise(void)
 }
 
 static void
+stacks_do_not_come_before_hang_timeout(void)
+{
+    struct process *app = start_hanging(HANGING("hang_timeout=1.5"));
+    long begin_ms = now_ms();
+    client_wait_for(connect_to(app), HANGS);
+    assert_true(now_ms() - begin_ms >= 1500);
+}
+
+static void
 hang_timeout_0_sends_the_stacks_at_once(void)
 {
     struct process *app = start_hanging(HANGING("hang_timeout=0"));
@@ -440,7 +449,8 @@ application_sees_no_child_and_no_fork(void)
                      "stuck.watch_forks()\n"
                      "print('children', stuck.look_for_children(), flush=True)\n"
                      "os.read(0, 1)\n"
-                     "try: print(os.waitpid(-1, os.WNOHANG))\n"
+                     "WALL = 0x40000000 # also what a raw clone has made\n"
+                     "try: print(os.waitpid(-1, os.WNOHANG | WALL))\n"
                      "except ChildProcessError: print('none', flush=True)\n" STAY);
     wait_until_ready(app);
     for (int i = 0; i < 5; i++) {
@@ -822,6 +832,7 @@ main(void)
         TEST(prompt_comes_on_the_same_connection_when_the_call_ends),
         TEST(each_client_gets_the_stacks_and_the_prompt),
         TEST(stacks_come_after_a_second_unless_said_otherwise),
+        TEST(stacks_do_not_come_before_hang_timeout),
         TEST(hang_timeout_0_sends_the_stacks_at_once),
         TEST(client_that_leaves_a_hung_process_leaves_nothing_in_it),
         TEST(application_sees_no_child_and_no_fork),

@@ -302,6 +302,27 @@ release_removes_everything_and_install_works_again(void)
     assert_serves(socket_path_of(app->pid));
 }
 
+/* As a signal handler in Python may have it; it must not wait for itself. */
+static void
+install_in_the_middle_of_an_install_is_refused(void)
+{
+    static const char message[] =
+        "install() or release() is at work in this very thread; try again later\n";
+    struct process *app =
+        start_target("import faulthandler, manhole, socket\n"
+                     "def try_all():\n"
+                     "    for f in (manhole.install, lambda: "
+                     "manhole.handle_connection_repl(socket.socket())):\n"
+                     "        try: f()\n"
+                     "        except RuntimeError as error: print(error, flush=True)\n"
+                     "register = faulthandler.register\n"
+                     "faulthandler.register = lambda *a, **k: [try_all(), "
+                     "register(*a, **k)]\n" TARGET(""));
+    wait_for_text(app, OUT, message, DEADLINE);
+    wait_for_text(app, OUT, message, DEADLINE);
+    assert_serves(socket_path_of(app->pid));
+}
+
 static void
 release_twice_is_harmless(void)
 {
@@ -464,7 +485,7 @@ oneshot_serves_one_client_in_the_main_thread(void)
 static void
 oneshot_that_nobody_comes_to_gives_up(void)
 {
-    struct process *app = start_with("oneshot_on='USR2', oneshot_timeout=0.1");
+    struct process *app = start_with("oneshot_on='USR2', oneshot_timeout=1");
     send_signal(app, SIGUSR2);
     wait_for_text(app, ERR, "]: Oneshot failure: TimeoutError(", DEADLINE);
     assert_string_equal(tell(app, "'goes on'"), "goes on");
@@ -1386,6 +1407,7 @@ main(void)
         TEST(undone_install_leaves_a_handler_that_the_app_has_set_since),
         TEST(undone_install_catches_no_signal_that_was_not_caught),
         TEST(release_removes_everything_and_install_works_again),
+        TEST(install_in_the_middle_of_an_install_is_refused),
         TEST(release_twice_is_harmless),
         TEST(client_that_is_in_stays_after_release),
         TEST(client_may_release_the_manhole_that_it_is_in),

@@ -230,6 +230,7 @@ generators_are_observed_to_their_end(void)
                 "def outer(n): return (yield from shop.count_down(n))\n"
                 "assert inspect.isgeneratorfunction(shop.count_down)\n"
                 "g = shop.count_down(2)\n"
+                "assert '<generator object count_down' in repr(g)\n"
                 "assert inspect.isgenerator(g) and not inspect.isawaitable(g)\n"
                 "assert isinstance(g, collections.abc.Generator) and g.gi_code\n"
                 "assert next(g) == 0.5 and g.send(1) == 1 and probe.exceptions == 0\n"
@@ -263,6 +264,10 @@ coroutines_and_async_generators_are_observed(void)
                 "    assert await a.asend(None) == 1 / 3\n"
                 "    await a.aclose()\n"
                 "    assert stream.exceptions == 1 and got == [0.5, 1]\n"
+                "    a = shop.stream(3); await a.asend(None)\n"
+                "    try: await a.athrow(OSError('thrown'))\n"
+                "    except OSError as error: assert stream.exception is error\n"
+                "    assert stream.exceptions == 2\n"
                 "asyncio.run(main())\n"
                 "assert asyncio.run(shop.fetch(4)) == 0.25\n");
 }
@@ -345,12 +350,29 @@ weak_references_live_as_long_as_the_function(void)
                 "assert receiver()(1, by=2) == 0.5\n");
 }
 
+/* As a function in C is none: the object that it is called through stays out of its arguments. */
+static void
+what_binds_to_no_object_binds_to_none_with_its_probe(void)
+{
+    assert_runs("shop.Till.length = len\n"
+                "before = vars(shop.Till)['length']\n"
+                "probe = manhole.probe('shop:Till.length')\n"
+                "assert shop.till.length('abc') == shop.Till.length('abc') == 3\n"
+                "assert probe.calls == 2 and probe.name == 'shop:Till.length'\n"
+                "probe.remove()\n"
+                "assert vars(shop.Till)['length'] is before\n");
+}
+
 /* ---- What is refused ------------------------------------------------------------------- */
 
 static void
 name_that_means_no_function_is_refused_and_says_why(void)
 {
     assert_runs(
+        "class Own:\n"
+        "    def __get__(self, till, till_type): return till\n"
+        "    def __call__(self): pass\n"
+        "shop.Till.own = Own()\n"
         "usage = 'a probe\\'s name is module:function or module:Class.method, not %r'\n"
         "rows = {\n"
         "    '': usage % '', 'divide': usage % 'divide',\n"
@@ -365,6 +387,9 @@ name_that_means_no_function_is_refused_and_says_why(void)
         "    'shop:till.method': 'is an object of <class \\'shop.Till\\'>: a probe "
         "goes',\n"
         "    'builtins:list.append': 'type \\'list\\'',\n"
+        "    'shop:Till.own': 'is a Own object, which binds to instances in a way of its "
+        "'\n"
+        "                     'own: name the function that it calls',\n"
         "}\n"
         "for name, message in rows.items():\n"
         "    error = fails(manhole.probe, name)\n"
@@ -422,6 +447,7 @@ main(void)
         TEST(what_somebody_else_put_there_is_left_and_said),
         TEST(frames_go_with_discard_and_removal),
         TEST(weak_references_live_as_long_as_the_function),
+        TEST(what_binds_to_no_object_binds_to_none_with_its_probe),
         TEST(name_that_means_no_function_is_refused_and_says_why),
         TEST(one_function_has_one_probe),
         TEST(threads_insert_and_remove_and_call_at_once),

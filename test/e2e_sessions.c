@@ -207,6 +207,18 @@ app_prints_on_whatever_its_clients_do(void)
     print_lines(app, FLOOD_LINES);
 }
 
+/* It is the listener that is to send it, without waiting: in one piece, which fits the copies kept
+ * for a client and not its socket. The second that comes finds the listener back from there. */
+static void
+client_that_reads_nothing_of_what_the_application_prints_keeps_nobody_out(void)
+{
+    struct process *app = start_ready(INSTALL("") EVALUATE);
+    client_at_prompt(app); /* and reads no more */
+    evaluate(app, "print('%' * 900000)");
+    assert_answers(client_at_prompt(app));
+    assert_answers(client_at_prompt(app));
+}
+
 /* What came is the beginning of what was printed, a note, and what was printed afterwards;
  * and the note has the number of all that is missing. */
 static void
@@ -446,6 +458,25 @@ second_ctrl_c_leaves_a_statement_that_does_not_end(void)
 }
 
 static void
+ctrl_c_does_the_same_without_line_editing(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct process *cli = start_process(.argv = LIST(build_path("manhole-cli"),
+                                                     format_text("%d", (int)app->pid)),
+                                        .env = LIST("TERM=dumb"), .terminal = true);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    write_stdin(cli, CTRL_C);
+    wait_for_text(cli, OUT, "manhole-cli: nothing is running; Ctrl-D leaves", DEADLINE);
+    write_stdin(cli, "if print('be' 'gun') is None:\n    while True: pass\n\n");
+    wait_for_text(cli, OUT, "begun", DEADLINE);
+    write_stdin(cli, CTRL_C);
+    wait_for_text(cli, OUT, "KeyboardInterrupt", DEADLINE);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    write_stdin(cli, "exit()\n");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+static void
 ctrl_c_at_the_prompt_says_what_leaves(void)
 {
     struct process *app = start_ready(TARGET(""));
@@ -512,6 +543,53 @@ statement_that_takes_interrupts_is_interrupted_again(void)
     client_wait_for(client, "begun\n");
     client_close(client);
     assert_session_ends(app);
+}
+
+/* Once a second is enough, for as long as it goes on in C. What else there is to do takes less
+ * than a thousandth of the time. */
+static void
+interrupting_a_statement_that_cannot_be_keeps_no_processor_busy(void)
+{
+    if (is_wrapped()) {
+        skip_test("valgrind takes processor time of its own");
+    }
+    struct process *app = start_ready(TARGET(""));
+    struct client *vanishing = client_at_prompt(app);
+    struct client *watching = client_at_prompt(app);
+    client_send(vanishing, "import ctypes\n"
+                           "ctypes.CDLL(None).system(b'echo begun; exec sleep 2')\n");
+    wait_for_text(app, OUT, "begun\n", DEADLINE);
+    client_ask(watching, "import time; before = time.process_time()");
+    client_close(vanishing);
+    watch_for(1500);
+    assert_string_equal(client_ask(watching, "time.process_time() - before < 0.03"),
+                        "True\n");
+}
+
+/* Each is a structure with a stack of Python's own, which nobody would free. */
+static void
+session_leaves_no_thread_state(void)
+{
+    struct process *app =
+        start_ready(INSTALL("") //
+                    "import ctypes; api = ctypes.pythonapi\n"
+                    "next_state = api.PyThreadState_Next\n"
+                    "first_state = api.PyInterpreterState_ThreadHead\n"
+                    "interpreter = api.PyInterpreterState_Get\n"
+                    "for f in next_state, first_state, interpreter:\n"
+                    "    f.restype = ctypes.c_void_p\n"
+                    "def count(state):\n"
+                    "    return 0 if not state else "
+                    "1 + count(next_state(ctypes.c_void_p(state)))\n"
+                    "def states():\n"
+                    "    return count(first_state(ctypes.c_void_p(interpreter())))\n" //
+                    EVALUATE);
+    assert_string_equal(evaluate(app, "states()"), "1");
+    struct client *client = client_at_prompt(app);
+    assert_string_equal(evaluate(app, "states()"), "2");
+    client_close(client);
+    assert_session_ends(app);
+    assert_string_equal(evaluate(app, "states()"), "1");
 }
 
 static void
@@ -644,23 +722,10 @@ all_that_a_statement_printed_comes_before_its_exit(void)
     assert_int_equal(count_of(client_read_until_eof(client), "%%%\n"), 25000);
 }
 
-/* Which the listener is to send, without waiting for it. */
-static void
-small_pieces_for_a_client_that_stopped_reading_keep_nobody_out(void)
-{
-    struct process *app = start_ready(TARGET(""));
-    struct client *stalled = client_at_prompt(app);
-    client_send(stalled, "exec('for i in range(25000): print(\"%\" * 9)\\n"
-                         "open(\"printed\", \"w\").close()')\n");
-    wait_for_path(test_path("printed"), DEADLINE);
-    assert_answers(client_at_prompt(app));
-}
-
 int
 main(void)
 {
     static const struct test_case tests[] = {
-        TEST(small_pieces_for_a_client_that_stopped_reading_keep_nobody_out),
         TEST(client_in_an_endless_loop_keeps_nobody_out),
         TEST(client_that_stopped_reading_keeps_nobody_out),
         TEST(all_that_a_statement_printed_comes_before_its_exit),
@@ -671,6 +736,7 @@ main(void)
         TEST(place_of_a_client_that_left_is_free_again),
         TEST(sixty_four_clients_are_served_and_one_more_is_not),
         TEST(app_prints_on_whatever_its_clients_do),
+        TEST(client_that_reads_nothing_of_what_the_application_prints_keeps_nobody_out),
         TEST(what_a_slow_client_misses_is_counted_and_told),
         TEST(client_that_reads_gets_every_line),
         TEST(busy_neighbours_keep_their_share),
@@ -683,9 +749,12 @@ main(void)
         TEST(interrupt_waits_until_an_import_is_over),
         TEST(ctrl_c_ends_the_statement_alone),
         TEST(second_ctrl_c_leaves_a_statement_that_does_not_end),
+        TEST(ctrl_c_does_the_same_without_line_editing),
         TEST(ctrl_c_at_the_prompt_says_what_leaves),
         TEST(statement_of_a_client_that_vanished_is_interrupted),
         TEST(statement_that_takes_interrupts_is_interrupted_again),
+        TEST(interrupting_a_statement_that_cannot_be_keeps_no_processor_busy),
+        TEST(session_leaves_no_thread_state),
         TEST(input_that_was_piped_is_finished),
         TEST(clients_that_come_at_once_share_the_class_of_their_console),
         TEST(same_stacks_are_shown_once_with_all_their_threads),

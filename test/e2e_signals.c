@@ -413,6 +413,22 @@ oneshot_without_a_client_times_out(void)
 }
 
 static void
+oneshot_that_waits_gives_up_when_the_manhole_is_released(void)
+{
+    struct process *app =
+        start_ready("import manhole, os, threading, time\n"
+                    "m = manhole.install(" ONESHOT ")\n"
+                    "def release():\n"
+                    "    while not os.path.exists(m.uds_name): time.sleep(0.01)\n"
+                    "    m.release()\n"
+                    "threading.Thread(target=release).start()\n" ECHO);
+    send_signal(app, SIGUSR1);
+    wait_for_text(app, ERR, "the manhole was released meanwhile", DEADLINE);
+    assert_no_path(path_of(app));
+    assert_goes_on(app);
+}
+
+static void
 oneshot_client_that_vanishes_lets_the_program_go_on(void)
 {
     static const struct {
@@ -478,6 +494,21 @@ handler_that_exits_while_oneshot_serves_ends_the_program(void)
     assert_no_path(path_of(app));
 }
 
+/* It raises in the middle of a statement, which passes for the statement's own exit. */
+static void
+handler_that_exits_ends_a_oneshot_whose_client_does_not_read(void)
+{
+    struct process *app = start_ready(EXITS_BY_SIGTERM INSTALL(ONESHOT) ECHO);
+    open_by_signal(app);
+    struct client *client = client_at_prompt(app);
+    client_send(client, "while True: print('x' * 1000)\n\n");
+    client_wait_for(client, "xxx");
+    wait_until_asleep(app); /* its socket is full */
+    send_signal(app, SIGTERM);
+    wait_for_text(app, ERR, "]: Cleaned up.\n", DEADLINE);
+    assert_goes_on(app);
+}
+
 static void
 termination_while_oneshot_waits_removes_the_socket(void)
 {
@@ -513,10 +544,12 @@ main(void)
         TEST(second_signal_while_oneshot_waits_is_harmless),
         TEST(second_signal_while_oneshot_serves_is_harmless),
         TEST(oneshot_without_a_client_times_out),
+        TEST(oneshot_that_waits_gives_up_when_the_manhole_is_released),
         TEST(oneshot_client_that_vanishes_lets_the_program_go_on),
         TEST(interrupt_while_oneshot_waits_reaches_the_program),
         TEST(handler_that_exits_while_oneshot_waits_ends_the_program),
         TEST(handler_that_exits_while_oneshot_serves_ends_the_program),
+        TEST(handler_that_exits_ends_a_oneshot_whose_client_does_not_read),
         TEST(termination_while_oneshot_waits_removes_the_socket),
     };
     return RUN_TESTS(tests);

@@ -742,6 +742,55 @@ backdoor_serves_connections_that_the_program_accepts(void)
     assert_string_equal(client_ask(other, "x"), "'y'\n");
 }
 
+/* Both ends of its connection are IPv6 addresses that stand for IPv4's. */
+static void
+backdoor_serves_an_ipv4_client_of_an_ipv6_socket(void)
+{
+    struct process *app = start_target(
+        "import socket, manhole\n"
+        "try: listener = socket.create_server(('::', 0), family=socket.AF_INET6, "
+        "dualstack_ipv6=True)\n"
+        "except OSError: listener = socket.create_server(('localhost', 0))\n"
+        "print('at', listener.getsockname()[1], 'now', flush=True)\n"
+        "manhole.backdoor(listener.accept(), {'family': listener.family.name})\n" STAY);
+    struct client *client = client_at_prompt(port_at(app));
+    if (strcmp(client_ask(client, "family"), "'AF_INET6'\n") != 0) {
+        skip_test("this machine has no IPv6");
+    }
+    wait_for_text(app, ERR, " from 127.0.0.1:", DEADLINE);
+}
+
+static void
+backdoor_may_be_a_unix_socket(void)
+{
+    struct process *app =
+        start_target("import socket, manhole\n"
+                     "listener = socket.create_server('door', family=socket.AF_UNIX)\n"
+                     "manhole.backdoor_server(listener, {'x': 'y'})\n" READY STAY);
+    wait_until_ready(app);
+    assert_contains(text_of(app, ERR), "Backdoor server listening on door\n");
+    struct client *client = connect_client(test_path("door"));
+    client_wait_for(client, ">>> ");
+    assert_string_equal(client_ask(client, "x"), "'y'\n");
+}
+
+static void
+one_backdoor_more_than_there_may_be_is_refused_until_one_closes(void)
+{
+    struct process *app =
+        start_target("import socket, manhole\n"
+                     "def serve():\n"
+                     "    server = socket.create_server(('localhost', 0))\n"
+                     "    manhole.backdoor_server(server)\n"
+                     "    return server\n"
+                     "servers = [serve() for i in range(8)]\n" EVALUATE);
+    assert_string_equal(evaluate(app, "serve()"),
+                        "RuntimeError: 8 backdoor servers are open already");
+    evaluate(app, "servers.pop().shutdown(socket.SHUT_RDWR)");
+    wait_for_text(app, ERR, "the application has closed its socket", DEADLINE);
+    assert_contains(evaluate(app, "serve()"), "socket");
+}
+
 static void
 eventlets_own_accept_loop_works(void)
 {
@@ -947,6 +996,9 @@ main(void)
         TEST(gevents_sockets_serve_two_telnets),
         TEST(backdoor_blocks_no_program_without_a_loop),
         TEST(backdoor_serves_connections_that_the_program_accepts),
+        TEST(backdoor_serves_an_ipv4_client_of_an_ipv6_socket),
+        TEST(backdoor_may_be_a_unix_socket),
+        TEST(one_backdoor_more_than_there_may_be_is_refused_until_one_closes),
         TEST(eventlets_own_accept_loop_works),
         TEST(install_may_come_after_a_backdoor),
         TEST(backdoor_may_come_after_an_install_of_any_kind),

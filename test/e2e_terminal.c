@@ -522,6 +522,20 @@ traceback_and_prompt_are_coloured(void)
 }
 
 static void
+stacks_are_coloured_where_a_thread_begins(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli =
+        start_process(.argv = CLI("--stacks", format_text("%d", (int)app->pid)),
+                      .terminal = true, .env = LIST("TERM=xterm", "NO_COLOR"));
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_contains(text_of(cli, OUT),
+                    format_text("\033[1;36m######### ProcessID=%d,", (int)app->pid));
+    assert_contains(text_of(cli, OUT), "#########\033[0m\r\nFile: ");
+}
+
+static void
 no_color_is_honoured(void)
 {
     struct process *app = start_target(TARGET(""));
@@ -653,6 +667,7 @@ main(void)
         TEST(control_sequences_of_the_process_are_shown_not_sent),
         TEST(control_sequences_are_sent_when_asked_for),
         TEST(traceback_and_prompt_are_coloured),
+        TEST(stacks_are_coloured_where_a_thread_begins),
         TEST(no_color_is_honoured),
         TEST(dumb_terminal_gets_no_escape_sequence),
         TEST(ten_megabytes_without_a_newline_are_shown),

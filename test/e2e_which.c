@@ -317,6 +317,19 @@ match_of_one_is_enough_for_a_console(void)
 }
 
 static void
+match_of_several_is_too_many_for_a_console(void)
+{
+    const char *err = NULL;
+    for (int i = 0; i < 2; i++) {
+        wait_until_ready(start_target(TARGET(""), .argv = LIST("one-of-two-arguments")));
+    }
+    assert_int_equal(
+        run_command(CLI("--match", "one-of-two-arguments$"), "1\n", NULL, &err), 2);
+    assert_contains(err,
+                    "2 processes are meant, a console is of one; see manhole-cli --list");
+}
+
+static void
 match_of_none_is_an_error(void)
 {
     const char *err = NULL;
@@ -393,6 +406,7 @@ main(void)
         TEST(json_of_several_is_one_array),
         TEST(match_looks_at_the_command_line),
         TEST(match_of_one_is_enough_for_a_console),
+        TEST(match_of_several_is_too_many_for_a_console),
         TEST(match_of_none_is_an_error),
         TEST(wrong_expression_is_a_mistake),
         TEST(process_in_a_container_is_found_by_its_pid_here),

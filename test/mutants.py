@@ -1,12 +1,13 @@
 """Whether the tests see what they are there to see: deliberate bugs, one at a time.
 
-    make mutants
+    make mutants [TEST='*a vanished client*']
 
 Each row changes one place of the sources in a copy of the tree, builds that, and runs the tests that
 are to fail then; the same tests pass on the sources as they are. The last line sums up: N passed, N
 failed, N skipped; a bug that no test catches has failed.
 """
 
+import fnmatch
 import os
 import shutil
 import subprocess
@@ -79,7 +80,7 @@ MUTANTS = [
         "    error = send_copies(session, MSG_DONTWAIT);",
         "    error = send_copies(session, 0);",
         "e2e_sessions",
-        "small_pieces_for_a_client_that_stopped_reading_keep_nobody_out",
+        "client_that_reads_nothing_of_what_the_application_prints_keeps_nobody_out",
     ),
     (
         "there is no limit to clients",
@@ -108,35 +109,189 @@ MUTANTS = [
     (
         "a vanished client's loop goes on",
         "manhole.c",
+        "            is_gone(session)) {\n            session->gone_ms",
+        "            session->fd < 0) {\n            session->gone_ms",
+        "e2e_sessions",
+        "statement_of_a_client_that_vanished_is_interrupted",
+    ),
+    (
+        "a vanished client keeps the listener busy",
+        "manhole.c",
         "            session->gone_ms = monotonic_ms();\n",
         "            session->gone_ms = 0;\n",
         "e2e_sessions",
-        "statement_of_a_client_that_vanished_is_interrupted",
+        "interrupting_a_statement_that_cannot_be_keeps_no_processor_busy",
+    ),
+    (
+        "a child takes its parent's path for its own",
+        "manhole.c",
+        "        atomic_store(&manhole.doors[i].bound, false); /* the path is the parent's */\n",
+        "",
+        "e2e_fork",
+        "child_that_ends_before_it_has_a_socket_leaves_the_parents_alone",
+    ),
+    (
+        "a child keeps its parent's listening socket",
+        "manhole.c",
+        "        close_kept(&manhole.doors[i].listen_fd);\n        empty_door",
+        "        empty_door",
+        "e2e_fork",
+        "socket_of_a_killed_parent_refuses_though_its_child_lives",
+    ),
+    (
+        "a child keeps its parent's clients",
+        "manhole.c",
+        "        atomic_store(&session->viewing, false);\n        close_fd(&session->fd);\n",
+        "        atomic_store(&session->viewing, false);\n",
+        "e2e_fork",
+        "client_sees_the_end_of_a_killed_parent_though_its_child_lives",
+    ),
+    (
+        "a program that is started inherits the clients",
+        "manhole.c",
+        "    int fd = accept4(kept_number(&door->listen_fd), &address.any, &size,\n"
+        "                     SOCK_CLOEXEC); /* owned */",
+        "    int fd = accept4(kept_number(&door->listen_fd), &address.any, &size, 0);",
+        "e2e_fork",
+        "program_that_is_started_inherits_no_descriptor",
+    ),
+    (
+        "a client that is turned away stays connected",
+        "manhole.c",
+        "    (void)close(fd);\n    log_line(\"Turned a client away: %s\", why);",
+        "    log_line(\"Turned a client away: %s\", why);",
+        "e2e_sessions",
+        "client_beyond_the_limit_is_told",
+    ),
+    (
+        "the streams stay ours after the last client",
+        "manhole.c",
+        "        manhole.consoles--;\n        if (manhole.consoles == 0) {",
+        "        manhole.consoles--;\n        if (manhole.consoles < 0) {",
+        "e2e_console",
+        "streams_are_the_app_s_again_after_the_last_client",
+    ),
+    (
+        "a session's thread ends with the GIL",
+        "manhole.c",
+        "    PyThreadState_Clear(tstate);\n    PyThreadState_DeleteCurrent();\n",
+        "    PyThreadState_Clear(tstate);\n",
+        "e2e_sessions",
+        "place_of_a_client_that_left_is_free_again",
+    ),
+    (
+        "a session leaves its thread state behind",
+        "manhole.c",
+        "    PyThreadState_Clear(tstate);\n    PyThreadState_DeleteCurrent();\n",
+        "    (void)tstate;\n    (void)PyEval_SaveThread();\n",
+        "e2e_sessions",
+        "session_leaves_no_thread_state",
+    ),
+    (
+        "hang_timeout is always a second",
+        "manhole.c",
+        "        time_ms = session->asked_ms + seconds_to_ms(manhole.options.hang_timeout);",
+        "        time_ms = session->asked_ms + 1000;",
+        "e2e_hang",
+        "stacks_do_not_come_before_hang_timeout",
+    ),
+    (
+        "the frozen copy is not reaped",
+        "manhole.c",
+        "    reap_copy((pid_t)copy, memory_fd);\n",
+        "    (void)poll(NULL, 0, 500);\n",
+        "e2e_hang",
+        "application_sees_no_child_and_no_fork",
+    ),
+    (
+        "an interrupt is for any client, whoever asks",
+        "manhole.c",
+        "        bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;",
+        "        bool meant = session->asked_ms != 0 && card->id[0] != '\\0';",
+        "e2e_sessions",
+        "interrupt_reaches_the_client_that_asked",
+    ),
+    (
+        "signals that the application ignores end it",
+        "manhole.c",
+        "    return (action->sa_flags & SA_SIGINFO) == 0 && action->sa_handler == SIG_DFL;",
+        "    return (action->sa_flags & SA_SIGINFO) == 0 && action->sa_handler != on_death;",
+        "e2e_exit",
+        "ignored_signal_stays_ignored",
+    ),
+    (
+        "the dead socket of another user is removed",
+        "manhole.c",
+        "    if (there.st_uid != geteuid()) {",
+        "    if (there.st_uid == (uid_t)-1) {",
+        "unit_socket",
+        "*",
+    ),
+    (
+        "a calling card's id fills its field to the last byte",
+        "manhole.c",
+        "        (size_t)(slash - name) - sizeof(prefix) + 1 < sizeof(card.id) &&",
+        "        (size_t)(slash - name) - sizeof(prefix) + 1 <= sizeof(card.id) &&",
+        "fuzz_server",
+        "card",
+    ),
+    (
+        "a byte that is no UTF-8 goes into JSON as it is",
+        "manhole.c",
+        "            append_string(text, \"\\\\ufffd\");\n            size = 1;",
+        "            append_bytes(text, string.bytes, 1);\n            size = 1;",
+        "fuzz_server",
+        "json",
+    ),
+    (
+        "the client believes how long a status is",
+        "manhole_cli.c",
+        "        if (answer->kind == 'x' && count < answer->left) {",
+        "        if (answer->kind == 'x' && count == 0) {",
+        "fuzz_client",
+        "frames",
+    ),
+    (
+        "a history that others may read stays so",
+        "manhole_cli.c",
+        "        (void)fchmod(fd, 0600);\n",
+        "",
+        "e2e_cli",
+        "history_that_others_could_read_is_closed_to_them",
     ),
 ]
 
 
+def make(tree, *what):
+    """Returns how make ended, with all that it said."""
+    command = ["make", "--silent", "-C", tree, *what]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def fuzz(tree, target):
+    """Returns 0 when no input makes the target fail, or None when it cannot be built."""
+    tried = make(tree, "fuzz", "TEST=" + target, "FUZZ_SECONDS=5")
+    if " passed, " not in tried.stdout:
+        print(tried.stderr)
+        return None
+    return tried.returncode
+
+
 def run(tree, program, pattern):
     """Returns the exit status of some tests of a tree, or None when it cannot be built."""
-    build = ["make", "--silent", "-C", tree, "all", "importable"]
-    where = subprocess.run(
-        ["make", "--silent", "-C", tree, "where"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    made = subprocess.run(
-        [*build, os.path.join(where, program)], capture_output=True, text=True
-    )
+    if program.startswith("fuzz_"):
+        return fuzz(tree, pattern)
+    path = os.path.join(make(tree, "where").stdout.strip(), program)
+    made = make(tree, "all", "importable", path)
     if made.returncode != 0:
         print(made.stderr)
         return None
-    home = subprocess.run(
-        ["make", "--silent", "-C", tree, "home"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     environment = dict(os.environ, MANHOLE_TEST_FILTER=pattern, LC_ALL="C.UTF-8")
     if program.startswith("unit_"):
-        environment["PYTHONHOME"] = home
+        environment["PYTHONHOME"] = make(tree, "home").stdout.strip()
     try:
         return subprocess.run(
-            [os.path.join(tree, where, program)],
+            [os.path.join(tree, path)],
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -168,6 +323,8 @@ def try_mutant(tree, mutant):
 
 def main():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    wanted = os.environ.pop("TEST", "") or "*"
+    mutants = [mutant for mutant in MUTANTS if fnmatch.fnmatch(mutant[0], wanted)]
     caught = 0
     sound = True
     os.environ["NO_SETUP"] = "yes"
@@ -177,16 +334,16 @@ def main():
         os.chmod(folder, 0o755)  # some tests are another user's, too
         tree = os.path.join(folder, "tree")
         shutil.copytree(root, tree, ignore=shutil.ignore_patterns("build", ".git"))
-        for mutant in MUTANTS:
+        for mutant in mutants:
             if run(tree, *mutant[4:]) != 0:
                 print("%s: fails without any bug: %s" % mutant[4:], flush=True)
                 sound = False
-        for mutant in MUTANTS if sound else ():
+        for mutant in mutants if sound else ():
             text, well = try_mutant(tree, mutant)
             caught += well
             print("%-56s %s by %s: %s" % (mutant[0], text, mutant[4], mutant[5]), flush=True)
-    print("%d passed, %d failed, 0 skipped" % (caught, len(MUTANTS) - caught))
-    return 0 if caught == len(MUTANTS) else 1
+    print("%d passed, %d failed, 0 skipped" % (caught, len(mutants) - caught))
+    return 0 if caught == len(mutants) > 0 else 1
 
 
 if __name__ == "__main__":

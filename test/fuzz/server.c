@@ -202,14 +202,18 @@ take_in_pieces(const char *bytes, size_t length, uint32_t seed, struct text *pla
     telnet_session.fd = client[0];
     telnet_session.plain_fd = inner[0];
     telnet_session.telnet_fd = inner[1];
-    while (more && length > 0) {
+    for (size_t kept = 0; more && length > 0;) {
         size_t piece = next_piece(&seed, length < most ? length : most);
         more = take_bytes(&telnet_session, &telnet, (const unsigned char *)bytes, piece);
         MUST(has_room(&telnet));
         bytes += piece;
         length -= piece;
-        drain(inner[0], plain);
-        drain(client[1], answers);
+        kept += piece;
+        if (kept >= 64) { /* seldom, for it takes longer than all else */
+            drain(inner[0], plain);
+            drain(client[1], answers);
+            kept = 0;
+        }
     }
     if (!telnet.checked) { /* as telnet_main() at the end */
         telnet.checked = true;
