@@ -222,8 +222,8 @@ asan: ## run the tests with the address and undefined-behaviour sanitizers
 
 # With a GIL any Python will do, for the sanitizer sees the mutex behind it; one without has to be
 # configured --with-thread-sanitizer. Of the other tests many run with it as well: make test
-# SANITIZE=thread NO_SYSTEM_TESTS=yes TEST=..., with the signals' delay that test/tsan.h tells of, but
-# not those that count threads, for it has one of its own, nor children of processes with threads.
+# SANITIZE=thread NO_SYSTEM_TESTS=yes TEST=..., with the delay of signals that test/tsan.h tells of.
+# Not those that count threads, for it has one of its own, nor children of processes with threads.
 tsan: ## run the unit tests with the thread sanitizer
 	$(SET_UP) test
 	@$(MAKE) --no-print-directory $(IN_PARALLEL) run-unit-tests SANITIZE=thread CFLAGS='-O1 -g'

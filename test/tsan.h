@@ -1,7 +1,7 @@
-/* tsan.h - before manhole.c where the thread sanitizer is in it. That runs a signal's handler when a
- * function of the C library that it knows returns to the thread. One that begins again never does:
- * without SA_RESTART it is cut short, and Python calls it again. syscall() it does not know: after
- * each comes a call that it does, or faulthandler would never write in a frozen copy.
+/* tsan.h - before manhole.c where the thread sanitizer is in it. That runs a signal's handler when
+ * a function of the C library that it knows returns to the thread. One that begins again never
+ * does: without SA_RESTART it is cut short, and Python calls it again. syscall() it does not know:
+ * after each comes a call that it does, or faulthandler would never write in a frozen copy.
  */
 #ifndef TSAN_H
 #define TSAN_H
