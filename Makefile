@@ -81,6 +81,7 @@ ifneq ($(SANITIZE),)
 SUFFIX := $(if $(findstring thread,$(SANITIZE)),-tsan,-asan)
 OUR_CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
 OUR_LDFLAGS += -fsanitize=$(SANITIZE)
+MODULE_CFLAGS = $(if $(findstring thread,$(SANITIZE)),-include test/tsan.h)
 # With the C++ runtime, for asan asks at its start who throws exceptions: greenlet will.
 PRELOAD := $(shell $(CC) -print-file-name=lib$(SUFFIX:-%=%).so):$(shell \
     $(CC) -print-file-name=libstdc++.so.6)
@@ -96,7 +97,7 @@ OUR_LDFLAGS += -fprofile-instr-generate
 endif
 # gcc would follow the links in Debian's headers of python3-dbg, to another pyconfig.h.
 CANONICAL := $(if $(findstring clang,$(CC)),,-fno-canonical-system-headers)
-MODULE_CFLAGS := -fPIC -fvisibility=hidden $(CANONICAL) -isystem $(PYTHON_INCLUDE)
+MODULE_CFLAGS += -fPIC -fvisibility=hidden $(CANONICAL) -isystem $(PYTHON_INCLUDE)
 CLI_CFLAGS = -DMANHOLE_VERSION='$(VERSION)' $(if $(LIBEDIT),-DHAVE_LIBEDIT)
 VERSION := $(shell sed -n 's/^.define MANHOLE_VERSION //p' manhole.h)
 TEST_CFLAGS := -D_GNU_SOURCE -I.
@@ -172,7 +173,7 @@ $(PTH): manhole.pth
 
 # What the fixtures know of this build, and the flags, so that a change of them builds anew.
 define CONFIG
-/* $(CC) $(OUR_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LIBEDIT) */
+/* $(CC) $(OUR_CFLAGS) $(MODULE_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LIBEDIT) */
 #define TEST_SOURCES "$(CURDIR)"
 #define TEST_PYTHON "$(PYTHON_PROGRAM)"
 #define TEST_PYTHON_HOME "$(PYTHON_HOME)"
@@ -220,8 +221,10 @@ test-all: ## run the tests with every CPython from 3.9 that this machine has
 asan: ## run the tests with the address and undefined-behaviour sanitizers
 	@$(MAKE) --no-print-directory test SANITIZE=address,undefined CFLAGS='-O1 -g'
 
-# The programs that embed Python alone: where the sanitizer is not in a program from its start, it
-# keeps signals back from threads that are in a system call, and the tests of processes end nowhere.
+# With a GIL any Python will do, for the sanitizer sees the mutex behind it; one without has to be
+# configured --with-thread-sanitizer. Of the other tests many run with it as well: make test
+# SANITIZE=thread NO_SYSTEM_TESTS=yes TEST=..., with the delay of signals that test/tsan.h tells of.
+# Not those that count threads, for it has one of its own, nor children of processes with threads.
 tsan: ## run the unit tests with the thread sanitizer
 	$(SET_UP) test
 	@$(MAKE) --no-print-directory $(IN_PARALLEL) run-unit-tests SANITIZE=thread CFLAGS='-O1 -g'
@@ -250,7 +253,7 @@ measured:
 	    $(addprefix -object=,$(BUILD)/manhole-cli $(UNIT_TESTS) $(if $(FAULTS),$(FAULTY))) \
 	    manhole.c manhole_cli.c
 
-valgrind: ## run the tests with manhole's processes under valgrind (slow)
+valgrind: ## run the tests with manhole's processes under valgrind (slow), or VALGRIND_TOOL=helgrind
 	$(SET_UP) valgrind
 	@VALGRIND=yes $(MAKE) --no-print-directory test
 

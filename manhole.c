@@ -751,8 +751,9 @@ struct borrowed_attribute {
  * descriptors may have opened something of its own under the number since. */
 struct kept_fd {
     _Atomic int number; /* -1: none */
-    dev_t device;
-    ino_t inode;
+    /* Written first. Who still has the number before finds that it is not ours. */
+    _Atomic dev_t device;
+    _Atomic ino_t inode;
 };
 
 /* A socket that we listen on. Of the options' doors each has one of the first MAX_OWN_DOORS slots.
@@ -1016,8 +1017,8 @@ keep_fd(struct kept_fd *kept, int fd)
     if (fd >= 0) {
         (void)fstat(fd, &status);
     }
-    kept->device = status.st_dev;
-    kept->inode = status.st_ino;
+    atomic_store(&kept->device, status.st_dev);
+    atomic_store(&kept->inode, status.st_ino);
     atomic_store(&kept->number, fd);
 }
 
@@ -1027,8 +1028,9 @@ kept_number(const struct kept_fd *kept)
 {
     int fd = atomic_load(&kept->number);
     struct stat status;
-    bool ours = fd >= 0 && fstat(fd, &status) == 0 && status.st_dev == kept->device &&
-                status.st_ino == kept->inode;
+    bool ours = fd >= 0 && fstat(fd, &status) == 0 &&
+                status.st_dev == atomic_load(&kept->device) &&
+                status.st_ino == atomic_load(&kept->inode);
     return ours ? fd : -1;
 }
 

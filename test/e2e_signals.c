@@ -78,6 +78,7 @@ signal_opens_the_socket(void)
 static void
 signal_opens_though_the_main_thread_stays_in_c(void)
 {
+    require_signals_at_once();
     struct process *app = start_ready(INSTALL(ACTIVATED) STUCK_IN("CDLL"));
     open_by_signal(app);
     struct client *client = client_at_prompt(app);
@@ -90,6 +91,7 @@ signal_opens_though_the_main_thread_stays_in_c(void)
 static void
 signal_opens_though_the_main_thread_keeps_the_gil(void)
 {
+    require_signals_at_once();
     struct process *app = start_ready(INSTALL(ACTIVATED) STUCK_IN("PyDLL"));
     open_by_signal(app);
     send_signal(app, SIGTERM);
@@ -111,6 +113,7 @@ signal_opens_though_the_main_thread_pauses(void)
 static void
 signal_opens_though_the_main_thread_computes(void)
 {
+    require_signals_at_once();
     struct process *app =
         start_ready(INSTALL(ACTIVATED) READY "while True: sum(range(10 ** 8))\n");
     open_by_signal(app);
@@ -145,6 +148,7 @@ further_signals_are_harmless(void)
 static void
 signals_cut_no_read_short(void)
 {
+    require_signals_at_once();
     struct process *app = start_ready(INSTALL(
         ACTIVATED) "import ctypes, os\n"
                    "read = ctypes.CDLL(None, use_errno=True).read\n"

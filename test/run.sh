@@ -5,7 +5,8 @@
 #
 # Environment, all optional: TEST (a pattern), JOBS (how many programs at once; otherwise as many
 # as there are processors), PYTHON_HOME (for programs that embed Python), VALGRIND (not empty: under
-# valgrind), PROGRAM_TIMEOUT (seconds that a program may take).
+# valgrind), VALGRIND_TOOL (helgrind or drd; otherwise memcheck), PROGRAM_TIMEOUT (seconds that a
+# program may take).
 set -u
 set -m # each program leads a group of its own, and SIGINT means to it what it means to any program
 shopt -s nullglob
@@ -21,14 +22,16 @@ export LC_ALL=C.UTF-8
 # alternate stack, which asan would take for its own.
 export ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0
 export UBSAN_OPTIONS=print_stacktrace=1
-# A forked child would tell of its parent's threads, which it does not have.
-export TSAN_OPTIONS=report_thread_leaks=0
+# A forked child would tell of its parent's threads, which it does not have, and has its own.
+export TSAN_OPTIONS=report_thread_leaks=0:die_after_fork=0:suppressions=$root/test/tsan.supp
 valgrind=()
 if [ -n "${VALGRIND:-}" ]; then
     # PYTHONMALLOC: valgrind cannot see into Python's own allocator. Its threads run one at a time;
     # without fair-sched one that computes keeps the others from it.
     valgrind=(env PYTHONMALLOC=malloc valgrind --quiet --fair-sched=try --vgdb=no --error-exitcode=99
         --suppressions="$root/test/valgrind.supp")
+    # A frozen copy is a child with one thread that looks at what others had begun to write.
+    [ -n "${VALGRIND_TOOL:-}" ] && valgrind+=("--tool=$VALGRIND_TOOL" --child-silent-after-fork=yes)
     pythons=/usr/lib/valgrind/python3.supp
     [ -e $pythons ] && valgrind+=("--suppressions=$pythons")
     # The fixtures look for files called report.* in the test's directory, the targets' own.

@@ -774,6 +774,11 @@ make_environment(const struct launch *how)
         set_variable(&env, format_text("ASAN_OPTIONS=%s:log_path=%s", asan, log));
         set_variable(&env,
                      format_text("UBSAN_OPTIONS=print_stacktrace=1:log_path=%s", log));
+        /* Those that fork go on with threads; see test/tsan.supp. */
+        static const char tsan[] =
+            "report_thread_leaks=0:die_after_fork=0:history_size=5:"
+            "suppressions=" TEST_SOURCES "/test/tsan.supp";
+        set_variable(&env, format_text("TSAN_OPTIONS=%s:log_path=%s", tsan, log));
     }
     for (const char *const *v = how->env; v != NULL && *v != NULL; v++) {
         set_variable(&env, *v);
@@ -1101,6 +1106,14 @@ bool
 is_sanitized(void)
 {
     return TEST_PRELOAD[0] != '\0';
+}
+
+void
+require_signals_at_once(void)
+{
+#ifdef __SANITIZE_THREAD__
+    skip_test("the thread sanitizer keeps signals back");
+#endif
 }
 
 /* Python runs a handler between two instructions: for a signal that comes between the last of them

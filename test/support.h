@@ -311,6 +311,10 @@ bool is_wrapped(void);
 /* The same of a sanitizer. */
 bool is_sanitized(void);
 
+/* Skips the test under the thread sanitizer: that runs a handler when the thread's call of the C
+ * library ends, and none in a thread that calls nothing. See tsan.h, too. */
+void require_signals_at_once(void);
+
 /* A string made as by printf. */
 const char *format_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -258,6 +258,9 @@ try_probe(void)
 ATTACHED static int
 try_request(void)
 {
+#ifdef Py_GIL_DISABLED
+    SKIP_UNIT_TEST("PyList_New() frees what it never had when there is no memory");
+#endif
     PyObject *items = ((struct module_state *)PyModule_GetState(module))->requests;
     PyObject *wsgi = PyObject_CallMethod(module, "wsgi", "O", (PyObject *)&PyList_Type);
     PyObject *given = wsgi == NULL ? NULL : Py_BuildValue("{ss}", "PATH_INFO", "/");
