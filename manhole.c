@@ -5803,20 +5803,26 @@ stand_in_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-/* Whether the stand-in's own type defines this attribute. */
-ATTACHED static bool
+/* Whether the stand-in's own type defines this attribute. Returns 1, 0, or -1 with an exception. */
+ATTACHED static int
 is_own_attribute(PyObject *self, PyObject *name)
 {
-    return PyDict_Contains(Py_TYPE(self)->tp_dict, name) == 1 &&
-           PyUnicode_CompareWithASCIIString(name, "__doc__") != 0 &&
-           PyUnicode_CompareWithASCIIString(name, "__module__") != 0;
+    if (PyUnicode_CompareWithASCIIString(name, "__doc__") == 0 ||
+        PyUnicode_CompareWithASCIIString(name, "__module__") == 0) {
+        return 0;
+    }
+    return PyDict_Contains(Py_TYPE(self)->tp_dict, name);
 }
 
 ATTACHED static PyObject *
 stand_in_getattro(PyObject *self, PyObject *name)
 {
-    return is_own_attribute(self, name) ? PyObject_GenericGetAttr(self, name)
-                                        : PyObject_GetAttr(target_of(self), name);
+    int is_own = is_own_attribute(self, name);
+    if (is_own < 0) {
+        return NULL;
+    }
+    return is_own ? PyObject_GenericGetAttr(self, name)
+                  : PyObject_GetAttr(target_of(self), name);
 }
 
 ATTACHED static int

@@ -189,6 +189,16 @@ probed_function_is_the_function_to_who_looks(void)
         "assert before.mark == 1 and not hasattr(f, '__wrapped__')\n");
 }
 
+static void
+attribute_whose_name_cannot_be_hashed_is_told_as_that(void)
+{
+    assert_runs(
+        "class Name(str):\n"
+        "    def __hash__(self): 1 / 0\n"
+        "manhole.probe('shop:divide')\n"
+        "assert type(fails(getattr, shop.divide, Name('x'))) is ZeroDivisionError\n");
+}
+
 /* What is probed, and how it is called: each with 1, and with 0, which fails. */
 #define EVERYTHING                                                                       \
   "import contextlib\n"                                                                  \
@@ -439,6 +449,7 @@ main(void)
         TEST(probe_that_caught_nothing_says_so),
         TEST(probe_stays_when_its_client_leaves),
         TEST(probed_function_is_the_function_to_who_looks),
+        TEST(attribute_whose_name_cannot_be_hashed_is_told_as_that),
         TEST(every_kind_of_function_works_and_is_observed),
         TEST(generators_are_observed_to_their_end),
         TEST(coroutines_and_async_generators_are_observed),

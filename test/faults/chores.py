@@ -1,6 +1,6 @@
-"""What an application does of itself that has to do with its manhole: it probes, serves requests, calls
-what the module offers. Each chore is a function: it says Wrong when something is not as it should
-be, and leaves all as it was.
+"""What an application does of itself that has to do with its manhole: it probes, serves requests,
+calls what the module offers. Each chore is a function: it says Wrong when something is not as it
+should be, and leaves all as it was.
 """
 
 import asyncio

@@ -14,8 +14,11 @@ are as many as before, and memory in the end is nearly; and after the end no soc
 manhole-cli must do what it was asked for, or say why not, with another status than 0; and it leaves
 the terminal as it was. ACCEPTED lists what is as it should be although nobody says a word.
 
---most N does N of those runs, picked from all over but always the same. A line for each function, then what failed, then what
-no scenario has reached. The last line: N passed, N failed, N skipped.
+What fails is tried once more, with more time.
+
+--most N does N of those runs, picked from all over but always the same. A line for each function
+and the sums, then what no scenario has reached, then what failed. The last line: N passed, N failed,
+N skipped.
 """
 
 import argparse
@@ -53,8 +56,8 @@ from scenarios import COMMANDS, FILES, FRESH, LASTING, NEW
 
 # What says, in the log or to a client, that something went wrong.
 COMPLAINT = re.compile(
-    r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: (?!Python has)|without|skipped"
-    r"|not shown|No frozen copy|told of no thread|no memory|left behind"
+    r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: (?!Python has)"
+    r"|without|skipped|not shown|No frozen copy|told of no thread|no memory|left behind"
 )
 # And that does when the fault was that the other side had gone.
 GOODBYE = re.compile(r"disconnected|DONE")

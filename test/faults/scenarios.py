@@ -626,7 +626,8 @@ def read_source(*path):
 
 # In the folder of applications and clients.
 FILES = {
-    "ispyd.ini": "[ispyd]\nlisten = /tmp/manhole-%(pid)s\nplugins = %(builtins)s\n[python:console]\nenabled = true\n",
+    "ispyd.ini": "[ispyd]\nlisten = /tmp/manhole-%(pid)s\nplugins = %(builtins)s\n"
+    "[python:console]\nenabled = true\n",
     "plugins.ini": "[ispyd]\nlisten = /tmp/manhole-%(pid)s\n"
     "plugins = python wsgi chores:Mine chores:Idle chores:Nothing\n",
     "broken.ini": "plugins = %(builtins)s\n",
