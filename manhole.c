@@ -8545,21 +8545,39 @@ open_telnet(struct session *session)
  * sys.excepthook nor another client hears of a typing error.
  * ====================================================================================== */
 
-/* Imports what sessions need. A fork waits until that is done: the child of one in the middle of it
- * could never import those modules, for CPython does not make their locks anew. Never raises. */
-ATTACHED static void
-import_needed_modules(void)
+/* Python gets on with what the client waits for: nothing is stuck. */
+static void
+note_progress(struct session *session)
 {
-    static const char *const names[] = {"os",       "socket",    "linecache",
-                                        "tokenize", "traceback", "code"};
+    int64_t now_ms = monotonic_ms();
+    lock_leaf(&session->out_lock);
+    if (session->asked_ms != 0 && !session->answered) {
+        session->asked_ms = now_ms;
+        session->waiting_ms = now_ms;
+    }
+    unlock(&session->out_lock);
+}
+
+/* Imports what sessions need, in small steps: each lets go of the GIL for every file that it looks
+ * for, which takes its time beside threads that compute. A fork waits until that is done: the child
+ * of one in the middle of it could never import those modules, for CPython does not make their
+ * locks anew. Never raises. */
+ATTACHED static void
+import_needed_modules(struct session *session)
+{
+    static const char *const names[] = {
+        "os",         "enum",     "re",        "collections", "selectors",
+        "socket",     "token",    "codecs",    "tokenize",    "linecache",
+        "contextlib", "textwrap", "traceback", "codeop",      "code"};
     lock_attached(&import_lock);
     if (!is_imported("threading")) {
         import_threading();
     }
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
         PyObject *module = PyImport_ImportModule(names[i]); /* owned */
         PyErr_Clear();                                      /* who needs it tells */
         Py_XDECREF(module);
+        note_progress(session);
     }
     unlock(&import_lock);
 }
@@ -9404,7 +9422,7 @@ talk(struct session *session, PyObject *locals)
         send_stacks(session, session->wish->no_stacks ? NULL : &dump_form, true) < 0) {
         return;
     }
-    import_needed_modules();
+    import_needed_modules(session);
     set_names(session, make_names(locals, session->wish->live_names));
     if (session->names != NULL) {
         hold_console(session);
@@ -9527,7 +9545,7 @@ serve_exec(struct session *session, PyObject *locals)
 {
     PyThreadState *tstate = NULL;
     bool over = false;
-    import_needed_modules();
+    import_needed_modules(session);
     session->input = open_input(session);
     while (session->input != NULL && !over) {
         PyObject *line = read_line(session); /* owned */
@@ -9625,7 +9643,7 @@ serve_callable(struct session *session, PyObject *callable)
 {
     PyObject *client = NULL; /* owned */
     PyObject *result = NULL; /* owned */
-    import_needed_modules();
+    import_needed_modules(session);
     client = make_client_object(session);
     begin_running(session);
     if (client != NULL) {
@@ -10016,7 +10034,7 @@ serve_program(struct session *session, PyObject *locals)
 {
     PyObject *arguments = NULL; /* owned */
     PyThreadState *tstate = NULL;
-    import_needed_modules();
+    import_needed_modules(session);
     arguments = make_arguments(session);
     set_names(session, make_names(locals, session->wish->live_names));
     session->input = open_input(session);
@@ -10190,7 +10208,7 @@ serve_completion(struct session *session, PyObject *locals)
 {
     PyObject *names = NULL; /* owned */
     (void)locals;
-    import_needed_modules();
+    import_needed_modules(session);
     names = copy_names(session);
     if (names != NULL && session->request[strspn(session->request, " \t\r")] != '\0') {
         (void)send_matches(session, names);
@@ -11424,7 +11442,7 @@ converse_by_commands(struct session *session, PyObject *locals)
     settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
     (void)settle_report_attached(session);
-    import_needed_modules();
+    import_needed_modules(session);
     session->input = open_typed_input(session);
     visit.settings = settings == NULL ? Py_None : settings;
     visit.plugins = PyDict_New();  /* owned */

@@ -249,6 +249,7 @@ child_says_that_the_port_is_its_parents_and_has_its_own_path(void)
                     port),
         DEADLINE);
     wait_for_text(app, ERR, "Manhole UDS path: ./door-", DEADLINE);
+    wait_until_ready(app);
     assert_string_equal(client_ask(client_at_prompt(port), THE_CHILD), "False\n");
 }
 
@@ -259,6 +260,7 @@ child_has_a_port_of_its_own_where_any_will_do(void)
         start_target(INSTALL(ON_A_PORT ", reinstall_delay=0") FORK_A_CHILD);
     int parents = port_of(app);
     int childs = port_of(app);
+    wait_until_ready(app);
     assert_string_equal(client_ask(client_at_prompt(parents), THE_CHILD), "False\n");
     assert_string_equal(client_ask(client_at_prompt(childs), THE_CHILD), "True\n");
 }

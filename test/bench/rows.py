@@ -208,10 +208,12 @@ def row_busy(place, _):
         with place.target(side, BUSY, side) as target:
             if side == "none":
                 target.hear()
-                target.ask()
-                return target.asking_ms()
-            prompt_ms(target.wait_for_socket())  # to warm up: the sources are read
+            else:
+                prompt_ms(target.wait_for_socket())  # to warm up
             target.ask()
+            time.sleep(0.2)  # until each of them has computed, and the main thread waits
+            if side == "none":
+                return target.asking_ms()
             with target.client() as client:
                 return client.read_until(PROMPT) * 1e3
 
