@@ -15902,18 +15902,22 @@ manhole_dump_stacks(int fd)
 {
     struct text dump = {0};
     PyThreadState *tstate = NULL;
-    bool attached = is_attached();
+    const bool attached = is_attached();
+    const bool looks =
+        attached && HAS_GIL; /* else a frozen copy does, which install() prepares */
     int result = 0;
     int saved_errno = 0;
-    if (attached) {
+    if (looks) {
         result = append_dump_without_error(&dump);
+    }
+    if (attached) {
         tstate = detach();
     }
-    else if (atomic_load(&manhole.owner) != getpid() || snapshot.signum == 0) {
+    if (!looks && (atomic_load(&manhole.owner) != getpid() || snapshot.signum == 0)) {
         errno = ENOTSUP;
         result = -1;
     }
-    else {
+    else if (!looks) {
         append_snapshot(&dump);
     }
     if (result == 0 && dump.failed) {

@@ -217,7 +217,7 @@ def row_busy(place, _):
             with target.client() as client:
                 return client.read_until(PROMPT) * 1e3
 
-    samples = alternate(25, place.by_side(bare="none"), measure)
+    samples = alternate(51, place.by_side(bare="none"), measure)
     goals = [share_of("bare", 1.5), times_less_than_theirs(8)]
     return [Figure("prompt beside 4 busy threads; bare: a GIL hand-over", "ms", samples, goals)]
 
