@@ -71,9 +71,9 @@ PyAPI_FUNC(int) manhole_release(void);
 /* Writes the stack of every Python thread to the descriptor fd. Any thread may call it. One that
  * is attached to Python gets what a client sees at once, and is detached while it writes. One that
  * is not waits for nobody: it gets the stacks from a frozen copy of the process, as a client does
- * when the GIL is stuck, and as everybody does where there is no GIL; that needs an installed manhole
- * (else errno is ENOTSUP). So a watchdog thread of the program's can call it while Python hangs.
- * Returns 0, or -1 with errno and no Python exception. */
+ * when the GIL is stuck, and as everybody does where there is no GIL; that needs an installed
+ * manhole (else errno is ENOTSUP). So a watchdog thread of the program's can call it while Python
+ * hangs. Returns 0, or -1 with errno and no Python exception. */
 PyAPI_FUNC(int) manhole_dump_stacks(int fd);
 
 /* The module's initialisation function, for PyImport_AppendInittab(). */

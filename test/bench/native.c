@@ -1,8 +1,8 @@
 /* native.c - what bench.py needs that Python cannot do.
  *
  * walk() is the least that any dump of all stacks has to do while it keeps the application from
- * running; hold() is a C call that computes, or waits, and does not let go of the GIL; keep_thread()
- * is the least that it takes to have a thread in each forked child.
+ * running; hold() is a C call that computes, or waits, and does not let go of the GIL;
+ * keep_thread() is the least that it takes to have a thread in each forked child.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
