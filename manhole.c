@@ -728,6 +728,7 @@ struct session {
     bool told;      /* the client has the stacks from it */
     bool interrupted; /* an interrupter is on its way */
     bool guarded;     /* it has a guard */
+    bool importing;   /* it waits for modules, which it or another session imports */
     _Atomic bool
         over; /* it has hung up: its place is free, a guard may go; also read unlocked */
     int helpers; /* reporters, interrupters and guards that still use the slot */
@@ -8545,16 +8546,28 @@ open_telnet(struct session *session)
  * sys.excepthook nor another client hears of a typing error.
  * ====================================================================================== */
 
-/* Python gets on with what the client waits for: nothing is stuck. */
+/* Whoever waits for modules to be imported, by itself or by another session, waits for nothing that
+ * is stuck: there is a new one. */
 static void
-note_progress(struct session *session)
+note_progress(void)
 {
     int64_t now_ms = monotonic_ms();
-    lock_leaf(&session->out_lock);
-    if (session->asked_ms != 0 && !session->answered) {
-        session->asked_ms = now_ms;
-        session->waiting_ms = now_ms;
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        struct session *session = &manhole.sessions[i];
+        lock_leaf(&session->out_lock);
+        if (session->importing && session->asked_ms != 0 && !session->answered) {
+            session->asked_ms = now_ms;
+            session->waiting_ms = now_ms;
+        }
+        unlock(&session->out_lock);
     }
+}
+
+static void
+set_importing(struct session *session, bool importing)
+{
+    lock_leaf(&session->out_lock);
+    session->importing = importing;
     unlock(&session->out_lock);
 }
 
@@ -8569,6 +8582,7 @@ import_needed_modules(struct session *session)
         "os",         "enum",     "re",        "collections", "selectors",
         "socket",     "token",    "codecs",    "tokenize",    "linecache",
         "contextlib", "textwrap", "traceback", "codeop",      "code"};
+    set_importing(session, true);
     lock_attached(&import_lock);
     if (!is_imported("threading")) {
         import_threading();
@@ -8577,9 +8591,10 @@ import_needed_modules(struct session *session)
         PyObject *module = PyImport_ImportModule(names[i]); /* owned */
         PyErr_Clear();                                      /* who needs it tells */
         Py_XDECREF(module);
-        note_progress(session);
+        note_progress();
     }
     unlock(&import_lock);
+    set_importing(session, false);
 }
 
 /* Remembers an exception for pdb.pm() as sys.last_value and its relatives, until the last
@@ -11552,6 +11567,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->told = false;
         session->interrupted = false;
         session->guarded = false;
+        session->importing = false;
         session->interrupts = 0;
         atomic_store(&session->taken_back, false);
         atomic_store(&session->over, false);

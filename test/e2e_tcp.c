@@ -34,7 +34,11 @@ port_behind(struct process *app, const char *text)
 static int
 port_of(struct process *app)
 {
-    return port_behind(app, "Manhole TCP address: 127.0.0.1:");
+    int port = port_behind(app, "Manhole TCP address: 127.0.0.1:");
+    rewind_stream(app, OUT);
+    wait_until_ready(app); /* a client sees what the program prints, that too */
+    rewind_stream(app, OUT);
+    return port;
 }
 
 static const char *

@@ -576,8 +576,8 @@ python_may_end_and_begin_again(void **state)
         assert_false(path_exists(manhole.doors[0].name));
         fds = i == 0 ? count_entries("/proc/self/fd") : fds;
     }
-    assert_entries_become("/proc/self/fd", fds);
-    assert_entries_become("/proc/self/task", threads);
+    assert_entries_fall_to("/proc/self/fd", fds);
+    assert_entries_fall_to("/proc/self/task", threads);
 }
 
 ATTACHED static void

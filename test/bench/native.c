@@ -2,7 +2,8 @@
  *
  * walk() is the least that any dump of all stacks has to do while it keeps the application from
  * running; hold() is a C call that computes, or waits, and does not let go of the GIL;
- * keep_thread() is the least that it takes to have a thread in each forked child.
+ * keep_thread() is the least that it takes to have a thread in each forked child; serve() greets
+ * each client from a thread of its own, and knows nothing of Python.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -12,7 +13,12 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
+#include <unistd.h>
 
 static long long
 now_ns(void)
@@ -84,6 +90,54 @@ start_thread(void)
     (void)pthread_create(&thread, NULL, sleep_on, NULL);
 }
 
+/* As long as what a client of a manhole sees first, in a process of one thread. Until it answers. */
+static void *
+greet(void *argument)
+{
+    int fd = (int)(intptr_t)argument; /* owned */
+    char bytes[331];
+    memset(bytes, '-', sizeof(bytes));
+    memcpy(bytes + sizeof(bytes) - 4, ">>> ", 4);
+    if (send(fd, bytes, sizeof(bytes), MSG_NOSIGNAL) > 0) {
+        (void)recv(fd, bytes, sizeof(bytes), 0);
+    }
+    (void)close(fd);
+    return NULL;
+}
+
+static void *
+greet_all(void *argument)
+{
+    struct pollfd server = {.fd = (int)(intptr_t)argument, .events = POLLIN};
+    while (poll(&server, 1, -1) == 1) {
+        int fd = accept4(server.fd, NULL, NULL, SOCK_CLOEXEC); /* owned, handed over */
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, greet, (void *)(intptr_t)fd) == 0) {
+            (void)pthread_detach(thread);
+        }
+    }
+    return NULL;
+}
+
+static PyObject *
+serve(PyObject *Py_UNUSED(module), PyObject *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const char *bytes = PyUnicode_AsUTF8(path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0); /* handed over */
+    pthread_t thread;
+    if (bytes == NULL || strlen(bytes) >= sizeof(address.sun_path)) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "%s", "too long");
+    }
+    memcpy(address.sun_path, bytes, strlen(bytes));
+    if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+        listen(fd, 64) < 0 ||
+        pthread_create(&thread, NULL, greet_all, (void *)(intptr_t)fd) != 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *
 keep_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
@@ -96,6 +150,7 @@ static PyMethodDef methods[] = {
     {"walk", walk, METH_NOARGS,
      "walk() -> (ns, frames, letters): look once at each frame of each thread."},
     {"hold", hold, METH_O, "hold(seconds): wait, and let no other thread run Python."},
+    {"serve", serve, METH_O, "serve(path): send as much as a manhole to each client."},
     {"keep_thread", keep_thread, METH_NOARGS,
      "keep_thread(): start a thread that sleeps, here and in each forked child."},
     {NULL, NULL, 0, NULL},

@@ -164,17 +164,37 @@ while asked():
 """
 
 
+# The same without a manhole: a thread of C for each client, which knows nothing of Python.
+BARE_SERVE = """
+import native
+path = "/tmp/manhole-%d" % os.getpid()
+native.serve(path)
+tell(path)
+while asked():
+    pass
+"""
+
+
 def row_prompt(place, _):
+    programs = place.by_side(bare="none")
+
+    def start(side):
+        return place.target(side, BARE_SERVE if side == "none" else SERVE)
+
     def measure_first(side):
-        with place.target(side, SERVE) as target:
+        with start(side) as target:
             return prompt_ms(target.wait_for_socket())
 
-    first = alternate(15, place.by_side(), measure_first)
-    with place.targets(SERVE) as targets:
+    first = alternate(15, programs, measure_first)
+    with contextlib.ExitStack() as stack:
+        targets = {name: stack.enter_context(start(side)) for name, side in programs.items()}
+        for target in targets.values():
+            target.wait_for_socket()
         later = alternate(101, targets, prompt_ms)
+    what = "prompt, idle process%s; bare: a thread of C"
     return [
-        Figure("prompt, idle process", "ms", later, [share_of("theirs", 0.4)]),
-        Figure("prompt, idle process, first client", "ms", first, [share_of("theirs", 0.4)]),
+        Figure(what % "", "ms", later, [share_of("theirs", 0.4)]),
+        Figure(what % ", first client", "ms", first, [share_of("theirs", 0.4)]),
     ]
 
 
