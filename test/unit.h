@@ -68,8 +68,8 @@ count_entries(const char *path)
     return count;
 }
 
-/* Waits until they are no more than before: a thread that nobody joins is there a moment longer, and
- * may have been counted. */
+/* Waits until they are no more than before: a thread that nobody joins is there a moment longer,
+ * and may have been counted. */
 static inline void
 assert_entries_fall_to(const char *path, size_t before)
 {

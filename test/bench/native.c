@@ -90,7 +90,8 @@ start_thread(void)
     (void)pthread_create(&thread, NULL, sleep_on, NULL);
 }
 
-/* As long as what a client of a manhole sees first, in a process of one thread. Until it answers. */
+/* Sends as much as a client of a manhole sees first in a process of one thread, and waits until it
+ * answers. */
 static void *
 greet(void *argument)
 {
