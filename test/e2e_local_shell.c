@@ -396,6 +396,9 @@ port_of_nobody_knows_whom_gets_no_byte(void)
         run_command(LIST("unshare", "--mount", "true"), NULL, NULL, NULL) != 0) {
         skip_test("no mount namespace to be had here");
     }
+    if (is_sanitized()) {
+        skip_test("the sanitizers cannot do without /proc");
+    }
     struct process *app = start_target(LISTEN "print('got', client.recv(1))\n");
     write_config_for(app);
     assert_int_equal(run_command(LIST("unshare", "--mount", "sh", "-c", script,

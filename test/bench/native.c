@@ -13,7 +13,7 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -95,8 +95,9 @@ start_thread(void)
 static void *
 greet(void *argument)
 {
-    int fd = (int)(intptr_t)argument; /* owned */
+    int fd = *(int *)argument; /* owned */
     char bytes[331];
+    free(argument);
     memset(bytes, '-', sizeof(bytes));
     memcpy(bytes + sizeof(bytes) - 4, ">>> ", 4);
     if (send(fd, bytes, sizeof(bytes), MSG_NOSIGNAL) > 0) {
@@ -109,11 +110,13 @@ greet(void *argument)
 static void *
 greet_all(void *argument)
 {
-    struct pollfd server = {.fd = (int)(intptr_t)argument, .events = POLLIN};
-    while (poll(&server, 1, -1) == 1) {
-        int fd = accept4(server.fd, NULL, NULL, SOCK_CLOEXEC); /* owned, handed over */
-        pthread_t thread;
-        if (pthread_create(&thread, NULL, greet, (void *)(intptr_t)fd) == 0) {
+    struct pollfd server = {.fd = *(int *)argument, .events = POLLIN};
+    int *fd = NULL; /* owned, handed over */
+    pthread_t thread;
+    free(argument);
+    while (poll(&server, 1, -1) == 1 && (fd = malloc(sizeof(*fd))) != NULL) {
+        *fd = accept4(server.fd, NULL, NULL, SOCK_CLOEXEC);
+        if (pthread_create(&thread, NULL, greet, fd) == 0) {
             (void)pthread_detach(thread);
         }
     }
@@ -125,15 +128,17 @@ serve(PyObject *Py_UNUSED(module), PyObject *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     const char *bytes = PyUnicode_AsUTF8(path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0); /* handed over */
+    int *fd = malloc(sizeof(*fd)); /* owned, handed over */
     pthread_t thread;
-    if (bytes == NULL || strlen(bytes) >= sizeof(address.sun_path)) {
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "%s", "too long");
+    if (bytes == NULL || fd == NULL || strlen(bytes) >= sizeof(address.sun_path)) {
+        free(fd);
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "%R", path);
     }
     memcpy(address.sun_path, bytes, strlen(bytes));
-    if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
-        listen(fd, 64) < 0 ||
-        pthread_create(&thread, NULL, greet_all, (void *)(intptr_t)fd) != 0) {
+    *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (bind(*fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+        listen(*fd, 64) < 0 || pthread_create(&thread, NULL, greet_all, fd) != 0) {
+        free(fd);
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     Py_RETURN_NONE;
