@@ -3019,9 +3019,10 @@ append_kernel_state(struct text *text, unsigned long native_id)
 
 struct source {
     char *path;  /* owned */
-    char *bytes; /* owned, NULL: not to be had */
-    size_t length;
-    struct slice *lines; /* owned, may be NULL */
+    char *bytes; /* owned, of map_pages(); NULL: not to be had */
+    size_t size;
+    size_t length;       /* what of that is text */
+    struct slice *lines; /* owned, of map_pages(); may be NULL */
     size_t line_count;
     bool loaded;     /* or tried to */
     bool is_special; /* no regular file: to read it may never end */
@@ -3038,6 +3039,24 @@ struct sources {
     size_t capacity;
 };
 
+/* Memory that goes back to the system at once: of what free() gets, each thread's arena keeps some.
+ * Returns NULL when there is none. */
+static void *
+map_pages(size_t size)
+{
+    void *pages =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return pages == MAP_FAILED ? NULL : pages;
+}
+
+/* Makes room for the text. */
+static void
+map_bytes(struct source *source, size_t size)
+{
+    source->bytes = map_pages(size);
+    source->size = size;
+}
+
 /* Reads a regular file of a reasonable size whole. */
 DETACHED static void
 read_file(struct source *source)
@@ -3046,7 +3065,7 @@ read_file(struct source *source)
     int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     source->is_special = fd >= 0 && fstat(fd, &status) == 0 && !S_ISREG(status.st_mode);
     if (fd >= 0 && S_ISREG(status.st_mode) && status.st_size <= MAX_SOURCE) {
-        source->bytes = malloc((size_t)status.st_size + 1);
+        map_bytes(source, (size_t)status.st_size + 1);
     }
     while (source->bytes != NULL && source->length < (size_t)status.st_size) {
         ssize_t got = read(fd, source->bytes + source->length,
@@ -3069,21 +3088,17 @@ index_lines(struct source *source)
         "\xef\xbb\xbf"; /* of UTF-8; some editors begin a file with it */
     struct slice rest = {source->bytes, source->bytes == NULL ? 0 : source->length};
     struct slice line = {NULL, 0};
-    size_t capacity = 0;
+    size_t count = 0;
     if (starts_with(&rest, mark)) {
         rest.bytes += sizeof(mark) - 1;
         rest.length -= sizeof(mark) - 1;
     }
-    while (next_line(&rest, &line)) {
-        if (source->line_count == capacity) {
-            struct slice *grown = NULL;
-            capacity = capacity == 0 ? 256 : capacity * 2;
-            grown = realloc(source->lines, capacity * sizeof(*grown));
-            if (grown == NULL) {
-                return;
-            }
-            source->lines = grown;
-        }
+    for (struct slice each = rest; next_line(&each, &line); count++) {
+    }
+    if (count > 0) {
+        source->lines = map_pages(count * sizeof(*source->lines));
+    }
+    while (source->lines != NULL && next_line(&rest, &line)) {
         source->lines[source->line_count++] = line;
     }
 }
@@ -3099,8 +3114,12 @@ load_source(struct source *source)
 static void
 forget_lines(struct source *source)
 {
-    free(source->bytes);
-    free(source->lines);
+    if (source->bytes != NULL) {
+        (void)munmap(source->bytes, source->size);
+    }
+    if (source->lines != NULL) {
+        (void)munmap(source->lines, source->line_count * sizeof(*source->lines));
+    }
     source->bytes = NULL;
     source->length = 0;
     source->lines = NULL;
@@ -3824,7 +3843,7 @@ take_lines(struct source *source, PyObject *lines)
     }
     PyErr_Clear();
     forget_lines(source);
-    source->bytes = malloc(whole.utf8.length + 1);
+    map_bytes(source, whole.utf8.length + 1);
     if (source->bytes != NULL && whole.utf8.length > 0) {
         memcpy(source->bytes, whole.utf8.bytes, whole.utf8.length);
         source->length = whole.utf8.length;
