@@ -151,7 +151,7 @@ enum {
     /* What making a dump's text may keep other threads from running, in one go: as long as a
      * thread of Python's own that computes. */
     HOLD_MS = 5,
-    /* Frames whose text is kept in mind while a dump is made. */
+    /* Of the table that finds the spot that a frame of a look is at. */
     SPOT_ROWS = 512,
     /* How long a TCP client's Ctrl-C waits for Python before the session may read on. */
     INTERRUPT_PATIENCE_MS = 100,
@@ -9329,15 +9329,15 @@ settle_report_attached(struct session *session)
     return told;
 }
 
-/* Line, prompt, line, prompt. Returns with an exception set when it was one that ended it. */
+/* Line, prompt, line, prompt; a prompt first, if a reporter has told the client something behind
+ * that of the greeting. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
-run_console(struct session *session, PyObject *console)
+run_console(struct session *session, PyObject *console, bool told)
 {
     static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
     PyObject *line = NULL; /* owned */
     enum verdict verdict = LINE_DONE;
-    line =
-        settle_report_attached(session) ? ask_line(session, ">>> ") : await_line(session);
+    line = told ? ask_line(session, ">>> ") : await_line(session);
     while (verdict != SESSION_OVER) {
         if (line == NULL) {
             verdict = judge_exception(session, console);
@@ -9385,8 +9385,8 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     }
     if (greets) {
         expect_answer(session);
-        (void)
-            sched_yield(); /* the kernel puts who hears it behind us, for it takes us for done */
+        /* The kernel puts who hears it behind us, for it takes us for done. */
+        (void)sched_yield();
     }
     reattach(tstate);
     if (!text.failed) {
@@ -9411,9 +9411,12 @@ hold_console(struct session *session)
                                            .methods = console_methods};
     PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
     PyObject *console = NULL;                                                 /* owned */
+    bool told = false;
     console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
+    /* Also without a console: the shell around it goes on. */
+    told = settle_report_attached(session);
     if (console != NULL) {
-        run_console(session, console);
+        run_console(session, console, told);
     }
     Py_XDECREF(type);
     Py_XDECREF(console);
