@@ -136,6 +136,9 @@ enum {
     SMALL_STACK_SIZE = 256 * 1024,
     /* What exit gives sessions that it has told to leave. */
     EXIT_GRACE_MS = 1000,
+    /* How many times hang_timeout a module of a session's first imports may take: beside eight
+     * threads that compute "re" takes over a second, and nothing is stuck. */
+    IMPORT_FACTOR = 10,
     /* How long a fork waits for a session's first imports, which take 10 to 20. */
     FORK_PATIENCE_MS = 1000,
     /* Bytes of the id on a calling card, with the NUL. */
@@ -8591,7 +8594,7 @@ set_importing(struct session *session, bool importing)
 }
 
 /* Imports what sessions need, in small steps: each lets go of the GIL for every file that it looks
- * for, which takes its time beside threads that compute. A fork waits until that is done: the child
+ * for, which takes its time beside threads that compute (IMPORT_FACTOR). A fork waits until that is done: the child
  * of one in the middle of it could never import those modules, for CPython does not make their
  * locks anew. Never raises. */
 ATTACHED static void
@@ -12471,11 +12474,13 @@ has_report(const struct wish *wish)
 static int64_t
 report_time(struct session *session)
 {
+    int64_t patience_ms = seconds_to_ms(manhole.options.hang_timeout);
     int64_t time_ms = -1;
     lock_leaf(&session->out_lock);
     if (session->asked_ms != 0 && !session->answered && !session->reported &&
         has_report(session->wish)) {
-        time_ms = session->asked_ms + seconds_to_ms(manhole.options.hang_timeout);
+        time_ms =
+            session->asked_ms + patience_ms * (session->importing ? IMPORT_FACTOR : 1);
     }
     unlock(&session->out_lock);
     return time_ms;

@@ -730,6 +730,21 @@ prompt_comes_though_a_module_is_being_imported(void)
 }
 
 static void
+modules_of_the_console_that_take_their_time_are_no_hang(void)
+{
+    struct process *app =
+        start_hanging(INSTALL("") "import sys, time\n"
+                                  "class Slow:\n"
+                                  "    def find_spec(self, name, *rest):\n"
+                                  "        if name == 'code': time.sleep(2)\n"
+                                  "sys.meta_path.insert(0, Slow())\n" READY STAY);
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+    assert_not_contains(client->text.data, HANGS);
+}
+
+static void
 stacks_come_while_the_import_lock_is_held(void)
 {
     struct process *app =
@@ -851,6 +866,7 @@ main(void)
         TEST(manhole_cli_opens_a_hung_process_by_its_signal),
         TEST(manhole_cli_gets_a_prompt_though_the_main_thread_is_deadlocked),
         TEST(prompt_comes_though_a_module_is_being_imported),
+        TEST(modules_of_the_console_that_take_their_time_are_no_hang),
         TEST(stacks_come_while_the_import_lock_is_held),
         TEST(stacks_come_though_the_switch_interval_is_endless),
         TEST(signal_storm_keeps_nobody_out),
