@@ -130,6 +130,8 @@ enum {
     /* Characters of a glob for a command shell, and of the name that a plugin gives itself. */
     MAX_GLOB = 100,
     MAX_PLUGIN_NAME = 40,
+    /* Characters of a value that goes out with the prompt. */
+    MAX_SHOWN = 4096,
     /* Side channels open at once, beside max_sessions consoles and programs. */
     MAX_ASIDE = 16,
     /* Of threads that run none of the client's Python code. */
@@ -641,7 +643,14 @@ struct options {
 };
 
 struct session;
-struct text;
+
+/* Bytes that grow. After a failed allocation it stays as it was and failed is set. */
+struct text {
+    char *bytes; /* owned, malloc'd */
+    size_t length;
+    size_t capacity;
+    bool failed;
+};
 
 /* What the client has asked for on its calling card. The rows are in the listener's room. */
 struct wish {
@@ -697,7 +706,10 @@ struct session {
     _Atomic int interrupts; /* that it has got */
     /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
     _Atomic bool taken_back;
-    int writes;       /* since it was last asked for a line */
+    int writes;   /* since it was last asked for a line */
+    bool one_act; /* the line that runs is over once it shows its value */
+    /* A value and a prompt, which go out when the session reads or writes on. */
+    struct text unsent;
     bool has_console; /* the std streams are this client's in its thread */
     PyObject *input;  /* owned text file that sys.stdin is in its thread */
     /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
@@ -1204,14 +1216,6 @@ error_text(int error)
     static _Thread_local char buffer[128];
     return strerror_r(error, buffer, sizeof(buffer));
 }
-
-/* Bytes that grow. After a failed allocation it stays as it was and failed is set. */
-struct text {
-    char *bytes; /* owned, malloc'd */
-    size_t length;
-    size_t capacity;
-    bool failed;
-};
 
 /* Returns whether so many bytes more have room. */
 static bool
@@ -5000,6 +5004,51 @@ leave_to_listener(struct session *session, const char *bytes, size_t length)
     return left;
 }
 
+/* Sends what waits until the session reads, in its thread. Returns 0, or an errno value; with EINTR
+ * the rest still waits. */
+DETACHED static int
+send_unsent_detached(struct session *session)
+{
+    const char *rest = session->unsent.bytes;
+    size_t length = session->unsent.length;
+    int error = length == 0 ? 0 : send_detached(session, &rest, &length);
+    if (error == EINTR) {
+        memmove(session->unsent.bytes, rest, length);
+        session->unsent.length = length;
+    }
+    else {
+        free_text(&session->unsent);
+    }
+    return error;
+}
+
+/* Whether there was memory for what has been appended. Returns 0, or -1 with an exception. */
+ATTACHED static int
+check_unsent(struct session *session)
+{
+    if (session->unsent.failed) {
+        free_text(&session->unsent);
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+/* The same for who writes, or has read what was there already. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+send_unsent(struct session *session)
+{
+    struct text unsent = session->unsent;
+    int result = 0;
+    if (unsent.length > 0) {
+        session->unsent = (struct text){0};
+        result = send_client(session, unsent.bytes, unsent.length);
+        free_text(&unsent);
+    }
+    return result;
+}
+
 /* Sends what was left to the listener and waits still, before the session hangs up. Never
  * raises. */
 ATTACHED static void
@@ -5009,7 +5058,7 @@ send_left(struct session *session)
     lock_leaf(&session->out_lock);
     waits = session->head < session->left_end;
     unlock(&session->out_lock);
-    if (waits && send_client(session, "", 0) < 0) {
+    if (send_unsent(session) < 0 || (waits && send_client(session, "", 0) < 0)) {
         PyErr_Clear();
     }
 }
@@ -5028,6 +5077,9 @@ ATTACHED static int
 write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
 {
     if (!session->wish->framed) {
+        if (send_unsent(session) < 0) {
+            return -1;
+        }
         return leave_to_listener(session, bytes, length)
                    ? 0
                    : send_client(session, bytes, length);
@@ -8594,9 +8646,9 @@ set_importing(struct session *session, bool importing)
 }
 
 /* Imports what sessions need, in small steps: each lets go of the GIL for every file that it looks
- * for, which takes its time beside threads that compute (IMPORT_FACTOR). A fork waits until that is done: the child
- * of one in the middle of it could never import those modules, for CPython does not make their
- * locks anew. Never raises. */
+ * for, which takes its time beside threads that compute (IMPORT_FACTOR). A fork waits until that is
+ * done: the child of one in the middle of it could never import those modules, for CPython does not
+ * make their locks anew. Never raises. */
 ATTACHED static void
 import_needed_modules(struct session *session)
 {
@@ -8823,6 +8875,22 @@ get_derived(const struct derived *derived, PyObject **kept)
     return type;
 }
 
+/* Shows a value to the client: along with the prompt when nothing is left to run before that, for
+ * each send lets go of the GIL, which other threads may keep for some time. */
+ATTACHED static int
+show_value(struct session *session, PyObject *shown /* str */)
+{
+    /* A function that calls the hook has other locals. */
+    if (session->one_act && PyUnicode_GET_LENGTH(shown) <= MAX_SHOWN &&
+        PyEval_GetLocals() == session->names) {
+        session->one_act = false;
+        append_str(&session->unsent, shown);
+        return check_unsent(session);
+    }
+    PyErr_Clear(); /* without any frame there are no locals */
+    return write_client_str(session, shown);
+}
+
 /* sys.displayhook while clients have consoles: `_` is a name of the session, never of
  * builtins. */
 ATTACHED static PyObject *
@@ -8851,7 +8919,7 @@ py_displayhook(PyObject *module, PyObject *value)
         return Py_NewRef(Py_None);
     }
     shown = PyUnicode_FromFormat("%R\n", value);
-    if (shown != NULL && write_client_str(session, shown) == 0 &&
+    if (shown != NULL && show_value(session, shown) == 0 &&
         (session->names == NULL ||
          !PyDict_Check(session->names) || /* a plugin's command has none */
          PyDict_SetItemString(session->names, "_", value) == 0)) {
@@ -9014,7 +9082,10 @@ read_any_line(struct session *session)
     if (line == NULL) {
         return NULL;
     }
-    if (!PyUnicode_Check(line)) {
+    if (send_unsent(session) < 0) { /* the line had come with the one before */
+        Py_CLEAR(line);
+    }
+    else if (!PyUnicode_Check(line)) {
         PyErr_SetString(PyExc_TypeError, "sys.stdin.readline() returned no str");
         Py_CLEAR(line);
     }
@@ -9160,8 +9231,63 @@ judge_exception(struct session *session, PyObject *console)
     return reset == NULL ? SESSION_OVER : LINE_DONE;
 }
 
+/* Whether a line that begins a statement is all of it, and does but one thing: then the value that
+ * it shows is its end. May say no to one that is; where there is a backslash the compiler may have
+ * something to warn of, which is for the console to order. */
+static bool
+is_one_act(PyObject *line)
+{
+    static const char *const signs = ":;\\";
+    bool found = false;
+    for (size_t i = 0; signs[i] != '\0' && !found; i++) {
+        found = PyUnicode_FindChar(line, (Py_UCS4)signs[i], 0, PyUnicode_GET_LENGTH(line),
+                                   1) != -1;
+    }
+    return !found;
+}
+
+/* Compiles such a line once, where the console does it twice and more to find out whether it goes
+ * on. Returns new code; or NULL, without an exception when it is for the console to say why. */
+ATTACHED static PyObject *
+compile_one_act(PyObject *console, PyObject *line)
+{
+    PyObject *command = PyObject_GetAttrString(console, "compile"); /* owned */
+    PyObject *compiler =
+        command == NULL ? NULL : PyObject_GetAttrString(command, "compiler"); /* owned */
+    PyObject *code = NULL; /* new, handed to the caller */
+    if (compiler != NULL) {
+        code = PyObject_CallFunction(compiler, "Oss", line, "<console>", "single");
+    }
+    if (code == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear();
+    }
+    Py_XDECREF(command);
+    Py_XDECREF(compiler);
+    return code;
+}
+
+/* Runs what a line completes, if it does. Returns a new bool, whether more lines are wanted; or
+ * NULL with an exception. */
+ATTACHED static PyObject *
+run_line(struct session *session, PyObject *console, PyObject *line)
+{
+    PyObject *code = session->one_act ? compile_one_act(console, line) : NULL; /* owned */
+    PyObject *ran = NULL;                                                      /* owned */
+    PyObject *more = NULL; /* new, handed to the caller */
+    if (code != NULL) {
+        ran = PyObject_CallMethod(console, "runcode", "O", code);
+        more = ran == NULL ? NULL : Py_NewRef(Py_False);
+    }
+    else if (!PyErr_Occurred()) {
+        more = PyObject_CallMethod(console, "push", "O", line);
+    }
+    Py_XDECREF(code);
+    Py_XDECREF(ran);
+    return more;
+}
+
 ATTACHED static enum verdict
-push_line(struct session *session, PyObject *console, PyObject *line)
+push_line(struct session *session, PyObject *console, PyObject *line, bool begins)
 {
     Py_ssize_t length = PyUnicode_GetLength(line) - (ends_line(line) ? 1 : 0);
     PyObject *bare = PyUnicode_Substring(line, 0, length); /* owned */
@@ -9171,9 +9297,11 @@ push_line(struct session *session, PyObject *console, PyObject *line)
         return SESSION_OVER;
     }
     replace_streams();
+    session->one_act = begins && is_one_act(bare);
     begin_running(session);
-    more = PyObject_CallMethod(console, "push", "O", bare);
+    more = run_line(session, console, bare);
     end_running(session);
+    session->one_act = false;
     if (more != NULL) {
         verdict = more == Py_True ? LINE_WANTS_MORE : LINE_DONE;
     }
@@ -9208,65 +9336,6 @@ open_input_fd(struct session *session)
         PyErr_SetFromErrno(PyExc_OSError);
     }
     return fd;
-}
-
-/* A text file over the client's socket, for reading; the descriptor stays the session's.
- * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
- * session goes on. */
-ATTACHED static PyObject *
-open_input(struct session *session)
-{
-    int fd = open_input_fd(session);
-    return fd < 0 ? NULL
-                  : PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape",
-                                  NULL, 0);
-}
-
-/* With a mark before and behind for a client that wants it. */
-static void
-append_prompt(struct text *text, const struct session *session, const char *prompt)
-{
-    append_string(text, session->wish->marked ? "\1" : "");
-    append_string(text, prompt);
-    append_string(text, session->wish->marked ? "\2" : "");
-}
-
-/* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an
- * exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes
- * on where it came from. */
-ATTACHED static PyObject *
-await_line(struct session *session)
-{
-    PyObject *line = NULL; /* new, handed to the caller */
-    session->writes = 0;
-    if (session->input == NULL) {
-        session->input = open_input(session);
-    }
-    line = session->input == NULL ? NULL : read_line(session);
-    if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
-        Py_XSETREF(session->raised, take_exception());
-    }
-    return line;
-}
-
-/* Writes a prompt and reads the line, as await_line() does. */
-ATTACHED static PyObject *
-ask_line(struct session *session, const char *prompt)
-{
-    struct text text = {0};
-    PyObject *line = NULL; /* new, handed to the caller */
-    append_prompt(&text, session, prompt);
-    if (text.failed) {
-        PyErr_NoMemory();
-    }
-    else if (send_client(session, text.bytes, text.length) == 0) {
-        line = await_line(session);
-    }
-    else if (PyErr_ExceptionMatches(PyExc_SystemExit)) {
-        Py_XSETREF(session->raised, take_exception());
-    }
-    free_text(&text);
-    return line;
 }
 
 /* A client asks, or waits for its console: it must have heard something within hang_timeout, or a
@@ -9332,6 +9401,167 @@ settle_report_attached(struct session *session)
     return told;
 }
 
+/* See open_input_fd(). */
+static int
+input_fd(struct session *session)
+{
+    int plain_fd = atomic_load(&session->plain_fd);
+    return plain_fd >= 0 ? plain_fd : atomic_load(&session->fd);
+}
+
+/* Sends what waits for that, then waits for what the client sends: detached but once, for a process
+ * whose threads compute gives the GIL back after some time only. Returns how many bytes there are,
+ * 0 at the end, or -1 with errno. While they wait for Python to take them the session has not
+ * answered. */
+ATTACHED static ssize_t
+receive_typed(struct session *session, char *bytes, size_t size)
+{
+    PyThreadState *tstate = detach();
+    struct pollfd client = {.fd = input_fd(session), .events = POLLIN};
+    int error = send_unsent_detached(session);
+    ssize_t got = -1;
+    while (error == 0 && got < 0) {
+        got = recv(client.fd, bytes, size, 0);
+        error = got < 0 ? errno : 0;
+        if (error == EAGAIN) { /* somebody has set O_NONBLOCK on the shared socket */
+            error = poll(&client, 1, -1) < 0 ? errno : 0;
+        }
+    }
+    if (got > 0 && memchr(bytes, '\n', (size_t)got) != NULL) {
+        expect_answer(session);
+    }
+    reattach(tstate);
+    (void)settle_report_attached(session);
+    errno = error;
+    return got;
+}
+
+ATTACHED static PyObject *
+input_readinto(PyObject *self, PyObject *target)
+{
+    struct session *session = current_session;
+    Py_buffer view;
+    ssize_t got = -1;
+    (void)self;
+    if (session == NULL) {
+        PyErr_SetString(PyExc_OSError, "only a session's thread reads its client");
+        return NULL;
+    }
+    if (PyObject_GetBuffer(target, &view, PyBUF_WRITABLE) < 0) {
+        return NULL;
+    }
+    do {
+        got = receive_typed(session, view.buf, (size_t)view.len);
+    } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+    if (got < 0 && !PyErr_Occurred()) {
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    PyBuffer_Release(&view);
+    return got < 0 ? NULL : PyLong_FromSsize_t(got);
+}
+
+ATTACHED static PyObject *
+input_readable(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_True);
+}
+
+ATTACHED static PyObject *
+input_fileno(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    if (current_session == NULL) {
+        PyErr_SetString(PyExc_OSError, "only a session's thread has its client");
+        return NULL;
+    }
+    return PyLong_FromLong(input_fd(current_session));
+}
+
+static PyMethodDef input_methods[] = {
+    {"readinto", input_readinto, METH_O, NULL},
+    {"readable", input_readable, METH_NOARGS, NULL},
+    {"fileno", input_fileno, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+/* A text file over what the client types. Returns a new reference, or NULL with an exception. */
+ATTACHED static PyObject *
+open_typed_input(struct session *session)
+{
+    static const struct derived derived = {
+        .name = "Input", .module = "io", .base = "RawIOBase", .methods = input_methods};
+    PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
+    PyObject *io = type == NULL ? NULL : PyImport_ImportModule("io");       /* owned */
+    PyObject *raw = NULL;                                                   /* owned */
+    PyObject *buffer = NULL;                                                /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
+    if (io != NULL && open_input_fd(session) >= 0) {
+        raw = PyObject_CallNoArgs(type);
+    }
+    if (raw != NULL) {
+        buffer = PyObject_CallMethod(io, "BufferedReader", "O", raw);
+    }
+    if (buffer != NULL) {
+        text = PyObject_CallMethod(io, "TextIOWrapper", "Oss", buffer, "utf-8",
+                                   "surrogateescape");
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(io);
+    Py_XDECREF(raw);
+    Py_XDECREF(buffer);
+    return text;
+}
+
+/* A text file over the client's socket, for reading; the descriptor stays the session's.
+ * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
+ * session goes on. */
+ATTACHED static PyObject *
+open_input(struct session *session)
+{
+    int fd = open_input_fd(session);
+    return fd < 0 ? NULL
+                  : PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape",
+                                  NULL, 0);
+}
+
+/* With a mark before and behind for a client that wants it. */
+static void
+append_prompt(struct text *text, const struct session *session, const char *prompt)
+{
+    append_string(text, session->wish->marked ? "\1" : "");
+    append_string(text, prompt);
+    append_string(text, session->wish->marked ? "\2" : "");
+}
+
+/* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an
+ * exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes
+ * on where it came from. */
+ATTACHED static PyObject *
+await_line(struct session *session)
+{
+    PyObject *line = NULL; /* new, handed to the caller */
+    session->writes = 0;
+    if (session->input == NULL) {
+        session->input = open_typed_input(session);
+    }
+    line = session->input == NULL ? NULL : read_line(session);
+    if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        Py_XSETREF(session->raised, take_exception());
+    }
+    return line;
+}
+
+/* Asks with a prompt, and reads the line as await_line() does. */
+ATTACHED static PyObject *
+ask_line(struct session *session, const char *prompt)
+{
+    append_prompt(&session->unsent, session, prompt);
+    return check_unsent(session) < 0 ? NULL : await_line(session);
+}
+
 /* Line, prompt, line, prompt; a prompt first, if a reporter has told the client something behind
  * that of the greeting. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
@@ -9350,7 +9580,7 @@ run_console(struct session *session, PyObject *console, bool told)
             verdict = SESSION_OVER;
         }
         else {
-            verdict = push_line(session, console, line);
+            verdict = push_line(session, console, line, verdict == LINE_DONE);
         }
         if (verdict != SESSION_OVER) {
             Py_XSETREF(line,
@@ -9456,7 +9686,8 @@ ATTACHED static void
 talk(struct session *session, PyObject *locals)
 {
     if (is_inet(atomic_load(&session->fd))) {
-        session->input = open_input(session); /* a Unix client's: behind the prompt */
+        session->input =
+            open_typed_input(session); /* a Unix client's: behind the prompt */
     }
     if (PyErr_Occurred() || open_streams(session) < 0 ||
         send_stacks(session, session->wish->no_stacks ? NULL : &dump_form, true) < 0) {
@@ -10451,119 +10682,6 @@ show_modules(PyObject *glob)
     return text;
 }
 
-/* ---- What the client types ------------------------------------------------------------- */
-
-/* See open_input_fd(). */
-static int
-input_fd(struct session *session)
-{
-    int plain_fd = atomic_load(&session->plain_fd);
-    return plain_fd >= 0 ? plain_fd : atomic_load(&session->fd);
-}
-
-/* Waits detached for what the client sends. Returns how many bytes there are, 0 at the end, or -1
- * with errno. While they wait for Python to take them the session has not answered. */
-ATTACHED static ssize_t
-receive_typed(struct session *session, char *bytes, size_t size)
-{
-    PyThreadState *tstate = detach();
-    struct pollfd client = {.fd = input_fd(session), .events = POLLIN};
-    ssize_t got = 0;
-    int error = 0;
-    do {
-        /* Also where somebody has set O_NONBLOCK. A signal may be the application's. */
-        got = poll(&client, 1, -1) < 0 ? -1 : recv(client.fd, bytes, size, MSG_DONTWAIT);
-        error = got < 0 ? errno : 0;
-    } while (error == EAGAIN);
-    if (got > 0 && memchr(bytes, '\n', (size_t)got) != NULL) {
-        expect_answer(session);
-    }
-    reattach(tstate);
-    (void)settle_report_attached(session);
-    errno = error;
-    return got;
-}
-
-ATTACHED static PyObject *
-input_readinto(PyObject *self, PyObject *target)
-{
-    struct session *session = current_session;
-    Py_buffer view;
-    ssize_t got = -1;
-    (void)self;
-    if (session == NULL) {
-        PyErr_SetString(PyExc_OSError, "only a session's thread reads its client");
-        return NULL;
-    }
-    if (PyObject_GetBuffer(target, &view, PyBUF_WRITABLE) < 0) {
-        return NULL;
-    }
-    do {
-        got = receive_typed(session, view.buf, (size_t)view.len);
-    } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
-    if (got < 0 && !PyErr_Occurred()) {
-        PyErr_SetFromErrno(PyExc_OSError);
-    }
-    PyBuffer_Release(&view);
-    return got < 0 ? NULL : PyLong_FromSsize_t(got);
-}
-
-ATTACHED static PyObject *
-input_readable(PyObject *self, PyObject *unused)
-{
-    (void)self;
-    (void)unused;
-    return Py_NewRef(Py_True);
-}
-
-ATTACHED static PyObject *
-input_fileno(PyObject *self, PyObject *unused)
-{
-    (void)self;
-    (void)unused;
-    if (current_session == NULL) {
-        PyErr_SetString(PyExc_OSError, "only a session's thread has its client");
-        return NULL;
-    }
-    return PyLong_FromLong(input_fd(current_session));
-}
-
-static PyMethodDef input_methods[] = {
-    {"readinto", input_readinto, METH_O, NULL},
-    {"readable", input_readable, METH_NOARGS, NULL},
-    {"fileno", input_fileno, METH_NOARGS, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
-/* A text file as open_input() makes it, on top of these. Returns a new reference, or NULL with an
- * exception. */
-ATTACHED static PyObject *
-open_typed_input(struct session *session)
-{
-    static const struct derived derived = {
-        .name = "Input", .module = "io", .base = "RawIOBase", .methods = input_methods};
-    PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
-    PyObject *io = type == NULL ? NULL : PyImport_ImportModule("io");       /* owned */
-    PyObject *raw = NULL;                                                   /* owned */
-    PyObject *buffer = NULL;                                                /* owned */
-    PyObject *text = NULL; /* new, handed to the caller */
-    if (io != NULL && open_input_fd(session) >= 0) {
-        raw = PyObject_CallNoArgs(type);
-    }
-    if (raw != NULL) {
-        buffer = PyObject_CallMethod(io, "BufferedReader", "O", raw);
-    }
-    if (buffer != NULL) {
-        text = PyObject_CallMethod(io, "TextIOWrapper", "Oss", buffer, "utf-8",
-                                   "surrogateescape");
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(io);
-    Py_XDECREF(raw);
-    Py_XDECREF(buffer);
-    return text;
-}
-
 /* ---- A shell at work ------------------------------------------------------------------- */
 
 /* Adds a name to a list, unless it is there. Returns 0, or -1 with an exception. */
@@ -11481,9 +11599,9 @@ converse_by_commands(struct session *session, PyObject *locals)
     entries = Py_XNewRef(manhole.options.plugins);
     settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
-    (void)settle_report_attached(session);
     import_needed_modules(session);
     session->input = open_typed_input(session);
+    (void)settle_report_attached(session);
     visit.settings = settings == NULL ? Py_None : settings;
     visit.plugins = PyDict_New();  /* owned */
     visit.skipped = PyList_New(0); /* owned */
@@ -13062,6 +13180,25 @@ enum {
     ONESHOT_INTERRUPTED = -2, /* the exception is that of another signal's handler */
 };
 
+/* Accepts oneshot's client, but no `manhole-cli --list`, which is answered and gone. Returns its
+ * descriptor, or -1 with errno. */
+DETACHED static int
+accept_guest(int listen_fd)
+{
+    union address address = {.any.sa_family = AF_UNSPEC};
+    socklen_t size = sizeof(address);
+    int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);
+    if (fd >= 0) {
+        struct card card = read_card(&address.un, size);
+        if (strcmp(card.wish, "interrupt") == 0) {
+            answer_interrupt(fd, &card);
+            fd = -1;
+            errno = EAGAIN;
+        }
+    }
+    return fd;
+}
+
 /* Waits for a client at the open doors, or as long as may be before signals are looked at. Returns
  * its descriptor, or -1 with errno. */
 DETACHED static int
@@ -13077,7 +13214,7 @@ accept_at_doors(int timeout_ms)
     if (poll(doors, MAX_OWN_DOORS, slice_of(timeout_ms)) > 0) {
         for (size_t i = 0; i < MAX_OWN_DOORS && fd < 0; i++) {
             if (doors[i].revents != 0 && is_door_open(&manhole.doors[i])) {
-                fd = accept4(doors[i].fd, NULL, NULL, SOCK_CLOEXEC);
+                fd = accept_guest(doors[i].fd);
             }
         }
     }
@@ -13551,6 +13688,7 @@ forget_parent(void)
         session->copies = NULL;
         session->input = NULL;
         session->names = NULL;
+        session->unsent = (struct text){0};
         session->locals = NULL;
         session->raised = NULL;
         atomic_store(&session->running, false);

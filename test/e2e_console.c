@@ -686,6 +686,47 @@ underscore_is_the_session_s_own(void)
 }
 
 static void
+value_is_shown_before_what_its_line_does_next(void)
+{
+    static const char *const lines[] = {
+        "5; wait()\n", "for i in [5]: i; wait()\n\n",
+        "show()\n",    "sys.stdout.write('') or 5; wait()\n",
+        "5\nwait()\n",
+    };
+    struct process *app = start_app();
+    struct client *client = enter(app);
+    tell(app, "there, here = os.pipe()");
+    client_ask(client, format_text("wait = lambda: [os.read(%s, 1), None][1]",
+                                   tell(app, "there")));
+    client_ask(client, "show = lambda: [sys.displayhook(5), wait()][1]");
+    for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+        client_send(client, lines[i]);
+        client_wait_for(client, "5\n");
+        assert_string_equal(tell(app, "os.write(here, b'x')"), "1");
+        client_wait_for(client, ">>> ");
+    }
+}
+
+static void
+what_a_value_replaces_prints_behind_it(void)
+{
+    struct client *client = enter(start_app());
+    client_ask(client, "T = type('T', (), {'__del__': lambda self: print('gone')})");
+    client_ask(client, "T()");
+    assert_string_equal(client_ask(client, "5"), "5\ngone\n");
+}
+
+static void
+lines_typed_ahead_have_each_its_value_and_prompt(void)
+{
+    struct client *client = enter(start_app());
+    client_send(client, "1\n1 +\n'\\d'\n(2,\n3)\n4\n");
+    client_wait_for(client, "1\n>>> ");
+    client_wait_for(client, "SyntaxError: invalid syntax\n>>> '\\\\d'\n"
+                            ">>> ... (2, 3)\n>>> 4\n>>> ");
+}
+
+static void
 displayhook_of_the_app_is_the_app_s(void)
 {
     struct process *app = start_app();
@@ -847,6 +888,9 @@ main(void)
         TEST(session_prints_to_its_client_whatever_stream_the_app_sets),
         TEST(stream_kept_from_a_session_s_time_serves_its_owner_on),
         TEST(underscore_is_the_session_s_own),
+        TEST(value_is_shown_before_what_its_line_does_next),
+        TEST(what_a_value_replaces_prints_behind_it),
+        TEST(lines_typed_ahead_have_each_its_value_and_prompt),
         TEST(displayhook_of_the_app_is_the_app_s),
         TEST(displayhook_that_a_client_sets_shows_its_values),
         TEST(excepthooks_of_the_app_hear_nothing_of_a_session),

@@ -719,6 +719,26 @@ manhole_cli_gets_a_prompt_though_the_main_thread_is_deadlocked(void)
 }
 
 static void
+line_typed_to_a_process_that_has_got_stuck_is_answered_with_stacks(void)
+{
+    struct process *app = start_hanging(INSTALL(SOON) PARKED_THREADS READY
+                                        "os.read(0, 1)\n"
+                                        "print('holds it', flush=True)\n" HOLD_GIL
+                                        "print('went on', flush=True)\n" STAY);
+    struct client *client = connect_to(app);
+    assert_at_prompt(client);
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "holds it\n", DEADLINE);
+    wait_until(is_asleep, app, "the main thread keeps the GIL", DEADLINE);
+    client_send(client, "6 * 7\n");
+    const char *dump = client_read_dump(client);
+    assert_threads_shown(app, dump);
+    assert_contains(dump, "  " HOLD_GIL);
+    end_hang(app);
+    client_wait_for(client, "42\n>>> ");
+}
+
+static void
 prompt_comes_though_a_module_is_being_imported(void)
 {
     write_file("endless.py", READY STAY);
@@ -865,6 +885,7 @@ main(void)
         TEST(stacks_come_while_the_stuck_thread_is_inside_malloc),
         TEST(manhole_cli_opens_a_hung_process_by_its_signal),
         TEST(manhole_cli_gets_a_prompt_though_the_main_thread_is_deadlocked),
+        TEST(line_typed_to_a_process_that_has_got_stuck_is_answered_with_stacks),
         TEST(prompt_comes_though_a_module_is_being_imported),
         TEST(modules_of_the_console_that_take_their_time_are_no_hang),
         TEST(stacks_come_while_the_import_lock_is_held),

@@ -276,6 +276,20 @@ busy_neighbours_keep_their_share(void)
     assert_string_equal(client_ask(client, "sys.getswitchinterval()"), "0.005\n");
 }
 
+/* Or it would wait for its turn at the GIL between the two. */
+static void
+value_comes_with_the_prompt_beside_busy_neighbours(void)
+{
+    struct client *client = client_at_prompt(
+        start_ready(NEIGHBOURS INSTALL("locals={'counts': counts}") READY STAY));
+    for (int i = 0; i < 5; i++) {
+        client_send(client, "6 * 7\n");
+        client_wait_for(client, "42\n");
+        assert_string_equal(client->text.data + client->text.seen, ">>> ");
+        client_wait_for(client, ">>> ");
+    }
+}
+
 /* ======================================================================================
  * Interrupts: a connection of its own, which bears the client's card and that wish.
  * ======================================================================================
@@ -742,6 +756,7 @@ main(void)
         TEST(what_a_slow_client_misses_is_counted_and_told),
         TEST(client_that_reads_gets_every_line),
         TEST(busy_neighbours_keep_their_share),
+        TEST(value_comes_with_the_prompt_beside_busy_neighbours),
         TEST(interrupt_ends_the_statement_alone),
         TEST(interrupt_reaches_the_client_that_asked),
         TEST(interrupt_with_nothing_to_interrupt_is_answered),

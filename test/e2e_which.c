@@ -101,6 +101,20 @@ list_shows_what_signal_opens_a_closed_manhole(void)
 }
 
 static void
+list_leaves_a_oneshot_to_its_client(void)
+{
+    struct process *app = start_app(TARGET("oneshot_on='USR1'"));
+    send_signal(app, SIGUSR1);
+    wait_for_path(socket_path_of(app->pid), DEADLINE);
+    for (int i = 0; i < 2; i++) {
+        assert_matches(list(), format_text("^ *%d .* answers +", (int)app->pid));
+    }
+    struct client *client = connect_client(socket_path_of(app->pid));
+    client_wait_for(client, ">>> ");
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+}
+
+static void
 list_finds_a_socket_elsewhere(void)
 {
     const char *out = NULL;
@@ -394,6 +408,7 @@ main(void)
     static const struct test_case tests[] = {
         TEST(list_shows_a_process_that_answers),
         TEST(list_shows_what_signal_opens_a_closed_manhole),
+        TEST(list_leaves_a_oneshot_to_its_client),
         TEST(list_finds_a_socket_elsewhere),
         TEST(list_shows_who_does_not_answer),
         TEST(clean_removes_dead_sockets_of_mine_and_no_others),
