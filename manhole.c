@@ -5004,6 +5004,18 @@ leave_to_listener(struct session *session, const char *bytes, size_t length)
     return left;
 }
 
+/* Whether there was memory for what has been appended. Returns 0, or -1 with an exception. */
+ATTACHED static int
+check_unsent(struct session *session)
+{
+    if (session->unsent.failed) {
+        free_text(&session->unsent);
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
 /* Sends what waits until the session reads, in its thread. Returns 0, or an errno value; with EINTR
  * the rest still waits. */
 DETACHED static int
@@ -5020,18 +5032,6 @@ send_unsent_detached(struct session *session)
         free_text(&session->unsent);
     }
     return error;
-}
-
-/* Whether there was memory for what has been appended. Returns 0, or -1 with an exception. */
-ATTACHED static int
-check_unsent(struct session *session)
-{
-    if (session->unsent.failed) {
-        free_text(&session->unsent);
-        PyErr_NoMemory();
-        return -1;
-    }
-    return 0;
 }
 
 /* The same for who writes, or has read what was there already. Returns 0, or -1 with an
@@ -9232,8 +9232,8 @@ judge_exception(struct session *session, PyObject *console)
 }
 
 /* Whether a line that begins a statement is all of it, and does but one thing: then the value that
- * it shows is its end. May say no to one that is; where there is a backslash the compiler may have
- * something to warn of, which is for the console to order. */
+ * it shows is its end. May say no to one that is: of a backslash the compiler may have to warn, and
+ * the console sees to it that it does so once. */
 static bool
 is_one_act(PyObject *line)
 {
@@ -14007,13 +14007,14 @@ parse_count(PyObject *value, void *target)
 ATTACHED static enum parsed
 parse_signal_name(PyObject *name, int *field)
 {
-    PyObject *module = PyImport_ImportModule("_signal");        /* owned */
-    PyObject *upper = PyObject_CallMethod(name, "upper", NULL); /* owned */
-    PyObject *number = NULL;                                    /* owned */
+    PyObject *module = PyImport_ImportModule("_signal"); /* owned */
+    PyObject *upper =
+        module == NULL ? NULL : PyObject_CallMethod(name, "upper", NULL); /* owned */
+    PyObject *number = NULL;                                              /* owned */
     const char *text = upper == NULL ? NULL : PyUnicode_AsUTF8(upper);
     char full[32];
     enum parsed parsed = PARSED_WRONG_VALUE;
-    if (module == NULL || text == NULL) {
+    if (text == NULL) {
         PyErr_Clear();
     }
     else if (strchr(text, '_') == NULL && strlen(text) < sizeof(full) - 3 &&

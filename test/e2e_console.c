@@ -720,10 +720,24 @@ static void
 lines_typed_ahead_have_each_its_value_and_prompt(void)
 {
     struct client *client = enter(start_app());
-    client_send(client, "1\n1 +\n'\\d'\n(2,\n3)\n4\n");
+    client_send(client, "1\n1 +\n(2,\n3)\n4\n");
     client_wait_for(client, "1\n>>> ");
-    client_wait_for(client, "SyntaxError: invalid syntax\n>>> '\\\\d'\n"
-                            ">>> ... (2, 3)\n>>> 4\n>>> ");
+    client_wait_for(client, "SyntaxError: invalid syntax\n>>> ... (2, 3)\n>>> 4\n>>> ");
+}
+
+static void
+compiler_warns_of_a_line_once(void)
+{
+    static const char warning[] = "SyntaxWarning: ";
+    struct client *client = enter(start_app());
+    const char *answer = client_ask(client, "1 is 1");
+    assert_contains(answer, warning);
+    assert_not_contains(strstr(answer, warning) + 1, warning);
+    answer = client_ask(client, "'\\d'"); /* before 3.12 of no such kind */
+    assert_contains(answer, "'\\\\d'\n");
+    if (strstr(answer, warning) != NULL) {
+        assert_not_contains(strstr(answer, warning) + 1, warning);
+    }
 }
 
 static void
@@ -891,6 +905,7 @@ main(void)
         TEST(value_is_shown_before_what_its_line_does_next),
         TEST(what_a_value_replaces_prints_behind_it),
         TEST(lines_typed_ahead_have_each_its_value_and_prompt),
+        TEST(compiler_warns_of_a_line_once),
         TEST(displayhook_of_the_app_is_the_app_s),
         TEST(displayhook_that_a_client_sets_shows_its_values),
         TEST(excepthooks_of_the_app_hear_nothing_of_a_session),

@@ -429,7 +429,7 @@ ctrl_c_in_telnet_interrupts_what_runs(void)
     struct process *telnet = start_telnet(port_of(app));
     for (size_t i = 0; i < sizeof(statements) / sizeof(*statements); i++) {
         write_stdin(telnet,
-                    format_text("exec('open(\"%zu\", \"w\")\\n%s')\n", i,
+                    format_text("exec('open(\"%zu\", \"w\").close()\\n%s')\n", i,
                                 statements[i])); /* begun when the file is there */
         wait_for_path(test_path(format_text("%zu", i)), DEADLINE);
         write_stdin(telnet, "\003");
