@@ -9693,6 +9693,9 @@ talk(struct session *session, PyObject *locals)
         send_stacks(session, session->wish->no_stacks ? NULL : &dump_form, true) < 0) {
         return;
     }
+    if (!HAS_GIL) {
+        lend_spare(atomic_load(&session->fd)); /* again: the stacks came from a copy */
+    }
     import_needed_modules(session);
     set_names(session, make_names(locals, session->wish->live_names));
     if (session->names != NULL) {
@@ -12597,8 +12600,8 @@ report_time(struct session *session)
     lock_leaf(&session->out_lock);
     if (session->asked_ms != 0 && !session->answered && !session->reported &&
         has_report(session->wish)) {
-        time_ms =
-            session->asked_ms + patience_ms * (session->importing ? IMPORT_FACTOR : 1);
+        bool takes_turns = HAS_GIL && session->importing;
+        time_ms = session->asked_ms + patience_ms * (takes_turns ? IMPORT_FACTOR : 1);
     }
     unlock(&session->out_lock);
     return time_ms;

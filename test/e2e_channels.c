@@ -59,20 +59,6 @@ connect_wishing(const struct process *app, const char *wish)
     return connect_as(socket_path_of(app->pid), card);
 }
 
-/* Without a GIL nothing is ever stuck, and all looks are at frozen copies. */
-static void
-require_gil(void)
-{
-    const char *const ask[] = {
-        python(), "-c",
-        "import sys, sysconfig; sys.exit(sysconfig.get_config_var('Py_GIL_DISABLED') or "
-        "0)",
-        NULL};
-    if (run_command(ask, NULL, NULL, NULL) != 0) {
-        skip_test("this Python has no GIL");
-    }
-}
-
 /* ---- quiet ------------------------------------------------------------------------- */
 
 static void

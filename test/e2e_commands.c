@@ -292,18 +292,6 @@ client_of_a_stuck_interpreter_has_the_stacks_and_then_its_prompt(void)
     client_wait_for(visitor.client, "ThreadID=");
 }
 
-/* Without a GIL nothing is ever stuck. */
-static void
-require_gil(void)
-{
-    static const char question[] =
-        "import sys, sysconfig; sys.exit(sysconfig.get_config_var('Py_GIL_DISABLED') or "
-        "0)";
-    if (run_command(LIST(python(), "-c", question), NULL, NULL, NULL) != 0) {
-        skip_test("there is no GIL to be stuck with");
-    }
-}
-
 static bool
 is_asleep(void *argument)
 {

@@ -91,18 +91,6 @@ banner(void)
         text);
 }
 
-/* Free-threaded, the dump is that of a frozen copy, which says more. */
-static void
-require_gil(void)
-{
-    static const char look[] =
-        "import sysconfig, sys\n"
-        "sys.exit(sysconfig.get_config_var('Py_GIL_DISABLED') or 0)";
-    if (run_command(LIST(python(), "-c", look), "", NULL, NULL) != 0) {
-        skip_test("this Python has no GIL");
-    }
-}
-
 /* Each of its lines with a frame is the same line while it waits and before. */
 static void
 greeting_is_as_ever_to_the_byte(void)

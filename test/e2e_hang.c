@@ -229,18 +229,6 @@ assert_at_prompt(struct client *client)
     assert_contains(client_ask(client, "6 * 7"), "42\n"); /* and what the app prints */
 }
 
-/* Without one it is what stops all threads together that waits for the stuck one. */
-static bool
-has_gil(void)
-{
-    const char *out = NULL;
-    run_command(LIST(python(), "-c",
-                     "import sysconfig\n"
-                     "print(sysconfig.get_config_var('Py_GIL_DISABLED'), end='')\n"),
-                NULL, &out, NULL);
-    return strcmp(out, "1") != 0;
-}
-
 /* The line that the dump of a stuck process has of its main thread. */
 static void
 assert_main_thread_holds(const char *dump, const char *state)
@@ -439,6 +427,7 @@ client_that_leaves_a_hung_process_leaves_nothing_in_it(void)
 static void
 application_sees_no_child_and_no_fork(void)
 {
+    require_gil(); /* else a greeting makes a copy, too: when all is over */
     build_extension();
     struct process *app =
         start_target(INSTALL(SOON) PARKED_THREADS
@@ -721,6 +710,7 @@ manhole_cli_gets_a_prompt_though_the_main_thread_is_deadlocked(void)
 static void
 line_typed_to_a_process_that_has_got_stuck_is_answered_with_stacks(void)
 {
+    require_gil();
     struct process *app = start_hanging(INSTALL(SOON) PARKED_THREADS READY
                                         "os.read(0, 1)\n"
                                         "print('holds it', flush=True)\n" HOLD_GIL
@@ -752,6 +742,7 @@ prompt_comes_though_a_module_is_being_imported(void)
 static void
 modules_of_the_console_that_take_their_time_are_no_hang(void)
 {
+    require_gil();
     struct process *app =
         start_hanging(INSTALL("") "import sys, time\n"
                                   "class Slow:\n"
@@ -788,9 +779,7 @@ stacks_come_while_the_import_lock_is_held(void)
 static void
 stacks_come_though_the_switch_interval_is_endless(void)
 {
-    if (!has_gil()) {
-        skip_test("this Python has no GIL to switch");
-    }
+    require_gil();
     struct process *app =
         start_target(INSTALL(SOON) PARKED_THREADS
                      "import signal, sys\n"

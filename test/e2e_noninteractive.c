@@ -339,6 +339,7 @@ stacks_are_the_dump_alone(void)
 static void
 stacks_of_a_stuck_process_are_those_of_its_copy(void)
 {
+    require_gil();
     struct process *app = NULL;
     const char *out = NULL;
     const char *pid = start_app(STUCK, &app);
@@ -370,6 +371,7 @@ check_json(const char *document)
 static void
 json_is_by_the_schema(void)
 {
+    require_gil();
     struct process *app = NULL;
     const char *out = NULL;
     require_debian_module("jsonschema");
@@ -382,6 +384,7 @@ json_is_by_the_schema(void)
 static void
 json_of_a_stuck_process_is_by_the_schema(void)
 {
+    require_gil();
     struct process *app = NULL;
     const char *out = NULL;
     require_debian_module("jsonschema");

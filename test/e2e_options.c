@@ -1282,6 +1282,7 @@ dump_stacktraces_prints_to_stdout_when_stderr_is_the_app_s(void)
 static void
 dump_stacktraces_works_without_install(void)
 {
+    require_gil();
     struct process *app = start_target(OBEDIENT);
     assert_string_equal(tell(app, "manhole.dump_stacktraces()"), "None");
     wait_for_text(app, ERR, "######### ProcessID=", DEADLINE);

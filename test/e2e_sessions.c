@@ -405,6 +405,7 @@ has_four_threads(void *argument)
 static void
 interrupt_waits_until_an_import_is_over(void)
 {
+    require_gil();
     struct process *app = start_ready(TARGET(""));
     struct client *client = client_with_card(app, own_id(1));
     struct client *other = client_at_prompt(app);

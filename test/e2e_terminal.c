@@ -524,6 +524,7 @@ traceback_and_prompt_are_coloured(void)
 static void
 stacks_are_coloured_where_a_thread_begins(void)
 {
+    require_gil();
     struct process *app = start_target(TARGET(""));
     wait_until_ready(app);
     struct process *cli =

@@ -640,6 +640,25 @@ python(void)
     return setting("MANHOLE_PYTHON", TEST_PYTHON);
 }
 
+bool
+has_gil(void)
+{
+    const char *const ask[] = {
+        python(), "-c",
+        "import sys, sysconfig; sys.exit(sysconfig.get_config_var('Py_GIL_DISABLED') or "
+        "0)",
+        NULL};
+    return run_command(ask, NULL, NULL, NULL) == 0;
+}
+
+void
+require_gil(void)
+{
+    if (!has_gil()) {
+        skip_test("this Python has no GIL");
+    }
+}
+
 const char *
 debian_python(void)
 {

@@ -47,6 +47,14 @@
 #  define SKIP_UNDER_THREAD_SANITIZER() ((void)0)
 #endif
 
+/* There all looks are at frozen copies, which install() prepares. */
+#define SKIP_WITHOUT_GIL()                                                               \
+  do {                                                                                   \
+    if (!HAS_GIL) {                                                                      \
+      SKIP_UNIT_TEST("this Python has no GIL");                                          \
+    }                                                                                    \
+  } while (false)
+
 static inline void
 set_unit_filter(void)
 {

@@ -70,6 +70,7 @@ same_stack_is_shown_once_with_all_its_threads(void **state)
     char *text = NULL;
     const char *names = NULL; /* "a, b, c" in some order */
     (void)state;
+    SKIP_WITHOUT_GIL();
     run(start_threads);
     text = dump();
     assert_count(text, "######### ProcessID=", 4);
@@ -252,6 +253,7 @@ ATTACHED static void
 line_is_found_wherever_it_is(void **state)
 {
     (void)state;
+    SKIP_WITHOUT_GIL();
     give_dump_to_main();
     run(shown_program);
     for (size_t i = 0; i < Py_ARRAY_LENGTH(sources_of_lines); i++) {
@@ -266,6 +268,7 @@ ATTACHED static void
 line_in_utf8_is_found_without_any_module(void **state)
 {
     (void)state;
+    SKIP_WITHOUT_GIL();
     give_dump_to_main();
     run(shown_program);
     run("write('a.py', b'one\\n')\n"
@@ -290,6 +293,7 @@ linecache_may_do_what_it_likes(void **state)
         "del linecache.getlines, linecache.lazycache",
     };
     (void)state;
+    SKIP_WITHOUT_GIL();
     give_dump_to_main();
     run(shown_program);
     run("import linecache; kept = vars(linecache).copy()\n");
@@ -311,6 +315,7 @@ ATTACHED static void
 every_frame_of_a_deep_stack_is_shown(void **state)
 {
     (void)state;
+    SKIP_WITHOUT_GIL();
     give_dump_to_main();
     run("def deep(n): return dump() if n == 0 else deep(n - 1)\n"
         "text = deep(800)\n"
@@ -323,6 +328,7 @@ interpreter_without_current_frames_is_an_error(void **state)
 {
     struct text text = {0};
     (void)state;
+    SKIP_WITHOUT_GIL();
     run("import sys; kept = sys._current_frames; del sys._current_frames\n");
     assert_int_equal(append_stacks(&text, &dump_form), -1);
     assert_true(PyErr_ExceptionMatches(PyExc_RuntimeError));
@@ -335,6 +341,7 @@ ATTACHED static void
 dump_leaves_the_collector_and_all_references_as_they_were(void **state)
 {
     (void)state;
+    SKIP_WITHOUT_GIL();
     run(start_threads);
     run("import gc; gc.disable(); gc.collect()\n"
         "def counts(): return [sys.getrefcount(f.__code__) for f in (park, wait)]\n"
