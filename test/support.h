@@ -167,8 +167,8 @@ struct process *start_embedded_python(struct launch how);
 /* The python of the targets; Debian's, which skips the test where there is none. */
 const char *python(void);
 
-/* Whether python() has a GIL: without one nothing waits for a thread that is stuck, and all looks are
- * at frozen copies. require_gil() skips the test. */
+/* Whether python() has a GIL: without one nothing waits for a thread that is stuck, and all looks
+ * are at frozen copies. require_gil() skips the test. */
 bool has_gil(void);
 void require_gil(void);
 const char *debian_python(void);
