@@ -8616,8 +8616,8 @@ open_telnet(struct session *session)
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only through borrow_attribute().
  * The standard library compiles, runs and formats: ManholeConsole is code.InteractiveConsole with
- * its writing and its reporting of exceptions replaced, so that neither a crash reporter in
- * sys.excepthook nor another client hears of a typing error.
+ * its reporting of exceptions replaced, so that neither a crash reporter in sys.excepthook nor another
+ * client hears of a typing error.
  * ====================================================================================== */
 
 /* Whoever waits for modules to be imported, by itself or by another session, waits for nothing that
@@ -8804,19 +8804,7 @@ console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
     return show_exception("format_exception_only", false);
 }
 
-ATTACHED static PyObject *
-console_write(PyObject *self, PyObject *data)
-{
-    (void)self;
-    if (current_session == NULL || !PyUnicode_Check(data)) {
-        PyErr_SetString(PyExc_TypeError, "write() takes a str, in a session's thread");
-        return NULL;
-    }
-    return write_client_str(current_session, data) < 0 ? NULL : Py_NewRef(Py_None);
-}
-
 static PyMethodDef console_methods[] = {
-    {"write", console_write, METH_O, NULL},
     {"showtraceback", console_showtraceback, METH_NOARGS, NULL},
     {"showsyntaxerror", (PyCFunction)(void (*)(void))console_showsyntaxerror,
      METH_VARARGS | METH_KEYWORDS, NULL},
