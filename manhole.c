@@ -8616,8 +8616,8 @@ open_telnet(struct session *session)
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only through borrow_attribute().
  * The standard library compiles, runs and formats: ManholeConsole is code.InteractiveConsole with
- * its reporting of exceptions replaced, so that neither a crash reporter in sys.excepthook nor another
- * client hears of a typing error.
+ * its reporting of exceptions replaced, so that neither a crash reporter in sys.excepthook nor
+ * another client hears of a typing error.
  * ====================================================================================== */
 
 /* Whoever waits for modules to be imported, by itself or by another session, waits for nothing that
