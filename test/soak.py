@@ -35,8 +35,12 @@ def application(environ, start_response):
         child = os.fork()
         if child == 0:
             time.sleep(0.05)
-            os._exit(0)
+            os._exit(0)  # which leaves its socket
         os.waitpid(child, 0)
+        try:
+            os.unlink("/tmp/manhole-%d" % child)
+        except FileNotFoundError:
+            pass
     elif path == "/slow":
         time.sleep(0.1)
     start_response("200 OK", [("Content-Length", str(len(body)))])

@@ -135,6 +135,7 @@ serve(PyObject *Py_UNUSED(module), PyObject *path)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "%R", path);
     }
     memcpy(address.sun_path, bytes, strlen(bytes));
+    (void)unlink(bytes); /* of an earlier process with this number */
     *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (bind(*fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
         listen(*fd, 64) < 0 || pthread_create(&thread, NULL, greet_all, fd) != 0) {
