@@ -252,10 +252,10 @@ client_that_reads_gets_every_line(void)
     assert_not_contains(client->text.data, "not shown");
 }
 
-/* Eight threads that count as fast as they can. */
+/* Eight threads that count as fast as they can: a turn at the GIL may take its time. */
 #define NEIGHBOURS                                                                       \
+  INSTALL("hang_timeout=60, locals={'counts': (counts := [0] * 8)}")                     \
   "import threading\n"                                                                   \
-  "counts = [0] * 8\n"                                                                   \
   "def spin(i):\n"                                                                       \
   "    while True: counts[i] += 1\n"                                                     \
   "for i in range(8):\n"                                                                 \
@@ -264,8 +264,7 @@ client_that_reads_gets_every_line(void)
 static void
 busy_neighbours_keep_their_share(void)
 {
-    struct process *app =
-        start_ready(NEIGHBOURS INSTALL("locals={'counts': counts}") READY STAY);
+    struct process *app = start_ready(NEIGHBOURS READY STAY);
     client_close(client_at_prompt(app));
     struct client *client = client_at_prompt(app);
     client_ask(client, "before = list(counts)");
@@ -280,8 +279,7 @@ busy_neighbours_keep_their_share(void)
 static void
 value_comes_with_the_prompt_beside_busy_neighbours(void)
 {
-    struct client *client = client_at_prompt(
-        start_ready(NEIGHBOURS INSTALL("locals={'counts': counts}") READY STAY));
+    struct client *client = client_at_prompt(start_ready(NEIGHBOURS READY STAY));
     for (int i = 0; i < 5; i++) {
         client_send(client, "6 * 7\n");
         client_wait_for(client, "42\n");
