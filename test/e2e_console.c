@@ -708,9 +708,9 @@ static void
 lines_typed_ahead_have_each_its_value_and_prompt(void)
 {
     struct client *client = enter(start_app());
-    client_send(client, "1\nnope\n(2,\n3)\n4\n");
+    client_send(client, "1\n1 / 0\n(2,\n3)\n4\n");
     client_wait_for(client, "1\n>>> ");
-    client_wait_for(client, "' is not defined\n>>> ... (2, 3)\n>>> 4\n>>> ");
+    client_wait_for(client, "division by zero\n>>> ... (2, 3)\n>>> 4\n>>> ");
 }
 
 static void

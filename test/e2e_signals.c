@@ -127,6 +127,7 @@ further_signals_are_harmless(void)
     struct stat after;
     open_by_signal(app);
     struct client *client = client_at_prompt(app);
+    client_ask(client, ""); /* the console's modules have been read */
     int fds = count_fds(app->pid);
     int threads = count_threads(app->pid);
     assert_int_equal(lstat(path_of(app), &before), 0);
