@@ -405,7 +405,9 @@ child_of_an_app_with_a_path_of_its_own_has_none(void)
 {
     const char *path = test_path("only one");
     struct process *app = start_target(
-        "import sys\n" INSTALL("socket_path=sys.argv[1], reinstall_delay=0") FORKS,
+        "import sys, warnings\n"
+        "warnings.simplefilter('ignore') # of fork(), which the client would "
+        "see\n" INSTALL("socket_path=sys.argv[1], reinstall_delay=0") FORKS,
         .argv = LIST(path));
     wait_for_text(app, OUT, "has 1\n", DEADLINE);
     assert_serves(path);
