@@ -1705,6 +1705,11 @@ remove_sockets(struct text *problems)
     for (size_t i = 0; i < current.seen_count; i++) {
         const char *path = socket_path_of(current.seen[i]);
         const struct process *owner = find_process(current.seen[i]);
+        long end_ms = now_ms() + stretched(LINGER_MS);
+        /* A grandchild is nobody's for a moment, when its parent ends: it may still be at it. */
+        while (path_exists(path) && kill(current.seen[i], 0) == 0 && now_ms() < end_ms) {
+            pump(NULL, TICK_MS);
+        }
         if (!path_exists(path)) {
             continue;
         }
