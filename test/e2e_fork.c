@@ -141,13 +141,21 @@ child_forked_by_another_thread_ends_with_it(void)
     wait_for_no_path(path, DEADLINE);
 }
 
+/* For a child that forks while a thread of its own begins, and allocates: asan leaves the locks of
+ * its allocator as they were. */
 static void
-grandchild_answers(void)
+require_allocator_for_forks(void)
 {
-    if (is_sanitized()) { /* the child forks while a thread of its own begins, and allocates */
+    if (is_sanitized()) {
         skip_test(
             "a child of a process with threads may wait for a lock of asan's for ever");
     }
+}
+
+static void
+grandchild_answers(void)
+{
+    require_allocator_for_forks();
     struct process *app = start_target(HELPERS INSTALL("reinstall_delay=0.01") //
                                        "if os.fork() == 0:\n"
                                        "    tell('child', os.getpid())\n"
@@ -166,6 +174,7 @@ grandchild_answers(void)
 static void
 daemon_that_forked_twice_answers(void)
 {
+    require_allocator_for_forks();
     struct process *app = start_target(HELPERS INSTALL("reinstall_delay=0.5") //
                                        "if os.fork(): os._exit(0)\n"
                                        "os.setsid()\n"
