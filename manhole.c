@@ -672,6 +672,15 @@ struct wish {
     void (*report)(struct text *text, const struct session *session);
 };
 
+/* A descriptor that we keep, and what it was when we opened it: an application that closes all
+ * descriptors may have opened something of its own under the number since. */
+struct kept_fd {
+    _Atomic int number; /* -1: none */
+    /* Written first. Who still has the number before finds that it is not ours. */
+    _Atomic dev_t device;
+    _Atomic ino_t inode;
+};
+
 enum session_state {
     SESSION_FREE,
     SESSION_TAKEN,
@@ -686,7 +695,7 @@ struct session {
     /* Under table_lock. */
     enum session_state state;
     /* Written before the session's thread starts. */
-    _Atomic int fd; /* blocking socket; -1: none */
+    struct kept_fd fd; /* blocking socket */
     struct peer peer;
     const struct wish *wish;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
@@ -697,8 +706,8 @@ struct session {
     PyObject *locals;     /* owned, of backdoor(), or NULL */
     bool asked_for_input; /* by the session's own thread: see ask_for_input() */
     /* A TCP client's bytes without telnet's are read here; -1: they come over fd. */
-    _Atomic int plain_fd;
-    _Atomic int telnet_fd; /* the other end of that */
+    struct kept_fd plain_fd;
+    struct kept_fd telnet_fd; /* the other end of that */
     /* The session's own thread's. */
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
@@ -763,15 +772,6 @@ struct borrowed_attribute {
     PyObject *ours;     /* owned, NULL: not borrowed now */
 };
 
-/* A descriptor that we keep, and what it was when we opened it: an application that closes all
- * descriptors may have opened something of its own under the number since. */
-struct kept_fd {
-    _Atomic int number; /* -1: none */
-    /* Written first. Who still has the number before finds that it is not ours. */
-    _Atomic dev_t device;
-    _Atomic ino_t inode;
-};
-
 /* A socket that we listen on. Of the options' doors each has one of the first MAX_OWN_DOORS slots.
  * The others are for those that the application has given us, which stay when install() comes
  * after that; they are opened under install_lock. */
@@ -779,8 +779,9 @@ struct door {
     struct kept_fd listen_fd; /* closed by the listener, or when that has ended */
     struct kept_fd given_fd;  /* the application's own descriptor for it; -1: none */
     PyObject *given;          /* owned socket object: only to close it closes given_fd */
-    PyObject *locals;         /* owned mapping for the consoles behind it, or NULL */
-    _Atomic unsigned serial;  /* of the socket in this slot */
+    bool was_blocking; /* before it was given; for both descriptors are one socket */
+    PyObject *locals;  /* owned mapping for the consoles behind it, or NULL */
+    _Atomic unsigned serial; /* of the socket in this slot */
     /* A Unix socket's path, whole whenever bound is true; whether it is ours is known again when
      * binding is not. Read by the handlers. A TCP socket's HOST:PORT. */
     char name[SOCKET_PATH_SIZE];
@@ -1015,16 +1016,6 @@ make_locks_anew(void)
  * Descriptors, clocks, threads, text: what the rooms above build on.
  * ====================================================================================== */
 
-/* Closes what the variable holds and forgets it at once, so that a second call is harmless. */
-static void
-close_fd(_Atomic int *fd)
-{
-    int old = atomic_exchange(fd, -1);
-    if (old >= 0) {
-        (void)close(old);
-    }
-}
-
 /* Takes over a descriptor, or the -1 of who could open none. */
 static void
 keep_fd(struct kept_fd *kept, int fd)
@@ -1055,8 +1046,8 @@ static void
 close_kept(struct kept_fd *kept)
 {
     int fd = kept_number(kept);
-    atomic_store(&kept->number, -1);
-    if (fd >= 0) {
+    /* Of two who close it at once only one may: the number can be another's by then. */
+    if (atomic_exchange(&kept->number, -1) == fd && fd >= 0) {
         (void)close(fd);
     }
 }
@@ -3399,7 +3390,7 @@ is_waiting_session(unsigned long ident)
 {
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         const struct session *session = &manhole.sessions[i];
-        if (atomic_load(&session->fd) >= 0 && session->ident == ident &&
+        if (atomic_load(&session->fd.number) >= 0 && session->ident == ident &&
             !atomic_load(&session->running)) {
             return true;
         }
@@ -4780,11 +4771,12 @@ end_viewing(struct session *session)
     atomic_fetch_sub(&manhole.viewers, 1);
 }
 
-/* Leaves a copy for every client that has a console. */
+/* Leaves a copy for every client that has a console. In a child that has not forgotten its parent
+ * yet a thread that is gone may hold their locks. */
 static void
 keep_copies(const char *bytes, size_t length)
 {
-    size_t end = atomic_load(&manhole.viewers_end);
+    size_t end = is_owner() ? atomic_load(&manhole.viewers_end) : 0;
     for (size_t i = 0; i < end; i++) {
         if (atomic_load(&manhole.sessions[i].viewing)) {
             keep_copy(&manhole.sessions[i], bytes, length);
@@ -4812,6 +4804,20 @@ next_copies(struct session *session, const char **piece)
     return waiting < COPIES_SIZE - start ? waiting : COPIES_SIZE - start;
 }
 
+/* As send(), and waits for a client that does not read also where somebody has set O_NONBLOCK on the
+ * shared socket, unless flags have MSG_DONTWAIT. */
+DETACHED static ssize_t
+send_patiently(struct session *session, const char *bytes, size_t length, int flags)
+{
+    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = POLLOUT};
+    ssize_t sent = -1;
+    do {
+        sent = send(kept_number(&session->fd), bytes, length, flags | MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EAGAIN && (flags & MSG_DONTWAIT) == 0 &&
+             poll(&client, 1, -1) >= 0);
+    return sent;
+}
+
 /* Sends what waits. The caller has set sending. flags: MSG_DONTWAIT or 0. Returns 0 when
  * nothing waits any more, else an errno value (EAGAIN: the client does not read just
  * now). */
@@ -4828,7 +4834,7 @@ send_copies(struct session *session, int flags)
         if (length == 0) {
             return 0;
         }
-        sent = send(atomic_load(&session->fd), piece, length, flags | MSG_NOSIGNAL);
+        sent = send_patiently(session, piece, length, flags);
         if (sent < 0) {
             return errno;
         }
@@ -4913,17 +4919,13 @@ send_own(struct session *session, const char **bytes, size_t *length)
 {
     int error = send_copies(session, 0);
     while (error == 0 && *length > 0) {
-        ssize_t sent = send(atomic_load(&session->fd), *bytes, *length, MSG_NOSIGNAL);
-        if (sent >= 0) {
-            *bytes += sent;
-            *length -= (size_t)sent;
-        }
-        else if (errno == EAGAIN) {
-            struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLOUT};
-            (void)poll(&client, 1, -1); /* somebody set O_NONBLOCK on the shared socket */
+        ssize_t sent = send_patiently(session, *bytes, *length, 0);
+        if (sent < 0) {
+            error = errno;
         }
         else {
-            error = errno;
+            *bytes += sent;
+            *length -= (size_t)sent;
         }
     }
     return error;
@@ -4989,9 +4991,9 @@ leave_to_listener(struct session *session, const char *bytes, size_t length)
     if (session->copies == NULL) {
         session->copies = malloc(COPIES_SIZE);
     }
-    left = session->copies != NULL && session->asked_ms != 0 && !session->refused &&
-           atomic_load(&session->viewing) && session->missed == 0 && length <= MAX_LEFT &&
-           session->tail - session->head <= MAX_LEFT - length;
+    left = session->copies != NULL && session->asked_ms != 0 && !session->guarded &&
+           !session->refused && atomic_load(&session->viewing) && session->missed == 0 &&
+           length <= MAX_LEFT && session->tail - session->head <= MAX_LEFT - length;
     if (left) {
         wake = !session->sending && session->head == session->tail;
         fill_ring(session, bytes, length);
@@ -5110,7 +5112,7 @@ ask_for_input(struct session *session)
         if (send_client(session, head, sizeof(head)) < 0) {
             PyErr_Clear();
             /* The input is at its end, also where the client is still there and waits. */
-            (void)shutdown(atomic_load(&session->fd), SHUT_RD);
+            (void)shutdown(kept_number(&session->fd), SHUT_RD);
         }
     }
 }
@@ -5432,6 +5434,17 @@ stream_writelines(PyObject *self, PyObject *lines)
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
+/* For fileno(). Returns a new int, or NULL with OSError where the descriptor, -1, is ours no more. */
+ATTACHED static PyObject *
+make_descriptor(int fd)
+{
+    if (fd < 0) {
+        errno = EBADF;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromLong(fd);
+}
+
 /* Raises io.UnsupportedOperation, which callers of fileno() are prepared for. */
 ATTACHED static void
 refuse_fileno(const char *why)
@@ -5464,7 +5477,7 @@ stream_fileno(PyObject *self, PyObject *unused)
                       "descriptor for it");
         return NULL;
     }
-    return PyLong_FromLong(atomic_load(&session->fd));
+    return make_descriptor(kept_number(&session->fd));
 }
 
 /* flush(), close(): every write has gone out by itself, and the client is not ours to
@@ -5761,16 +5774,43 @@ place_displayhook(void)
     return result;
 }
 
+/* References to all that manhole.borrowed refers to while sys_lock is held: the last one to an
+ * object of the application's runs code of its own, which may wait for anything. */
+struct held {
+    PyObject *objects[2 * Py_ARRAY_LENGTH(manhole.borrowed)]; /* owned, or NULL */
+};
+
+ATTACHED static void
+lock_sys(struct held *held)
+{
+    PyObject **next = held->objects;
+    lock_attached(&sys_lock);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(manhole.borrowed); i++) {
+        *next++ = Py_XNewRef(manhole.borrowed[i].ours);
+        *next++ = Py_XNewRef(manhole.borrowed[i].previous);
+    }
+}
+
+ATTACHED static void
+unlock_sys(struct held *held)
+{
+    unlock(&sys_lock);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(held->objects); i++) {
+        Py_XDECREF(held->objects[i]);
+    }
+}
+
 /* Puts the streams back in place where the application has set its own since: a session's print()
  * is its client's whatever the application redirects. Never raises. */
 ATTACHED static void
 replace_streams(void)
 {
-    lock_attached(&sys_lock);
+    struct held held;
+    lock_sys(&held);
     if (manhole.consoles > 0 && place_streams(manhole.options.redirect_stderr != 0) < 0) {
         PyErr_Clear();
     }
-    unlock(&sys_lock);
+    unlock_sys(&held);
 }
 
 ATTACHED static void
@@ -5786,8 +5826,9 @@ give_back_attributes(void)
 ATTACHED static int
 open_streams(struct session *session)
 {
+    struct held held;
     int result = 0;
-    lock_attached(&sys_lock);
+    lock_sys(&held);
     result = place_streams(wants_stderr(session));
     if (result == 0 && manhole.consoles == 0) {
         result = place_displayhook();
@@ -5804,14 +5845,15 @@ open_streams(struct session *session)
         give_back_attributes();
         put_back_exception(raised);
     }
-    unlock(&sys_lock);
+    unlock_sys(&held);
     return result;
 }
 
 ATTACHED static void
 close_streams(struct session *session)
 {
-    lock_attached(&sys_lock);
+    struct held held;
+    lock_sys(&held);
     if (session->has_console) {
         session->has_console = false;
         if (!session->wish->framed) {
@@ -5822,7 +5864,7 @@ close_streams(struct session *session)
             give_back_attributes();
         }
     }
-    unlock(&sys_lock);
+    unlock_sys(&held);
 }
 
 /* ======================================================================================
@@ -8413,7 +8455,7 @@ static bool
 has_read_all(struct session *session)
 {
     int unread = 0;
-    return ioctl(atomic_load(&session->plain_fd), FIONREAD, &unread) == 0 && unread == 0;
+    return ioctl(kept_number(&session->plain_fd), FIONREAD, &unread) == 0 && unread == 0;
 }
 
 /* Interrupts what the session runs. It is to have its exception before it can read the line that
@@ -8462,7 +8504,7 @@ check_first_line(struct session *session, struct telnet *telnet)
             "Turned the client at %s away: it sends HTTP, as a web page may have told "
             "a browser to",
             session->peer.address);
-        (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
+        (void)shutdown(kept_number(&session->fd), SHUT_RDWR);
         telnet->length = 0; /* whoever tries to pass it on once more has nothing */
         return false;
     }
@@ -8490,7 +8532,7 @@ pass_text(struct session *session, struct telnet *telnet)
     }
     while (telnet->length > 0) {
         ssize_t sent =
-            send(atomic_load(&session->telnet_fd), next, telnet->length, MSG_NOSIGNAL);
+            send(kept_number(&session->telnet_fd), next, telnet->length, MSG_NOSIGNAL);
         if (sent < 0 && errno != EINTR) {
             if (errno != EPIPE) { /* the session reads no more */
                 log_line("Cannot pass on what a TCP client sends: %s", error_text(errno));
@@ -8541,10 +8583,10 @@ DETACHED static bool
 take_more(struct session *session, struct telnet *telnet)
 {
     unsigned char bytes[4096];
-    struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLIN};
+    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = POLLIN};
     ssize_t got = -1;
     (void)poll(&client, 1, -1);
-    got = recv(client.fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+    got = recv(kept_number(&session->fd), bytes, sizeof(bytes), MSG_DONTWAIT);
     return got < 0 ? errno == EAGAIN || errno == EINTR
                    : got > 0 && take_bytes(session, telnet, bytes, (size_t)got);
 }
@@ -8555,10 +8597,10 @@ take_more(struct session *session, struct telnet *telnet)
 DETACHED static bool
 wait_until_gone(struct session *session, int timeout_ms)
 {
-    struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
+    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = 0};
     bool gone = poll(&client, 1, timeout_ms) > 0 || atomic_load(&session->over);
     if (!gone && is_far_end_closed(client.fd)) {
-        (void)shutdown(client.fd, SHUT_RDWR);
+        (void)shutdown(kept_number(&session->fd), SHUT_RDWR);
         gone = true;
     }
     return gone;
@@ -8578,11 +8620,11 @@ telnet_main(void *argument)
         (void)pass_text(session, &telnet);
     }
     gone = wait_until_gone(session, SETTLE_MS);
-    (void)shutdown(atomic_load(&session->telnet_fd), SHUT_WR);
+    (void)shutdown(kept_number(&session->telnet_fd), SHUT_WR);
     while (!gone) {
         gone = wait_until_gone(session, GONE_CHECK_MS);
     }
-    close_fd(&session->telnet_fd);
+    close_kept(&session->telnet_fd);
     helper_done(session);
     return NULL;
 }
@@ -8594,17 +8636,17 @@ open_telnet(struct session *session)
 {
     const int yes = 1;
     int ends[2];
-    int fd = atomic_load(&session->fd);
+    int fd = kept_number(&session->fd);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) {
         return -1;
     }
-    atomic_store(&session->plain_fd, ends[0]);
-    atomic_store(&session->telnet_fd, ends[1]);
+    keep_fd(&session->plain_fd, ends[0]);
+    keep_fd(&session->telnet_fd, ends[1]);
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
     /* Telnet marks its Ctrl-C as urgent: it is to stay where it is in the stream all the same. */
     (void)setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &yes, sizeof(yes));
     if (!send_helper(session, telnet_main)) {
-        close_fd(&session->telnet_fd);
+        close_kept(&session->telnet_fd);
         errno = EAGAIN;
         return -1;
     }
@@ -8631,7 +8673,7 @@ note_progress(void)
         lock_leaf(&session->out_lock);
         if (session->importing && session->asked_ms != 0 && !session->answered) {
             session->asked_ms = now_ms;
-            session->waiting_ms = now_ms;
+            session->waiting_ms = session->waiting_ms == 0 ? 0 : now_ms;
         }
         unlock(&session->out_lock);
     }
@@ -8676,6 +8718,7 @@ import_needed_modules(struct session *session)
 ATTACHED static void
 remember_exception(PyObject *type, PyObject *value, PyObject *traceback)
 {
+    struct held held;
     const struct {
         const char *name;
         PyObject *value;
@@ -8685,13 +8728,13 @@ remember_exception(PyObject *type, PyObject *value, PyObject *traceback)
         {"last_traceback", traceback},
         {"last_exc", value},
     };
-    lock_attached(&sys_lock);
+    lock_sys(&held);
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
         if (borrow_attribute(borrowed_row(rows[i].name), rows[i].value) < 0) {
             PyErr_Clear();
         }
     }
-    unlock(&sys_lock);
+    unlock_sys(&held);
 }
 
 /* Writes what traceback.FORMATTER(...) makes of an exception to the client. Takes over
@@ -9026,7 +9069,7 @@ append_banner(struct text *text)
 static bool
 is_gone(struct session *session)
 {
-    struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
+    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = 0};
     return poll(&client, 1, 0) == 1 && (client.revents & (POLLHUP | POLLNVAL)) != 0;
 }
 
@@ -9092,7 +9135,7 @@ static bool
 is_taken_back(struct session *session, PyObject *line)
 {
     Py_ssize_t length = PyUnicode_GetLength(line);
-    return atomic_load(&session->plain_fd) >= 0 && length > 1 && ends_line(line) &&
+    return atomic_load(&session->plain_fd.number) >= 0 && length > 1 && ends_line(line) &&
            PyUnicode_ReadChar(line, length - 2) == CTRL_C;
 }
 
@@ -9158,7 +9201,7 @@ end_running(struct session *session)
 {
     atomic_store(&session->running, false);
     (void)PyThreadState_SetAsyncExc(session->ident, NULL); /* one that came too late */
-    if (session->state == SESSION_BURNT) {
+    if (session->state == SESSION_BURNT && current_session == NULL) {
         leave_forked_child();
     }
 }
@@ -9306,13 +9349,13 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
 ATTACHED static int
 open_input_fd(struct session *session)
 {
-    int fd = atomic_load(&session->fd);
+    int fd = kept_number(&session->fd);
     int flags = fcntl(fd, F_GETFL);
     if (flags >= 0 && (flags & O_NONBLOCK) != 0) {
         (void)fcntl(fd, F_SETFL,
                     flags & ~O_NONBLOCK); /* a socket object's timeout set it */
     }
-    if (is_inet(fd) && atomic_load(&session->plain_fd) < 0) {
+    if (is_inet(fd) && atomic_load(&session->plain_fd.number) < 0) {
         PyThreadState *tstate = detach();
         int error = 0;
         fd = open_telnet(session);
@@ -9393,8 +9436,8 @@ settle_report_attached(struct session *session)
 static int
 input_fd(struct session *session)
 {
-    int plain_fd = atomic_load(&session->plain_fd);
-    return plain_fd >= 0 ? plain_fd : atomic_load(&session->fd);
+    return kept_number(atomic_load(&session->plain_fd.number) >= 0 ? &session->plain_fd
+                                                                   : &session->fd);
 }
 
 /* Sends what waits for that, then waits for what the client sends: detached but once, for a process
@@ -9465,7 +9508,7 @@ input_fileno(PyObject *self, PyObject *unused)
         PyErr_SetString(PyExc_OSError, "only a session's thread has its client");
         return NULL;
     }
-    return PyLong_FromLong(input_fd(current_session));
+    return make_descriptor(input_fd(current_session));
 }
 
 static PyMethodDef input_methods[] = {
@@ -9483,21 +9526,28 @@ open_typed_input(struct session *session)
         .name = "Input", .module = "io", .base = "RawIOBase", .methods = input_methods};
     PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
     PyObject *io = type == NULL ? NULL : PyImport_ImportModule("io");       /* owned */
+    PyObject *name = PyUnicode_FromString(stream_name);                     /* owned */
+    PyObject *mode = PyUnicode_FromString("r");                             /* owned */
     PyObject *raw = NULL;                                                   /* owned */
     PyObject *buffer = NULL;                                                /* owned */
     PyObject *text = NULL; /* new, handed to the caller */
-    if (io != NULL && open_input_fd(session) >= 0) {
+    if (io != NULL && name != NULL && mode != NULL && open_input_fd(session) >= 0) {
         raw = PyObject_CallNoArgs(type);
     }
-    if (raw != NULL) {
+    if (raw != NULL && PyObject_SetAttrString(raw, "name", name) == 0) {
         buffer = PyObject_CallMethod(io, "BufferedReader", "O", raw);
     }
     if (buffer != NULL) {
         text = PyObject_CallMethod(io, "TextIOWrapper", "Oss", buffer, "utf-8",
                                    "surrogateescape");
     }
+    if (text != NULL && PyObject_SetAttrString(text, "mode", mode) < 0) {
+        Py_CLEAR(text);
+    }
     Py_XDECREF(type);
     Py_XDECREF(io);
+    Py_XDECREF(name);
+    Py_XDECREF(mode);
     Py_XDECREF(raw);
     Py_XDECREF(buffer);
     return text;
@@ -9673,16 +9723,17 @@ log_handler_exception(struct session *session, const char *prefix)
 ATTACHED static void
 talk(struct session *session, PyObject *locals)
 {
-    if (is_inet(atomic_load(&session->fd))) {
-        session->input =
-            open_typed_input(session); /* a Unix client's: behind the prompt */
+    if (is_inet(kept_number(&session->fd))) { /* a Unix client's: behind the prompt */
+        set_importing(session, true); /* it may wait for what another session imports */
+        session->input = open_typed_input(session);
+        set_importing(session, false);
     }
     if (PyErr_Occurred() || open_streams(session) < 0 ||
         send_stacks(session, session->wish->no_stacks ? NULL : &dump_form, true) < 0) {
         return;
     }
     if (!HAS_GIL) {
-        lend_spare(atomic_load(&session->fd)); /* again: the stacks came from a copy */
+        lend_spare(kept_number(&session->fd)); /* again: the stacks came from a copy */
     }
     import_needed_modules(session);
     set_names(session, make_names(locals, session->wish->live_names));
@@ -9701,7 +9752,7 @@ DETACHED static void
 hang_up(struct session *session)
 {
     char unread[4096];
-    int fd = atomic_load(&session->fd);
+    int fd = kept_number(&session->fd);
     begin_sending(session);
     (void)send_copies(session, MSG_DONTWAIT);
     end_sending(session);
@@ -9710,7 +9761,7 @@ hang_up(struct session *session)
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
     (void)shutdown(fd, SHUT_RDWR);
-    (void)shutdown(atomic_load(&session->plain_fd), SHUT_RDWR);
+    (void)shutdown(kept_number(&session->plain_fd), SHUT_RDWR);
     /* What stays unread would turn into ECONNRESET behind our last bytes. */
     while (recv(fd, unread, sizeof(unread), MSG_DONTWAIT) > 0) {
     }
@@ -9875,7 +9926,7 @@ make_client_object(struct session *session)
     PyObject *keywords = NULL;           /* owned */
     PyObject *empty = PyTuple_New(0);    /* owned */
     PyObject *client = NULL;             /* new */
-    int fd = fcntl(atomic_load(&session->fd), F_DUPFD_CLOEXEC,
+    int fd = fcntl(kept_number(&session->fd), F_DUPFD_CLOEXEC,
                    0); /* owned until client has it */
     if (fd < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
@@ -10045,10 +10096,12 @@ close_arguments(struct session *session)
 DETACHED static size_t
 receive_some(struct session *session, char *bytes, size_t size)
 {
-    struct pollfd client = {.fd = atomic_load(&session->fd), .events = POLLIN};
+    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = POLLIN};
     for (;;) {
         int ready = poll(&client, 1, REQUEST_TIMEOUT_MS);
-        ssize_t got = ready > 0 ? recv(client.fd, bytes, size, MSG_DONTWAIT) : ready;
+        ssize_t got = ready > 0
+                          ? recv(kept_number(&session->fd), bytes, size, MSG_DONTWAIT)
+                          : ready;
         if (got >= 0) {
             return (size_t)got;
         }
@@ -10079,7 +10132,7 @@ refuse_request(struct session *session, const char *why)
 {
     char line[160];
     int length = snprintf(line, sizeof(line), "manhole: %s\n", why);
-    (void)send(atomic_load(&session->fd), line, (size_t)length,
+    (void)send(kept_number(&session->fd), line, (size_t)length,
                MSG_NOSIGNAL | MSG_DONTWAIT);
     log_line("Turned a client away: %s", why);
     return false;
@@ -11645,9 +11698,9 @@ make_session(void)
     struct session *session = end < MAX_SESSIONS ? &manhole.sessions[end] : NULL;
     if (session != NULL) {
         make_session_locks(session);
-        atomic_store(&session->fd, -1);
-        atomic_store(&session->plain_fd, -1);
-        atomic_store(&session->telnet_fd, -1);
+        keep_fd(&session->fd, -1);
+        keep_fd(&session->plain_fd, -1);
+        keep_fd(&session->telnet_fd, -1);
         atomic_store(&manhole.sessions_end, end + 1);
     }
     return session;
@@ -11705,7 +11758,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->interrupts = 0;
         atomic_store(&session->taken_back, false);
         atomic_store(&session->over, false);
-        atomic_store(&session->fd, fd);
+        keep_fd(&session->fd, fd);
     }
     unlock(&table_lock);
     return session;
@@ -11719,6 +11772,7 @@ release_session(struct session *session)
     lock_leaf(&session->out_lock);
     watched = session->asked_ms != 0;
     session->asked_ms = 0; /* the listener takes no more notice of it */
+    session->waiting_ms = 0;
     atomic_store(&session->over, true);
     (void)pthread_cond_broadcast(&session->out_free);
     while (session->sending || session->helpers > 0) {
@@ -11728,8 +11782,8 @@ release_session(struct session *session)
     session->copies = NULL;
     free(session->request);
     session->request = NULL;
-    close_fd(&session->fd);
-    close_fd(&session->plain_fd);
+    close_kept(&session->fd);
+    close_kept(&session->plain_fd);
     unlock(&session->out_lock);
     lock_leaf(&table_lock);
     session->state = SESSION_FREE;
@@ -11897,7 +11951,7 @@ serve_session(struct session *session)
     Py_XINCREF(handler.callable);
     unlock(&table_lock);
     current_session = session;
-    lend_spare(atomic_load(&session->fd));
+    lend_spare(kept_number(&session->fd));
     deliver_log();
     if (session->wish->serve != NULL) {
         session->wish->serve(session, locals);
@@ -12084,6 +12138,18 @@ append_report(struct text *text, const struct session *session)
     }
 }
 
+/* Python still owes what the reporter was sent for; who waits for another answer by now has no
+ * reporter yet. */
+static bool
+is_report_due(struct session *session)
+{
+    bool due = false;
+    lock_leaf(&session->out_lock);
+    due = session->reported && !session->answered;
+    unlock(&session->out_lock);
+    return due;
+}
+
 /* Sends a report, unless Python has answered meanwhile. flags: MSG_DONTWAIT or 0. One without
  * memory is no half of it to who asked for nothing else: JSON would be cut. */
 DETACHED static void
@@ -12091,18 +12157,22 @@ send_report(struct session *session, const struct text *report, int flags)
 {
     static const char too_little[] = "manhole: there is no memory for the stacks\n";
     begin_sending(session);
-    if (!session->answered && flags == 0) {
+    if (!is_report_due(session)) {
+        end_sending(session);
+        return;
+    }
+    if (flags == 0) {
         bool cut = report->failed && session->wish->report != NULL;
         const char *bytes = cut ? too_little : report->bytes;
         size_t length = cut ? sizeof(too_little) - 1 : report->length;
         session->told = send_own(session, &bytes, &length) == 0 && !report->failed;
     }
-    else if (!session->answered) {
-        (void)send(atomic_load(&session->fd), report->bytes, report->length,
+    else {
+        (void)send(kept_number(&session->fd), report->bytes, report->length,
                    flags | MSG_NOSIGNAL);
     }
-    if (!session->answered && session->wish->report != NULL) {
-        (void)shutdown(atomic_load(&session->fd), SHUT_RDWR); /* that was all of it */
+    if (session->wish->report != NULL) {
+        (void)shutdown(kept_number(&session->fd), SHUT_RDWR); /* that was all of it */
     }
     end_sending(session);
 }
@@ -12214,11 +12284,14 @@ CHECKED(no_thread_safety_analysis) static void *interrupter_main(void *argument)
     PyThreadState *tstate = enter_interpreter();
     if (tstate != NULL) {
         raise_in_session(session, PyExc_KeyboardInterrupt);
-        leave_interpreter(tstate);
     }
+    /* Before the session can go on: for what it runs next there is to be another. */
     lock_leaf(&session->out_lock);
     session->interrupted = false;
     unlock(&session->out_lock);
+    if (tstate != NULL) {
+        leave_interpreter(tstate);
+    }
     helper_done(session);
     return NULL;
 }
@@ -12248,7 +12321,7 @@ DETACHED static void *
 guard_main(void *argument)
 {
     struct session *session = argument;
-    struct pollfd client = {.fd = atomic_load(&session->fd), .events = 0};
+    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = 0};
     while (!atomic_load(&session->over) && poll(&client, 1, GONE_CHECK_MS) <= 0) {
     }
     lock_leaf(&session->out_lock);
@@ -12666,7 +12739,7 @@ prepare_watch(struct watch *watch)
     }
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
-        int fd = atomic_load(&session->fd);
+        int fd = atomic_load(&session->fd.number);
         if (fd < 0 || !is_listeners(session)) {
             continue;
         }
@@ -12753,7 +12826,7 @@ watch_descriptors(struct watch *watch)
         }
     }
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
-        if (atomic_load(&manhole.sessions[i].fd) >= 0 &&
+        if (atomic_load(&manhole.sessions[i].fd.number) >= 0 &&
             is_listeners(&manhole.sessions[i])) {
             look_after(&manhole.sessions[i]);
         }
@@ -13059,11 +13132,18 @@ open_snapshot(void)
     open_spare();
 }
 
+/* faulthandler puts back what it found, also where the application has set its own since. */
 ATTACHED static void
 close_snapshot(void)
 {
+    struct sigaction theirs;
+    bool put_back = snapshot.signum != 0 && !is_snapshot_ready() &&
+                    sigaction(snapshot.signum, NULL, &theirs) == 0;
     if (snapshot.signum != 0 && call_faulthandler("unregister", NULL) < 0) {
         PyErr_Clear();
+    }
+    if (put_back) {
+        (void)sigaction(snapshot.signum, &theirs, NULL);
     }
     snapshot.signum = 0;
     close_kept(&snapshot.spare);
@@ -13181,8 +13261,11 @@ accept_guest(int listen_fd)
     int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);
     if (fd >= 0) {
         struct card card = read_card(&address.un, size);
+        struct peer peer = {0};
         if (strcmp(card.wish, "interrupt") == 0) {
-            answer_interrupt(fd, &card);
+            if (admit_client(fd, &peer, find_wish(card.wish))) {
+                answer_interrupt(fd, &card);
+            }
             fd = -1;
             errno = EAGAIN;
         }
@@ -13471,6 +13554,10 @@ drop_given_doors(void)
 {
     close_given_doors();
     for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
+        const int fd = kept_number(&manhole.doors[i].given_fd);
+        if (fd >= 0 && manhole.doors[i].was_blocking) {
+            (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+        }
         empty_door(&manhole.doors[i]);
     }
 }
@@ -13500,7 +13587,7 @@ dismiss_sessions(void)
         lock_leaf(&table_lock);
         bool there = session->state == SESSION_TAKEN && session != current_session;
         if (there) {
-            (void)shutdown(atomic_load(&session->fd), SHUT_RDWR);
+            (void)shutdown(kept_number(&session->fd), SHUT_RDWR);
         }
         unlock(&table_lock);
         if (there) {
@@ -13530,6 +13617,7 @@ abandon_sessions(void)
 ATTACHED static PyObject *
 py_at_exit(PyObject *module, PyObject *unused)
 {
+    struct held held;
     int interrupted = 0;
     (void)module;
     (void)unused;
@@ -13560,10 +13648,10 @@ py_at_exit(PyObject *module, PyObject *unused)
         PyErr_WriteUnraisable(NULL);
     }
     abandon_sessions();
-    lock_attached(&sys_lock);
+    lock_sys(&held);
     give_back_attributes();
     give_back_sys();
-    unlock(&sys_lock);
+    unlock_sys(&held);
     if (lock_install() < 0) {
         return NULL;
     }
@@ -13684,9 +13772,9 @@ forget_parent(void)
         session->raised = NULL;
         atomic_store(&session->running, false);
         atomic_store(&session->viewing, false);
-        close_fd(&session->fd);
-        close_fd(&session->plain_fd);
-        close_fd(&session->telnet_fd);
+        close_kept(&session->fd);
+        close_kept(&session->plain_fd);
+        close_kept(&session->telnet_fd);
     }
     current_session = NULL;
     atomic_store(&manhole.viewers, 0);
@@ -15159,6 +15247,7 @@ add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
 {
     struct door *door = manhole.doors + MAX_OWN_DOORS;
     int listen_fd = -1; /* owned, handed to the door */
+    int flags = 0;
     while (door < manhole.doors + MAX_DOORS && is_door_open(door)) {
         door++;
     }
@@ -15168,8 +15257,9 @@ add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
         return -1;
     }
     listen_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    flags = fcntl(fd, F_GETFL);
     /* Another process may accept first: the listener must not wait then. */
-    if (listen_fd < 0 || fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0) {
+    if (listen_fd < 0 || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
         if (listen_fd >= 0) {
             (void)close(listen_fd);
@@ -15183,6 +15273,7 @@ add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
         (void)snprintf(door->name, sizeof(door->name), "%s", address->un.sun_path);
     }
     fill_door(door, sock, locals);
+    door->was_blocking = (flags & O_NONBLOCK) == 0;
     keep_fd(&door->given_fd, fd);
     keep_fd(&door->listen_fd, listen_fd);
     log_line("Backdoor server listening on %s", door->name);
@@ -15420,7 +15511,7 @@ handle_connection(PyObject *module, PyObject *client, void (*serve)(struct sessi
     }
     if (current_session != NULL && !current_session->has_console &&
         current_session->input == NULL &&
-        is_same_file(fd, atomic_load(&current_session->fd))) {
+        is_same_file(fd, kept_number(&current_session->fd))) {
         serve(current_session);
         return Py_NewRef(Py_None);
     }

@@ -3478,16 +3478,28 @@ send_pasted_line(void)
     free(line.data);
 }
 
+/* Returns the line with its newline, valid until the next; NULL where there is none. libedit takes
+ * the terminal only when it has shown the prompt: what is typed at once would be echoed twice, or be
+ * lost to Ctrl-C. */
+static const char *
+edit_line(int *count)
+{
+    const char *line = NULL;
+
+    (void)el_set(editor.el, EL_PREP_TERM, 1);
+    editor.is_typing = true;
+    line = el_gets(editor.el, count);
+    editor.is_typing = false;
+    return line;
+}
+
 /* Lets a line be typed and sends it; then those that were pasted. */
 static void
 type_line(void)
 {
     int count = 0;
-    const char *line = NULL;
+    const char *line = edit_line(&count);
 
-    editor.is_typing = true;
-    line = el_gets(editor.el, &count);
-    editor.is_typing = false;
     if (line != NULL && count > 0) {
         follow_paste(line);
         send_line(line, (size_t)count);
@@ -3525,9 +3537,7 @@ type_local_line(const char *prompt)
     }
     do {
         editor.way_out = NO_WAY_OUT;
-        editor.is_typing = true;
-        typed = el_gets(editor.el, &count);
-        editor.is_typing = false;
+        typed = edit_line(&count);
     } while (editor.way_out == LINE_CANCELLED);
     if (typed != NULL && count > 0) {
         HistEvent event;

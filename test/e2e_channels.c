@@ -26,20 +26,12 @@ start_ready(const char *program)
     return app;
 }
 
-static bool
-is_asleep(void *argument)
-{
-    const struct process *app = argument;
-    const char *stat = read_file(format_text("/proc/%ld/stat", (long)app->pid));
-    return strncmp(strrchr(stat, ')'), ") S", 3) == 0;
-}
-
 /* It says that it is ready just before it keeps the GIL. */
 static struct process *
 start_stuck(const char *program)
 {
     struct process *app = start_ready(program);
-    wait_until(is_asleep, app, "the main thread keeps the GIL", DEADLINE);
+    wait_until_asleep(app->pid);
     return app;
 }
 
@@ -316,12 +308,27 @@ completion_goes_on_while_the_console_computes(void)
 {
     struct process *app = start_ready(TARGET("max_sessions=1"));
     struct client *console = console_with_names(app);
-    client_send(console, "print('u' + 'p')\nwhile True: alpha_new = 1\n\n");
+    client_send(console, "alpha_new = 0\n"
+                         "while True: alpha_new or print('u' + 'p'); alpha_new = 1\n\n");
     client_wait_for(console, "up\n");
     assert_string_equal(complete(app, "alpha_t\n"), "alpha_two\n");
     assert_string_equal(client_read_until_eof(connect_wishing(app, "interrupt")),
                         "interrupted\n");
     client_wait_for(console, "KeyboardInterrupt\n>>> ");
+}
+
+/* Its session has imported modules, which is watched, and has ended. */
+static void
+completion_that_is_over_passes_for_no_hang(void)
+{
+    struct process *app = start_ready(TARGET("hang_timeout=0.1"));
+    struct client *console = console_with_names(app);
+    assert_string_equal(complete(app, "alpha_o\n"), "alpha_one\n");
+    client_ask(console, "import time; time.sleep(0.3)");
+    assert_string_equal(complete(app, "alpha_t\n"), "alpha_two\n");
+    assert_contains(
+        look_at_json(connect_wishing(app, "json"), "print(document['source'])"),
+        "attached\n");
 }
 
 static void
@@ -839,6 +846,7 @@ main(void)
         TEST(json_says_when_there_is_no_frozen_copy),
         TEST(names_of_the_console_with_the_same_id_are_completed),
         TEST(completion_goes_on_while_the_console_computes),
+        TEST(completion_that_is_over_passes_for_no_hang),
         TEST(completion_of_an_unknown_id_is_empty),
         TEST(matches_are_many_but_bounded_and_differ),
         TEST(what_is_no_line_is_not_completed),

@@ -743,8 +743,8 @@ root_may_talk_to_the_process_of_any_user(void)
     int listener = -1;
     /* the process asked for is this one: its effective uid is nobody's meanwhile */
     struct process *cli = start_process(.argv = CLI("-t", "inf", own_pid()));
-    listener = listen_as(own_path(), NOBODY, 8);
     assert_int_equal(seteuid(NOBODY), 0);
+    listener = listen_at(own_path());
     int client = accept_client(listener);
     say(client, "hello\n");
     (void)close(client);

@@ -281,6 +281,7 @@ client_of_a_stuck_interpreter_has_the_stacks_and_then_its_prompt(void)
     struct visitor visitor = {
         .app = start_target(INSTALL(COMMANDS ", hang_timeout=0.1") HOLD_GIL)};
     wait_until_ready(visitor.app);
+    wait_until_asleep(visitor.app->pid);
     visitor.client = connect_to(visitor.app);
     client_send(visitor.client, "!python\nthreads\n");
     client_wait_for(visitor.client, "manhole: Python has not answered for ");
@@ -290,14 +291,6 @@ client_of_a_stuck_interpreter_has_the_stacks_and_then_its_prompt(void)
     client_wait_for(visitor.client, prompt_of(visitor, "manhole"));
     client_wait_for(visitor.client, prompt_of(visitor, "python"));
     client_wait_for(visitor.client, "ThreadID=");
-}
-
-static bool
-is_asleep(void *argument)
-{
-    const struct process *app = argument;
-    const char *stat = read_file(format_text("/proc/%d/stat", (int)app->pid));
-    return strncmp(strrchr(stat, ')'), ") S", 3) == 0;
 }
 
 static void
@@ -313,14 +306,14 @@ threads_typed_to_a_stuck_interpreter_is_answered_without_it(void)
     client_wait_for(visitor.client, "linux\n");
     write_stdin(visitor.app, "x");
     wait_for_text(visitor.app, OUT, "ready\n", DEADLINE); /* to hold it */
-    wait_until(is_asleep, visitor.app, "the main thread keeps the GIL", DEADLINE);
+    wait_until_asleep(visitor.app->pid);
     client_send(visitor.client, "threads\n");
     client_wait_for(visitor.client, "manhole: Python has not answered for ");
     client_wait_for(visitor.client, "in hold\n");
     client_wait_for(visitor.client, "the prompt comes here as soon as Python answers.\n");
     write_stdin(visitor.app, "x");
     client_wait_for(visitor.client, prompt_of(visitor, "python"));
-    assert_string_equal(ask(visitor, "platform", "python"), "linux\n");
+    assert_contains(ask(visitor, "platform", "python"), "linux\n");
 }
 
 /* ---- What is off --------------------------------------------------------------------- */

@@ -186,6 +186,27 @@ client_that_imports_threading_first_does_not_pass_for_the_main_thread(void)
     client_read_until_eof(client);
 }
 
+/* Callbacks that were registered before the manhole's run after it, and let go of the GIL. */
+static void
+statement_that_outlasts_the_manhole_does_not_end_the_process(void)
+{
+    struct process *app =
+        start_target("import atexit, os\n"
+                     "reader, writer = os.pipe()\n"
+                     "def tidy_up():\n"
+                     "    os.write(writer, b'x')\n"
+                     "    while len(os.listdir('/proc/self/task')) > 1: pass\n"
+                     "    os.write(1, b'tidied up\\n')\n"
+                     "atexit.register(tidy_up)\n" //
+                     ENDING(DROPS ", locals={'reader': reader}", "sys.exit(5)"));
+    struct client *client = client_at_prompt(app);
+    client_send(client, "print('be' + 'gun'); os.read(reader, 1)\n");
+    client_wait_for(client, "begun\n");
+    assert_int_equal(end_of(app), 5);
+    assert_contains(text_of(app, OUT), "tidied up\n");
+    client_read_until_eof(client);
+}
+
 static void
 daemon_connection_lets_a_client_that_does_not_read_go(void)
 {
@@ -603,6 +624,7 @@ main(void)
         TEST(daemon_connection_lets_a_client_at_the_prompt_go),
         TEST(daemon_connection_lets_every_statement_go),
         TEST(client_that_imports_threading_first_does_not_pass_for_the_main_thread),
+        TEST(statement_that_outlasts_the_manhole_does_not_end_the_process),
         TEST(daemon_connection_lets_a_client_that_does_not_read_go),
         TEST(daemon_connection_lets_a_handler_of_the_program_go),
         TEST(clients_that_come_during_exit_do_no_harm),

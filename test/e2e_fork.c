@@ -10,7 +10,8 @@
 /* tell(): a line on the first process's standard output, in one piece however many write.
  * stay(): in a child, until the first process has ended. */
 #define HELPERS                                                                          \
-  "import os, sys, signal, manhole\n"                                                    \
+  "import os, sys, signal, warnings, manhole\n"                                          \
+  "warnings.simplefilter('ignore') # fork() warns of threads\n"                          \
   "leash, held = os.pipe()\n"                                                            \
   "out = os.dup(1)\n"                                                                    \
   "def tell(*words):\n"                                                                  \
@@ -141,14 +142,13 @@ child_forked_by_another_thread_ends_with_it(void)
     wait_for_no_path(path, DEADLINE);
 }
 
-/* For a child that forks while a thread of its own begins, and allocates: asan leaves the locks of
- * its allocator as they were. */
+/* For a fork beside a thread that may be allocating: asan leaves the locks of its allocator to the
+ * child as they were. */
 static void
 require_allocator_for_forks(void)
 {
     if (is_sanitized()) {
-        skip_test(
-            "a child of a process with threads may wait for a lock of asan's for ever");
+        skip_test("a child may wait for a lock of asan's allocator for ever");
     }
 }
 
@@ -493,6 +493,7 @@ child_serves_oneshot_on_its_own_signal(void)
 {
     pid_t child = 0;
     struct process *app = start_forking_at("oneshot_on='USR2'", &child);
+    wait_until_asleep(child);
     assert_int_equal(kill(child, SIGUSR2), 0);
     assert_answers(child);
     wait_for_no_path(socket_path_of(child), DEADLINE);
@@ -752,8 +753,8 @@ assert_nothing_accumulates(struct process *app, const char *forks)
     write_stdin(app, forks);
     wait_for_text(app, OUT, "sockets ", DEADLINE);
     struct usage after = usage_of(app);
-    assert_int_equal(after.fds, before.fds);
-    assert_int_equal(after.threads, before.threads);
+    assert_in_range(after.fds, 0, before.fds);
+    assert_in_range(after.threads, 0, before.threads);
     if (!is_wrapped()) { /* whose own memory grows */
         assert_in_range(after.rss, 0, before.rss + 512);
     }
@@ -789,6 +790,7 @@ children_that_finalize_leave_no_socket(void)
 static void
 forks_while_clients_come_and_go_lose_no_client(void)
 {
+    require_allocator_for_forks();
     struct process *app = start_forker(LATE, "os._exit(0)");
     write_stdin(app, "300\n");
     for (int i = 0; i < 50; i++) {

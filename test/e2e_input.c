@@ -62,8 +62,8 @@ static bool
 holds_nothing_more(void *argument)
 {
     const struct app *app = argument;
-    return count_fds(app->process->pid) == app->fds &&
-           count_threads(app->process->pid) == app->threads;
+    return count_fds(app->process->pid) <= app->fds &&
+           count_threads(app->process->pid) <= app->threads;
 }
 
 static void

@@ -24,6 +24,7 @@ start_app(const char *program, struct process **app)
 {
     *app = start_target(program);
     wait_until_ready(*app);
+    wait_until_asleep((*app)->pid);
     return format_text("%d", (int)(*app)->pid);
 }
 
@@ -382,6 +383,23 @@ json_is_by_the_schema(void)
 }
 
 static void
+program_that_takes_its_time_passes_for_no_hang(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(TARGET("hang_timeout=0.1"), &app);
+    struct process *program = start_process(
+            .argv = CLI(
+                pid, "-c",
+                "import sys, time; time.sleep(0.3); print('slept'); sys.stdin.read()"));
+    wait_for_text(program, OUT, "slept\n", DEADLINE);
+    assert_int_equal(run_command(CLI("--stacks", "--json", pid), NULL, &out, NULL), 0);
+    assert_contains(out, "\"source\": \"attached\"");
+    close_stdin(program);
+    assert_int_equal(wait_for_exit(program, DEADLINE), 0);
+}
+
+static void
 json_of_a_stuck_process_is_by_the_schema(void)
 {
     require_gil();
@@ -456,6 +474,7 @@ main(void)
         TEST(stacks_are_the_dump_alone),
         TEST(stacks_of_a_stuck_process_are_those_of_its_copy),
         TEST(json_is_by_the_schema),
+        TEST(program_that_takes_its_time_passes_for_no_hang),
         TEST(json_of_a_stuck_process_is_by_the_schema),
         TEST(version_is_printed),
         TEST(no_dump_is_a_console_without_stacks),

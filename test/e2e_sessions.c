@@ -639,6 +639,29 @@ clients_that_come_at_once_share_the_class_of_their_console(void)
     assert_string_equal(client_ask(second, "len(Slow.__subclasses__())"), "1\n");
 }
 
+/* The exception of a statement is kept, for pdb.pm(); with the next one its frames go. */
+static void
+destructor_that_waits_holds_nobody_else_up(void)
+{
+    struct process *app = start_target("import os, threading\n"
+                                       "gate = threading.Event()\n"
+                                       "class Slow:\n"
+                                       "    def __del__(self):\n"
+                                       "        os.write(1, b'let go of\\n')\n"
+                                       "        gate.wait()\n"
+                                       "def fail():\n"
+                                       "    slow = Slow()\n"
+                                       "    raise ValueError\n" //
+                                       TARGET("locals={'fail': fail, 'gate': gate}"));
+    struct client *first = client_at_prompt(app);
+    assert_contains(client_ask(first, "fail()"), "ValueError");
+    client_send(first, "1 / 0\n");
+    wait_for_text(app, OUT, "let go of\n", DEADLINE);
+    struct client *second = client_at_prompt(app);
+    assert_string_equal(client_ask(second, "gate.set()"), "");
+    client_wait_for(first, ">>> ");
+}
+
 /* ======================================================================================
  * Very many threads.
  * ======================================================================================
@@ -773,6 +796,7 @@ main(void)
         TEST(session_leaves_no_thread_state),
         TEST(input_that_was_piped_is_finished),
         TEST(clients_that_come_at_once_share_the_class_of_their_console),
+        TEST(destructor_that_waits_holds_nobody_else_up),
         TEST(same_stacks_are_shown_once_with_all_their_threads),
         TEST(stuck_process_shows_all_of_very_many_threads),
     };

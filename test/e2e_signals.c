@@ -137,8 +137,7 @@ further_signals_are_harmless(void)
     assert_string_equal(client_ask(client, "1 + 1"), "2\n");
     assert_int_equal(lstat(path_of(app), &after), 0);
     assert_int_equal(after.st_ino, before.st_ino);
-    assert_int_equal(count_fds(app->pid), fds);
-    assert_int_equal(count_threads(app->pid), threads);
+    wait_for_usage(app->pid, fds, threads);
     assert_goes_on(app);
     close_stdin(app);
     client_close(client);
@@ -294,20 +293,21 @@ release_keeps_a_handler_set_after_oneshot_on(void)
 static void
 release_after_a_signal_leaves_nothing(void)
 {
-    struct process *app =
-        start_target("import manhole, os, signal\n"
-                     "def count():\n"
-                     "    return [len(os.listdir('/proc/self/' + x))\n"
-                     "            for x in ('fd', 'task')]\n"
-                     "def cycle():\n"
-                     "    it = manhole.install(" ACTIVATED ", verbose=False)\n"
-                     "    os.kill(os.getpid(), signal.SIGUSR1)\n"
-                     "    it.release()\n"
-                     "    assert not os.path.exists(it.uds_name)\n"
-                     "cycle()\n"
-                     "before = count()\n"
-                     "for i in range(200): cycle()\n"
-                     "assert count() == before, (count(), before)\n");
+    struct process *app = start_target(
+        "import manhole, os, signal\n"
+        "def count():\n"
+        "    return [len(os.listdir('/proc/self/' + x))\n"
+        "            for x in ('fd', 'task')]\n"
+        "def cycle():\n"
+        "    it = manhole.install(" ACTIVATED ", verbose=False)\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    it.release()\n"
+        "    assert not os.path.exists(it.uds_name)\n"
+        "cycle()\n"
+        "while count()[1] > 1: pass\n"
+        "before = count()\n"
+        "for i in range(200): cycle()\n"
+        "while count() != before: pass\n"); /* a thread goes after it is joined */
     assert_int_equal(wait_for_exit(app, DEADLINE), 0);
 }
 
@@ -331,22 +331,6 @@ threads_of_the_manhole_take_no_signal(void)
     client_ask(client, "taken = [look(task) for task in os.listdir('/proc/self/task')]");
     assert_string_equal(client_ask(client, "taken.count([]) >= 2"), "True\n");
     assert_string_equal(client_ask(client, "[t for t in taken if t]"), "[]\n");
-}
-
-/* The main thread waits for something: signals that come from now on cut that short. */
-static bool
-is_asleep(void *argument)
-{
-    const struct process *app = argument;
-    const char *fields =
-        strrchr(read_file(format_text("/proc/%d/stat", (int)app->pid)), ')');
-    return strncmp(fields, ") S", 3) == 0;
-}
-
-static void
-wait_until_asleep(struct process *app)
-{
-    wait_until(is_asleep, app, "the main thread sleeps", DEADLINE);
 }
 
 /* ---- oneshot_on -------------------------------------------------------------------- */
@@ -397,7 +381,7 @@ second_signal_while_oneshot_serves_is_harmless(void)
     struct process *app = start_ready(INSTALL(ONESHOT) ECHO);
     open_by_signal(app);
     struct client *client = client_at_prompt(app);
-    wait_until_asleep(app);
+    wait_until_asleep(app->pid);
     send_signal(app, SIGUSR1);
     wait_for_text(app, ERR, "Oneshot failure", DEADLINE);
     assert_string_equal(client_ask(client, "1 + 1"), "2\n");
@@ -492,7 +476,7 @@ handler_that_exits_while_oneshot_serves_ends_the_program(void)
     struct process *app = start_ready(EXITS_BY_SIGTERM INSTALL(ONESHOT) ECHO);
     open_by_signal(app);
     struct client *client = client_at_prompt(app);
-    wait_until_asleep(app);
+    wait_until_asleep(app->pid);
     send_signal(app, SIGTERM);
     client_read_until_eof(client);
     assert_int_equal(wait_for_exit(app, DEADLINE), 3);
@@ -508,7 +492,7 @@ handler_that_exits_ends_a_oneshot_whose_client_does_not_read(void)
     struct client *client = client_at_prompt(app);
     client_send(client, "while True: print('x' * 1000)\n\n");
     client_wait_for(client, "xxx");
-    wait_until_asleep(app); /* its socket is full */
+    wait_until_asleep(app->pid); /* its socket is full */
     send_signal(app, SIGTERM);
     wait_for_text(app, ERR, "]: Cleaned up.\n", DEADLINE);
     assert_goes_on(app);

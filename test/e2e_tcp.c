@@ -227,6 +227,20 @@ released_port_is_free_and_its_clients_stay(void)
     client_wait_for(client, "KeyboardInterrupt");
 }
 
+static void
+socket_that_was_given_is_as_before_after_release(void)
+{
+    struct process *app =
+        start_target("import manhole, os, socket\n"
+                     "it = manhole.install()\n"
+                     "server = socket.create_server(('127.0.0.1', 0))\n"
+                     "manhole.backdoor_server(server)\n"
+                     "print(os.get_blocking(server.fileno()), flush=True)\n"
+                     "it.release()\n"
+                     "print(os.get_blocking(server.fileno()), flush=True)\n" STAY);
+    wait_for_text(app, OUT, "False\nTrue\n", DEADLINE);
+}
+
 /* ---- Children ------------------------------------------------------------------------ */
 
 #define THE_CHILD "__import__('__main__').child == 0"
@@ -276,7 +290,7 @@ child_whose_parent_has_ended_has_the_port(void)
     struct process *app =
         start_target("import manhole, os\n"
                      "port = manhole.install(" ON_A_PORT ", verbose=False).addresses[0]\n"
-                     "manhole.install(strict=False, reinstall_delay=0.2, listen=port)\n"
+                     "manhole.install(strict=False, reinstall_delay=2, listen=port)\n"
                      "if os.fork(): os._exit(0)\n" READY STAY);
     int port = port_of(app);
     assert_int_equal(port_of(app), port);
@@ -982,6 +996,7 @@ main(void)
         TEST(released_port_is_free_and_its_clients_stay),
         TEST(child_says_that_the_port_is_its_parents_and_has_its_own_path),
         TEST(child_has_a_port_of_its_own_where_any_will_do),
+        TEST(socket_that_was_given_is_as_before_after_release),
         TEST(child_whose_parent_has_ended_has_the_port),
         TEST(client_of_another_uid_gets_no_byte),
         TEST(flood_of_another_user_keeps_nobody_out),

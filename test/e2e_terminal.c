@@ -440,9 +440,11 @@ tab_gives_up_when_python_is_busy_and_says_nothing(void)
         open_console(INSTALL("") READY "import ctypes\n"
                                        "while True:\n"
                                        "    input()\n"
+                                       "    print('busy', flush=True)\n"
                                        "    ctypes.PyDLL(None).sleep(4)\n",
                      "");
     write_stdin(app, "now\n");
+    wait_for_text(app, OUT, "busy\n", DEADLINE);
     type("impo");
     press("Tab");
     type("rting");

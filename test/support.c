@@ -32,7 +32,7 @@
 #include <unistd.h>
 
 enum {
-    SETTLE_MS = 50,      /* for a process on its way into a system call */
+    SETTLE_MS = 500,     /* for a process on its way into a system call */
     TICK_MS = 5,         /* between two looks at something that poll() cannot see */
     SCAN_MS = 50,        /* between two looks for new descendants */
     GRACE_MS = 10000,    /* from SIGTERM to SIGKILL */
@@ -1243,6 +1243,20 @@ wait_until(bool (*is_true)(void *argument), void *argument, const char *what,
         }
         pump(NULL, TICK_MS);
     }
+}
+
+static bool
+is_asleep(void *pid)
+{
+    struct relation relation = {.state = 'R'};
+    return look_up_relation(format_text("%d", (int)*(pid_t *)pid), &relation) &&
+           relation.state == 'S';
+}
+
+void
+wait_until_asleep(pid_t pid)
+{
+    wait_until(is_asleep, &pid, format_text("process %d sleeps", (int)pid), DEADLINE);
 }
 
 static bool

@@ -218,6 +218,8 @@ size_t list_children(pid_t pid, pid_t children[], size_t size);
  * the message. Output of the processes is read meanwhile, here as in every other wait. */
 void wait_until(bool (*is_true)(void *argument), void *argument, const char *what,
                 long timeout_ms);
+/* The main thread waits in a system call, as a process does once it has said that it is ready. */
+void wait_until_asleep(pid_t pid);
 void wait_for_path(const char *path, long timeout_ms);
 void wait_for_no_path(const char *path, long timeout_ms);
 
@@ -276,7 +278,10 @@ void client_close(struct client *client);
 
 /* ---- Program texts ----------------------------------------------------------------- */
 
-#define INSTALL(arguments) "import manhole; manhole.install(" arguments ")\n"
+/* With time enough for a machine that is busy; what a test says itself wins. */
+#define INSTALL(arguments)                                                               \
+  "import manhole; manhole.install(**{'hang_timeout': 60, 'start_timeout': 60, "         \
+  "**dict(" arguments ")})\n"
 #define READY "print('ready', flush=True)\n"
 /* The calling card of `manhole-cli --list`. With it a test beside this one looks in at every
  * manhole there is: the servers that tests play do not take it for their client. */
@@ -353,6 +358,7 @@ void called_from(const char *file, int line);
 #  define wait_for_text(...) (HERE, wait_for_text(__VA_ARGS__))
 #  define wait_for_usage(...) (HERE, wait_for_usage(__VA_ARGS__))
 #  define wait_until(...) (HERE, wait_until(__VA_ARGS__))
+#  define wait_until_asleep(...) (HERE, wait_until_asleep(__VA_ARGS__))
 #  define wait_until_ready(...) (HERE, wait_until_ready(__VA_ARGS__))
 #  define write_stdin(...) (HERE, write_stdin(__VA_ARGS__))
 #endif

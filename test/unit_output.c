@@ -34,7 +34,8 @@ open_client(void **state)
     session->head = 0;
     session->tail = 0;
     session->missed = 0;
-    atomic_store(&session->fd, ends[1]);
+    keep_fd(&session->fd, ends[1]);
+    atomic_store(&manhole.owner, getpid());
     begin_viewing(session);
     return 0;
 }
@@ -44,7 +45,7 @@ close_client(void **state)
 {
     (void)state;
     (void)close(client_fd);
-    close_fd(&session->fd);
+    close_kept(&session->fd);
     free(session->copies);
     session->copies = NULL;
     end_viewing(session);
@@ -296,12 +297,14 @@ own_output_to_a_client_that_left_is_an_error(void **state)
     assert_int_equal(length, 4);
 }
 
+static size_t wanted_length;
+
 static void *
 read_slowly(void *argument)
 {
     struct text *received = argument;
     struct pollfd client = {.fd = client_fd, .events = POLLIN};
-    while (received->length < 4000000) {
+    while (received->length < wanted_length) {
         (void)poll(&client, 1, -1);
         (void)receive(received);
     }
@@ -318,7 +321,8 @@ own_output_waits_for_its_client_even_when_told_not_to(void **state)
     struct text received = {0};
     pthread_t reader;
     (void)state;
-    (void)fcntl(atomic_load(&session->fd), F_SETFL, O_NONBLOCK);
+    (void)fcntl(kept_number(&session->fd), F_SETFL, O_NONBLOCK);
+    wanted_length = sizeof(zeros);
     assert_int_equal(pthread_create(&reader, NULL, read_slowly, &received), 0);
     begin_sending(session);
     assert_int_equal(send_own(session, &own, &length), 0);
@@ -326,6 +330,52 @@ own_output_waits_for_its_client_even_when_told_not_to(void **state)
     assert_int_equal(pthread_join(reader, NULL), 0);
     assert_int_equal(received.length, sizeof(zeros));
     free_text(&received);
+}
+
+/* So they do in front of a session's own. */
+static void
+copies_wait_for_their_client_even_when_told_not_to(void **state)
+{
+    static char zeros[200000];
+    const int small = 4096;
+    struct text received = {0};
+    pthread_t reader;
+    (void)state;
+    memset(zeros, '0', sizeof(zeros) - 1);
+    (void)setsockopt(kept_number(&session->fd), SOL_SOCKET, SO_SNDBUF, &small,
+                     sizeof(small));
+    (void)fcntl(kept_number(&session->fd), F_SETFL, O_NONBLOCK);
+    print(zeros);
+    wanted_length = sizeof(zeros) - 1;
+    assert_int_equal(pthread_create(&reader, NULL, read_slowly, &received), 0);
+    begin_sending(session);
+    assert_int_equal(send_copies(session, 0), 0);
+    end_sending(session);
+    assert_int_equal(pthread_join(reader, NULL), 0);
+    assert_int_equal(received.length, wanted_length);
+    free_text(&received);
+}
+
+/* As the one that a reporter was sent for before Python answered, and asked for more. */
+static void
+report_for_a_wait_that_is_over_is_not_sent(void **state)
+{
+    static const struct wish wish = {.name = "repl"};
+    struct text report = {0};
+    char bytes[16];
+    (void)state;
+    session->wish = &wish;
+    append_string(&report, "report\n");
+    session->answered = false;
+    session->reported = true;
+    expect_answer(session);
+    send_report(session, &report, 0);
+    assert_int_equal(recv(client_fd, bytes, sizeof(bytes), MSG_DONTWAIT), -1);
+    session->reported = true;
+    send_report(session, &report, 0);
+    assert_int_equal(recv(client_fd, bytes, sizeof(bytes), MSG_DONTWAIT), 7);
+    (void)settle_report(session);
+    free_text(&report);
 }
 
 int
@@ -345,6 +395,8 @@ main(void)
         WITH_CLIENT(own_output_comes_after_the_copies_before_it),
         WITH_CLIENT(own_output_to_a_client_that_left_is_an_error),
         WITH_CLIENT(own_output_waits_for_its_client_even_when_told_not_to),
+        WITH_CLIENT(copies_wait_for_their_client_even_when_told_not_to),
+        WITH_CLIENT(report_for_a_wait_that_is_over_is_not_sent),
     };
     return RUN_UNIT_TESTS(tests);
 }

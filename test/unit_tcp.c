@@ -395,9 +395,9 @@ nothing_of_a_request_is_passed_on(void **state)
     memset(bytes + strlen((char *)bytes), '\n', sizeof(bytes) - strlen((char *)bytes));
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, client), 0);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, plain), 0);
-    session.fd = client[0];
-    session.plain_fd = plain[0];
-    session.telnet_fd = plain[1];
+    keep_fd(&session.fd, client[0]);
+    keep_fd(&session.plain_fd, plain[0]);
+    keep_fd(&session.telnet_fd, plain[1]);
     assert_false(take_bytes(&session, &telnet, bytes, sizeof(bytes)));
     assert_int_equal(recv(plain[0], passed, sizeof(passed), MSG_DONTWAIT), -1);
     for (size_t i = 0; i < 2; i++) {

@@ -199,9 +199,9 @@ take_in_pieces(const char *bytes, size_t length, uint32_t seed, struct text *pla
     size_t most = length == 0 || memchr(bytes, TELNET_IAC, length) == NULL ? 4096 : 512;
     MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, client) == 0);
     MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, inner) == 0);
-    telnet_session.fd = client[0];
-    telnet_session.plain_fd = inner[0];
-    telnet_session.telnet_fd = inner[1];
+    keep_fd(&telnet_session.fd, client[0]);
+    keep_fd(&telnet_session.plain_fd, inner[0]);
+    keep_fd(&telnet_session.telnet_fd, inner[1]);
     for (size_t kept = 0; more && length > 0;) {
         size_t piece = next_piece(&seed, length < most ? length : most);
         more = take_bytes(&telnet_session, &telnet, (const unsigned char *)bytes, piece);
