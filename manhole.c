@@ -4804,8 +4804,8 @@ next_copies(struct session *session, const char **piece)
     return waiting < COPIES_SIZE - start ? waiting : COPIES_SIZE - start;
 }
 
-/* As send(), and waits for a client that does not read also where somebody has set O_NONBLOCK on the
- * shared socket, unless flags have MSG_DONTWAIT. */
+/* As send(), and waits for a client that does not read, also where somebody has set O_NONBLOCK on
+ * the shared socket, unless flags have MSG_DONTWAIT. */
 DETACHED static ssize_t
 send_patiently(struct session *session, const char *bytes, size_t length, int flags)
 {
@@ -5434,7 +5434,7 @@ stream_writelines(PyObject *self, PyObject *lines)
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-/* For fileno(). Returns a new int, or NULL with OSError where the descriptor, -1, is ours no more. */
+/* For fileno(). Returns a new int, or NULL with OSError for -1: the descriptor is ours no more. */
 ATTACHED static PyObject *
 make_descriptor(int fd)
 {

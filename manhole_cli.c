@@ -3478,9 +3478,9 @@ send_pasted_line(void)
     free(line.data);
 }
 
-/* Returns the line with its newline, valid until the next; NULL where there is none. libedit takes
- * the terminal only when it has shown the prompt: what is typed at once would be echoed twice, or be
- * lost to Ctrl-C. */
+/* Returns the line with its newline, valid until the next; NULL where there is none. libedit alone
+ * would take the terminal only when it has shown the prompt: what is typed at once would be echoed
+ * twice, or be lost to Ctrl-C. */
 static const char *
 edit_line(int *count)
 {

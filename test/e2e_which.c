@@ -115,6 +115,28 @@ list_leaves_a_oneshot_to_its_client(void)
 }
 
 static void
+list_of_another_user_is_told_nothing_by_a_oneshot(void)
+{
+    if (geteuid() != 0) {
+        skip_test("only root can take on another uid");
+    }
+    struct process *app = start_app(TARGET("oneshot_on='USR1'"));
+    const char *path = socket_path_of(app->pid);
+    send_signal(app, SIGUSR1);
+    wait_for_path(path, DEADLINE);
+    assert_int_equal(chmod(path, 0666), 0);
+    assert_int_equal(seteuid(65534), 0);
+    struct client *theirs =
+        connect_as(path, format_text("manhole-cli/%d.1" LISTING, (int)getpid()));
+    assert_int_equal(seteuid(0), 0);
+    assert_string_equal(client_read_until_eof(theirs), "");
+    wait_for_text(app, ERR, "SuspiciousClient", DEADLINE);
+    struct client *client = connect_client(path);
+    client_wait_for(client, ">>> ");
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+}
+
+static void
 list_finds_a_socket_elsewhere(void)
 {
     const char *out = NULL;
@@ -410,6 +432,7 @@ main(void)
         TEST(list_shows_a_process_that_answers),
         TEST(list_shows_what_signal_opens_a_closed_manhole),
         TEST(list_leaves_a_oneshot_to_its_client),
+        TEST(list_of_another_user_is_told_nothing_by_a_oneshot),
         TEST(list_finds_a_socket_elsewhere),
         TEST(list_shows_who_does_not_answer),
         TEST(clean_removes_dead_sockets_of_mine_and_no_others),
