@@ -760,6 +760,19 @@ inner_pid(pid_t pid)
     return inner;
 }
 
+/* What the messages call it: its number, or the path that was given. */
+static struct quoted
+label_of(const struct target *target)
+{
+    struct quoted label;
+
+    if (target->pid == 0) {
+        return quote(target->path);
+    }
+    (void)snprintf(label.text, sizeof(label.text), "%d", (int)target->pid);
+    return label;
+}
+
 /* Whether two names stand for one file; also where that cannot be found out. */
 static bool
 is_same_file(const char *a, const char *b)
@@ -3901,8 +3914,8 @@ wait_on_errand(struct errand *errand, struct pollfd fds[], nfds_t count)
         }
     }
     else if (ready == 0) {
-        say_error("process %d has not finished within the timeout; it was told to stop",
-                  (int)errand->target->pid);
+        say_error("process %s has not finished within the timeout; it was told to stop",
+                  label_of(errand->target).text);
         end_errand(errand, STATUS_TIMEOUT);
     }
     return ready > 0 && !errand->is_over;
@@ -3964,8 +3977,8 @@ conclude(struct answer *answer, const struct target *target, bool was_interrupte
 {
     if (answer->is_refusal && strncmp(text_of(&answer->bytes), "manhole: ", 9) != 0) {
         say_error(
-            "the manhole of process %d knows no -c; type at its console, without -c",
-            (int)target->pid);
+            "the manhole of process %s knows no -c; type at its console, without -c",
+            label_of(target).text);
         return STATUS_NO_CONNECTION;
     }
     if (answer->is_refusal) {
@@ -3976,8 +3989,8 @@ conclude(struct answer *answer, const struct target *target, bool was_interrupte
         return was_interrupted && answer->status == 1 ? STATUS_INTERRUPTED
                                                       : (enum exit_status)answer->status;
     }
-    say_error("process %d has closed the connection before the code had ended",
-              (int)target->pid);
+    say_error("process %s has closed the connection before the code had ended",
+              label_of(target).text);
     return STATUS_CUT;
 }
 
@@ -4066,8 +4079,8 @@ say_no_stacks(const struct buffer *text, const struct target *target)
         let_out(&err, text->data, text->length);
     }
     else {
-        say_error("process %d has closed the connection without a word",
-                  (int)target->pid);
+        say_error("process %s has closed the connection without a word",
+                  label_of(target).text);
     }
     free(err.unfinished.data);
     return STATUS_NO_CONNECTION;
@@ -4720,13 +4733,12 @@ show_labelled(struct job *job, int stream, bool is_end)
 {
     struct buffer *text = &job->text[stream];
     struct buffer shown = {.data = NULL}; /* owned */
-    char label[32];
     size_t length = 0;
 
-    (void)snprintf(label, sizeof(label), "%d: ", (int)job->target->pid);
     while ((length = line_length(text)) > 0 || (is_end && text->length > 0)) {
         size_t visible = length > 0 ? length - 1 : text->length;
-        append_text(&shown, label);
+        append_text(&shown, label_of(job->target).text);
+        append_text(&shown, ": ");
         if (terminal.is_shown_on) {
             append_line(&shown, text->data, visible);
         }
@@ -4746,11 +4758,11 @@ show_block(struct job *job)
 {
     struct buffer shown = {.data = NULL};   /* owned */
     struct buffer command = {.data = NULL}; /* owned */
-    char title[32];
+    char title[sizeof(struct quoted) + 8];
 
     if (job->text[0].length > 0) {
         find_command(job->target->pid, &command);
-        (void)snprintf(title, sizeof(title), "==> %d ", (int)job->target->pid);
+        (void)snprintf(title, sizeof(title), "==> %s ", label_of(job->target).text);
         append_paint(&shown, PROMPT, title);
         append_harmless(&shown, text_of(&command), command.length);
         append_text(&shown, " <==\n");
@@ -4766,16 +4778,20 @@ static void
 show_document(struct job *job, bool is_first)
 {
     struct buffer shown = {.data = NULL}; /* owned */
-    char none[64];
 
     append_text(&shown, is_first ? "[" : ",\n");
     while (job->text[0].length > 0 &&
            job->text[0].data[job->text[0].length - 1] == '\n') {
         job->text[0].data[--job->text[0].length] = '\0';
     }
-    (void)snprintf(none, sizeof(none), "{\"pid\": %d, \"threads\": null}",
-                   (int)job->target->pid);
-    append_text(&shown, job->text[0].length > 0 ? job->text[0].data : none);
+    if (job->text[0].length > 0) {
+        append_text(&shown, job->text[0].data);
+    }
+    else {
+        append_text(&shown, "{\"pid\": ");
+        append_text(&shown, job->target->pid == 0 ? "null" : label_of(job->target).text);
+        append_text(&shown, ", \"python\": null, \"source\": null, \"threads\": null}");
+    }
     write_all(STDOUT_FILENO, shown.data, shown.length);
     free(shown.data);
 }
@@ -4788,7 +4804,7 @@ end_job(struct job *job)
     int status = 0;
 
     if (waitpid(job->child, &status, 0) != job->child) {
-        say_error("cannot tell what became of %d: %m", (int)job->target->pid);
+        say_error("cannot tell what became of %s: %m", label_of(job->target).text);
     }
     else if (WIFEXITED(status)) {
         ended_with = (enum exit_status)WEXITSTATUS(status);
@@ -4811,7 +4827,7 @@ read_job(struct job *job, int stream)
         return;
     }
     if (count < 0) {
-        say_error("cannot read what %d says: %m", (int)job->target->pid);
+        say_error("cannot read what %s says: %m", label_of(job->target).text);
         job->status = STATUS_TROUBLE;
     }
     (void)close(job->fd[stream]);

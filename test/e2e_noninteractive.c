@@ -351,14 +351,16 @@ stacks_of_a_stuck_process_are_those_of_its_copy(void)
     close_stdin(app);
 }
 
-/* Checks a document by the schema, with Debian's jsonschema. Returns it. */
+/* Checks a document, or an array of them, by the schema, with Debian's jsonschema. Returns it. */
 static const char *
 check_json(const char *document)
 {
     const char *err = NULL;
     const char *check = "import json, jsonschema, sys\n"
                         "document = json.load(sys.stdin)\n"
-                        "jsonschema.validate(document, json.load(open(sys.argv[1])))\n";
+                        "schema = json.load(open(sys.argv[1]))\n"
+                        "for one in document if type(document) is list else [document]:\n"
+                        "    jsonschema.validate(one, schema)\n";
     struct process *checker =
         start_process(.argv = LIST(debian_python(), "-c", check,
                                    source_path("test/stacks.schema.json")),
@@ -397,6 +399,21 @@ program_that_takes_its_time_passes_for_no_hang(void)
     assert_contains(out, "\"source\": \"attached\"");
     close_stdin(program);
     assert_int_equal(wait_for_exit(program, DEADLINE), 0);
+}
+
+static void
+json_of_who_does_not_answer_is_by_the_schema(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    require_debian_module("jsonschema");
+    const char *pid = start_app(TARGET(""), &app);
+    struct process *ended = start_process(.argv = LIST("true"));
+    assert_int_equal(wait_for_exit(ended, DEADLINE), 0);
+    const char *none = format_text("%d", (int)ended->pid);
+    assert_int_equal(run_command(CLI("--stacks", "--json", pid, none), NULL, &out, NULL),
+                     5);
+    assert_contains(check_json(out), format_text("\"pid\": %s, \"python\": null", none));
 }
 
 static void
@@ -475,6 +492,7 @@ main(void)
         TEST(stacks_of_a_stuck_process_are_those_of_its_copy),
         TEST(json_is_by_the_schema),
         TEST(program_that_takes_its_time_passes_for_no_hang),
+        TEST(json_of_who_does_not_answer_is_by_the_schema),
         TEST(json_of_a_stuck_process_is_by_the_schema),
         TEST(version_is_printed),
         TEST(no_dump_is_a_console_without_stacks),
