@@ -27,11 +27,13 @@
  *                netlink socket while a TCP client's user is asked for. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
  *                (faulthandler.register), and while the socket exists those of death_signals[] that
- *                were SIG_DFL. All are put back.
+ *                were SIG_DFL. All are put back, but activate_on at exit: a late one must not kill.
  *   sys          std streams, __std*__ and displayhook while a client has a console; last_exc and
  *                its relatives when a client's statement raised; its class while a client's program
  *                runs, for sys.argv to be that program's own in its thread. All are put back.
- *   callbacks    atexit, os.register_at_fork, and in children multiprocessing.util: one each.
+ *   callbacks    atexit, os.register_at_fork, and in children multiprocessing.util: one each; C's
+ *                atexit() and pthread_atfork(), and a key of the thread that forked a child.
+ *   sockets      one that it is given to listen on does not block until release().
  *   functions    a probe stands in the module or class of the function that it was inserted at. It
  *                is put back when the probe is removed.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
@@ -4422,7 +4424,8 @@ make_dump(void)
 /* ======================================================================================
  * JSON: the same stacks for programs. {"pid", "python", "source", "threads": [{"id", "native_id",
  * "name", "state", "holds_gil", "daemon", "frames": [{"file", "line", "function", "source"}]}]},
- * null for what is not known, frames outermost first; a "note" where a frozen copy is not whole.
+ * null for what is not known, frames outermost first; a "note" where a frozen copy is not whole, an
+ * "error" where there are no stacks at all.
  * Runs on:  sessions, ATTACHED, for the look; helpers, DETACHED, for the frozen copy.
  * Touches:  nothing but frames, source files and the file's own structs.
  * ====================================================================================== */
@@ -12379,6 +12382,8 @@ send_guards(void)
  * kernel hands it to us with the connection. ID is the same for all connections of one client. Who
  * has no such card, or another WISH, gets what connection_handler says.
  *   quiet      the same without the stacks.
+ *   edit, edit-quiet
+ *              the same two, with a mark before and behind each prompt of the console.
  *   interrupt  raises KeyboardInterrupt in what the client with this ID runs; says in a line what
  *              became of it.
  *   complete   reads a line; sends what it may become in the names of the console with this ID, a
@@ -12388,7 +12393,7 @@ send_guards(void)
  *   exec       reads a program and runs it: four bytes of length, the high one first; then file
  *              name, sys.argv's elements and source, a NUL between two. What follows is its stdin.
  *              Sends frames (a kind; four bytes of length; so many bytes): 'o' stdout, 'e' stderr,
- *              last 'x', the exit status in decimal.
+ *              'i', empty, when it reads for the first time; last 'x', the exit status in decimal.
  * All but a console's and interrupt's answers end with the connection; one that starts "manhole: "
  * in their place is a refusal. They run whatever connection_handler is: the credentials are what
  * lets a client in. Only exec is refused where commands are all that there is. To add one: a row in

@@ -59,13 +59,14 @@ typedef struct manhole_options {
  * The caller is attached to Python (holds the GIL) and, for oneshot_on, is the main
  * thread. Returns 0, or -1 with a Python exception set: ValueError or TypeError (an
  * option, named), manhole.ConfigurationConflict, manhole.AlreadyInstalled (strict),
- * MemoryError, OSError. */
+ * ImportError (another module called manhole is there), RuntimeError (called in the middle of
+ * itself), MemoryError, OSError. */
 PyAPI_FUNC(int) manhole_install(const manhole_options *options);
 
 /* Undoes manhole_install(): the listener, its socket, the signal handlers. Clients that
  * are connected stay. Harmless when nothing is installed. The caller is attached to
- * Python. Returns 0, or -1 with a Python exception set. Py_Finalize() does the same by
- * itself. */
+ * Python. Returns 0, or -1 with a Python exception set. Py_Finalize() does it by itself, and lets
+ * the clients go: it waits for them first, unless daemon_connection is set. */
 PyAPI_FUNC(int) manhole_release(void);
 
 /* Writes the stack of every Python thread to the descriptor fd. Any thread may call it. One that
