@@ -3,8 +3,10 @@
  */
 #include "support.h"
 
+#include <dirent.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 
 /* Closes all, then has files of its own under the same numbers; fills them. */
 #define CLOSE_ALL                                                                        \
@@ -107,6 +109,24 @@ frozen_copy_is_made_all_the_same(void)
     assert_files_unharmed();
 }
 
+/* A thread of the process waits for what its client types. */
+static bool
+is_reading(void *argument)
+{
+    const struct process *app = argument;
+    const char *tasks = format_text("/proc/%d/task", (int)app->pid);
+    DIR *threads = opendir(tasks);
+    bool reading = false;
+    assert_non_null(threads);
+    for (struct dirent *entry = NULL; (entry = readdir(threads)) != NULL;) {
+        const char *call = format_text("%s/%s/syscall", tasks, entry->d_name);
+        reading = reading || (entry->d_name[0] != '.' && path_exists(call) &&
+                              strtol(read_file(call), NULL, 10) == SYS_recvfrom);
+    }
+    (void)closedir(threads);
+    return reading;
+}
+
 /* The session reads on, for the kernel keeps the connection as long; what is answered to it must go
  * to nobody. */
 static void
@@ -126,6 +146,7 @@ sockets_of_the_application_s_are_never_a_client_s(void)
     wait_until_ready(app);
     struct client *client = client_at_prompt(app);
     assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+    wait_until(is_reading, app, "the session reads", DEADLINE);
     write_stdin(app, "x");
     wait_for_text(app, OUT, "closed\n", DEADLINE);
     client_send(client, "6 * 7\n");
