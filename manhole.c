@@ -2486,14 +2486,15 @@ visit_thread(PyObject *object, void *argument)
             facts->name = name;
         }
         if (native_id != NULL && PyLong_CheckExact(native_id)) {
-            facts->native_id = PyLong_AsUnsignedLong(native_id);
+            facts->native_id = PyLong_AsUnsignedLongMask(native_id);
         }
     }
     else if (PyLong_CheckExact(object) && facts->native_id == 0) {
         if (facts->ident_seen) {
-            facts->native_id = PyLong_AsUnsignedLong(object);
+            facts->native_id = PyLong_AsUnsignedLongMask(object);
         }
-        facts->ident_seen = PyLong_AsUnsignedLong(object) == facts->ident;
+        /* An attribute of a subclass may be any int: none may raise. */
+        facts->ident_seen = PyLong_AsUnsignedLongMask(object) == facts->ident;
     }
     return 0;
 }
@@ -2514,7 +2515,8 @@ find_thread_object(struct thread_facts *facts)
         return;
     }
     while (PyDict_Next(active, &position, &ident, &thread)) {
-        if (PyLong_CheckExact(ident) && PyLong_AsUnsignedLong(ident) == facts->ident &&
+        if (PyLong_CheckExact(ident) &&
+            PyLong_AsUnsignedLongMask(ident) == facts->ident &&
             Py_TYPE(thread)->tp_traverse != NULL) {
             (void)Py_TYPE(thread)->tp_traverse(thread, visit_thread, facts);
             return;
@@ -5371,10 +5373,14 @@ write_to_session(struct session *session, enum frame_kind kind, PyObject *data)
 
 /* Leaves a copy of what an application thread has printed. Never raises. */
 ATTACHED static void
-copy_to_clients(PyObject *str)
+copy_to_clients(
+    PyObject *str /* or the bytes that a wrapper of a session's buffer makes of it */)
 {
     Py_ssize_t length = 0;
     const char *bytes = NULL;
+    if (PyBytes_Check(str)) {
+        keep_copies(PyBytes_AS_STRING(str), (size_t)PyBytes_GET_SIZE(str));
+    }
     if (!PyUnicode_Check(str)) {
         return;
     }
@@ -5393,12 +5399,59 @@ copy_to_clients(PyObject *str)
     }
 }
 
+/* Whether the application has put a write() of its own into the object. */
+ATTACHED static bool
+has_own_write(const struct stream *stream)
+{
+    PyObject *names = PyObject_GetAttrString(stream->original, "__dict__"); /* owned */
+    bool own = names != NULL && PyMapping_HasKey(names, stream->write_name);
+    PyErr_Clear();
+    Py_XDECREF(names);
+    return own;
+}
+
+/* The stream that the calling thread writes to the original of, or NULL. */
+static _Thread_local const struct stream *passing_on;
+
+/* Writes where it went without us. Returns what that does. */
+ATTACHED static PyObject *
+write_to_original(struct stream *stream, PyObject *data)
+{
+    const struct stream *outer = passing_on;
+    PyObject *target = Py_NewRef(stream->original); /* owned */
+    PyObject *method = NULL;                        /* owned */
+    PyObject *result = NULL;                        /* new, handed to the caller */
+    if (!PyUnicode_Check(data)) { /* a session's sys.stdout.buffer is the stream itself */
+        PyObject *buffer = PyObject_GetAttrString(target, "buffer"); /* owned */
+        if (buffer != NULL) {
+            Py_SETREF(target, buffer);
+        }
+        PyErr_Clear();
+    }
+    else if (outer == stream && has_own_write(stream)) {
+        /* It calls the one that it has replaced, which is ours: the type's does what that did. */
+        method = PyObject_GetAttr((PyObject *)Py_TYPE(target), stream->write_name);
+        result = method == NULL
+                     ? NULL
+                     : PyObject_CallFunctionObjArgs(method, target, data, NULL);
+        goto done;
+    }
+    passing_on = stream;
+    result = PyObject_CallMethodOneArg(target, stream->write_name, data);
+    passing_on = outer;
+done:
+    Py_DECREF(target);
+    Py_XDECREF(method);
+    return result;
+}
+
 ATTACHED static PyObject *
 stream_write(PyObject *self, PyObject *data)
 {
     struct stream *stream = (struct stream *)self;
     struct session *session = stream_session(stream);
     PyObject *result = NULL;
+    bool is_copied = false; /* by the call that this one is part of */
     if (session != NULL) {
         return write_to_session(session, stream->is_error ? FRAME_ERROR : FRAME_OUTPUT,
                                 data);
@@ -5408,9 +5461,12 @@ stream_write(PyObject *self, PyObject *data)
         result = length < 0 ? NULL : PyLong_FromSsize_t(length);
     }
     else {
-        result = PyObject_CallMethodOneArg(stream->original, stream->write_name, data);
+        is_copied =
+            passing_on != NULL &&
+            (!PyUnicode_Check(data) || (passing_on == stream && has_own_write(stream)));
+        result = write_to_original(stream, data);
     }
-    if (result != NULL && atomic_load(&manhole.viewers) > 0 &&
+    if (result != NULL && !is_copied && atomic_load(&manhole.viewers) > 0 &&
         !(stream->is_error && !manhole.options.redirect_stderr)) {
         copy_to_clients(data);
     }
@@ -5510,12 +5566,24 @@ stream_writable(PyObject *self, PyObject *unused)
     return Py_NewRef(Py_True);
 }
 
+/* A client has UTF-8, and all at once, whatever a program wishes. */
+ATTACHED static PyObject *
+stream_reconfigure(PyObject *self, PyObject *arguments, PyObject *keywords)
+{
+    (void)self;
+    (void)arguments;
+    (void)keywords;
+    return Py_NewRef(Py_None);
+}
+
 static PyMethodDef stream_methods[] = {
     {"write", stream_write, METH_O, NULL},
     {"writelines", stream_writelines, METH_O, NULL},
     {"fileno", stream_fileno, METH_NOARGS, NULL},
     {"flush", stream_nothing, METH_NOARGS, NULL},
     {"close", stream_nothing, METH_NOARGS, NULL},
+    {"reconfigure", (PyCFunction)(void (*)(void))stream_reconfigure,
+     METH_VARARGS | METH_KEYWORDS, NULL},
     {"isatty", stream_no, METH_NOARGS, NULL},
     {"readable", stream_no, METH_NOARGS, NULL},
     {"seekable", stream_no, METH_NOARGS, NULL},
@@ -5538,6 +5606,14 @@ stream_false(PyObject *self, void *unused)
     (void)self;
     (void)unused;
     return Py_NewRef(Py_False);
+}
+
+ATTACHED static PyObject *
+stream_true(PyObject *self, void *unused)
+{
+    (void)self;
+    (void)unused;
+    return Py_NewRef(Py_True);
 }
 
 ATTACHED static PyObject *
@@ -5567,6 +5643,7 @@ static PyGetSetDef stream_attributes[] = {
     {"name", stream_constant, NULL, NULL, stream_name},
     {"closed", stream_false, NULL, NULL, NULL},
     {"line_buffering", stream_false, NULL, NULL, NULL},
+    {"write_through", stream_true, NULL, NULL, NULL},
     {"newlines", stream_newlines, NULL, NULL, NULL},
     {"buffer", stream_buffer, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -6046,7 +6123,9 @@ enum probes_item {
     PROBES_BY_NAME, /* dict of name: probe */
     PROBE_TYPE,
     PROBED_TYPE,
+    PROBED_PLAIN_TYPE,
     PROBED_GENERATOR_TYPE,
+    PROBED_ITERABLE_COROUTINE_TYPE,
     PROBED_COROUTINE_TYPE,
     PROBED_ASYNC_GENERATOR_TYPE,
     PROBES_ITEMS,
@@ -6295,6 +6374,17 @@ static PyType_Slot probed_generator_slots[] = {
     {0, NULL},
 };
 
+/* types.coroutine() makes such generators, that may be awaited. */
+static PyType_Slot probed_iterable_coroutine_slots[] = {
+    STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
+    WATCHED_SEND_SLOT{Py_am_await, watched_self},
+    {Py_tp_iter, watched_self},
+    {Py_tp_iternext, watched_iternext},
+    {Py_tp_methods, watched_methods},
+    {0, NULL},
+};
+
 static PyType_Slot probed_coroutine_slots[] = {
     STAND_IN_SLOTS,
     STAND_IN_OWNERSHIP_SLOTS,
@@ -6320,6 +6410,13 @@ static PyType_Spec probed_generator_spec = {
     .slots = probed_generator_slots,
 };
 
+static PyType_Spec probed_iterable_coroutine_spec = {
+    .name = "manhole.ProbedGenerator",
+    .basicsize = sizeof(struct stand_in),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = probed_iterable_coroutine_slots,
+};
+
 static PyType_Spec probed_coroutine_spec = {
     .name = "manhole.ProbedCoroutine",
     .basicsize = sizeof(struct stand_in),
@@ -6334,6 +6431,20 @@ static PyType_Spec probed_async_generator_spec = {
     .slots = probed_async_generator_slots,
 };
 
+ATTACHED static bool
+is_iterable_coroutine(PyObject *generator)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyCodeObject *code = PyGen_GetCode((PyGenObject *)generator); /* owned */
+#else
+    PyCodeObject *code =
+        (PyCodeObject *)Py_NewRef(((PyGenObject *)generator)->gi_code); /* owned */
+#endif
+    bool is = (code->co_flags & CO_ITERABLE_COROUTINE) != 0;
+    Py_DECREF(code);
+    return is;
+}
+
 /* What a probed call returns: the result, taken over, or what watches it; NULL on an exception. */
 ATTACHED static PyObject *
 watch_result(struct probe *probe, PyObject *result)
@@ -6341,7 +6452,8 @@ watch_result(struct probe *probe, PyObject *result)
     enum probes_item type = PROBES_ITEMS;
     PyObject *watched = NULL; /* new, handed to the caller */
     if (PyGen_CheckExact(result)) {
-        type = PROBED_GENERATOR_TYPE;
+        type = is_iterable_coroutine(result) ? PROBED_ITERABLE_COROUTINE_TYPE
+                                             : PROBED_GENERATOR_TYPE;
     }
     else if (PyCoro_CheckExact(result)) {
         type = PROBED_COROUTINE_TYPE;
@@ -6382,12 +6494,39 @@ probed_descr_get(PyObject *self, PyObject *object, PyObject *type)
                                                : PyMethod_New(self, object);
 }
 
-/* Pickled, as functions are, by its name: what stands there is found again. */
+/* Pickled, as functions are, by its name, where it stands under that and is found again. Else the
+ * function is. */
 ATTACHED static PyObject *
 probed_reduce(PyObject *self, PyObject *unused)
 {
+    const struct probe *probe = (struct probe *)((struct stand_in *)self)->owner;
+    PyObject *module = PyObject_GetAttrString(target_of(self), "__module__"); /* owned */
+    PyObject *qualname =
+        PyObject_GetAttrString(target_of(self), "__qualname__"); /* owned */
+    PyObject *own = NULL;                                        /* owned */
+    PyObject *getter = NULL;                                     /* owned */
+    PyObject *result = NULL; /* new, handed to the caller */
     (void)unused;
-    return PyObject_GetAttrString(target_of(self), "__qualname__");
+    if (module != NULL && qualname != NULL) {
+        own = PyUnicode_FromFormat("%S:%S", module, qualname);
+    }
+    if (own != NULL && atomic_load(&probe->state) != PROBE_REMOVED &&
+        PyUnicode_Compare(own, probe->name) == 0) {
+        result = Py_NewRef(qualname);
+    }
+    else if (own != NULL) {
+        PyObject *operator= PyImport_ImportModule("operator"); /* owned */
+        getter = operator== NULL ? NULL
+                                 : PyObject_CallMethod(operator, "itemgetter", "i", 0);
+        result =
+            getter == NULL ? NULL : Py_BuildValue("(O((O)))", getter, target_of(self));
+        Py_XDECREF(operator);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(qualname);
+    Py_XDECREF(own);
+    Py_XDECREF(getter);
+    return result;
 }
 
 static PyMethodDef probed_methods[] = {
@@ -6411,6 +6550,22 @@ static PyType_Spec probed_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
              Py_TPFLAGS_METHOD_DESCRIPTOR,
     .slots = probed_slots,
+};
+
+/* Of what does not bind, as functions in C and bound methods do not. */
+static PyType_Slot probed_plain_slots[] = {
+    STAND_IN_SLOTS,
+    STAND_IN_OWNERSHIP_SLOTS,
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_methods, probed_methods},
+    {0, NULL},
+};
+
+static PyType_Spec probed_plain_spec = {
+    .name = "manhole.Probed",
+    .basicsize = sizeof(struct stand_in),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .slots = probed_plain_slots,
 };
 
 /* ---- Finding a home -------------------------------------------------------------- */
@@ -6552,10 +6707,18 @@ ATTACHED static struct probe *
 live_probe_of(PyObject *function)
 {
     struct probe *probe = NULL;
-    if (Py_TYPE(function)->tp_descr_get == probed_descr_get) {
+    if (Py_TYPE(function)->tp_traverse == stand_in_traverse &&
+        ((struct stand_in *)function)->call == probed_call) {
         probe = (struct probe *)((struct stand_in *)function)->owner;
     }
     return probe != NULL && atomic_load(&probe->state) != PROBE_REMOVED ? probe : NULL;
+}
+
+/* Whether it binds to the object that it is got from. */
+ATTACHED static bool
+binds(PyObject *function)
+{
+    return Py_TYPE(function)->tp_descr_get != NULL && !PyMethod_Check(function);
 }
 
 /* Whether what is found in a class decides itself, in a way that is not a function's, what it is
@@ -6566,6 +6729,24 @@ binds_in_its_own_way(PyObject *function)
     return Py_TYPE(function)->tp_descr_get != NULL &&
            !PyType_HasFeature(Py_TYPE(function), Py_TPFLAGS_METHOD_DESCRIPTOR) &&
            !PyMethod_Check(function);
+}
+
+/* Whether it is object's own __new__ or __init__, found in a subclass: these look at what stands in
+ * their places in the class, and take no arguments where that is anything else. */
+ATTACHED static bool
+is_objects_own(const struct home *home)
+{
+    bool own = false;
+    if (home->inherited &&
+        (PyUnicode_CompareWithASCIIString(home->attribute, "__new__") == 0 ||
+         PyUnicode_CompareWithASCIIString(home->attribute, "__init__") == 0)) {
+        PyObject *theirs =
+            PyObject_GetAttr((PyObject *)&PyBaseObject_Type, home->attribute); /* owned */
+        own = theirs == home->found;
+        PyErr_Clear();
+        Py_XDECREF(theirs);
+    }
+    return own;
 }
 
 /* Returns 0, or -1 with an exception that says why this cannot be probed. */
@@ -6615,7 +6796,7 @@ wrap_stand_in(const struct home *home, PyObject *stand_in)
         if (is_static_or_class_method(home->found)) {
             return PyObject_CallOneArg((PyObject *)Py_TYPE(home->found), stand_in);
         }
-        if (Py_TYPE(home->found)->tp_descr_get == NULL || PyMethod_Check(home->found)) {
+        if (!binds(home->found)) {
             return PyObject_CallOneArg((PyObject *)&PyStaticMethod_Type, stand_in);
         }
     }
@@ -6632,13 +6813,21 @@ place_probe(struct probe *probe)
     if (find_home(&home, probe->name) < 0) {
         goto done;
     }
+    if (is_objects_own(&home)) {
+        PyErr_Format(PyExc_TypeError,
+                     "'%U' is object's own: name a method that the class or a base of it "
+                     "defines",
+                     probe->name);
+        goto done;
+    }
     function = unwrap_function(&home);
     if (function == NULL ||
         check_function(probe->name, function, PyType_Check(home.parent)) < 0) {
         goto done;
     }
-    probe->stand_in = make_stand_in(probes_item(probe->items, PROBED_TYPE), function,
-                                    (PyObject *)probe);
+    probe->stand_in = make_stand_in(
+        probes_item(probe->items, binds(function) ? PROBED_TYPE : PROBED_PLAIN_TYPE),
+        function, (PyObject *)probe);
     if (probe->stand_in == NULL) {
         goto done;
     }
@@ -7230,7 +7419,9 @@ static PyMethodDef probe_functions[] = {
 static PyType_Spec *const probe_specs[PROBES_ITEMS] = {
     [PROBE_TYPE] = &probe_spec,
     [PROBED_TYPE] = &probed_spec,
+    [PROBED_PLAIN_TYPE] = &probed_plain_spec,
     [PROBED_GENERATOR_TYPE] = &probed_generator_spec,
+    [PROBED_ITERABLE_COROUTINE_TYPE] = &probed_iterable_coroutine_spec,
     [PROBED_COROUTINE_TYPE] = &probed_coroutine_spec,
     [PROBED_ASYNC_GENERATOR_TYPE] = &probed_async_generator_spec,
 };
@@ -7644,10 +7835,11 @@ get_close(PyObject *self)
 ATTACHED static PyObject *
 response_close(PyObject *self, PyObject *unused)
 {
-    PyObject *close = get_close(self); /* owned, may be NULL */
-    PyObject *result = NULL;           /* new, handed to the caller */
+    PyObject *close = NULL;  /* owned, may be NULL */
+    PyObject *result = NULL; /* new, handed to the caller */
     (void)unused;
     note_worker((struct response *)self);
+    close = get_close(self);
     if (close != NULL) {
         result = PyObject_CallNoArgs(close);
         Py_DECREF(close);
@@ -7663,6 +7855,13 @@ static PyMethodDef response_methods[] = {
     {"close", response_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
+
+/* Of a list or tuple, which isinstance() says it is. */
+ATTACHED static PyObject *
+response_subscript(PyObject *self, PyObject *key)
+{
+    return PyObject_GetItem(target_of(self), key);
+}
 
 #define RESPONSE_SLOTS                                                                   \
   STAND_IN_SLOTS, {Py_tp_dealloc, response_dealloc},                                     \
@@ -7680,6 +7879,7 @@ static PyType_Slot response_slots[] = {
 static PyType_Slot sized_response_slots[] = {
     RESPONSE_SLOTS,
     {Py_sq_length, response_length},
+    {Py_mp_subscript, response_subscript},
     {0, NULL},
 };
 
@@ -10004,7 +10204,11 @@ set_argv(PyObject *sys, PyObject *value /* NULL: delete it */, void *unused)
     struct session *session = console_session();
     PyObject *names = PyModule_GetDict(sys); /* borrowed */
     (void)unused;
-    if (session != NULL && session->arguments != NULL && value != NULL) {
+    if (session != NULL && session->arguments != NULL && value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "sys.argv cannot be deleted here");
+        return -1;
+    }
+    if (session != NULL && session->arguments != NULL) {
         Py_SETREF(session->arguments, Py_NewRef(value));
         return 0;
     }
@@ -12588,8 +12792,13 @@ accept_client(const struct door *door)
     bool given = false;
     union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
-    int fd = accept4(kept_number(&door->listen_fd), &address.any, &size,
-                     SOCK_CLOEXEC); /* owned */
+    int listen_fd = kept_number(&door->listen_fd);
+    int fd = -1; /* owned */
+    given = atomic_load(&door->given_fd.number) >= 0;
+    if (given) { /* a process that shares it may have had it block again */
+        (void)fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
+    }
+    fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);
     if (fd < 0) {
         /* The client has left again; recover_descriptors() sees to it; or it is shut down, which
          * is_done_with() finds. All else may last. */
@@ -12599,7 +12808,6 @@ accept_client(const struct door *door)
                    : -1;
     }
     card = read_card(&address.un, size);
-    given = atomic_load(&door->given_fd.number) >= 0;
     wish = given ? &backdoor_wish : find_wish(card.wish);
     if (!admit_client(fd, &peer, wish)) {
         return 0;
@@ -13559,11 +13767,20 @@ drop_given_doors(void)
 {
     close_given_doors();
     for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
+        empty_door(&manhole.doors[i]);
+    }
+}
+
+/* The sockets that the application has given us block again, where they did. Not at its end: other
+ * processes may listen at them. */
+ATTACHED static void
+restore_given_sockets(void)
+{
+    for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
         const int fd = kept_number(&manhole.doors[i].given_fd);
         if (fd >= 0 && manhole.doors[i].was_blocking) {
             (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
         }
-        empty_door(&manhole.doors[i]);
     }
 }
 
@@ -15170,6 +15387,7 @@ release(void)
     }
     if (manhole.installed && is_owner()) {
         uninstall();
+        restore_given_sockets();
         drop_given_doors();
     }
     unlock_install();
@@ -15433,9 +15651,9 @@ py_dump_stacktraces(PyObject *module, PyObject *unused)
     int result = -1;
     (void)module;
     (void)unused;
-    file = get_sys(manhole.installed && !manhole.options.redirect_stderr ? "stdout"
-                                                                         : "stderr");
     if (text != NULL) {
+        file = get_sys(manhole.installed && !manhole.options.redirect_stderr ? "stdout"
+                                                                             : "stderr");
         result = file == NULL || file == Py_None
                      ? 0
                      : PyFile_WriteObject(text, file, Py_PRINT_RAW);

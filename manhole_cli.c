@@ -54,6 +54,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -76,6 +77,8 @@
 enum {
     FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
     LONGEST_PAUSE_MS = 32,
+    SECOND_LOOK_MS =
+        100, /* at a process that is stopped: a profiler lets go of it by then */
     FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
     INTERRUPT_PATIENCE_MS = 1000, /* for an answer aside, and between two Ctrl-C */
     PROMPT_PATIENCE_MS = 300, /* how long a line without end must stand to be a prompt */
@@ -480,6 +483,17 @@ line_length(const struct buffer *buffer)
     return newline == NULL ? 0 : (size_t)(newline - buffer->data) + 1;
 }
 
+/* The length of the line that begins there, with its newline; 0: there is no whole one. At the end
+ * of all what is left is one. */
+static size_t
+next_line(const struct buffer *buffer, size_t start, bool is_end)
+{
+    const char *line = buffer->data + start;
+    size_t left = buffer->length - start;
+    const char *newline = left == 0 ? NULL : memchr(line, '\n', left);
+    return newline != NULL ? (size_t)(newline - line) + 1 : is_end ? left : 0;
+}
+
 enum paint { PLAIN, PROMPT, HEADER, ERROR, FAINT };
 
 /* As in "ESC [ ... m"; the default ones, so that they suit light and dark screens. */
@@ -655,7 +669,11 @@ write_all(int fd, const char *bytes, size_t count)
         if (written < 0 && errno == EPIPE) {
             leave(STATUS_OUTPUT_GONE);
         }
-        if (written < 0 && errno != EINTR && errno != EAGAIN) {
+        if (written < 0 && errno == EAGAIN) { /* somebody else has set O_NONBLOCK */
+            struct pollfd output = {.fd = fd, .events = POLLOUT};
+            (void)poll(&output, 1, -1);
+        }
+        else if (written < 0 && errno != EINTR) {
             fail(STATUS_TROUBLE, "cannot write to standard %s: %m",
                  fd == STDOUT_FILENO ? "output" : "error");
         }
@@ -1749,24 +1767,15 @@ say_connect_error(const char *path, int error)
 static char
 process_state(pid_t pid)
 {
-    char path[64];
-    char line[512];
-    const char *after_name = NULL;
-    FILE *stat_file = NULL; /* owned */
+    struct buffer stat_text = {.data = NULL}; /* owned */
+    const char *after_name = NULL; /* which may have anything in it, newlines, too */
     char state = 0;
 
-    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-    stat_file = fopen(path, "re");
-    if (stat_file == NULL) {
-        return 0;
+    if (read_proc(pid, "stat", &stat_text)) {
+        after_name = strrchr(text_of(&stat_text), ')');
+        state = after_name != NULL && strlen(after_name) >= 3 ? after_name[2] : 0;
     }
-    if (fgets(line, sizeof(line), stat_file) != NULL) {
-        after_name = strrchr(line, ')');
-        if (after_name != NULL && strlen(after_name) >= 3) {
-            state = after_name[2];
-        }
-    }
-    (void)fclose(stat_file);
+    free(stat_text.data);
     return state;
 }
 
@@ -1841,9 +1850,11 @@ say_why(pid_t pid)
         return;
     }
     if (has_listener(pid)) {
-        say_error("process %d has a manhole that is not open: send it the signal of its "
-                  "activate_on option (-1, -2 or -s SIGNAL), or look into its log",
-                  (int)pid);
+        say_error(
+            "process %d has a manhole that is not open there: if it has a socket_path or "
+            "listen of its own, give that path; if it has activate_on, send that signal "
+            "(-1, -2 or -s SIGNAL), any other may end it; its log tells",
+            (int)pid);
     }
     else {
         say_error("process %d seems to have no manhole: it wants manhole.install(), or "
@@ -1869,7 +1880,9 @@ connect_within(int fd, const struct target *target, double timeout_s)
             say_connect_error(path, error);
             said = error;
         }
-        if (!(left > 0)) { /* a timeout that is not a number is over, too */
+        /* A timeout that is not a number is over, too. Who is gone opens no more. */
+        if (!(left > 0) ||
+            (error == ENOENT && target->pid != 0 && process_state(target->pid) == 0)) {
             (void)fprintf(stderr, "Failed to connect to %s: Timeout\n", quote(path).text);
             say_why(target->pid);
             leave(STATUS_NO_CONNECTION);
@@ -2277,6 +2290,12 @@ poll_with_signals(struct pollfd fds[], nfds_t count, int patience_ms)
     if (ready < 0 && errno != EINTR) {
         fail(STATUS_TROUBLE, "cannot wait for input: %m");
     }
+    if (ready >
+        0) { /* ppoll() lets none in when it need not wait, as behind a flood of output */
+        sigset_t blocked;
+        (void)pthread_sigmask(SIG_SETMASK, &mask_while_waiting, &blocked);
+        (void)pthread_sigmask(SIG_SETMASK, &blocked, NULL);
+    }
     return ready;
 }
 
@@ -2385,12 +2404,16 @@ static char history_path[PATH_MAX]; /* "": nothing is kept */
 static int
 lock_history(int flags)
 {
+    struct stat status;
     int fd = history_path[0] == '\0'
                  ? -1
                  : open(history_path, flags | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK,
                         0600);
-    if (fd >= 0 && flock(fd, LOCK_EX) < 0) {
+    /* Who wants none kept has a link to /dev/null there. */
+    if (fd >= 0 &&
+        (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) || flock(fd, LOCK_EX) < 0)) {
         (void)close(fd);
+        history_path[0] = '\0';
         return -1;
     }
     return fd;
@@ -2407,8 +2430,7 @@ shorten_history(int fd)
     ssize_t count = 0;
     size_t start = 0;
 
-    if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) ||
-        status.st_size <= HISTORY_SIZE) {
+    if (fstat(fd, &status) < 0 || status.st_size <= HISTORY_SIZE) {
         return;
     }
     from = status.st_size - HISTORY_SIZE / 2;
@@ -2417,8 +2439,10 @@ shorten_history(int fd)
         from += count;
     }
     start = line_length(&kept);
-    if (count == 0 && ftruncate(fd, 0) == 0) {
-        (void)!pwrite(fd, text_of(&kept) + start, kept.length - start, 0);
+    /* In this order nothing is lost when we end in between. */
+    if (count == 0 && pwrite(fd, text_of(&kept) + start, kept.length - start, 0) ==
+                          (ssize_t)(kept.length - start)) {
+        (void)!ftruncate(fd, (off_t)(kept.length - start));
     }
     free(kept.data);
 }
@@ -2753,6 +2777,7 @@ static struct editor {
     struct buffer keys;      /* read, and not yet asked for */
     struct buffer paste;     /* lines that wait for their prompt */
     struct buffer preset;    /* what the next line begins with */
+    bool is_pasting;         /* a paste has begun, and not ended */
     bool
         is_in_string; /* the statement being pasted, after its last line: in triple quotes */
     bool is_indented; /* its last line was */
@@ -2974,7 +2999,8 @@ show_output(void)
     if (is_due && editor.is_typing) {
         (void)el_set(editor.el, EL_REFRESH);
     }
-    if (fflush(stdout) != 0 && errno == EPIPE) {
+    if (fflush(stdout) != 0 &&
+        (errno == EPIPE || errno == EIO)) { /* EIO: the terminal is gone */
         leave(STATUS_OUTPUT_GONE);
     }
 }
@@ -3068,7 +3094,8 @@ static void
 take_interrupt(void)
 {
     const LineInfoW *line = el_wline(editor.el);
-    bool has_text = editor.is_typing && line->lastchar > line->buffer;
+    bool has_text =
+        editor.is_typing && (editor.is_pasting || line->lastchar > line->buffer);
     bool is_in_block = editor.is_waiting && ends_with(&editor.line, "... ");
 
     empty(&editor.paste);
@@ -3358,16 +3385,19 @@ on_paste(EditLine *el, int key)
     size_t length = 0;
 
     (void)key;
+    editor.is_pasting = true;
     while (text.length < strlen(end) ||
            strcmp(text.data + text.length - strlen(end), end) != 0) {
         char utf8[MB_LEN_MAX + 1];
         if (read_key(el, &c) != 1) {
+            editor.is_pasting = false;
             free(text.data);
             return CC_EOF;
         }
         (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)(c == L'\r' ? L'\n' : c));
         append_text(&text, utf8);
     }
+    editor.is_pasting = false;
     text.data[text.length -= strlen(end)] = '\0';
     length = line_length(&text);
     if (length > 0) {
@@ -3862,6 +3892,7 @@ struct errand {
     double deadline;
     bool is_watched; /* it has answered, or the silence was looked into */
     bool was_interrupted;
+    bool is_unread[2]; /* nobody reads our standard output, error */
     bool is_over;
     enum exit_status status; /* when it is over */
 };
@@ -3891,6 +3922,45 @@ find_deadline(const struct request *request)
                                               : HUGE_VAL;
 }
 
+/* Whether the process can do nothing but wait itself; says so. One that is sampled by a profiler is
+ * stopped for a moment only. */
+static bool
+is_hindered(pid_t pid)
+{
+    char state = process_state(pid);
+
+    if (state == 'T' || state == 't') {
+        (void)poll_with_signals(NULL, 0, SECOND_LOOK_MS);
+    }
+    return say_hindrance(pid);
+}
+
+enum { ERRAND_FDS = 2 }; /* that an errand waits for at most */
+
+/* As poll_with_signals(). Sees to our outputs, too: when nobody reads any of them, as behind an ssh
+ * that was interrupted, the errand is over: the process is not to run on with what nobody wants. */
+static int
+poll_errand(struct errand *errand, struct pollfd fds[], nfds_t count, int patience_ms)
+{
+    struct pollfd all[ERRAND_FDS + 2];
+    int ready = 0;
+
+    memcpy(all, fds, count * sizeof(*fds));
+    for (int i = 0; i < 2; i++) {
+        all[count + (nfds_t)i] =
+            (struct pollfd){.fd = errand->is_unread[i] ? -1 : STDOUT_FILENO + i};
+    }
+    ready = poll_with_signals(all, count + 2, patience_ms);
+    memcpy(fds, all, count * sizeof(*fds));
+    for (nfds_t i = 0; ready > 0 && i < 2; i++) {
+        errand->is_unread[i] = errand->is_unread[i] || all[count + i].revents != 0;
+    }
+    if (errand->is_unread[0] && errand->is_unread[1]) {
+        end_errand(errand, STATUS_OUTPUT_GONE);
+    }
+    return ready;
+}
+
 /* Waits until there is something to do. Ends the errand when its time is over, when the process can
  * do nothing but wait itself, and at a Ctrl-C that interrupts nothing. */
 static bool
@@ -3899,7 +3969,7 @@ wait_on_errand(struct errand *errand, struct pollfd fds[], nfds_t count)
     const int first_ms = FIRST_BYTE_PATIENCE_S * 1000;
     int patience_ms = patience_until(errand->deadline);
     bool is_first = !errand->is_watched && (patience_ms < 0 || patience_ms > first_ms);
-    int ready = poll_with_signals(fds, count, is_first ? first_ms : patience_ms);
+    int ready = poll_errand(errand, fds, count, is_first ? first_ms : patience_ms);
 
     if (take_due(SIGINT)) {
         errand->was_interrupted = true;
@@ -3909,11 +3979,11 @@ wait_on_errand(struct errand *errand, struct pollfd fds[], nfds_t count)
     }
     else if (ready == 0 && is_first) {
         errand->is_watched = true;
-        if (say_hindrance(server_pid(errand->server))) {
+        if (is_hindered(server_pid(errand->server))) {
             end_errand(errand, STATUS_NO_CONNECTION);
         }
     }
-    else if (ready == 0) {
+    else if (ready == 0 || patience_ms == 0) { /* a flood does not give it more time */
         say_error("process %s has not finished within the timeout; it was told to stop",
                   label_of(errand->target).text);
         end_errand(errand, STATUS_TIMEOUT);
@@ -4012,7 +4082,7 @@ run_code(int server, const struct request *request, const struct target *target,
     while (!errand.is_over) {
         bool reads_input = answer.wants_input && !is_over && unsent.length == 0;
         short events = (short)(POLLIN | (unsent.length > 0 ? POLLOUT : 0));
-        struct pollfd fds[2] = {
+        struct pollfd fds[ERRAND_FDS] = {
             {.fd = reads_input ? terminal.input : -1, .events = POLLIN},
             {.fd = server, .events = events}};
         if (!wait_on_errand(&errand, fds, 2)) {
@@ -4046,6 +4116,7 @@ static void
 show_lines(struct buffer *text, bool is_end)
 {
     struct buffer shown = {.data = NULL}; /* owned */
+    size_t done = 0;
     size_t length = 0;
 
     if (!terminal.is_shown_on || terminal.is_raw) {
@@ -4053,10 +4124,12 @@ show_lines(struct buffer *text, bool is_end)
         empty(text);
         return;
     }
-    while ((length = line_length(text)) > 0 || (is_end && text->length > 0)) {
-        append_line(&shown, text->data, length > 0 ? length - 1 : text->length);
-        drop(text, length > 0 ? length : text->length);
+    while ((length = next_line(text, done, is_end)) > 0) {
+        bool is_whole = text->data[done + length - 1] == '\n';
+        append_line(&shown, text->data + done, is_whole ? length - 1 : length);
+        done += length;
     }
+    drop(text, done);
     write_all(STDOUT_FILENO, text_of(&shown), shown.length);
     free(shown.data);
 }
@@ -4573,8 +4646,19 @@ list_processes(void)
     return result == 0 ? STATUS_OK : STATUS_OUTPUT_GONE;
 }
 
+/* Whether nobody serves the socket at this moment. */
+static bool
+is_dead(const char *path)
+{
+    int fd = open_socket("interrupt.lc");
+    bool is_refused = connect_once(fd, path) < 0 && errno == ECONNREFUSED;
+
+    (void)close(fd);
+    return is_refused;
+}
+
 /* --clean: removes the sockets that nobody serves and that are ours. Between the look and the
- * removal a new process may have taken the number: one that did has made a new file. */
+ * removal a new process may have taken the number. */
 static enum exit_status
 clean_sockets(void)
 {
@@ -4592,6 +4676,9 @@ clean_sockets(void)
         }
         is_known = lstat(path, &file) == 0;
         if (is_known && (!S_ISSOCK(file.st_mode) || file.st_uid != geteuid())) {
+            continue;
+        }
+        if (is_known && !is_dead(path)) { /* since the look */
             continue;
         }
         if (is_known && unlink(path) == 0) {
@@ -4707,6 +4794,7 @@ start_job(struct job *job, const struct request *request, bool *answered)
 {
     int out[2];
     int err[2];
+    const pid_t parent = getpid();
 
     if (pipe2(out, O_CLOEXEC) < 0 || pipe2(err, O_CLOEXEC) < 0 ||
         (job->child = fork()) < 0) {
@@ -4714,12 +4802,18 @@ start_job(struct job *job, const struct request *request, bool *answered)
              "cannot start a process for each: %m; ask for fewer at once");
     }
     if (job->child == 0) {
+        struct request own = *request;
         int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        /* Not to outlive who shows what it says; the process then ends what was left to it. */
+        if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent) {
+            leave(STATUS_OUTPUT_GONE);
+        }
         (void)dup2(nothing, STDIN_FILENO);
         (void)dup2(out[1], STDOUT_FILENO);
         (void)dup2(err[1], STDERR_FILENO);
         look_at_terminal(true);
-        leave(serve(request, job->target, answered));
+        own.deadline = find_deadline(request); /* from now on, however many came before */
+        leave(serve(&own, job->target, answered));
     }
     (void)close(out[1]);
     (void)close(err[1]);
@@ -4733,21 +4827,23 @@ show_labelled(struct job *job, int stream, bool is_end)
 {
     struct buffer *text = &job->text[stream];
     struct buffer shown = {.data = NULL}; /* owned */
+    size_t done = 0;
     size_t length = 0;
 
-    while ((length = line_length(text)) > 0 || (is_end && text->length > 0)) {
-        size_t visible = length > 0 ? length - 1 : text->length;
+    while ((length = next_line(text, done, is_end)) > 0) {
+        size_t visible = text->data[done + length - 1] == '\n' ? length - 1 : length;
         append_text(&shown, label_of(job->target).text);
         append_text(&shown, ": ");
         if (terminal.is_shown_on) {
-            append_line(&shown, text->data, visible);
+            append_line(&shown, text->data + done, visible);
         }
         else {
-            append(&shown, text->data, visible);
+            append(&shown, text->data + done, visible);
             append_text(&shown, "\n");
         }
-        drop(text, length > 0 ? length : text->length);
+        done += length;
     }
+    drop(text, done);
     write_all(stream == 0 ? STDOUT_FILENO : STDERR_FILENO, text_of(&shown), shown.length);
     free(shown.data);
 }
@@ -4809,7 +4905,17 @@ end_job(struct job *job)
     else if (WIFEXITED(status)) {
         ended_with = (enum exit_status)WEXITSTATUS(status);
     }
+    else {
+        say_error("what asked process %s was ended by signal %d; ask again",
+                  label_of(job->target).text, WTERMSIG(status));
+    }
     job->status = ended_with > job->status ? ended_with : job->status;
+}
+
+static bool
+is_busy_job(const struct job *job)
+{
+    return job->fd[0] >= 0 || job->fd[1] >= 0;
 }
 
 /* Reads what one stream of a child has. The end of both is the job's. */
@@ -4832,7 +4938,7 @@ read_job(struct job *job, int stream)
     }
     (void)close(job->fd[stream]);
     job->fd[stream] = -1;
-    if (job->fd[1 - stream] < 0) {
+    if (!is_busy_job(job)) {
         end_job(job);
     }
 }
@@ -4841,7 +4947,7 @@ read_job(struct job *job, int stream)
 static void
 show_job(struct job *job, const struct request *request, int stream, size_t *documents)
 {
-    bool is_over = job->fd[0] < 0 && job->fd[1] < 0;
+    bool is_over = !is_busy_job(job);
 
     if (request->action == ACTION_RUN || stream == 1) {
         show_labelled(job, stream, job->fd[stream] < 0);
@@ -4854,6 +4960,17 @@ show_job(struct job *job, const struct request *request, int stream, size_t *doc
             show_block(job);
         }
     }
+}
+
+static size_t
+count_busy(const struct job *jobs, size_t count)
+{
+    size_t busy = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        busy += is_busy_job(&jobs[i]);
+    }
+    return busy;
 }
 
 /* Waits for any of the jobs, and deals with it. Returns whether there was one. */
@@ -4891,6 +5008,7 @@ serve_many(const struct request *request, const struct target *targets, size_t c
     enum exit_status status = STATUS_OK;
     size_t documents = 0;
     size_t answered = 0;
+    size_t begun = 0;
 
     has_answered =
         mmap(NULL, count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -4899,15 +5017,12 @@ serve_many(const struct request *request, const struct target *targets, size_t c
     }
     /* Who ignores it, or was started so, learns of no child how it ended. */
     (void)signal(SIGCHLD, SIG_DFL);
-    for (size_t first = 0; first < count; first += JOBS_AT_ONCE) {
-        size_t now = count - first < JOBS_AT_ONCE ? count - first : JOBS_AT_ONCE;
-        for (size_t i = first; i < first + now; i++) {
-            jobs[i].target = &targets[i];
-            start_job(&jobs[i], request, &has_answered[i]);
+    do {
+        for (; begun < count && count_busy(jobs, begun) < JOBS_AT_ONCE; begun++) {
+            jobs[begun].target = &targets[begun];
+            start_job(&jobs[begun], request, &has_answered[begun]);
         }
-        while (attend_jobs(jobs + first, now, request, &documents)) {
-        }
-    }
+    } while (attend_jobs(jobs, begun, request, &documents));
     write_all(STDOUT_FILENO, "]\n", documents > 0 ? 2 : 0);
     for (size_t i = 0; i < count; i++) {
         answered += has_answered[i];
@@ -4980,6 +5095,15 @@ append_word(struct buffer *out, const char *word)
     append(out, word, strlen(word) + 1);
 }
 
+/* Whether what is done has a use for standard input. */
+static bool
+wants_input(const struct request *request)
+{
+    return request->action == ACTION_CONSOLE ||
+           (request->action == ACTION_RUN &&
+            (request->file != NULL || (request->pids == 1 && !is_selection(request))));
+}
+
 /* Runs it there instead of us. */
 static _Noreturn void
 go_elsewhere(struct request *request)
@@ -4997,6 +5121,10 @@ go_elsewhere(struct request *request)
             fail(STATUS_TROUBLE, "cannot read the script %s: %m",
                  quote(request->file).text);
         }
+    }
+    if (!wants_input(request)) { /* what calls us in a loop may read on from there */
+        int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        (void)dup2(nothing, STDIN_FILENO);
     }
     (void)signal(SIGPIPE, SIG_DFL);
     (void)signal(SIGINT, SIG_DFL);
@@ -5016,8 +5144,10 @@ go_elsewhere(struct request *request)
         append_word(&command, script.data);
         append_word(&command, name);
         build_command(request, append_word, &command);
-        for (size_t i = 0; i < command.length && count + 1 < MAX_WORDS;
-             i += strlen(command.data + i) + 1) {
+        for (size_t i = 0; i < command.length; i += strlen(command.data + i) + 1) {
+            if (count + 1 == MAX_WORDS) {
+                fail_usage("at most %d words can be handed to --exec", MAX_WORDS);
+            }
             words[count++] = command.data + i;
         }
         words[count] = NULL;
@@ -5433,6 +5563,7 @@ obey_locally(struct local_shell *shell, char *line)
 static bool
 read_line(struct buffer *line)
 {
+    struct pollfd typed = {.fd = terminal.input, .events = POLLIN};
     char byte = 0;
     ssize_t count = 0;
 
@@ -5441,6 +5572,9 @@ read_line(struct buffer *line)
     while (byte != '\n' && ((count = read(terminal.input, &byte, 1)) == 1 ||
                             (count < 0 && is_passing(errno)))) {
         append(line, &byte, count == 1 ? 1 : 0);
+        if (count < 0) {
+            (void)poll(&typed, 1, -1);
+        }
     }
     if (count < 0) {
         fail(STATUS_TROUBLE, "cannot read standard input: %m");
@@ -5506,7 +5640,8 @@ keep_standard_descriptors(void)
 {
     int fd = 0;
     do {
-        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+        fd = open("/dev/null",
+                  O_RDWR); /* NOLINT(android-cloexec-open): for who we start, too */
     } while (fd >= 0 && fd <= STDERR_FILENO);
     if (fd >= 0) {
         (void)close(fd);

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -1201,6 +1202,27 @@ history_that_others_could_read_is_closed_to_them(void)
     stop_listening(listener, own_path());
 }
 
+/* Who wants no history has a link to /dev/null there, which is everybody's. */
+static void
+history_that_is_a_device_stays_as_it_is(void)
+{
+    struct stat status;
+    int client = -1;
+    const char *device = test_path("null");
+    if (mknod(device, S_IFCHR | 0666, makedev(1, 3)) < 0 || chmod(device, 0666) < 0) {
+        skip_test("no device can be made here");
+    }
+    int listener = listen_at(own_path());
+    assert_int_equal(symlink(device, test_path(".manhole_history")), 0);
+    struct process *cli = start_at_terminal(listener, &client);
+    write_stdin(cli, "a line\r");
+    (void)close(client);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_int_equal(stat(device, &status), 0);
+    assert_int_equal(status.st_mode & 07777, 0666);
+    stop_listening(listener, own_path());
+}
+
 /* To half of what it may be at most, at the begin of a line. */
 static void
 history_that_is_too_long_is_shortened_from_its_front(void)
@@ -1293,6 +1315,7 @@ main(void)
         TEST(lines_typed_are_appended_to_the_history),
         TEST(new_history_is_for_its_owner_alone),
         TEST(history_that_others_could_read_is_closed_to_them),
+        TEST(history_that_is_a_device_stays_as_it_is),
         TEST(history_that_is_too_long_is_shortened_from_its_front),
         TEST(piped_input_is_not_remembered),
     };

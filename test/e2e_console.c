@@ -535,6 +535,56 @@ streams_are_the_app_s_own_to_its_other_threads(void)
     client_ask(client, "1");
 }
 
+/* As programs do that look on at what they print. */
+static void
+write_that_the_app_replaces_calls_the_one_before(void)
+{
+    struct process *app = start_app();
+    struct client *client = enter(app);
+    tell(app, "seen = []");
+    tell(app, "old = sys.stdout.write");
+    tell(app, "tee = lambda s: [seen.append(s), old(s)][1]");
+    tell(app, "sys.stdout.write = tee");
+    print_to(app, "stdout", "to all");
+    assert_string_equal(client_wait_for(client, "\n"), "to all\n");
+    assert_string_equal(client_ask(client, "1"), "1\n");
+    assert_string_equal(tell(app, "seen[0]"), "to all");
+    leave(app, client);
+    print_to(app, "stdout", "to itself");
+}
+
+/* A script's usual first line; sys.stdout is the process's. */
+static void
+wrapper_of_a_session_s_buffer_serves_the_app_too(void)
+{
+    struct process *app = start_app();
+    struct client *client = enter(app);
+    client_ask(client,
+               "import io; sys.stdout = io.TextIOWrapper(sys.stdout.buffer, 'utf-8', "
+               "write_through=True)");
+    print_to(app, "stdout", "of the app");
+    client_wait_for(client, "of the app\n");
+}
+
+static void
+stream_of_a_session_is_reconfigured_without_effect(void)
+{
+    struct client *client = enter(start_app());
+    assert_string_equal(client_ask(client, "sys.stdout.reconfigure(encoding='latin-1')"),
+                        "");
+    assert_string_equal(
+        client_ask(client, "sys.stdout.encoding, sys.stdout.write_through"),
+        "('utf-8', True)\n");
+}
+
+static void
+typed_input_is_a_file_with_name_and_mode(void)
+{
+    struct client *client = enter(start_app());
+    assert_string_equal(client_ask(client, "sys.stdin.name, sys.stdin.mode"),
+                        "('<manhole>', 'r')\n");
+}
+
 /* Standard error shows as \\udc80 what has no UTF-8; a client has no error from it either. */
 static void
 text_of_the_app_that_is_no_unicode_is_shown_escaped(void)
@@ -881,6 +931,10 @@ main(void)
         TEST(sessions_may_be_in_the_middle_of_blocks_at_once),
         TEST(output_of_a_session_is_a_text_file_that_is_no_terminal),
         TEST(streams_are_the_app_s_own_to_its_other_threads),
+        TEST(write_that_the_app_replaces_calls_the_one_before),
+        TEST(wrapper_of_a_session_s_buffer_serves_the_app_too),
+        TEST(stream_of_a_session_is_reconfigured_without_effect),
+        TEST(typed_input_is_a_file_with_name_and_mode),
         TEST(text_of_the_app_that_is_no_unicode_is_shown_escaped),
         TEST(app_without_std_streams_can_be_entered),
         TEST(app_without_stderr_is_told_that_it_writes_no_text),

@@ -320,6 +320,18 @@ terminal_has_the_local_shell_and_then_the_process(void)
 }
 
 static void
+shell_without_an_editor_sleeps_until_a_line_comes(void)
+{
+    write_config("");
+    struct process *shell = start_process(.argv = CLI("test.ini"), .terminal = true,
+                                          .env = LIST("TERM=dumb"));
+    wait_for_text(shell, OUT, "(manhole) ", DEADLINE);
+    wait_until_asleep(shell->pid);
+    write_stdin(shell, "exit\n");
+    assert_int_equal(wait_for_exit(shell, DEADLINE), 0);
+}
+
+static void
 end_of_typing_leaves_the_local_shell(void)
 {
     write_config("");
@@ -443,6 +455,7 @@ main(void)
         TEST(wrong_file_is_named_with_the_line),
         TEST(file_goes_with_no_other_action),
         TEST(terminal_has_the_local_shell_and_then_the_process),
+        TEST(shell_without_an_editor_sleeps_until_a_line_comes),
         TEST(end_of_typing_leaves_the_local_shell),
         TEST(server_may_be_a_port_of_this_machine),
         TEST(port_that_nobody_listens_at_is_dead),

@@ -384,6 +384,53 @@ json_is_by_the_schema(void)
     assert_contains(out, "\"source\": \"while os.read(0, 4096): pass\"");
 }
 
+#define FLOOD "while True: print('x' * 1000)"
+
+static void
+ctrl_c_gets_in_beside_a_flood(void)
+{
+    struct process *app = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    struct process *cli = start_process(.argv = CLI(pid, "-c", FLOOD), .terminal = true);
+    wait_for_text(cli, OUT, "xxx", DEADLINE);
+    write_stdin(cli, "\003");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
+}
+
+static void
+timeout_is_over_in_the_middle_of_a_flood(void)
+{
+    struct process *app = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    struct process *cli =
+        start_process(.argv = CLI("-t", "1", pid, "-c", FLOOD), .terminal = true);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 124);
+}
+
+static void
+process_that_is_gone_is_not_waited_for(void)
+{
+    const char *err = NULL;
+    struct process *ended = start_process(.argv = LIST("true"));
+    assert_int_equal(wait_for_exit(ended, DEADLINE), 0);
+    const char *pid = format_text("%d", (int)ended->pid);
+    assert_int_equal(run_command(CLI("-t", "600", pid, "-c", "1"), NULL, NULL, &err), 5);
+    assert_contains(err, "is not there");
+}
+
+/* What an ssh has left, which was interrupted, for one. */
+static void
+code_ends_when_nobody_reads_its_output(void)
+{
+    struct process *app = NULL;
+    const char *pid = start_app(TARGET(""), &app);
+    const char *script = format_text("{ %s %s -c 'import time\nwhile True: "
+                                     "time.sleep(0.01)'; echo $? >status; } 2>&1 | true",
+                                     build_path("manhole-cli"), pid);
+    assert_int_equal(run_command(LIST("sh", "-c", script), NULL, NULL, NULL), 0);
+    wait_for_path(test_path("status"), DEADLINE);
+}
+
 static void
 program_that_takes_its_time_passes_for_no_hang(void)
 {
@@ -491,6 +538,10 @@ main(void)
         TEST(stacks_are_the_dump_alone),
         TEST(stacks_of_a_stuck_process_are_those_of_its_copy),
         TEST(json_is_by_the_schema),
+        TEST(ctrl_c_gets_in_beside_a_flood),
+        TEST(timeout_is_over_in_the_middle_of_a_flood),
+        TEST(process_that_is_gone_is_not_waited_for),
+        TEST(code_ends_when_nobody_reads_its_output),
         TEST(program_that_takes_its_time_passes_for_no_hang),
         TEST(json_of_who_does_not_answer_is_by_the_schema),
         TEST(json_of_a_stuck_process_is_by_the_schema),

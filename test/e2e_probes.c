@@ -190,6 +190,72 @@ probed_function_is_the_function_to_who_looks(void)
 }
 
 static void
+probed_function_of_another_name_is_pickled_as_the_function(void)
+{
+    assert_runs("import pickle\n"
+                "before = shop.divide\n"
+                "shop.alias = before\n"
+                "probe = manhole.probe('shop:alias')\n"
+                "assert shop.alias is not before\n"
+                "assert pickle.loads(pickle.dumps(shop.alias)) is before\n"
+                "probe.remove()\n"
+                "probe = manhole.probe('shop:divide')\n"
+                "kept = shop.divide\n"
+                "probe.remove()\n"
+                "assert pickle.loads(pickle.dumps(kept)) is before\n");
+}
+
+/* As time.monotonic: what a class takes from a module binds then as it did. */
+static void
+probed_function_that_does_not_bind_goes_on_so(void)
+{
+    assert_runs(
+        "import time\n"
+        "shop.bound = [1, 2].count\n"
+        "probes = [manhole.probe('time:monotonic'), manhole.probe('shop:bound')]\n"
+        "class Timer: clock, count = time.monotonic, shop.bound\n"
+        "assert Timer().clock() > 0 and Timer().count(2) == 1\n"
+        "assert [probe.calls for probe in probes] == [1, 1]\n"
+        "shop.clock = time.monotonic\n"
+        "assert 'probed already' in str(fails(manhole.probe, 'shop:clock'))\n"
+        "for probe in probes: probe.remove()\n"
+        "assert Timer().clock() > 0 and Timer().count(2) == 1\n");
+}
+
+static void
+probed_generator_that_may_be_awaited_may_still(void)
+{
+    assert_runs("import types\n"
+                "@types.coroutine\n"
+                "def pause(n):\n"
+                "    yield\n"
+                "    return 1 / n\n"
+                "shop.pause = pause\n"
+                "probe = manhole.probe('shop:pause')\n"
+                "async def run(n): return await shop.pause(n)\n"
+                "assert asyncio.run(run(2)) == 0.5\n"
+                "assert type(fails(asyncio.run, run(0))) is ZeroDivisionError\n"
+                "assert (probe.calls, probe.exceptions) == (2, 1)\n"
+                "manhole.probe('shop:count_down')\n"
+                "assert not inspect.isawaitable(shop.count_down(1))\n");
+}
+
+static void
+construction_by_object_is_not_probed(void)
+{
+    assert_runs("class New:\n"
+                "    def __new__(cls, n): return object.__new__(cls)\n"
+                "class Init:\n"
+                "    def __init__(self, n): pass\n"
+                "shop.New, shop.Init = New, Init\n"
+                "for name in 'shop:New.__init__', 'shop:Init.__new__':\n"
+                "    assert \"is object's own\" in str(fails(manhole.probe, name))\n"
+                "    New(1), Init(1)\n"
+                "manhole.probe('shop:New.__new__'), manhole.probe('shop:Init.__init__')\n"
+                "New(1), Init(1)\n");
+}
+
+static void
 attribute_whose_name_cannot_be_hashed_is_told_as_that(void)
 {
     assert_runs(
@@ -449,6 +515,10 @@ main(void)
         TEST(probe_that_caught_nothing_says_so),
         TEST(probe_stays_when_its_client_leaves),
         TEST(probed_function_is_the_function_to_who_looks),
+        TEST(probed_function_of_another_name_is_pickled_as_the_function),
+        TEST(probed_function_that_does_not_bind_goes_on_so),
+        TEST(probed_generator_that_may_be_awaited_may_still),
+        TEST(construction_by_object_is_not_probed),
         TEST(attribute_whose_name_cannot_be_hashed_is_told_as_that),
         TEST(every_kind_of_function_works_and_is_observed),
         TEST(generators_are_observed_to_their_end),

@@ -149,6 +149,7 @@ response_passes_for_what_the_application_returned(void)
         "parts = [b'a', b'b']\n"
         "response = call(lambda environ, start_response: parts)\n"
         "assert len(response) == 2 and isinstance(response, list)\n"
+        "assert response[0] == list(response)[0] and len(response[:1]) == 1\n"
         "assert response == parts\n"
         "assert list(response) == parts and list(response) == parts\n"
         "response = call(lambda environ, start_response: (part for part in parts))\n"

@@ -453,6 +453,26 @@ tab_gives_up_when_python_is_busy_and_says_nothing(void)
 }
 
 static void
+ctrl_c_drops_a_paste_that_has_not_ended(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli = start_process(.argv = LIST(build_path("manhole-cli"),
+                                                     format_text("%d", (int)app->pid)),
+                                        .terminal = true, .env = LIST("TERM=xterm"));
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    write_stdin(cli, "\033[200~1 / ");
+    watch_for(100); /* nothing of it is seen before its end */
+    write_stdin(cli, "\003");
+    wait_for_text(cli, OUT, "^C", DEADLINE);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    write_stdin(cli, "6 * 7\r");
+    wait_for_text(cli, OUT, "42", DEADLINE);
+    write_stdin(cli, "\004");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+static void
 completion_calls_nothing(void)
 {
     (void)open_console(TARGET("locals={'f': lambda: print('called')}"), "");
@@ -666,6 +686,7 @@ main(void)
         TEST(tab_completes_a_name_and_an_attribute),
         TEST(tab_indents_an_empty_line),
         TEST(tab_gives_up_when_python_is_busy_and_says_nothing),
+        TEST(ctrl_c_drops_a_paste_that_has_not_ended),
         TEST(completion_calls_nothing),
         TEST(control_sequences_of_the_process_are_shown_not_sent),
         TEST(control_sequences_are_sent_when_asked_for),

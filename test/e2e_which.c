@@ -291,6 +291,46 @@ one_that_is_stopped_delays_none(void)
     send_signal(two, SIGCONT);
 }
 
+static bool
+has_no_children(void *argument)
+{
+    const pid_t *children = argument;
+    return children[0] == 0 ||
+           (!path_exists(format_text("/proc/%d/fd/0", (int)children[0])) &&
+            !path_exists(format_text("/proc/%d/fd/0", (int)children[1])));
+}
+
+/* Each asks its process in a child. */
+static void
+nothing_is_left_of_who_asks_several(void)
+{
+    struct process *one = start_app(TARGET(""));
+    struct process *two = start_app(TARGET(""));
+    pid_t children[2] = {0};
+    struct process *cli =
+        start_process(.argv = CLI(
+                          pid_of(one), pid_of(two), "-c",
+                          "import time; print('here')\nwhile True: time.sleep(0.01)"));
+    wait_for_text(cli, OUT, "here\n", DEADLINE);
+    wait_for_text(cli, OUT, "here\n", DEADLINE);
+    assert_int_equal(list_children(cli->pid, children, 2), 2);
+    send_signal(cli, SIGKILL);
+    wait_until(has_no_children, children, "the children have ended", DEADLINE);
+}
+
+/* What calls it in a loop goes on with its own input. */
+static void
+list_over_there_reads_no_input(void)
+{
+    const char *out = NULL;
+    const char *eat = write_file("eat.sh", "cat >/dev/null\n");
+    const char *script =
+        format_text("printf 'left\\n' | { %s --exec 'sh %s' --list; cat; }",
+                    build_path("manhole-cli"), eat);
+    assert_int_equal(run_command(LIST("sh", "-c", script), NULL, &out, NULL), 0);
+    assert_string_equal(out, "left\n");
+}
+
 static void
 children_are_the_master_and_its_workers(void)
 {
@@ -441,6 +481,8 @@ main(void)
         TEST(status_of_several_is_the_worst),
         TEST(status_of_several_is_known_where_sigchld_was_ignored),
         TEST(one_that_is_stopped_delays_none),
+        TEST(nothing_is_left_of_who_asks_several),
+        TEST(list_over_there_reads_no_input),
         TEST(children_are_the_master_and_its_workers),
         TEST(json_of_several_is_one_array),
         TEST(match_looks_at_the_command_line),
