@@ -2524,14 +2524,20 @@ find_thread_object(struct thread_facts *facts)
     }
 }
 
-/* Has faulthandler write the stacks. It goes through no more than THREADS_AT_ONCE: it is asked
- * again and again, with the next ones linked behind the head of the list, which it so repeats. */
+/* Has faulthandler write the stacks. It goes through no more than THREADS_AT_ONCE, and through the
+ * list of the main interpreter, for this thread has no state: it is asked again and again, with the
+ * next ones linked behind the head of that list, which it so repeats. */
 COPY_ONLY static void
 write_stacks(void)
 {
-    PyThreadState *head = PyInterpreterState_ThreadHead(snapshot.interpreter);
+    PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
     PyThreadState *behind_head = head == NULL ? NULL : head->next;
-    PyThreadState *next = behind_head;
+    PyThreadState *next = snapshot.interpreter == PyInterpreterState_Main()
+                              ? behind_head
+                              : PyInterpreterState_ThreadHead(snapshot.interpreter);
+    if (head != NULL && next != behind_head) {
+        head->thread_id = 0; /* none that is to be shown, see read_stacks() */
+    }
     do {
         if (head != NULL) {
             head->next = next;

@@ -530,6 +530,34 @@ signal_that_the_application_took_is_told(void)
     assert_kernels_view(app, dump);
 }
 
+/* As mod_wsgi runs its applications. */
+static void
+stuck_subinterpreter_shows_its_own_stacks(void)
+{
+    require_gil();
+    struct process *app = start_target(
+        "try:\n"
+        "    import _interpreters as subs; sub = subs.create('legacy')\n"
+        "except ImportError:\n"
+        "    import _xxsubinterpreters as subs; sub = subs.create(isolated=False)\n"
+        "subs.run_string(sub, '''if True:\n"
+        "    import ctypes, manhole, os, threading\n"
+        "    manhole.install(hang_timeout=0.3)\n"
+        "    def park(): threading.Event().wait()\n"
+        "    threading.Thread(target=park, daemon=True).start()\n"
+        "    def hang(): ctypes.PyDLL(None).sleep(1000)\n"
+        "    os.write(1, b'ready\\\\n')\n"
+        "    hang()\n"
+        "''')\n");
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    client_send(client, "1\n"); /* should it have come before the hang */
+    client_wait_for(client, HANGS);
+    const char *dump = client_wait_for(client, PROMPT_LATER);
+    assert_contains(dump, "in park\n");
+    assert_contains(dump, "in hang\n");
+}
+
 static void
 signal_that_the_application_took_stays_its_own(void)
 {
@@ -874,6 +902,7 @@ main(void)
         TEST(program_goes_on_as_if_nothing_had_been),
         TEST(copies_that_die_are_told),
         TEST(signal_that_the_application_took_is_told),
+        TEST(stuck_subinterpreter_shows_its_own_stacks),
         TEST(signal_that_the_application_took_stays_its_own),
         TEST(limit_of_processes_is_told),
         TEST(limit_of_threads_is_told),
