@@ -77,8 +77,7 @@
 enum {
     FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
     LONGEST_PAUSE_MS = 32,
-    SECOND_LOOK_MS =
-        100, /* at a process that is stopped: a profiler lets go of it by then */
+    SECOND_LOOK_MS = 100, /* at a process that is stopped: a profiler lets it go on */
     FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
     INTERRUPT_PATIENCE_MS = 1000, /* for an answer aside, and between two Ctrl-C */
     PROMPT_PATIENCE_MS = 300, /* how long a line without end must stand to be a prompt */
@@ -488,7 +487,7 @@ line_length(const struct buffer *buffer)
 static size_t
 next_line(const struct buffer *buffer, size_t start, bool is_end)
 {
-    const char *line = buffer->data + start;
+    const char *line = text_of(buffer) + start;
     size_t left = buffer->length - start;
     const char *newline = left == 0 ? NULL : memchr(line, '\n', left);
     return newline != NULL ? (size_t)(newline - line) + 1 : is_end ? left : 0;
@@ -2290,8 +2289,8 @@ poll_with_signals(struct pollfd fds[], nfds_t count, int patience_ms)
     if (ready < 0 && errno != EINTR) {
         fail(STATUS_TROUBLE, "cannot wait for input: %m");
     }
-    if (ready >
-        0) { /* ppoll() lets none in when it need not wait, as behind a flood of output */
+    if (ready > 0) {
+        /* ppoll() lets none in when it need not wait, as beside a flood of output. */
         sigset_t blocked;
         (void)pthread_sigmask(SIG_SETMASK, &mask_while_waiting, &blocked);
         (void)pthread_sigmask(SIG_SETMASK, &blocked, NULL);
@@ -2999,8 +2998,8 @@ show_output(void)
     if (is_due && editor.is_typing) {
         (void)el_set(editor.el, EL_REFRESH);
     }
-    if (fflush(stdout) != 0 &&
-        (errno == EPIPE || errno == EIO)) { /* EIO: the terminal is gone */
+    /* EIO: the terminal is gone. */
+    if (fflush(stdout) != 0 && (errno == EPIPE || errno == EIO)) {
         leave(STATUS_OUTPUT_GONE);
     }
 }
@@ -5640,8 +5639,7 @@ keep_standard_descriptors(void)
 {
     int fd = 0;
     do {
-        fd = open("/dev/null",
-                  O_RDWR); /* NOLINT(android-cloexec-open): for who we start, too */
+        fd = open("/dev/null", O_RDWR); /* for who we start, too */
     } while (fd >= 0 && fd <= STDERR_FILENO);
     if (fd >= 0) {
         (void)close(fd);
