@@ -1772,7 +1772,9 @@ process_state(pid_t pid)
 
     if (read_proc(pid, "stat", &stat_text)) {
         after_name = strrchr(text_of(&stat_text), ')');
-        state = after_name != NULL && strlen(after_name) >= 3 ? after_name[2] : 0;
+        if (after_name != NULL && strlen(after_name) >= 3) {
+            state = after_name[2];
+        }
     }
     free(stat_text.data);
     return state;
