@@ -509,7 +509,13 @@ import_threading(void)
         "main = threading._main_thread\n"
         "if main._ident == _thread.get_ident() != ident:\n"
         "    threading._active[ident] = threading._active.pop(main._ident)\n"
-        "    main._ident, main._native_id = ident, os.getpid()\n";
+        "    main._ident, main._native_id = ident, os.getpid()\n"
+        /* The main thread may have begun to join what it takes for another one. */
+        "    if threading._SHUTTING_DOWN:\n"
+        "        with threading._shutdown_locks_lock:\n"
+        "            waits = main._tstate_lock not in threading._shutdown_locks\n"
+        "            threading._shutdown_locks.discard(main._tstate_lock)\n"
+        "        if waits: main._tstate_lock.release()\n";
     PyThreadState *tstate = PyThreadState_Get();
     PyThreadState *oldest = NULL;
     bool had_lock = tstate->on_delete != NULL; /* a thread of threading's own */
