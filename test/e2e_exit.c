@@ -192,7 +192,8 @@ end_that_comes_while_threading_is_imported_waits_for_nobody(void)
         "        def exec_module(module): execute(module); module.__class__ = Slow\n"
         "        spec.loader.exec_module = exec_module\n"
         "        return spec\n"
-        "sys.meta_path.insert(0, Finder())\n" //
+        "sys.modules.pop('threading', None)\n" /* as some site-packages import it */
+        "sys.meta_path.insert(0, Finder())\n"  //
         ENDING(DROPS, "sys.exit(5)"));
     struct client *client = connect_to(app);
     wait_for_text(app, OUT, "imported\n", DEADLINE);
