@@ -5383,10 +5383,10 @@ write_to_session(struct session *session, enum frame_kind kind, PyObject *data)
     return result < 0 ? NULL : PyLong_FromSsize_t(length);
 }
 
-/* Leaves a copy of what an application thread has printed. Never raises. */
+/* Leaves a copy of what an application thread has printed: a str, or the bytes that a wrapper of a
+ * session's buffer has made of it. Never raises. */
 ATTACHED static void
-copy_to_clients(
-    PyObject *str /* or the bytes that a wrapper of a session's buffer makes of it */)
+copy_to_clients(PyObject *str)
 {
     Py_ssize_t length = 0;
     const char *bytes = NULL;
@@ -5433,7 +5433,8 @@ write_to_original(struct stream *stream, PyObject *data)
     PyObject *target = Py_NewRef(stream->original); /* owned */
     PyObject *method = NULL;                        /* owned */
     PyObject *result = NULL;                        /* new, handed to the caller */
-    if (!PyUnicode_Check(data)) { /* a session's sys.stdout.buffer is the stream itself */
+    if (PyObject_CheckBuffer(
+            data)) { /* a session's sys.stdout.buffer is the stream itself */
         PyObject *buffer = PyObject_GetAttrString(target, "buffer"); /* owned */
         if (buffer != NULL) {
             Py_SETREF(target, buffer);
@@ -6522,17 +6523,20 @@ probed_reduce(PyObject *self, PyObject *unused)
     if (module != NULL && qualname != NULL) {
         own = PyUnicode_FromFormat("%S:%S", module, qualname);
     }
+    PyErr_Clear(); /* a partial() has no name, for one */
     if (own != NULL && atomic_load(&probe->state) != PROBE_REMOVED &&
         PyUnicode_Compare(own, probe->name) == 0) {
         result = Py_NewRef(qualname);
     }
-    else if (own != NULL) {
-        PyObject *operator= PyImport_ImportModule("operator"); /* owned */
-        getter = operator== NULL ? NULL
-                                 : PyObject_CallMethod(operator, "itemgetter", "i", 0);
-        result =
-            getter == NULL ? NULL : Py_BuildValue("(O((O)))", getter, target_of(self));
-        Py_XDECREF(operator);
+    else {
+        PyObject *operators = PyImport_ImportModule("operator"); /* owned */
+        if (operators != NULL) {
+            getter = PyObject_CallMethod(operators, "itemgetter", "i", 0);
+        }
+        if (getter != NULL) {
+            result = Py_BuildValue("(O((O)))", getter, target_of(self));
+        }
+        Py_XDECREF(operators);
     }
     Py_XDECREF(module);
     Py_XDECREF(qualname);

@@ -192,7 +192,7 @@ probed_function_is_the_function_to_who_looks(void)
 static void
 probed_function_of_another_name_is_pickled_as_the_function(void)
 {
-    assert_runs("import pickle\n"
+    assert_runs("import functools, pickle\n"
                 "before = shop.divide\n"
                 "shop.alias = before\n"
                 "probe = manhole.probe('shop:alias')\n"
@@ -202,7 +202,10 @@ probed_function_of_another_name_is_pickled_as_the_function(void)
                 "probe = manhole.probe('shop:divide')\n"
                 "kept = shop.divide\n"
                 "probe.remove()\n"
-                "assert pickle.loads(pickle.dumps(kept)) is before\n");
+                "assert pickle.loads(pickle.dumps(kept)) is before\n"
+                "shop.half = functools.partial(before, by=2)\n"
+                "manhole.probe('shop:half')\n"
+                "assert pickle.loads(pickle.dumps(shop.half))(1) == 0.5\n");
 }
 
 /* As time.monotonic: what a class takes from a module binds then as it did. */
