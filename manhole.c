@@ -456,14 +456,41 @@ unlock_new_state(void)
     (void)pthread_mutex_unlock(&new_state_lock);
 }
 
+#else
 static void
-add_c_fork_hook(void)
+lock_new_state(void)
 {
-    (void)pthread_atfork(lock_new_state, unlock_new_state, unlock_new_state);
 }
 
-static pthread_once_t c_fork_hook_once = PTHREAD_ONCE_INIT;
+static void
+unlock_new_state(void)
+{
+}
 #endif
+
+/* The calling thread's thread state, attached or not; NULL: Python does not know the thread. */
+static PyThreadState *
+own_thread_state(void)
+{
+    return is_attached() ? PyThreadState_Get() : PyGILState_GetThisThreadState();
+}
+
+/* Whether a thread is in Python code, or in C that this has called: not so where a C program that
+ * embeds Python is in code of its own. Reads memory alone: frame objects, which the public
+ * functions make, are not to be had without the GIL. */
+ASYNC_SAFE static bool
+is_in_python_code(const PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030f0000
+    return tstate->current_frame != tstate->base_frame;
+#elif PY_VERSION_HEX >= 0x030d0000
+    return tstate->current_frame != NULL;
+#elif PY_VERSION_HEX >= 0x030b0000
+    return tstate->cframe->current_frame != NULL;
+#else
+    return tstate->frame != NULL;
+#endif
+}
 
 /* Runs a program of ours, an expression or statements. PyRun_String() in a thread of ours would
  * make CPython forget that the application is about to end with a KeyboardInterrupt, and its
@@ -549,16 +576,11 @@ import_threading(void)
 DETACHED static PyThreadState *
 new_thread_state(PyInterpreterState *interpreter)
 {
-#if PY_VERSION_HEX < 0x030d0000
     PyThreadState *tstate = NULL;
-    (void)pthread_once(&c_fork_hook_once, add_c_fork_hook);
     lock_new_state();
     tstate = PyThreadState_New(interpreter);
     unlock_new_state();
     return tstate;
-#else
-    return PyThreadState_New(interpreter);
-#endif
 }
 
 #ifdef Py_GIL_DISABLED
@@ -806,7 +828,7 @@ static struct session session_table[MAX_SESSIONS];
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
-    bool by_backdoor;      /* for want of an install(), which may still come */
+    bool by_itself; /* for want of an install() in this process, which may still come */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
@@ -1512,6 +1534,16 @@ configure_log(const struct destination *destination)
         entry = next;
     }
     Py_XDECREF(previous);
+}
+
+/* In a child: the parent delivers them. */
+static void
+forget_log_lines(void)
+{
+    logger.delivering = false;
+    logger.first = NULL;
+    logger.last = NULL;
+    logger.length = 0;
 }
 
 static bool
@@ -13249,8 +13281,8 @@ wish(unsigned wishes)
     wake_listener();
 }
 
-/* Returns 0, or -1 with an exception. */
-ATTACHED static int
+/* Returns 0, or an errno value. */
+static int
 start_listener(void)
 {
     int error = 0;
@@ -13261,13 +13293,8 @@ start_listener(void)
     (void)atomic_fetch_and(&manhole.wishes, (unsigned)WISH_OPEN);
     (void)sem_init(&manhole.wake, 0, 0);
     error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
-    if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
-    manhole.has_listener = true;
-    return 0;
+    manhole.has_listener = error == 0;
+    return error;
 }
 
 ATTACHED static void
@@ -13982,37 +14009,38 @@ finalize_in_child(void)
     Py_XDECREF(result);
 }
 
-/* In a child: forgets the parent's threads, clients and socket. What a vanished thread
- * owned is abandoned, not freed: it may be half changed. */
-ATTACHED static void
-forget_parent(void)
+static void
+forget_session(struct session *session)
 {
-    make_locks_anew();
+    if (session == current_session || session->state == SESSION_BURNT) {
+        session->state = SESSION_BURNT;
+    }
+    else {
+        session->state = SESSION_FREE;
+    }
+    session->sending = false;
+    session->has_console = false;
+    session->waiting_ms = 0;
+    session->helpers = 0;
+    session->asked_ms = 0;
+    session->copies = NULL;
+    session->input = NULL;
+    session->names = NULL;
+    session->unsent = (struct text){0};
+    session->locals = NULL;
+    session->raised = NULL;
+    atomic_store(&session->running, false);
+    atomic_store(&session->viewing, false);
+    close_kept(&session->fd);
+    close_kept(&session->plain_fd);
+    close_kept(&session->telnet_fd);
+}
+
+static void
+forget_sessions(void)
+{
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
-        struct session *session = &manhole.sessions[i];
-        if (session != current_session) {
-            session->state =
-                session->state == SESSION_BURNT ? SESSION_BURNT : SESSION_FREE;
-        }
-        else {
-            session->state = SESSION_BURNT;
-        }
-        session->sending = false;
-        session->has_console = false;
-        session->waiting_ms = 0;
-        session->helpers = 0;
-        session->asked_ms = 0;
-        session->copies = NULL;
-        session->input = NULL;
-        session->names = NULL;
-        session->unsent = (struct text){0};
-        session->locals = NULL;
-        session->raised = NULL;
-        atomic_store(&session->running, false);
-        atomic_store(&session->viewing, false);
-        close_kept(&session->fd);
-        close_kept(&session->plain_fd);
-        close_kept(&session->telnet_fd);
+        forget_session(&manhole.sessions[i]);
     }
     current_session = NULL;
     atomic_store(&manhole.viewers, 0);
@@ -14021,23 +14049,46 @@ forget_parent(void)
     manhole.entering = 0;
     manhole.inside = 0;
     manhole.closing = false;
+}
+
+/* The paths are the parent's. */
+static void
+forget_doors(void)
+{
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        atomic_store(&manhole.doors[i].binding, false);
+        atomic_store(&manhole.doors[i].bound, false);
+        close_kept(&manhole.doors[i].listen_fd);
+        keep_fd(&manhole.doors[i].given_fd, -1);
+    }
+}
+
+/* In a child, before it has a second thread: forgets the parent's threads, clients and sockets. What
+ * a vanished thread owned is abandoned, not freed: it may be half changed. */
+static void
+forget_parent(void)
+{
+    make_locks_anew();
+    forget_sessions();
+    forget_doors();
+    forget_log_lines();
     manhole.has_listener = false;
     atomic_store(&manhole.courier_is_out, false);
-    logger.delivering = false;
-    logger.first = NULL; /* the parent delivers them */
-    logger.last = NULL;
-    logger.length = 0;
     atomic_store(&manhole.oneshot, false);
     atomic_store(&manhole.leaving, false);
     atomic_store(&manhole.wishes, 0);
-    for (size_t i = 0; i < MAX_DOORS; i++) {
-        atomic_store(&manhole.doors[i].binding, false);
-        atomic_store(&manhole.doors[i].bound, false); /* the path is the parent's */
-        close_kept(&manhole.doors[i].listen_fd);
-        empty_door(&manhole.doors[i]);
-    }
     close_kept(&manhole.wake_bell);
     close_kept(&manhole.news_bell);
+}
+
+/* The same, and what takes Python to be given up. */
+ATTACHED static void
+forget_parent_attached(void)
+{
+    forget_parent();
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        empty_door(&manhole.doors[i]);
+    }
     give_back_attributes();
     give_back_sys();
 }
@@ -14073,42 +14124,170 @@ make_last_thread_key(void)
     (void)pthread_key_create(&last_thread_key, on_thread_end);
 }
 
+static bool
+may_reinstall(const struct options *options)
+{
+    return options->patch_fork && has_place_for_child(options);
+}
+
+/* In a child that has forgotten its parent, whose manhole it may have: starts its own. */
+static void
+start_in_child(void)
+{
+    const struct options *options = &manhole.options;
+    int error = 0;
+    atomic_store(&manhole.owner, getpid());
+    manhole.is_child = true;
+    (void)pthread_once(&last_thread_once, make_last_thread_key);
+    (void)pthread_setspecific(last_thread_key, &manhole);
+    if (atomic_load(&manhole.activated_child) == getpid()) {
+        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+    }
+    if (opens_at_once(options)) {
+        log_line("Fork detected. Reinstalling Manhole.");
+        manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
+    }
+    error = open_bells() < 0 ? errno : 0;
+    if (error == 0 && (options->activate_on != 0 || opens_at_once(options))) {
+        error = start_listener();
+    }
+    if (error != 0) {
+        log_line("Cannot reinstall Manhole: %s", error_text(error));
+    }
+}
+
 /* In a child whose parent has a manhole: its own, where there can be one. Where not, the handlers
  * of activate_on and oneshot_on stay, and do nothing: a signal to the whole family must not kill
  * the child. */
 ATTACHED static void
 reinstall(void)
 {
-    const struct options *options = &manhole.options;
-    bool by_signal = options->activate_on != 0 || options->oneshot_on != 0;
-    if (!options->patch_fork || !has_place_for_child(options)) {
+    if (!may_reinstall(&manhole.options)) {
         close_snapshot();
         forget_options();
         atomic_store(&manhole.owner, 0);
         return;
     }
-    atomic_store(&manhole.owner, getpid());
-    manhole.is_child = true;
     tell_multiprocessing();
-    (void)pthread_once(&last_thread_once, make_last_thread_key);
-    (void)pthread_setspecific(last_thread_key, &manhole);
-    if (atomic_load(&manhole.activated_child) == getpid()) {
-        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-    }
-    if (!by_signal && options->thread) {
-        log_line("Fork detected. Reinstalling Manhole.");
-        manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
-    }
-    if (open_bells() < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-    }
-    if (PyErr_Occurred() ||
-        ((options->activate_on != 0 || (!by_signal && options->thread)) &&
-         start_listener() < 0)) {
-        log_exception("Cannot reinstall Manhole: ", take_exception(), "");
-    }
+    start_in_child();
     deliver_log();
 }
+
+/* ---- A C program that forks and does not tell Python: uWSGI -------------------------------- */
+
+/* Between Python's own hooks, which see to all. */
+static _Thread_local bool python_tells;
+
+/* The fork that the calling thread is in. */
+static _Thread_local struct {
+    bool untold;           /* it is such a one: table_lock is held meanwhile, */
+    bool told;             /* or, for our clients' sake, Python is told after all, */
+    PyThreadState *tstate; /* attached for that; NULL: it was */
+} c_fork;
+
+/* Other forks in C, subprocess's or those of a library that Python code has called, are for another
+ * program, and pay for no more than this look. */
+static bool
+forks_for_itself(void)
+{
+    const PyThreadState *tstate = python_tells ? NULL : own_thread_state();
+    return tstate != NULL && !is_in_python_code(tstate) && !is_finalizing() && is_owner();
+}
+
+/* Whether Python takes in who waits for it; else it is stuck, and so will the child be. */
+static bool
+has_python_answered(void)
+{
+    int64_t deadline_ms = monotonic_ms() + FORK_PATIENCE_MS;
+    while (waiting_since() != 0 && ms_until(deadline_ms) > 0) {
+        (void)poll(NULL, 0, 1);
+    }
+    return waiting_since() == 0;
+}
+
+/* A session that has the GIL at the fork, or waits for it, would leave the child waiting for it for
+ * ever. So this fork becomes what Python's own is. Returns whether it has. */
+CHECKED(no_thread_safety_analysis) static bool tell_python(void)
+{
+    c_fork.tstate = is_attached() ? NULL : own_thread_state();
+    if (c_fork.tstate != NULL && !has_python_answered()) {
+        return false;
+    }
+    reattach(c_fork.tstate);
+    PyOS_BeforeFork();
+    return true;
+}
+
+/* after: PyOS_AfterFork_Parent() or its like. */
+CHECKED(no_thread_safety_analysis) static void tell_python_again(void (*after)(void))
+{
+    after();
+    if (c_fork.tstate != NULL) {
+        (void)detach();
+    }
+}
+
+/* pthread_atfork()'s three. Beside a fork that Python is not told of no session begins to attach. */
+static void
+before_c_fork(void)
+{
+    c_fork.untold = forks_for_itself();
+    c_fork.told = false;
+    if (c_fork.untold) {
+        lock_leaf(&table_lock);
+        if (manhole.entering > 0 || manhole.inside > 0) {
+            unlock(&table_lock);
+            c_fork.told = tell_python();
+            c_fork.untold = !c_fork.told;
+            if (c_fork.untold) {
+                lock_leaf(&table_lock);
+            }
+        }
+    }
+    lock_new_state();
+}
+
+static void
+after_c_fork_in_parent(void)
+{
+    unlock_new_state();
+    if (c_fork.untold) {
+        unlock(&table_lock);
+    }
+    else if (c_fork.told) {
+        tell_python_again(PyOS_AfterFork_Parent);
+    }
+}
+
+/* Takes no Python where that is not told; the listener is then what it is after any fork. A child
+ * that becomes another program takes it along before it has done a thing. */
+static void
+after_c_fork_in_child(void)
+{
+    unlock_new_state();
+    if (c_fork.untold) {
+        unlock(&table_lock);
+        if (manhole.installed && may_reinstall(&manhole.options)) {
+            forget_parent();
+            start_in_child();
+            manhole.by_itself = true;
+        }
+    }
+    else if (c_fork.told) {
+        tell_python_again(PyOS_AfterFork_Child);
+        manhole.by_itself = true;
+    }
+}
+
+static pthread_once_t c_fork_once = PTHREAD_ONCE_INIT;
+
+static void
+add_c_fork_hook(void)
+{
+    (void)pthread_atfork(before_c_fork, after_c_fork_in_parent, after_c_fork_in_child);
+}
+
+/* ---- Python's own fork ------------------------------------------------------------------ */
 
 /* Whether the calling thread has import_lock, from before it forks until after. */
 static _Thread_local bool has_import_lock;
@@ -14120,6 +14299,7 @@ py_before_fork(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
+    python_tells = true;
     if (pthread_mutex_trylock(&import_lock) == 0) {
         has_import_lock = true;
     }
@@ -14139,6 +14319,7 @@ py_after_fork_in_parent(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
+    python_tells = false;
     if (has_import_lock) {
         has_import_lock = false;
         unlock(&import_lock);
@@ -14153,10 +14334,11 @@ py_after_fork_in_child(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
+    python_tells = false;
     has_import_lock = false;
     (void)pthread_mutex_init(&import_lock, NULL); /* whoever had it */
     if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
-        forget_parent();
+        forget_parent_attached();
         if (manhole.installed) {
             reinstall();
         }
@@ -15277,6 +15459,7 @@ prepare(PyObject *module)
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
+    (void)pthread_once(&c_fork_once, add_c_fork_hook);
     if (!state->has_fork_hook) {
         if (add_fork_hook() < 0) {
             return -1;
@@ -15307,7 +15490,8 @@ start(PyObject *module)
     if (options->oneshot_on != 0 && watch_oneshot_on(options->oneshot_on) < 0) {
         return -1;
     }
-    if (wants_listener(options) && start_listener() < 0) {
+    if (wants_listener(options) && (errno = start_listener()) != 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
     /* Last: from here on the signal finds everything that it needs. */
@@ -15338,11 +15522,11 @@ install_locked(PyObject *module, struct options *options)
 {
     struct module_state *state = PyModule_GetState(module);
     if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
-        forget_parent(); /* forked by C code that ran no hook */
+        forget_parent_attached(); /* forked by C code that ran no hook */
         forget_options();
     }
     if (manhole.installed) {
-        if (options->strict && !manhole.by_backdoor) {
+        if (options->strict && !manhole.by_itself) {
             PyErr_SetString(state->already_installed,
                             "Manhole already installed! (strict=False replaces it)");
             return -1;
@@ -15363,7 +15547,7 @@ install_locked(PyObject *module, struct options *options)
         return -1;
     }
     manhole.installed = true;
-    manhole.by_backdoor = false;
+    manhole.by_itself = false;
     return 0;
 }
 
@@ -15448,9 +15632,13 @@ provide_listener(PyObject *module)
             1; /* as with eventlet's, no client keeps the process */
         result = install_locked(module, &options);
         drop_options(&options);
-        manhole.by_backdoor = result == 0;
+        manhole.by_itself = result == 0;
     }
-    return result == 0 && !manhole.has_listener ? start_listener() : result;
+    if (result == 0 && !manhole.has_listener && (errno = start_listener()) != 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        result = -1;
+    }
+    return result;
 }
 
 /* Returns 0, or -1 with ValueError or OSError: nobody may listen there, or nobody does. */
