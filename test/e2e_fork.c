@@ -567,6 +567,24 @@ child_that_python_does_not_know_of_leaves_the_socket_alone(void)
     }
 }
 
+/* A library that Python code calls, which forks to run another program, as subprocess does in
+ * CPython 3.9: a thread made there would be made for nothing. */
+static void
+child_that_python_code_forks_in_c_has_no_thread(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL("reinstall_delay=0") //
+                     "import ctypes\n"
+                     "for library in ctypes.pythonapi, ctypes.CDLL(None):\n"
+                     "    pid = library.fork()\n"
+                     "    if pid == 0:\n"
+                     "        tell('child', os.getpid())\n"
+                     "        stay(); os._exit(0)\n" STAY);
+    assert_has_no_manhole(next_child(app));
+    assert_has_no_manhole(next_child(app));
+    assert_answers(app->pid);
+}
+
 static void
 child_that_python_does_not_know_of_may_install_its_own(void)
 {
@@ -858,6 +876,7 @@ main(void)
         TEST(activating_signal_passes_a_child_left_without_by),
         TEST(oneshot_signal_passes_a_child_left_without_by),
         TEST(child_that_python_does_not_know_of_leaves_the_socket_alone),
+        TEST(child_that_python_code_forks_in_c_has_no_thread),
         TEST(child_that_python_does_not_know_of_may_install_its_own),
         TEST(client_sees_the_end_of_a_killed_parent_though_its_child_lives),
         TEST(socket_of_a_killed_parent_refuses_though_its_child_lives),
