@@ -2313,6 +2313,18 @@ close_given_doors(void)
     }
 }
 
+/* In a child: the paths are the parent's. */
+static void
+forget_doors(void)
+{
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        atomic_store(&manhole.doors[i].binding, false);
+        atomic_store(&manhole.doors[i].bound, false);
+        close_kept(&manhole.doors[i].listen_fd);
+        keep_fd(&manhole.doors[i].given_fd, -1);
+    }
+}
+
 static bool
 has_given_door(void)
 {
@@ -12062,6 +12074,49 @@ count_sessions(void)
     return count;
 }
 
+/* In a child. What a vanished thread owned is abandoned, not freed: it may be half changed. */
+static void
+forget_session(struct session *session)
+{
+    if (session == current_session || session->state == SESSION_BURNT) {
+        session->state = SESSION_BURNT;
+    }
+    else {
+        session->state = SESSION_FREE;
+    }
+    session->sending = false;
+    session->has_console = false;
+    session->waiting_ms = 0;
+    session->helpers = 0;
+    session->asked_ms = 0;
+    session->copies = NULL;
+    session->input = NULL;
+    session->names = NULL;
+    session->unsent = (struct text){0};
+    session->locals = NULL;
+    session->raised = NULL;
+    atomic_store(&session->running, false);
+    atomic_store(&session->viewing, false);
+    close_kept(&session->fd);
+    close_kept(&session->plain_fd);
+    close_kept(&session->telnet_fd);
+}
+
+static void
+forget_sessions(void)
+{
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        forget_session(&manhole.sessions[i]);
+    }
+    current_session = NULL;
+    atomic_store(&manhole.viewers, 0);
+    manhole.consoles = 0;
+    manhole.programs = 0;
+    manhole.entering = 0;
+    manhole.inside = 0;
+    manhole.closing = false;
+}
+
 static int
 read_under_table_lock(const int *count)
 {
@@ -14009,62 +14064,7 @@ finalize_in_child(void)
     Py_XDECREF(result);
 }
 
-static void
-forget_session(struct session *session)
-{
-    if (session == current_session || session->state == SESSION_BURNT) {
-        session->state = SESSION_BURNT;
-    }
-    else {
-        session->state = SESSION_FREE;
-    }
-    session->sending = false;
-    session->has_console = false;
-    session->waiting_ms = 0;
-    session->helpers = 0;
-    session->asked_ms = 0;
-    session->copies = NULL;
-    session->input = NULL;
-    session->names = NULL;
-    session->unsent = (struct text){0};
-    session->locals = NULL;
-    session->raised = NULL;
-    atomic_store(&session->running, false);
-    atomic_store(&session->viewing, false);
-    close_kept(&session->fd);
-    close_kept(&session->plain_fd);
-    close_kept(&session->telnet_fd);
-}
-
-static void
-forget_sessions(void)
-{
-    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
-        forget_session(&manhole.sessions[i]);
-    }
-    current_session = NULL;
-    atomic_store(&manhole.viewers, 0);
-    manhole.consoles = 0;
-    manhole.programs = 0;
-    manhole.entering = 0;
-    manhole.inside = 0;
-    manhole.closing = false;
-}
-
-/* The paths are the parent's. */
-static void
-forget_doors(void)
-{
-    for (size_t i = 0; i < MAX_DOORS; i++) {
-        atomic_store(&manhole.doors[i].binding, false);
-        atomic_store(&manhole.doors[i].bound, false);
-        close_kept(&manhole.doors[i].listen_fd);
-        keep_fd(&manhole.doors[i].given_fd, -1);
-    }
-}
-
-/* In a child, before it has a second thread: forgets the parent's threads, clients and sockets. What
- * a vanished thread owned is abandoned, not freed: it may be half changed. */
+/* In a child, while it has no other thread: forgets the parent's threads, clients and sockets. */
 static void
 forget_parent(void)
 {
