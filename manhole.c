@@ -828,7 +828,8 @@ static struct session session_table[MAX_SESSIONS];
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
-    bool by_itself; /* for want of an install() in this process, which may still come */
+    bool
+        replaceable; /* by any install(): none was called in this process, or it has no listener */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
@@ -13336,18 +13337,20 @@ wish(unsigned wishes)
     wake_listener();
 }
 
-/* Returns 0, or an errno value. */
+/* Returns 0, or an errno value: no thread is to be had, or no descriptor to wake it by. */
 static int
 start_listener(void)
 {
-    int error = 0;
+    int error = open_bells() < 0 ? errno : 0;
     atomic_store(&manhole.started, false);
     atomic_store(&manhole.polling, false);
     atomic_store(&manhole.wakes_at_ms, -1);
     /* One to open may have come in a child's first instant; one to stop was another listener's. */
     (void)atomic_fetch_and(&manhole.wishes, (unsigned)WISH_OPEN);
     (void)sem_init(&manhole.wake, 0, 0);
-    error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
+    if (error == 0) {
+        error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
+    }
     manhole.has_listener = error == 0;
     return error;
 }
@@ -14147,8 +14150,8 @@ start_in_child(void)
         log_line("Fork detected. Reinstalling Manhole.");
         manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
     }
-    error = open_bells() < 0 ? errno : 0;
-    if (error == 0 && (options->activate_on != 0 || opens_at_once(options))) {
+    (void)open_bells();
+    if (options->activate_on != 0 || opens_at_once(options)) {
         error = start_listener();
     }
     if (error != 0) {
@@ -14270,12 +14273,12 @@ after_c_fork_in_child(void)
         if (manhole.installed && may_reinstall(&manhole.options)) {
             forget_parent();
             start_in_child();
-            manhole.by_itself = true;
+            manhole.replaceable = true;
         }
     }
     else if (c_fork.told) {
         tell_python_again(PyOS_AfterFork_Child);
-        manhole.by_itself = true;
+        manhole.replaceable = true;
     }
 }
 
@@ -15455,10 +15458,7 @@ prepare(PyObject *module)
     manhole.bind_delay_ms = 0;
     manhole.is_child = false;
     Py_XSETREF(manhole.module, Py_NewRef(module));
-    if (open_bells() < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
+    (void)open_bells(); /* without them waiting takes a little longer */
     (void)pthread_once(&c_fork_once, add_c_fork_hook);
     if (!state->has_fork_hook) {
         if (add_fork_hook() < 0) {
@@ -15490,9 +15490,13 @@ start(PyObject *module)
     if (options->oneshot_on != 0 && watch_oneshot_on(options->oneshot_on) < 0) {
         return -1;
     }
-    if (wants_listener(options) && (errno = start_listener()) != 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
+    if (wants_listener(options)) {
+        int error = start_listener();
+        if (error != 0) { /* the application can do without */
+            log_line("Cannot start listening: %s. Another install() tries again; until "
+                     "then only oneshot works.",
+                     error_text(error));
+        }
     }
     /* Last: from here on the signal finds everything that it needs. */
     return options->activate_on == 0 ? 0 : watch_activate_on(options->activate_on);
@@ -15526,7 +15530,7 @@ install_locked(PyObject *module, struct options *options)
         forget_options();
     }
     if (manhole.installed) {
-        if (options->strict && !manhole.by_itself) {
+        if (options->strict && !manhole.replaceable) {
             PyErr_SetString(state->already_installed,
                             "Manhole already installed! (strict=False replaces it)");
             return -1;
@@ -15547,7 +15551,7 @@ install_locked(PyObject *module, struct options *options)
         return -1;
     }
     manhole.installed = true;
-    manhole.by_itself = false;
+    manhole.replaceable = wants_listener(&manhole.options) && !manhole.has_listener;
     return 0;
 }
 
@@ -15632,7 +15636,7 @@ provide_listener(PyObject *module)
             1; /* as with eventlet's, no client keeps the process */
         result = install_locked(module, &options);
         drop_options(&options);
-        manhole.by_itself = result == 0;
+        manhole.replaceable = result == 0;
     }
     if (result == 0 && !manhole.has_listener && (errno = start_listener()) != 0) {
         PyErr_SetFromErrno(PyExc_OSError);

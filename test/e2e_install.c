@@ -174,6 +174,26 @@ variable_text_is_the_arguments_of_install(void)
     assert_string_equal(client_ask(client, "a"), "42\n");
 }
 
+/* -E and -I keep variables from Python, and from where those name, so site is told of both places. */
+static void
+variable_is_ignored_where_python_ignores_its_own(void)
+{
+    static const char *const switches[] = {"-s", "-E", "-I"};
+    const char *program =
+        format_text("import site, sys\n"
+                    "sys.path.insert(0, '%s')\n"
+                    "site.addsitedir('%s')\n%s",
+                    build_path("."), source_path("."), SAYS_IF_IMPORTED);
+    for (size_t i = 0; i < sizeof(switches) / sizeof(switches[0]); i++) {
+        struct process *app =
+            start_process(.argv = LIST(python(), switches[i], "-c", program),
+                          .env = LIST("PYTHONMANHOLE="));
+        wait_until_ready(app);
+        assert_string_equal(text_of(app, OUT),
+                            i == 0 ? "imported\nready\n" : "not imported\nready\n");
+    }
+}
+
 static void
 variable_with_a_mistake_is_one_line_and_the_program_goes_on(void)
 {
@@ -222,6 +242,7 @@ main(void)
         TEST(variable_unset_imports_nothing),
         TEST(variable_empty_installs_with_the_defaults),
         TEST(variable_text_is_the_arguments_of_install),
+        TEST(variable_is_ignored_where_python_ignores_its_own),
         TEST(variable_with_a_mistake_is_one_line_and_the_program_goes_on),
         TEST(variable_without_the_module_is_one_line_and_the_program_goes_on),
     };
