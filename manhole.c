@@ -2604,12 +2604,21 @@ write_stacks(void)
     }
 }
 
+/* Whether the kernel knows such a thread of a process. After a fork CPython's record of the thread
+ * that has forked is the parent's, before 3.14; the kernel's number of it is the process's. */
+ASYNC_SAFE static bool
+is_task(pid_t pid, unsigned long native_id)
+{
+    return syscall(SYS_tgkill, (long)pid, (long)native_id, 0L) == 0 || errno != ESRCH;
+}
+
 /* The stacks first, for they matter most; then a line of facts for each thread; last, on
  * older CPythons, the question that aborts when nobody holds the GIL. */
 COPY_ONLY static void
 describe_copy(int fd)
 {
     write_stacks();
+    pid_t pid = atomic_load(&manhole.owner);
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
     for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
          tstate != NULL; tstate = tstate->next) {
@@ -2617,6 +2626,10 @@ describe_copy(int fd)
                                      .native_id = native_id_of(tstate)};
         if (facts.ident != 0) {
             find_thread_object(&facts);
+            if (!is_task(pid, facts.native_id)) {
+                bool oldest = tstate->next == NULL;
+                facts.native_id = oldest ? (unsigned long)pid : 0;
+            }
             write_facts(fd, &facts, holds_gil(tstate));
         }
     }
@@ -4146,6 +4159,18 @@ get_thread_property(PyObject *thread, const char *attribute, const char *propert
     return value != NULL ? value : find_attribute(thread, property);
 }
 
+/* Never raises. */
+ATTACHED static bool
+is_main_thread(PyObject *thread)
+{
+    PyObject *modules = PyImport_GetModuleDict();                      /* borrowed */
+    PyObject *threading = PyDict_GetItemString(modules, "threading");  /* borrowed */
+    PyObject *main_thread = find_attribute(threading, "_main_thread"); /* owned */
+    bool is_main = main_thread == thread;
+    Py_XDECREF(main_thread);
+    return is_main;
+}
+
 /* Adds what threading says of a thread. Never raises. */
 ATTACHED static void
 describe_thread(struct thread_record *record, PyObject *active /* dict, or NULL */)
@@ -4166,6 +4191,9 @@ describe_thread(struct thread_record *record, PyObject *active /* dict, or NULL 
     }
     if (native_id != NULL && PyLong_Check(native_id)) {
         record->native_id = PyLong_AsUnsignedLongMask(native_id);
+        if (!is_task(getpid(), record->native_id)) {
+            record->native_id = is_main_thread(thread) ? (unsigned long)getpid() : 0;
+        }
     }
     if (daemon != NULL && PyBool_Check(daemon)) {
         record->daemon = daemon == Py_True ? ANSWER_YES : ANSWER_NO;

@@ -399,6 +399,43 @@ start_forking_at(const char *options, pid_t *child)
 }
 
 static void
+assert_kernel_knows_main_thread_of(const char *program)
+{
+    struct process *app = start_target(program);
+    const char *child = format_text("%d", (int)next_child(app));
+    const char *out;
+    wait_for_path(format_text("/tmp/manhole-%s", child), DEADLINE);
+    assert_int_equal(
+        run_command(LIST(build_path("manhole-cli"), "--json", child), NULL, &out, NULL),
+        0);
+    assert_contains(out,
+                    format_text("\"native_id\": %s, \"state\": \"sleeping\"", child));
+}
+
+#define CHILD_OF_FORK                                                                    \
+  HELPERS INSTALL("reinstall_delay=0.01, hang_timeout=0.2") "import ctypes, "            \
+                                                            "threading\n" FORK_AND_TELL( \
+                                                                "os.fork()")
+
+static void
+main_thread_of_a_child_is_told_by_the_number_it_has(void)
+{
+    assert_kernel_knows_main_thread_of(CHILD_OF_FORK CHILD_STAYS STAY);
+}
+
+static void
+main_thread_of_a_stuck_child_is_told_by_the_number_it_has(void)
+{
+    require_gil();
+    assert_kernel_knows_main_thread_of(
+        CHILD_OF_FORK
+        "if pid == 0:\n"
+        "    os.close(held)\n"
+        "    ctypes.PyDLL(None).read(leash, ctypes.create_string_buffer(1), 1)\n"
+        "    os._exit(0)\n" STAY);
+}
+
+static void
 custom_socket_path_stays_the_parents(void)
 {
     pid_t child = 0;
@@ -863,6 +900,8 @@ main(void)
         TEST(child_that_a_signal_ends_within_the_delay_leaves_nothing),
         TEST(subprocess_with_a_preexec_function_leaves_nothing),
         TEST(child_says_that_it_reinstalls),
+        TEST(main_thread_of_a_child_is_told_by_the_number_it_has),
+        TEST(main_thread_of_a_stuck_child_is_told_by_the_number_it_has),
         TEST(custom_socket_path_stays_the_parents),
         TEST(child_that_ends_leaves_the_parents_socket_alone),
         TEST(child_that_ends_before_it_has_a_socket_leaves_the_parents_alone),
