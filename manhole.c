@@ -817,6 +817,8 @@ struct door {
     char name[SOCKET_PATH_SIZE];
     _Atomic bool binding;
     _Atomic bool bound;
+    _Atomic int
+        left_for; /* the errno value why its path could not be removed; 0: it could */
     dev_t device;
     ino_t inode;
 };
@@ -1582,7 +1584,7 @@ remove_path(struct door *door)
     if (atomic_load(&door->bound)) {
         if (lstat(door->name, &there) == 0 && there.st_dev == door->device &&
             there.st_ino == door->inode) {
-            (void)unlink(door->name);
+            atomic_store(&door->left_for, unlink(door->name) < 0 ? errno : 0);
         }
         atomic_store(&door->bound, false);
     }
@@ -2295,11 +2297,28 @@ close_door(struct door *door)
     close_kept(&door->listen_fd);
 }
 
+/* After remove_paths(): what an application that was root at install() leaves behind. */
+static void
+log_left_paths(void)
+{
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        const char *path = manhole.doors[i].name;
+        int error = atomic_exchange(&manhole.doors[i].left_for, 0);
+        struct stat there;
+        if (error != 0 && lstat(path, &there) == 0) {
+            log_line("Cannot remove %s: %s. It is UID:%ld's, this process UID:%ld's. "
+                     "Remove it by hand.",
+                     path, error_text(error), (long)there.st_uid, (long)geteuid());
+        }
+    }
+}
+
 /* Closes the doors of the options. Clients that are in stay. */
 static void
 close_doors(void)
 {
     remove_paths();
+    log_left_paths();
     for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
         close_door(&manhole.doors[i]);
     }
@@ -2401,6 +2420,7 @@ remove_paths_at_exit(void)
     if (is_owner()) {
         atomic_store(&manhole.leaving, true);
         remove_paths();
+        log_left_paths();
     }
 }
 
