@@ -13828,7 +13828,8 @@ done:
 
 /* ======================================================================================
  * Fork and exit: what happens to all this in a child, and at the end.
- * Runs on:  the thread that forked, in the child; the thread that finalizes the interpreter.
+ * Runs on:  the thread that forks, most of it in the child, and not ATTACHED where a C program does
+ *           so without telling Python; the thread that finalizes the interpreter.
  * Touches:  everything: no other thread of ours is left, or is about to be.
  * ====================================================================================== */
 
@@ -14278,7 +14279,7 @@ CHECKED(no_thread_safety_analysis) static void tell_python_again(void (*after)(v
     }
 }
 
-/* pthread_atfork()'s three. Beside a fork that Python is not told of no session begins to attach. */
+/* pthread_atfork()'s three. No session begins to attach during a fork that Python is not told of. */
 static void
 before_c_fork(void)
 {
@@ -14310,8 +14311,8 @@ after_c_fork_in_parent(void)
     }
 }
 
-/* Takes no Python where that is not told; the listener is then what it is after any fork. A child
- * that becomes another program takes it along before it has done a thing. */
+/* Where Python is not told all is done without it. The listener first waits, as after any fork: a
+ * child that becomes another program takes it along before it has done a thing. */
 static void
 after_c_fork_in_child(void)
 {

@@ -174,7 +174,7 @@ variable_text_is_the_arguments_of_install(void)
     assert_string_equal(client_ask(client, "a"), "42\n");
 }
 
-/* -E and -I keep variables from Python, and from where those name, so site is told of both places. */
+/* They keep PYTHONPATH from Python, too: so site is told where things are. */
 static void
 variable_is_ignored_where_python_ignores_its_own(void)
 {
