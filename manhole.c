@@ -477,6 +477,37 @@ run_source(const char *source, int start, PyObject *names)
     return result;
 }
 
+/* Takes back what the calling thread was to be interrupted with, if it was. Before 3.13 an interrupt
+ * of one thread has all of them look for theirs, at each call and turn of a loop, until some thread
+ * has got one: they are slower, and on 3.11 one that is traced or profiled comes no further. So one
+ * is raised, and let out in an expression that does nothing: then nobody looks. Who is still to have
+ * one does, as soon as it has the GIL again. Keeps the current exception. */
+ATTACHED static void
+settle_interrupts(void)
+{
+    PyObject *const nobodys = PyExc_StopAsyncIteration; /* no signal handler raises it */
+    PyObject *raised = take_exception();                /* owned, handed back */
+    PyObject *names = PyDict_New();                     /* owned */
+    PyObject *code = Py_CompileString("0", "<string>", Py_eval_input); /* owned */
+    bool out = names == NULL || code == NULL;
+    PyErr_Clear();
+    (void)PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), out ? NULL : nobodys);
+    for (int attempts = 3; !out && attempts > 0; attempts--) {
+        PyObject *result = PyEval_EvalCode(code, names, names); /* owned */
+        out = result != NULL || PyErr_ExceptionMatches(nobodys);
+        if (out) {
+            PyErr_Clear();
+        }
+        else {
+            PyErr_WriteUnraisable(NULL); /* a signal came just now */
+        }
+        Py_XDECREF(result);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(code);
+    put_back_exception(raised);
+}
+
 /* Whether sys.modules has it. */
 ATTACHED static bool
 is_imported(const char *name)
@@ -720,6 +751,7 @@ struct session {
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
     _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
+    _Atomic bool stricken;  /* an interrupt was raised in that, and may come late */
     _Atomic int interrupts; /* that it has got */
     /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
     _Atomic bool taken_back;
@@ -9402,6 +9434,14 @@ leave_forked_child(void)
     _exit(0);
 }
 
+/* Raises an exception in what the session runs. */
+ATTACHED static void
+strike(struct session *session, PyObject *type)
+{
+    atomic_store(&session->stricken, true);
+    (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+}
+
 /* Between these two the session runs what its client sent: it may be interrupted. */
 ATTACHED static void
 begin_running(struct session *session)
@@ -9411,7 +9451,7 @@ begin_running(struct session *session)
     taken_back = atomic_load(&session->taken_back);
     atomic_store(&session->interrupts, taken_back);
     if (taken_back) {
-        (void)PyThreadState_SetAsyncExc(session->ident, PyExc_KeyboardInterrupt);
+        strike(session, PyExc_KeyboardInterrupt);
     }
 }
 
@@ -9419,7 +9459,9 @@ ATTACHED static void
 end_running(struct session *session)
 {
     atomic_store(&session->running, false);
-    (void)PyThreadState_SetAsyncExc(session->ident, NULL); /* one that came too late */
+    if (atomic_exchange(&session->stricken, false)) {
+        settle_interrupts(); /* it may have come too late */
+    }
     if (session->state == SESSION_BURNT && current_session == NULL) {
         leave_forked_child();
     }
@@ -12495,7 +12537,8 @@ raise_in_session(struct session *session, PyObject *type)
         reattach(tstate);
     }
     if (atomic_load(&session->running) && !importing) {
-        (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+        strike(session, type);
+        settle_interrupts(); /* the session may be long in coming */
     }
 }
 
