@@ -1351,21 +1351,22 @@ struct log_entry {
 /* All under log_lock. */
 static struct {
     bool enabled;
-    struct destination destination;
+    PyObject *object;  /* owned, has write(str); NULL: lines go to the descriptor */
+    struct kept_fd fd; /* nothing is written to what the application has there since */
     struct log_entry *first;
     struct log_entry *last;
     int length;
     bool delivering; /* a thread is at it, and takes along what comes meanwhile */
-} logger = {.destination = {.fd = -1}};
+} logger = {.fd.number = -1};
 
 /* A destination that cannot take the line now loses it: a full pipe must not stop the listener. One
  * that nobody reads (POLLERR) must not cost a SIGPIPE. */
 static void
-write_log_fd(int fd, const char *line, size_t length)
+write_log_fd(const char *line, size_t length)
 {
-    struct pollfd target = {.fd = fd, .events = POLLOUT};
-    if (poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
-        (void)!write(fd, line, length);
+    struct pollfd target = {.fd = kept_number(&logger.fd), .events = POLLOUT};
+    if (target.fd >= 0 && poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
+        (void)!write(target.fd, line, length);
     }
 }
 
@@ -1401,7 +1402,7 @@ log_line(const char *format, ...)
     va_list arguments;
     size_t length = 0;
     bool enabled = false;
-    int fd = -1;
+    bool queued = false;
     lock_leaf(&log_lock);
     enabled = logger.enabled;
     unlock(&log_lock);
@@ -1420,13 +1421,13 @@ log_line(const char *format, ...)
     line[length] = '\0';
     lock_leaf(&log_lock);
     enabled = logger.enabled;
-    fd = logger.destination.fd;
-    if (enabled && fd < 0) {
+    queued = logger.object != NULL;
+    if (enabled && queued) {
         queue_log_line(line, length);
     }
     unlock(&log_lock);
-    if (enabled && fd >= 0) {
-        write_log_fd(fd, line, length);
+    if (enabled && !queued) {
+        write_log_fd(line, length);
     }
 }
 
@@ -1454,7 +1455,7 @@ next_log_entry(PyObject **object)
         logger.delivering = false;
     }
     else {
-        *object = Py_XNewRef(logger.destination.object);
+        *object = Py_XNewRef(logger.object);
         logger.first = entry->next;
         logger.length--;
         if (logger.first == NULL) {
@@ -1520,6 +1521,16 @@ log_exception(const char *prefix, PyObject *exception /* new: taken over */,
     Py_XDECREF(exception);
 }
 
+/* Descriptor 2 was closed when Python began: what is there now is no standard error. */
+ATTACHED static bool
+has_no_stderr(void)
+{
+    PyObject *stream = get_sys("__stderr__"); /* owned */
+    bool none = stream == Py_None;
+    Py_XDECREF(stream);
+    return none;
+}
+
 /* Where lines go from now on; NULL: nowhere. Lines queued for an earlier object are
  * dropped. */
 ATTACHED static void
@@ -1527,13 +1538,14 @@ configure_log(const struct destination *destination)
 {
     PyObject *previous = NULL; /* owned */
     struct log_entry *entry = NULL;
+    int fd = destination == NULL ? -1 : destination->fd;
+    fd = fd == STDERR_FILENO && has_no_stderr() ? -1 : fd;
     lock_leaf(&log_lock);
-    previous = logger.destination.object;
+    previous = logger.object;
     entry = logger.first;
     logger.enabled = destination != NULL;
-    logger.destination =
-        destination != NULL ? *destination : (struct destination){.fd = -1};
-    Py_XINCREF(logger.destination.object);
+    logger.object = destination == NULL ? NULL : Py_XNewRef(destination->object);
+    keep_fd(&logger.fd, fd);
     logger.first = NULL;
     logger.last = NULL;
     logger.length = 0;
@@ -14259,7 +14271,7 @@ add_fork_hook(void)
 #define POSITIONAL_OPTIONS(X)                                                            \
   X(verbose, parse_bool, "True", "write a log line for each thing that happens")         \
   X(verbose_destination, parse_destination, "2",                                         \
-    "where they go: a descriptor, or an object with write(str)")                         \
+    "where they go: a descriptor, as it is then; or an object with write(str)")          \
   X(strict, parse_bool, "True",                                                          \
     "a second install raises AlreadyInstalled; False: it replaces the first")
 #define KEYWORD_OPTIONS(X)                                                               \
