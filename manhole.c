@@ -504,6 +504,37 @@ run_source(const char *source, int start, PyObject *names)
     return result;
 }
 
+/* Takes back what the calling thread was to be interrupted with, if it was. Before 3.13 an interrupt
+ * of one thread has all of them look for theirs, at each call and turn of a loop, until some thread
+ * has got one: they are slower, and on 3.11 one that is traced or profiled comes no further. So one
+ * is raised, and let out in an expression that does nothing: then nobody looks. Who is still to have
+ * one does, as soon as it has the GIL again. Keeps the current exception. */
+ATTACHED static void
+settle_interrupts(void)
+{
+    PyObject *const nobodys = PyExc_StopAsyncIteration; /* no signal handler raises it */
+    PyObject *raised = take_exception();                /* owned, handed back */
+    PyObject *names = PyDict_New();                     /* owned */
+    PyObject *code = Py_CompileString("0", "<string>", Py_eval_input); /* owned */
+    bool out = names == NULL || code == NULL;
+    PyErr_Clear();
+    (void)PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), out ? NULL : nobodys);
+    for (int attempts = 3; !out && attempts > 0; attempts--) {
+        PyObject *result = PyEval_EvalCode(code, names, names); /* owned */
+        out = result != NULL || PyErr_ExceptionMatches(nobodys);
+        if (out) {
+            PyErr_Clear();
+        }
+        else {
+            PyErr_WriteUnraisable(NULL); /* a signal came just now */
+        }
+        Py_XDECREF(result);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(code);
+    put_back_exception(raised);
+}
+
 /* Whether sys.modules has it. */
 ATTACHED static bool
 is_imported(const char *name)
@@ -742,6 +773,7 @@ struct session {
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
     _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
+    _Atomic bool stricken;  /* an interrupt was raised in that, and may come late */
     _Atomic int interrupts; /* that it has got */
     /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
     _Atomic bool taken_back;
@@ -924,6 +956,7 @@ struct module_state {
     PyObject *input_type;   /* made at the first command shell, NULL before */
     PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *completion;   /* function, made at the first completion, NULL before */
+    PyObject *library;      /* dict, see import_standard() */
     PyObject *probes;       /* tuple, see enum probes_item */
     PyObject *requests;     /* tuple, see enum requests_item */
     PyObject *already_installed;
@@ -1329,6 +1362,188 @@ free_text(struct text *text)
     *text = (struct text){0};
 }
 
+/* Modules of the standard library's, and not those of the application that have their names: a
+ * script called code.py, say, stands before it in sys.path, and would run a second time. While there
+ * is none, and the library's folder is in sys.path, this imports as everybody does. Else what the
+ * application has imported of the library is shared. The rest is loaded from its folder under names
+ * of our own, and so is what that imports in turn, at any time: `__import__` is ours in there. As
+ * everybody does are imported: a submodule of a package that is shared; what a module in C imports;
+ * a module in C itself, and warnings, which is half of C, unless the application has that name. */
+static const char library_program[] =
+    "import builtins, os, sys\n"
+    "folder = os.path.dirname(os.__file__)\n"
+    "private = 'manhole.library.'\n"
+    "path_finder = [f for f in sys.meta_path if getattr(f, '__name__', '') == "
+    "'PathFinder'][0]\n"
+    "known = None\n"
+    "def is_standard(module):\n"
+    "    origin = getattr(getattr(module, '__spec__', None), 'origin', None)\n"
+    "    inside = str(origin).startswith(folder + '/')\n"
+    "    return origin in ('built-in', 'frozen') or (\n"
+    "        inside and '-packages/' not in origin[len(folder):])\n"
+    "def list_names(entry):\n"
+    "    try:\n"
+    "        return {file.partition('.')[0] for file in os.listdir(entry or '.')}\n"
+    "    except OSError:\n"
+    "        return set()\n"
+    "def find_ahead(names, entry):\n"
+    "    files = names if os.path.isfile(entry) else list_names(entry)\n"
+    "    for name in names & files:\n"
+    "        spec = path_finder.find_spec(name, [entry])\n"
+    "        if spec is not None and spec.loader is not None:\n"
+    "            yield name\n"
+    "def find_others():\n"
+    "    names = getattr(sys, 'stdlib_module_names', None)\n"
+    "    if names is None:\n"
+    "        names = list_names(folder) | list_names(folder + '/lib-dynload')\n"
+    "    names = set(names).difference(sys.builtin_module_names)\n"
+    "    end = sys.path.index(folder) if folder in sys.path else None\n"
+    "    ahead = {name for entry in sys.path[:end] for name in find_ahead(names, "
+    "entry)}\n"
+    "    return ahead, any(not is_standard(sys.modules[name])\n"
+    "                      for name in names.intersection(sys.modules))\n"
+    "def look():\n"
+    "    global known\n"
+    "    if known is None or known[0] != sys.path:\n"
+    "        known = list(sys.path), *find_others()\n"
+    "    return known[1:]\n"
+    "def import_normally(name):\n"
+    "    builtins.__import__(name)\n"
+    "    return sys.modules[name]\n"
+    "def load(name):\n"
+    "    parent, _, leaf = name.rpartition('.')\n"
+    "    home = load(parent) if parent else None\n"
+    "    if home is not None and home.__name__ == parent:\n"
+    "        return import_normally(name)\n"
+    "    if private + name in sys.modules:\n"
+    "        return sys.modules[private + name]\n"
+    "    if is_standard(sys.modules.get(name)):\n"
+    "        return sys.modules[name]\n"
+    "    path = [folder, folder + '/lib-dynload'] if home is None else home.__path__\n"
+    "    spec = path_finder.find_spec(private + name, path)\n"
+    "    ahead = name in look()[0]\n"
+    "    one = folder in sys.path and (name == 'warnings' or "
+    "spec and spec.origin.endswith('.so'))\n"
+    "    if not ahead and (one or spec is None):\n"
+    "        return import_normally(name)\n"
+    "    if spec is None:\n"
+    "        raise ModuleNotFoundError(f'no {name!r} in {folder!r}', name=name)\n"
+    "    module = spec.loader.create_module(spec) or type(sys)(spec.name)\n"
+    "    module.__spec__, module.__loader__ = spec, spec.loader\n"
+    "    module.__file__, module.__package__ = spec.origin, spec.parent\n"
+    "    module.__builtins__ = {**vars(builtins), '__import__': import_privately}\n"
+    "    if spec.submodule_search_locations is not None:\n"
+    "        module.__path__ = spec.submodule_search_locations\n"
+    "    sys.modules[spec.name] = module\n"
+    "    try:\n"
+    "        spec.loader.exec_module(module)\n"
+    "    except BaseException:\n"
+    "        del sys.modules[spec.name]\n"
+    "        raise\n"
+    "    module = sys.modules[spec.name]\n"
+    "    if home is not None:\n"
+    "        setattr(home, leaf, module)\n"
+    "    return module\n"
+    "def import_privately(name, globals=None, locals=None, fromlist=(), level=0):\n"
+    "    if level > 0:\n"
+    "        home = globals['__package__'][len(private):].split('.')\n"
+    "        name = '.'.join(home[:len(home) - level + 1] + ([name] if name else []))\n"
+    "    module = load(name)\n"
+    "    for item in fromlist or ():\n"
+    "        if item != '*' and hasattr(module, '__path__') and not hasattr(module, "
+    "item):\n"
+    "            load(name + '.' + item)\n"
+    "    return module if fromlist else load(name.partition('.')[0])\n"
+    "def find(name):\n"
+    "    if folder in sys.path and not any(look()):\n"
+    "        module = import_normally(name)\n"
+    "        if is_standard(module):\n"
+    "            return module\n"
+    "    return load(name)\n"
+    "def is_found_normally(name):\n"
+    "    return is_standard(sys.modules.get(name)) or (\n"
+    "        folder in sys.path and name not in look()[0])\n"
+    "find.is_found_normally = is_found_normally\n";
+
+/* Returns that program's find(), new; NULL, without an exception, where there is no such folder. */
+ATTACHED static PyObject *
+get_finder(PyObject *library)
+{
+    PyObject *finder = Py_XNewRef(PyDict_GetItemString(library, "")); /* new */
+    PyObject *names = NULL;                                           /* owned */
+    PyObject *result = NULL;                                          /* owned */
+    if (finder != NULL) {
+        return finder;
+    }
+    names = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(), "__name__",
+                          "manhole");
+    if (names != NULL) {
+        result = run_source(library_program, Py_file_input, names);
+    }
+    if (result != NULL) {
+        finder = PyMapping_GetItemString(names, "find");
+    }
+    if (finder != NULL && PyDict_SetItemString(library, "", finder) < 0) {
+        Py_CLEAR(finder);
+    }
+    PyErr_Clear();
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    return finder;
+}
+
+/* What we have of the standard library in this interpreter: modules by their names, the program
+ * above by "". NULL: this interpreter has not installed. */
+ATTACHED static PyObject *
+find_library(void)
+{
+    bool here = manhole.module != NULL && manhole.interpreter == PyInterpreterState_Get();
+    return here ? installed_state()->library : NULL;
+}
+
+/* Returns a module of the standard library's, new, the same each time; or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+import_standard(const char *name)
+{
+    PyObject *library = find_library(); /* borrowed */
+    PyObject *finder = NULL;            /* owned */
+    PyObject *module = NULL;            /* new, handed to the caller */
+    if (library == NULL) {
+        return PyImport_ImportModule(name);
+    }
+    module = Py_XNewRef(PyDict_GetItemString(library, name));
+    if (module != NULL) {
+        return module;
+    }
+    finder = get_finder(library);
+    module = finder == NULL ? PyImport_ImportModule(name)
+                            : PyObject_CallFunction(finder, "s", name);
+    if (module != NULL && PyDict_SetItemString(library, name, module) < 0) {
+        Py_CLEAR(module);
+    }
+    Py_XDECREF(finder);
+    return module;
+}
+
+/* Whether who imports this gets the standard library's. Never raises. */
+ATTACHED static bool
+is_found_normally(const char *name)
+{
+    PyObject *library = find_library();                              /* borrowed */
+    PyObject *finder = library == NULL ? NULL : get_finder(library); /* owned */
+    PyObject *answer = NULL;                                         /* owned */
+    bool normally = true;
+    if (finder != NULL) {
+        answer = PyObject_CallMethod(finder, "is_found_normally", "s", name);
+        normally = answer != Py_False;
+    }
+    PyErr_Clear();
+    Py_XDECREF(finder);
+    Py_XDECREF(answer);
+    return normally;
+}
+
 /* ======================================================================================
  * Log: one line for each thing that happens, for the operator and for scripts.
  * Runs on:  every thread; log_line() never runs Python and never blocks.
@@ -1344,21 +1559,22 @@ struct log_entry {
 /* All under log_lock. */
 static struct {
     bool enabled;
-    struct destination destination;
+    PyObject *object;  /* owned, has write(str); NULL: lines go to the descriptor */
+    struct kept_fd fd; /* nothing is written to what the application has there since */
     struct log_entry *first;
     struct log_entry *last;
     int length;
     bool delivering; /* a thread is at it, and takes along what comes meanwhile */
-} logger = {.destination = {.fd = -1}};
+} logger = {.fd.number = -1};
 
 /* A destination that cannot take the line now loses it: a full pipe must not stop the listener. One
  * that nobody reads (POLLERR) must not cost a SIGPIPE. */
 static void
-write_log_fd(int fd, const char *line, size_t length)
+write_log_fd(const char *line, size_t length)
 {
-    struct pollfd target = {.fd = fd, .events = POLLOUT};
-    if (poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
-        (void)!write(fd, line, length);
+    struct pollfd target = {.fd = kept_number(&logger.fd), .events = POLLOUT};
+    if (target.fd >= 0 && poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
+        (void)!write(target.fd, line, length);
     }
 }
 
@@ -1394,7 +1610,7 @@ log_line(const char *format, ...)
     va_list arguments;
     size_t length = 0;
     bool enabled = false;
-    int fd = -1;
+    bool queued = false;
     lock_leaf(&log_lock);
     enabled = logger.enabled;
     unlock(&log_lock);
@@ -1413,13 +1629,13 @@ log_line(const char *format, ...)
     line[length] = '\0';
     lock_leaf(&log_lock);
     enabled = logger.enabled;
-    fd = logger.destination.fd;
-    if (enabled && fd < 0) {
+    queued = logger.object != NULL;
+    if (enabled && queued) {
         queue_log_line(line, length);
     }
     unlock(&log_lock);
-    if (enabled && fd >= 0) {
-        write_log_fd(fd, line, length);
+    if (enabled && !queued) {
+        write_log_fd(line, length);
     }
 }
 
@@ -1447,7 +1663,7 @@ next_log_entry(PyObject **object)
         logger.delivering = false;
     }
     else {
-        *object = Py_XNewRef(logger.destination.object);
+        *object = Py_XNewRef(logger.object);
         logger.first = entry->next;
         logger.length--;
         if (logger.first == NULL) {
@@ -1513,6 +1729,14 @@ log_exception(const char *prefix, PyObject *exception /* new: taken over */,
     Py_XDECREF(exception);
 }
 
+/* What is descriptor 2 is no standard error, which programs that are executed inherit: that was
+ * closed, and a file opened in its place. */
+static bool
+has_no_stderr(void)
+{
+    return (fcntl(STDERR_FILENO, F_GETFD) & FD_CLOEXEC) != 0;
+}
+
 /* Where lines go from now on; NULL: nowhere. Lines queued for an earlier object are
  * dropped. */
 ATTACHED static void
@@ -1520,13 +1744,14 @@ configure_log(const struct destination *destination)
 {
     PyObject *previous = NULL; /* owned */
     struct log_entry *entry = NULL;
+    int fd = destination == NULL ? -1 : destination->fd;
+    fd = fd == STDERR_FILENO && has_no_stderr() ? -1 : fd;
     lock_leaf(&log_lock);
-    previous = logger.destination.object;
+    previous = logger.object;
     entry = logger.first;
     logger.enabled = destination != NULL;
-    logger.destination =
-        destination != NULL ? *destination : (struct destination){.fd = -1};
-    Py_XINCREF(logger.destination.object);
+    logger.object = destination == NULL ? NULL : Py_XNewRef(destination->object);
+    keep_fd(&logger.fd, fd);
     logger.first = NULL;
     logger.last = NULL;
     logger.length = 0;
@@ -3975,11 +4200,11 @@ take_kept_lines(struct source *source, PyObject *filename)
 ATTACHED static void
 ask_linecache(struct source *source, const struct frame_record *frame)
 {
-    PyObject *filename = frame->code->co_filename;            /* borrowed */
-    PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
-    PyObject *checked = NULL;                                 /* owned */
-    PyObject *lazy = NULL;                                    /* owned */
-    PyObject *lines = NULL;                                   /* owned */
+    PyObject *filename = frame->code->co_filename;      /* borrowed */
+    PyObject *linecache = import_standard("linecache"); /* owned */
+    PyObject *checked = NULL;                           /* owned */
+    PyObject *lazy = NULL;                              /* owned */
+    PyObject *lines = NULL;                             /* owned */
     if (linecache != NULL) {
         checked = PyObject_CallMethod(linecache, "checkcache", "O", filename);
         PyErr_Clear();
@@ -7177,7 +7402,7 @@ format_kept(struct probe *probe)
     if (exception == NULL) {
         return Py_NewRef(Py_None);
     }
-    module = PyImport_ImportModule("traceback");
+    module = import_standard("traceback");
     if (module != NULL) {
         lines = PyObject_CallMethod(module, "format_exception", "OOO", Py_TYPE(exception),
                                     exception, traceback == NULL ? Py_None : traceback);
@@ -7209,11 +7434,11 @@ raise_nothing_kept(struct probe *probe)
 ATTACHED static PyObject *
 make_debugger(void)
 {
-    PyObject *module = PyImport_ImportModule("pdb"); /* owned */
-    PyObject *type = NULL;                           /* owned */
-    PyObject *empty = PyTuple_New(0);                /* owned */
-    PyObject *keywords = NULL;                       /* owned */
-    PyObject *debugger = NULL;                       /* new, handed to the caller */
+    PyObject *module = import_standard("pdb"); /* owned */
+    PyObject *type = NULL;                     /* owned */
+    PyObject *empty = PyTuple_New(0);          /* owned */
+    PyObject *keywords = NULL;                 /* owned */
+    PyObject *debugger = NULL;                 /* new, handed to the caller */
     if (module == NULL || empty == NULL) {
         goto done;
     }
@@ -8999,30 +9224,63 @@ set_importing(struct session *session, bool importing)
     unlock(&session->out_lock);
 }
 
+/* Tells the log of modules that cannot be imported, and the client, but who has a protocol of its
+ * own. Takes over the exception. Never raises. */
+ATTACHED static void
+tell_missing(struct session *session, const char *names, PyObject *why /* new, or NULL */,
+             const char *ahead /* of the client's line; NULL: it is told nothing */)
+{
+    char line[LOG_LINE_SIZE];
+    char text[LOG_LINE_SIZE / 2];
+    (void)snprintf(line, sizeof(line), "%smanhole: cannot import %s: %s\n",
+                   ahead == NULL ? "" : ahead, names,
+                   describe_exception(why, text, sizeof(text)));
+    log_line("Cannot import %s: %s", names, text);
+    deliver_log();
+    if (ahead != NULL && write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
+        PyErr_Clear(); /* it is gone: that is found out soon enough */
+    }
+    Py_XDECREF(why);
+}
+
 /* Imports what sessions need, in small steps: each lets go of the GIL for every file that it looks
  * for, which takes its time beside threads that compute (IMPORT_FACTOR). A fork waits until that is
  * done: the child of one in the middle of it could never import those modules, for CPython does not
- * make their locks anew. Never raises. */
-ATTACHED static void
-import_needed_modules(struct session *session)
+ * make their locks anew. What cannot be imported is told as tell_missing() does. Returns whether
+ * there was any. Never raises. */
+ATTACHED static bool
+import_needed_modules(struct session *session, const char *ahead)
 {
     static const char *const names[] = {
         "os",         "enum",     "re",        "collections", "selectors",
         "socket",     "token",    "codecs",    "tokenize",    "linecache",
         "contextlib", "textwrap", "traceback", "codeop",      "code"};
+    char missing[200] = "";
+    PyObject *why = NULL; /* owned: of the first that is missing */
     set_importing(session, true);
     lock_attached(&import_lock);
-    if (!is_imported("threading")) {
+    if (!is_imported("threading") && is_found_normally("threading")) {
         import_threading();
     }
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
-        PyObject *module = PyImport_ImportModule(names[i]); /* owned */
-        PyErr_Clear();                                      /* who needs it tells */
+        PyObject *module = import_standard(names[i]); /* owned */
+        if (module == NULL) {
+            size_t length = strlen(missing);
+            PyObject *raised = take_exception(); /* owned */
+            (void)snprintf(missing + length, sizeof(missing) - length, "%s%s",
+                           length == 0 ? "" : ", ", names[i]);
+            why = why == NULL ? Py_XNewRef(raised) : why;
+            Py_XDECREF(raised);
+        }
         Py_XDECREF(module);
         note_progress();
     }
     unlock(&import_lock);
     set_importing(session, false);
+    if (missing[0] != '\0') {
+        tell_missing(session, missing, why, ahead);
+    }
+    return missing[0] != '\0';
 }
 
 /* Remembers an exception for pdb.pm() as sys.last_value and its relatives, until the last
@@ -9049,37 +9307,79 @@ remember_exception(PyObject *type, PyObject *value, PyObject *traceback)
     unlock_sys(&held);
 }
 
-/* Writes what traceback.FORMATTER(...) makes of an exception to the client. Takes over
- * the new reference lines. Returns None, or NULL with an exception. */
+/* What C alone makes of an exception, where the module traceback cannot be had. Returns a new str, or
+ * NULL with an exception. */
 ATTACHED static PyObject *
-write_lines(PyObject *lines /* new, or NULL with an exception */)
+format_plainly(PyObject *exception, PyObject *traceback /* or None */)
 {
-    PyObject *empty = NULL;  /* owned */
-    PyObject *joined = NULL; /* owned */
-    int result = -1;
-    if (lines != NULL) {
-        empty = PyUnicode_FromString("");
-        joined = empty == NULL ? NULL : PyUnicode_Join(empty, lines);
+    PyObject *io = PyImport_ImportModule("io"); /* owned */
+    PyObject *file = NULL;                      /* owned */
+    PyObject *shown = NULL;                     /* owned */
+    PyObject *text = NULL;                      /* new, handed to the caller */
+    if (io != NULL) {
+        file = PyObject_CallMethod(io, "StringIO", NULL);
     }
-    if (joined != NULL && current_session != NULL) {
-        result = write_client_str(current_session, joined);
+    if (file != NULL &&
+        (traceback == Py_None || PyTraceBack_Print(traceback, file) == 0)) {
+        shown = PyObject_CallMethod(file, "getvalue", NULL);
     }
-    Py_XDECREF(lines);
+    if (shown != NULL) {
+        text = PyUnicode_FromFormat("%U%s: %S\n", shown, Py_TYPE(exception)->tp_name,
+                                    exception);
+    }
+    Py_XDECREF(io);
+    Py_XDECREF(file);
+    Py_XDECREF(shown);
+    return text;
+}
+
+/* What traceback.format_exception() makes of an exception, or without its traceback what
+ * format_exception_only() does. Returns a new str, or NULL with an exception. */
+ATTACHED static PyObject *
+format_raised(PyObject *exception, PyObject *traceback /* or None */, bool alone)
+{
+    PyObject *type = (PyObject *)Py_TYPE(exception); /* borrowed */
+    PyObject *module = import_standard("traceback"); /* owned */
+    PyObject *empty = NULL;                          /* owned */
+    PyObject *lines = NULL;                          /* owned */
+    PyObject *text = NULL;                           /* new, handed to the caller */
+    if (module == NULL) {
+        PyErr_Clear(); /* it has been told */
+        return format_plainly(exception, alone ? Py_None : traceback);
+    }
+    lines = alone ? PyObject_CallMethod(module, "format_exception_only", "OO", type,
+                                        exception)
+                  : PyObject_CallMethod(module, "format_exception", "OOO", type,
+                                        exception, traceback);
+    empty = lines == NULL ? NULL : PyUnicode_FromString("");
+    text = empty == NULL ? NULL : PyUnicode_Join(empty, lines);
+    Py_DECREF(module);
     Py_XDECREF(empty);
-    Py_XDECREF(joined);
+    Py_XDECREF(lines);
+    return text;
+}
+
+/* Writes a text to the client, which it takes over. Returns None, or NULL with an exception. */
+ATTACHED static PyObject *
+write_text(PyObject *text /* new, or NULL with an exception */)
+{
+    int result = text == NULL ? -1 : 0;
+    if (text != NULL && current_session != NULL) {
+        result = write_client_str(current_session, text);
+    }
+    Py_XDECREF(text);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* Shows the exception being handled, less the code module's own frame. */
 ATTACHED static PyObject *
-show_exception(const char *formatter, bool with_traceback)
+show_exception(bool alone)
 {
     PyObject *type = NULL;         /* owned */
     PyObject *value = NULL;        /* owned */
     PyObject *raised_in = NULL;    /* owned */
     PyObject *ours_skipped = NULL; /* owned */
-    PyObject *module = NULL;       /* owned */
-    PyObject *lines = NULL;        /* new, handed to write_lines() */
+    PyObject *text = NULL;         /* new, handed to write_text() */
     PyErr_GetExcInfo(&type, &value, &raised_in);
     if (value == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "no exception is being handled");
@@ -9088,24 +9388,20 @@ show_exception(const char *formatter, bool with_traceback)
     ours_skipped = raised_in == NULL || raised_in == Py_None
                        ? Py_NewRef(Py_None)
                        : PyObject_GetAttrString(raised_in, "tb_next");
-    module = ours_skipped == NULL ? NULL : PyImport_ImportModule("traceback");
-    if (module == NULL) {
+    if (ours_skipped == NULL) {
         goto done;
     }
     if (type == NULL) {
         type = Py_NewRef((PyObject *)Py_TYPE(value));
     }
     remember_exception(type, value, ours_skipped);
-    lines = with_traceback
-                ? PyObject_CallMethod(module, formatter, "OOO", type, value, ours_skipped)
-                : PyObject_CallMethod(module, formatter, "OO", type, value);
+    text = format_raised(value, ours_skipped, alone);
 done:
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(raised_in);
     Py_XDECREF(ours_skipped);
-    Py_XDECREF(module);
-    return write_lines(lines);
+    return write_text(text);
 }
 
 ATTACHED static PyObject *
@@ -9113,7 +9409,7 @@ console_showtraceback(PyObject *self, PyObject *unused)
 {
     (void)self;
     (void)unused;
-    return show_exception("format_exception", true);
+    return show_exception(false);
 }
 
 /* CPython 3.13 and newer hand the source over: the compiler's own errors have no line of it. Never
@@ -9156,7 +9452,7 @@ console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(traceback);
-    return show_exception("format_exception_only", false);
+    return show_exception(true);
 }
 
 static PyMethodDef console_methods[] = {
@@ -9169,21 +9465,42 @@ static PyMethodDef console_methods[] = {
 /* A class of the standard library's with methods of ours, made at the first call and kept. */
 struct derived {
     const char *name;
-    const char *module; /* of the base */
+    const char *module;  /* of the base */
+    const char *program; /* or one of ours, which makes it */
     const char *base;
     PyMethodDef *methods;
 };
+
+/* Returns a new reference to the base of such a class, or NULL with an exception. */
+ATTACHED static PyObject *
+find_base(const struct derived *derived)
+{
+    PyObject *from = NULL;   /* owned */
+    PyObject *result = NULL; /* owned */
+    PyObject *base = NULL;   /* new, handed to the caller */
+    if (derived->program == NULL) {
+        from = import_standard(derived->module);
+        base = from == NULL ? NULL : PyObject_GetAttrString(from, derived->base);
+        Py_XDECREF(from);
+        return base;
+    }
+    from = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(), "__name__",
+                         "manhole");
+    result = from == NULL ? NULL : run_source(derived->program, Py_file_input, from);
+    base = result == NULL ? NULL : PyMapping_GetItemString(from, derived->base);
+    Py_XDECREF(from);
+    Py_XDECREF(result);
+    return base;
+}
 
 /* Returns a new reference to a new class, or NULL with an exception. */
 ATTACHED static PyObject *
 make_derived(const struct derived *derived)
 {
-    PyObject *module = PyImport_ImportModule(derived->module); /* owned */
-    PyObject *base = NULL;                                     /* owned */
-    PyObject *type = NULL; /* owned, handed to the caller */
-    base = module == NULL ? NULL : PyObject_GetAttrString(module, derived->base);
+    PyObject *base = find_base(derived); /* owned */
+    PyObject *type = NULL;               /* owned, handed to the caller */
     if (base == NULL) {
-        goto done;
+        return NULL;
     }
     type = PyObject_CallFunction((PyObject *)Py_TYPE(base), "s(O){ss}", derived->name,
                                  base, "__module__", "manhole");
@@ -9197,9 +9514,7 @@ make_derived(const struct derived *derived)
         }
         Py_XDECREF(descriptor);
     }
-done:
-    Py_XDECREF(module);
-    Py_XDECREF(base);
+    Py_DECREF(base);
     return type;
 }
 
@@ -9323,8 +9638,8 @@ make_live_names(PyObject *own, PyObject *theirs)
     return names;
 }
 
-/* The console's namespace: python-manhole's names, then those of locals, copied or as they are at
- * any time. Returns a new dict, or NULL with an exception. */
+/* The console's namespace: python-manhole's names, as far as they can be imported, then those of
+ * locals, copied or as they are at any time. Returns a new dict, or NULL with an exception. */
 ATTACHED static PyObject *
 make_names(PyObject *locals, bool live)
 {
@@ -9332,11 +9647,16 @@ make_names(PyObject *locals, bool live)
     PyObject *dump =
         PyObject_GetAttrString(manhole.module, "dump_stacktraces"); /* owned */
     PyObject *names = PyDict_New(); /* owned, handed to the caller */
+    /* Else exec() in a module of our own would have them see its builtins. */
     bool failed = dump == NULL || names == NULL ||
+                  PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0 ||
                   PyDict_SetItemString(names, "dump_stacktraces", dump) < 0;
     for (size_t i = 0; !failed && i < Py_ARRAY_LENGTH(modules); i++) {
-        PyObject *module = PyImport_ImportModule(modules[i]); /* owned */
-        failed = module == NULL || PyDict_SetItemString(names, modules[i], module) < 0;
+        PyObject *module = import_standard(modules[i]); /* owned */
+        failed = module != NULL && PyDict_SetItemString(names, modules[i], module) < 0;
+        if (module == NULL) {
+            PyErr_Clear(); /* it has been told */
+        }
         Py_XDECREF(module);
     }
     if (!failed && locals != NULL && live) {
@@ -9495,6 +9815,14 @@ leave_forked_child(void)
     _exit(0);
 }
 
+/* Raises an exception in what the session runs. */
+ATTACHED static void
+strike(struct session *session, PyObject *type)
+{
+    atomic_store(&session->stricken, true);
+    (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+}
+
 /* Between these two the session runs what its client sent: it may be interrupted. */
 ATTACHED static void
 begin_running(struct session *session)
@@ -9504,7 +9832,7 @@ begin_running(struct session *session)
     taken_back = atomic_load(&session->taken_back);
     atomic_store(&session->interrupts, taken_back);
     if (taken_back) {
-        (void)PyThreadState_SetAsyncExc(session->ident, PyExc_KeyboardInterrupt);
+        strike(session, PyExc_KeyboardInterrupt);
     }
 }
 
@@ -9512,7 +9840,9 @@ ATTACHED static void
 end_running(struct session *session)
 {
     atomic_store(&session->running, false);
-    (void)PyThreadState_SetAsyncExc(session->ident, NULL); /* one that came too late */
+    if (atomic_exchange(&session->stricken, false)) {
+        settle_interrupts(); /* it may have come too late */
+    }
     if (session->state == SESSION_BURNT && current_session == NULL) {
         leave_forked_child();
     }
@@ -9529,17 +9859,9 @@ enum verdict {
 ATTACHED static int
 show_compiler_error(void)
 {
-    PyObject *error = take_exception();                       /* owned */
-    PyObject *traceback = PyImport_ImportModule("traceback"); /* owned */
-    PyObject *lines = NULL;   /* new, handed to write_lines() */
-    PyObject *written = NULL; /* owned */
-    if (traceback != NULL) {
-        lines = PyObject_CallMethod(traceback, "format_exception_only", "OO",
-                                    Py_TYPE(error), error);
-    }
-    written = write_lines(lines);
+    PyObject *error = take_exception();                                  /* owned */
+    PyObject *written = write_text(format_raised(error, Py_None, true)); /* owned */
     Py_XDECREF(error);
-    Py_XDECREF(traceback);
     Py_XDECREF(written);
     return written == NULL ? -1 : 0;
 }
@@ -9983,21 +10305,89 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     return result;
 }
 
-/* The console of a client that has been greeted. Returns with an exception set when it was one that
- * ended it. */
-ATTACHED static void
-hold_console(struct session *session)
+/* As much of code.InteractiveConsole as the prompt needs, for where that cannot be imported. What
+ * more lines may complete is one with another error for each, or a bracket that is still open, as
+ * codeop had it before CPython told of it. 0x200: PyCF_DONT_IMPLY_DEDENT, a block ends with an empty
+ * line. */
+static const char plain_console_program[] =
+    "class Console:\n"
+    "    compile = property(lambda self: self)\n"
+    "    def __init__(self, locals):\n"
+    "        self.locals = locals\n"
+    "        self.resetbuffer()\n"
+    "    def resetbuffer(self):\n"
+    "        self.lines = []\n"
+    "    def compiler(self, source, filename, symbol):\n"
+    "        return compile(source, filename, symbol, 0x200, True)\n"
+    "    def find_error(self, source):\n"
+    "        try:\n"
+    "            self.compiler(source, '<console>', 'single')\n"
+    "        except (SyntaxError, ValueError, OverflowError) as error:\n"
+    "            return repr(error)\n"
+    "    def is_whole(self, source):\n"
+    "        if self.find_error(source) is None:\n"
+    "            return True\n"
+    "        longer = [self.find_error(source + end) for end in ('\\n', '\\n\\n')]\n"
+    "        return None is not longer[0] == longer[1] and 'never closed' not in "
+    "longer[0]\n"
+    "    def push(self, line):\n"
+    "        self.lines.append(line)\n"
+    "        source = '\\n'.join(self.lines)\n"
+    "        if not any(line.split('#')[0].strip() for line in self.lines):\n"
+    "            source = 'pass'\n"
+    "        if not self.is_whole(source):\n"
+    "            return True\n"
+    "        self.resetbuffer()\n"
+    "        try:\n"
+    "            code = self.compiler(source, '<console>', 'single')\n"
+    "        except (SyntaxError, ValueError, OverflowError):\n"
+    "            self.showsyntaxerror()\n"
+    "        else:\n"
+    "            self.runcode(code)\n"
+    "        return False\n"
+    "    def runcode(self, code):\n"
+    "        try:\n"
+    "            exec(code, self.locals)\n"
+    "        except SystemExit:\n"
+    "            raise\n"
+    "        except:\n"
+    "            self.showtraceback()\n";
+
+/* Returns a new reference to the console's class, or NULL with an exception. A plain one is not
+ * kept: the next session may have the other. */
+ATTACHED static PyObject *
+get_console_type(void)
 {
-    static const struct derived derived = {.name = "ManholeConsole",
-                                           .module = "code",
-                                           .base = "InteractiveConsole",
-                                           .methods = console_methods};
-    PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
-    PyObject *console = NULL;                                                 /* owned */
-    bool told = false;
+    static const struct derived full = {.name = "ManholeConsole",
+                                        .module = "code",
+                                        .base = "InteractiveConsole",
+                                        .methods = console_methods};
+    static const struct derived plain = {.name = "ManholeConsole",
+                                         .program = plain_console_program,
+                                         .base = "Console",
+                                         .methods = console_methods};
+    PyObject *type = NULL; /* new, handed to the caller */
+    if (!is_found_normally("warnings")) {
+        return make_derived(&plain); /* codeop takes it from sys.modules */
+    }
+    type = get_derived(&full, &installed_state()->console_type);
+    if (type == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear(); /* it has been told */
+        type = make_derived(&plain);
+    }
+    return type;
+}
+
+/* The console of a client that has been greeted; and perhaps told something behind its prompt.
+ * Returns with an exception set when it was one that ended it. */
+ATTACHED static void
+hold_console(struct session *session, bool told)
+{
+    PyObject *type = get_console_type(); /* owned */
+    PyObject *console = NULL;            /* owned */
     console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
     /* Also without a console: the shell around it goes on. */
-    told = settle_report_attached(session);
+    told = settle_report_attached(session) || told;
     if (console != NULL) {
         run_console(session, console, told);
     }
@@ -10035,6 +10425,7 @@ log_handler_exception(struct session *session, const char *prefix)
 ATTACHED static void
 talk(struct session *session, PyObject *locals)
 {
+    bool told = false;
     if (is_inet(kept_number(&session->fd))) { /* a Unix client's: behind the prompt */
         set_importing(session, true); /* it may wait for what another session imports */
         session->input = open_typed_input(session);
@@ -10047,10 +10438,10 @@ talk(struct session *session, PyObject *locals)
     if (!HAS_GIL) {
         lend_spare(kept_number(&session->fd)); /* again: the stacks came from a copy */
     }
-    import_needed_modules(session);
+    told = import_needed_modules(session, "\n");
     set_names(session, make_names(locals, session->wish->live_names));
     if (session->names != NULL) {
-        hold_console(session);
+        hold_console(session, told);
     }
     if (PyErr_Occurred()) { /* what is said about it stands on a line of its own */
         PyObject *raised = take_exception(); /* owned, handed back */
@@ -10170,7 +10561,7 @@ serve_exec(struct session *session, PyObject *locals)
 {
     PyThreadState *tstate = NULL;
     bool over = false;
-    import_needed_modules(session);
+    (void)import_needed_modules(session, "");
     session->input = open_input(session);
     while (session->input != NULL && !over) {
         PyObject *line = read_line(session); /* owned */
@@ -10222,7 +10613,7 @@ get_socket_class(void)
         PyErr_Clear();
     }
     if (type == NULL) {
-        Py_XSETREF(module, PyImport_ImportModule("socket"));
+        Py_XSETREF(module, import_standard("socket"));
         type = module == NULL ? NULL : PyObject_GetAttrString(module, "socket");
     }
     Py_XDECREF(module);
@@ -10268,13 +10659,13 @@ serve_callable(struct session *session, PyObject *callable)
 {
     PyObject *client = NULL; /* owned */
     PyObject *result = NULL; /* owned */
-    import_needed_modules(session);
+    (void)import_needed_modules(session, NULL);
     client = make_client_object(session);
-    begin_running(session);
     if (client != NULL) {
+        begin_running(session);
         result = PyObject_CallOneArg(callable, client);
+        end_running(session);
     }
-    end_running(session);
     Py_XDECREF(result);
     if (PyErr_Occurred()) {
         log_exception("ManholeConnectionThread failure: ", take_exception(), "");
@@ -10571,31 +10962,17 @@ run_program(struct session *session, PyObject *file)
     return raised;
 }
 
-/* What traceback.format_exception() makes of an exception. Its __str__() may be anything: it can be
+/* As format_raised(), with the traceback. The exception's __str__() may be anything: it can be
  * interrupted. Returns a new str, or NULL with an exception. */
 ATTACHED static PyObject *
 format_exception(struct session *session, PyObject *exception)
 {
-    PyObject *module = NULL; /* owned */
-    PyObject *lines = NULL;  /* owned */
-    PyObject *text = NULL;   /* owned, handed to the caller */
     PyObject *traceback = PyException_GetTraceback(exception); /* owned, or NULL */
-    PyObject *empty = PyUnicode_FromString("");                /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
     begin_running(session);
-    module = PyImport_ImportModule("traceback");
-    if (module != NULL && empty != NULL) {
-        lines = PyObject_CallMethod(module, "format_exception", "OOO",
-                                    (PyObject *)Py_TYPE(exception), exception,
-                                    traceback == NULL ? Py_None : traceback);
-    }
-    if (lines != NULL) {
-        text = PyUnicode_Join(empty, lines);
-    }
+    text = format_raised(exception, traceback == NULL ? Py_None : traceback, false);
     end_running(session);
-    Py_XDECREF(module);
-    Py_XDECREF(lines);
     Py_XDECREF(traceback);
-    Py_XDECREF(empty);
     return text;
 }
 
@@ -10665,12 +11042,16 @@ serve_program(struct session *session, PyObject *locals)
 {
     PyObject *arguments = NULL; /* owned */
     PyThreadState *tstate = NULL;
-    import_needed_modules(session);
+    (void)import_needed_modules(session, "");
     arguments = make_arguments(session);
-    set_names(session, make_names(locals, session->wish->live_names));
-    session->input = open_input(session);
-    if (arguments != NULL && session->names != NULL && session->input != NULL &&
-        open_streams(session) == 0 && open_arguments(session, arguments) == 0) {
+    if (arguments != NULL) {
+        set_names(session, make_names(locals, session->wish->live_names));
+    }
+    if (session->names != NULL) {
+        session->input = open_input(session);
+    }
+    if (session->input != NULL && open_streams(session) == 0 &&
+        open_arguments(session, arguments) == 0) {
         (void)run_to_the_end(session);
     }
     Py_XDECREF(arguments);
@@ -10839,7 +11220,7 @@ serve_completion(struct session *session, PyObject *locals)
 {
     PyObject *names = NULL; /* owned */
     (void)locals;
-    import_needed_modules(session);
+    (void)import_needed_modules(session, NULL);
     names = copy_names(session);
     if (names != NULL && session->request[strspn(session->request, " \t\r")] != '\0') {
         (void)send_matches(session, names);
@@ -11016,7 +11397,7 @@ filter_names(PyObject *names /* new, or NULL with an exception */, PyObject *glo
         PyErr_Format(PyExc_ValueError, "A glob has at most %d characters", MAX_GLOB);
     }
     else if (names != NULL) {
-        fnmatch = PyImport_ImportModule("fnmatch");
+        fnmatch = import_standard("fnmatch");
     }
     if (fnmatch != NULL) {
         found = PyObject_CallMethod(fnmatch, "filter", "OO", names, glob);
@@ -11446,7 +11827,7 @@ enter_console(struct visit *visit, PyObject *unused)
         PyDict_SetItemString(session->names, "exit", leave) == 0 &&
         PyDict_SetItemString(session->names, "quit", leave) == 0 &&
         open_streams(session) == 0 && send_stacks(session, NULL, true) == 0) {
-        hold_console(session);
+        hold_console(session, false);
     }
     raised = take_exception();
     close_streams(session);
@@ -11730,7 +12111,7 @@ show_topics(const struct visit *visit)
 {
     PyObject *names = list_commands(visit);                            /* owned */
     PyObject *io = names == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
-    PyObject *cmd = io == NULL ? NULL : PyImport_ImportModule("cmd");  /* owned */
+    PyObject *cmd = io == NULL ? NULL : import_standard("cmd");        /* owned */
     PyObject *output = NULL;                                           /* owned */
     PyObject *printer = NULL;                                          /* owned */
     PyObject *printed = NULL;                                          /* owned */
@@ -11959,7 +12340,7 @@ converse_by_commands(struct session *session, PyObject *locals)
     entries = Py_XNewRef(manhole.options.plugins);
     settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
-    import_needed_modules(session);
+    (void)import_needed_modules(session, "");
     session->input = open_typed_input(session);
     (void)settle_report_attached(session);
     visit.settings = settings == NULL ? Py_None : settings;
@@ -12631,7 +13012,8 @@ raise_in_session(struct session *session, PyObject *type)
         reattach(tstate);
     }
     if (atomic_load(&session->running) && !importing) {
-        (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+        strike(session, type);
+        settle_interrupts(); /* the session may be long in coming */
     }
 }
 
@@ -14450,7 +14832,7 @@ add_fork_hook(void)
 #define POSITIONAL_OPTIONS(X)                                                            \
   X(verbose, parse_bool, "True", "write a log line for each thing that happens")         \
   X(verbose_destination, parse_destination, "2",                                         \
-    "where they go: a descriptor, or an object with write(str)")                         \
+    "where they go: a descriptor, as it is then; or an object with write(str)")          \
   X(strict, parse_bool, "True",                                                          \
     "a second install raises AlreadyInstalled; False: it replaces the first")
 #define KEYWORD_OPTIONS(X)                                                               \
@@ -16400,8 +16782,9 @@ module_exec(PyObject *module)
     type = (PyTypeObject *)state->manhole_type;
     state->manhole_object = type->tp_alloc(type, 0);
     state->streams = PyList_New(0);
+    state->library = PyDict_New();
     if (state->manhole_object == NULL || state->streams == NULL ||
-        add_exceptions(module, state) < 0 ||
+        state->library == NULL || add_exceptions(module, state) < 0 ||
         add_object(module, "ALL_SIGNALS", make_all_signals()) < 0 ||
         add_object(module, "Manhole", Py_NewRef(state->manhole_type)) < 0 ||
         PyModule_AddStringConstant(module, "__version__", MANHOLE_VERSION) < 0) {
@@ -16423,6 +16806,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->input_type);
     Py_VISIT(state->sys_type);
     Py_VISIT(state->completion);
+    Py_VISIT(state->library);
     Py_VISIT(state->probes);
     Py_VISIT(state->requests);
     Py_VISIT(state->already_installed);
@@ -16445,6 +16829,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->input_type);
     Py_CLEAR(state->sys_type);
     Py_CLEAR(state->completion);
+    Py_CLEAR(state->library);
     Py_CLEAR(state->probes);
     Py_CLEAR(state->requests);
     Py_CLEAR(state->already_installed);
