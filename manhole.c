@@ -423,6 +423,78 @@ holds_gil(const PyThreadState *tstate)
 #endif
 }
 
+/* Where an object of a class made in Python keeps its attributes, until somebody asks for its
+ * __dict__: their values beside it, their names with the class, both in the same order. That is
+ * CPython's own business, but no public function finds one by name without a thread state, which a
+ * frozen copy's thread has not. The same from 3.11 to 3.15, but for where the values begin. */
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x03100000
+struct shared_name {
+    PyObject *name; /* borrowed str */
+    void *unused;
+};
+
+struct shared_names { /* struct _dictkeysobject */
+    Py_ssize_t references;
+    uint8_t log2_size;
+    uint8_t log2_index_bytes;
+    uint8_t kind;
+    uint32_t version;
+    Py_ssize_t usable;
+    Py_ssize_t count;
+    char indices[]; /* then the names, struct shared_name */
+};
+
+/* Returns NULL when the attributes are in a dict. */
+ASYNC_SAFE static PyObject *const *
+find_values(PyObject *object)
+{
+#  if PY_VERSION_HEX >= 0x030d0000
+    enum { IS_VALID = 3 }; /* a byte of four in front of the values */
+    const char *values = (const char *)object + Py_TYPE(object)->tp_basicsize;
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_INLINE_VALUES) &&
+                   values[IS_VALID] != 0
+               ? (PyObject *const *)(const void *)(values + sizeof(PyObject *))
+               : NULL;
+#  elif PY_VERSION_HEX >= 0x030c0000
+    const char *values = ((char **)object)[-3]; /* less 1; or the dict */
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT) &&
+                   ((uintptr_t)values & 1) != 0
+               ? (PyObject *const *)(const void *)(values + 1)
+               : NULL;
+#  else
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT)
+               ? ((PyObject *const **)object)[-4]
+               : NULL;
+#  endif
+}
+#endif
+
+/* An attribute that an object has outside of a dict, without running Python. Reads memory alone.
+ * Returns a borrowed reference; NULL when there is none. */
+ASYNC_SAFE static PyObject *
+read_attribute(PyObject *object, const char *name)
+{
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x03100000
+    PyObject *const *values = find_values(object);
+    const struct shared_names *names = NULL;
+    const struct shared_name *entries = NULL;
+    if (values == NULL) {
+        return NULL;
+    }
+    names = (const void *)((PyHeapTypeObject *)Py_TYPE(object))->ht_cached_keys;
+    entries = (const void *)(names->indices + ((size_t)1 << names->log2_index_bytes));
+    for (Py_ssize_t i = 0; i < names->count; i++) {
+        if (PyUnicode_CompareWithASCIIString(entries[i].name, name) == 0) {
+            return values[i];
+        }
+    }
+#else
+    (void)object;
+    (void)name;
+#endif
+    return NULL;
+}
+
 /* Before 3.12 the holder is known to the process, not to the thread: writes "! IDENT".
  * Aborts when there is none: the last act of a frozen copy. */
 ASYNC_SAFE static void
@@ -2430,31 +2502,67 @@ enum copy_result {
     COPY_REFUSED, /* the kernel made none: errno */
 };
 
-/* A reader of one str among what an object refers to, and of the int behind its ident. */
 struct thread_facts {
     unsigned long ident;
     unsigned long native_id; /* 0: not seen */
-    bool ident_seen;
-    PyObject *name;       /* borrowed str, NULL: not seen */
-    PyObject *visited[2]; /* borrowed, the last two that were visited */
+    PyObject *name;          /* borrowed str, NULL: not seen */
 };
 
-/* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; the name as far as it is ASCII, '?' for the
- * rest. */
+/* Puts a character as UTF-8. Returns how many bytes that are. */
+static size_t
+put_utf8(char bytes[4], unsigned long character)
+{
+    size_t count = 0;
+    if (character < 0x80) {
+        bytes[count++] = (char)character;
+    }
+    else if (character < 0x800) {
+        bytes[count++] = (char)(0xC0 | (character >> 6));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else if (character < 0x10000) {
+        bytes[count++] = (char)(0xE0 | (character >> 12));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else {
+        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
+        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    return count;
+}
+
+static bool
+is_surrogate(unsigned long character)
+{
+    return character >= 0xD800 && character <= 0xDFFF;
+}
+
+/* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; in the name '?' for what would end the line, could be
+ * an order to a terminal, or has no UTF-8. */
 COPY_ONLY static void
 write_facts(int fd, const struct thread_facts *facts, bool holds_gil)
 {
-    char line[200];
-    size_t length = (size_t)snprintf(line, sizeof(line), "@ %lu %lu %d ", facts->ident,
+    char piece[256];
+    size_t length = (size_t)snprintf(piece, sizeof(piece), "@ %lu %lu %d ", facts->ident,
                                      facts->native_id, holds_gil);
     Py_ssize_t name_length = facts->name == NULL ? 0 : PyUnicode_GET_LENGTH(facts->name);
-    for (Py_ssize_t i = 0; i < name_length && length < sizeof(line) - 1; i++) {
+    for (Py_ssize_t i = 0; i < name_length; i++) {
         Py_UCS4 character = PyUnicode_READ_CHAR(facts->name, i);
-        bool is_ascii = character >= ' ' && character < 0x7f;
-        line[length++] = (char)(is_ascii ? character : (Py_UCS4)'?');
+        if (character < ' ' || (character >= 0x7f && character < 0xa0) ||
+            is_surrogate(character)) {
+            character = '?';
+        }
+        if (length + 4 >= sizeof(piece)) {
+            (void)!write(fd, piece, length);
+            length = 0;
+        }
+        length += put_utf8(piece + length, character);
     }
-    line[length++] = '\n';
-    (void)!write(fd, line, length);
+    piece[length++] = '\n';
+    (void)!write(fd, piece, length);
 }
 
 /* The value of a str key in a dict, without hashing. Returns a borrowed reference or
@@ -2474,33 +2582,33 @@ find_item(PyObject *dict, const char *key)
     return NULL;
 }
 
-/* A threading.Thread holds its name and ids in an order that all versions share, whether in a dict
- * or, since 3.11, in the object itself, whose layout is CPython's own business: its traverse
- * function knows it. */
+/* Takes name and native id of a thread, which find() finds in holder. Only beside its ident: what
+ * does not have that may be anything. */
+COPY_ONLY static void
+take_facts(struct thread_facts *facts, PyObject *find(PyObject *, const char *),
+           PyObject *holder)
+{
+    PyObject *ident = find(holder, "_ident"); /* borrowed, and so are these */
+    PyObject *native_id = find(holder, "_native_id");
+    PyObject *name = find(holder, "_name");
+    if (ident == NULL || !PyLong_CheckExact(ident) ||
+        PyLong_AsUnsignedLongMask(ident) != facts->ident) {
+        return;
+    }
+    if (native_id != NULL && PyLong_CheckExact(native_id)) {
+        facts->native_id = PyLong_AsUnsignedLongMask(native_id);
+    }
+    if (name != NULL && PyUnicode_CheckExact(name)) {
+        facts->name = name;
+    }
+}
+
+/* Of what a threading.Thread refers to, for the dict that its attributes may be in. */
 COPY_ONLY static int
 visit_thread(PyObject *object, void *argument)
 {
-    struct thread_facts *facts = argument;
-    PyObject *before_last = facts->visited[1]; /* borrowed */
-    facts->visited[1] = facts->visited[0];
-    facts->visited[0] = object;
     if (PyDict_CheckExact(object)) {
-        PyObject *name = find_item(object, "_name");
-        PyObject *native_id = find_item(object, "_native_id");
-        name = name == NULL ? before_last : name; /* _name, _args, and this is _kwargs */
-        if (name != NULL && PyUnicode_CheckExact(name)) {
-            facts->name = name;
-        }
-        if (native_id != NULL && PyLong_CheckExact(native_id)) {
-            facts->native_id = PyLong_AsUnsignedLongMask(native_id);
-        }
-    }
-    else if (PyLong_CheckExact(object) && facts->native_id == 0) {
-        if (facts->ident_seen) {
-            facts->native_id = PyLong_AsUnsignedLongMask(object);
-        }
-        /* An attribute of a subclass may be any int: none may raise. */
-        facts->ident_seen = PyLong_AsUnsignedLongMask(object) == facts->ident;
+        take_facts(argument, find_item, object);
     }
     return 0;
 }
@@ -2524,6 +2632,7 @@ find_thread_object(struct thread_facts *facts)
         if (PyLong_CheckExact(ident) &&
             PyLong_AsUnsignedLongMask(ident) == facts->ident &&
             Py_TYPE(thread)->tp_traverse != NULL) {
+            take_facts(facts, read_attribute, thread);
             (void)Py_TYPE(thread)->tp_traverse(thread, visit_thread, facts);
             return;
         }
@@ -2789,7 +2898,7 @@ starts_with(const struct slice *slice, const char *prefix)
 struct thread_note {
     unsigned long native_id; /* 0: unknown */
     bool holds_gil;
-    char name[160];
+    struct slice name; /* empty: unknown */
 };
 
 /* Takes a number and the blank behind it off the front of text. Returns false for none. */
@@ -2810,7 +2919,7 @@ take_number(const char **text, unsigned long *number)
 static unsigned long
 read_facts(const struct slice *line, struct thread_note *note)
 {
-    char copy[256];
+    char copy[80]; /* the numbers end in it */
     const char *text = copy + 2;
     unsigned long ident = 0;
     unsigned long holder = 0;
@@ -2824,7 +2933,9 @@ read_facts(const struct slice *line, struct thread_note *note)
     if (starts_with(line, "@ ") && take_number(&text, &ident) &&
         take_number(&text, &note->native_id) && take_number(&text, &holder)) {
         note->holds_gil = holder != 0;
-        (void)snprintf(note->name, sizeof(note->name), "%s", text);
+        note->name.bytes = line->bytes + (text - copy);
+        note->name.length =
+            strnlen(note->name.bytes, line->length - (size_t)(text - copy));
         return ident;
     }
     return 0;
@@ -2919,7 +3030,7 @@ read_all_facts(struct copied *copied, struct slice facts)
             continue;
         }
         note.holds_gil = note.holds_gil || thread->note.holds_gil;
-        if (note.native_id == 0 && note.name[0] == '\0') {
+        if (note.native_id == 0 && note.name.length == 0) {
             thread->note.holds_gil = note.holds_gil;
         }
         else {
@@ -3199,32 +3310,6 @@ source_line(const struct source *source, long number)
     return line;
 }
 
-static void
-append_utf8(struct text *text, unsigned long character)
-{
-    char bytes[4];
-    size_t count = 0;
-    if (character < 0x80) {
-        bytes[count++] = (char)character;
-    }
-    else if (character < 0x800) {
-        bytes[count++] = (char)(0xC0 | (character >> 6));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    else if (character < 0x10000) {
-        bytes[count++] = (char)(0xE0 | (character >> 12));
-        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    else {
-        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
-        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
-        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    append_bytes(text, bytes, count);
-}
-
 /* faulthandler writes what is not ASCII as \xe9, \u20ac, \U0001f40d: back to UTF-8. */
 static void
 append_unescaped(struct text *text, struct slice slice)
@@ -3243,9 +3328,9 @@ append_unescaped(struct text *text, struct slice slice)
             unsigned long character = 0;
             memcpy(number, slice.bytes + 2, digits);
             character = strtoul(number, &end, 16);
-            bool is_surrogate = character >= 0xD800 && character <= 0xDFFF;
-            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate) {
-                append_utf8(text, character);
+            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate(character)) {
+                char bytes[4];
+                append_bytes(text, bytes, put_utf8(bytes, character));
                 used = 2 + digits;
             }
         }
@@ -3365,9 +3450,9 @@ append_copied_header(struct text *text, const struct copied_thread *thread)
     const struct thread_note *note = &thread->note;
     append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
                   (long)getpid(), thread->ident);
-    if (note->name[0] != '\0') {
+    if (note->name.length > 0) {
         append_string(text, "Thread: ");
-        append_string(text, note->name);
+        append_bytes(text, note->name.bytes, note->name.length);
         append_string(text, note->native_id != 0 ? ", " : "");
     }
     else if (note->native_id != 0) {
@@ -3379,7 +3464,7 @@ append_copied_header(struct text *text, const struct copied_thread *thread)
     if (note->holds_gil) {
         append_string(text, ", holds the GIL");
     }
-    if (note->name[0] != '\0' || note->native_id != 0) {
+    if (note->name.length > 0 || note->native_id != 0) {
         append_string(text, "\n");
     }
 }
@@ -4613,7 +4698,7 @@ append_json_copied_thread(struct text *text, const struct copied_thread *thread,
                      : note->holds_gil ? ANSWER_YES
                                        : ANSWER_NO,
         .daemon = ANSWER_UNKNOWN,
-        .name = {note->name[0] == '\0' ? NULL : note->name, strlen(note->name)},
+        .name = {note->name.length == 0 ? NULL : note->name.bytes, note->name.length},
     };
     struct slice lines[MAX_COPIED_FRAMES];
     size_t count = split_frames(thread, lines);
