@@ -1073,8 +1073,12 @@ unlock_install(void)
 static void
 make_session_locks(struct session *session)
 {
+    pthread_condattr_t timed;
+    (void)pthread_condattr_init(&timed);
+    (void)pthread_condattr_setclock(&timed, CLOCK_MONOTONIC);
     (void)pthread_mutex_init(&session->out_lock, NULL);
-    (void)pthread_cond_init(&session->out_free, NULL);
+    (void)pthread_cond_init(&session->out_free, &timed);
+    (void)pthread_condattr_destroy(&timed);
 }
 
 static void
@@ -12638,7 +12642,7 @@ guard_main(void *argument)
         unlock(&session->out_lock);
         (void)interrupt_session(session);
         lock_leaf(&session->out_lock);
-        (void)clock_gettime(CLOCK_REALTIME, &again);
+        (void)clock_gettime(CLOCK_MONOTONIC, &again);
         again.tv_sec += GONE_CHECK_MS / 1000;
         if (!session->over) {
             (void)pthread_cond_timedwait(&session->out_free, &session->out_lock, &again);
@@ -14199,21 +14203,21 @@ reinstall(void)
 static _Thread_local bool has_import_lock;
 
 /* os.register_at_fork(before=...): see import_needed_modules(). No longer than a second, for the
- * imports may themselves wait for the thread that forks. */
+ * imports may themselves wait for the thread that forks; by a clock that nobody sets, which
+ * pthread_mutex_timedlock()'s is not. */
 ATTACHED static PyObject *
 py_before_fork(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    if (pthread_mutex_trylock(&import_lock) == 0) {
-        has_import_lock = true;
-    }
-    else {
-        struct timespec deadline = {0};
+    has_import_lock = pthread_mutex_trylock(&import_lock) == 0;
+    if (!has_import_lock) {
+        const int64_t deadline_ms = monotonic_ms() + FORK_PATIENCE_MS;
         PyThreadState *tstate = detach();
-        (void)clock_gettime(CLOCK_REALTIME, &deadline);
-        deadline.tv_sec += FORK_PATIENCE_MS / 1000;
-        has_import_lock = pthread_mutex_timedlock(&import_lock, &deadline) == 0;
+        while (!has_import_lock && ms_until(deadline_ms) > 0) {
+            (void)poll(NULL, 0, 1);
+            has_import_lock = pthread_mutex_trylock(&import_lock) == 0;
+        }
         reattach(tstate);
     }
     return Py_NewRef(Py_None);
