@@ -2494,6 +2494,9 @@ describe_refusal(const struct peer *peer, char *text, size_t size)
 /* The copy's line between faulthandler's text and the facts of each thread. */
 static const char stacks_complete[] = "@@\n";
 
+/* And its line before a part of faulthandler's whose first thread is not to be shown. */
+static const char first_is_hidden[] = "&\n";
+
 /* Runs in the copy alone: ASYNC_SAFE, and raw system calls where glibc would ask its own
  * record of the thread, which is stale after a raw clone. May read any memory; may die.
  */
@@ -2647,20 +2650,22 @@ find_thread_object(struct thread_facts *facts)
  * list of the main interpreter, for this thread has no state: it is asked again and again, with the
  * next ones linked behind the head of that list, which it so repeats. */
 COPY_ONLY static void
-write_stacks(void)
+write_stacks(int fd)
 {
     PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
     PyThreadState *behind_head = head == NULL ? NULL : head->next;
     PyThreadState *next = snapshot.interpreter == PyInterpreterState_Main()
                               ? behind_head
                               : PyInterpreterState_ThreadHead(snapshot.interpreter);
-    if (head != NULL && next != behind_head) {
-        head->thread_id = 0; /* none that is to be shown, see read_stacks() */
-    }
+    bool is_shown = next == behind_head;
     do {
         if (head != NULL) {
             head->next = next;
         }
+        if (!is_shown) {
+            (void)!write(fd, first_is_hidden, sizeof(first_is_hidden) - 1);
+        }
+        is_shown = false;
         (void)syscall(SYS_tgkill, (long)syscall(SYS_getpid), (long)syscall(SYS_gettid),
                       (long)snapshot.signum);
         for (int i = 1; next != NULL && i < THREADS_AT_ONCE; i++) {
@@ -2677,7 +2682,7 @@ write_stacks(void)
 COPY_ONLY static void
 describe_copy(int fd)
 {
-    write_stacks();
+    write_stacks(fd);
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
     for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
          tstate != NULL; tstate = tstate->next) {
@@ -2992,23 +2997,27 @@ find_copied_thread(const struct copied *copied, unsigned long ident)
     return NULL;
 }
 
-/* Reads faulthandler's part. The first thread of its list comes again with every hundred. */
+/* Reads faulthandler's part. */
 static void
 read_stacks(struct copied *copied, struct slice stacks)
 {
     struct copied_thread *thread = NULL;
     struct slice line;
-    unsigned long head = 0;
+    bool is_hidden = false;
     while (next_line(&stacks, &line)) {
-        if (starts_with(&line, "Thread 0x") || starts_with(&line, "Current thread 0x")) {
+        if (starts_with(&line, "&")) {
+            is_hidden = true;
+            thread = NULL;
+        }
+        else if (starts_with(&line, "Thread 0x") ||
+                 starts_with(&line, "Current thread 0x")) {
             unsigned long ident = strtoul(memchr(line.bytes, '0', line.length), NULL, 16);
-            thread =
-                ident == 0 || ident == head ? NULL : add_copied_thread(copied, ident);
+            thread = is_hidden || ident == 0 ? NULL : add_copied_thread(copied, ident);
+            is_hidden = false;
             if (thread != NULL) {
                 thread->has_stack = true;
                 thread->frames.bytes = stacks.bytes;
             }
-            head = head == 0 ? ident : head;
         }
         else if (thread != NULL && starts_with(&line, "  ")) {
             thread->frames.length =

@@ -395,7 +395,7 @@ stacks_are_told_outermost_first(void **state)
         HEADER(17) "  <no Python frame>\n");
 }
 
-/* It comes with every hundred threads. */
+/* It comes with every hundred threads, and with another interpreter's. */
 static void
 head_of_the_list_is_told_once(void **state)
 {
@@ -404,6 +404,7 @@ head_of_the_list_is_told_once(void **state)
                    "  one\n"
                    "Thread 0x2 (most recent call first):\n"
                    "  two\n"
+                   "&\n"
                    "Thread 0x1 (most recent call first):\n"
                    "  one\n"
                    "Thread 0x3 (most recent call first):\n"
