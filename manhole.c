@@ -138,6 +138,8 @@ enum {
     MAX_ASIDE = 16,
     /* Of threads that run none of the client's Python code. */
     SMALL_STACK_SIZE = 256 * 1024,
+    /* Of those that do, which is glibc's own; musl's is 128 KiB. */
+    PYTHON_STACK_SIZE = 8 * 1024 * 1024,
     /* What exit gives sessions that it has told to leave. */
     EXIT_GRACE_MS = 1000,
     /* How many times hang_timeout a module of a session's first imports may take: beside eight
@@ -1259,7 +1261,7 @@ format_seconds(double seconds)
 }
 
 /* Starts a thread with the sigmask option's signals blocked from its first instruction.
- * stack_size 0: the system's. thread NULL: detached. Returns 0, or an errno value. */
+ * thread NULL: detached. Returns 0, or an errno value. */
 static int
 start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t stack_size)
 {
@@ -1270,9 +1272,7 @@ start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t st
     if (error != 0) {
         return error;
     }
-    if (stack_size != 0) {
-        (void)pthread_attr_setstacksize(&attributes, stack_size);
-    }
+    (void)pthread_attr_setstacksize(&attributes, stack_size);
     if (thread == NULL) {
         (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     }
@@ -1289,7 +1289,11 @@ static const char *
 error_text(int error)
 {
     static _Thread_local char buffer[128];
+#ifdef __GLIBC__
     return strerror_r(error, buffer, sizeof(buffer));
+#else
+    return strerror_r(error, buffer, sizeof(buffer)) == 0 ? buffer : "unknown error";
+#endif
 }
 
 /* Returns whether so many bytes more have room. */
@@ -12777,7 +12781,8 @@ start_session(const struct entrance *entrance)
     session->asked_ms = monotonic_ms();
     session->reported = stuck; /* by its own thread, at once */
     unlock(&session->out_lock);
-    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session, 0);
+    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
+                         PYTHON_STACK_SIZE);
     if (error != 0) {
         char why[120];
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
@@ -13239,7 +13244,7 @@ DETACHED static void
 send_courier(void)
 {
     if (is_log_waiting() && !atomic_exchange(&manhole.courier_is_out, true) &&
-        start_thread(NULL, courier_main, NULL, 0) != 0) {
+        start_thread(NULL, courier_main, NULL, PYTHON_STACK_SIZE) != 0) {
         atomic_store(&manhole.courier_is_out, false);
     }
 }
