@@ -1288,7 +1288,7 @@ start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t st
 static const char *
 error_text(int error)
 {
-    static _Thread_local char buffer[128];
+    static _Thread_local char buffer[80];
 #ifdef __GLIBC__
     return strerror_r(error, buffer, sizeof(buffer));
 #else

@@ -403,8 +403,17 @@ start_uwsgi(const char *app, const char *const options[], const char *const vari
 
 #define TWO_WORKERS "--processes", "2"
 
-/* How it tells Python of a fork. Of the first, which is what its manual names, uWSGI 2.0.31 dies
- * with CPython 3.14, also without a manhole: its children give back a lock that nobody has. */
+/* Of which uWSGI 2.0.31 dies with CPython 3.14, also without a manhole: its children give back a
+ * lock that nobody has. */
+static void
+require_osafterfork(void)
+{
+    if (is_debian_python_from(14)) {
+        skip_test("uWSGI dies of --py-call-osafterfork with CPython 3.14");
+    }
+}
+
+/* How it tells Python of a fork. */
 static const char *
 fork_option(void)
 {
@@ -427,9 +436,7 @@ assert_uwsgi_answers_and_serves(const char *const options[])
 static void
 uwsgi_workers_answer_where_it_tells_python_after_the_fork(void)
 {
-    if (is_debian_python_from(14)) {
-        skip_test("uWSGI 2.0.31 dies of --py-call-osafterfork with CPython 3.14");
-    }
+    require_osafterfork();
     assert_uwsgi_answers_and_serves(
         LIST(TWO_WORKERS, "--enable-threads", "--py-call-osafterfork"));
 }
@@ -475,8 +482,9 @@ uwsgi_lazy_application_installs_by_itself(void)
 static void
 uwsgi_without_threads_sends_stacks_and_prompts_during_a_request(void)
 {
+    require_osafterfork();
     struct server server =
-        start_uwsgi(WSGI_APP, LIST(fork_option()),
+        start_uwsgi(WSGI_APP, LIST("--py-call-osafterfork"),
                     LIST("PYTHONMANHOLE=reinstall_delay=0.01, hang_timeout=0.1"));
     struct brood workers = workers_of(server, 1);
     struct client *client = connect_client(socket_path_of(workers.pids[0]));
