@@ -138,6 +138,8 @@ enum {
     MAX_ASIDE = 16,
     /* Of threads that run none of the client's Python code. */
     SMALL_STACK_SIZE = 256 * 1024,
+    /* Of those that do, which is glibc's own; musl's is 128 KiB. */
+    PYTHON_STACK_SIZE = 8 * 1024 * 1024,
     /* What exit gives sessions that it has told to leave. */
     EXIT_GRACE_MS = 1000,
     /* How many times hang_timeout a module of a session's first imports may take: beside eight
@@ -421,6 +423,78 @@ holds_gil(const PyThreadState *tstate)
     (void)tstate;
     return false;
 #endif
+}
+
+/* Where an object of a class made in Python keeps its attributes, until somebody asks for its
+ * __dict__: their values beside it, their names with the class, both in the same order. That is
+ * CPython's own business, but no public function finds one by name without a thread state, which a
+ * frozen copy's thread has not. The same from 3.11 to 3.15, but for where the values begin. */
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x03100000
+struct shared_name {
+    PyObject *name; /* borrowed str */
+    void *unused;
+};
+
+struct shared_names { /* struct _dictkeysobject */
+    Py_ssize_t references;
+    uint8_t log2_size;
+    uint8_t log2_index_bytes;
+    uint8_t kind;
+    uint32_t version;
+    Py_ssize_t usable;
+    Py_ssize_t count;
+    char indices[]; /* then the names, struct shared_name */
+};
+
+/* Returns NULL when the attributes are in a dict. */
+ASYNC_SAFE static PyObject *const *
+find_values(PyObject *object)
+{
+#  if PY_VERSION_HEX >= 0x030d0000
+    enum { IS_VALID = 3 }; /* a byte of four in front of the values */
+    const char *values = (const char *)object + Py_TYPE(object)->tp_basicsize;
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_INLINE_VALUES) &&
+                   values[IS_VALID] != 0
+               ? (PyObject *const *)(const void *)(values + sizeof(PyObject *))
+               : NULL;
+#  elif PY_VERSION_HEX >= 0x030c0000
+    const char *values = ((char **)object)[-3]; /* less 1; or the dict */
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT) &&
+                   ((uintptr_t)values & 1) != 0
+               ? (PyObject *const *)(const void *)(values + 1)
+               : NULL;
+#  else
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT)
+               ? ((PyObject *const **)object)[-4]
+               : NULL;
+#  endif
+}
+#endif
+
+/* An attribute that an object has outside of a dict, without running Python. Reads memory alone.
+ * Returns a borrowed reference; NULL when there is none. */
+ASYNC_SAFE static PyObject *
+read_attribute(PyObject *object, const char *name)
+{
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x03100000
+    PyObject *const *values = find_values(object);
+    const struct shared_names *names = NULL;
+    const struct shared_name *entries = NULL;
+    if (values == NULL) {
+        return NULL;
+    }
+    names = (const void *)((PyHeapTypeObject *)Py_TYPE(object))->ht_cached_keys;
+    entries = (const void *)(names->indices + ((size_t)1 << names->log2_index_bytes));
+    for (Py_ssize_t i = 0; i < names->count; i++) {
+        if (PyUnicode_CompareWithASCIIString(entries[i].name, name) == 0) {
+            return values[i];
+        }
+    }
+#else
+    (void)object;
+    (void)name;
+#endif
+    return NULL;
 }
 
 /* Before 3.12 the holder is known to the process, not to the thread: writes "! IDENT".
@@ -1059,8 +1133,12 @@ unlock_install(void)
 static void
 make_session_locks(struct session *session)
 {
+    pthread_condattr_t timed;
+    (void)pthread_condattr_init(&timed);
+    (void)pthread_condattr_setclock(&timed, CLOCK_MONOTONIC);
     (void)pthread_mutex_init(&session->out_lock, NULL);
-    (void)pthread_cond_init(&session->out_free, NULL);
+    (void)pthread_cond_init(&session->out_free, &timed);
+    (void)pthread_condattr_destroy(&timed);
 }
 
 static void
@@ -1241,7 +1319,7 @@ format_seconds(double seconds)
 }
 
 /* Starts a thread with the sigmask option's signals blocked from its first instruction.
- * stack_size 0: the system's. thread NULL: detached. Returns 0, or an errno value. */
+ * thread NULL: detached. Returns 0, or an errno value. */
 static int
 start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t stack_size)
 {
@@ -1252,9 +1330,7 @@ start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t st
     if (error != 0) {
         return error;
     }
-    if (stack_size != 0) {
-        (void)pthread_attr_setstacksize(&attributes, stack_size);
-    }
+    (void)pthread_attr_setstacksize(&attributes, stack_size);
     if (thread == NULL) {
         (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     }
@@ -1270,8 +1346,12 @@ start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t st
 static const char *
 error_text(int error)
 {
-    static _Thread_local char buffer[128];
+    static _Thread_local char buffer[80];
+#ifdef __GLIBC__
     return strerror_r(error, buffer, sizeof(buffer));
+#else
+    return strerror_r(error, buffer, sizeof(buffer)) == 0 ? buffer : "unknown error";
+#endif
 }
 
 /* Returns whether so many bytes more have room. */
@@ -2708,6 +2788,9 @@ describe_refusal(const struct peer *peer, char *text, size_t size)
 /* The copy's line between faulthandler's text and the facts of each thread. */
 static const char stacks_complete[] = "@@\n";
 
+/* And its line before a part of faulthandler's whose first thread is not to be shown. */
+static const char first_is_hidden[] = "&\n";
+
 /* Runs in the copy alone: ASYNC_SAFE, and raw system calls where glibc would ask its own
  * record of the thread, which is stale after a raw clone. May read any memory; may die.
  */
@@ -2720,31 +2803,67 @@ enum copy_result {
     COPY_REFUSED, /* the kernel made none: errno */
 };
 
-/* A reader of one str among what an object refers to, and of the int behind its ident. */
 struct thread_facts {
     unsigned long ident;
     unsigned long native_id; /* 0: not seen */
-    bool ident_seen;
-    PyObject *name;       /* borrowed str, NULL: not seen */
-    PyObject *visited[2]; /* borrowed, the last two that were visited */
+    PyObject *name;          /* borrowed str, NULL: not seen */
 };
 
-/* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; the name as far as it is ASCII, '?' for the
- * rest. */
+/* Puts a character as UTF-8. Returns how many bytes that are. */
+static size_t
+put_utf8(char bytes[4], unsigned long character)
+{
+    size_t count = 0;
+    if (character < 0x80) {
+        bytes[count++] = (char)character;
+    }
+    else if (character < 0x800) {
+        bytes[count++] = (char)(0xC0 | (character >> 6));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else if (character < 0x10000) {
+        bytes[count++] = (char)(0xE0 | (character >> 12));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else {
+        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
+        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    return count;
+}
+
+static bool
+is_surrogate(unsigned long character)
+{
+    return character >= 0xD800 && character <= 0xDFFF;
+}
+
+/* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; in the name '?' for what would end the line, could be
+ * an order to a terminal, or has no UTF-8. */
 COPY_ONLY static void
 write_facts(int fd, const struct thread_facts *facts, bool holds_gil)
 {
-    char line[200];
-    size_t length = (size_t)snprintf(line, sizeof(line), "@ %lu %lu %d ", facts->ident,
+    char piece[256];
+    size_t length = (size_t)snprintf(piece, sizeof(piece), "@ %lu %lu %d ", facts->ident,
                                      facts->native_id, holds_gil);
     Py_ssize_t name_length = facts->name == NULL ? 0 : PyUnicode_GET_LENGTH(facts->name);
-    for (Py_ssize_t i = 0; i < name_length && length < sizeof(line) - 1; i++) {
+    for (Py_ssize_t i = 0; i < name_length; i++) {
         Py_UCS4 character = PyUnicode_READ_CHAR(facts->name, i);
-        bool is_ascii = character >= ' ' && character < 0x7f;
-        line[length++] = (char)(is_ascii ? character : (Py_UCS4)'?');
+        if (character < ' ' || (character >= 0x7f && character < 0xa0) ||
+            is_surrogate(character)) {
+            character = '?';
+        }
+        if (length + 4 >= sizeof(piece)) {
+            (void)!write(fd, piece, length);
+            length = 0;
+        }
+        length += put_utf8(piece + length, character);
     }
-    line[length++] = '\n';
-    (void)!write(fd, line, length);
+    piece[length++] = '\n';
+    (void)!write(fd, piece, length);
 }
 
 /* The value of a str key in a dict, without hashing. Returns a borrowed reference or
@@ -2764,33 +2883,33 @@ find_item(PyObject *dict, const char *key)
     return NULL;
 }
 
-/* A threading.Thread holds its name and ids in an order that all versions share, whether in a dict
- * or, since 3.11, in the object itself, whose layout is CPython's own business: its traverse
- * function knows it. */
+/* Takes name and native id of a thread, which find() finds in holder. Only beside its ident: what
+ * does not have that may be anything. */
+COPY_ONLY static void
+take_facts(struct thread_facts *facts, PyObject *find(PyObject *, const char *),
+           PyObject *holder)
+{
+    PyObject *ident = find(holder, "_ident"); /* borrowed, and so are these */
+    PyObject *native_id = find(holder, "_native_id");
+    PyObject *name = find(holder, "_name");
+    if (ident == NULL || !PyLong_CheckExact(ident) ||
+        PyLong_AsUnsignedLongMask(ident) != facts->ident) {
+        return;
+    }
+    if (native_id != NULL && PyLong_CheckExact(native_id)) {
+        facts->native_id = PyLong_AsUnsignedLongMask(native_id);
+    }
+    if (name != NULL && PyUnicode_CheckExact(name)) {
+        facts->name = name;
+    }
+}
+
+/* Of what a threading.Thread refers to, for the dict that its attributes may be in. */
 COPY_ONLY static int
 visit_thread(PyObject *object, void *argument)
 {
-    struct thread_facts *facts = argument;
-    PyObject *before_last = facts->visited[1]; /* borrowed */
-    facts->visited[1] = facts->visited[0];
-    facts->visited[0] = object;
     if (PyDict_CheckExact(object)) {
-        PyObject *name = find_item(object, "_name");
-        PyObject *native_id = find_item(object, "_native_id");
-        name = name == NULL ? before_last : name; /* _name, _args, and this is _kwargs */
-        if (name != NULL && PyUnicode_CheckExact(name)) {
-            facts->name = name;
-        }
-        if (native_id != NULL && PyLong_CheckExact(native_id)) {
-            facts->native_id = PyLong_AsUnsignedLongMask(native_id);
-        }
-    }
-    else if (PyLong_CheckExact(object) && facts->native_id == 0) {
-        if (facts->ident_seen) {
-            facts->native_id = PyLong_AsUnsignedLongMask(object);
-        }
-        /* An attribute of a subclass may be any int: none may raise. */
-        facts->ident_seen = PyLong_AsUnsignedLongMask(object) == facts->ident;
+        take_facts(argument, find_item, object);
     }
     return 0;
 }
@@ -2814,6 +2933,7 @@ find_thread_object(struct thread_facts *facts)
         if (PyLong_CheckExact(ident) &&
             PyLong_AsUnsignedLongMask(ident) == facts->ident &&
             Py_TYPE(thread)->tp_traverse != NULL) {
+            take_facts(facts, read_attribute, thread);
             (void)Py_TYPE(thread)->tp_traverse(thread, visit_thread, facts);
             return;
         }
@@ -2824,20 +2944,22 @@ find_thread_object(struct thread_facts *facts)
  * list of the main interpreter, for this thread has no state: it is asked again and again, with the
  * next ones linked behind the head of that list, which it so repeats. */
 COPY_ONLY static void
-write_stacks(void)
+write_stacks(int fd)
 {
     PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
     PyThreadState *behind_head = head == NULL ? NULL : head->next;
     PyThreadState *next = snapshot.interpreter == PyInterpreterState_Main()
                               ? behind_head
                               : PyInterpreterState_ThreadHead(snapshot.interpreter);
-    if (head != NULL && next != behind_head) {
-        head->thread_id = 0; /* none that is to be shown, see read_stacks() */
-    }
+    bool is_shown = next == behind_head;
     do {
         if (head != NULL) {
             head->next = next;
         }
+        if (!is_shown) {
+            (void)!write(fd, first_is_hidden, sizeof(first_is_hidden) - 1);
+        }
+        is_shown = false;
         (void)syscall(SYS_tgkill, (long)syscall(SYS_getpid), (long)syscall(SYS_gettid),
                       (long)snapshot.signum);
         for (int i = 1; next != NULL && i < THREADS_AT_ONCE; i++) {
@@ -2862,8 +2984,8 @@ is_task(pid_t pid, unsigned long native_id)
 COPY_ONLY static void
 describe_copy(int fd)
 {
-    write_stacks();
     pid_t pid = atomic_load(&manhole.owner);
+    write_stacks(fd);
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
     for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
          tstate != NULL; tstate = tstate->next) {
@@ -3092,7 +3214,7 @@ starts_with(const struct slice *slice, const char *prefix)
 struct thread_note {
     unsigned long native_id; /* 0: unknown */
     bool holds_gil;
-    char name[160];
+    struct slice name; /* empty: unknown */
 };
 
 /* Takes a number and the blank behind it off the front of text. Returns false for none. */
@@ -3113,7 +3235,7 @@ take_number(const char **text, unsigned long *number)
 static unsigned long
 read_facts(const struct slice *line, struct thread_note *note)
 {
-    char copy[256];
+    char copy[80]; /* the numbers end in it */
     const char *text = copy + 2;
     unsigned long ident = 0;
     unsigned long holder = 0;
@@ -3127,7 +3249,9 @@ read_facts(const struct slice *line, struct thread_note *note)
     if (starts_with(line, "@ ") && take_number(&text, &ident) &&
         take_number(&text, &note->native_id) && take_number(&text, &holder)) {
         note->holds_gil = holder != 0;
-        (void)snprintf(note->name, sizeof(note->name), "%s", text);
+        note->name.bytes = line->bytes + (text - copy);
+        note->name.length =
+            strnlen(note->name.bytes, line->length - (size_t)(text - copy));
         return ident;
     }
     return 0;
@@ -3180,23 +3304,27 @@ find_copied_thread(const struct copied *copied, unsigned long ident)
     return NULL;
 }
 
-/* Reads faulthandler's part. The first thread of its list comes again with every hundred. */
+/* Reads faulthandler's part. */
 static void
 read_stacks(struct copied *copied, struct slice stacks)
 {
     struct copied_thread *thread = NULL;
     struct slice line;
-    unsigned long head = 0;
+    bool is_hidden = false;
     while (next_line(&stacks, &line)) {
-        if (starts_with(&line, "Thread 0x") || starts_with(&line, "Current thread 0x")) {
+        if (starts_with(&line, "&")) {
+            is_hidden = true;
+            thread = NULL;
+        }
+        else if (starts_with(&line, "Thread 0x") ||
+                 starts_with(&line, "Current thread 0x")) {
             unsigned long ident = strtoul(memchr(line.bytes, '0', line.length), NULL, 16);
-            thread =
-                ident == 0 || ident == head ? NULL : add_copied_thread(copied, ident);
+            thread = is_hidden || ident == 0 ? NULL : add_copied_thread(copied, ident);
+            is_hidden = false;
             if (thread != NULL) {
                 thread->has_stack = true;
                 thread->frames.bytes = stacks.bytes;
             }
-            head = head == 0 ? ident : head;
         }
         else if (thread != NULL && starts_with(&line, "  ")) {
             thread->frames.length =
@@ -3222,7 +3350,7 @@ read_all_facts(struct copied *copied, struct slice facts)
             continue;
         }
         note.holds_gil = note.holds_gil || thread->note.holds_gil;
-        if (note.native_id == 0 && note.name[0] == '\0') {
+        if (note.native_id == 0 && note.name.length == 0) {
             thread->note.holds_gil = note.holds_gil;
         }
         else {
@@ -3502,32 +3630,6 @@ source_line(const struct source *source, long number)
     return line;
 }
 
-static void
-append_utf8(struct text *text, unsigned long character)
-{
-    char bytes[4];
-    size_t count = 0;
-    if (character < 0x80) {
-        bytes[count++] = (char)character;
-    }
-    else if (character < 0x800) {
-        bytes[count++] = (char)(0xC0 | (character >> 6));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    else if (character < 0x10000) {
-        bytes[count++] = (char)(0xE0 | (character >> 12));
-        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    else {
-        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
-        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
-        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    append_bytes(text, bytes, count);
-}
-
 /* faulthandler writes what is not ASCII as \xe9, \u20ac, \U0001f40d: back to UTF-8. */
 static void
 append_unescaped(struct text *text, struct slice slice)
@@ -3546,9 +3648,9 @@ append_unescaped(struct text *text, struct slice slice)
             unsigned long character = 0;
             memcpy(number, slice.bytes + 2, digits);
             character = strtoul(number, &end, 16);
-            bool is_surrogate = character >= 0xD800 && character <= 0xDFFF;
-            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate) {
-                append_utf8(text, character);
+            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate(character)) {
+                char bytes[4];
+                append_bytes(text, bytes, put_utf8(bytes, character));
                 used = 2 + digits;
             }
         }
@@ -3668,9 +3770,9 @@ append_copied_header(struct text *text, const struct copied_thread *thread)
     const struct thread_note *note = &thread->note;
     append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
                   (long)getpid(), thread->ident);
-    if (note->name[0] != '\0') {
+    if (note->name.length > 0) {
         append_string(text, "Thread: ");
-        append_string(text, note->name);
+        append_bytes(text, note->name.bytes, note->name.length);
         append_string(text, note->native_id != 0 ? ", " : "");
     }
     else if (note->native_id != 0) {
@@ -3682,7 +3784,7 @@ append_copied_header(struct text *text, const struct copied_thread *thread)
     if (note->holds_gil) {
         append_string(text, ", holds the GIL");
     }
-    if (note->name[0] != '\0' || note->native_id != 0) {
+    if (note->name.length > 0 || note->native_id != 0) {
         append_string(text, "\n");
     }
 }
@@ -4931,7 +5033,7 @@ append_json_copied_thread(struct text *text, const struct copied_thread *thread,
                      : note->holds_gil ? ANSWER_YES
                                        : ANSWER_NO,
         .daemon = ANSWER_UNKNOWN,
-        .name = {note->name[0] == '\0' ? NULL : note->name, strlen(note->name)},
+        .name = {note->name.length == 0 ? NULL : note->name.bytes, note->name.length},
     };
     struct slice lines[MAX_COPIED_FRAMES];
     size_t count = split_frames(thread, lines);
@@ -13071,7 +13173,7 @@ guard_main(void *argument)
         unlock(&session->out_lock);
         (void)interrupt_session(session);
         lock_leaf(&session->out_lock);
-        (void)clock_gettime(CLOCK_REALTIME, &again);
+        (void)clock_gettime(CLOCK_MONOTONIC, &again);
         again.tv_sec += GONE_CHECK_MS / 1000;
         if (!session->over) {
             (void)pthread_cond_timedwait(&session->out_free, &session->out_lock, &again);
@@ -13197,7 +13299,8 @@ start_session(const struct entrance *entrance)
     session->asked_ms = monotonic_ms();
     session->reported = stuck; /* by its own thread, at once */
     unlock(&session->out_lock);
-    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session, 0);
+    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
+                         PYTHON_STACK_SIZE);
     if (error != 0) {
         char why[120];
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
@@ -13659,7 +13762,7 @@ DETACHED static void
 send_courier(void)
 {
     if (is_log_waiting() && !atomic_exchange(&manhole.courier_is_out, true) &&
-        start_thread(NULL, courier_main, NULL, 0) != 0) {
+        start_thread(NULL, courier_main, NULL, PYTHON_STACK_SIZE) != 0) {
         atomic_store(&manhole.courier_is_out, false);
     }
 }
@@ -14727,22 +14830,22 @@ add_c_fork_hook(void)
 static _Thread_local bool has_import_lock;
 
 /* os.register_at_fork(before=...): see import_needed_modules(). No longer than a second, for the
- * imports may themselves wait for the thread that forks. */
+ * imports may themselves wait for the thread that forks; by a clock that nobody sets, which
+ * pthread_mutex_timedlock()'s is not. */
 ATTACHED static PyObject *
 py_before_fork(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
     python_tells = true;
-    if (pthread_mutex_trylock(&import_lock) == 0) {
-        has_import_lock = true;
-    }
-    else {
-        struct timespec deadline = {0};
+    has_import_lock = pthread_mutex_trylock(&import_lock) == 0;
+    if (!has_import_lock) {
+        const int64_t deadline_ms = monotonic_ms() + FORK_PATIENCE_MS;
         PyThreadState *tstate = detach();
-        (void)clock_gettime(CLOCK_REALTIME, &deadline);
-        deadline.tv_sec += FORK_PATIENCE_MS / 1000;
-        has_import_lock = pthread_mutex_timedlock(&import_lock, &deadline) == 0;
+        while (!has_import_lock && ms_until(deadline_ms) > 0) {
+            (void)poll(NULL, 0, 1);
+            has_import_lock = pthread_mutex_trylock(&import_lock) == 0;
+        }
         reattach(tstate);
     }
     return Py_NewRef(Py_None);

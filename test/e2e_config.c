@@ -361,7 +361,7 @@ broken_plugin_is_reported_and_skipped(void)
 {
     static const char *const reports[] = {
         "['plain', 'python']\n",
-        "skipped: nowhere:Shell: ModuleNotFoundError(\"No module named 'nowhere'\")\n",
+        "skipped: nowhere:Shell: ModuleNotFoundError(\"No module named 'nowhere'\"",
         "skipped: mine:Missing: AttributeError(",
         "skipped: mine: ValueError('a plugin is named as module:Class')\n",
         "skipped: mine:Nameless: AttributeError(",

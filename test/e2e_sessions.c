@@ -827,6 +827,23 @@ all_that_a_statement_printed_comes_before_its_exit(void)
     assert_int_equal(count_of(client_read_until_eof(client), "%%%\n"), 25000);
 }
 
+/* As musl's threads have, where the system says nothing else. */
+#define SMALL_DEFAULT_STACK                                                              \
+  "import ctypes\n"                                                                      \
+  "libc, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(256)\n"             \
+  "libc.pthread_attr_init(attributes)\n"                                                 \
+  "libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(128 * 1024))\n"            \
+  "assert libc.pthread_setattr_default_np(attributes) == 0\n"
+
+static void
+deep_recursion_fits_where_threads_have_small_stacks(void)
+{
+    struct process *app = start_ready(SMALL_DEFAULT_STACK TARGET(""));
+    struct client *client = client_at_prompt(app);
+    client_ask(client, "deep = lambda n: n and max(sorted([n - 1], key=deep))");
+    assert_string_equal(client_ask(client, "deep(200)"), "199\n");
+}
+
 int
 main(void)
 {
@@ -834,6 +851,7 @@ main(void)
         TEST(client_in_an_endless_loop_keeps_nobody_out),
         TEST(client_that_stopped_reading_keeps_nobody_out),
         TEST(all_that_a_statement_printed_comes_before_its_exit),
+        TEST(deep_recursion_fits_where_threads_have_small_stacks),
         TEST(client_that_is_stopped_keeps_nobody_out),
         TEST(clients_that_never_speak_keep_nobody_out),
         TEST(flood_of_connections_passes_and_leaves_nothing),

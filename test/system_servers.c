@@ -280,6 +280,7 @@ gunicorn_workers_of_gevent_answer(void)
 static void
 gunicorn_workers_of_eventlet_answer(void)
 {
+    require_debian_module("gunicorn.workers.geventlet"); /* until gunicorn 25 */
     assert_gunicorn_answers_with_workers_of("eventlet", "eventlet");
 }
 
@@ -425,9 +426,7 @@ assert_uwsgi_answers_and_serves(const char *const options[])
 static void
 uwsgi_workers_answer_where_it_tells_python_after_the_fork(void)
 {
-    if (run_command(LIST(debian_python(), "-c",
-                         "import sys; sys.exit(sys.version_info >= (3, 13))"),
-                    NULL, NULL, NULL) != 0) {
+    if (is_debian_python_from(13)) {
         skip_test("since CPython 3.13 that ends every worker, with a manhole or without");
     }
     assert_uwsgi_answers_and_serves(

@@ -1,5 +1,19 @@
 /* What manhole.h promises to a C program: errors, threads, subinterpreters, Python that ends and
  * begins again. Each test has a Python of its own. */
+#include <stdbool.h>
+#include <time.h>
+
+/* A clock of the day that is set back right after each look at it. */
+static bool is_set_back;
+
+static int
+look_at_clock(clockid_t clock, struct timespec *now)
+{
+    int result = clock_gettime(clock, now);
+    now->tv_sec += clock == CLOCK_REALTIME && is_set_back ? 86400 : 0;
+    return result;
+}
+#define clock_gettime look_at_clock
 #include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
 
 #include "unit.h"
@@ -914,6 +928,22 @@ fork_goes_through_beside_a_client_who_waits_for_a_stuck_python(void **state)
     PyEval_RestoreThread(tstate);
 }
 
+/* It waits for what a session imports, but not until an hour of the day. */
+ATTACHED static void
+fork_does_not_wait_for_a_clock_that_is_set_back(void **state)
+{
+    (void)state;
+    is_set_back = true;
+    assert_int_equal(pthread_mutex_lock(&import_lock), 0);
+    Py_XDECREF(py_before_fork(NULL, NULL));
+    assert_false(has_import_lock);
+    assert_int_equal(pthread_mutex_unlock(&import_lock), 0);
+    Py_XDECREF(py_before_fork(NULL, NULL));
+    assert_true(has_import_lock);
+    Py_XDECREF(py_after_fork_in_parent(NULL, NULL));
+    is_set_back = false;
+}
+
 int
 main(void)
 {
@@ -946,6 +976,7 @@ main(void)
         WITH_PYTHON(child_may_install_its_own),
         WITH_PYTHON(child_uses_python_though_a_client_computes_in_the_program),
         WITH_PYTHON(fork_goes_through_beside_a_client_who_waits_for_a_stuck_python),
+        WITH_PYTHON(fork_does_not_wait_for_a_clock_that_is_set_back),
         /* Last, for the inittab stays. */
         cmocka_unit_test_setup_teardown(module_of_the_inittab_is_used,
                                         begin_python_with_module, end_python),

@@ -376,12 +376,14 @@ check_copied(const struct copied *copied, const struct text *raw)
     MUST(copied->count <= raw->length);
     for (size_t i = 0; i < copied->count; i++) {
         const struct slice *frames = &copied->threads[i].frames;
+        const struct slice *name = &copied->threads[i].note.name;
         MUST(copied->threads[i].ident != 0);
         MUST(frames->length == 0 ||
              (frames->bytes >= raw->bytes &&
               frames->bytes + frames->length <= raw->bytes + raw->length));
-        MUST(memchr(copied->threads[i].note.name, '\0',
-                    sizeof(copied->threads[i].note.name)) != NULL);
+        MUST(name->length == 0 ||
+             (name->bytes >= raw->bytes &&
+              name->bytes + name->length <= raw->bytes + raw->length));
     }
 }
 
