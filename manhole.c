@@ -14354,318 +14354,158 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
  * Configuration file: what the option config names, an INI file as ispyd has it.
  * Runs on:  the thread that calls install(), ATTACHED.
  * Touches:  that file, once; the struct options that it is given.
- * A file that is wrong in any way is refused. Sections without a row here are the plugins' own.
- * To add a setting: a row in settings[].
+ * A file that is wrong in any way is refused. Sections that are not in KNOWN are the plugins' own.
+ * To add a setting: its key in KNOWN, and what it means at the end of read().
  * ====================================================================================== */
 
-struct setting {
-    const char *section; /* NULL: [manhole], which may be called [ispyd] */
-    const char *key;
-    const char *option; /* of install(), which wins where it is given; or NULL */
-    enum parsed (*apply)(struct options *options, const struct setting *setting,
-                         PyObject *text);
-    enum feature feature; /* that it enables */
-    const char *allowed;
-};
+/* read() returns the parser, the main section's name, the text of listen, the list of plugins, or
+ * None for these where the file does not say or install() was told; then whether the console is
+ * enabled, the debugger is, and the client gets the shell of commands. */
+static const char config_program[] =
+    "KNOWN = {'manhole': ('listen', 'plugins'), 'ispyd': ('listen', 'plugins'),\n"
+    "         'python:console': ('enabled',), 'debugger': ('enabled',)}\n"
+    "\n"
+    "def read(path, given):\n"
+    "    def refuse(text):\n"
+    "        raise ValueError(f\"install() option 'config': {path!r}: {text}\") from "
+    "None\n"
+    "    def is_enabled(section):\n"
+    "        try:\n"
+    "            return parser.getboolean(section, 'enabled', fallback=False)\n"
+    "        except ValueError:\n"
+    "            refuse(f'[{section}] enabled must be true or false, '\n"
+    "                   f'not {parser.get(section, \"enabled\")!r}')\n"
+    "    parser = configparser.RawConfigParser(inline_comment_prefixes=';')\n"
+    "    with io.open(path, encoding='utf-8-sig') as file:\n"
+    "        try:\n"
+    "            parser.read_file(file)\n"
+    "        except (configparser.Error, ValueError) as error:\n"
+    "            refuse(' '.join(str(error).split()))\n"
+    "    main = [name for name in ('manhole', 'ispyd') if parser.has_section(name)]\n"
+    "    if len(main) != 1:\n"
+    "        refuse('must have a section [manhole] or [ispyd], not '\n"
+    "               + ('both' if main else 'none'))\n"
+    "    for section in filter(parser.has_section, KNOWN):\n"
+    "        for key in parser.options(section):\n"
+    "            if key not in KNOWN[section] and key not in parser.defaults():\n"
+    "                refuse(f'[{section}] {key} is not known; it may have '\n"
+    "                       + ', '.join(KNOWN[section]))\n"
+    "    listen = parser.get(main[0], 'listen', fallback=None)\n"
+    "    plugins = parser.get(main[0], 'plugins', fallback=None)\n"
+    "    return (parser, main[0], None if 'listen' in given else listen,\n"
+    "            None if plugins is None else plugins.split(),\n"
+    "            'enable' not in given and is_enabled('python:console'),\n"
+    "            'enable' not in given and is_enabled('debugger'),\n"
+    "            'connection_handler' not in given)\n";
 
-ATTACHED static enum parsed
-apply_listen(struct options *options, const struct setting *setting, PyObject *text)
+/* Returns a new tuple, what read() returns; NULL with an exception. */
+ATTACHED static PyObject *
+read_config(PyObject *path, PyObject *given)
 {
-    PyObject *bare = PyObject_CallMethod(text, "strip", NULL); /* owned */
-    PyObject *places = NULL;                                   /* owned */
-    enum parsed parsed = PARSED_FAILED;
-    (void)setting;
-    if (bare != NULL) {
-        places = PyUnicode_Splitlines(bare, 0);
+    static const char *const modules[] = {"configparser", "io"};
+    PyObject *names =
+        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
+    PyObject *result = NULL;                                         /* owned */
+    PyObject *read = NULL;                                           /* owned */
+    PyObject *said = NULL; /* new, handed to the caller */
+    bool ready = names != NULL;
+    for (size_t i = 0; ready && i < Py_ARRAY_LENGTH(modules); i++) {
+        PyObject *module = PyImport_ImportModule(modules[i]); /* owned */
+        ready = module != NULL && PyDict_SetItemString(names, modules[i], module) == 0;
+        Py_XDECREF(module);
     }
-    if (places != NULL) {
-        parsed = parse_listen(places, &options->listen);
+    if (ready) {
+        result = run_source(config_program, Py_file_input, names);
+    }
+    if (result != NULL) {
+        read = PyMapping_GetItemString(names, "read");
+    }
+    if (read != NULL) {
+        said = PyObject_CallFunctionObjArgs(read, path, given, NULL);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    Py_XDECREF(read);
+    return said;
+}
+
+/* Returns 0, or -1 with an exception that names the place. */
+ATTACHED static int
+apply_listen(struct options *options, PyObject *section, PyObject *text)
+{
+    PyObject *bare = PyObject_CallMethod(text, "strip", NULL);              /* owned */
+    PyObject *places = bare == NULL ? NULL : PyUnicode_Splitlines(bare, 0); /* owned */
+    enum parsed parsed =
+        places == NULL ? PARSED_FAILED : parse_listen(places, &options->listen);
+    if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyObject *raised = take_exception(); /* owned */
+        PyErr_Format(PyExc_ValueError, "install() option 'config': %R: [%U] listen: %S",
+                     options->config, section, raised);
+        Py_DECREF(raised);
+    }
+    else if (parsed == PARSED_WRONG_TYPE || parsed == PARSED_WRONG_VALUE) {
+        PyErr_Format(PyExc_ValueError,
+                     "install() option 'config': %R: [%U] listen must be HOST:PORT or a "
+                     "path with a '/' in it, or up to 8 of these on a line each, not %R",
+                     options->config, section, text);
     }
     Py_XDECREF(bare);
     Py_XDECREF(places);
-    return parsed;
-}
-
-/* They are looked for when a client comes. */
-ATTACHED static enum parsed
-apply_plugins(struct options *options, const struct setting *setting, PyObject *text)
-{
-    (void)setting;
-    Py_XSETREF(options->plugins, PyObject_CallMethod(text, "split", NULL));
-    return options->plugins == NULL ? PARSED_FAILED : PARSED_OK;
-}
-
-/* The words are configparser's. */
-ATTACHED static enum parsed
-apply_enabled(struct options *options, const struct setting *setting, PyObject *text)
-{
-    static const char *const words[][2] = {
-        {"no", "yes"}, {"false", "true"}, {"off", "on"}, {"0", "1"}};
-    PyObject *lower = PyObject_CallMethod(text, "lower", NULL); /* owned */
-    enum parsed parsed = lower == NULL ? PARSED_FAILED : PARSED_WRONG_VALUE;
-    for (size_t i = 0; lower != NULL && i < Py_ARRAY_LENGTH(words); i++) {
-        bool is_no = PyUnicode_CompareWithASCIIString(lower, words[i][0]) == 0;
-        bool is_yes = PyUnicode_CompareWithASCIIString(lower, words[i][1]) == 0;
-        options->enable |= is_yes ? (unsigned)setting->feature : 0;
-        parsed = is_no || is_yes ? PARSED_OK : parsed;
-    }
-    Py_XDECREF(lower);
-    return parsed;
-}
-
-static const struct setting settings[] = {
-    {.key = "listen",
-     .option = "listen",
-     .apply = apply_listen,
-     .allowed =
-         "HOST:PORT or a path with a '/' in it, or up to 8 of these on a line each"},
-    {.key = "plugins",
-     .apply = apply_plugins,
-     .allowed = "%(builtins)s, module:Class, ..., with blanks between them"},
-    {.section = "python:console",
-     .key = "enabled",
-     .option = "enable",
-     .apply = apply_enabled,
-     .feature = FEATURE_CONSOLE,
-     .allowed = "true or false"},
-    {.section = "debugger",
-     .key = "enabled",
-     .option = "enable",
-     .apply = apply_enabled,
-     .feature = FEATURE_DEBUGGER,
-     .allowed = "true or false"},
-};
-
-/* For a format, with the file's path. */
-#define REFUSED "install() option 'config': %R: "
-
-/* Raises ValueError with the file's name and what is wrong with its syntax, in one line. */
-ATTACHED static void
-refuse_file(PyObject *path, PyObject *raised /* new: taken over */)
-{
-    PyObject *message = PyObject_Str(raised); /* owned */
-    PyObject *words = NULL;                   /* owned */
-    PyObject *blank = NULL;                   /* owned */
-    if (message != NULL) {
-        words = PyObject_CallMethod(message, "split", NULL);
-        blank = PyUnicode_FromString(" ");
-    }
-    if (words != NULL && blank != NULL) {
-        Py_SETREF(message, PyUnicode_Join(blank, words));
-    }
-    if (message != NULL) {
-        PyErr_Format(PyExc_ValueError, REFUSED "%U", path, message);
-    }
-    Py_XDECREF(message);
-    Py_XDECREF(words);
-    Py_XDECREF(blank);
-    Py_DECREF(raised);
-}
-
-/* Returns a new RawConfigParser that has read the file; NULL with an exception. */
-ATTACHED static PyObject *
-read_config(PyObject *path)
-{
-    PyObject *module = PyImport_ImportModule("configparser");           /* owned */
-    PyObject *io = module == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
-    PyObject *type = NULL;                                              /* owned */
-    PyObject *no_arguments = NULL;                                      /* owned */
-    PyObject *keywords = NULL;                                          /* owned */
-    PyObject *parser = NULL; /* owned, handed to the caller */
-    PyObject *file = NULL;   /* owned */
-    PyObject *result = NULL; /* owned */
-    PyObject *raised = NULL; /* owned, or NULL; taken over by refuse_file() */
-    if (io != NULL) {
-        type = PyObject_GetAttrString(module, "RawConfigParser");
-    }
-    if (type != NULL && (no_arguments = PyTuple_New(0)) != NULL) {
-        keywords = Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";");
-    }
-    if (keywords != NULL) {
-        parser = PyObject_Call(type, no_arguments, keywords);
-    }
-    if (parser != NULL) {
-        file = PyObject_CallMethod(io, "open", "Osis", path, "r", -1, "utf-8-sig");
-    }
-    if (file != NULL) {
-        result = PyObject_CallMethod(parser, "read_file", "O", file);
-        raised = take_exception();
-        Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
-        if (raised != NULL) {
-            PyErr_Clear(); /* what reading failed with says more */
-        }
-    }
-    if (raised != NULL && PyErr_GivenExceptionMatches(raised, PyExc_MemoryError)) {
-        put_back_exception(raised);
-    }
-    else if (raised != NULL) {
-        refuse_file(path, raised);
-    }
-    if (PyErr_Occurred()) {
-        Py_CLEAR(parser);
-    }
-    Py_XDECREF(module);
-    Py_XDECREF(io);
-    Py_XDECREF(type);
-    Py_XDECREF(no_arguments);
-    Py_XDECREF(keywords);
-    Py_XDECREF(file);
-    Py_XDECREF(result);
-    return parser;
-}
-
-/* Calls a method of the parser that is a question. Returns 1, 0, or -1 with an exception. */
-ATTACHED static int
-ask_parser(PyObject *parser, const char *method, const char *section, const char *key)
-{
-    PyObject *answer = PyObject_CallMethod(parser, method, key == NULL ? "s" : "ss",
-                                           section, key); /* owned */
-    int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
-    Py_XDECREF(answer);
-    return truth;
-}
-
-/* Under which of its names the file has its main section; NULL with an exception. */
-ATTACHED static const char *
-find_main_section(PyObject *parser, PyObject *path)
-{
-    int is_ours = ask_parser(parser, "has_section", "manhole", NULL);
-    int is_ispyds = is_ours < 0 ? -1 : ask_parser(parser, "has_section", "ispyd", NULL);
-    if (is_ispyds < 0) {
-        return NULL;
-    }
-    if (is_ours == is_ispyds) {
-        PyErr_Format(PyExc_ValueError,
-                     REFUSED "must have a section [manhole] or [ispyd], not %s", path,
-                     is_ours ? "both" : "none");
-        return NULL;
-    }
-    return is_ours ? "manhole" : "ispyd";
-}
-
-/* Whether install() was told an option itself. */
-ATTACHED static bool
-is_given(PyObject *keywords /* dict, or NULL */, const char *option)
-{
-    PyObject *value = keywords == NULL || option == NULL
-                          ? NULL
-                          : PyDict_GetItemString(keywords, option); /* borrowed */
-    return value != NULL && value != Py_None;
-}
-
-/* A file being applied. */
-struct config {
-    struct options *options;  /* its path and parser, and what is filled in */
-    const char *main_section; /* [manhole] or [ispyd], whichever it has */
-};
-
-static const char *
-section_of(const struct config *config, const struct setting *setting)
-{
-    return setting->section == NULL ? config->main_section : setting->section;
-}
-
-/* Takes over what the file has for a setting. Returns 0, or -1 with an exception that names the
- * place. */
-ATTACHED static int
-apply_setting(const struct config *config, const struct setting *setting)
-{
-    PyObject *path = config->options->config; /* borrowed */
-    const char *section = section_of(config, setting);
-    PyObject *text = PyObject_CallMethod(config->options->settings, "get", "ss", section,
-                                         setting->key); /* owned */
-    enum parsed parsed =
-        text == NULL ? PARSED_FAILED : setting->apply(config->options, setting, text);
-    if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
-        PyObject *raised = take_exception(); /* owned */
-        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s: %S", path, section, setting->key,
-                     raised);
-        Py_DECREF(raised);
-    }
-    else if (parsed != PARSED_OK && parsed != PARSED_FAILED) {
-        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s must be %s, not %R", path,
-                     section, setting->key, setting->allowed, text);
-    }
-    Py_XDECREF(text);
     return parsed == PARSED_OK ? 0 : -1;
 }
 
-/* Refuses a key of a section of ours that has no row: it may be a misspelt one. */
-ATTACHED static int
-check_key(const struct config *config, const char *section, PyObject *key)
+/* Returns a new set of the options that install() was told itself, or NULL with an exception. */
+ATTACHED static PyObject *
+list_given(PyObject *keywords /* dict, or NULL */)
 {
-    struct text known = {0};
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(settings); i++) {
-        if (strcmp(section_of(config, &settings[i]), section) == 0) {
-            if (PyUnicode_CompareWithASCIIString(key, settings[i].key) == 0) {
-                free_text(&known);
-                return 0;
-            }
-            append_string(&known, known.length == 0 ? "" : ", ");
-            append_string(&known, settings[i].key);
+    PyObject *given = PySet_New(NULL); /* owned, handed to the caller */
+    PyObject *name = NULL;             /* borrowed */
+    PyObject *value = NULL;            /* borrowed */
+    Py_ssize_t position = 0;
+    while (given != NULL && keywords != NULL &&
+           PyDict_Next(keywords, &position, &name, &value)) {
+        if (value != Py_None && PySet_Add(given, name) < 0) {
+            Py_CLEAR(given);
         }
     }
-    append_bytes(&known, "", 1);
-    PyErr_Format(PyExc_ValueError, REFUSED "[%s] %U is not known; it may have %s",
-                 config->options->config, section, key,
-                 known.failed ? "others" : known.bytes);
-    free_text(&known);
-    return -1;
-}
-
-/* Returns 0, or -1 with an exception. */
-ATTACHED static int
-check_section(const struct config *config, const char *section)
-{
-    PyObject *parser = config->options->settings;                          /* borrowed */
-    PyObject *keys = PyObject_CallMethod(parser, "options", "s", section); /* owned */
-    PyObject *defaults =
-        keys == NULL ? NULL : PyObject_CallMethod(parser, "defaults", NULL); /* owned */
-    int result = defaults == NULL ? -1 : 0;
-    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(keys); i++) {
-        PyObject *key = PyList_GET_ITEM(keys, i);   /* borrowed */
-        if (PyMapping_HasKey(defaults, key) == 0) { /* of [DEFAULT], not of this one */
-            result = check_key(config, section, key);
-        }
-    }
-    Py_XDECREF(keys);
-    Py_XDECREF(defaults);
-    return result;
+    return given;
 }
 
 /* Fills in what the file says and install() was not told. Returns 0, or -1 with an exception. */
 ATTACHED static int
 apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
 {
-    struct config config = {.options = options};
-    int result = 0;
+    PyObject *given = NULL;   /* owned */
+    PyObject *said = NULL;    /* owned */
+    PyObject *section = NULL; /* borrowed from it, and so are all of these */
+    PyObject *listen = NULL;
+    PyObject *plugins = NULL;
+    int has_console = 0;
+    int has_debugger = 0;
+    int has_commands = 0;
+    int result = -1;
     if (options->config == NULL) {
         return 0;
     }
-    options->settings = read_config(options->config);
-    if (options->settings != NULL) {
-        config.main_section = find_main_section(options->settings, options->config);
+    given = list_given(keywords);
+    said = given == NULL ? NULL : read_config(options->config, given);
+    if (said == NULL ||
+        !PyArg_ParseTuple(said, "OOOOppp", &options->settings, &section, &listen,
+                          &plugins, &has_console, &has_debugger, &has_commands)) {
+        options->settings = NULL;
+        goto done;
     }
-    if (config.main_section == NULL) {
-        return -1;
-    }
-    for (size_t i = 0; result == 0 && i < Py_ARRAY_LENGTH(settings); i++) {
-        const char *section = section_of(&config, &settings[i]);
-        int has = ask_parser(options->settings, "has_option", section, settings[i].key);
-        result = has < 0 ? -1 : 0;
-        if (has == 1 && !is_given(keywords, settings[i].option)) {
-            result = apply_setting(&config, &settings[i]);
-        }
-        if (result == 0) {
-            result = ask_parser(options->settings, "has_section", section, NULL);
-        }
-        if (result == 1) {
-            result = check_section(&config, section);
-        }
-    }
-    if (!is_given(keywords, "connection_handler")) {
+    Py_INCREF(options->settings);
+    options->plugins = plugins == Py_None ? NULL : Py_NewRef(plugins);
+    options->enable |= has_console ? (unsigned)FEATURE_CONSOLE : 0;
+    options->enable |= has_debugger ? (unsigned)FEATURE_DEBUGGER : 0;
+    if (has_commands) {
         options->connection_handler.kind = HANDLER_COMMANDS;
     }
+    result = listen == Py_None ? 0 : apply_listen(options, section, listen);
+done:
+    Py_XDECREF(given);
+    Py_XDECREF(said);
     return result;
 }
 
