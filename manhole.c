@@ -1031,6 +1031,7 @@ struct module_state {
     PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *completion;   /* function, made at the first completion, NULL before */
     PyObject *library;      /* dict, see import_standard() */
+    PyObject *commands;     /* module, made at the first command shell, NULL before */
     PyObject *probes;       /* tuple, see enum probes_item */
     PyObject *requests;     /* tuple, see enum requests_item */
     PyObject *already_installed;
@@ -11363,567 +11364,425 @@ serve_json(struct session *session, PyObject *locals)
  * prompts are ispyd's.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only while a command or plugin has the client's streams.
- * Nothing here evaluates, imports, formats with or opens what the client types. Its first word is
- * compared with the names of a table, or of the methods that a plugin's class has; what stands
- * behind it is handed over as text.
- * To add a command: a row in the table of its shell. To add a shell: a row in shells[].
+ * The shells are classes of the standard library's cmd.Cmd, in a program that is compiled at the
+ * first visit; what they need of C is the functions of commands_methods[]. Nothing here evaluates,
+ * imports, formats with or opens what the client types: its first word is the rest of the name of a
+ * method, as ASCII letters, digits and "_", and what stands behind it is handed over as text.
+ * To add a command: a row or a method of its shell. To add a shell: a class, and a row in SHELLS.
  * ====================================================================================== */
 
-/* Where a client is: in the outermost shell, or in one inside it. */
-struct visit {
-    struct session *session;
-    PyObject *locals;   /* borrowed mapping, or NULL: for the console */
-    unsigned enabled;   /* bits of enum feature, as they were when the client came */
-    PyObject *settings; /* borrowed RawConfigParser, or None: for the plugins */
-    PyObject *plugins; /* borrowed dict: a class by each name; None for a shell of ours */
-    PyObject *skipped; /* borrowed list of str: the plugins that are broken, and why */
-    const struct shell *shells[2]; /* the commands of this one, and what all have */
-    PyObject *plugin; /* borrowed: whose methods this shell has; NULL: none's */
-    const char *name; /* as the prompt has it */
-    bool no_prompt;
-    bool left; /* the client has left this shell, */
-    bool over; /* and the session with it */
-};
+static const char commands_program[] =
+    "HOW_TO_ENABLE = ('Sorry, the %s is disabled. To enable it: \"enabled = true\" in '\n"
+    "                 'section [%s] of the configuration file, or '\n"
+    "                 'install(enable=%r).')\n"
+    "\n"
+    "def say(text):\n"
+    "    if text:\n"
+    "        write(text if text.endswith('\\n') else text + '\\n')\n"
+    "\n"
+    "def summarize(error):\n"
+    "    try:\n"
+    "        message = str(error)\n"
+    "    except Exception:\n"
+    "        message = ''\n"
+    "    return message or type(error).__name__\n"
+    "\n"
+    /* No docstrings: since 3.13 the compiler takes the indentation out of these. */
+    "def helps(usage, text):\n"
+    "    def add(method):\n"
+    "        method.__doc__ = f'{usage}\\n    {text}'\n"
+    "        return method\n"
+    "    return add\n"
+    "\n"
+    "class Output:\n"
+    "    write = staticmethod(write)\n"
+    "\n"
+    "class Shell(cmd.Cmd):\n"
+    "    feature = None\n"
+    "    def __init__(self, name, outer=None):\n"
+    "        super().__init__(stdout=Output)\n"
+    "        self.name, self.outer = name, outer\n"
+    "        self.shows_prompt = outer is None or outer.shows_prompt\n"
+    /* What Tab completes. */
+    "    def words(self):\n"
+    "        names = self.get_names()\n"
+    "        return sorted({name[3:] for name in names if name[:3] == 'do_'})\n"
+    "    def interact(self):\n"
+    "        left = False\n"
+    "        while not left:\n"
+    "            offer(tuple(self.words()))\n"
+    "            left = self.turn()\n"
+    /* One line. Only SystemExit, and an error of the connection, get out of it. */
+    "    def turn(self):\n"
+    "        prompt = f'({self.name}:{os.getpid()}) ' if self.shows_prompt else ''\n"
+    "        try:\n"
+    "            line = ask(prompt)\n"
+    "            if not line:\n"
+    "                write('\\n')\n"
+    "                raise SystemExit\n"
+    "            return self.onecmd(line)\n"
+    "        except KeyboardInterrupt:\n"
+    "            write('\\nKeyboardInterrupt\\n')\n"
+    "        except Exception as error:\n"
+    "            write(f'*** {summarize(error)}\\n')\n"
+    "    def emptyline(self):\n"
+    "        pass\n"
+    "    def default(self, line):\n"
+    "        raise LookupError(f'Unknown syntax: {line:.80}')\n"
+    "    @helps('exit', 'Leave this shell.')\n"
+    "    def do_exit(self, _):\n"
+    "        return True\n"
+    "    @helps('help [COMMAND]',\n"
+    "           'List the commands, or say what one does; ? is short for it.')\n"
+    "    def do_help(self, topic):\n"
+    "        if not topic:\n"
+    "            return super().do_help('')\n"
+    "        method = getattr(self, 'do_' + topic, None)\n"
+    "        if method is None or not method.__doc__:\n"
+    "            raise LookupError(f'No help on {topic:.80}')\n"
+    "        say(method.__doc__)\n"
+    "    @helps('prompt on|off', 'Show a prompt or none, here and in the shells '\n"
+    "           'that are entered from here.')\n"
+    "    def do_prompt(self, word):\n"
+    "        if word not in ('on', 'off'):\n"
+    "            raise ValueError('A prompt is on or off')\n"
+    "        self.shows_prompt = word == 'on'\n"
+    "\n"
+    /* A class decorator: a method for each row, NAME: (what returns the text, help). */
+    "def shows(rows):\n"
+    "    def add(shell):\n"
+    "        for name, (look, text) in rows.items():\n"
+    "            def do(self, _, look=look):\n"
+    "                say(run(look))\n"
+    "            setattr(shell, 'do_' + name, helps(name, text)(do))\n"
+    "        return shell\n"
+    "    return add\n"
+    "\n"
+    "@shows({\n"
+    "    'cwd': (os.getcwd, 'Show the current working directory of the process.'),\n"
+    "    'egid': (lambda: str(os.getegid()),\n"
+    "             'Show the effective group id of the process.'),\n"
+    "    'euid': (lambda: str(os.geteuid()),\n"
+    "             'Show the effective user id of the process.'),\n"
+    "    'gid': (lambda: str(os.getgid()), 'Show the group id of the process.'),\n"
+    "    'pid': (lambda: str(os.getpid()), 'Show the process id.'),\n"
+    "    'uid': (lambda: str(os.getuid()), 'Show the user id of the process.'),\n"
+    "})\n"
+    "class Process(Shell):\n"
+    "    pass\n"
+    "\n"
+    "@shows({\n"
+    "    'argv': (lambda: str(sys.argv),\n"
+    "             'Show sys.argv, what the process was started with.'),\n"
+    "    'defaultencoding': (sys.getdefaultencoding,\n"
+    "             'Show the encoding that Python takes where none is given.'),\n"
+    "    'environ': (lambda: str(dict(os.environ)),\n"
+    "             'Show os.environ: the environment at the start of Python, and '\n"
+    "             'what was set since.'),\n"
+    "    'executable': (lambda: str(sys.executable),\n"
+    "             'Show sys.executable, the path of the Python that runs.'),\n"
+    "    'filesystemencoding': (sys.getfilesystemencoding,\n"
+    "             'Show the encoding of file names.'),\n"
+    "    'maxint': (lambda: f'{sys.maxsize}\\nPython 3 has no maxint, for its ints '\n"
+    "             'have no limit: this is maxsize.',\n"
+    "             'Show sys.maxsize, for Python 3 has no sys.maxint.'),\n"
+    "    'maxsize': (lambda: str(sys.maxsize),\n"
+    "             'Show sys.maxsize, the most items that a list can have.'),\n"
+    "    'maxunicode': (lambda: str(sys.maxunicode),\n"
+    "             'Show sys.maxunicode, the highest code point of a character.'),\n"
+    "    'path': (lambda: str(sys.path),\n"
+    "             'Show sys.path, where modules are looked for.'),\n"
+    "    'platform': (lambda: str(sys.platform), 'Show sys.platform.'),\n"
+    "    'prefix': (lambda: str(sys.prefix),\n"
+    "             'Show sys.prefix, where Python is installed.'),\n"
+    "    'threads': (lambda: native('threads'), 'Show the stacks of all threads.'),\n"
+    "    'version': (lambda: str(sys.version),\n"
+    "             'Show sys.version, with the compiler and the date of the build.'),\n"
+    "})\n"
+    "class Python(Shell):\n"
+    "    @helps('console', 'Open a Python console in the process, if that is '\n"
+    "           'enabled; exit() leaves it.')\n"
+    "    def do_console(self, _):\n"
+    "        if 'console' in self.outer.enabled:\n"
+    "            console(self.outer.locals)\n"
+    "        else:\n"
+    "            say(HOW_TO_ENABLE % ('Python console', 'python:console', 'console'))\n"
+    "    @helps('modules [GLOB]', 'List the modules that are imported: those in no '\n"
+    "           'package, or those whose names match GLOB (*, ?, [...]).')\n"
+    "    def do_modules(self, glob):\n"
+    "        names = [name for name in list(sys.modules) if isinstance(name, str)]\n"
+    /* While it is matched no other thread runs. */
+    "        if len(glob) > MAX_GLOB:\n"
+    "            raise ValueError(f'A glob has at most {MAX_GLOB} characters')\n"
+    "        if glob:\n"
+    "            names = run(fnmatch.filter, names, glob)\n"
+    "        else:\n"
+    "            names = [name for name in names if '.' not in name]\n"
+    "        say(str(sorted(names)))\n"
+    "\n"
+    "@shows({\n"
+    "    'list': (lambda: native('list'), 'List the probes.'),\n"
+    "    'reset': (lambda: native('reset'),\n"
+    "             'Take all probes away and forget all tracebacks.'),\n"
+    "    'tracebacks': (lambda: native('tracebacks'),\n"
+    "             'List the probes that have kept a traceback.'),\n"
+    "})\n"
+    "class Debugger(Shell):\n"
+    "    feature = 'debugger'\n"
+    "    PROBED = ' module:function | module:Class.method'\n"
+    "    @helps('debug' + PROBED,\n"
+    "           'Run pdb post mortem on the traceback that the probe has kept.')\n"
+    "    def do_debug(self, place):\n"
+    "        say(with_streams(lambda: run(native, 'debug', place)))\n"
+    "    @helps('discard' + PROBED, 'Forget the traceback that the probe has kept.')\n"
+    "    def do_discard(self, place):\n"
+    "        say(run(native, 'discard', place))\n"
+    "    @helps('insert' + PROBED, 'Put a probe around a function: it keeps the '\n"
+    "           'traceback of the last exception that leaves it.')\n"
+    "    def do_insert(self, place):\n"
+    "        say(run(native, 'insert', place))\n"
+    "    @helps('print' + PROBED, 'Show the traceback that the probe has kept.')\n"
+    "    def do_print(self, place):\n"
+    "        say(run(native, 'print', place))\n"
+    "    @helps('remove' + PROBED, 'Take the probe away: the function is what it was.')\n"
+    "    def do_remove(self, place):\n"
+    "        say(run(native, 'remove', place))\n"
+    "\n"
+    "@shows({\n"
+    "    'requests': (lambda: native('requests'),\n"
+    "             'Show the requests in flight: since when, their environ, and '\n"
+    "             'the stack.'),\n"
+    "})\n"
+    "class Wsgi(Shell):\n"
+    "    pass\n"
+    "\n"
+    "SHELLS = {'debugger': Debugger, 'process': Process, 'python': Python,\n"
+    "          'wsgi': Wsgi}\n"
+    "\n"
+    "def with_streams(act):\n"
+    "    open_streams()\n"
+    "    try:\n"
+    "        return act()\n"
+    "    finally:\n"
+    "        close_streams()\n"
+    "\n"
+    /* Of a plugin that is not ours: the methods do_NAME of its class are commands, too. */
+    "class Plugin(Shell):\n"
+    "    def __init__(self, name, outer, plugin):\n"
+    "        self.plugin = plugin\n"
+    "        super().__init__(name, outer)\n"
+    "    def get_names(self):\n"
+    "        return super().get_names() + dir(type(self.plugin))\n"
+    "    def __getattr__(self, name):\n"
+    "        if name[:3] != 'do_' or name not in dir(type(self.plugin)):\n"
+    "            raise AttributeError(name)\n"
+    "        method = getattr(self.plugin, name)\n"
+    "        def do(argument):\n"
+    "            return self.call(method, argument)\n"
+    "        do.__doc__ = method.__doc__\n"
+    "        return do\n"
+    /* What it returns, as a bool; None: it has raised, and the client has seen the traceback. */
+    "    def call(self, method, *arguments):\n"
+    "        try:\n"
+    "            return run(lambda: bool(method(*arguments)))\n"
+    "        except Exception as error:\n"
+    "            frames = error.__traceback__.tb_next.tb_next\n"
+    "            lines = run(traceback.format_exception, type(error), error, frames)\n"
+    "            write(''.join(lines))\n"
+    "    def call_optional(self, name, *arguments):\n"
+    "        method = getattr(self.plugin, name, None)\n"
+    "        return False if method is None else self.call(method, *arguments)\n"
+    "    def visit(self):\n"
+    "        self.plugin.stdin = self.outer.input\n"
+    "        self.plugin.stdout = sys.stdout\n"
+    "        if self.call_optional('activate', self.outer.settings) is False:\n"
+    "            try:\n"
+    "                self.interact()\n"
+    "            finally:\n"
+    "                self.call_optional('shutdown')\n"
+    "\n"
+    "class Root(Shell):\n"
+    "    def __init__(self, enabled, settings, locals, input):\n"
+    "        super().__init__('manhole')\n"
+    "        self.enabled, self.settings = enabled, settings\n"
+    "        self.locals, self.input = locals, input\n"
+    "        self.plugins, self.skipped = {}, []\n"
+    "    def words(self):\n"
+    "        return super().words() + list(self.plugins)\n"
+    /* A broken one costs nobody more than itself. */
+    "    def load(self, entries):\n"
+    "        for entry in entries:\n"
+    "            try:\n"
+    "                run(self.add, entry)\n"
+    "            except Exception as error:\n"
+    "                self.skipped.append(f'{entry}: {error!r}')\n"
+    "                log(self.skipped[-1])\n"
+    /* Ours are named so, or by ispyd's name for them, "ispyd.plugins.python:PythonShell". */
+    "    def add(self, entry):\n"
+    "        ours = entry\n"
+    "        if entry.startswith('ispyd.plugins.'):\n"
+    "            ours = entry[14:].partition(':')[0]\n"
+    "        if entry == '%(builtins)s':\n"
+    "            self.plugins.update(SHELLS)\n"
+    "        elif ours in SHELLS:\n"
+    "            self.plugins[ours] = SHELLS[ours]\n"
+    "        else:\n"
+    "            self.add_foreign(entry)\n"
+    "    def add_foreign(self, entry):\n"
+    "        module, colon, name = entry.partition(':')\n"
+    "        if not colon or ':' in name:\n"
+    "            raise ValueError('a plugin is named as module:Class')\n"
+    "        plugin = getattr(importlib.import_module(module), name)\n"
+    "        name = plugin.name\n"
+    "        if not (isinstance(name, str) and name.isidentifier() and\n"
+    "                len(name) <= MAX_PLUGIN_NAME):\n"
+    "            raise ValueError(f'its name is {name!r:.80}, not an identifier of at '\n"
+    "                             f'most {MAX_PLUGIN_NAME} characters')\n"
+    "        if name in SHELLS or name in self.plugins:\n"
+    "            raise ValueError(f'another plugin is named {name!r}')\n"
+    "        self.plugins[name] = plugin\n"
+    "    @helps('plugins', 'List the plugins: what shell enters.')\n"
+    "    def do_plugins(self, _):\n"
+    "        say('\\nskipped: '.join([str(sorted(self.plugins))] + self.skipped))\n"
+    "    @helps('shell NAME',\n"
+    "           'Enter the shell of a plugin; !NAME is short for it, exit leaves it.')\n"
+    "    def do_shell(self, name):\n"
+    "        plugin = self.plugins.get(name)\n"
+    "        if plugin is None:\n"
+    "            raise LookupError(f'There is no plugin named {name!r:.80}; '\n"
+    "                              '\"plugins\" lists them')\n"
+    "        if SHELLS.get(name) is not plugin:\n"
+    "            with_streams(lambda: Plugin(name, self, run(plugin)).visit())\n"
+    "        elif plugin.feature is None or plugin.feature in self.enabled:\n"
+    "            plugin(name, self).interact()\n"
+    "        else:\n"
+    "            say(HOW_TO_ENABLE % (f'{name} plugin', name, name))\n"
+    "\n"
+    "def visit(enabled, settings, entries, locals, input):\n"
+    "    root = Root(enabled, settings, locals, input)\n"
+    "    root.load(['%(builtins)s'] if entries is None else entries)\n"
+    "    root.interact()\n";
 
-/* What a command returns is shown to the client: a new str, or None for nothing; or NULL with an
- * exception, whose message is shown. */
-struct command {
-    const char *name;
-    const char *arguments; /* as help shows them; NULL: it takes none */
-    const char *help;
-    /* One of these. An attribute that can be called is. */
-    const char *module;
-    const char *attribute;
-    PyObject *(*look)(void);
-    PyObject *(*act)(PyObject *argument);
-    PyObject *(*steer)(struct visit *visit, PyObject *argument);
-    bool talks; /* sys.stdin and sys.stdout are the client's meanwhile */
-};
+/* ---- What that program calls ----------------------------------------------------------- */
 
-struct shell {
-    const char *name;
-    const struct command *commands;
-    size_t count;
-    enum feature feature; /* without which nobody gets in; 0: everybody does */
-};
-
-/* For a format: the section, the name. */
-#define HOW_TO_ENABLE                                                                    \
-  "To enable it: \"enabled = true\" in section [%s] of the configuration file, or "      \
-  "install(enable='%s')."
-
-/* ---- What the commands do -------------------------------------------------------------- */
-
-/* Returns a new str, or NULL with an exception. */
+/* ask(prompt): a line from the client; '' at its end. */
 ATTACHED static PyObject *
-show_attribute(const struct command *command)
+commands_ask(PyObject *module, PyObject *prompt)
 {
-    PyObject *module = PyImport_ImportModule(command->module); /* owned */
-    PyObject *value = NULL;                                    /* owned */
-    PyObject *text = NULL; /* new, handed to the caller */
-    if (module != NULL) {
-        value = PyObject_GetAttrString(module, command->attribute);
-    }
-    if (value != NULL && PyCallable_Check(value)) {
-        Py_SETREF(value, PyObject_CallNoArgs(value));
-    }
-    if (value != NULL) {
-        text = PyObject_Str(value);
-    }
-    Py_XDECREF(module);
-    Py_XDECREF(value);
-    return text;
+    const char *text = PyUnicode_AsUTF8(prompt);
+    (void)module;
+    return text == NULL ? NULL : ask_line(current_session, text);
 }
 
-/* As a dict, as ispyd shows it. */
+/* run(callable, *arguments): in there, and nowhere else in the program, the client can interrupt. */
 ATTACHED static PyObject *
-show_environ(void)
+commands_run(PyObject *module, PyObject *callable_and_arguments)
 {
-    PyObject *os = PyImport_ImportModule("os"); /* owned */
-    PyObject *variables = NULL;                 /* owned */
-    PyObject *copy = NULL;                      /* owned */
-    PyObject *text = NULL;                      /* new, handed to the caller */
-    if (os != NULL) {
-        variables = PyObject_GetAttrString(os, "environ");
+    PyObject *arguments =
+        PyTuple_GetSlice(callable_and_arguments, 1, PY_SSIZE_T_MAX); /* owned */
+    PyObject *result = NULL; /* new, handed to the caller */
+    (void)module;
+    if (arguments != NULL) {
+        begin_running(current_session);
+        result =
+            PyObject_CallObject(PyTuple_GET_ITEM(callable_and_arguments, 0), arguments);
+        end_running(current_session);
+        Py_DECREF(arguments);
     }
-    if (variables != NULL) {
-        copy = PyObject_CallMethod(variables, "copy", NULL);
-    }
-    if (copy != NULL) {
-        text = PyObject_Repr(copy);
-    }
-    Py_XDECREF(os);
-    Py_XDECREF(variables);
-    Py_XDECREF(copy);
-    return text;
-}
-
-ATTACHED static PyObject *
-show_maxint(void)
-{
-    return PyUnicode_FromFormat(
-        "%zd\nPython 3 has no maxint, for its ints have no limit: this is maxsize.",
-        PY_SSIZE_T_MAX);
-}
-
-/* Returns a new list of the names in sys.modules: all, or those that are in no package. */
-ATTACHED static PyObject *
-list_modules(bool all)
-{
-    PyObject *keys = PySequence_List(PyImport_GetModuleDict()); /* owned */
-    PyObject *names = NULL; /* owned, handed to the caller */
-    if (keys != NULL) {
-        names = PyList_New(0);
-    }
-    for (Py_ssize_t i = 0; names != NULL && i < PyList_GET_SIZE(keys); i++) {
-        PyObject *name = PyList_GET_ITEM(keys, i); /* borrowed */
-        bool wanted =
-            PyUnicode_Check(name) &&
-            (all || PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1) < 0);
-        if (wanted && PyList_Append(names, name) < 0) {
-            Py_CLEAR(names);
-        }
-    }
-    Py_XDECREF(keys);
-    return names;
-}
-
-/* Returns those of the names that match, new; takes over the list. A longer glob is refused: while
- * it is matched no other thread runs. */
-ATTACHED static PyObject *
-filter_names(PyObject *names /* new, or NULL with an exception */, PyObject *glob)
-{
-    PyObject *fnmatch = NULL; /* owned */
-    PyObject *found = NULL;   /* new, handed to the caller */
-    if (PyUnicode_GetLength(glob) > MAX_GLOB) {
-        PyErr_Format(PyExc_ValueError, "A glob has at most %d characters", MAX_GLOB);
-    }
-    else if (names != NULL) {
-        fnmatch = import_standard("fnmatch");
-    }
-    if (fnmatch != NULL) {
-        found = PyObject_CallMethod(fnmatch, "filter", "OO", names, glob);
-    }
-    Py_XDECREF(names);
-    Py_XDECREF(fnmatch);
-    return found;
-}
-
-ATTACHED static PyObject *
-show_modules(PyObject *glob)
-{
-    bool all = PyUnicode_GetLength(glob) > 0;
-    PyObject *names = list_modules(all); /* owned */
-    PyObject *text = NULL;               /* new, handed to the caller */
-    if (all) {
-        names = filter_names(names, glob);
-    }
-    if (names != NULL && PyList_Sort(names) == 0) {
-        text = PyObject_Repr(names);
-    }
-    Py_XDECREF(names);
-    return text;
-}
-
-/* ---- A shell at work ------------------------------------------------------------------- */
-
-/* Adds a name to a list, unless it is there. Returns 0, or -1 with an exception. */
-ATTACHED static int
-add_name(PyObject *names, const char *name)
-{
-    PyObject *text = PyUnicode_FromString(name); /* owned */
-    int has = text == NULL ? -1 : PySequence_Contains(names, text);
-    int result = has == 0 ? PyList_Append(names, text) : has;
-    Py_XDECREF(text);
-    return result < 0 ? -1 : 0;
-}
-
-/* Adds the names of a plugin's methods do_NAME, less the prefix. By its class: nothing that the
- * instance makes up is one. Returns 0, or -1 with an exception. */
-ATTACHED static int
-add_methods(PyObject *names, PyObject *plugin)
-{
-    static const char prefix[] = "do_";
-    PyObject *attributes = PyObject_Dir((PyObject *)Py_TYPE(plugin)); /* owned */
-    int result = attributes == NULL ? -1 : 0;
-    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(attributes); i++) {
-        const char *name = PyUnicode_AsUTF8(PyList_GET_ITEM(attributes, i));
-        if (name == NULL) {
-            result = -1;
-        }
-        else if (strncmp(name, prefix, sizeof(prefix) - 1) == 0) {
-            result = add_name(names, name + sizeof(prefix) - 1);
-        }
-    }
-    Py_XDECREF(attributes);
     return result;
 }
 
-ATTACHED static int
-add_commands(PyObject *names, const struct shell *shell)
-{
-    int result = 0;
-    for (size_t i = 0; result == 0 && i < shell->count; i++) {
-        result = add_name(names, shell->commands[i].name);
-    }
-    return result;
-}
-
-/* Returns a new sorted list of the commands there are, or NULL with an exception. */
 ATTACHED static PyObject *
-list_commands(const struct visit *visit)
+commands_write(PyObject *module, PyObject *text)
 {
-    PyObject *names = PyList_New(0); /* owned, handed to the caller */
-    if (names != NULL &&
-        (add_commands(names, visit->shells[0]) < 0 ||
-         add_commands(names, visit->shells[1]) < 0 ||
-         (visit->plugin != NULL && add_methods(names, visit->plugin) < 0) ||
-         PyList_Sort(names) < 0)) {
-        Py_CLEAR(names);
-    }
-    return names;
+    (void)module;
+    return write_client_str(current_session, text) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* The words that the client's Tab completes: commands, and in the outermost shell also the names of
- * the others. Never raises. */
-ATTACHED static void
-offer_words(const struct visit *visit)
+/* offer(words): a tuple of what may be typed next. */
+ATTACHED static PyObject *
+commands_offer(PyObject *module, PyObject *words)
 {
-    PyObject *words = list_commands(visit); /* owned */
-    PyObject *more = NULL;                  /* owned */
-    if (words != NULL && visit->plugin == NULL && visit->shells[0]->name == NULL) {
-        more = PySequence_InPlaceConcat(words, visit->plugins);
-    }
-    set_names(visit->session, words == NULL ? NULL : PyList_AsTuple(words));
-    PyErr_Clear();
-    Py_XDECREF(words);
-    Py_XDECREF(more);
+    (void)module;
+    set_names(current_session, Py_NewRef(words));
+    return Py_NewRef(Py_None);
 }
 
-ATTACHED static const struct command *
-find_command(const struct visit *visit, PyObject *word)
+ATTACHED static PyObject *
+commands_open_streams(PyObject *module, PyObject *unused)
 {
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(visit->shells); i++) {
-        const struct shell *shell = visit->shells[i];
-        for (size_t j = 0; j < shell->count; j++) {
-            if (PyUnicode_CompareWithASCIIString(word, shell->commands[j].name) == 0) {
-                return &shell->commands[j];
-            }
+    (void)module;
+    (void)unused;
+    return open_streams(current_session) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+ATTACHED static PyObject *
+commands_close_streams(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    close_streams(current_session);
+    return Py_NewRef(Py_None);
+}
+
+ATTACHED static PyObject *
+commands_log(PyObject *module, PyObject *skipped)
+{
+    const char *text = PyUnicode_AsUTF8(skipped);
+    (void)module;
+    if (text != NULL) {
+        log_line("Plugin skipped: %s", text);
+        deliver_log();
+    }
+    return text == NULL ? NULL : Py_NewRef(Py_None);
+}
+
+/* native(name[, argument]): what other rooms have, as text. */
+ATTACHED static PyObject *
+commands_native(PyObject *module, PyObject *arguments)
+{
+    static const struct {
+        const char *name;
+        PyObject *(*look)(void); /* one of these */
+        PyObject *(*act)(PyObject *argument);
+    } natives[] = {
+        {.name = "debug", .act = debug_probe},
+        {.name = "discard", .act = discard_probe},
+        {.name = "insert", .act = insert_probe},
+        {.name = "list", .look = list_probes},
+        {.name = "print", .act = print_probe},
+        {.name = "remove", .act = remove_probe},
+        {.name = "requests", .look = describe_requests},
+        {.name = "reset", .look = reset_probes},
+        {.name = "threads", .look = make_dump},
+        {.name = "tracebacks", .look = probe_tracebacks},
+    };
+    const char *name = NULL;
+    PyObject *argument = NULL; /* borrowed */
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "s|O", &name, &argument)) {
+        return NULL;
+    }
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(natives); i++) {
+        if (strcmp(natives[i].name, name) == 0) {
+            return natives[i].look != NULL ? natives[i].look() : natives[i].act(argument);
         }
     }
+    PyErr_SetString(PyExc_LookupError, name);
     return NULL;
 }
 
-/* Whether the plugin whose shell this is has a command; never what is a command of ours. */
-ATTACHED static bool
-has_method(const struct visit *visit, PyObject *word)
-{
-    PyObject *names = visit->plugin == NULL ? NULL : PyList_New(0); /* owned */
-    bool has = names != NULL && add_methods(names, visit->plugin) == 0 &&
-               PySequence_Contains(names, word) == 1;
-    PyErr_Clear();
-    Py_XDECREF(names);
-    return has;
-}
-
-/* The method do_WORD. Returns a new reference, or NULL with an exception. */
+/* console(locals): the Python console, on the client's own lines. */
 ATTACHED static PyObject *
-get_method(PyObject *plugin, PyObject *word)
+commands_console(PyObject *module, PyObject *locals)
 {
-    PyObject *name = PyUnicode_FromFormat("do_%U", word); /* owned */
-    PyObject *method = NULL;                              /* new, handed to the caller */
-    if (name != NULL) {
-        method = PyObject_GetAttr(plugin, name);
-        Py_DECREF(name);
-    }
-    return method;
-}
-
-/* What became of a plugin's code. */
-enum reply {
-    REPLY_INTERRUPTED = -1, /* with an exception that is not its own */
-    REPLY_FALSE,
-    REPLY_TRUE,
-    REPLY_RAISED, /* and the client has seen the traceback */
-};
-
-/* Calls what a plugin has. */
-ATTACHED static enum reply
-call_plugin(struct session *session, PyObject *callable /* new: taken over, or NULL */,
-            PyObject *argument /* or NULL */)
-{
-    PyObject *result = NULL;    /* owned */
-    PyObject *traceback = NULL; /* owned */
-    enum reply reply = REPLY_INTERRUPTED;
-    begin_running(session);
-    if (callable != NULL) {
-        result = argument == NULL ? PyObject_CallNoArgs(callable)
-                                  : PyObject_CallOneArg(callable, argument);
-    }
-    end_running(session);
-    if (result != NULL) {
-        reply = PyObject_IsTrue(result) == 1 ? REPLY_TRUE : REPLY_FALSE;
-        PyErr_Clear();
-    }
-    else if (PyErr_ExceptionMatches(PyExc_Exception)) {
-        PyObject *raised = take_exception(); /* owned */
-        traceback = format_exception(session, raised);
-        Py_DECREF(raised);
-    }
-    if (traceback != NULL && write_client_str(session, traceback) == 0) {
-        reply = REPLY_RAISED;
-    }
-    Py_XDECREF(callable);
-    Py_XDECREF(result);
-    Py_XDECREF(traceback);
-    return reply;
-}
-
-/* The same for a method that a plugin need not have: without it the reply is false. */
-ATTACHED static enum reply
-call_optional(struct session *session, PyObject *plugin, const char *name,
-              PyObject *argument /* or NULL */)
-{
-    return PyObject_HasAttrString(plugin, name)
-               ? call_plugin(session, PyObject_GetAttrString(plugin, name), argument)
-               : REPLY_FALSE;
-}
-
-/* Runs a plugin's command. One that returns what is true ends its shell, as in module cmd. */
-ATTACHED static PyObject *
-call_method(struct visit *visit, PyObject *word, PyObject *argument)
-{
-    enum reply reply =
-        call_plugin(visit->session, get_method(visit->plugin, word), argument);
-    visit->left = visit->left || reply == REPLY_TRUE;
-    return reply == REPLY_INTERRUPTED ? NULL : Py_NewRef(Py_None);
-}
-
-ATTACHED static PyObject *
-call_command(struct visit *visit, const struct command *command, PyObject *argument)
-{
-    struct session *session = visit->session;
-    PyObject *result = NULL; /* new, handed to the caller */
-    if (command->steer != NULL) {
-        return command->steer(visit, argument);
-    }
-    if (command->talks && open_streams(session) < 0) {
-        return NULL;
-    }
-    begin_running(session);
-    result = command->act != NULL    ? command->act(argument)
-             : command->look != NULL ? command->look()
-                                     : show_attribute(command);
-    end_running(session);
-    if (command->talks) {
-        PyObject *raised = take_exception(); /* owned, or NULL */
-        close_streams(session);
-        put_back_exception(raised);
-    }
-    return result;
-}
-
-static bool
-is_of_word(Py_UCS4 c)
-{
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           c == '_';
-}
-
-/* Takes a line apart as module cmd does: a word of ASCII letters, digits and "_", of which "?" and
- * "!" are short forms, and what stands behind it. Returns 0, or -1 with an exception. */
-ATTACHED static int
-split_line(PyObject *line, PyObject **word /* new */, PyObject **argument /* new */)
-{
-    PyObject *rest = NULL; /* owned */
-    Py_ssize_t length = PyUnicode_GetLength(line);
-    Py_ssize_t behind = 0;
-    Py_UCS4 first = length == 0 ? 0 : PyUnicode_ReadChar(line, 0);
-    while (behind < length && is_of_word(PyUnicode_ReadChar(line, behind))) {
-        behind++;
-    }
-    if (first == '?' || first == '!') {
-        behind = 1;
-        *word = PyUnicode_FromString(first == '?' ? "help" : "shell");
-    }
-    else {
-        *word = PyUnicode_Substring(line, 0, behind);
-    }
-    if (*word != NULL) {
-        rest = PyUnicode_Substring(line, behind, length);
-    }
-    if (rest != NULL) {
-        *argument = PyObject_CallMethod(rest, "strip", NULL);
-        Py_DECREF(rest);
-    }
-    return *argument == NULL ? -1 : 0;
-}
-
-/* Shows a str with a newline behind it, as print() would. Returns 0, or -1 with an exception. */
-ATTACHED static int
-show_result(struct session *session, PyObject *result)
-{
-    if (result == Py_None || PyUnicode_GetLength(result) == 0) {
-        return 0;
-    }
-    return write_client_str(session, result) < 0 ||
-                   (!ends_line(result) && write_client(session, "\n", 1) < 0)
-               ? -1
-               : 0;
-}
-
-/* What the client is told of an exception. Returns a new str, or NULL with an exception. */
-ATTACHED static PyObject *
-summarize_exception(PyObject *raised)
-{
-    PyObject *message = NULL; /* owned */
-    PyObject *text = NULL;    /* new, handed to the caller */
-    if (PyErr_GivenExceptionMatches(raised, PyExc_KeyboardInterrupt)) {
-        return PyUnicode_FromString("\nKeyboardInterrupt\n");
-    }
-    message = PyObject_Str(raised);
-    PyErr_Clear();
-    if (message == NULL || PyUnicode_GetLength(message) == 0) {
-        text = PyUnicode_FromFormat("*** %s\n", Py_TYPE(raised)->tp_name);
-    }
-    else {
-        text = PyUnicode_FromFormat("*** %U\n", message);
-    }
-    Py_XDECREF(message);
-    return text;
-}
-
-/* Tells the client of the exception that is set, which only costs what it has typed; unless it is
- * SystemExit, or the session is over. */
-ATTACHED static void
-settle_exception(struct visit *visit)
-{
-    PyObject *raised = NULL; /* owned */
-    PyObject *text = NULL;   /* owned */
-    if (visit->over) {
-        return;
-    }
-    raised = take_exception();
-    visit->over = PyErr_GivenExceptionMatches(raised, PyExc_SystemExit) != 0;
-    if (!visit->over) {
-        text = summarize_exception(raised);
-        visit->over = text == NULL || write_client_str(visit->session, text) < 0;
-    }
-    Py_DECREF(raised);
-    Py_XDECREF(text);
-}
-
-/* Runs what the client has typed, without blanks around it. Returns as a command does. */
-ATTACHED static PyObject *
-run_words(struct visit *visit, PyObject *line)
-{
-    PyObject *word = NULL;     /* owned */
-    PyObject *argument = NULL; /* owned */
-    PyObject *result = NULL;   /* new, handed to the caller */
-    const struct command *command = NULL;
-    if (split_line(line, &word, &argument) < 0) {
-        goto done;
-    }
-    command = find_command(visit, word);
-    if (command != NULL) {
-        result = call_command(visit, command, argument);
-    }
-    else if (has_method(visit, word)) {
-        result = call_method(visit, word, argument);
-    }
-    else {
-        PyErr_Format(PyExc_LookupError, "Unknown syntax: %.80U", line);
-    }
-done:
-    Py_XDECREF(word);
-    Py_XDECREF(argument);
-    return result;
-}
-
-ATTACHED static void
-obey_line(struct visit *visit, PyObject *line)
-{
-    PyObject *bare = PyObject_CallMethod(line, "strip", NULL); /* owned */
-    PyObject *result = NULL;                                   /* owned */
-    if (bare != NULL && PyUnicode_GetLength(bare) > 0) {
-        result = run_words(visit, bare);
-    }
-    if (result != NULL) {
-        visit->over = show_result(visit->session, result) < 0 || visit->over;
-    }
-    if (PyErr_Occurred()) {
-        settle_exception(visit);
-    }
-    Py_XDECREF(bare);
-    Py_XDECREF(result);
-}
-
-/* Prompt, line, prompt, line, until the client leaves the shell. Returns with an exception set when
- * it was one that ended the session. */
-ATTACHED static void
-run_shell(struct visit *visit)
-{
-    offer_words(visit);
-    while (!visit->left && !visit->over) {
-        char prompt[200] = "";
-        PyObject *line = NULL; /* owned */
-        if (!visit->no_prompt) {
-            (void)snprintf(prompt, sizeof(prompt), "(%s:%ld) ", visit->name,
-                           (long)getpid());
-        }
-        line = ask_line(visit->session, prompt);
-        if (line == NULL && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-            settle_exception(visit);
-        }
-        else if (line == NULL) {
-            visit->over = true;
-        }
-        else if (PyUnicode_GetLength(line) == 0) {
-            (void)write_client(visit->session, "\n", 1);
-            visit->over = true;
-        }
-        else {
-            obey_line(visit, line);
-        }
-        Py_XDECREF(line);
-    }
-}
-
-/* Runs a shell inside this one. Returns None, or NULL with an exception. */
-ATTACHED static PyObject *
-enter_shell(struct visit *visit, const struct shell *shell, const char *name,
-            PyObject *plugin /* or NULL */)
-{
-    struct visit inner = *visit;
-    inner.shells[0] = shell;
-    inner.name = name;
-    inner.plugin = plugin;
-    run_shell(&inner);
-    visit->over = inner.over;
-    if (!visit->over) {
-        offer_words(visit);
-    }
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-}
-
-/* ---- python ---------------------------------------------------------------------------- */
-
-/* The console, on the client's own lines; the shell goes on behind it. */
-ATTACHED static PyObject *
-enter_console(struct visit *visit, PyObject *unused)
-{
-    struct session *session = visit->session;
-    PyObject *leave = NULL;  /* owned */
+    struct session *session = current_session;
+    PyObject *leave = PyObject_GetAttrString(manhole.module, "_exit"); /* owned */
     PyObject *raised = NULL; /* owned, or NULL */
-    (void)unused;
-    if ((visit->enabled & FEATURE_CONSOLE) == 0) {
-        return PyUnicode_FromFormat(
-            "Sorry, the Python console is disabled. " HOW_TO_ENABLE, "python:console",
-            "console");
-    }
-    leave = PyObject_GetAttrString(manhole.module, "_exit");
+    (void)module;
     if (leave != NULL) {
-        set_names(session, make_names(visit->locals, session->wish->live_names));
+        set_names(session, make_names(locals == Py_None ? NULL : locals,
+                                      session->wish->live_names));
     }
     if (leave != NULL && session->names != NULL &&
         PyDict_SetItemString(session->names, "exit", leave) == 0 &&
@@ -11933,529 +11792,116 @@ enter_console(struct visit *visit, PyObject *unused)
     }
     raised = take_exception();
     close_streams(session);
-    offer_words(visit);
     put_back_exception(raised);
     Py_XDECREF(leave);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-static const struct command python_commands[] = {
-    {.name = "argv",
-     .module = "sys",
-     .attribute = "argv",
-     .help = "Show sys.argv, what the process was started with."},
-    {.name = "console",
-     .steer = enter_console,
-     .help =
-         "Open a Python console in the process, if that is enabled; exit() leaves it."},
-    {.name = "defaultencoding",
-     .module = "sys",
-     .attribute = "getdefaultencoding",
-     .help = "Show the encoding that Python takes where none is given."},
-    {.name = "environ",
-     .look = show_environ,
-     .help =
-         "Show os.environ: the environment at Python's start, and what was set since."},
-    {.name = "executable",
-     .module = "sys",
-     .attribute = "executable",
-     .help = "Show sys.executable, the path of the Python that runs."},
-    {.name = "filesystemencoding",
-     .module = "sys",
-     .attribute = "getfilesystemencoding",
-     .help = "Show the encoding of file names."},
-    {.name = "maxint",
-     .look = show_maxint,
-     .help = "Show sys.maxsize, for Python 3 has no sys.maxint."},
-    {.name = "maxsize",
-     .module = "sys",
-     .attribute = "maxsize",
-     .help = "Show sys.maxsize, the most items that a list can have."},
-    {.name = "maxunicode",
-     .module = "sys",
-     .attribute = "maxunicode",
-     .help = "Show sys.maxunicode, the highest code point of a character."},
-    {.name = "modules",
-     .arguments = "[GLOB]",
-     .act = show_modules,
-     .help = "List the modules that are imported: those in no package, or those whose "
-             "names match GLOB (*, ?, [...])."},
-    {.name = "path",
-     .module = "sys",
-     .attribute = "path",
-     .help = "Show sys.path, where modules are looked for."},
-    {.name = "platform",
-     .module = "sys",
-     .attribute = "platform",
-     .help = "Show sys.platform."},
-    {.name = "prefix",
-     .module = "sys",
-     .attribute = "prefix",
-     .help = "Show sys.prefix, where Python is installed."},
-    {.name = "threads", .look = make_dump, .help = "Show the stacks of all threads."},
-    {.name = "version",
-     .module = "sys",
-     .attribute = "version",
-     .help = "Show sys.version, with the compiler and the date of the build."},
+static PyMethodDef commands_methods[] = {
+    {"ask", commands_ask, METH_O, NULL},
+    {"close_streams", commands_close_streams, METH_NOARGS, NULL},
+    {"console", commands_console, METH_O, NULL},
+    {"log", commands_log, METH_O, NULL},
+    {"native", commands_native, METH_VARARGS, NULL},
+    {"offer", commands_offer, METH_O, NULL},
+    {"open_streams", commands_open_streams, METH_NOARGS, NULL},
+    {"run", commands_run, METH_VARARGS, NULL},
+    {"write", commands_write, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
 };
 
-/* ---- process --------------------------------------------------------------------------- */
-
-static const struct command process_commands[] = {
-    {.name = "cwd",
-     .module = "os",
-     .attribute = "getcwd",
-     .help = "Show the current working directory of the process."},
-    {.name = "egid",
-     .module = "os",
-     .attribute = "getegid",
-     .help = "Show the effective group id of the process."},
-    {.name = "euid",
-     .module = "os",
-     .attribute = "geteuid",
-     .help = "Show the effective user id of the process."},
-    {.name = "gid",
-     .module = "os",
-     .attribute = "getgid",
-     .help = "Show the group id of the process."},
-    {.name = "pid",
-     .module = "os",
-     .attribute = "getpid",
-     .help = "Show the process id."},
-    {.name = "uid",
-     .module = "os",
-     .attribute = "getuid",
-     .help = "Show the user id of the process."},
-};
-
-/* ---- debugger, wsgi -------------------------------------------------------------------- */
-
-#define PROBED "module:function | module:Class.method"
-
-static const struct command debugger_commands[] = {
-    {.name = "debug",
-     .arguments = PROBED,
-     .act = debug_probe,
-     .talks = true,
-     .help = "Run pdb post mortem on the traceback that the probe has kept."},
-    {.name = "discard",
-     .arguments = PROBED,
-     .act = discard_probe,
-     .help = "Forget the traceback that the probe has kept."},
-    {.name = "insert",
-     .arguments = PROBED,
-     .act = insert_probe,
-     .help =
-         "Put a probe around a function: it keeps the traceback of the last exception "
-         "that leaves it."},
-    {.name = "list", .look = list_probes, .help = "List the probes."},
-    {.name = "print",
-     .arguments = PROBED,
-     .act = print_probe,
-     .help = "Show the traceback that the probe has kept."},
-    {.name = "remove",
-     .arguments = PROBED,
-     .act = remove_probe,
-     .help = "Take the probe away: the function is what it was."},
-    {.name = "reset",
-     .look = reset_probes,
-     .help = "Take all probes away and forget all tracebacks."},
-    {.name = "tracebacks",
-     .look = probe_tracebacks,
-     .help = "List the probes that have kept a traceback."},
-};
-
-static const struct command wsgi_commands[] = {
-    {.name = "requests",
-     .look = describe_requests,
-     .help = "Show the requests in flight: since when, their environ, and the stack."},
-};
-
-/* ---- The outermost shell --------------------------------------------------------------- */
-
-#define SHELL(shell_name, needs)                                                         \
-  {                                                                                      \
-    .name = #shell_name, .commands = shell_name##_commands,                              \
-    .count = Py_ARRAY_LENGTH(shell_name##_commands), .feature = (needs)                  \
-  }
-
-static const struct shell shells[] = {
-    SHELL(debugger, FEATURE_DEBUGGER),
-    SHELL(process, 0),
-    SHELL(python, 0),
-    SHELL(wsgi, 0),
-};
-
-static const struct shell *
-find_shell(PyObject *name)
-{
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(shells); i++) {
-        if (PyUnicode_CompareWithASCIIString(name, shells[i].name) == 0) {
-            return &shells[i];
-        }
-    }
-    return NULL;
-}
-
-/* Runs the shell of a plugin that is not ours: its object is made for this visit. */
+/* Returns a new module in which the program has run, or NULL with an exception. */
 ATTACHED static PyObject *
-enter_plugin(struct visit *visit, PyObject *name, PyObject *type)
+make_commands(void)
 {
-    static const struct shell no_commands = {.name = "", .count = 0};
-    struct session *session = visit->session;
-    PyObject *output = NULL; /* owned */
-    PyObject *plugin = NULL; /* owned */
-    PyObject *raised = NULL; /* owned, or NULL */
-    const char *text = PyUnicode_AsUTF8(name);
-    if (text == NULL || open_streams(session) < 0) {
-        return NULL;
+    static const char *const modules[] = {"cmd", "fnmatch", "importlib",
+                                          "os",  "sys",     "traceback"};
+    PyObject *commands =
+        PyModule_New("manhole.commands"); /* owned, handed to the caller */
+    PyObject *result = NULL;              /* owned */
+    PyObject *names = commands == NULL ? NULL : PyModule_GetDict(commands); /* borrowed */
+    bool made = commands != NULL &&
+                PyModule_AddFunctions(commands, commands_methods) == 0 &&
+                PyModule_AddIntMacro(commands, MAX_GLOB) == 0 &&
+                PyModule_AddIntMacro(commands, MAX_PLUGIN_NAME) == 0 &&
+                PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) == 0;
+    for (size_t i = 0; made && i < Py_ARRAY_LENGTH(modules); i++) {
+        PyObject *module = import_standard(modules[i]); /* owned */
+        made = module != NULL && PyDict_SetItemString(names, modules[i], module) == 0;
+        Py_XDECREF(module);
     }
-    output = get_sys("stdout");
-    begin_running(session);
-    plugin = PyObject_CallNoArgs(type);
-    end_running(session);
-    if (plugin != NULL && output != NULL &&
-        PyObject_SetAttrString(plugin, "stdin", session->input) == 0 &&
-        PyObject_SetAttrString(plugin, "stdout", output) == 0 &&
-        call_optional(session, plugin, "activate", visit->settings) == REPLY_FALSE) {
-        Py_XDECREF(enter_shell(visit, &no_commands, text, plugin));
-        raised = take_exception();
-        (void)call_optional(session, plugin, "shutdown", NULL);
-        PyErr_Clear();
+    if (made) {
+        result = run_source(commands_program, Py_file_input, names);
     }
-    if (raised == NULL) {
-        raised = take_exception();
+    if (result == NULL) {
+        Py_CLEAR(commands);
     }
-    close_streams(session);
-    put_back_exception(raised);
-    Py_XDECREF(output);
-    Py_XDECREF(plugin);
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    Py_XDECREF(result);
+    return commands;
 }
 
-/* "shell NAME" and "!NAME". */
+/* Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
-enter_named(struct visit *visit, PyObject *name)
+get_commands(struct session *session)
 {
-    PyObject *type = PyDict_GetItemWithError(visit->plugins, name); /* borrowed */
-    const struct shell *shell = find_shell(name);
-    if (type == NULL && PyErr_Occurred()) {
-        return NULL;
+    struct module_state *state = installed_state();
+    PyObject *commands = NULL; /* new, handed to the caller */
+    set_importing(session, true);
+    lock_attached(&import_lock);
+    if (state->commands == NULL) {
+        state->commands = make_commands();
     }
-    if (type == NULL) {
-        PyErr_Format(PyExc_LookupError,
-                     "There is no plugin named %.80R; \"plugins\" lists them", name);
-        return NULL;
-    }
-    if (type != Py_None) {
-        return enter_plugin(visit, name, type);
-    }
-    if (shell->feature != 0 && (visit->enabled & shell->feature) == 0) {
-        return PyUnicode_FromFormat("Sorry, the %s plugin is disabled. " HOW_TO_ENABLE,
-                                    shell->name, shell->name, shell->name);
-    }
-    return enter_shell(visit, shell, shell->name, NULL);
+    commands = Py_XNewRef(state->commands);
+    unlock(&import_lock);
+    set_importing(session, false);
+    return commands;
 }
 
-/* As ispyd lists them; and what is wrong with the others that the configuration file names. */
+/* Returns a new tuple of the features' names, or NULL with an exception. */
 ATTACHED static PyObject *
-show_plugins(struct visit *visit, PyObject *unused)
+name_features(unsigned enabled)
 {
-    PyObject *names = PySequence_List(visit->plugins); /* owned */
-    PyObject *text = NULL;                             /* owned, handed to the caller */
-    (void)unused;
-    if (names != NULL && PyList_Sort(names) == 0) {
-        text = PyObject_Repr(names);
-    }
-    for (Py_ssize_t i = 0; text != NULL && i < PyList_GET_SIZE(visit->skipped); i++) {
-        Py_SETREF(text, PyUnicode_FromFormat("%U\nskipped: %U", text,
-                                             PyList_GET_ITEM(visit->skipped, i)));
-    }
-    Py_XDECREF(names);
-    return text;
-}
-
-static const struct command root_commands[] = {
-    {.name = "plugins",
-     .steer = show_plugins,
-     .help = "List the plugins: what shell enters."},
-    {.name = "shell",
-     .arguments = "NAME",
-     .steer = enter_named,
-     .help = "Enter the shell of a plugin; !NAME is short for it, exit leaves it."},
-};
-
-/* ---- What all shells have -------------------------------------------------------------- */
-
-ATTACHED static PyObject *
-leave_shell(struct visit *visit, PyObject *unused)
-{
-    (void)unused;
-    visit->left = true;
-    return Py_NewRef(Py_None);
-}
-
-ATTACHED static PyObject *
-set_prompt(struct visit *visit, PyObject *argument)
-{
-    bool on = PyUnicode_CompareWithASCIIString(argument, "on") == 0;
-    if (!on && PyUnicode_CompareWithASCIIString(argument, "off") != 0) {
-        PyErr_SetString(PyExc_ValueError, "A prompt is on or off");
-        return NULL;
-    }
-    visit->no_prompt = !on;
-    return Py_NewRef(Py_None);
-}
-
-/* The list of commands as module cmd lays it out. */
-ATTACHED static PyObject *
-show_topics(const struct visit *visit)
-{
-    PyObject *names = list_commands(visit);                            /* owned */
-    PyObject *io = names == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
-    PyObject *cmd = io == NULL ? NULL : import_standard("cmd");        /* owned */
-    PyObject *output = NULL;                                           /* owned */
-    PyObject *printer = NULL;                                          /* owned */
-    PyObject *printed = NULL;                                          /* owned */
-    PyObject *text = NULL; /* new, handed to the caller */
-    if (cmd != NULL) {
-        output = PyObject_CallMethod(io, "StringIO", NULL);
-    }
-    if (output != NULL) {
-        printer = PyObject_CallMethod(cmd, "Cmd", "zOO", NULL, Py_None, output);
-    }
-    if (printer != NULL) {
-        printed = PyObject_CallMethod(printer, "print_topics", "sOii",
-                                      "Documented commands (type help <topic>):", names,
-                                      15, 80);
-    }
-    if (printed != NULL) {
-        Py_SETREF(printed, PyObject_CallMethod(output, "getvalue", NULL));
-    }
-    if (printed != NULL) {
-        text = PyUnicode_FromFormat("\n%U", printed);
-    }
-    Py_XDECREF(names);
-    Py_XDECREF(io);
-    Py_XDECREF(cmd);
-    Py_XDECREF(output);
-    Py_XDECREF(printer);
-    Py_XDECREF(printed);
-    return text;
-}
-
-/* The docstring of a plugin's command. Returns NULL without an exception where there is none. */
-ATTACHED static PyObject *
-get_docstring(const struct visit *visit, PyObject *topic)
-{
-    PyObject *method = NULL; /* owned */
-    PyObject *text = NULL;   /* new, handed to the caller */
-    if (has_method(visit, topic)) {
-        method = get_method((PyObject *)Py_TYPE(visit->plugin), topic);
-    }
-    if (method != NULL) {
-        text = PyObject_GetAttrString(method, "__doc__");
-    }
-    PyErr_Clear();
-    if (text != NULL && !PyUnicode_Check(text)) {
-        Py_CLEAR(text);
-    }
-    Py_XDECREF(method);
-    return text;
-}
-
-ATTACHED static PyObject *
-show_help(struct visit *visit, PyObject *topic)
-{
-    const struct command *command = find_command(visit, topic);
-    PyObject *text = NULL; /* new, handed to the caller */
-    if (PyUnicode_GetLength(topic) == 0) {
-        return show_topics(visit);
-    }
-    if (command != NULL) {
-        bool bare = command->arguments == NULL;
-        return PyUnicode_FromFormat("%s%s%s\n    %s", command->name, bare ? "" : " ",
-                                    bare ? "" : command->arguments, command->help);
-    }
-    text = get_docstring(visit, topic);
-    if (text == NULL) {
-        PyErr_Format(PyExc_LookupError, "No help on %.80U", topic);
-    }
-    return text;
-}
-
-static const struct command common_commands[] = {
-    {.name = "exit", .steer = leave_shell, .help = "Leave this shell."},
-    {.name = "help",
-     .arguments = "[COMMAND]",
-     .steer = show_help,
-     .help = "List the commands, or say what one does; ? is short for it."},
-    {.name = "prompt",
-     .arguments = "on|off",
-     .steer = set_prompt,
-     .help = "Show a prompt or none, here and in the shells that are entered from here."},
-};
-
-/* ---- Plugins --------------------------------------------------------------------------- */
-
-/* What "module:Class" means, with a name that can be typed. Returns a new reference, or NULL with
- * an exception. */
-ATTACHED static PyObject *
-load_class(PyObject *entry, PyObject **name /* new */)
-{
-    PyObject *parts = PyObject_CallMethod(entry, "split", "s", ":"); /* owned */
-    PyObject *module = NULL;                                         /* owned */
-    PyObject *type = NULL; /* new, handed to the caller */
-    if (parts != NULL && PyList_GET_SIZE(parts) != 2) {
-        PyErr_SetString(PyExc_ValueError, "a plugin is named as module:Class");
-    }
-    else if (parts != NULL) {
-        module = PyImport_Import(PyList_GET_ITEM(parts, 0));
-    }
-    if (module != NULL) {
-        type = PyObject_GetAttr(module, PyList_GET_ITEM(parts, 1));
-    }
-    if (type != NULL) {
-        *name = PyObject_GetAttrString(type, "name");
-    }
-    if (*name != NULL && (!PyUnicode_Check(*name) || !PyUnicode_IsIdentifier(*name) ||
-                          PyUnicode_GetLength(*name) > MAX_PLUGIN_NAME)) {
-        PyErr_Format(PyExc_ValueError,
-                     "its name is %.80R, not an identifier of at most %d "
-                     "characters",
-                     *name, MAX_PLUGIN_NAME);
-    }
-    Py_XDECREF(parts);
-    Py_XDECREF(module);
-    if (PyErr_Occurred()) {
-        Py_CLEAR(type);
-    }
-    return type;
-}
-
-/* Whether the configuration file means a shell of ours: "python", or by ispyd's name for it,
- * "ispyd.plugins.python:PythonShell". */
-static bool
-is_entry_of(const char *entry, const struct shell *shell)
-{
-    static const char prefix[] = "ispyd.plugins.";
-    size_t length = strlen(shell->name);
-    if (strncmp(entry, prefix, sizeof(prefix) - 1) != 0) {
-        return strcmp(entry, shell->name) == 0;
-    }
-    entry += sizeof(prefix) - 1;
-    return strncmp(entry, shell->name, length) == 0 && entry[length] == ':';
-}
-
-/* Adds all shells of ours. Returns 0, or -1 with an exception. */
-ATTACHED static int
-add_builtins(const struct visit *visit)
-{
-    int result = 0;
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(shells) && result == 0; i++) {
-        result = PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
-    }
-    return result;
-}
-
-/* Adds what an entry of the configuration file names. Returns 0, or -1 with an exception. */
-ATTACHED static int
-add_plugin(const struct visit *visit, PyObject *entry)
-{
-    PyObject *type = NULL; /* owned */
-    PyObject *name = NULL; /* owned */
-    const char *text = PyUnicode_AsUTF8(entry);
-    int result = -1;
-    if (text != NULL && strcmp(text, "%(builtins)s") == 0) {
-        return add_builtins(visit);
-    }
-    for (size_t i = 0; text != NULL && i < Py_ARRAY_LENGTH(shells); i++) {
-        if (is_entry_of(text, &shells[i])) {
-            return PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
-        }
-    }
-    type = text == NULL ? NULL : load_class(entry, &name);
-    if (type != NULL &&
-        (find_shell(name) != NULL || PyDict_Contains(visit->plugins, name) != 0)) {
-        PyErr_Format(PyExc_ValueError, "another plugin is named %R", name);
-    }
-    else if (type != NULL) {
-        result = PyDict_SetItem(visit->plugins, name, type);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(name);
-    return result;
-}
-
-/* Remembers and logs why a plugin is not there. Never raises. */
-ATTACHED static void
-skip_plugin(const struct visit *visit, PyObject *entry, PyObject *raised)
-{
-    PyObject *text = PyUnicode_FromFormat("%U: %R", entry, raised); /* owned */
-    const char *utf8 = text == NULL ? NULL : PyUnicode_AsUTF8(text);
-    if (utf8 != NULL && PyList_Append(visit->skipped, text) == 0) {
-        log_line("Plugin skipped: %s", utf8);
-        deliver_log();
-    }
-    PyErr_Clear();
-    Py_XDECREF(text);
-}
-
-/* Fills visit->plugins: with our own, unless the configuration file says with what. A broken one
- * costs nobody more than itself. Never raises. */
-ATTACHED static void
-load_plugins(const struct visit *visit, PyObject *entries /* list of str, or NULL */)
-{
-    if (entries == NULL && add_builtins(visit) < 0) {
-        log_exception("Plugins skipped: ", take_exception(), "");
-    }
-    for (Py_ssize_t i = 0; entries != NULL && i < PyList_GET_SIZE(entries); i++) {
-        PyObject *entry = PyList_GET_ITEM(entries, i); /* borrowed */
-        begin_running(visit->session);
-        int added = add_plugin(visit, entry);
-        end_running(visit->session);
-        if (added < 0) {
-            PyObject *raised = take_exception(); /* owned */
-            skip_plugin(visit, entry, raised);
-            Py_XDECREF(raised);
-        }
-    }
-    PyErr_Clear();
+    return Py_BuildValue("ss", (enabled & FEATURE_CONSOLE) != 0 ? "console" : "",
+                         (enabled & FEATURE_DEBUGGER) != 0 ? "debugger" : "");
 }
 
 /* The client's whole visit. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 converse_by_commands(struct session *session, PyObject *locals)
 {
-    static const struct shell root = {.commands = root_commands,
-                                      .count = Py_ARRAY_LENGTH(root_commands)};
-    static const struct shell common = {.commands = common_commands,
-                                        .count = Py_ARRAY_LENGTH(common_commands)};
-    struct visit visit = {.session = session,
-                          .locals = locals,
-                          .shells = {&root, &common},
-                          .name = "manhole"};
+    unsigned enabled = 0;
     PyObject *entries = NULL;  /* owned, or NULL */
     PyObject *settings = NULL; /* owned, or NULL */
+    PyObject *commands = NULL; /* owned */
+    PyObject *features = NULL; /* owned */
+    PyObject *result = NULL;   /* owned */
     lock_leaf(&table_lock);
-    visit.enabled = manhole.options.enable;
+    enabled = manhole.options.enable;
     entries = Py_XNewRef(manhole.options.plugins);
     settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
     (void)import_needed_modules(session, "");
-    session->input = open_typed_input(session);
+    commands = get_commands(session);
+    if (commands == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        tell_missing(session, "what the shell of commands needs", take_exception(), "");
+    }
+    session->input = commands == NULL ? NULL : open_typed_input(session);
     (void)settle_report_attached(session);
-    visit.settings = settings == NULL ? Py_None : settings;
-    visit.plugins = PyDict_New();  /* owned */
-    visit.skipped = PyList_New(0); /* owned */
-    if (session->input != NULL && visit.plugins != NULL && visit.skipped != NULL) {
-        load_plugins(&visit, entries);
-        run_shell(&visit);
+    features = session->input == NULL ? NULL : name_features(enabled);
+    if (features != NULL) {
+        result = PyObject_CallMethod(commands, "visit", "OOOOO", features,
+                                     settings == NULL ? Py_None : settings,
+                                     entries == NULL ? Py_None : entries,
+                                     locals == NULL ? Py_None : locals, session->input);
+    }
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        PyErr_Clear();
     }
     Py_XDECREF(entries);
     Py_XDECREF(settings);
-    Py_XDECREF(visit.plugins);
-    Py_XDECREF(visit.skipped);
+    Py_XDECREF(commands);
+    Py_XDECREF(features);
+    Py_XDECREF(result);
 }
 
 /* Serves the session's client with the shell of commands. Never raises. */
@@ -15630,318 +15076,158 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
  * Configuration file: what the option config names, an INI file as ispyd has it.
  * Runs on:  the thread that calls install(), ATTACHED.
  * Touches:  that file, once; the struct options that it is given.
- * A file that is wrong in any way is refused. Sections without a row here are the plugins' own.
- * To add a setting: a row in settings[].
+ * A file that is wrong in any way is refused. Sections that are not in KNOWN are the plugins' own.
+ * To add a setting: its key in KNOWN, and what it means at the end of read().
  * ====================================================================================== */
 
-struct setting {
-    const char *section; /* NULL: [manhole], which may be called [ispyd] */
-    const char *key;
-    const char *option; /* of install(), which wins where it is given; or NULL */
-    enum parsed (*apply)(struct options *options, const struct setting *setting,
-                         PyObject *text);
-    enum feature feature; /* that it enables */
-    const char *allowed;
-};
+/* read() returns the parser, the main section's name, the text of listen, the list of plugins, or
+ * None for these where the file does not say or install() was told; then whether the console is
+ * enabled, the debugger is, and the client gets the shell of commands. */
+static const char config_program[] =
+    "KNOWN = {'manhole': ('listen', 'plugins'), 'ispyd': ('listen', 'plugins'),\n"
+    "         'python:console': ('enabled',), 'debugger': ('enabled',)}\n"
+    "\n"
+    "def read(path, given):\n"
+    "    def refuse(text):\n"
+    "        raise ValueError(f\"install() option 'config': {path!r}: {text}\") from "
+    "None\n"
+    "    def is_enabled(section):\n"
+    "        try:\n"
+    "            return parser.getboolean(section, 'enabled', fallback=False)\n"
+    "        except ValueError:\n"
+    "            refuse(f'[{section}] enabled must be true or false, '\n"
+    "                   f'not {parser.get(section, \"enabled\")!r}')\n"
+    "    parser = configparser.RawConfigParser(inline_comment_prefixes=';')\n"
+    "    with io.open(path, encoding='utf-8-sig') as file:\n"
+    "        try:\n"
+    "            parser.read_file(file)\n"
+    "        except (configparser.Error, ValueError) as error:\n"
+    "            refuse(' '.join(str(error).split()))\n"
+    "    main = [name for name in ('manhole', 'ispyd') if parser.has_section(name)]\n"
+    "    if len(main) != 1:\n"
+    "        refuse('must have a section [manhole] or [ispyd], not '\n"
+    "               + ('both' if main else 'none'))\n"
+    "    for section in filter(parser.has_section, KNOWN):\n"
+    "        for key in parser.options(section):\n"
+    "            if key not in KNOWN[section] and key not in parser.defaults():\n"
+    "                refuse(f'[{section}] {key} is not known; it may have '\n"
+    "                       + ', '.join(KNOWN[section]))\n"
+    "    listen = parser.get(main[0], 'listen', fallback=None)\n"
+    "    plugins = parser.get(main[0], 'plugins', fallback=None)\n"
+    "    return (parser, main[0], None if 'listen' in given else listen,\n"
+    "            None if plugins is None else plugins.split(),\n"
+    "            'enable' not in given and is_enabled('python:console'),\n"
+    "            'enable' not in given and is_enabled('debugger'),\n"
+    "            'connection_handler' not in given)\n";
 
-ATTACHED static enum parsed
-apply_listen(struct options *options, const struct setting *setting, PyObject *text)
+/* Returns a new tuple, what read() returns; NULL with an exception. */
+ATTACHED static PyObject *
+read_config(PyObject *path, PyObject *given)
 {
-    PyObject *bare = PyObject_CallMethod(text, "strip", NULL); /* owned */
-    PyObject *places = NULL;                                   /* owned */
-    enum parsed parsed = PARSED_FAILED;
-    (void)setting;
-    if (bare != NULL) {
-        places = PyUnicode_Splitlines(bare, 0);
+    static const char *const modules[] = {"configparser", "io"};
+    PyObject *names =
+        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
+    PyObject *result = NULL;                                         /* owned */
+    PyObject *read = NULL;                                           /* owned */
+    PyObject *said = NULL; /* new, handed to the caller */
+    bool ready = names != NULL;
+    for (size_t i = 0; ready && i < Py_ARRAY_LENGTH(modules); i++) {
+        PyObject *module = PyImport_ImportModule(modules[i]); /* owned */
+        ready = module != NULL && PyDict_SetItemString(names, modules[i], module) == 0;
+        Py_XDECREF(module);
     }
-    if (places != NULL) {
-        parsed = parse_listen(places, &options->listen);
+    if (ready) {
+        result = run_source(config_program, Py_file_input, names);
+    }
+    if (result != NULL) {
+        read = PyMapping_GetItemString(names, "read");
+    }
+    if (read != NULL) {
+        said = PyObject_CallFunctionObjArgs(read, path, given, NULL);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    Py_XDECREF(read);
+    return said;
+}
+
+/* Returns 0, or -1 with an exception that names the place. */
+ATTACHED static int
+apply_listen(struct options *options, PyObject *section, PyObject *text)
+{
+    PyObject *bare = PyObject_CallMethod(text, "strip", NULL);              /* owned */
+    PyObject *places = bare == NULL ? NULL : PyUnicode_Splitlines(bare, 0); /* owned */
+    enum parsed parsed =
+        places == NULL ? PARSED_FAILED : parse_listen(places, &options->listen);
+    if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyObject *raised = take_exception(); /* owned */
+        PyErr_Format(PyExc_ValueError, "install() option 'config': %R: [%U] listen: %S",
+                     options->config, section, raised);
+        Py_DECREF(raised);
+    }
+    else if (parsed == PARSED_WRONG_TYPE || parsed == PARSED_WRONG_VALUE) {
+        PyErr_Format(PyExc_ValueError,
+                     "install() option 'config': %R: [%U] listen must be HOST:PORT or a "
+                     "path with a '/' in it, or up to 8 of these on a line each, not %R",
+                     options->config, section, text);
     }
     Py_XDECREF(bare);
     Py_XDECREF(places);
-    return parsed;
-}
-
-/* They are looked for when a client comes. */
-ATTACHED static enum parsed
-apply_plugins(struct options *options, const struct setting *setting, PyObject *text)
-{
-    (void)setting;
-    Py_XSETREF(options->plugins, PyObject_CallMethod(text, "split", NULL));
-    return options->plugins == NULL ? PARSED_FAILED : PARSED_OK;
-}
-
-/* The words are configparser's. */
-ATTACHED static enum parsed
-apply_enabled(struct options *options, const struct setting *setting, PyObject *text)
-{
-    static const char *const words[][2] = {
-        {"no", "yes"}, {"false", "true"}, {"off", "on"}, {"0", "1"}};
-    PyObject *lower = PyObject_CallMethod(text, "lower", NULL); /* owned */
-    enum parsed parsed = lower == NULL ? PARSED_FAILED : PARSED_WRONG_VALUE;
-    for (size_t i = 0; lower != NULL && i < Py_ARRAY_LENGTH(words); i++) {
-        bool is_no = PyUnicode_CompareWithASCIIString(lower, words[i][0]) == 0;
-        bool is_yes = PyUnicode_CompareWithASCIIString(lower, words[i][1]) == 0;
-        options->enable |= is_yes ? (unsigned)setting->feature : 0;
-        parsed = is_no || is_yes ? PARSED_OK : parsed;
-    }
-    Py_XDECREF(lower);
-    return parsed;
-}
-
-static const struct setting settings[] = {
-    {.key = "listen",
-     .option = "listen",
-     .apply = apply_listen,
-     .allowed =
-         "HOST:PORT or a path with a '/' in it, or up to 8 of these on a line each"},
-    {.key = "plugins",
-     .apply = apply_plugins,
-     .allowed = "%(builtins)s, module:Class, ..., with blanks between them"},
-    {.section = "python:console",
-     .key = "enabled",
-     .option = "enable",
-     .apply = apply_enabled,
-     .feature = FEATURE_CONSOLE,
-     .allowed = "true or false"},
-    {.section = "debugger",
-     .key = "enabled",
-     .option = "enable",
-     .apply = apply_enabled,
-     .feature = FEATURE_DEBUGGER,
-     .allowed = "true or false"},
-};
-
-/* For a format, with the file's path. */
-#define REFUSED "install() option 'config': %R: "
-
-/* Raises ValueError with the file's name and what is wrong with its syntax, in one line. */
-ATTACHED static void
-refuse_file(PyObject *path, PyObject *raised /* new: taken over */)
-{
-    PyObject *message = PyObject_Str(raised); /* owned */
-    PyObject *words = NULL;                   /* owned */
-    PyObject *blank = NULL;                   /* owned */
-    if (message != NULL) {
-        words = PyObject_CallMethod(message, "split", NULL);
-        blank = PyUnicode_FromString(" ");
-    }
-    if (words != NULL && blank != NULL) {
-        Py_SETREF(message, PyUnicode_Join(blank, words));
-    }
-    if (message != NULL) {
-        PyErr_Format(PyExc_ValueError, REFUSED "%U", path, message);
-    }
-    Py_XDECREF(message);
-    Py_XDECREF(words);
-    Py_XDECREF(blank);
-    Py_DECREF(raised);
-}
-
-/* Returns a new RawConfigParser that has read the file; NULL with an exception. */
-ATTACHED static PyObject *
-read_config(PyObject *path)
-{
-    PyObject *module = PyImport_ImportModule("configparser");           /* owned */
-    PyObject *io = module == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
-    PyObject *type = NULL;                                              /* owned */
-    PyObject *no_arguments = NULL;                                      /* owned */
-    PyObject *keywords = NULL;                                          /* owned */
-    PyObject *parser = NULL; /* owned, handed to the caller */
-    PyObject *file = NULL;   /* owned */
-    PyObject *result = NULL; /* owned */
-    PyObject *raised = NULL; /* owned, or NULL; taken over by refuse_file() */
-    if (io != NULL) {
-        type = PyObject_GetAttrString(module, "RawConfigParser");
-    }
-    if (type != NULL && (no_arguments = PyTuple_New(0)) != NULL) {
-        keywords = Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";");
-    }
-    if (keywords != NULL) {
-        parser = PyObject_Call(type, no_arguments, keywords);
-    }
-    if (parser != NULL) {
-        file = PyObject_CallMethod(io, "open", "Osis", path, "r", -1, "utf-8-sig");
-    }
-    if (file != NULL) {
-        result = PyObject_CallMethod(parser, "read_file", "O", file);
-        raised = take_exception();
-        Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
-        if (raised != NULL) {
-            PyErr_Clear(); /* what reading failed with says more */
-        }
-    }
-    if (raised != NULL && PyErr_GivenExceptionMatches(raised, PyExc_MemoryError)) {
-        put_back_exception(raised);
-    }
-    else if (raised != NULL) {
-        refuse_file(path, raised);
-    }
-    if (PyErr_Occurred()) {
-        Py_CLEAR(parser);
-    }
-    Py_XDECREF(module);
-    Py_XDECREF(io);
-    Py_XDECREF(type);
-    Py_XDECREF(no_arguments);
-    Py_XDECREF(keywords);
-    Py_XDECREF(file);
-    Py_XDECREF(result);
-    return parser;
-}
-
-/* Calls a method of the parser that is a question. Returns 1, 0, or -1 with an exception. */
-ATTACHED static int
-ask_parser(PyObject *parser, const char *method, const char *section, const char *key)
-{
-    PyObject *answer = PyObject_CallMethod(parser, method, key == NULL ? "s" : "ss",
-                                           section, key); /* owned */
-    int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
-    Py_XDECREF(answer);
-    return truth;
-}
-
-/* Under which of its names the file has its main section; NULL with an exception. */
-ATTACHED static const char *
-find_main_section(PyObject *parser, PyObject *path)
-{
-    int is_ours = ask_parser(parser, "has_section", "manhole", NULL);
-    int is_ispyds = is_ours < 0 ? -1 : ask_parser(parser, "has_section", "ispyd", NULL);
-    if (is_ispyds < 0) {
-        return NULL;
-    }
-    if (is_ours == is_ispyds) {
-        PyErr_Format(PyExc_ValueError,
-                     REFUSED "must have a section [manhole] or [ispyd], not %s", path,
-                     is_ours ? "both" : "none");
-        return NULL;
-    }
-    return is_ours ? "manhole" : "ispyd";
-}
-
-/* Whether install() was told an option itself. */
-ATTACHED static bool
-is_given(PyObject *keywords /* dict, or NULL */, const char *option)
-{
-    PyObject *value = keywords == NULL || option == NULL
-                          ? NULL
-                          : PyDict_GetItemString(keywords, option); /* borrowed */
-    return value != NULL && value != Py_None;
-}
-
-/* A file being applied. */
-struct config {
-    struct options *options;  /* its path and parser, and what is filled in */
-    const char *main_section; /* [manhole] or [ispyd], whichever it has */
-};
-
-static const char *
-section_of(const struct config *config, const struct setting *setting)
-{
-    return setting->section == NULL ? config->main_section : setting->section;
-}
-
-/* Takes over what the file has for a setting. Returns 0, or -1 with an exception that names the
- * place. */
-ATTACHED static int
-apply_setting(const struct config *config, const struct setting *setting)
-{
-    PyObject *path = config->options->config; /* borrowed */
-    const char *section = section_of(config, setting);
-    PyObject *text = PyObject_CallMethod(config->options->settings, "get", "ss", section,
-                                         setting->key); /* owned */
-    enum parsed parsed =
-        text == NULL ? PARSED_FAILED : setting->apply(config->options, setting, text);
-    if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
-        PyObject *raised = take_exception(); /* owned */
-        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s: %S", path, section, setting->key,
-                     raised);
-        Py_DECREF(raised);
-    }
-    else if (parsed != PARSED_OK && parsed != PARSED_FAILED) {
-        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s must be %s, not %R", path,
-                     section, setting->key, setting->allowed, text);
-    }
-    Py_XDECREF(text);
     return parsed == PARSED_OK ? 0 : -1;
 }
 
-/* Refuses a key of a section of ours that has no row: it may be a misspelt one. */
-ATTACHED static int
-check_key(const struct config *config, const char *section, PyObject *key)
+/* Returns a new set of the options that install() was told itself, or NULL with an exception. */
+ATTACHED static PyObject *
+list_given(PyObject *keywords /* dict, or NULL */)
 {
-    struct text known = {0};
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(settings); i++) {
-        if (strcmp(section_of(config, &settings[i]), section) == 0) {
-            if (PyUnicode_CompareWithASCIIString(key, settings[i].key) == 0) {
-                free_text(&known);
-                return 0;
-            }
-            append_string(&known, known.length == 0 ? "" : ", ");
-            append_string(&known, settings[i].key);
+    PyObject *given = PySet_New(NULL); /* owned, handed to the caller */
+    PyObject *name = NULL;             /* borrowed */
+    PyObject *value = NULL;            /* borrowed */
+    Py_ssize_t position = 0;
+    while (given != NULL && keywords != NULL &&
+           PyDict_Next(keywords, &position, &name, &value)) {
+        if (value != Py_None && PySet_Add(given, name) < 0) {
+            Py_CLEAR(given);
         }
     }
-    append_bytes(&known, "", 1);
-    PyErr_Format(PyExc_ValueError, REFUSED "[%s] %U is not known; it may have %s",
-                 config->options->config, section, key,
-                 known.failed ? "others" : known.bytes);
-    free_text(&known);
-    return -1;
-}
-
-/* Returns 0, or -1 with an exception. */
-ATTACHED static int
-check_section(const struct config *config, const char *section)
-{
-    PyObject *parser = config->options->settings;                          /* borrowed */
-    PyObject *keys = PyObject_CallMethod(parser, "options", "s", section); /* owned */
-    PyObject *defaults =
-        keys == NULL ? NULL : PyObject_CallMethod(parser, "defaults", NULL); /* owned */
-    int result = defaults == NULL ? -1 : 0;
-    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(keys); i++) {
-        PyObject *key = PyList_GET_ITEM(keys, i);   /* borrowed */
-        if (PyMapping_HasKey(defaults, key) == 0) { /* of [DEFAULT], not of this one */
-            result = check_key(config, section, key);
-        }
-    }
-    Py_XDECREF(keys);
-    Py_XDECREF(defaults);
-    return result;
+    return given;
 }
 
 /* Fills in what the file says and install() was not told. Returns 0, or -1 with an exception. */
 ATTACHED static int
 apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
 {
-    struct config config = {.options = options};
-    int result = 0;
+    PyObject *given = NULL;   /* owned */
+    PyObject *said = NULL;    /* owned */
+    PyObject *section = NULL; /* borrowed from it, and so are all of these */
+    PyObject *listen = NULL;
+    PyObject *plugins = NULL;
+    int has_console = 0;
+    int has_debugger = 0;
+    int has_commands = 0;
+    int result = -1;
     if (options->config == NULL) {
         return 0;
     }
-    options->settings = read_config(options->config);
-    if (options->settings != NULL) {
-        config.main_section = find_main_section(options->settings, options->config);
+    given = list_given(keywords);
+    said = given == NULL ? NULL : read_config(options->config, given);
+    if (said == NULL ||
+        !PyArg_ParseTuple(said, "OOOOppp", &options->settings, &section, &listen,
+                          &plugins, &has_console, &has_debugger, &has_commands)) {
+        options->settings = NULL;
+        goto done;
     }
-    if (config.main_section == NULL) {
-        return -1;
-    }
-    for (size_t i = 0; result == 0 && i < Py_ARRAY_LENGTH(settings); i++) {
-        const char *section = section_of(&config, &settings[i]);
-        int has = ask_parser(options->settings, "has_option", section, settings[i].key);
-        result = has < 0 ? -1 : 0;
-        if (has == 1 && !is_given(keywords, settings[i].option)) {
-            result = apply_setting(&config, &settings[i]);
-        }
-        if (result == 0) {
-            result = ask_parser(options->settings, "has_section", section, NULL);
-        }
-        if (result == 1) {
-            result = check_section(&config, section);
-        }
-    }
-    if (!is_given(keywords, "connection_handler")) {
+    Py_INCREF(options->settings);
+    options->plugins = plugins == Py_None ? NULL : Py_NewRef(plugins);
+    options->enable |= has_console ? (unsigned)FEATURE_CONSOLE : 0;
+    options->enable |= has_debugger ? (unsigned)FEATURE_DEBUGGER : 0;
+    if (has_commands) {
         options->connection_handler.kind = HANDLER_COMMANDS;
     }
+    result = listen == Py_None ? 0 : apply_listen(options, section, listen);
+done:
+    Py_XDECREF(given);
+    Py_XDECREF(said);
     return result;
 }
 
@@ -16910,6 +16196,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->sys_type);
     Py_VISIT(state->completion);
     Py_VISIT(state->library);
+    Py_VISIT(state->commands);
     Py_VISIT(state->probes);
     Py_VISIT(state->requests);
     Py_VISIT(state->already_installed);
@@ -16933,6 +16220,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->sys_type);
     Py_CLEAR(state->completion);
     Py_CLEAR(state->library);
+    Py_CLEAR(state->commands);
     Py_CLEAR(state->probes);
     Py_CLEAR(state->requests);
     Py_CLEAR(state->already_installed);
