@@ -36,6 +36,7 @@
  *   sockets      one that it is given to listen on does not block until release().
  *   functions    a probe stands in the module or class of the function that it was inserted at. It
  *                is put back when the probe is removed.
+ *   mappings     with oneshot_on an empty page, whose name in /proc tells manhole-cli the signal.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
  *   modules      plugins that a configuration file names are imported when a client comes.
  *

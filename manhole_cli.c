@@ -1904,23 +1904,20 @@ static void
 take_thread_name(struct notice *notice, const char *name)
 {
     static const char listener[] = "Manhole";
-    const char *rest = name + strlen(listener);
 
-    if (strncmp(name, listener, strlen(listener)) == 0 &&
-        (strcmp(rest, "\n") == 0 || (rest[0] == ' ' && is_digit(rest[1])))) {
-        notice->is_there = true;
-        notice->signals[0] = (int)strtol(rest, NULL, 10);
+    if (strncmp(name, listener, strlen(listener)) == 0) {
+        name += strlen(listener);
+        if (strcmp(name, "\n") == 0 || (name[0] == ' ' && is_digit(name[1]))) {
+            notice->is_there = true;
+            notice->signals[0] = (int)strtol(name, NULL, 10);
+        }
     }
 }
 
-static struct notice
-read_notice(pid_t pid)
+static void
+read_thread_names(pid_t pid, struct notice *notice)
 {
-    static const char page[] = "/memfd:manhole oneshot_on=";
-    struct notice notice = {.is_there = false};
-    struct buffer maps = {.data = NULL}; /* owned */
     const struct dirent *task = NULL;
-    const char *oneshot = NULL;
     DIR *tasks = NULL; /* owned */
     char path[64];
 
@@ -1932,12 +1929,23 @@ read_notice(pid_t pid)
         char comm[sizeof("task//comm") + sizeof(task->d_name)];
         (void)snprintf(comm, sizeof(comm), "task/%s/comm", task->d_name);
         (void)read_proc(pid, comm, &name);
-        take_thread_name(&notice, text_of(&name));
+        take_thread_name(notice, text_of(&name));
         free(name.data);
     }
     if (tasks != NULL) {
         (void)closedir(tasks);
     }
+}
+
+static struct notice
+read_notice(pid_t pid)
+{
+    static const char page[] = "/memfd:manhole oneshot_on=";
+    struct notice notice = {.is_there = false};
+    struct buffer maps = {.data = NULL}; /* owned */
+    const char *oneshot = NULL;
+
+    read_thread_names(pid, &notice);
     (void)read_proc(pid, "maps", &maps);
     oneshot = strstr(text_of(&maps), page);
     if (oneshot != NULL) {
@@ -1960,28 +1968,25 @@ static struct quoted
 describe_opening(pid_t pid, const struct notice *notice)
 {
     struct quoted text;
+    const size_t size = sizeof(text.text);
     int number = opening_signal(notice);
     const char *name = signal_name(number);
-    char option[16];
 
-    if (number == SIGUSR1 || number == SIGUSR2) {
-        (void)snprintf(option, sizeof(option), number == SIGUSR1 ? "-1" : "-2");
-    }
-    else {
-        (void)snprintf(option, sizeof(option), "-s %s", name != NULL ? name : "");
-    }
     if (number == 0) {
-        (void)snprintf(text.text, sizeof(text.text), "it waits for no signal: %s %d",
-                       program, (int)pid);
+        (void)snprintf(text.text, size, "it waits for no signal: %s %d", program,
+                       (int)pid);
     }
-    else if (name == NULL) { /* which manhole-cli sends to nobody, see take_signal() */
-        (void)snprintf(text.text, sizeof(text.text),
-                       "it opens on signal %d: kill -%d %d, then %s %d", number, number,
-                       (int)pid, program, (int)pid);
+    else if (number == SIGUSR1 || number == SIGUSR2) {
+        (void)snprintf(text.text, size, "it opens on %s: %s %d -%c", name, program,
+                       (int)pid, number == SIGUSR1 ? '1' : '2');
     }
-    else {
-        (void)snprintf(text.text, sizeof(text.text), "it opens on %s: %s %d %s", name,
-                       program, (int)pid, option);
+    else if (name != NULL) {
+        (void)snprintf(text.text, size, "it opens on %s: %s %d -s %s", name, program,
+                       (int)pid, name);
+    }
+    else { /* which manhole-cli sends to nobody, see take_signal() */
+        (void)snprintf(text.text, size, "it opens on signal %d: kill -%d %d, then %s %d",
+                       number, number, (int)pid, program, (int)pid);
     }
     return text;
 }
@@ -2300,8 +2305,8 @@ say_owner_of_socket(const struct target *target)
     if (geteuid() == 0 || stat(target->path, &file) < 0 || file.st_uid == geteuid()) {
         return false;
     }
-    say_error("the socket %s belongs to %s, whom process %d was when it opened it; run "
-              "manhole-cli as %s%s",
+    say_error("the socket %s belongs to %s, as it does where process %d opened it before "
+              "it changed its user; run manhole-cli as %s%s",
               quote(target->path).text, find_user(file.st_uid), (int)target->pid,
               find_user(file.st_uid), file.st_uid != 0 ? ", or as root" : "");
     return true;
@@ -2325,56 +2330,76 @@ find_version(pid_t pid, char *version, size_t size)
     free(maps.data);
 }
 
-/* The Python of a process that was told to have a manhole by PYTHONMANHOLE and has not even loaded
- * it, as it was called; false when that is not so. */
+/* Whether this variable was in the environment that the process was started with. */
 static bool
-find_python_without(pid_t pid, struct buffer *python)
+has_variable(pid_t pid, const char *name)
 {
-    static const char name[] = "PYTHONMANHOLE=";
     struct buffer environment = {.data = NULL}; /* owned */
-    struct buffer maps = {.data = NULL};        /* owned */
-    bool is_told = false;
-    char version[8];
-    char exe[64];
-    char link[PATH_MAX] = "";
+    bool found = false;
 
     (void)read_proc(pid, "environ", &environment);
-    for (size_t i = 0; i < environment.length && !is_told;
+    for (size_t i = 0; i < environment.length && !found;
          i += strlen(environment.data + i) + 1) {
-        is_told = strncmp(environment.data + i, name, strlen(name)) == 0;
-    }
-    (void)read_proc(pid, "maps", &maps);
-    find_version(pid, version, sizeof(version));
-    is_told = is_told && version[0] != '?' && strstr(text_of(&maps), "/manhole.") == NULL;
-    (void)read_proc(pid, "cmdline", python);
-    python->length = strlen(text_of(python));
-    if (is_told && strchr(text_of(python), '/') == NULL) {
-        (void)snprintf(exe, sizeof(exe), "/proc/%d/exe", (int)pid);
-        (void)!readlink(exe, link, sizeof(link) - 1);
-        empty(python);
-        append_text(python, link);
+        const char *variable = environment.data + i;
+        found =
+            strncmp(variable, name, strlen(name)) == 0 && variable[strlen(name)] == '=';
     }
     free(environment.data);
+    return found;
+}
+
+/* Whether a process that runs Python has not even loaded the module. */
+static bool
+is_python_without(pid_t pid)
+{
+    struct buffer maps = {.data = NULL}; /* owned */
+    char version[8];
+    bool has_module = true;
+
+    find_version(pid, version, sizeof(version));
+    if (read_proc(pid, "maps", &maps)) {
+        has_module = strstr(text_of(&maps), "/manhole.") != NULL;
+    }
     free(maps.data);
-    return is_told;
+    return version[0] != '?' && !has_module;
+}
+
+/* The program that a process runs, by the path that it was called by, if it was, which in a virtual
+ * environment is more than the kernel's own. */
+static void
+find_program(pid_t pid, char *path, size_t size)
+{
+    struct buffer words = {.data = NULL}; /* owned */
+    char exe[64];
+
+    path[0] = '\0';
+    if (read_proc(pid, "cmdline", &words) && text_of(&words)[0] == '/') {
+        (void)snprintf(path, size, "%s", text_of(&words));
+    }
+    else {
+        (void)snprintf(exe, sizeof(exe), "/proc/%d/exe", (int)pid);
+        ssize_t length = readlink(exe, path, size - 1);
+        path[length > 0 ? length : 0] = '\0';
+    }
+    free(words.data);
 }
 
 static void
 say_no_manhole(pid_t pid)
 {
-    struct buffer python = {.data = NULL}; /* owned */
+    char python[PATH_MAX];
 
-    if (find_python_without(pid, &python)) {
+    if (has_variable(pid, "PYTHONMANHOLE") && is_python_without(pid)) {
+        find_program(pid, python, sizeof(python));
         say_error("PYTHONMANHOLE is set for process %d, but manhole is not installed in "
                   "%s, or that was started with -I, -E or -S",
-                  (int)pid, text_of(&python));
+                  (int)pid, python);
     }
     else {
         say_error("process %d seems to have no manhole: it wants manhole.install(), or "
                   "PYTHONMANHOLE in its environment, when it starts",
                   (int)pid);
     }
-    free(python.data);
 }
 
 static bool
@@ -2403,10 +2428,10 @@ say_why(const struct target *target, int signal)
     notice = read_notice(pid);
     if (find_door(&hidden) == HIDDEN_WAY) {
         say_error("process %d listens at %s, which leads there no more: the file was "
-                  "removed, or is where only the process sees it%s%s",
-                  pid, quote(hidden.path).text, opening_signal(&notice) != 0 ? "; " : "",
+                  "removed, or only the process sees it (nsenter -m -t %d); %s",
+                  pid, quote(hidden.path).text, pid,
                   opening_signal(&notice) != 0 ? describe_opening(pid, &notice).text
-                                               : "");
+                                               : "no signal opens it anew");
     }
     else if (opening_signal(&notice) != 0) {
         say_error("process %d has a manhole that is closed: %s", pid,
@@ -2573,6 +2598,10 @@ check_signal(pid_t pid, int number)
              "(%s), which may end it otherwise; run manhole-cli where /proc shows it",
              (int)pid, number, name);
     }
+    if (has_ended(pid)) {
+        (void)say_hindrance(pid);
+        leave(STATUS_NO_SIGNAL);
+    }
     if (notice.is_there && !is_awaited) {
         fail(STATUS_NO_SIGNAL,
              "nothing was sent: the manhole of process %d does not wait for signal %d "
@@ -2601,25 +2630,25 @@ send_signal(pid_t pid, int number)
     const char *name = signal_name(number);
     const char *advice = "";
 
+    int error = 0;
+
     if (kill(pid, 0) == 0) {
-        if (has_ended(pid)) {
-            (void)say_hindrance(pid);
-            leave(STATUS_NO_SIGNAL);
-        }
         check_signal(pid, number);
         if (kill(pid, number) == 0) {
             return;
         }
     }
-    if (errno == ESRCH) {
+    error = errno;
+    if (error == ESRCH) {
         advice = "; look for its number with ps or pgrep";
     }
-    if (errno == EPERM && say_owner(pid)) {
-        leave(STATUS_NO_SIGNAL);
-    }
-    if (errno == EPERM) {
+    if (error == EPERM) {
+        if (say_owner(pid)) {
+            leave(STATUS_NO_SIGNAL);
+        }
         advice = "; run manhole-cli as the user of that process, or as root";
     }
+    errno = error;
     fail(STATUS_NO_SIGNAL, "cannot send signal %d (%s) to process %d: %m%s", number, name,
          (int)pid, advice);
 }
@@ -4890,9 +4919,7 @@ consider_process(pid_t pid, void *argument)
     bool has_socket_file = is_socket(process.target.path);
 
     if ((has_socket_file || notice.is_there) && find_uid(pid, &process.uid)) {
-        if (!has_socket_file) {
-            (void)find_door(&process.target);
-        }
+        (void)find_door(&process.target);
         process.signal = opening_signal(&notice);
         find_command(pid, &process.command);
         add_process(processes, &process);

@@ -685,11 +685,11 @@ owner_of_the_socket_is_told_to_the_user_of_the_process(void)
         start_process(.argv = LIST(public_cli(), "-t0.01", number(app->pid)),
                       .uid = NOBODY);
     assert_int_equal(run_process(cli, NULL, NULL, &err), 5);
-    assert_contains(err,
-                    format_text("the socket '/tmp/manhole-%d' belongs to root, whom "
-                                "process %d was when it opened it; run manhole-cli as "
-                                "root\n",
-                                (int)app->pid, (int)app->pid));
+    assert_contains(
+        err, format_text("the socket '/tmp/manhole-%d' belongs to root, as it does where "
+                         "process %d opened it before it changed its user; run "
+                         "manhole-cli as root\n",
+                         (int)app->pid, (int)app->pid));
     assert_stacks_found(app->pid);
     expect_socket_left(socket_path_of(app->pid));
 }
