@@ -2367,19 +2367,19 @@ is_python_without(pid_t pid)
 /* The program that a process runs, by the path that it was called by, if it was, which in a virtual
  * environment is more than the kernel's own. */
 static void
-find_program(pid_t pid, char *path, size_t size)
+find_program(pid_t pid, char *found, size_t size)
 {
     struct buffer words = {.data = NULL}; /* owned */
-    char exe[64];
+    char path[64];
 
-    path[0] = '\0';
+    found[0] = '\0';
     if (read_proc(pid, "cmdline", &words) && text_of(&words)[0] == '/') {
-        (void)snprintf(path, size, "%s", text_of(&words));
+        (void)snprintf(found, size, "%s", text_of(&words));
     }
     else {
-        (void)snprintf(exe, sizeof(exe), "/proc/%d/exe", (int)pid);
-        ssize_t length = readlink(exe, path, size - 1);
-        path[length > 0 ? length : 0] = '\0';
+        (void)snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
+        ssize_t length = readlink(path, found, size - 1);
+        found[length > 0 ? length : 0] = '\0';
     }
     free(words.data);
 }
@@ -5279,7 +5279,7 @@ struct job {
 /* Where a child leaves word that its process answered: the status alone may be the code's own. */
 static bool *has_answered; /* shared, one for each job */
 
-static enum exit_status serve(const struct request *request, const struct target *target,
+static enum exit_status serve(const struct request *request, const struct target *asked,
                               bool *answered);
 
 static void
