@@ -13185,8 +13185,8 @@ opens_at_once(const struct options *options)
     return options->thread && options->activate_on == 0 && options->oneshot_on == 0;
 }
 
-/* The name of the calling thread, the listener: manhole-cli reads there that a process has a manhole,
- * and by the number the signal that opens it. */
+/* The name of the calling thread, the listener: manhole-cli reads there that a process has a
+ * manhole, and by the number the signal that opens it. */
 DETACHED static void
 name_listener(void)
 {
@@ -13464,8 +13464,8 @@ set_python_handler(int signum, PyObject *handler)
 }
 
 /* A page that nobody uses, or NULL. Its name in /proc/self/maps tells manhole-cli which signal
- * oneshot_on is, as the listener's name does of activate_on: here there is no thread to bear it, and
- * an application that closes all descriptors leaves it alone. */
+ * oneshot_on is, as the listener's name does of activate_on: here there is no thread to bear it,
+ * and an application that closes all descriptors leaves it alone. */
 static void *oneshot_notice;
 
 static void

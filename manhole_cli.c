@@ -762,8 +762,8 @@ read_proc(pid_t pid, const char *name, struct buffer *content)
     return count == 0;
 }
 
-/* What stands behind this name in /proc/PID/status, without the blanks before it; false when there is
- * no such line. */
+/* What stands behind this name in /proc/PID/status, without the blanks before it; false when there
+ * is no such line. */
 static bool
 find_status(pid_t pid, const char *name, char *value, size_t size)
 {
@@ -1813,9 +1813,9 @@ is_unknown_to(pid_t pid)
     return is_unknown;
 }
 
-/* Returns 0, or -1 with errno. The same socket may try again after a failure. To whom root is nobody
- * we come as its own user, who may not go where root may: so the way to the folder is behind us
- * before. Through the folder also a path that is longer than an address can be is reached. */
+/* Returns 0, or -1 with errno. The same socket may try again after a failure. To whom root is
+ * nobody we come as its own user, who may not go where root may: so the way to the folder is behind
+ * us before. Through the folder also a path that is longer than an address can be is reached. */
 static int
 connect_once(int fd, const struct target *target)
 {
@@ -2002,8 +2002,8 @@ find_field(char *line, int number)
     return line;
 }
 
-/* The sockets by which a process's manhole is entered: it gives them a mode that no application gives
- * a socket, and nobody connects to another's to find out. None where we may not look. */
+/* The sockets by which a process's manhole is entered: it gives them a mode that no application
+ * gives a socket, and nobody connects to another's to find out. None where we may not look. */
 struct doors {
     unsigned long inodes[MOST_DOORS];
     size_t count;
@@ -2124,8 +2124,8 @@ for_each_listener(const char *process,
     return error == 0;
 }
 
-/* The path of the socket that this line of /proc/net/unix tells of, if it is one of these doors; cut
- * off there. Else NULL. */
+/* The path of the socket that this line of /proc/net/unix tells of, if it is one of these doors;
+ * cut off there. Else NULL. */
 static const char *
 door_path(char *line, const struct doors *doors)
 {
@@ -2218,8 +2218,8 @@ consider_port(const struct tcp_listener *listener, void *argument)
 }
 
 /* Asks the kernel where the process's manhole listens, which need not be the usual place. A path is
- * better than TCP, for it leads to more than a console. A process that was forked in C may still have
- * its parent's sockets, and no manhole. */
+ * better than TCP, for it leads to more than a console. A process that was forked in C may still
+ * have its parent's sockets, and no manhole. */
 static enum way
 find_door(struct target *target)
 {
@@ -2296,7 +2296,7 @@ say_owner(pid_t pid)
     return true;
 }
 
-/* The same of its socket: a process that has changed its user since leaves it the one that it was. */
+/* The same of its socket, which stays the user's that the process was when it opened it. */
 static bool
 say_owner_of_socket(const struct target *target)
 {
@@ -2448,8 +2448,8 @@ say_why(const struct target *target, int signal)
 }
 
 /* Connects to where the process listens: the usual place, else where the kernel knows it to. A port
- * (then there is target->port) is only found. Returns 0, or -1 with errno: that of the usual place, or
- * ENXIO when it is open and cannot be reached. */
+ * (then there is target->port) is only found. Returns 0, or -1 with errno: that of the usual place,
+ * or ENXIO when it is open and cannot be reached. */
 static int
 try_to_connect(int fd, struct target *target)
 {

@@ -36,7 +36,10 @@ static char
 state_of(pid_t pid)
 {
     const char *stat = format_text("/proc/%d/stat", (int)pid);
-    return path_exists(stat) ? strrchr(read_file(stat), ')')[2] : '\0';
+    if (!path_exists(stat)) {
+        return '\0';
+    }
+    return strrchr(read_file(stat), ')')[2];
 }
 
 static void
@@ -128,6 +131,27 @@ stop_python(const char *program)
     (void)kill(pid, SIGSTOP);
     wait_until(is_stopped, &pid, "it is stopped", DEADLINE);
     return pid;
+}
+
+static struct process *container; /* that start_contained() has started, or NULL */
+
+/* The first process of a pid namespace, with a /proc and mounts of its own. */
+static pid_t
+start_contained(const char *program)
+{
+    pid_t inside = 0;
+    if (geteuid() != 0 ||
+        run_command(LIST("unshare", "--pid", "--mount", "--fork", "true"), NULL, NULL,
+                    NULL) != 0) {
+        return 0;
+    }
+    const char *path = write_file("inside.py", program);
+    container =
+        start_process(.argv = LIST("unshare", "--pid", "--mount", "--fork",
+                                   "--kill-child", "--mount-proc", python(), path));
+    wait_for_text(container, OUT, "ready\n", DEADLINE);
+    assert_int_equal(list_children(container->pid, &inside, 1), 1);
+    return inside;
 }
 
 static pid_t
@@ -229,6 +253,9 @@ static const struct kind {
      "thread.start()\n"
      "print(thread.native_id, 'is it', flush=True)\n" STAY,
      "-1", 0},
+    {"the first in a container", start_contained, READY STAY, "-1", 3},
+    {"a manhole in a container", start_contained, TARGET("socket_path='inside.sock'"),
+     "-2", 0},
     {"a kernel thread", find_kernel_thread, "", "-1", 3},
 };
 
@@ -240,7 +267,7 @@ no_kind_of_process_is_sent_what_would_end_it(void)
         const char *err = NULL;
         pid_t pid = kind->start(kind->text);
         if (pid == 0) {
-            continue; /* no kernel thread is to be seen in a container */
+            continue; /* there is none here, as no kernel thread is to be seen in a container */
         }
         char before = state_of(pid);
         int status =
@@ -255,6 +282,11 @@ no_kind_of_process_is_sent_what_would_end_it(void)
         }
         if (before == 'T') {
             (void)kill(pid, SIGCONT);
+        }
+        if (container != NULL) { /* what asks it to end does not reach who is in there */
+            close_stdin(container);
+            assert_int_equal(wait_for_exit(container, DEADLINE), 0);
+            container = NULL;
         }
     }
 }
