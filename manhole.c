@@ -36,6 +36,7 @@
  *   sockets      one that it is given to listen on does not block until release().
  *   functions    a probe stands in the module or class of the function that it was inserted at. It
  *                is put back when the probe is removed.
+ *   mappings     with oneshot_on an empty page, whose name in /proc tells manhole-cli the signal.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
  *   modules      plugins that a configuration file names are imported when a client comes.
  *
@@ -2267,29 +2268,6 @@ is_default(const struct sigaction *action)
     return (action->sa_flags & SA_SIGINFO) == 0 && action->sa_handler == SIG_DFL;
 }
 
-/* Only where the disposition is SIG_DFL: a handler of the application's will end the
- * process its own way. Not for pid 1, which the kernel spares signals that it does not
- * handle. */
-DETACHED static void
-watch_death_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_death,
-                               .sa_flags = SA_RESTART | SA_ONSTACK};
-    (void)sigemptyset(&action.sa_mask);
-    if (getpid() == 1) {
-        return;
-    }
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(death_signals); i++) {
-        struct sigaction current;
-        if (sigaction(death_signals[i], NULL, &current) == 0 && is_default(&current) &&
-            sigaction(death_signals[i], &action, &current) == 0 &&
-            !is_default(&current)) {
-            /* The application has set its own in between: it stays. */
-            (void)sigaction(death_signals[i], &current, NULL);
-        }
-    }
-}
-
 static void
 unwatch_death_signals(void)
 {
@@ -2300,6 +2278,38 @@ unwatch_death_signals(void)
         if (sigaction(death_signals[i], NULL, &current) == 0 &&
             (current.sa_flags & SA_SIGINFO) == 0 && current.sa_handler == on_death) {
             (void)sigaction(death_signals[i], &action, NULL);
+        }
+    }
+}
+
+/* A forked child, also one of C, has no socket to remove, and would seem to catch what ends it. */
+static void
+unwatch_in_children(void)
+{
+    (void)pthread_atfork(NULL, NULL, unwatch_death_signals);
+}
+
+/* Only where the disposition is SIG_DFL: a handler of the application's will end the
+ * process its own way. Not for pid 1, which the kernel spares signals that it does not
+ * handle. */
+DETACHED static void
+watch_death_signals(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    struct sigaction action = {.sa_handler = on_death,
+                               .sa_flags = SA_RESTART | SA_ONSTACK};
+    (void)sigemptyset(&action.sa_mask);
+    if (getpid() == 1) {
+        return;
+    }
+    (void)pthread_once(&once, unwatch_in_children);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(death_signals); i++) {
+        struct sigaction current;
+        if (sigaction(death_signals[i], NULL, &current) == 0 && is_default(&current) &&
+            sigaction(death_signals[i], &action, &current) == 0 &&
+            !is_default(&current)) {
+            /* The application has set its own in between: it stays. */
+            (void)sigaction(death_signals[i], &current, NULL);
         }
     }
 }
@@ -2557,6 +2567,9 @@ open_port(struct door *door, int fd, const union address *address)
     format_address(address, door->name);
     if (fd >= 0) { /* or a connection of before keeps the port for a minute */
         (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+        /* By this mode, which no application gives a socket, manhole-cli tells in /proc which of a
+         * process's sockets are a manhole's. */
+        (void)fchmod(fd, S_IRUSR | S_IWUSR);
     }
     if (fd < 0 || bind(fd, &address->any, address_size(address)) < 0 ||
         getsockname(fd, &chosen.any, &size) < 0) {
@@ -3431,6 +3444,16 @@ read_state(unsigned long native_id)
                                                         : state_name(after_name[2]);
 }
 
+/* Not so where nothing can be read: /proc is not mounted, or there is no descriptor left. */
+static bool
+is_thread_gone(unsigned long native_id)
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu", native_id);
+    return access(path, F_OK) < 0 && errno == ENOENT &&
+           access("/proc/self/task", F_OK) == 0;
+}
+
 /* Appends "TID 12 (comm), sleeping in futex_wait_queue", as far as /proc shows it. */
 DETACHED static void
 append_kernel_state(struct text *text, unsigned long native_id)
@@ -3441,10 +3464,13 @@ append_kernel_state(struct text *text, unsigned long native_id)
     append_format(text, "TID %lu", native_id);
     (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/comm", native_id);
     read_proc(path, where, sizeof(where));
-    append_format(text, " (%s)", where);
+    if (where[0] != '\0') {
+        append_format(text, " (%s)", where);
+    }
     state = read_state(native_id);
     if (state == NULL) {
-        append_string(text, ", gone");
+        append_string(text, is_thread_gone(native_id) ? ", gone"
+                                                      : ", its state is not to be read");
         return;
     }
     append_format(text, ", %s", state);
@@ -3956,7 +3982,13 @@ free_examination(struct examination *examination)
 static void
 append_copy_note(struct text *text, const struct examination *examination)
 {
-    if (examination->result == COPY_REFUSED && examination->error == EBUSY) {
+    if (examination->result == COPY_REFUSED && examination->error == EBUSY &&
+        snapshot.signum == 0) {
+        append_string(text,
+                      "No frozen copy of the process can be made: no real-time signal "
+                      "was free for faulthandler at install, its log tells.");
+    }
+    else if (examination->result == COPY_REFUSED && examination->error == EBUSY) {
         append_format(text,
                       "No frozen copy of the process can be made: signal %d, which "
                       "faulthandler had for it, is somebody else's now.",
@@ -13220,12 +13252,24 @@ opens_at_once(const struct options *options)
     return options->thread && options->activate_on == 0 && options->oneshot_on == 0;
 }
 
+/* The name of the calling thread, the listener: manhole-cli reads there that a process has a
+ * manhole, and by the number the signal that opens it. */
+DETACHED static void
+name_listener(void)
+{
+    char name[16] = "Manhole";
+    if (manhole.options.activate_on != 0) {
+        (void)snprintf(name, sizeof(name), "Manhole %d", manhole.options.activate_on);
+    }
+    (void)pthread_setname_np(pthread_self(), name);
+}
+
 DETACHED static void *
 listener_main(void *unused)
 {
     struct watch watch = {.accept_again_ms = 0};
     (void)unused;
-    (void)pthread_setname_np(pthread_self(), "Manhole");
+    name_listener();
     delay_binding();
     if (opens_at_once(&manhole.options)) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
@@ -13483,6 +13527,39 @@ set_python_handler(int signum, PyObject *handler)
     return previous;
 }
 
+/* A page that nobody uses, or NULL. Its name in /proc/self/maps tells manhole-cli which signal
+ * oneshot_on is, as the listener's name does of activate_on: here there is no thread to bear it,
+ * and an application that closes all descriptors leaves it alone. */
+static void *oneshot_notice;
+
+static void
+remove_oneshot_notice(void)
+{
+    if (oneshot_notice != NULL) {
+        (void)munmap(oneshot_notice, 1);
+        oneshot_notice = NULL;
+    }
+}
+
+/* A forked child has none until it says so itself. */
+static void
+put_up_oneshot_notice(int signum)
+{
+    char name[32];
+    void *page = MAP_FAILED;
+    int fd = -1; /* owned */
+    (void)snprintf(name, sizeof(name), "manhole oneshot_on=%d", signum);
+    fd = memfd_create(name, MFD_CLOEXEC);
+    if (fd >= 0) {
+        page = mmap(NULL, 1, PROT_NONE, MAP_SHARED, fd, 0);
+        (void)close(fd);
+    }
+    if (page != MAP_FAILED) {
+        (void)madvise(page, 1, MADV_DONTFORK);
+        oneshot_notice = page;
+    }
+}
+
 ATTACHED static int
 watch_oneshot_on(int signum)
 {
@@ -13496,6 +13573,7 @@ watch_oneshot_on(int signum)
     }
     (void)sigaction(signum, NULL, &action);
     manhole.oneshot_handler = action.sa_handler;
+    put_up_oneshot_notice(signum);
     return handler == NULL || manhole.previous_oneshot == NULL ? -1 : 0;
 }
 
@@ -13526,6 +13604,7 @@ is_oneshot_ours(int signum)
 ATTACHED static void
 unwatch_oneshot_on(int signum)
 {
+    remove_oneshot_notice();
     if (manhole.previous_oneshot != NULL && is_oneshot_ours(signum)) {
         PyObject *ours = NULL; /* owned */
         if (manhole.previous_oneshot != Py_None) {
@@ -14055,6 +14134,7 @@ forget_parent(void)
     forget_sessions();
     forget_doors();
     forget_log_lines();
+    oneshot_notice = NULL; /* it did not come along */
     manhole.has_listener = false;
     atomic_store(&manhole.courier_is_out, false);
     atomic_store(&manhole.oneshot, false);
@@ -14125,6 +14205,9 @@ start_in_child(void)
     (void)pthread_setspecific(last_thread_key, &manhole);
     if (atomic_load(&manhole.activated_child) == getpid()) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+    }
+    if (options->oneshot_on != 0) {
+        put_up_oneshot_notice(options->oneshot_on);
     }
     if (opens_at_once(options)) {
         log_line("Fork detected. Reinstalling Manhole.");

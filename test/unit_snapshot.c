@@ -456,7 +456,7 @@ facts_of_a_thread_stand_under_its_header(void **state)
                    "@ 1 0 1 MainThread\n@ 2 0 0 Worker\n@ 3 4194304 0 \n", //
                    HEADER(1) "Thread: MainThread, holds the GIL\n  one\n"  //
                    HEADER(2) "Thread: Worker\n  two\n"                     //
-                   HEADER(3) "Thread: TID 4194304 (), gone\n  three\n");
+                   HEADER(3) "Thread: TID 4194304, gone\n  three\n");
 }
 
 static void
@@ -531,7 +531,7 @@ thread_that_is_gone_is_gone(void **state)
     struct text text = {0};
     (void)state;
     append_kernel_state(&text, 4194304); /* more than any pid */
-    assert_text("no thread", &text, "TID 4194304 (), gone");
+    assert_text("no thread", &text, "TID 4194304, gone");
 }
 
 static void
