@@ -8508,6 +8508,11 @@ exec_requests(PyObject *module)
  * Ctrl-C (as a command or as a byte) interrupts, an end of file (Ctrl-D at the start of a line)
  * ends the input. It takes a thread of its own because Ctrl-C must be seen while the session's runs
  * something or waits for Python.
+ *
+ * A telnet that is not asked for binary (RFC 856) looks at seven bits of what is typed, and makes
+ * commands of the bytes that are control characters by these: 0x9c, of UTF-8's most common, is
+ * Ctrl-\. It cannot be asked at once, for nc would show that. So what it does in the middle of a
+ * character is undone, and it is asked when it has shown what it is and that it is needed.
  * ====================================================================================== */
 
 DETACHED static bool send_helper(struct session *session, void *(*body)(void *));
@@ -8517,17 +8522,21 @@ static void helper_done(struct session *session);
 enum {
     CTRL_C = 3,
     CTRL_D = 4,
-    /* Telnet's commands, from RFC 854; the end of file from RFC 1184. */
+    /* Telnet's commands, from RFC 854; the end of file and suspend from RFC 1184. */
     TELNET_EOF = 236,
+    TELNET_SUSP = 237,
     TELNET_SE = 240,
     TELNET_BRK = 243,
     TELNET_IP = 244,
+    TELNET_AO = 245,
     TELNET_SB = 250,
     TELNET_WILL = 251,
     TELNET_WONT = 252,
     TELNET_DO = 253,
     TELNET_DONT = 254,
     TELNET_IAC = 255,
+    /* An option, from RFC 856. */
+    TELNET_BINARY = 0,
 };
 
 /* What the next byte is. */
@@ -8544,7 +8553,8 @@ enum telnet_state {
 enum telnet_event {
     TELNET_NOTHING,
     TELNET_END,
-    TELNET_REFUSE, /* answer with verb and option */
+    TELNET_REFUSE,     /* answer with verb and option */
+    TELNET_ASK_BINARY, /* for bytes as they are */
 };
 
 struct telnet {
@@ -8552,6 +8562,10 @@ struct telnet {
     bool in_line;         /* the line has begun */
     bool interrupted;     /* in what is in text */
     bool checked;         /* that the first line is none of HTTP's */
+    bool is_telnet;       /* by its commands, or its ends of lines */
+    bool beyond_ascii;    /* what is typed there */
+    bool asked_binary;    /* or it has offered that itself */
+    int missing;          /* bytes of the UTF-8 character that has begun */
     unsigned char verb;   /* of the command being read; of the answer */
     unsigned char option; /* of the answer */
     size_t length;        /* of text */
@@ -8568,6 +8582,20 @@ decode_interrupt(struct telnet *telnet)
     telnet->interrupted = true;
 }
 
+/* Follows where characters of UTF-8 begin and end. */
+static void
+follow_utf8(struct telnet *telnet, unsigned char byte)
+{
+    if (byte >= 0xc2 && byte <= 0xf4) {
+        telnet->missing = byte >= 0xf0 ? 3 : byte >= 0xe0 ? 2 : 1;
+    }
+    else {
+        telnet->missing -= telnet->missing > 0 && (byte & 0xc0) == 0x80;
+        telnet->missing = (byte & 0xc0) == 0x80 ? telnet->missing : 0;
+    }
+    telnet->beyond_ascii = telnet->beyond_ascii || byte >= 0x80;
+}
+
 static enum telnet_event
 decode_text(struct telnet *telnet, unsigned char byte)
 {
@@ -8575,6 +8603,7 @@ decode_text(struct telnet *telnet, unsigned char byte)
         telnet->state = TELNET_COMMAND;
         return TELNET_NOTHING;
     }
+    follow_utf8(telnet, byte);
     if (byte == CTRL_C) {
         decode_interrupt(telnet);
         return TELNET_NOTHING;
@@ -8583,9 +8612,29 @@ decode_text(struct telnet *telnet, unsigned char byte)
         return TELNET_END;
     }
     telnet->state = byte == '\r' ? TELNET_AFTER_CR : TELNET_TEXT;
+    telnet->is_telnet = telnet->is_telnet || byte == '\r';
     telnet->in_line = byte != '\r' && byte != '\n';
     telnet->text[telnet->length++] = (char)(byte == '\r' ? '\n' : byte);
     return TELNET_NOTHING;
+}
+
+/* The byte that telnet has made this command of, if it was typed inside a character; 0: none. */
+static unsigned char
+mangled_byte(unsigned char command)
+{
+    static const struct {
+        unsigned char command;
+        unsigned char byte;
+    } rows[] = {
+        {TELNET_IP, 0x83},   {TELNET_EOF, 0x84}, {TELNET_AO, 0x8f},
+        {TELNET_SUSP, 0x9a}, {TELNET_BRK, 0x9c},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (rows[i].command == command) {
+            return rows[i].byte;
+        }
+    }
+    return 0;
 }
 
 static enum telnet_event
@@ -8593,8 +8642,13 @@ decode_command(struct telnet *telnet, unsigned char byte)
 {
     telnet->state = TELNET_TEXT;
     telnet->verb = byte;
+    telnet->is_telnet = telnet->is_telnet || byte != TELNET_IAC;
+    if (telnet->missing > 0 && mangled_byte(byte) != 0) {
+        return decode_text(telnet, mangled_byte(byte));
+    }
     switch (byte) {
     case TELNET_IAC: /* the byte 255 itself */
+        follow_utf8(telnet, byte);
         telnet->text[telnet->length++] = (char)byte;
         return TELNET_NOTHING;
     case TELNET_WILL:
@@ -8617,6 +8671,15 @@ decode_command(struct telnet *telnet, unsigned char byte)
     }
 }
 
+/* Asks for bytes as they are, once; who offers that himself is answered with the same. */
+static enum telnet_event
+ask_binary(struct telnet *telnet)
+{
+    bool asked = telnet->asked_binary;
+    telnet->asked_binary = true;
+    return asked ? TELNET_NOTHING : TELNET_ASK_BINARY;
+}
+
 /* What is not wanted, or no more, is as it is already: no answer, or they would go on for ever. */
 static enum telnet_event
 decode_option(struct telnet *telnet, unsigned char byte)
@@ -8629,7 +8692,7 @@ decode_option(struct telnet *telnet, unsigned char byte)
         return TELNET_REFUSE;
     case TELNET_WILL:
         telnet->verb = TELNET_DONT;
-        return TELNET_REFUSE;
+        return byte == TELNET_BINARY ? ask_binary(telnet) : TELNET_REFUSE;
     default:
         return TELNET_NOTHING;
     }
@@ -8767,9 +8830,9 @@ pass_text(struct session *session, struct telnet *telnet)
 }
 
 DETACHED static void
-answer_option(struct session *session, const struct telnet *telnet)
+send_option(struct session *session, unsigned char verb, unsigned char option)
 {
-    const char answer[] = {(char)TELNET_IAC, (char)telnet->verb, (char)telnet->option};
+    const char answer[] = {(char)TELNET_IAC, (char)verb, (char)option};
     const char *bytes = answer;
     size_t length = sizeof(answer);
     begin_sending(session);
@@ -8786,8 +8849,14 @@ take_bytes(struct session *session, struct telnet *telnet, const unsigned char *
     bool more = true;
     for (size_t i = 0; i < length && more; i++) {
         enum telnet_event event = decode_byte(telnet, bytes[i]);
+        if (event == TELNET_NOTHING && telnet->is_telnet && telnet->beyond_ascii) {
+            event = ask_binary(telnet);
+        }
         if (event == TELNET_REFUSE) {
-            answer_option(session, telnet);
+            send_option(session, telnet->verb, telnet->option);
+        }
+        else if (event == TELNET_ASK_BINARY) {
+            send_option(session, TELNET_DO, TELNET_BINARY);
         }
         more = event != TELNET_END;
         if (!has_room(telnet)) {
@@ -9045,6 +9114,19 @@ add_source_line(PyObject *error, PyObject *source)
     Py_XDECREF(lines);
 }
 
+/* Python would call it a codec's error, in a text that its client never typed. */
+ATTACHED static PyObject *
+show_undecodable(void)
+{
+    static const char message[] =
+        "manhole: what came is not UTF-8, so it was not run; type it again, and see "
+        "that the terminal sends UTF-8\n";
+    struct session *session = current_session;
+    return session != NULL && write_client(session, message, sizeof(message) - 1) < 0
+               ? NULL
+               : Py_NewRef(Py_None);
+}
+
 ATTACHED static PyObject *
 console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
 {
@@ -9053,6 +9135,7 @@ console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
     PyObject *type = NULL;                                                  /* owned */
     PyObject *value = NULL;                                                 /* owned */
     PyObject *traceback = NULL;                                             /* owned */
+    bool undecodable = false;
     (void)self;
     (void)arguments;
     PyErr_GetExcInfo(&type, &value, &traceback);
@@ -9060,10 +9143,13 @@ console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
         Py_TYPE(value) == (PyTypeObject *)PyExc_SyntaxError) {
         add_source_line(value, source);
     }
+    undecodable =
+        value != NULL && Py_TYPE(value) == (PyTypeObject *)PyExc_UnicodeEncodeError;
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(traceback);
-    return show_exception("format_exception_only", false);
+    return undecodable ? show_undecodable()
+                       : show_exception("format_exception_only", false);
 }
 
 static PyMethodDef console_methods[] = {
