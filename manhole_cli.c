@@ -98,8 +98,7 @@ enum {
     JOBS_AT_ONCE = 128,            /* processes that are served side by side */
 };
 
-/* What the shell gets. 0 also when the server of a console is killed: its close looks the
- * same. Code of -c and -f may give any status, as with python -c. */
+/* What the shell gets. Code of -c and -f may give any status, as with python -c. */
 enum exit_status {
     STATUS_OK = 0,        /* the server closed the connection, or --help */
     STATUS_TROUBLE = 1,   /* the system refused something; the message says what */
@@ -107,7 +106,7 @@ enum exit_status {
     STATUS_NO_SIGNAL = 3, /* the signal could not be sent; nothing was connected to */
     STATUS_REFUSED = 4,   /* another process than the one asked for serves the socket */
     STATUS_NO_CONNECTION = 5, /* nobody answered within the timeout */
-    STATUS_CUT = 6,           /* the process was gone before the code had ended */
+    STATUS_CUT = 6, /* the process was gone before what it was asked for had ended */
     STATUS_TIMEOUT = 124, /* the code, or the stacks, took longer; as timeout(1) has it */
     STATUS_INTERRUPTED = 130, /* Ctrl-C, as shells have it: 128 + SIGINT */
     STATUS_OUTPUT_GONE = 141, /* nobody reads standard output any more: 128 + SIGPIPE */
@@ -2695,6 +2694,59 @@ may_go_on(const struct target *target)
     return outcome != SESSION_LEFT;
 }
 
+/* Whether a process is no more, or on its way out: the kernel closes what it had open when all of
+ * its threads have a flag, PF_EXITING, that /proc shows; one that closes as it likes has not. */
+static bool
+has_ended(pid_t pid)
+{
+    enum { EXITING = 4 };
+    struct buffer stat_text = {.data = NULL}; /* owned */
+    const char *after_name = NULL;
+    unsigned flags = 0;
+    char state = 0;
+
+    if (pid == 0) { /* one that cannot be seen from here */
+        return false;
+    }
+    if (!read_proc(pid, "stat", &stat_text)) {
+        return kill(pid, 0) < 0 && errno == ESRCH;
+    }
+    after_name = strrchr(text_of(&stat_text), ')');
+    if (after_name != NULL) {
+        (void)sscanf(after_name, ") %c %*d %*d %*d %*d %*d %u", &state, &flags);
+    }
+    free(stat_text.data);
+    return state == 'Z' || state == 'X' || (flags & EXITING) != 0;
+}
+
+/* Says that the server has closed before it should have, and whether it was its process's end. */
+static enum exit_status
+say_cut(int server, const struct target *target, const char *what)
+{
+    say_error("process %s has %s before %s", label_of(target).text,
+              has_ended(server_pid(server)) ? "ended" : "closed the connection", what);
+    return STATUS_CUT;
+}
+
+/* Whether what was read last is what a console says at the end of its input: its process may end
+ * right after it, having waited for that. */
+static bool
+is_farewell(const char *bytes, size_t count)
+{
+    static const char farewell[] = "now exiting ManholeConsole...\n";
+    const size_t length = sizeof(farewell) - 1;
+    return count >= length && memcmp(bytes + count - length, farewell, length) == 0;
+}
+
+/* The status of a console that the server has closed. */
+static enum exit_status
+conclude_console(int server, const struct target *target, bool was_farewell)
+{
+    return !was_farewell && has_ended(server_pid(server))
+               ? say_cut(server, target, "its console was left")
+               : STATUS_OK;
+}
+
 /* Copies both ways until the server has closed and all it wrote is shown. Ctrl-C is let in while
  * it waits, and only then. */
 static enum exit_status
@@ -2704,6 +2756,7 @@ relay(int server, const struct target *target)
     static struct flow shown;
     struct pollfd fds[POLLED];
     bool is_silent = true;
+    bool was_farewell = false;
 
     follow_signal(SIGINT);
     while (!shown.is_over || is_pending(&shown)) {
@@ -2725,11 +2778,14 @@ relay(int server, const struct target *target)
             return STATUS_OUTPUT_GONE;
         }
         serve_server(&fds[SERVER], &typed, &shown);
+        if (is_pending(&shown)) {
+            was_farewell = is_farewell(shown.bytes, shown.end);
+        }
         if (fds[INPUT].revents != 0) {
             read_stdin(&typed, server);
         }
     }
-    return STATUS_OK;
+    return conclude_console(server, target, was_farewell);
 }
 
 /* ======================================================================================
@@ -2767,6 +2823,7 @@ static struct editor {
     bool has_marks;          /* the server puts them */
     bool is_waiting;         /* a prompt of the console stands, nothing was sent since */
     bool is_typing;          /* libedit shows a line */
+    bool was_farewell;       /* what came last */
     enum way_out way_out;    /* why read_key() gave up */
     struct buffer line;      /* of the session, since its last newline */
     struct buffer aside;     /* the same of other threads, while a prompt stands */
@@ -2923,6 +2980,7 @@ take_output(void)
     for (ssize_t i = 0; i < count; i++) {
         take_byte(bytes[i]);
     }
+    editor.was_farewell = count > 0 && is_farewell(bytes, (size_t)count);
     if (!editor.has_marks) {
         guess_prompt(editor.is_waiting ? &editor.aside : &editor.line);
     }
@@ -3721,11 +3779,13 @@ converse(int server, const struct target *target)
         append_text(&editor.out, "\n");
         empty(&editor.line);
     }
-    if (editor.way_out == SERVER_CLOSED && editor.is_waiting) {
+    if (editor.way_out == SERVER_CLOSED && editor.is_waiting &&
+        !has_ended(server_pid(server))) {
         say_note("manhole-cli: the process has closed the connection");
     }
     show_the_rest();
-    return editor.way_out == LEFT ? STATUS_INTERRUPTED : STATUS_OK;
+    return editor.way_out == LEFT ? STATUS_INTERRUPTED
+                                  : conclude_console(server, target, editor.was_farewell);
 }
 
 #endif /* HAVE_LIBEDIT */
@@ -4044,7 +4104,8 @@ send_on(int server, struct buffer *unsent, bool is_over)
 
 /* What it comes to when the server has closed. */
 static enum exit_status
-conclude(struct answer *answer, const struct target *target, bool was_interrupted)
+conclude(struct answer *answer, int server, const struct target *target,
+         bool was_interrupted)
 {
     if (answer->is_refusal && strncmp(text_of(&answer->bytes), "manhole: ", 9) != 0) {
         say_error(
@@ -4060,9 +4121,7 @@ conclude(struct answer *answer, const struct target *target, bool was_interrupte
         return was_interrupted && answer->status == 1 ? STATUS_INTERRUPTED
                                                       : (enum exit_status)answer->status;
     }
-    say_error("process %s has closed the connection before the code had ended",
-              label_of(target).text);
-    return STATUS_CUT;
+    return say_cut(server, target, "the code had ended");
 }
 
 /* Runs the code, with our standard streams as its own. */
@@ -4097,7 +4156,8 @@ run_code(int server, const struct request *request, const struct target *target,
             bool is_open = read_answer(&errand, &answer.bytes);
             take_frames(&answer);
             if (!is_open || (answer.is_refusal && line_length(&answer.bytes) > 0)) {
-                end_errand(&errand, conclude(&answer, target, errand.was_interrupted));
+                end_errand(&errand,
+                           conclude(&answer, server, target, errand.was_interrupted));
             }
         }
     }
@@ -4120,14 +4180,14 @@ show_lines(struct buffer *text, bool is_end)
     size_t done = 0;
     size_t length = 0;
 
-    if (!terminal.is_shown_on || terminal.is_raw) {
-        write_all(STDOUT_FILENO, text_of(text), text->length);
-        empty(text);
-        return;
-    }
     while ((length = next_line(text, done, is_end)) > 0) {
         bool is_whole = text->data[done + length - 1] == '\n';
-        append_line(&shown, text->data + done, is_whole ? length - 1 : length);
+        if (!terminal.is_shown_on || terminal.is_raw) {
+            append(&shown, text->data + done, length);
+        }
+        else {
+            append_line(&shown, text->data + done, is_whole ? length - 1 : length);
+        }
         done += length;
     }
     drop(text, done);
@@ -4145,12 +4205,15 @@ is_refusal(const struct buffer *text)
 
 /* Nothing came, or a refusal. */
 static enum exit_status
-say_no_stacks(const struct buffer *text, const struct target *target)
+say_no_stacks(const struct buffer *text, int server, const struct target *target)
 {
     struct outlet err = open_outlet(STDERR_FILENO);
 
     if (text->length > 0) {
         let_out(&err, text->data, text->length);
+    }
+    else if (has_ended(server_pid(server))) {
+        return say_cut(server, target, "its stacks were there");
     }
     else {
         say_error("process %s has closed the connection without a word",
@@ -4160,6 +4223,28 @@ say_no_stacks(const struct buffer *text, const struct target *target)
     return STATUS_NO_CONNECTION;
 }
 
+/* What it comes to when the server has closed. */
+static enum exit_status
+conclude_stacks(const struct buffer *text, bool is_begun, bool is_whole, int server,
+                const struct target *target)
+{
+    if (!is_begun) {
+        return say_no_stacks(text, server, target);
+    }
+    return is_whole ? STATUS_OK : say_cut(server, target, "its stacks were complete");
+}
+
+/* The line that ends a dump, and all of JSON, which is one line. */
+static bool
+has_end_of_stacks(const struct buffer *text, bool is_json)
+{
+    static const char end[] = "#############################################\n";
+    return !is_json
+               ? strstr(text_of(text), end) != NULL
+               : text->length >= 2 && strcmp(text->data + text->length - 2, "}\n") == 0;
+}
+
+/* A dump is shown as it comes. JSON that is cut is none: it is shown when it is whole. */
 static enum exit_status
 show_stacks(int server, const struct request *request, const struct target *target)
 {
@@ -4167,7 +4252,9 @@ show_stacks(int server, const struct request *request, const struct target *targ
         .server = server, .target = target, .deadline = request->deadline};
     struct buffer text = {.data = NULL}; /* owned */
     struct pollfd fds[1] = {{.fd = server, .events = POLLIN}};
+    bool is_json = (request->flags & FLAG_JSON) != 0;
     bool is_begun = false;
+    bool is_whole = false;
 
     follow_signal(SIGINT);
     (void)shutdown(server, SHUT_WR);
@@ -4175,13 +4262,16 @@ show_stacks(int server, const struct request *request, const struct target *targ
         if (!wait_on_errand(&errand, fds, 1)) {
             continue;
         }
-        if (!read_answer(&errand, &text)) {
-            is_begun = is_begun || (text.length > 0 && !is_refusal(&text));
-            end_errand(&errand, is_begun ? STATUS_OK : say_no_stacks(&text, target));
+        bool is_end = !read_answer(&errand, &text);
+        is_whole = is_whole || has_end_of_stacks(&text, is_json);
+        is_begun = is_begun || ((is_end ? text.length : line_length(&text)) > 0 &&
+                                !is_refusal(&text));
+        if (is_begun && (!is_json || (is_end && is_whole))) {
+            show_lines(&text, is_end);
         }
-        if (is_begun || (line_length(&text) > 0 && !is_refusal(&text))) {
-            is_begun = true;
-            show_lines(&text, errand.is_over);
+        if (is_end) {
+            end_errand(&errand,
+                       conclude_stacks(&text, is_begun, is_whole, server, target));
         }
     }
     free(text.data);

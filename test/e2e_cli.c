@@ -875,7 +875,11 @@ killed_server_ends_it(void)
 
     send_signal(app, SIGKILL);
 
-    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 6);
+    assert_string_equal(text_of(cli, ERR),
+                        format_text("manhole-cli: error: process %s has ended before its "
+                                    "console was left\n",
+                                    pid_of(app)));
 }
 
 static long
