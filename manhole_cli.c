@@ -64,7 +64,6 @@
 #include <time.h>
 #include <unistd.h>
 #include <wchar.h>
-#include <wctype.h>
 #ifdef HAVE_LIBEDIT
 #  include <histedit.h>
 #endif
@@ -3305,12 +3304,6 @@ read_key(EditLine *el, wchar_t *key)
 
 /* ---- Completion -------------------------------------------------------------------- */
 
-static bool
-is_of_name(wchar_t c)
-{
-    return c == L'_' || c == L'.' || iswalnum((wint_t)c) || c > 0x7f;
-}
-
 /* How long the beginning is that all lines have in common. */
 static size_t
 common_length(const struct buffer *lines)
@@ -3332,12 +3325,28 @@ common_length(const struct buffer *lines)
     return common;
 }
 
-/* Shows what may follow, in columns, without what stands before the last dot anyway. */
-static void
-show_matches(const struct buffer *matches, const char *word)
+/* How much of a line that may go on in several ways is not shown with them: all before the name. In
+ * a string a dot is a part of one. */
+static size_t
+count_hidden(const char *line)
 {
-    const char *dot = strrchr(word, '.');
-    size_t hidden = dot != NULL ? (size_t)(dot - word) + 1 : 0;
+    const char *name = line + strlen(line);
+
+    while (name > line && strchr(" \t/'\"([{,=:;", name[-1]) == NULL) {
+        name--;
+    }
+    if (name == line || strchr("/'\"", name[-1]) == NULL) {
+        const char *dot = strrchr(name, '.');
+        name = dot != NULL ? dot + 1 : name;
+    }
+    return (size_t)(name - line);
+}
+
+/* Shows what may follow, in columns. */
+static void
+show_matches(const struct buffer *matches, const char *line)
+{
+    size_t hidden = count_hidden(line);
     size_t columns = (size_t)count_columns();
     size_t width = 0;
     size_t column = 0;
@@ -3362,70 +3371,90 @@ show_matches(const struct buffer *matches, const char *word)
     show_output();
 }
 
-/* The name before the cursor, as UTF-8, with a newline. */
+/* What stands before the cursor, as UTF-8, with a newline. */
 static void
-find_word(EditLine *el, struct buffer *word)
+find_start(EditLine *el, struct buffer *start)
 {
     const LineInfoW *line = el_wline(el);
-    const wchar_t *start = line->cursor;
 
-    while (start > line->buffer && is_of_name(start[-1])) {
-        start--;
+    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
+        char utf8[MB_LEN_MAX + 1];
+        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*c);
+        append_text(start, utf8);
     }
-    for (char utf8[MB_LEN_MAX + 1]; start < line->cursor; start++) {
-        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*start);
-        append_text(word, utf8);
-    }
-    append_text(word, "\n");
+    append_text(start, "\n");
 }
 
-/* Whether each line begins with the word and goes on behind it. */
+/* Whether each line begins with the start and goes on behind it. */
 static bool
-are_matches(const struct buffer *lines, const char *word)
+are_matches(const struct buffer *lines, const char *start)
 {
     size_t length = 0;
 
     for (size_t i = 0; i < lines->length; i += length + 1) {
         length = strcspn(lines->data + i, "\n");
-        if (strncmp(lines->data + i, word, strlen(word)) != 0) {
+        if (strncmp(lines->data + i, start, strlen(start)) != 0) {
             return false;
         }
     }
     return lines->length > 0 && lines->data[lines->length - 1] == '\n';
 }
 
-/* Tab: indents where there is no name; else completes it as far as the session's namespace
- * leaves no choice, or shows the choice. */
+/* Inserts a name, without the quote and bracket at its end that stand there already. */
+static void
+insert_name(EditLine *el, char *name)
+{
+    const LineInfoW *line = el_wline(el);
+    char *closing = name + strlen(name);
+
+    while (closing > name && strchr("'\"])", closing[-1]) != NULL) {
+        closing--;
+    }
+    for (; *closing != '\0'; closing++) {
+        size_t length = strlen(closing);
+        size_t same = 0;
+        while (same < length && line->cursor + same < line->lastchar &&
+               line->cursor[same] == (wchar_t)closing[same]) {
+            same++;
+        }
+        if (same == length) {
+            *closing = '\0';
+            break;
+        }
+    }
+    (void)el_insertstr(el, name);
+}
+
+/* Tab: indents at the start of a line; else completes what stands before the cursor as far as the
+ * session leaves no choice, or shows the choice. */
 static unsigned char
 on_tab(EditLine *el, int key)
 {
-    struct buffer word = {.data = NULL};    /* owned */
+    struct buffer start = {.data = NULL};   /* owned */
     struct buffer matches = {.data = NULL}; /* owned */
     size_t common = 0;
 
     (void)key;
-    find_word(el, &word);
-    if (word.length == 1 || editor.server < 0) {
-        free(word.data);
+    find_start(el, &start);
+    if (start.data[strspn(start.data, " \t")] == '\n' || editor.server < 0) {
+        free(start.data);
         return editor.server < 0               ? CC_ERROR
                : el_insertstr(el, "    ") == 0 ? CC_REFRESH
                                                : CC_ERROR;
     }
-    (void)ask_aside(editor.target, "complete", &word, INTERRUPT_PATIENCE_MS, &matches);
-    if (word.data != NULL) {
-        word.data[--word.length] = '\0'; /* the newline */
-    }
-    if (matches.data != NULL && are_matches(&matches, text_of(&word))) {
+    (void)ask_aside(editor.target, "complete", &start, INTERRUPT_PATIENCE_MS, &matches);
+    start.data[--start.length] = '\0'; /* the newline */
+    if (matches.data != NULL && are_matches(&matches, start.data)) {
         common = common_length(&matches);
-        if (common > word.length) {
+        if (common > start.length) {
             matches.data[common] = '\0';
-            (void)el_insertstr(el, matches.data + word.length);
+            insert_name(el, matches.data + start.length);
         }
         else if (line_length(&matches) < matches.length) {
-            show_matches(&matches, text_of(&word));
+            show_matches(&matches, start.data);
         }
     }
-    free(word.data);
+    free(start.data);
     free(matches.data);
     return CC_REFRESH;
 }

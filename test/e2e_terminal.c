@@ -422,6 +422,43 @@ tab_completes_a_name_and_an_attribute(void)
 }
 
 static void
+tab_completes_files_keys_and_modules(void)
+{
+    (void)open_console(
+        format_text("import os; os.chdir(r'%s'); keys = {'alpha': 7}\n"
+                    "os.mkdir('directory'); os.chdir('directory')\n"
+                    "for name in 'one file', 'two-files.txt', 'two-files.tgz':\n"
+                    "    open(name, 'w')\n"
+                    "os.chdir('..')\n%s",
+                    test_path(""), TARGET("locals={'keys': keys}")),
+        "");
+    type("open('dir");
+    press("Tab");
+    type("one");
+    press("Tab");
+    press("Enter"); /* the bracket is missing */
+    see(">>> open\\('directory/one file'$");
+    press("C-c");
+    see("\n>>>$");
+    type("print(keys['']) # '");
+    for (int i = 0; i < 7; i++) {
+        press("Left");
+    }
+    type("al");
+    press("Tab"); /* what stands behind the cursor is not put there twice */
+    press("Enter");
+    see("^>>> print\\(keys\\['alpha'\\]\\) # '\n7$");
+    type("open('directory/tw");
+    press("Tab");
+    press("Tab");
+    see("^two-files.tgz' +two-files.txt'$");
+    press("C-c");
+    type("import ctyp");
+    press("Tab");
+    see(">>> import ctypes$");
+}
+
+static void
 tab_indents_an_empty_line(void)
 {
     (void)open_console(TARGET(""), "");
@@ -725,6 +762,7 @@ main(void)
         TEST(ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back),
         TEST(sigterm_restores_the_terminal),
         TEST(tab_completes_a_name_and_an_attribute),
+        TEST(tab_completes_files_keys_and_modules),
         TEST(tab_indents_an_empty_line),
         TEST(tab_gives_up_when_python_is_busy_and_says_nothing),
         TEST(ctrl_c_drops_a_paste_that_has_not_ended),
