@@ -10743,8 +10743,8 @@ copy_names(const struct session *asking)
 
 /* Completes what stands before the cursor, a match being the whole line as it would become. It is
  * rlcompleter's work, but that evaluates what it completes, asks each attribute for its value, and
- * knows of no place where a keyword cannot stand. Of a command shell, whose words are in a tuple, it
- * sees no more than those. */
+ * knows of no place where a keyword cannot stand. Of a command shell, whose words are in a tuple,
+ * it sees no more than those. */
 static const char completion_program[] =
     "import builtins, importlib.machinery, inspect, itertools, keyword\n"
     "import os, pkgutil, re, sys, types\n"
@@ -12851,8 +12851,8 @@ send_guards(void)
  *              the same two, with a mark before and behind each prompt of the console.
  *   interrupt  raises KeyboardInterrupt in what the client with this ID runs; says in a line what
  *              became of it.
- *   complete   reads a line, up to the cursor; sends what it may become in the session of the client
- *              with this ID, a line each. No word on any error.
+ *   complete   reads a line, up to the cursor; sends what it may become in the session of the
+ *              client with this ID, a line each. No word on any error.
  *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
  *   json       the same as a JSON document.
  *   exec       reads a program and runs it: four bytes of length, the high one first; then file

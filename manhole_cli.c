@@ -2700,8 +2700,8 @@ has_ended(pid_t pid)
 {
     enum { EXITING = 4 };
     struct buffer stat_text = {.data = NULL}; /* owned */
-    const char *after_name = NULL;
-    unsigned flags = 0;
+    char *field = NULL; /* the state, after a name that may have anything in it */
+    unsigned long flags = 0;
     char state = 0;
 
     if (pid == 0) { /* one that cannot be seen from here */
@@ -2710,9 +2710,13 @@ has_ended(pid_t pid)
     if (!read_proc(pid, "stat", &stat_text)) {
         return kill(pid, 0) < 0 && errno == ESRCH;
     }
-    after_name = strrchr(text_of(&stat_text), ')');
-    if (after_name != NULL) {
-        (void)sscanf(after_name, ") %c %*d %*d %*d %*d %*d %u", &state, &flags);
+    field = strrchr(text_of(&stat_text), ')');
+    if (field != NULL && strlen(field) > 3) {
+        state = field[2];
+        field += 3;
+        for (int i = 0; i < 6; i++) { /* ppid, pgrp, session, tty_nr, tpgid, flags */
+            flags = strtoul(field, &field, 10);
+        }
     }
     free(stat_text.data);
     return state == 'Z' || state == 'X' || (flags & EXITING) != 0;

@@ -303,7 +303,7 @@ names_of_the_console_with_the_same_id_are_completed(void)
     assert_string_equal(client_ask(console, "'readline' in sys.modules"), "False\n");
 }
 
-/* The line, then all that it may become: "" where nothing, or a newline behind what is one of several. */
+/* What the names stand for; whatever of it runs to complete a line says so. */
 static const char completable[] =
     "import functools, os, sys\n"
     "os.makedirs('directory')\n"
@@ -329,6 +329,7 @@ static const char completable[] =
 static void
 lines_are_completed_by_what_may_stand_there(void)
 {
+    /* The line, then all that it may become. */
     static const char *const rows[][2] = {
         /* names of files */
         {"open('dir", "open('directory/"},
