@@ -370,6 +370,8 @@ install: all ## into PYTHON's (a virtual environment's) site-packages and bin, o
 	install -D -m 644 manhole-cli.1 '$(MANUAL)'
 	install -D -m 644 completion/manhole-cli.bash '$(BASH_COMPLETION)'
 	install -D -m 644 completion/_manhole-cli '$(ZSH_COMPLETION)'
+	@$(if $(DESTDIR)$(filter /usr/share /usr/local/share,$(SHARE)),:, \
+	    echo "bash does not look there for completion: . '$(BASH_COMPLETION)'")
 
 uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDIR
 	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PROGRAMS)/manhole-cli' \

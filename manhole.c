@@ -1626,6 +1626,38 @@ is_found_normally(const char *name)
     return normally;
 }
 
+/* Runs a program of ours in a namespace of its own, which has modules of the standard library's by
+ * the last part of their names. Returns what it has by one of its names, new; or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+run_program_of_ours(const char *source,
+                    const char *const modules[] /* NULL behind them */,
+                    const char *wanted)
+{
+    PyObject *names = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(),
+                                    "__name__", "manhole"); /* owned */
+    PyObject *result = NULL;                                /* owned */
+    PyObject *found = NULL; /* new, handed to the caller */
+    bool ready = names != NULL;
+    for (size_t i = 0; ready && modules[i] != NULL; i++) {
+        const char *dot = strrchr(modules[i], '.');
+        PyObject *module = import_standard(modules[i]); /* owned */
+        ready =
+            module != NULL &&
+            PyDict_SetItemString(names, dot == NULL ? modules[i] : dot + 1, module) == 0;
+        Py_XDECREF(module);
+    }
+    if (ready) {
+        result = run_source(source, Py_file_input, names);
+    }
+    if (result != NULL) {
+        found = PyMapping_GetItemString(names, wanted);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    return found;
+}
+
 /* ======================================================================================
  * Log: one line for each thing that happens, for the operator and for scripts.
  * Runs on:  every thread; log_line() never runs Python and never blocks.
@@ -8961,6 +8993,11 @@ exec_requests(PyObject *module)
  * Ctrl-C (as a command or as a byte) interrupts, an end of file (Ctrl-D at the start of a line)
  * ends the input. It takes a thread of its own because Ctrl-C must be seen while the session's runs
  * something or waits for Python.
+ *
+ * A telnet that is not asked for binary (RFC 856) looks at seven bits of what is typed, and makes
+ * commands of the bytes that are control characters by these: 0x9c, of UTF-8's most common, is
+ * Ctrl-\. It cannot be asked at once, for nc would show that. So what it does in the middle of a
+ * character is undone, and it is asked when it has shown what it is and that it is needed.
  * ====================================================================================== */
 
 DETACHED static bool send_helper(struct session *session, void *(*body)(void *));
@@ -8970,17 +9007,21 @@ static void helper_done(struct session *session);
 enum {
     CTRL_C = 3,
     CTRL_D = 4,
-    /* Telnet's commands, from RFC 854; the end of file from RFC 1184. */
+    /* Telnet's commands, from RFC 854; the end of file and suspend from RFC 1184. */
     TELNET_EOF = 236,
+    TELNET_SUSP = 237,
     TELNET_SE = 240,
     TELNET_BRK = 243,
     TELNET_IP = 244,
+    TELNET_AO = 245,
     TELNET_SB = 250,
     TELNET_WILL = 251,
     TELNET_WONT = 252,
     TELNET_DO = 253,
     TELNET_DONT = 254,
     TELNET_IAC = 255,
+    /* An option, from RFC 856. */
+    TELNET_BINARY = 0,
 };
 
 /* What the next byte is. */
@@ -8997,7 +9038,8 @@ enum telnet_state {
 enum telnet_event {
     TELNET_NOTHING,
     TELNET_END,
-    TELNET_REFUSE, /* answer with verb and option */
+    TELNET_REFUSE,     /* answer with verb and option */
+    TELNET_ASK_BINARY, /* for bytes as they are */
 };
 
 struct telnet {
@@ -9005,6 +9047,10 @@ struct telnet {
     bool in_line;         /* the line has begun */
     bool interrupted;     /* in what is in text */
     bool checked;         /* that the first line is none of HTTP's */
+    bool is_telnet;       /* by its commands, or its ends of lines */
+    bool beyond_ascii;    /* what is typed there */
+    bool asked_binary;    /* or it has offered that itself */
+    int missing;          /* bytes of the UTF-8 character that has begun */
     unsigned char verb;   /* of the command being read; of the answer */
     unsigned char option; /* of the answer */
     size_t length;        /* of text */
@@ -9021,6 +9067,20 @@ decode_interrupt(struct telnet *telnet)
     telnet->interrupted = true;
 }
 
+/* Follows where characters of UTF-8 begin and end. */
+static void
+follow_utf8(struct telnet *telnet, unsigned char byte)
+{
+    if (byte >= 0xc2 && byte <= 0xf4) {
+        telnet->missing = byte >= 0xf0 ? 3 : byte >= 0xe0 ? 2 : 1;
+    }
+    else {
+        telnet->missing -= telnet->missing > 0 && (byte & 0xc0) == 0x80;
+        telnet->missing = (byte & 0xc0) == 0x80 ? telnet->missing : 0;
+    }
+    telnet->beyond_ascii = telnet->beyond_ascii || byte >= 0x80;
+}
+
 static enum telnet_event
 decode_text(struct telnet *telnet, unsigned char byte)
 {
@@ -9028,6 +9088,7 @@ decode_text(struct telnet *telnet, unsigned char byte)
         telnet->state = TELNET_COMMAND;
         return TELNET_NOTHING;
     }
+    follow_utf8(telnet, byte);
     if (byte == CTRL_C) {
         decode_interrupt(telnet);
         return TELNET_NOTHING;
@@ -9036,9 +9097,29 @@ decode_text(struct telnet *telnet, unsigned char byte)
         return TELNET_END;
     }
     telnet->state = byte == '\r' ? TELNET_AFTER_CR : TELNET_TEXT;
+    telnet->is_telnet = telnet->is_telnet || byte == '\r';
     telnet->in_line = byte != '\r' && byte != '\n';
     telnet->text[telnet->length++] = (char)(byte == '\r' ? '\n' : byte);
     return TELNET_NOTHING;
+}
+
+/* The byte that telnet has made this command of, if it was typed inside a character; 0: none. */
+static unsigned char
+mangled_byte(unsigned char command)
+{
+    static const struct {
+        unsigned char command;
+        unsigned char byte;
+    } rows[] = {
+        {TELNET_IP, 0x83},   {TELNET_EOF, 0x84}, {TELNET_AO, 0x8f},
+        {TELNET_SUSP, 0x9a}, {TELNET_BRK, 0x9c},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (rows[i].command == command) {
+            return rows[i].byte;
+        }
+    }
+    return 0;
 }
 
 static enum telnet_event
@@ -9046,8 +9127,13 @@ decode_command(struct telnet *telnet, unsigned char byte)
 {
     telnet->state = TELNET_TEXT;
     telnet->verb = byte;
+    telnet->is_telnet = telnet->is_telnet || byte != TELNET_IAC;
+    if (telnet->missing > 0 && mangled_byte(byte) != 0) {
+        return decode_text(telnet, mangled_byte(byte));
+    }
     switch (byte) {
     case TELNET_IAC: /* the byte 255 itself */
+        follow_utf8(telnet, byte);
         telnet->text[telnet->length++] = (char)byte;
         return TELNET_NOTHING;
     case TELNET_WILL:
@@ -9070,6 +9156,15 @@ decode_command(struct telnet *telnet, unsigned char byte)
     }
 }
 
+/* Asks for bytes as they are, once; who offers that himself is answered with the same. */
+static enum telnet_event
+ask_binary(struct telnet *telnet)
+{
+    bool asked = telnet->asked_binary;
+    telnet->asked_binary = true;
+    return asked ? TELNET_NOTHING : TELNET_ASK_BINARY;
+}
+
 /* What is not wanted, or no more, is as it is already: no answer, or they would go on for ever. */
 static enum telnet_event
 decode_option(struct telnet *telnet, unsigned char byte)
@@ -9082,7 +9177,7 @@ decode_option(struct telnet *telnet, unsigned char byte)
         return TELNET_REFUSE;
     case TELNET_WILL:
         telnet->verb = TELNET_DONT;
-        return TELNET_REFUSE;
+        return byte == TELNET_BINARY ? ask_binary(telnet) : TELNET_REFUSE;
     default:
         return TELNET_NOTHING;
     }
@@ -9220,9 +9315,9 @@ pass_text(struct session *session, struct telnet *telnet)
 }
 
 DETACHED static void
-answer_option(struct session *session, const struct telnet *telnet)
+send_option(struct session *session, unsigned char verb, unsigned char option)
 {
-    const char answer[] = {(char)TELNET_IAC, (char)telnet->verb, (char)telnet->option};
+    const char answer[] = {(char)TELNET_IAC, (char)verb, (char)option};
     const char *bytes = answer;
     size_t length = sizeof(answer);
     begin_sending(session);
@@ -9239,8 +9334,14 @@ take_bytes(struct session *session, struct telnet *telnet, const unsigned char *
     bool more = true;
     for (size_t i = 0; i < length && more; i++) {
         enum telnet_event event = decode_byte(telnet, bytes[i]);
+        if (event == TELNET_NOTHING && telnet->is_telnet && telnet->beyond_ascii) {
+            event = ask_binary(telnet);
+        }
         if (event == TELNET_REFUSE) {
-            answer_option(session, telnet);
+            send_option(session, telnet->verb, telnet->option);
+        }
+        else if (event == TELNET_ASK_BINARY) {
+            send_option(session, TELNET_DO, TELNET_BINARY);
         }
         more = event != TELNET_END;
         if (!has_room(telnet)) {
@@ -9569,6 +9670,19 @@ add_source_line(PyObject *error, PyObject *source)
     Py_XDECREF(lines);
 }
 
+/* Python would call it a codec's error, in a text that its client never typed. */
+ATTACHED static PyObject *
+show_undecodable(void)
+{
+    static const char message[] =
+        "manhole: what came is not UTF-8, so it was not run; type it again, and see "
+        "that the terminal sends UTF-8\n";
+    struct session *session = current_session;
+    return session != NULL && write_client(session, message, sizeof(message) - 1) < 0
+               ? NULL
+               : Py_NewRef(Py_None);
+}
+
 ATTACHED static PyObject *
 console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
 {
@@ -9577,6 +9691,7 @@ console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
     PyObject *type = NULL;                                                  /* owned */
     PyObject *value = NULL;                                                 /* owned */
     PyObject *traceback = NULL;                                             /* owned */
+    bool undecodable = false;
     (void)self;
     (void)arguments;
     PyErr_GetExcInfo(&type, &value, &traceback);
@@ -9584,10 +9699,12 @@ console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
         Py_TYPE(value) == (PyTypeObject *)PyExc_SyntaxError) {
         add_source_line(value, source);
     }
+    undecodable =
+        value != NULL && Py_TYPE(value) == (PyTypeObject *)PyExc_UnicodeEncodeError;
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(traceback);
-    return show_exception(true);
+    return undecodable ? show_undecodable() : show_exception(true);
 }
 
 static PyMethodDef console_methods[] = {
@@ -9610,21 +9727,17 @@ struct derived {
 ATTACHED static PyObject *
 find_base(const struct derived *derived)
 {
-    PyObject *from = NULL;   /* owned */
-    PyObject *result = NULL; /* owned */
-    PyObject *base = NULL;   /* new, handed to the caller */
-    if (derived->program == NULL) {
-        from = import_standard(derived->module);
-        base = from == NULL ? NULL : PyObject_GetAttrString(from, derived->base);
-        Py_XDECREF(from);
-        return base;
+    static const char *const no_modules[] = {NULL};
+    PyObject *from = NULL; /* owned */
+    PyObject *base = NULL; /* new, handed to the caller */
+    if (derived->program != NULL) {
+        return run_program_of_ours(derived->program, no_modules, derived->base);
     }
-    from = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(), "__name__",
-                         "manhole");
-    result = from == NULL ? NULL : run_source(derived->program, Py_file_input, from);
-    base = result == NULL ? NULL : PyMapping_GetItemString(from, derived->base);
-    Py_XDECREF(from);
-    Py_XDECREF(result);
+    from = import_standard(derived->module);
+    if (from != NULL) {
+        base = PyObject_GetAttrString(from, derived->base);
+        Py_DECREF(from);
+    }
     return base;
 }
 
@@ -9753,23 +9866,14 @@ static const char live_names_program[] =
 ATTACHED static PyObject *
 make_live_names(PyObject *own, PyObject *theirs)
 {
-    PyObject *scope = Py_BuildValue("{sssO}", "__name__", "manhole", "__builtins__",
-                                    PyEval_GetBuiltins()); /* owned */
-    PyObject *result = NULL;                               /* owned */
-    PyObject *type = NULL;                                 /* owned */
-    PyObject *names = NULL;                                /* new, handed to the caller */
-    if (scope != NULL) {
-        result = run_source(live_names_program, Py_file_input, scope);
-    }
-    if (result != NULL) {
-        type = PyMapping_GetItemString(scope, "Names");
-    }
+    static const char *const no_modules[] = {NULL};
+    PyObject *type =
+        run_program_of_ours(live_names_program, no_modules, "Names"); /* owned */
+    PyObject *names = NULL; /* new, handed to the caller */
     if (type != NULL) {
-        names = PyObject_CallFunction(type, "OO", own, theirs);
+        names = PyObject_CallFunctionObjArgs(type, own, theirs, NULL);
+        Py_DECREF(type);
     }
-    Py_XDECREF(scope);
-    Py_XDECREF(result);
-    Py_XDECREF(type);
     return names;
 }
 
@@ -11264,44 +11368,195 @@ copy_names(const struct session *asking)
     return copy;
 }
 
-/* rlcompleter in a module of its own, for when it is imported it imports readline, which prepares
- * the terminal of the process, and makes itself readline's completer. It evaluates what it is to
- * complete, so it sees nothing of a command shell, whose words are in a tuple. */
+/* Completes what stands before the cursor, a match being the whole line as it would become. It is
+ * rlcompleter's work, but that evaluates what it completes, asks each attribute for its value, and
+ * knows of no place where a keyword cannot stand. Of a command shell, whose words are in a tuple,
+ * it sees no more than those. */
 static const char completion_program[] =
-    "import builtins, importlib.util\n"
-    "def import_all_but_readline(name, *rest, **keywords):\n"
-    "    if name == 'readline':\n"
-    "        raise ImportError(name)\n"
-    "    return builtins.__import__(name, *rest, **keywords)\n"
-    "module = {'__name__': 'rlcompleter', '__builtins__':\n"
-    "          dict(vars(builtins), __import__=import_all_but_readline)}\n"
-    "exec(importlib.util.find_spec('rlcompleter').loader.get_code('rlcompleter'), "
-    "module)\n"
-    "def complete(text, names, most):\n"
+    /* Where a string begins that the end of the line is in, and its quotes; '#' in a comment. */
+    "def find_string(line):\n"
+    "    quotes, start, i = '', 0, 0\n"
+    "    while i < len(line) and quotes != '#':\n"
+    "        if not quotes and line[i] in '\"\\'#':\n"
+    "            quotes = line[i]\n"
+    "            if quotes != '#' and line.startswith(quotes * 3, i):\n"
+    "                quotes *= 3\n"
+    "            start = i = i + len(quotes)\n"
+    "        elif quotes and line.startswith(quotes, i):\n"
+    "            i += len(quotes)\n"
+    "            quotes = ''\n"
+    "        else:\n"
+    "            i += 2 if quotes and line[i] == '\\\\' else 1\n"
+    "    return start, quotes\n"
+    /* An attribute as it is stored: properties and the like are not run. */
+    "methods = (types.FunctionType, types.BuiltinFunctionType, types.MethodType,\n"
+    "           types.MethodDescriptorType, types.WrapperDescriptorType,\n"
+    "           types.ClassMethodDescriptorType)\n"
+    "def attribute(value, name):\n"
+    "    found = inspect.getattr_static(value, name)\n"
+    "    kind = type(found)\n"
+    "    if kind in (classmethod, staticmethod):\n"
+    "        return found.__func__\n"
+    "    if kind is types.MemberDescriptorType or (\n"
+    "            kind is types.GetSetDescriptorType\n"
+    "            and found.__objclass__.__module__ == 'builtins'):\n"
+    "        return found.__get__(value)\n"
+    "    if kind not in methods and any('__get__' in vars(base) for base in "
+    "kind.__mro__):\n"
+    "        raise AttributeError(name)\n"
+    "    return found\n"
+    "def look_up(dotted, names):\n"
+    "    first, *rest = dotted.split('.')\n"
+    "    value = names[first] if first in names else vars(builtins)[first]\n"
+    "    for name in rest:\n"
+    "        value = attribute(value, name)\n"
+    "    return value\n"
+    "def with_bracket(name, value):\n"
+    "    is_called = callable(value) or type(value) in (classmethod, staticmethod)\n"
+    "    return name + '(' if is_called else name\n"
+    /* Names that begin with an underscore are for who types one. */
+    "def is_wanted(name, text):\n"
+    "    return (type(name) is str and name.startswith(text)\n"
+    "            and name.startswith('_') <= text.startswith('_')\n"
+    "            and name.startswith('__') <= (text != '_'))\n"
+    /* The keywords that can stand behind the beginning of a statement. */
+    "values = {'False', 'None', 'True', 'await', 'lambda', 'not', 'yield'}\n"
+    "joints = {'and', 'as', 'async', 'else', 'for', 'from', 'if', 'in', 'is', 'not', "
+    "'or'}\n"
+    "behind = dict.fromkeys('as break class continue def del for global import lambda '\n"
+    "                       'nonlocal pass'.split(), ())\n"
+    "behind.update({'async': ('def', 'for', 'with'), 'not': values | {'in'},\n"
+    "               'is': values, 'yield': values | {'from'}})\n"
+    "behind.update(dict.fromkeys(('False', 'None', 'True'), joints))\n"
+    "alone = {'False', 'None', 'True', 'break', 'continue', 'pass'}\n"
+    "def keywords_behind(start):\n"
+    "    start = start.strip()\n"
+    "    last = re.search(r'\\w*$|\\W$', start)[0] or start[-1:]\n"
+    "    begins = re.match('(async|class|def|el|except|f|if|try|w).*:$', start)\n"
+    "    if not last or (begins and not re.search(r'\\blambda\\b|[([{][^)\\]}]*$', "
+    "start)):\n"
+    "        return keyword.kwlist\n"
+    "    if last in behind or last in keyword.kwlist or start in keyword.softkwlist:\n"
+    "        return behind.get(last, values)\n"
+    "    return joints if last.isalnum() or last in ')]}\"\\'' or last.isidentifier() "
+    "else values\n"
+    "def names_in(names, text, start):\n"
+    "    for word in keywords_behind(start):\n"
+    "        if word.startswith(text):\n"
+    "            yield word if word in alone else word + ' '\n"
+    "    for space in names, vars(builtins):\n"
+    "        for name, value in space.items():\n"
+    "            if is_wanted(name, text) and not keyword.iskeyword(name):\n"
+    "                yield with_bracket(name, value)\n"
+    /* dir() would ask for __class__. */
+    "def attributes(value, text):\n"
+    "    kind = type(value)\n"
+    "    if inspect.getattr_static(kind, '__dir__') is vars(object)['__dir__']:\n"
+    "        found = {name for base in kind.__mro__ for name in vars(base)}\n"
+    "        own = inspect.getattr_static(value, '__dict__', None)\n"
+    "        if type(own) is types.GetSetDescriptorType:\n"
+    "            found.update(own.__get__(value))\n"
+    "    else:\n"
+    "        found = dir(value)\n"
+    "    return [name for name in found if is_wanted(name, text)]\n"
+    "def attributes_in(names, dotted, dot, text):\n"
+    "    value = look_up(dotted, names)\n"
+    "    for name in attributes(value, text):\n"
+    "        found = inspect.getattr_static(value, name, None)\n"
+    "        yield dotted + dot + with_bracket(name, found)\n"
+    "def in_code(line, names):\n"
+    "    start = line.rpartition(';')[2]\n"
+    "    text = re.search(r'[\\w.]*$', start)[0]\n"
+    "    start = start[:len(start) - len(text)]\n"
+    "    if re.match(r'\\s*(from|import)\\s', start):\n"
+    "        return text, imports(start, text)\n"
+    "    if '.' in text:\n"
+    "        return text, attributes_in(names, *text.rpartition('.'))\n"
+    "    return text, names_in(names, text, start) if text and not text[0].isdigit() "
+    "else ()\n"
+    /* Where the modules of a package are, which is not imported for that. */
+    "def folders_of(package):\n"
+    "    folders, name = sys.path, ''\n"
+    "    for part in package.split('.') if package else ():\n"
+    "        name += '.' + part if name else part\n"
+    "        if name in sys.modules:\n"
+    "            folders = inspect.getattr_static(sys.modules[name], '__path__', ())\n"
+    "        else:\n"
+    "            spec = machinery.PathFinder.find_spec(name, folders)\n"
+    "            folders = spec and spec.submodule_search_locations or ()\n"
+    "    return list(folders)\n"
+    "def modules_in(package, text):\n"
+    "    known = [*sys.builtin_module_names, *sys.modules]\n"
+    "    start = package and package + '.'\n"
+    "    known = [name[len(start):].partition('.')[0] for name in known if "
+    "name.startswith(start)]\n"
+    "    known += [module.name for module in pkgutil.iter_modules(folders_of(package))]\n"
+    "    return [name for name in known if name.isidentifier() and is_wanted(name, "
+    "text)]\n"
+    "def imports(start, text):\n"
+    "    names = r'(\\w+(\\s+as\\s+\\w+)?\\s*,\\s*)*$'\n"
+    "    if re.match(r'\\s*(from\\s+|import\\s+([\\w.]+(\\s+as\\s+\\w+)?\\s*,\\s*)*)$', "
+    "start):\n"
+    "        package, dot, text = text.rpartition('.')\n"
+    "        return [package + dot + name for name in modules_in(package, text)]\n"
+    "    match = re.match(r'\\s*from\\s+([\\w.]+)\\s+import\\s*[\\s(]\\s*' + names, "
+    "start)\n"
+    "    if match:\n"
+    "        module = sys.modules.get(match[1])\n"
+    "        found = attributes(module, text) if module else ()\n"
+    "        return [*found, *modules_in(match[1], text)]\n"
+    "    word = 'import ' if re.match(r'\\s*from\\s+[\\w.]+\\s+$', start) else 'as '\n"
+    "    return [word] * (text != '' and word.startswith(text))\n"
+    "def keys_in(mapping, text):\n"
+    "    keys = mapping if mapping is os.environ else dict.keys(mapping)\n"
+    "    return (key for key in keys if type(key) is str and key.startswith(text))\n"
+    "def files_in(text, quotes):\n"
+    "    folder, slash, name = text.rpartition('/')\n"
+    "    with os.scandir(folder + slash or '.') as entries:\n"
+    "        for entry in entries:\n"
+    "            if entry.name.startswith(name) and (name or entry.name[0] != '.'):\n"
+    "                yield folder + slash + entry.name + ('/' if entry.is_dir() else "
+    "quotes)\n"
+    /* What would have to be escaped is left out. */
+    "def in_string(text, quotes, before, names):\n"
+    "    match = re.search(r'([^\\W\\d][\\w.]*)\\[\\s*$', before)\n"
+    "    if match:\n"
+    "        found = (key + quotes + ']' for key in keys_in(look_up(match[1], names), "
+    "text))\n"
+    "    else:\n"
+    "        found = files_in(text, quotes)\n"
+    "    for word in found:\n"
+    "        bare = word.rstrip(quotes + ']')\n"
+    "        if word.isprintable() and '\\\\' not in word and quotes[0] not in bare:\n"
+    "            yield word\n"
+    "def complete(line, names, most):\n"
+    "    start, quotes = find_string(line)\n"
     "    if isinstance(names, tuple):\n"
-    "        return [word + '\\n' for word in names if word.startswith(text)][:most]\n"
-    "    completer = module['Completer'](names)\n"
-    "    completer.complete(text, 0)\n"
-    "    matches = dict.fromkeys(completer.matches)\n"
-    "    return [match + '\\n' for match in matches if '\\n' not in match][:most]\n";
+    "        text = line.rpartition(' ')[2]\n"
+    "        found = (word for word in names if word.startswith(text))\n"
+    "    elif quotes == '#':\n"
+    "        return []\n"
+    "    elif quotes:\n"
+    "        text = line[start:]\n"
+    "        found = in_string(text, quotes, line[:start - len(quotes)], names)\n"
+    "    else:\n"
+    "        text, found = in_code(line, names)\n"
+    "    start = line[:len(line) - len(text)]\n"
+    "    found = (start + word + '\\n' for word in found if '\\n' not in word)\n"
+    "    found = list(dict.fromkeys(itertools.islice(found, most)))\n"
+    "    return found if isinstance(names, tuple) else sorted(found)\n";
 
 /* Returns that program's complete(), new, or NULL with an exception. */
 ATTACHED static PyObject *
 make_completion(void)
 {
-    PyObject *names =
-        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
-    PyObject *result = NULL;                                         /* owned */
-    PyObject *complete = NULL; /* new, handed to the caller */
-    if (names != NULL) {
-        result = run_source(completion_program, Py_file_input, names);
-    }
-    if (result != NULL) {
-        complete = PyMapping_GetItemString(names, "complete");
-    }
-    Py_XDECREF(names);
-    Py_XDECREF(result);
-    return complete;
+    static const char *const modules[] = {"builtins", "importlib.machinery",
+                                          "inspect",  "itertools",
+                                          "keyword",  "os",
+                                          "pkgutil",  "re",
+                                          "sys",      "types",
+                                          NULL};
+    return run_program_of_ours(completion_program, modules, "complete");
 }
 
 /* The same, made at the first call and kept, one for clients that ask at once. */
@@ -11348,7 +11603,7 @@ send_matches(struct session *session, PyObject *names)
     return result;
 }
 
-/* The names and attributes that a text may become, by rlcompleter; nothing at all on any error.
+/* What the line may become that the client has typed so far; nothing at all on any error.
  * Never raises. */
 ATTACHED static void
 serve_completion(struct session *session, PyObject *locals)
@@ -12704,8 +12959,8 @@ send_guards(void)
  *              the same two, with a mark before and behind each prompt of the console.
  *   interrupt  raises KeyboardInterrupt in what the client with this ID runs; says in a line what
  *              became of it.
- *   complete   reads a line; sends what it may become in the names of the console with this ID, a
- *              match a line, by rlcompleter. No word on any error.
+ *   complete   reads a line, up to the cursor; sends what it may become in the session of the
+ *              client with this ID, a line each. No word on any error.
  *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
  *   json       the same as a JSON document.
  *   exec       reads a program and runs it: four bytes of length, the high one first; then file
@@ -15207,30 +15462,13 @@ static const char config_program[] =
 ATTACHED static PyObject *
 read_config(PyObject *path, PyObject *given)
 {
-    static const char *const modules[] = {"configparser", "io"};
-    PyObject *names =
-        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
-    PyObject *result = NULL;                                         /* owned */
-    PyObject *read = NULL;                                           /* owned */
+    static const char *const modules[] = {"configparser", "io", NULL};
+    PyObject *read = run_program_of_ours(config_program, modules, "read"); /* owned */
     PyObject *said = NULL; /* new, handed to the caller */
-    bool ready = names != NULL;
-    for (size_t i = 0; ready && i < Py_ARRAY_LENGTH(modules); i++) {
-        PyObject *module = PyImport_ImportModule(modules[i]); /* owned */
-        ready = module != NULL && PyDict_SetItemString(names, modules[i], module) == 0;
-        Py_XDECREF(module);
-    }
-    if (ready) {
-        result = run_source(config_program, Py_file_input, names);
-    }
-    if (result != NULL) {
-        read = PyMapping_GetItemString(names, "read");
-    }
     if (read != NULL) {
         said = PyObject_CallFunctionObjArgs(read, path, given, NULL);
+        Py_DECREF(read);
     }
-    Py_XDECREF(names);
-    Py_XDECREF(result);
-    Py_XDECREF(read);
     return said;
 }
 

@@ -66,7 +66,6 @@
 #include <time.h>
 #include <unistd.h>
 #include <wchar.h>
-#include <wctype.h>
 #ifdef HAVE_LIBEDIT
 #  include <histedit.h>
 #endif
@@ -100,8 +99,7 @@ enum {
     JOBS_AT_ONCE = 128,            /* processes that are served side by side */
 };
 
-/* What the shell gets. 0 also when the server of a console is killed: its close looks the
- * same. Code of -c and -f may give any status, as with python -c. */
+/* What the shell gets. Code of -c and -f may give any status, as with python -c. */
 enum exit_status {
     STATUS_OK = 0,        /* the server closed the connection, or --help */
     STATUS_TROUBLE = 1,   /* the system refused something; the message says what */
@@ -109,7 +107,7 @@ enum exit_status {
     STATUS_NO_SIGNAL = 3, /* the signal could not be sent; nothing was connected to */
     STATUS_REFUSED = 4,   /* another process than the one asked for serves the socket */
     STATUS_NO_CONNECTION = 5, /* nobody answered within the timeout */
-    STATUS_CUT = 6,           /* the process was gone before the code had ended */
+    STATUS_CUT = 6, /* the process was gone before what it was asked for had ended */
     STATUS_TIMEOUT = 124, /* the code, or the stacks, took longer; as timeout(1) has it */
     STATUS_INTERRUPTED = 130, /* Ctrl-C, as shells have it: 128 + SIGINT */
     STATUS_OUTPUT_GONE = 141, /* nobody reads standard output any more: 128 + SIGPIPE */
@@ -2402,10 +2400,33 @@ say_no_manhole(pid_t pid)
     }
 }
 
+/* Whether a process is no more, or on its way out: the kernel closes what it had open when all of
+ * its threads have a flag, PF_EXITING, that /proc shows; one that closes as it likes has not. */
 static bool
 has_ended(pid_t pid)
 {
-    return strchr("ZX", process_state(pid)) != NULL; /* or there is none: '\0' */
+    enum { EXITING = 4 };
+    struct buffer stat_text = {.data = NULL}; /* owned */
+    char *field = NULL; /* the state, after a name that may have anything in it */
+    unsigned long flags = 0;
+    char state = 0;
+
+    if (pid == 0) { /* one that cannot be seen from here */
+        return false;
+    }
+    if (!read_proc(pid, "stat", &stat_text)) {
+        return kill(pid, 0) < 0 && errno == ESRCH;
+    }
+    field = strrchr(text_of(&stat_text), ')');
+    if (field != NULL && strlen(field) > 3) {
+        state = field[2];
+        field += 3;
+        for (int i = 0; i < 6; i++) { /* ppid, pgrp, session, tty_nr, tpgid, flags */
+            flags = strtoul(field, &field, 10);
+        }
+    }
+    free(stat_text.data);
+    return state == 'Z' || state == 'X' || (flags & EXITING) != 0;
 }
 
 /* After a timeout: why nobody opens, as far as /proc shows it. signal: that was sent, or 0. */
@@ -3310,6 +3331,34 @@ may_go_on(const struct target *target)
     return outcome != SESSION_LEFT;
 }
 
+/* Says that the server has closed before it should have, and whether it was its process's end. */
+static enum exit_status
+say_cut(int server, const struct target *target, const char *what)
+{
+    say_error("process %s has %s before %s", label_of(target).text,
+              has_ended(server_pid(server)) ? "ended" : "closed the connection", what);
+    return STATUS_CUT;
+}
+
+/* Whether what was read last is what a console says at the end of its input: its process may end
+ * right after it, having waited for that. */
+static bool
+is_farewell(const char *bytes, size_t count)
+{
+    static const char farewell[] = "now exiting ManholeConsole...\n";
+    const size_t length = sizeof(farewell) - 1;
+    return count >= length && memcmp(bytes + count - length, farewell, length) == 0;
+}
+
+/* The status of a console that the server has closed. */
+static enum exit_status
+conclude_console(int server, const struct target *target, bool was_farewell)
+{
+    return !was_farewell && has_ended(server_pid(server))
+               ? say_cut(server, target, "its console was left")
+               : STATUS_OK;
+}
+
 /* Copies both ways until the server has closed and all it wrote is shown. Ctrl-C is let in while
  * it waits, and only then. */
 static enum exit_status
@@ -3319,6 +3368,7 @@ relay(int server, const struct target *target)
     static struct flow shown;
     struct pollfd fds[POLLED];
     bool is_silent = true;
+    bool was_farewell = false;
 
     follow_signal(SIGINT);
     while (!shown.is_over || is_pending(&shown)) {
@@ -3340,11 +3390,14 @@ relay(int server, const struct target *target)
             return STATUS_OUTPUT_GONE;
         }
         serve_server(&fds[SERVER], &typed, &shown);
+        if (is_pending(&shown)) {
+            was_farewell = is_farewell(shown.bytes, shown.end);
+        }
         if (fds[INPUT].revents != 0) {
             read_stdin(&typed, server);
         }
     }
-    return STATUS_OK;
+    return conclude_console(server, target, was_farewell);
 }
 
 /* ======================================================================================
@@ -3382,6 +3435,7 @@ static struct editor {
     bool has_marks;          /* the server puts them */
     bool is_waiting;         /* a prompt of the console stands, nothing was sent since */
     bool is_typing;          /* libedit shows a line */
+    bool was_farewell;       /* what came last */
     enum way_out way_out;    /* why read_key() gave up */
     struct buffer line;      /* of the session, since its last newline */
     struct buffer aside;     /* the same of other threads, while a prompt stands */
@@ -3538,6 +3592,7 @@ take_output(void)
     for (ssize_t i = 0; i < count; i++) {
         take_byte(bytes[i]);
     }
+    editor.was_farewell = count > 0 && is_farewell(bytes, (size_t)count);
     if (!editor.has_marks) {
         guess_prompt(editor.is_waiting ? &editor.aside : &editor.line);
     }
@@ -3862,12 +3917,6 @@ read_key(EditLine *el, wchar_t *key)
 
 /* ---- Completion -------------------------------------------------------------------- */
 
-static bool
-is_of_name(wchar_t c)
-{
-    return c == L'_' || c == L'.' || iswalnum((wint_t)c) || c > 0x7f;
-}
-
 /* How long the beginning is that all lines have in common. */
 static size_t
 common_length(const struct buffer *lines)
@@ -3889,12 +3938,28 @@ common_length(const struct buffer *lines)
     return common;
 }
 
-/* Shows what may follow, in columns, without what stands before the last dot anyway. */
-static void
-show_matches(const struct buffer *matches, const char *word)
+/* How much of a line that may go on in several ways is not shown with them: all before the name. In
+ * a string a dot is a part of one. */
+static size_t
+count_hidden(const char *line)
 {
-    const char *dot = strrchr(word, '.');
-    size_t hidden = dot != NULL ? (size_t)(dot - word) + 1 : 0;
+    const char *name = line + strlen(line);
+
+    while (name > line && strchr(" \t/'\"([{,=:;", name[-1]) == NULL) {
+        name--;
+    }
+    if (name == line || strchr("/'\"", name[-1]) == NULL) {
+        const char *dot = strrchr(name, '.');
+        name = dot != NULL ? dot + 1 : name;
+    }
+    return (size_t)(name - line);
+}
+
+/* Shows what may follow, in columns. */
+static void
+show_matches(const struct buffer *matches, const char *line)
+{
+    size_t hidden = count_hidden(line);
     size_t columns = (size_t)count_columns();
     size_t width = 0;
     size_t column = 0;
@@ -3919,70 +3984,90 @@ show_matches(const struct buffer *matches, const char *word)
     show_output();
 }
 
-/* The name before the cursor, as UTF-8, with a newline. */
+/* What stands before the cursor, as UTF-8, with a newline. */
 static void
-find_word(EditLine *el, struct buffer *word)
+find_start(EditLine *el, struct buffer *start)
 {
     const LineInfoW *line = el_wline(el);
-    const wchar_t *start = line->cursor;
 
-    while (start > line->buffer && is_of_name(start[-1])) {
-        start--;
+    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
+        char utf8[MB_LEN_MAX + 1];
+        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*c);
+        append_text(start, utf8);
     }
-    for (char utf8[MB_LEN_MAX + 1]; start < line->cursor; start++) {
-        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*start);
-        append_text(word, utf8);
-    }
-    append_text(word, "\n");
+    append_text(start, "\n");
 }
 
-/* Whether each line begins with the word and goes on behind it. */
+/* Whether each line begins with the start and goes on behind it. */
 static bool
-are_matches(const struct buffer *lines, const char *word)
+are_matches(const struct buffer *lines, const char *start)
 {
     size_t length = 0;
 
     for (size_t i = 0; i < lines->length; i += length + 1) {
         length = strcspn(lines->data + i, "\n");
-        if (strncmp(lines->data + i, word, strlen(word)) != 0) {
+        if (strncmp(lines->data + i, start, strlen(start)) != 0) {
             return false;
         }
     }
     return lines->length > 0 && lines->data[lines->length - 1] == '\n';
 }
 
-/* Tab: indents where there is no name; else completes it as far as the session's namespace
- * leaves no choice, or shows the choice. */
+/* Inserts a name, without the quote and bracket at its end that stand there already. */
+static void
+insert_name(EditLine *el, char *name)
+{
+    const LineInfoW *line = el_wline(el);
+    char *closing = name + strlen(name);
+
+    while (closing > name && strchr("'\"])", closing[-1]) != NULL) {
+        closing--;
+    }
+    for (; *closing != '\0'; closing++) {
+        size_t length = strlen(closing);
+        size_t same = 0;
+        while (same < length && line->cursor + same < line->lastchar &&
+               line->cursor[same] == (wchar_t)closing[same]) {
+            same++;
+        }
+        if (same == length) {
+            *closing = '\0';
+            break;
+        }
+    }
+    (void)el_insertstr(el, name);
+}
+
+/* Tab: indents at the start of a line; else completes what stands before the cursor as far as the
+ * session leaves no choice, or shows the choice. */
 static unsigned char
 on_tab(EditLine *el, int key)
 {
-    struct buffer word = {.data = NULL};    /* owned */
+    struct buffer start = {.data = NULL};   /* owned */
     struct buffer matches = {.data = NULL}; /* owned */
     size_t common = 0;
 
     (void)key;
-    find_word(el, &word);
-    if (word.length == 1 || editor.server < 0) {
-        free(word.data);
+    find_start(el, &start);
+    if (start.data[strspn(start.data, " \t")] == '\n' || editor.server < 0) {
+        free(start.data);
         return editor.server < 0               ? CC_ERROR
                : el_insertstr(el, "    ") == 0 ? CC_REFRESH
                                                : CC_ERROR;
     }
-    (void)ask_aside(editor.target, "complete", &word, INTERRUPT_PATIENCE_MS, &matches);
-    if (word.data != NULL) {
-        word.data[--word.length] = '\0'; /* the newline */
-    }
-    if (matches.data != NULL && are_matches(&matches, text_of(&word))) {
+    (void)ask_aside(editor.target, "complete", &start, INTERRUPT_PATIENCE_MS, &matches);
+    start.data[--start.length] = '\0'; /* the newline */
+    if (matches.data != NULL && are_matches(&matches, start.data)) {
         common = common_length(&matches);
-        if (common > word.length) {
+        if (common > start.length) {
             matches.data[common] = '\0';
-            (void)el_insertstr(el, matches.data + word.length);
+            insert_name(el, matches.data + start.length);
         }
         else if (line_length(&matches) < matches.length) {
-            show_matches(&matches, text_of(&word));
+            show_matches(&matches, start.data);
         }
     }
-    free(word.data);
+    free(start.data);
     free(matches.data);
     return CC_REFRESH;
 }
@@ -4336,11 +4421,13 @@ converse(int server, const struct target *target)
         append_text(&editor.out, "\n");
         empty(&editor.line);
     }
-    if (editor.way_out == SERVER_CLOSED && editor.is_waiting) {
+    if (editor.way_out == SERVER_CLOSED && editor.is_waiting &&
+        !has_ended(server_pid(server))) {
         say_note("manhole-cli: the process has closed the connection");
     }
     show_the_rest();
-    return editor.way_out == LEFT ? STATUS_INTERRUPTED : STATUS_OK;
+    return editor.way_out == LEFT ? STATUS_INTERRUPTED
+                                  : conclude_console(server, target, editor.was_farewell);
 }
 
 #endif /* HAVE_LIBEDIT */
@@ -4659,7 +4746,8 @@ send_on(int server, struct buffer *unsent, bool is_over)
 
 /* What it comes to when the server has closed. */
 static enum exit_status
-conclude(struct answer *answer, const struct target *target, bool was_interrupted)
+conclude(struct answer *answer, int server, const struct target *target,
+         bool was_interrupted)
 {
     if (answer->is_refusal && strncmp(text_of(&answer->bytes), "manhole: ", 9) != 0) {
         say_error(
@@ -4675,9 +4763,7 @@ conclude(struct answer *answer, const struct target *target, bool was_interrupte
         return was_interrupted && answer->status == 1 ? STATUS_INTERRUPTED
                                                       : (enum exit_status)answer->status;
     }
-    say_error("process %s has closed the connection before the code had ended",
-              label_of(target).text);
-    return STATUS_CUT;
+    return say_cut(server, target, "the code had ended");
 }
 
 /* Runs the code, with our standard streams as its own. */
@@ -4712,7 +4798,8 @@ run_code(int server, const struct request *request, const struct target *target,
             bool is_open = read_answer(&errand, &answer.bytes);
             take_frames(&answer);
             if (!is_open || (answer.is_refusal && line_length(&answer.bytes) > 0)) {
-                end_errand(&errand, conclude(&answer, target, errand.was_interrupted));
+                end_errand(&errand,
+                           conclude(&answer, server, target, errand.was_interrupted));
             }
         }
     }
@@ -4735,14 +4822,14 @@ show_lines(struct buffer *text, bool is_end)
     size_t done = 0;
     size_t length = 0;
 
-    if (!terminal.is_shown_on || terminal.is_raw) {
-        write_all(STDOUT_FILENO, text_of(text), text->length);
-        empty(text);
-        return;
-    }
     while ((length = next_line(text, done, is_end)) > 0) {
         bool is_whole = text->data[done + length - 1] == '\n';
-        append_line(&shown, text->data + done, is_whole ? length - 1 : length);
+        if (!terminal.is_shown_on || terminal.is_raw) {
+            append(&shown, text->data + done, length);
+        }
+        else {
+            append_line(&shown, text->data + done, is_whole ? length - 1 : length);
+        }
         done += length;
     }
     drop(text, done);
@@ -4760,12 +4847,15 @@ is_refusal(const struct buffer *text)
 
 /* Nothing came, or a refusal. */
 static enum exit_status
-say_no_stacks(const struct buffer *text, const struct target *target)
+say_no_stacks(const struct buffer *text, int server, const struct target *target)
 {
     struct outlet err = open_outlet(STDERR_FILENO);
 
     if (text->length > 0) {
         let_out(&err, text->data, text->length);
+    }
+    else if (has_ended(server_pid(server))) {
+        return say_cut(server, target, "its stacks were there");
     }
     else {
         say_error("process %s has closed the connection without a word",
@@ -4775,6 +4865,28 @@ say_no_stacks(const struct buffer *text, const struct target *target)
     return STATUS_NO_CONNECTION;
 }
 
+/* What it comes to when the server has closed. */
+static enum exit_status
+conclude_stacks(const struct buffer *text, bool is_begun, bool is_whole, int server,
+                const struct target *target)
+{
+    if (!is_begun) {
+        return say_no_stacks(text, server, target);
+    }
+    return is_whole ? STATUS_OK : say_cut(server, target, "its stacks were complete");
+}
+
+/* The line that ends a dump, and all of JSON, which is one line. */
+static bool
+has_end_of_stacks(const struct buffer *text, bool is_json)
+{
+    static const char end[] = "#############################################\n";
+    return !is_json
+               ? strstr(text_of(text), end) != NULL
+               : text->length >= 2 && strcmp(text->data + text->length - 2, "}\n") == 0;
+}
+
+/* A dump is shown as it comes. JSON that is cut is none: it is shown when it is whole. */
 static enum exit_status
 show_stacks(int server, const struct request *request, const struct target *target)
 {
@@ -4782,7 +4894,9 @@ show_stacks(int server, const struct request *request, const struct target *targ
         .server = server, .target = target, .deadline = request->deadline};
     struct buffer text = {.data = NULL}; /* owned */
     struct pollfd fds[1] = {{.fd = server, .events = POLLIN}};
+    bool is_json = (request->flags & FLAG_JSON) != 0;
     bool is_begun = false;
+    bool is_whole = false;
 
     follow_signal(SIGINT);
     (void)shutdown(server, SHUT_WR);
@@ -4790,13 +4904,16 @@ show_stacks(int server, const struct request *request, const struct target *targ
         if (!wait_on_errand(&errand, fds, 1)) {
             continue;
         }
-        if (!read_answer(&errand, &text)) {
-            is_begun = is_begun || (text.length > 0 && !is_refusal(&text));
-            end_errand(&errand, is_begun ? STATUS_OK : say_no_stacks(&text, target));
+        bool is_end = !read_answer(&errand, &text);
+        is_whole = is_whole || has_end_of_stacks(&text, is_json);
+        is_begun = is_begun || ((is_end ? text.length : line_length(&text)) > 0 &&
+                                !is_refusal(&text));
+        if (is_begun && (!is_json || (is_end && is_whole))) {
+            show_lines(&text, is_end);
         }
-        if (is_begun || (line_length(&text) > 0 && !is_refusal(&text))) {
-            is_begun = true;
-            show_lines(&text, errand.is_over);
+        if (is_end) {
+            end_errand(&errand,
+                       conclude_stacks(&text, is_begun, is_whole, server, target));
         }
     }
     free(text.data);

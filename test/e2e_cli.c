@@ -199,7 +199,7 @@ need_root(void)
   "    return b''.join(parts)\n"                                                         \
   "listener = socket.socket(socket.AF_UNIX)\n"                                           \
   "listener.bind(path)\n"                                                                \
-  "listener.listen()\n" READY ACCEPT "os.unlink(path)\n" body "client.close()\n"
+  "listener.listen()\n" READY ACCEPT "os.unlink(path)\n" body "client.close()\n" STAY
 
 static struct process *
 start_server(const char *program)
@@ -851,7 +851,6 @@ piped_input_brings_all_its_output(void)
     assert_int_equal(run_command(CLI(pid_of(app)), "print(1)\n", &out, NULL), 0);
 
     assert_string_equal(out, ">>> PRINT(1)\n");
-    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
 }
 
 static void
@@ -907,7 +906,11 @@ killed_server_ends_it(void)
 
     send_signal(app, SIGKILL);
 
-    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 6);
+    assert_string_equal(text_of(cli, ERR),
+                        format_text("manhole-cli: error: process %s has ended before its "
+                                    "console was left\n",
+                                    pid_of(app)));
 }
 
 static long

@@ -96,26 +96,28 @@ static const struct line {
     {BYTES("def f():\r\n  return 5\r\n\r\nf()\r\n"), "... ... >>> 5\n"},
     {BYTES("\n"), ""},
     {BYTES("\f1 + 1\n"), "2\n"},
-    {BYTES("\xff\n"), "UnicodeEncodeError"},
-    {BYTES("ord('\xe4\xbd')\n"), "UnicodeEncodeError"}, /* half a character */
-    {BYTES("'\xed\xa0\x80'\n"), "UnicodeEncodeError"},  /* a surrogate */
-    {BYTES("'\xc0\x80'\n"), "UnicodeEncodeError"},      /* overlong */
+    {BYTES("\xff\n"), "manhole: what came is not UTF-8"},
+    {BYTES("ord('\xe4\xbd')\n"),
+     "manhole: what came is not UTF-8"},                            /* half a character */
+    {BYTES("'\xed\xa0\x80'\n"), "manhole: what came is not UTF-8"}, /* a surrogate */
+    {BYTES("'\xc0\x80'\n"), "manhole: what came is not UTF-8"},     /* overlong */
     {BYTES("ord('\xe4\xbd\xa0')\n"), "20320\n"},
     {BYTES("\xef\xbb\xbf"
            "1 + 1\n"),
      "SyntaxError"},
     {BYTES("1 + 1\0\n"), "null bytes"},
     {BYTES("\0\0\0\0\n"), "null bytes"},
-    {BYTES("\x03\n"), "SyntaxError"},              /* Ctrl-C */
-    {BYTES("\xff\xf4\xff\xfd\x06\n"), "UnicodeE"}, /* and telnet's */
-    {BYTES("\x04\n"), "SyntaxError"},              /* Ctrl-D */
-    {BYTES("\x1b[A\x1b[A\n"), "SyntaxError"},      /* arrows */
+    {BYTES("\x03\n"), "SyntaxError"},               /* Ctrl-C */
+    {BYTES("\xff\xf4\xff\xfd\x06\n"), "not UTF-8"}, /* and telnet's */
+    {BYTES("\x04\n"), "SyntaxError"},               /* Ctrl-D */
+    {BYTES("\x1b[A\x1b[A\n"), "SyntaxError"},       /* arrows */
     {BYTES("  1\n"), "IndentationError"},
     {BYTES("if 1:\n\t2\n        3\n\n"), "TabError"},
     {BYTES("'abc\n"), "SyntaxError"},
-    {BYTES("'''\n\xff\n"), "... UnicodeEncodeError"},
+    {BYTES("'''\n\xff\n"), "... manhole: what came is not UTF-8"},
     {BYTES("GET / HTTP/1.0\r\n\r\n"), "NameError: name 'GET' is not defined"},
-    {BYTES("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n"), "UnicodeEncodeError"},
+    {BYTES("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n"),
+     "manhole: what came is not UTF-8"},
 };
 
 static void
