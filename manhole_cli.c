@@ -2945,22 +2945,37 @@ move_over_text(struct place *place, const struct buffer *shown)
     }
 }
 
-/* For libedit. Between two bytes '\1' stands what takes no room. */
+/* Where the last character begins, or 0. */
+static size_t
+last_character(const struct buffer *text)
+{
+    size_t start = text->length;
+    while (start > 0 && ((unsigned char)text->data[--start] & 0xc0) == 0x80) {
+    }
+    return start;
+}
+
+/* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with
+ * the character behind it, so the colour ends before the last one, which is a blank. */
 static char *
 prompt_of(EditLine *el)
 {
     const char *line = text_of(&editor.line);
     const char *carriage_return = strrchr(line, '\r');
     const char *text = carriage_return != NULL ? carriage_return + 1 : line;
-    bool is_painted = terminal.has_colours && editor.is_waiting;
     struct buffer shown = {.data = NULL}; /* owned */
+    size_t last = 0;
 
     (void)el;
     append_harmless(&shown, text, strlen(text));
     empty(&editor.prompt);
-    append_text(&editor.prompt, is_painted ? "\1\033[1;32m\1" : "");
-    append_text(&editor.prompt, text_of(&shown));
-    append_text(&editor.prompt, is_painted ? "\1\033[0m\1" : "");
+    if (terminal.has_colours && editor.is_waiting) {
+        last = last_character(&shown);
+        append_text(&editor.prompt, "\1\033[1;32m\1");
+        append(&editor.prompt, text_of(&shown), last);
+        append_text(&editor.prompt, "\1\033[0m\1");
+    }
+    append_text(&editor.prompt, text_of(&shown) + last);
     editor.prompt_end = (struct place){.row = 0};
     move_over_text(&editor.prompt_end, &shown);
     editor.is_stale = false;

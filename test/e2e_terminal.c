@@ -494,7 +494,7 @@ start_at_terminal(const struct process *app, const char *const env[], const char
     struct process *cli =
         start_process(.argv = CLI("--quiet", format_text("%d", (int)app->pid), option),
                       .terminal = true, .env = env);
-    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    wait_for_text(cli, OUT, ">>>", DEADLINE);
     return cli;
 }
 
@@ -539,8 +539,50 @@ traceback_and_prompt_are_coloured(void)
     write_stdin(cli, "1/0\n");
     wait_for_text(cli, OUT, "\033[1;31mZeroDivisionError: division by zero\033[0m\r\n",
                   DEADLINE);
-    wait_for_text(cli, OUT, "\033[1;32m>>> ", DEADLINE);
+    wait_for_text(cli, OUT, "\033[1;32m>>>\033[0m ", DEADLINE);
     leave_by_ctrl_d(cli);
+}
+
+/* What terminals call themselves: each has other sequences, and dumb none. */
+static const char *const terms[] = {
+    "TERM=xterm-256color", "TERM=screen", "TERM=tmux-256color",
+    "TERM=linux",          "TERM=vt100",  "TERM=dumb",
+};
+
+enum { TERMS = sizeof(terms) / sizeof(terms[0]) };
+
+/* Whether what is written next has the terminal's own colour. */
+static bool
+is_unpainted(const char *text)
+{
+    bool unpainted = true;
+    for (const char *c = strstr(text, "\033["); c != NULL; c = strstr(c + 1, "\033[")) {
+        size_t length = strspn(c + 2, "0123456789;");
+        if (c[2 + length] == 'm') {
+            unpainted = strncmp(c + 2, "0m", 2) == 0 || length == 0;
+        }
+    }
+    return unpainted;
+}
+
+static void
+colour_of_the_prompt_ends_with_it(void)
+{
+    require_editor();
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    for (size_t i = 0; i < TERMS; i++) {
+        struct process *cli = start_at_terminal(app, LIST(terms[i], "NO_COLOR"), NULL);
+        write_stdin(cli, "'typed'");
+        wait_for_text(cli, OUT, "'typed'", DEADLINE);
+        if (!is_unpainted(text_of(cli, OUT))) {
+            fail_msg("%s: what is typed has the prompt's colour", terms[i]);
+        }
+        write_stdin(cli, "\n");
+        wait_for_text(cli, OUT, "typed", DEADLINE);
+        wait_for_text(cli, OUT, ">>>", DEADLINE);
+        leave_by_ctrl_d(cli);
+    }
 }
 
 static void
@@ -691,6 +733,7 @@ main(void)
         TEST(control_sequences_of_the_process_are_shown_not_sent),
         TEST(control_sequences_are_sent_when_asked_for),
         TEST(traceback_and_prompt_are_coloured),
+        TEST(colour_of_the_prompt_ends_with_it),
         TEST(stacks_are_coloured_where_a_thread_begins),
         TEST(no_color_is_honoured),
         TEST(dumb_terminal_gets_no_escape_sequence),
