@@ -668,7 +668,7 @@ struct wish {
     bool stacks_if_stuck; /* but for a Python that does not answer */
     bool live_names;      /* of the application's locals, not a copy */
     bool framed;          /* the answer is in frames: stdout and stderr apart */
-    bool marked;          /* a byte before and behind each prompt tells it from output */
+    bool marked;          /* typed at a terminal: see is_key() */
     bool unlogged;        /* too frequent for a line in the log each time */
     /* In the session's thread, before it attaches: reads the client's request. Returns whether
      * there is one; else the client has been told. NULL: there is none to wait for. */
@@ -727,8 +727,9 @@ struct session {
     bool one_act; /* the line that runs is over once it shows its value */
     /* A value and a prompt, which go out when the session reads or writes on. */
     struct text unsent;
-    bool has_console; /* the std streams are this client's in its thread */
-    PyObject *input;  /* owned text file that sys.stdin is in its thread */
+    const char *prompt; /* borrowed: goes along when it says that it reads; NULL: none */
+    bool has_console;   /* the std streams are this client's in its thread */
+    PyObject *input;    /* owned text file that sys.stdin is in its thread */
     /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
      * words that may be typed; NULL: neither */
     PyObject *names;
@@ -9459,8 +9460,9 @@ judge_exception(struct session *session, PyObject *console)
     static const char message[] = "\nKeyboardInterrupt\n";
     PyObject *reset = NULL; /* owned */
     if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+        size_t skipped = session->wish->marked ? 1 : 0; /* there Ctrl-C ends the line */
         PyErr_Clear();
-        if (write_client(session, message, sizeof(message) - 1) < 0) {
+        if (write_client(session, message + skipped, sizeof(message) - 1 - skipped) < 0) {
             return SESSION_OVER;
         }
     }
@@ -9659,6 +9661,51 @@ input_fd(struct session *session)
                                                                    : &session->fd);
 }
 
+/* What is typed at a terminal: a client whose wish is marked sends its keys Ctrl-C and Ctrl-D as
+ * those bytes among the text, and each is for who reads just then, be it the console, input() or
+ * Pdb. What it hears is marked in turn, for it must know whether somebody reads, and what the prompt
+ * is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got something. Of input()
+ * and Pdb the prompt is the line that they have written before, and PROMPT is empty. */
+static bool
+is_key(const struct session *session, char byte)
+{
+    return session->wish->marked && (byte == CTRL_C || byte == CTRL_D);
+}
+
+/* The prompt, with the marks for a client that wants them. */
+static void
+append_prompt(struct text *text, const struct session *session, const char *prompt)
+{
+    append_string(text, session->wish->marked ? "\1?" : "");
+    append_string(text, prompt);
+    append_string(text, session->wish->marked ? "\2" : "");
+}
+
+/* As recv(), up to the next key, or that key alone. */
+DETACHED static ssize_t
+receive_up_to_key(struct session *session, int fd, char *bytes, size_t size)
+{
+    ssize_t got = recv(fd, bytes, size, session->wish->marked ? MSG_PEEK : 0);
+    size_t length = 0;
+    if (got <= 0 || !session->wish->marked) {
+        return got;
+    }
+    while (length < (size_t)got && !is_key(session, bytes[length])) {
+        length++;
+    }
+    return recv(fd, bytes, length == 0 ? 1 : length, 0);
+}
+
+/* The session has got something to read. An error shows when it writes on. */
+DETACHED static void
+send_read_mark(struct session *session)
+{
+    const char *mark = "\1!\2";
+    size_t length = strlen(mark);
+    while (session->wish->marked && send_detached(session, &mark, &length) == EINTR) {
+    }
+}
+
 /* Sends what waits for that, then waits for what the client sends: detached but once, for a process
  * whose threads compute gives the GIL back after some time only. Returns how many bytes there are,
  * 0 at the end, or -1 with errno. While they wait for Python to take them the session has not
@@ -9671,13 +9718,17 @@ receive_typed(struct session *session, char *bytes, size_t size)
     int error = send_unsent_detached(session);
     ssize_t got = -1;
     while (error == 0 && got < 0) {
-        got = recv(client.fd, bytes, size, 0);
+        got = receive_up_to_key(session, client.fd, bytes, size);
         error = got < 0 ? errno : 0;
         if (error == EAGAIN) { /* somebody has set O_NONBLOCK on the shared socket */
             error = poll(&client, 1, -1) < 0 ? errno : 0;
         }
     }
-    if (got > 0 && memchr(bytes, '\n', (size_t)got) != NULL) {
+    if (got > 0) {
+        send_read_mark(session);
+    }
+    if (got > 0 &&
+        (is_key(session, bytes[0]) || memchr(bytes, '\n', (size_t)got) != NULL)) {
         expect_answer(session);
     }
     reattach(tstate);
@@ -9686,26 +9737,48 @@ receive_typed(struct session *session, char *bytes, size_t size)
     return got;
 }
 
+/* As receive_typed(), but of the keys an end is one, and an interrupt a KeyboardInterrupt. Returns
+ * -1 with an exception. */
+ATTACHED static ssize_t
+read_typed(struct session *session, char *bytes, size_t size)
+{
+    ssize_t got = -1;
+    if (session->wish->marked) {
+        append_prompt(&session->unsent, session,
+                      session->prompt == NULL ? "" : session->prompt);
+        if (check_unsent(session) < 0) {
+            return -1;
+        }
+    }
+    do {
+        got = receive_typed(session, bytes, size);
+    } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+    if (got < 0 && !PyErr_Occurred()) {
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    if (got > 0 && is_key(session, bytes[0])) {
+        got = bytes[0] == CTRL_D ? 0 : -1;
+    }
+    if (got < 0 && !PyErr_Occurred()) {
+        PyErr_SetNone(PyExc_KeyboardInterrupt);
+    }
+    return got;
+}
+
 ATTACHED static PyObject *
 input_readinto(PyObject *self, PyObject *target)
 {
-    struct session *session = current_session;
     Py_buffer view;
     ssize_t got = -1;
     (void)self;
-    if (session == NULL) {
+    if (current_session == NULL) {
         PyErr_SetString(PyExc_OSError, "only a session's thread reads its client");
         return NULL;
     }
     if (PyObject_GetBuffer(target, &view, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
-    do {
-        got = receive_typed(session, view.buf, (size_t)view.len);
-    } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
-    if (got < 0 && !PyErr_Occurred()) {
-        PyErr_SetFromErrno(PyExc_OSError);
-    }
+    got = read_typed(current_session, view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return got < 0 ? NULL : PyLong_FromSsize_t(got);
 }
@@ -9784,15 +9857,6 @@ open_input(struct session *session)
                                   NULL, 0);
 }
 
-/* With a mark before and behind for a client that wants it. */
-static void
-append_prompt(struct text *text, const struct session *session, const char *prompt)
-{
-    append_string(text, session->wish->marked ? "\1" : "");
-    append_string(text, prompt);
-    append_string(text, session->wish->marked ? "\2" : "");
-}
-
 /* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an
  * exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes
  * on where it came from. */
@@ -9811,12 +9875,19 @@ await_line(struct session *session)
     return line;
 }
 
-/* Asks with a prompt, and reads the line as await_line() does. */
+/* Asks with a prompt, and reads the line as await_line() does. At a terminal there is no prompt for
+ * a line that was typed ahead, and has been read with another. */
 ATTACHED static PyObject *
 ask_line(struct session *session, const char *prompt)
 {
-    append_prompt(&session->unsent, session, prompt);
-    return check_unsent(session) < 0 ? NULL : await_line(session);
+    PyObject *line = NULL; /* new, handed to the caller */
+    if (!session->wish->marked) {
+        append_string(&session->unsent, prompt);
+    }
+    session->prompt = prompt;
+    line = check_unsent(session) < 0 ? NULL : await_line(session);
+    session->prompt = NULL;
+    return line;
 }
 
 /* Line, prompt, line, prompt; a prompt first, if a reporter has told the client something behind
@@ -11965,6 +12036,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->asked_for_input = false;
         session->gone_ms = 0;
         session->writes = 0;
+        session->prompt = NULL;
         session->head = 0;
         session->tail = 0;
         session->left_end = 0;
@@ -12602,8 +12674,9 @@ send_guards(void)
  * kernel hands it to us with the connection. ID is the same for all connections of one client. Who
  * has no such card, or another WISH, gets what connection_handler says.
  *   quiet      the same without the stacks.
- *   edit, edit-quiet
- *              the same two, with a mark before and behind each prompt of the console.
+ *   terminal, terminal-quiet
+ *              the console with and without the stacks, for who types: with keys and marks, see
+ *              is_key().
  *   interrupt  raises KeyboardInterrupt in what the client with this ID runs; says in a line what
  *              became of it.
  *   complete   reads a line; sends what it may become in the names of the console with this ID, a
@@ -12781,8 +12854,8 @@ find_wish(const char *name)
          .serve = serve_completion},
         {.name = "interrupt", .unlogged = true}, /* answered by the listener */
         {.name = "quiet", .no_stacks = true},
-        {.name = "edit", .marked = true},
-        {.name = "edit-quiet", .marked = true, .no_stacks = true},
+        {.name = "terminal", .marked = true},
+        {.name = "terminal-quiet", .marked = true, .no_stacks = true},
         {.name = "exec",
          .framed = true,
          .receive = receive_program,

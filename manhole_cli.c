@@ -16,7 +16,7 @@
  *   /proc/net/tcp*         read, for who listens at the port of a configuration file
  *   ~/.manhole_history     each line typed at a terminal is appended; mode 0600
  *   ~/.editrc              libedit's own settings, read
- *   \0manhole-cli/PID.N/edit   its own end of the connection, see show_calling_card()
+ *   \0manhole-cli/PID.N/terminal   its own end of the connection, see show_calling_card()
  *   HOME, TERM, NO_COLOR, LC_*  are what it reads of the environment
  *
  * EXIT STATUS: enum exit_status below; with -c and -f what the code says.
@@ -2521,6 +2521,52 @@ remember_typed(const char *bytes, size_t count)
  * ======================================================================================
  */
 
+/* What is typed at a terminal goes to a server that is told so, for Ctrl-C and Ctrl-D are for who
+ * reads there: the console, input() or Pdb. They go over as those bytes. The server in turn says
+ * between two bytes when somebody begins to read, "?" and the prompt, if it is one of the console's,
+ * and when he has something, "!". Who puts no such marks takes no keys either. */
+enum { MARK_BEGIN = 1, MARK_END = 2, MARK_SIZE = 256 };
+enum { KEY_INTERRUPT = 3, KEY_END = 4 };
+
+enum mark { NO_MARK, MARK_UNFINISHED, MARK_WAITS, MARK_HAS_READ, MARK_BROKEN };
+
+static struct marks {
+    bool are_put;
+    bool is_inside;
+    struct buffer text; /* of one, so far */
+    bool is_read;       /* somebody waits for what is typed, */
+    bool is_asked;      /* who is not the console at the beginning of a statement */
+} marks;
+
+/* What has come with a byte. A broken one was none: its text is to be shown. */
+static enum mark
+take_mark(char byte)
+{
+    if (!marks.is_inside) {
+        empty(&marks.text);
+        marks.is_inside = byte == MARK_BEGIN;
+        return marks.is_inside ? MARK_UNFINISHED : NO_MARK;
+    }
+    if (byte != MARK_END) {
+        append(&marks.text, &byte, 1);
+        marks.is_inside = byte != '\n' && marks.text.length < MARK_SIZE;
+        return marks.is_inside ? MARK_UNFINISHED : MARK_BROKEN;
+    }
+    marks.is_inside = false;
+    if (strcmp(text_of(&marks.text), "!") == 0) {
+        marks.is_read = marks.is_asked = false;
+        return MARK_HAS_READ;
+    }
+    if (marks.text.length == 0 || marks.text.data[0] != '?') {
+        return MARK_BROKEN;
+    }
+    if (!marks.is_read) { /* the console's first prompt is followed by another mark */
+        marks.is_asked = marks.text.length == 1 || strcmp(marks.text.data, "?... ") == 0;
+    }
+    marks.are_put = marks.is_read = true;
+    return MARK_WAITS;
+}
+
 /* One direction. The two are static in relay(): they are too big for a small stack. */
 struct flow {
     size_t start; /* of what is still to be written */
@@ -2536,11 +2582,21 @@ is_pending(const struct flow *flow)
     return flow->start < flow->end;
 }
 
+/* Instead of what was typed and is not written yet, of which Ctrl-D finds nothing. */
+static void
+press_key(struct flow *typed, char key)
+{
+    typed->bytes[0] = key;
+    typed->start = 0;
+    typed->end = 1;
+}
+
 /* Standard input may be shared with others, so it stays in blocking mode: poll() has just
- * said that a read will not block. At its end the server is told, and may go on writing.
+ * said that a read will not block. At its end the server is told, and may go on writing; at a
+ * terminal that is still there it was but Ctrl-D.
  */
 static void
-read_stdin(struct flow *typed, int server)
+read_stdin(struct flow *typed, int server, bool is_hung_up)
 {
     ssize_t count = read(terminal.input, typed->bytes, sizeof(typed->bytes));
 
@@ -2549,6 +2605,10 @@ read_stdin(struct flow *typed, int server)
     }
     if (count < 0) {
         say_error("cannot read standard input: %m; taken as its end");
+    }
+    if (count == 0 && marks.are_put && !is_hung_up) {
+        press_key(typed, KEY_END);
+        return;
     }
     if (count <= 0) {
         typed->is_over = true;
@@ -2585,6 +2645,26 @@ write_server(struct flow *typed, int server)
     }
 }
 
+/* Leaves out the marks, but for the prompts in them. Of a broken one what came before is put in. */
+static void
+leave_out_marks(struct flow *shown)
+{
+    static struct buffer text;
+
+    for (size_t i = 0; i < shown->end; i++) {
+        enum mark mark = take_mark(shown->bytes[i]);
+        if (mark == NO_MARK) {
+            append(&text, shown->bytes + i, 1);
+        }
+        else if (mark == MARK_WAITS || mark == MARK_BROKEN) {
+            append_text(&text, marks.text.data + (mark == MARK_WAITS ? 1 : 0));
+        }
+    }
+    memcpy(shown->bytes, text_of(&text), text.length);
+    shown->end = text.length;
+    empty(&text);
+}
+
 /* Makes what came harmless for a terminal. It grows by the factor of GROWTH at most. */
 enum { GROWTH = 4 };
 
@@ -2611,11 +2691,14 @@ read_server(struct flow *shown, int server)
     bool is_tamed = terminal.is_shown_on && !terminal.is_raw;
     size_t size =
         is_tamed ? sizeof(shown->bytes) / GROWTH - MB_LEN_MAX : sizeof(shown->bytes);
-    ssize_t count = recv(server, shown->bytes, size, 0);
+    ssize_t count = recv(server, shown->bytes, size - MARK_SIZE, 0);
 
     if (count > 0) {
         shown->start = 0;
         shown->end = (size_t)count;
+        if (terminal.is_typed_on) {
+            leave_out_marks(shown);
+        }
         if (is_tamed) {
             tame(shown);
         }
@@ -2681,14 +2764,20 @@ serve_server(const struct pollfd *ready, struct flow *typed, struct flow *shown)
     }
 }
 
-/* Ctrl-C: interrupts what the process runs. Without a terminal, and where there is nothing to
- * interrupt by, it ends the client. Returns whether to go on. */
+/* Ctrl-C: interrupts who asks for something, or what the process runs. Without a terminal, and where
+ * there is nothing to interrupt by, it ends the client. Returns whether to go on. */
 static bool
-may_go_on(const struct target *target)
+may_go_on(const struct target *target, struct flow *typed)
 {
-    enum interruption outcome =
-        terminal.is_typed_on ? interrupt_session(target) : SESSION_LEFT;
+    enum interruption outcome = SESSION_LEFT;
 
+    if (marks.is_asked) {
+        press_key(typed, KEY_INTERRUPT);
+        return true;
+    }
+    if (terminal.is_typed_on) {
+        outcome = interrupt_session(target);
+    }
     if (outcome == SESSION_IDLE) {
         (void)fprintf(stderr, "\nmanhole-cli: nothing is running; Ctrl-D leaves\n");
     }
@@ -2714,7 +2803,7 @@ relay(int server, const struct target *target)
             is_silent = false; /* said once */
             (void)say_hindrance(server_pid(server));
         }
-        if (take_due(SIGINT) && !may_go_on(target)) {
+        if (take_due(SIGINT) && !may_go_on(target, &typed)) {
             return STATUS_INTERRUPTED;
         }
         if (ready <= 0) {
@@ -2726,7 +2815,7 @@ relay(int server, const struct target *target)
         }
         serve_server(&fds[SERVER], &typed, &shown);
         if (fds[INPUT].revents != 0) {
-            read_stdin(&typed, server);
+            read_stdin(&typed, server, (fds[INPUT].revents & POLLHUP) != 0);
         }
     }
     return STATUS_OK;
@@ -2738,8 +2827,8 @@ relay(int server, const struct target *target)
  *
  * The last line of what the server wrote, as long as no newline ends it, is the editor's
  * prompt; all before it is output. So each prompt works, that of pdb or input() as well.
- * The console's own ones come between two marks (wish "edit"): what arrives behind them,
- * until a line is sent, was written by other threads and never becomes part of the prompt.
+ * Marks tell when it is one, see take_mark(): what arrives behind it, until a line is sent or the
+ * reader has one that was sent before, was written by other threads and never becomes part of it.
  *
  * libedit calls read_key() whenever it wants a key, and all waiting is done there, for the
  * keys, the server and signals alike. The latter are blocked everywhere else.
@@ -2754,8 +2843,6 @@ struct place {
     int column;
 };
 
-enum { MARK_BEGIN = 1, MARK_END = 2 }; /* around a prompt of the console */
-
 enum way_out { NO_WAY_OUT, SERVER_CLOSED, LINE_CANCELLED, LEFT, INPUT_ENDED };
 
 static struct editor {
@@ -2763,12 +2850,11 @@ static struct editor {
     History *history;
     const struct target *target;
     int server;
-    bool is_hiding;          /* what comes until the next prompt */
-    bool has_marks;          /* the server puts them */
-    bool is_waiting;         /* a prompt of the console stands, nothing was sent since */
+    bool is_waiting;         /* somebody reads there, nothing was sent since */
     bool is_typing;          /* libedit shows a line */
     enum way_out way_out;    /* why read_key() gave up */
     struct buffer line;      /* of the session, since its last newline */
+    size_t asked;            /* bytes at its end that are the console's prompt */
     struct buffer aside;     /* the same of other threads, while a prompt stands */
     struct buffer out;       /* lines on their way to the terminal */
     struct buffer prompt;    /* as libedit wants it */
@@ -2853,39 +2939,79 @@ shorten(struct buffer *line)
 }
 
 static void
-take_byte(char byte)
+take_text(char byte)
 {
     struct buffer *line = editor.is_waiting ? &editor.aside : &editor.line;
 
-    if (editor.is_hiding && byte != MARK_BEGIN) {
-        return;
-    }
-    editor.is_hiding = false;
-    if (byte == MARK_BEGIN && editor.is_waiting) { /* to a line that was sent before */
-        if (editor.aside.length > 0) {
-            append_line(&editor.out, editor.aside.data, editor.aside.length);
-            empty(&editor.aside);
-        }
-        empty(&editor.line);
-        editor.is_stale = true;
-        editor.is_waiting = false;
-    }
-    else if (byte == MARK_END && editor.has_marks) {
-        editor.is_waiting = editor.is_stale = true;
-    }
-    else if (byte == '\n') {
+    if (byte == '\n') {
         append_line(&editor.out, text_of(line), line->length);
         empty(line);
         editor.is_stale = true;
     }
-    else if (byte != MARK_BEGIN) {
+    else {
         append(line, &byte, 1);
         editor.is_stale = editor.is_stale || !editor.is_waiting;
         if (line->length >= HISTORY_LINE_SIZE) {
             shorten(line);
         }
     }
-    editor.has_marks = editor.has_marks || byte == MARK_BEGIN;
+}
+
+/* Somebody reads. Who does already is told so once more by the console's first prompt. */
+static void
+begin_waiting(const char *prompt)
+{
+    if (!editor.is_waiting) {
+        shorten(&editor.line);
+        append_text(&editor.line, prompt);
+        editor.asked = strlen(prompt);
+        editor.is_waiting = editor.is_stale = true;
+    }
+}
+
+/* What is written next is the session's again, behind what other threads have. */
+static void
+end_waiting(void)
+{
+    append(&editor.line, text_of(&editor.aside), editor.aside.length);
+    empty(&editor.aside);
+    editor.asked = 0;
+    editor.is_waiting = false;
+    editor.is_stale = true;
+}
+
+/* The reader has a line that was sent before he asked: the console's prompt was not for the next. */
+static void
+take_back_prompt(void)
+{
+    if (editor.is_waiting) {
+        editor.line.length -= editor.asked;
+        append(&editor.line, "", 0);
+        end_waiting();
+    }
+}
+
+static void
+take_byte(char byte)
+{
+    switch (take_mark(byte)) {
+    case NO_MARK:
+        take_text(byte);
+        break;
+    case MARK_UNFINISHED:
+        break;
+    case MARK_WAITS:
+        begin_waiting(marks.text.data + 1);
+        break;
+    case MARK_HAS_READ:
+        take_back_prompt();
+        break;
+    case MARK_BROKEN:
+        for (size_t i = 0; i < marks.text.length; i++) {
+            take_text(marks.text.data[i]);
+        }
+        break;
+    }
 }
 
 static bool
@@ -2905,6 +3031,7 @@ guess_prompt(struct buffer *line)
         *line = editor.line;
         editor.line = prompt;
         empty(&editor.aside);
+        editor.asked = editor.line.length;
         editor.is_waiting = editor.is_stale = true;
     }
 }
@@ -2923,7 +3050,7 @@ take_output(void)
     for (ssize_t i = 0; i < count; i++) {
         take_byte(bytes[i]);
     }
-    if (!editor.has_marks) {
+    if (!marks.are_put) {
         guess_prompt(editor.is_waiting ? &editor.aside : &editor.line);
     }
     if (!editor.is_waiting) {
@@ -2945,18 +3072,9 @@ move_over_text(struct place *place, const struct buffer *shown)
     }
 }
 
-/* Where the last character begins, or 0. */
-static size_t
-last_character(const struct buffer *text)
-{
-    size_t start = text->length;
-    while (start > 0 && ((unsigned char)text->data[--start] & 0xc0) == 0x80) {
-    }
-    return start;
-}
-
-/* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with
- * the character behind it, so the colour ends before the last one, which is a blank. */
+/* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with the
+ * character behind it, and not at all when there is none: so where the colour ends, the blank that
+ * ends the prompt is written once more. */
 static char *
 prompt_of(EditLine *el)
 {
@@ -2964,18 +3082,15 @@ prompt_of(EditLine *el)
     const char *carriage_return = strrchr(line, '\r');
     const char *text = carriage_return != NULL ? carriage_return + 1 : line;
     struct buffer shown = {.data = NULL}; /* owned */
-    size_t last = 0;
+    bool is_painted = false;
 
     (void)el;
     append_harmless(&shown, text, strlen(text));
+    is_painted = terminal.has_colours && editor.asked > 0 && ends_with(&shown, " ");
     empty(&editor.prompt);
-    if (terminal.has_colours && editor.is_waiting) {
-        last = last_character(&shown);
-        append_text(&editor.prompt, "\1\033[1;32m\1");
-        append(&editor.prompt, text_of(&shown), last);
-        append_text(&editor.prompt, "\1\033[0m\1");
-    }
-    append_text(&editor.prompt, text_of(&shown) + last);
+    append_text(&editor.prompt, is_painted ? "\1\033[1;32m\1" : "");
+    append(&editor.prompt, text_of(&shown), shown.length - (is_painted ? 1 : 0));
+    append_text(&editor.prompt, is_painted ? "\1 \033[0m\b\1 " : "");
     editor.prompt_end = (struct place){.row = 0};
     move_over_text(&editor.prompt_end, &shown);
     editor.is_stale = false;
@@ -3094,15 +3209,29 @@ stop_for_a_while(void)
     }
 }
 
-/* Has the console forget the block of which it has the first lines. It takes no message to that
- * end, but no source has a NUL; what it says of one is not shown. */
+/* A line, or a key: the prompt that stands is answered by it. */
 static void
-drop_block(void)
+send_typed(const char *bytes, size_t count)
 {
-    editor.is_hiding = editor.has_marks;
-    append_text(&editor.out, "KeyboardInterrupt\n");
-    append(&editor.unsent, "\0\n", 2);
+    empty(&editor.line);
+    end_waiting();
+    append(&editor.unsent, bytes, count);
     send_unsent();
+}
+
+/* Ctrl-C for who reads. A console that takes no keys forgets the block of which it has the first
+ * lines when there is a NUL, for no source has one. */
+static void
+interrupt_reader(void)
+{
+    static const char key[] = {KEY_INTERRUPT};
+
+    if (marks.are_put) {
+        send_typed(key, sizeof(key));
+    }
+    else {
+        send_typed("\0\n", 2);
+    }
 }
 
 /* Ctrl-C drops what is being typed, and interrupts what the process runs. */
@@ -3112,28 +3241,30 @@ take_interrupt(void)
     const LineInfoW *line = el_wline(editor.el);
     bool has_text =
         editor.is_typing && (editor.is_pasting || line->lastchar > line->buffer);
-    bool is_in_block = editor.is_waiting && ends_with(&editor.line, "... ");
+    bool is_in_block = editor.asked > 0 && ends_with(&editor.line, "... ");
+    bool is_asked = is_in_block || (editor.is_waiting && editor.asked == 0);
 
     empty(&editor.paste);
     empty(&editor.keys);
-    if (has_text || is_in_block) {
+    if (has_text || is_asked) {
         hide_line();
         (void)el_cursor(editor.el, (int)(line->lastchar - line->cursor));
         (void)el_set(editor.el, EL_REFRESH);
         (void)fputs("^C\n", stdout);
         editor.way_out = LINE_CANCELLED;
     }
+    if (is_asked) {
+        interrupt_reader();
+        return;
+    }
     switch (editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target)) {
     case SESSION_IDLE:
-        if (is_in_block) {
-            drop_block();
-        }
-        else if (!has_text) {
+        if (!has_text) {
             say_note("manhole-cli: nothing is running; Ctrl-D leaves");
         }
         break;
     case SESSION_INTERRUPTED:
-        if (!has_text && !is_in_block) {
+        if (!has_text) {
             append_text(&editor.out, "^C\n"); /* as the terminal would show it */
         }
         break;
@@ -3488,18 +3619,12 @@ wait_for_prompt(void)
 static void
 send_line(const char *line, size_t length)
 {
-    empty(&editor.line);
-    append(&editor.line, text_of(&editor.aside), editor.aside.length);
-    empty(&editor.aside);
-    editor.is_waiting = false;
-    editor.is_stale = true;
     if (line[strspn(line, " \t")] != '\n') {
         HistEvent event;
         (void)history(editor.history, &event, H_ENTER, line);
         remember_line(line, length);
     }
-    append(&editor.unsent, line, length);
-    send_unsent();
+    send_typed(line, length);
 }
 
 /* Sends the next pasted line, as if it had been typed at its prompt. */
@@ -3552,6 +3677,21 @@ edit_line(int *count)
     return line;
 }
 
+/* Ctrl-D is the end of what is typed for who reads; for all where the server takes no keys. */
+static void
+end_reader(void)
+{
+    static const char key[] = {KEY_END};
+
+    if (marks.are_put) {
+        append_text(&editor.out, "\n");
+        send_typed(key, sizeof(key));
+    }
+    else {
+        editor.way_out = INPUT_ENDED;
+    }
+}
+
 /* Lets a line be typed and sends it; then those that were pasted. */
 static void
 type_line(void)
@@ -3564,7 +3704,7 @@ type_line(void)
         send_line(line, (size_t)count);
     }
     else if (editor.way_out == NO_WAY_OUT) {
-        editor.way_out = INPUT_ENDED; /* Ctrl-D */
+        end_reader();
     }
     while (wait_for_prompt()) {
         send_pasted_line();
@@ -3584,6 +3724,7 @@ type_local_line(const char *prompt)
     empty(&line);
     empty(&editor.line);
     append_text(&editor.line, prompt);
+    editor.asked = editor.line.length;
     editor.server = -1;
     editor.is_waiting = editor.is_stale = true;
     if (length > 0) {
@@ -3688,7 +3829,7 @@ end_input(void)
 {
     append_text(&editor.out, "\n");
     empty(&editor.line);
-    editor.is_waiting = false;
+    end_waiting();
     editor.way_out = NO_WAY_OUT;
     while (editor.unsent.length > 0 && editor.way_out == NO_WAY_OUT) {
         (void)wait_for_news(false, -1);
@@ -3720,8 +3861,9 @@ converse(int server, const struct target *target)
     begin_editing();
     editor.server = server;
     editor.target = target;
-    editor.is_waiting = false;
+    marks = (struct marks){.text = marks.text};
     empty(&editor.line);
+    end_waiting();
     while (wait_for_prompt()) { /* pasted behind what led here */
         send_pasted_line();
     }
@@ -5668,15 +5810,17 @@ static enum exit_status
 hold_console(const struct request *request, const struct target *target)
 {
     bool is_quiet = (request->flags & FLAG_NO_DUMP) != 0;
+    const char *wish = terminal.is_typed_on ? (is_quiet ? "terminal-quiet" : "terminal")
+                       : is_quiet           ? "quiet"
+                                            : "repl";
 
     find_history();
 #ifdef HAVE_LIBEDIT
     if (open_editor()) {
-        return converse(
-            open_connection(request, target, is_quiet ? "edit-quiet" : "edit"), target);
+        return converse(open_connection(request, target, wish), target);
     }
 #endif
-    return relay(open_connection(request, target, is_quiet ? "quiet" : "repl"), target);
+    return relay(open_connection(request, target, wish), target);
 }
 
 /* Does for one process what is asked for. */

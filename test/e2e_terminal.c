@@ -117,6 +117,32 @@ open_console(const char *program, const char *options)
     return app;
 }
 
+/* A client at a bare pseudo-terminal. */
+static struct process *
+start_at_terminal(const struct process *app, const char *const env[], const char *option)
+{
+    struct process *cli =
+        start_process(.argv = CLI("--quiet", format_text("%d", (int)app->pid), option),
+                      .terminal = true, .env = env);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    return cli;
+}
+
+static void
+leave_by_ctrl_d(struct process *cli)
+{
+    write_stdin(cli, "\004");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+/* What terminals call themselves: each has other sequences, and dumb none. */
+static const char *const terms[] = {
+    "TERM=xterm-256color", "TERM=screen", "TERM=tmux-256color",
+    "TERM=linux",          "TERM=vt100",  "TERM=dumb",
+};
+
+enum { TERMS = sizeof(terms) / sizeof(terms[0]) };
+
 /* ======================================================================================
  * Editing
  * ======================================================================================
@@ -259,11 +285,93 @@ prompts_are_marked_for_an_editor(void)
     struct process *app = start_target(TARGET(""));
     wait_until_ready(app);
     struct client *client =
-        connect_as(socket_path_of(app->pid), "manhole-cli/1.1/edit-quiet");
-    client_wait_for(client, "(ManholeConsole)\n\001>>> \002");
+        connect_as(socket_path_of(app->pid), "manhole-cli/1.1/terminal-quiet");
+    client_wait_for(client, "(ManholeConsole)\n\1?>>> \2");
     client_send(client, "if True:\n");
-    client_wait_for(client, "\001... \002");
+    client_wait_for(client, "\1!\2");
+    client_wait_for(client, "\1?... \2");
     assert_not_contains(client->text.data, "ThreadID=");
+}
+
+/* Three lines at once: the session reads them together, and asks for none of the other two. */
+static void
+prompt_is_marked_when_somebody_reads_and_not_for_what_was_typed_ahead(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct client *client =
+        connect_as(socket_path_of(app->pid), "manhole-cli/1.1/terminal-quiet");
+    client_wait_for(client, "\1?>>> \2");
+    client_wait_for(client, "\1?\2"); /* the greeting was quicker than the reader */
+    client_send(client, "6 * 7\ninput('name: ')\njo\n");
+    assert_string_equal(client_wait_for(client, ">>> \2"),
+                        "\1!\00242\nname: 'jo'\n\1?>>> \2");
+    client_send(client, "input('name: ')\n");
+    assert_string_equal(client_wait_for(client, "?\2"), "\1!\2name: \1?\2");
+    client_send(client, "\4");
+    client_wait_for(client, "EOFError: EOF when reading a line\n\1?>>> \2");
+}
+
+/* Its bytes are those that they always were: what would be a key at a terminal is text. */
+static void
+keys_of_who_has_no_terminal_are_text(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    client_send(client, "input()\n\2\3\4\5\n");
+    client_wait_for(client, "'\\x02\\x03\\x04\\x05'\n>>> ");
+    client_send(client, "input()\n");
+    client_shutdown_write(client);
+    assert_contains(client_read_until_eof(client), "EOFError");
+}
+
+/* It goes on when the file "go" is there. */
+#define UNTIL_GO "while not __import__('os').path.exists('go'): pass"
+
+static void
+typed_ahead_the_prompt_of_input_is_shown(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter(UNTIL_GO);
+    press("Enter");
+    enter("1 + 1");
+    enter("input('name: ')");
+    see("^input\\('name: '\\)$");
+    (void)write_file("go", "");
+    see("\n2\nname:$");
+    enter("jo");
+    see("name: jo\n'jo'\n>>>");
+}
+
+static void
+typed_ahead_the_prompt_of_pdb_is_shown(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter(UNTIL_GO);
+    press("Enter");
+    enter("import pdb; pdb.set_trace()");
+    enter("p 6 * 7");
+    see("^p 6 \\* 7$");
+    (void)write_file("go", "");
+    see("42\n\\(Pdb\\)$");
+    enter("c");
+    see("\\(Pdb\\) c\n>>>");
+}
+
+static void
+typed_ahead_the_statement_that_runs_has_no_prompt(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("print('one')");
+    enter(UNTIL_GO);
+    press("Enter");
+    enter("print('last')");
+    see("^one$");
+    see("^print\\('last'\\)\n*$");
+    (void)write_file("go", "");
+    see("^last\n>>>");
 }
 
 static void
@@ -326,6 +434,53 @@ ctrl_d_leaves_and_the_terminal_is_as_before(void)
     see(">>>");
     press("C-d");
     see("status=0\nsame");
+}
+
+/* On each kind of terminal; dumb has no editor. */
+static void
+ctrl_d_ends_the_reader_alone(void)
+{
+    static const struct {
+        const char *line;
+        const char *prompt;
+        const char *end;
+    } readers[] = {
+        {"input('name: ')", "name: ", "EOFError"},
+        {"import pdb; pdb.set_trace(); 5", "(Pdb) ", "BdbQuit"},
+        {"import code; code.interact('nested')", "nested", "exiting InteractiveConsole"},
+        {"print(1 + 1), __import__('sys').stdin.read() + 'read'", "2", "'read')"},
+    };
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    for (size_t i = 0; i < TERMS; i++) {
+        struct process *cli = start_at_terminal(app, LIST(terms[i], "NO_COLOR=1"), NULL);
+        for (size_t j = 0; j < sizeof(readers) / sizeof(readers[0]); j++) {
+            write_stdin(cli, format_text("%s\n", readers[j].line));
+            wait_for_text(cli, OUT, readers[j].line, DEADLINE);
+            wait_for_text(cli, OUT, readers[j].prompt, DEADLINE);
+            write_stdin(cli, "\004");
+            wait_for_text(cli, OUT, readers[j].end, DEADLINE);
+            wait_for_text(cli, OUT, ">>> ", DEADLINE);
+        }
+        leave_by_ctrl_d(cli);
+    }
+}
+
+static void
+ctrl_c_interrupts_the_reader_at_once(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    for (size_t i = 0; i < TERMS; i++) {
+        struct process *cli = start_at_terminal(app, LIST(terms[i], "NO_COLOR=1"), NULL);
+        write_stdin(cli, "input('name: ')\n");
+        wait_for_text(cli, OUT, "input('name: ')", DEADLINE);
+        wait_for_text(cli, OUT, "name: ", DEADLINE);
+        write_stdin(cli, "\003");
+        wait_for_text(cli, OUT, "KeyboardInterrupt", DEADLINE);
+        wait_for_text(cli, OUT, ">>> ", DEADLINE);
+        leave_by_ctrl_d(cli);
+    }
 }
 
 static void
@@ -487,24 +642,6 @@ completion_calls_nothing(void)
  * ======================================================================================
  */
 
-/* A client at a bare pseudo-terminal. */
-static struct process *
-start_at_terminal(const struct process *app, const char *const env[], const char *option)
-{
-    struct process *cli =
-        start_process(.argv = CLI("--quiet", format_text("%d", (int)app->pid), option),
-                      .terminal = true, .env = env);
-    wait_for_text(cli, OUT, ">>>", DEADLINE);
-    return cli;
-}
-
-static void
-leave_by_ctrl_d(struct process *cli)
-{
-    write_stdin(cli, "\004");
-    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
-}
-
 static void
 control_sequences_of_the_process_are_shown_not_sent(void)
 {
@@ -539,17 +676,9 @@ traceback_and_prompt_are_coloured(void)
     write_stdin(cli, "1/0\n");
     wait_for_text(cli, OUT, "\033[1;31mZeroDivisionError: division by zero\033[0m\r\n",
                   DEADLINE);
-    wait_for_text(cli, OUT, "\033[1;32m>>>\033[0m ", DEADLINE);
+    wait_for_text(cli, OUT, "\033[1;32m>>> \033[0m", DEADLINE);
     leave_by_ctrl_d(cli);
 }
-
-/* What terminals call themselves: each has other sequences, and dumb none. */
-static const char *const terms[] = {
-    "TERM=xterm-256color", "TERM=screen", "TERM=tmux-256color",
-    "TERM=linux",          "TERM=vt100",  "TERM=dumb",
-};
-
-enum { TERMS = sizeof(terms) / sizeof(terms[0]) };
 
 /* Whether what is written next has the terminal's own colour. */
 static bool
@@ -580,7 +709,7 @@ colour_of_the_prompt_ends_with_it(void)
         }
         write_stdin(cli, "\n");
         wait_for_text(cli, OUT, "typed", DEADLINE);
-        wait_for_text(cli, OUT, ">>>", DEADLINE);
+        wait_for_text(cli, OUT, ">>> ", DEADLINE);
         leave_by_ctrl_d(cli);
     }
 }
@@ -716,10 +845,17 @@ main(void)
         TEST(pasted_function_with_empty_lines_arrives_whole),
         TEST(output_of_other_threads_appears_above_the_line),
         TEST(prompts_are_marked_for_an_editor),
+        TEST(prompt_is_marked_when_somebody_reads_and_not_for_what_was_typed_ahead),
+        TEST(keys_of_who_has_no_terminal_are_text),
+        TEST(typed_ahead_the_prompt_of_input_is_shown),
+        TEST(typed_ahead_the_prompt_of_pdb_is_shown),
+        TEST(typed_ahead_the_statement_that_runs_has_no_prompt),
         TEST(output_above_a_line_of_several_rows_leaves_it_whole),
         TEST(prompts_of_input_and_pdb_are_the_editors),
         TEST(line_survives_a_resize),
         TEST(ctrl_d_leaves_and_the_terminal_is_as_before),
+        TEST(ctrl_d_ends_the_reader_alone),
+        TEST(ctrl_c_interrupts_the_reader_at_once),
         TEST(ctrl_c_interrupts_the_statement_and_the_session_goes_on),
         TEST(ctrl_c_drops_the_line_being_typed),
         TEST(ctrl_c_drops_a_block_being_typed),
