@@ -728,6 +728,8 @@ struct session {
     /* A value and a prompt, which go out when the session reads or writes on. */
     struct text unsent;
     const char *prompt; /* borrowed: goes along when it says that it reads; NULL: none */
+    bool takes_paste;   /* it reads for the console, */
+    bool pasting;       /* which has the first part of a paste */
     bool has_console;   /* the std streams are this client's in its thread */
     PyObject *input;    /* owned text file that sys.stdin is in its thread */
     /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
@@ -9207,26 +9209,34 @@ static const char live_names_program[] =
     "    def keys(self):\n"
     "        return super().keys() | self.theirs.keys()\n";
 
-/* Returns a new dict of that class, or NULL with an exception. */
+/* What a program of ours defines by this name. Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
-make_live_names(PyObject *own, PyObject *theirs)
+define(const char *program, const char *name)
 {
     PyObject *scope = Py_BuildValue("{sssO}", "__name__", "manhole", "__builtins__",
                                     PyEval_GetBuiltins()); /* owned */
     PyObject *result = NULL;                               /* owned */
-    PyObject *type = NULL;                                 /* owned */
-    PyObject *names = NULL;                                /* new, handed to the caller */
+    PyObject *defined = NULL;                              /* new, handed to the caller */
     if (scope != NULL) {
-        result = run_source(live_names_program, Py_file_input, scope);
+        result = run_source(program, Py_file_input, scope);
     }
     if (result != NULL) {
-        type = PyMapping_GetItemString(scope, "Names");
-    }
-    if (type != NULL) {
-        names = PyObject_CallFunction(type, "OO", own, theirs);
+        defined = PyMapping_GetItemString(scope, name);
     }
     Py_XDECREF(scope);
     Py_XDECREF(result);
+    return defined;
+}
+
+/* Returns a new dict of that class, or NULL with an exception. */
+ATTACHED static PyObject *
+make_live_names(PyObject *own, PyObject *theirs)
+{
+    PyObject *type = define(live_names_program, "Names"); /* owned */
+    PyObject *names = NULL;                               /* new, handed to the caller */
+    if (type != NULL) {
+        names = PyObject_CallFunction(type, "OO", own, theirs);
+    }
     Py_XDECREF(type);
     return names;
 }
@@ -9518,6 +9528,70 @@ compile_one_act(PyObject *console, PyObject *line)
     return code;
 }
 
+/* Runs what was pasted as a file would be: nothing of it when the compiler refuses a part, else one
+ * statement after the other until one fails; but each shows its value, as it does at the prompt. It
+ * may be indented, or have doctest's prompts. Where it is but the beginning of a statement, more is
+ * wanted; into a block that is being typed it goes as it is, and the block goes on where its end is
+ * indented. Nothing is imported for it. */
+static const char paste_program[] =
+    "def lines_of(text, first):\n"
+    "    margin = first[:len(first) - len(first.lstrip())]\n"
+    "    lines = [line.removeprefix(margin) for line in text.split('\\n')]\n"
+    "    if first.startswith(margin + '>>>'):\n"
+    "        return [line[4:] for line in lines if line.startswith(('>>>', '...'))]\n"
+    "    return lines\n"
+    "def compiled(console, source, only_ast):\n"
+    "    def parse(source, mode):\n"
+    "        return compile(source, console.filename, mode, only_ast, True)\n"
+    "    for statement in parse(source, 'exec').body:\n"
+    "        single = parse('0', 'single')\n"
+    "        single.body = [statement]\n"
+    "        yield console.compile.compiler(single, console.filename, 'single')\n"
+    "def is_begun(console, source):\n"
+    "    try:\n"
+    "        return console.compile(source, console.filename, 'single') is None\n"
+    "    except (OverflowError, SyntaxError, ValueError):\n"
+    "        return False\n"
+    "def run(console, text, only_ast):\n"
+    "    full = [line for line in text.split('\\n') if line.strip()]\n"
+    "    code = [line for line in full if not line.lstrip().startswith('#')]\n"
+    "    if not console.buffer:\n"
+    "        source = '\\n'.join(lines_of(text, (code or [''])[0]))\n"
+    "    elif not full or full[-1][0].isspace():\n"
+    "        return console.push(text)\n"
+    "    else:\n"
+    "        source = '\\n'.join([*console.buffer, text])\n"
+    "        console.resetbuffer()\n"
+    "    try:\n"
+    "        statements = list(compiled(console, source, only_ast))\n"
+    "    except (OverflowError, SyntaxError, ValueError):\n"
+    "        if is_begun(console, source):\n"
+    "            return console.push(source)\n"
+    "        console.showsyntaxerror(console.filename, source=source)\n"
+    "        return False\n"
+    "    for statement in statements:\n"
+    "        try:\n"
+    "            exec(statement, console.locals)\n"
+    "        except SystemExit:\n"
+    "            raise\n"
+    "        except BaseException:\n"
+    "            console.showtraceback()\n"
+    "            break\n"
+    "    return False\n";
+
+/* Returns a new bool, whether more lines are wanted; or NULL with an exception. */
+ATTACHED static PyObject *
+run_paste(PyObject *console, PyObject *text)
+{
+    PyObject *run = define(paste_program, "run"); /* owned */
+    PyObject *more = NULL;                        /* new, handed to the caller */
+    if (run != NULL) {
+        more = PyObject_CallFunction(run, "OOi", console, text, PyCF_ONLY_AST);
+    }
+    Py_XDECREF(run);
+    return more;
+}
+
 /* Runs what a line completes, if it does. Returns a new bool, whether more lines are wanted; or
  * NULL with an exception. */
 ATTACHED static PyObject *
@@ -9538,8 +9612,10 @@ run_line(struct session *session, PyObject *console, PyObject *line)
     return more;
 }
 
+/* begins: no block is being typed. */
 ATTACHED static enum verdict
-push_line(struct session *session, PyObject *console, PyObject *line, bool begins)
+push_line(struct session *session, PyObject *console, PyObject *line, bool begins,
+          bool is_paste)
 {
     Py_ssize_t length = PyUnicode_GetLength(line) - (ends_line(line) ? 1 : 0);
     PyObject *bare = PyUnicode_Substring(line, 0, length); /* owned */
@@ -9549,9 +9625,9 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
         return SESSION_OVER;
     }
     replace_streams();
-    session->one_act = begins && is_one_act(bare);
+    session->one_act = begins && !is_paste && is_one_act(bare);
     begin_running(session);
-    more = run_line(session, console, bare);
+    more = is_paste ? run_paste(console, bare) : run_line(session, console, bare);
     end_running(session);
     session->one_act = false;
     if (more != NULL) {
@@ -9663,13 +9739,16 @@ input_fd(struct session *session)
 
 /* What is typed at a terminal: a client whose wish is marked sends its keys Ctrl-C and Ctrl-D as
  * those bytes among the text, and each is for who reads just then, be it the console, input() or
- * Pdb. What it hears is marked in turn, for it must know whether somebody reads, and what the prompt
+ * Pdb. What is pasted comes between two more, which make one of it to the console. What it hears is marked in turn, for it must know whether somebody reads, and what the prompt
  * is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got something. Of input()
  * and Pdb the prompt is the line that they have written before, and PROMPT is empty. */
+enum { PASTE_BEGINS = 2, PASTE_ENDS = 5 };
+
 static bool
 is_key(const struct session *session, char byte)
 {
-    return session->wish->marked && (byte == CTRL_C || byte == CTRL_D);
+    return session->wish->marked && (byte == CTRL_C || byte == CTRL_D ||
+                                     byte == PASTE_BEGINS || byte == PASTE_ENDS);
 }
 
 /* The prompt, with the marks for a client that wants them. */
@@ -9702,7 +9781,7 @@ send_read_mark(struct session *session)
 {
     const char *mark = "\1!\2";
     size_t length = strlen(mark);
-    while (session->wish->marked && send_detached(session, &mark, &length) == EINTR) {
+    while (send_detached(session, &mark, &length) == EINTR) {
     }
 }
 
@@ -9724,7 +9803,7 @@ receive_typed(struct session *session, char *bytes, size_t size)
             error = poll(&client, 1, -1) < 0 ? errno : 0;
         }
     }
-    if (got > 0) {
+    if (got > 0 && session->wish->marked && !session->pasting) {
         send_read_mark(session);
     }
     if (got > 0 &&
@@ -9737,13 +9816,12 @@ receive_typed(struct session *session, char *bytes, size_t size)
     return got;
 }
 
-/* As receive_typed(), but of the keys an end is one, and an interrupt a KeyboardInterrupt. Returns
- * -1 with an exception. */
+/* As receive_typed(), and says before that it waits. Returns -1 with an exception. */
 ATTACHED static ssize_t
-read_typed(struct session *session, char *bytes, size_t size)
+await_typed(struct session *session, char *bytes, size_t size)
 {
     ssize_t got = -1;
-    if (session->wish->marked) {
+    if (session->wish->marked && !session->pasting) {
         append_prompt(&session->unsent, session,
                       session->prompt == NULL ? "" : session->prompt);
         if (check_unsent(session) < 0) {
@@ -9756,13 +9834,31 @@ read_typed(struct session *session, char *bytes, size_t size)
     if (got < 0 && !PyErr_Occurred()) {
         PyErr_SetFromErrno(PyExc_OSError);
     }
-    if (got > 0 && is_key(session, bytes[0])) {
-        got = bytes[0] == CTRL_D ? 0 : -1;
-    }
-    if (got < 0 && !PyErr_Occurred()) {
-        PyErr_SetNone(PyExc_KeyboardInterrupt);
-    }
     return got;
+}
+
+/* Reads what is typed. Of the keys an end is one, and so are both ends of a paste to the console;
+ * Ctrl-C is an exception. Returns how many bytes there are, or -1 with an exception. */
+ATTACHED static ssize_t
+read_typed(struct session *session, char *bytes, size_t size)
+{
+    for (;;) {
+        ssize_t got = await_typed(session, bytes, size);
+        if (got <= 0 || !is_key(session, bytes[0])) {
+            return got;
+        }
+        if (bytes[0] == CTRL_C) {
+            PyErr_SetNone(PyExc_KeyboardInterrupt);
+            return -1;
+        }
+        if (bytes[0] == CTRL_D || session->takes_paste) {
+            bool was_pasting = session->pasting;
+            session->pasting = bytes[0] == PASTE_BEGINS;
+            if (bytes[0] != PASTE_ENDS || was_pasting) {
+                return 0;
+            }
+        }
+    }
 }
 
 ATTACHED static PyObject *
@@ -9890,6 +9986,34 @@ ask_line(struct session *session, const char *prompt)
     return line;
 }
 
+/* The rest of a paste of which the first key has been read. Returns a new str, empty when it is not
+ * whole; or NULL with an exception. */
+ATTACHED static PyObject *
+read_paste(struct session *session)
+{
+    PyObject *text = PyObject_CallMethod(session->input, "read", "i", MAX_LINE);
+    if (text != NULL && session->pasting) {
+        Py_SETREF(text, PyUnicode_FromString(""));
+    }
+    return text;
+}
+
+/* Reads what the console is to run next: a line, or what was pasted. Returns as await_line(). */
+ATTACHED static PyObject *
+read_input(struct session *session, const char *prompt /* NULL: it is there already */,
+           bool *is_paste)
+{
+    PyObject *text = NULL; /* owned, handed to the caller */
+    session->takes_paste = true;
+    text = prompt == NULL ? await_line(session) : ask_line(session, prompt);
+    *is_paste = session->pasting;
+    if (text != NULL && session->pasting) {
+        Py_SETREF(text, read_paste(session));
+    }
+    session->takes_paste = session->pasting = false;
+    return text;
+}
+
 /* Line, prompt, line, prompt; a prompt first, if a reporter has told the client something behind
  * that of the greeting. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
@@ -9897,8 +10021,9 @@ run_console(struct session *session, PyObject *console, bool told)
 {
     static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
     PyObject *line = NULL; /* owned */
+    bool is_paste = false;
     enum verdict verdict = LINE_DONE;
-    line = told ? ask_line(session, ">>> ") : await_line(session);
+    line = read_input(session, told ? ">>> " : NULL, &is_paste);
     while (verdict != SESSION_OVER) {
         if (line == NULL) {
             verdict = judge_exception(session, console);
@@ -9908,11 +10033,11 @@ run_console(struct session *session, PyObject *console, bool told)
             verdict = SESSION_OVER;
         }
         else {
-            verdict = push_line(session, console, line, verdict == LINE_DONE);
+            verdict = push_line(session, console, line, verdict == LINE_DONE, is_paste);
         }
         if (verdict != SESSION_OVER) {
-            Py_XSETREF(line,
-                       ask_line(session, verdict == LINE_WANTS_MORE ? "... " : ">>> "));
+            const char *prompt = verdict == LINE_WANTS_MORE ? "... " : ">>> ";
+            Py_XSETREF(line, read_input(session, prompt, &is_paste));
         }
     }
     Py_XDECREF(line);
@@ -12037,6 +12162,8 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->gone_ms = 0;
         session->writes = 0;
         session->prompt = NULL;
+        session->takes_paste = false;
+        session->pasting = false;
         session->head = 0;
         session->tail = 0;
         session->left_end = 0;

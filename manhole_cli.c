@@ -80,8 +80,7 @@ enum {
     SECOND_LOOK_MS = 100, /* at a process that is stopped: a profiler lets it go on */
     FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
     INTERRUPT_PATIENCE_MS = 1000, /* for an answer aside, and between two Ctrl-C */
-    PROMPT_PATIENCE_MS = 300, /* how long a line without end must stand to be a prompt */
-    KNOCK_PATIENCE_MS = 500,  /* for an answer at --list */
+    KNOCK_PATIENCE_MS = 500,      /* for an answer at --list */
     STACKS_PATIENCE_S = 10,
     CHUNK_SIZE = 64 * 1024, /* bytes on their way in each direction */
     HISTORY_LINE_SIZE =
@@ -2522,11 +2521,12 @@ remember_typed(const char *bytes, size_t count)
  */
 
 /* What is typed at a terminal goes to a server that is told so, for Ctrl-C and Ctrl-D are for who
- * reads there: the console, input() or Pdb. They go over as those bytes. The server in turn says
- * between two bytes when somebody begins to read, "?" and the prompt, if it is one of the console's,
- * and when he has something, "!". Who puts no such marks takes no keys either. */
+ * reads there: the console, input() or Pdb. They go over as those bytes, and two more stand around
+ * what is pasted, which the console runs as one. The server in turn says between two bytes when
+ * somebody begins to read, "?" and the prompt, if it is one of the console's, and when he has
+ * something, "!". Who puts no such marks takes no keys either. */
 enum { MARK_BEGIN = 1, MARK_END = 2, MARK_SIZE = 256 };
-enum { KEY_INTERRUPT = 3, KEY_END = 4 };
+enum { KEY_PASTE = 2, KEY_INTERRUPT = 3, KEY_END = 4, KEY_PASTED = 5 };
 
 enum mark { NO_MARK, MARK_UNFINISHED, MARK_WAITS, MARK_HAS_READ, MARK_BROKEN };
 
@@ -2862,12 +2862,11 @@ static struct editor {
     bool is_stale;           /* what is shown of it is not what it should be */
     struct buffer unsent;    /* to the server */
     struct buffer keys;      /* read, and not yet asked for */
-    struct buffer paste;     /* lines that wait for their prompt */
+    struct buffer paste;     /* what was pasted behind the line that is being typed */
+    struct buffer block;     /* lines to be sent with it */
+    bool is_block;           /* it is one of several, or a whole one was pasted */
     struct buffer preset;    /* what the next line begins with */
     bool is_pasting;         /* a paste has begun, and not ended */
-    bool
-        is_in_string; /* the statement being pasted, after its last line: in triple quotes */
-    bool is_indented; /* its last line was */
 } editor;
 
 /* ---- What the server says ---------------------------------------------------------- */
@@ -3234,6 +3233,14 @@ interrupt_reader(void)
     }
 }
 
+static void
+forget_paste(void)
+{
+    empty(&editor.paste);
+    empty(&editor.block);
+    editor.is_block = false;
+}
+
 /* Ctrl-C drops what is being typed, and interrupts what the process runs. */
 static void
 take_interrupt(void)
@@ -3244,7 +3251,7 @@ take_interrupt(void)
     bool is_in_block = editor.asked > 0 && ends_with(&editor.line, "... ");
     bool is_asked = is_in_block || (editor.is_waiting && editor.asked == 0);
 
-    empty(&editor.paste);
+    forget_paste();
     empty(&editor.keys);
     if (has_text || is_asked) {
         hide_line();
@@ -3520,9 +3527,9 @@ on_tab(EditLine *el, int key)
 
 /* ---- Pasted text ------------------------------------------------------------------- */
 
-/* The terminal puts it between two sequences; the first one has just been read. The last line,
- * when no newline ends it, is for editing; those before it go one after the other, each at
- * its prompt. */
+/* The terminal puts it between two sequences; the first one has just been read. Whole lines go to the
+ * process as one; when no newline ends the last, they wait until that has been finished. What would
+ * be a key there is left out. */
 static unsigned char
 on_paste(EditLine *el, int key)
 {
@@ -3542,7 +3549,7 @@ on_paste(EditLine *el, int key)
             return CC_EOF;
         }
         (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)(c == L'\r' ? L'\n' : c));
-        append_text(&text, utf8);
+        append_text(&text, c >= KEY_PASTE && c <= KEY_PASTED ? "" : utf8);
     }
     editor.is_pasting = false;
     text.data[text.length -= strlen(end)] = '\0';
@@ -3550,116 +3557,92 @@ on_paste(EditLine *el, int key)
     if (length > 0) {
         append(&editor.paste, text.data + length, text.length - length);
         text.data[length - 1] = '\0';
+        editor.is_block = true;
     }
     (void)el_insertstr(el, text.data);
     el_push(el, length > 0 ? "\n" : "");
-    editor.is_in_string = false;
-    editor.is_indented = false;
     free(text.data);
     return CC_REFRESH;
 }
 
-/* The console ends a block at an empty line and only there, a file neither. So of what is pasted an
- * empty line inside a block is left out, and one is put behind a block. */
-enum mending { AS_IT_IS, LEAVE_OUT, EMPTY_LINE_FIRST };
-
-static enum mending
-mend(const char *line, const char *rest)
-{
-    static const char *const goes_on[] = {"else", "elif", "except", "finally",
-                                          ")",    "]",    "}",      "#"};
-    bool is_in_block = ends_with(&editor.line, "... ") && !editor.is_in_string;
-
-    if (!is_in_block) {
-        return AS_IT_IS;
-    }
-    if (line[strspn(line, " \t")] == '\n') {
-        rest += strspn(rest, "\n");
-        return rest[0] == ' ' || rest[0] == '\t' ? LEAVE_OUT : AS_IT_IS;
-    }
-    for (size_t i = 0; i < sizeof(goes_on) / sizeof(goes_on[0]); i++) {
-        if (strncmp(line, goes_on[i], strlen(goes_on[i])) == 0) {
-            return AS_IT_IS;
-        }
-    }
-    return editor.is_indented && line[0] != ' ' && line[0] != '\t' ? EMPTY_LINE_FIRST
-                                                                   : AS_IT_IS;
-}
-
-/* Follows triple quotes and indentation in what is sent. */
-static void
-follow_paste(const char *line)
-{
-    bool is_inside = line[0] == ' ' || line[0] == '\t' || editor.is_in_string;
-
-    for (const char *c = line; *c != '\0'; c++) {
-        if (strncmp(c, "\"\"\"", 3) == 0 || strncmp(c, "'''", 3) == 0) {
-            editor.is_in_string = !editor.is_in_string;
-            c += 2;
-        }
-    }
-    editor.is_indented = is_inside;
-}
-
-/* Waits for the prompt of a pasted line: of the console, or any that stays for a while. Returns
- * false when there is nothing more to send. */
-static bool
-wait_for_prompt(void)
-{
-    while (!editor.is_waiting && editor.way_out == NO_WAY_OUT &&
-           editor.paste.length > 0 &&
-           (wait_for_news(false, PROMPT_PATIENCE_MS) || editor.line.length == 0)) {
-    }
-    return editor.way_out == NO_WAY_OUT && editor.paste.length > 0;
-}
-
 /* ---- Lines ------------------------------------------------------------------------- */
 
-/* Sends a line, given with its newline. What the process says next is output again. */
+/* A line, given with its newline; no other is behind it. */
 static void
-send_line(const char *line, size_t length)
+keep_line(const char *line, size_t length)
 {
     if (line[strspn(line, " \t")] != '\n') {
         HistEvent event;
         (void)history(editor.history, &event, H_ENTER, line);
         remember_line(line, length);
     }
-    send_typed(line, length);
 }
 
-/* Sends the next pasted line, as if it had been typed at its prompt. */
+/* A server that takes no keys has but the lines. */
 static void
-send_pasted_line(void)
+send_block(void)
 {
-    size_t length = line_length(&editor.paste);
-    struct buffer line = {.data = NULL}; /* owned */
-    enum mending mending = AS_IT_IS;
+    static const char keys[] = {KEY_PASTE, KEY_PASTED};
+    struct buffer bytes = {.data = NULL}; /* owned */
 
-    if (length == 0) {
-        append(&editor.preset, editor.paste.data, editor.paste.length);
-        empty(&editor.paste);
-        return;
+    append(&bytes, keys, marks.are_put ? 1 : 0);
+    append(&bytes, text_of(&editor.block), editor.block.length);
+    append(&bytes, keys + 1, marks.are_put ? 1 : 0);
+    send_typed(bytes.data, bytes.length);
+    free(bytes.data);
+    forget_paste();
+}
+
+/* Shows a pasted line as if it had been typed. */
+static void
+show_pasted_line(const char *line, size_t length)
+{
+    struct buffer copy = {.data = NULL}; /* owned */
+
+    append(&copy, line, length);
+    append_paint(&editor.out, editor.asked > 0 ? PROMPT : PLAIN, text_of(&editor.line));
+    append_harmless(&editor.out, copy.data, copy.length);
+    keep_line(copy.data, copy.length);
+    free(copy.data);
+}
+
+/* Takes whole lines of the paste into the block. If that is all, sends it. */
+static void
+take_paste(void)
+{
+    size_t length = 0;
+    size_t taken = 0;
+
+    empty(&editor.line);
+    append_text(&editor.line, editor.asked > 0 ? "... " : "");
+    editor.asked = editor.line.length;
+    editor.is_stale = true;
+    while ((length = next_line(&editor.paste, taken, false)) > 0) {
+        show_pasted_line(editor.paste.data + taken, length);
+        taken += length;
     }
-    append(&line, editor.paste.data, length);
-    mending = mend(line.data, editor.paste.data + length);
-    if (mending == EMPTY_LINE_FIRST) {
-        empty(&line);
-        append_text(&line, "\n");
+    append(&editor.block, text_of(&editor.paste), taken);
+    drop(&editor.paste, taken);
+    show_output();
+    if (editor.paste.length == 0) {
+        send_block();
+    }
+    append(&editor.preset, text_of(&editor.paste), editor.paste.length);
+    empty(&editor.paste);
+}
+
+/* A line that was typed, given with its newline. */
+static void
+accept_line(const char *line, size_t length)
+{
+    keep_line(line, length);
+    if (editor.is_block) {
+        append(&editor.block, line, length);
+        take_paste();
     }
     else {
-        drop(&editor.paste, length);
+        send_typed(line, length);
     }
-    if (mending != LEAVE_OUT) {
-        struct buffer prompt = {.data = NULL}; /* owned */
-        append_harmless(&prompt, text_of(&editor.line), editor.line.length);
-        append_paint(&editor.out, editor.is_waiting ? PROMPT : PLAIN, text_of(&prompt));
-        free(prompt.data);
-        append_harmless(&editor.out, line.data, line.length);
-        show_output();
-        follow_paste(line.data);
-        send_line(line.data, line.length);
-    }
-    free(line.data);
 }
 
 /* Returns the line with its newline, valid until the next; NULL where there is none. libedit alone
@@ -3683,6 +3666,7 @@ end_reader(void)
 {
     static const char key[] = {KEY_END};
 
+    forget_paste();
     if (marks.are_put) {
         append_text(&editor.out, "\n");
         send_typed(key, sizeof(key));
@@ -3692,7 +3676,7 @@ end_reader(void)
     }
 }
 
-/* Lets a line be typed and sends it; then those that were pasted. */
+/* Lets a line be typed and sends it. */
 static void
 type_line(void)
 {
@@ -3700,14 +3684,10 @@ type_line(void)
     const char *line = edit_line(&count);
 
     if (line != NULL && count > 0) {
-        follow_paste(line);
-        send_line(line, (size_t)count);
+        accept_line(line, (size_t)count);
     }
     else if (editor.way_out == NO_WAY_OUT) {
         end_reader();
-    }
-    while (wait_for_prompt()) {
-        send_pasted_line();
     }
 }
 
@@ -3739,6 +3719,7 @@ type_local_line(const char *prompt)
         editor.way_out = NO_WAY_OUT;
         typed = edit_line(&count);
     } while (editor.way_out == LINE_CANCELLED);
+    editor.is_block = false;
     if (typed != NULL && count > 0) {
         HistEvent event;
         (void)history(editor.history, &event, H_ENTER, typed);
@@ -3864,8 +3845,13 @@ converse(int server, const struct target *target)
     marks = (struct marks){.text = marks.text};
     empty(&editor.line);
     end_waiting();
-    while (wait_for_prompt()) { /* pasted behind what led here */
-        send_pasted_line();
+    while (editor.paste.length > 0 && !editor.is_waiting &&
+           editor.way_out == NO_WAY_OUT) { /* what was pasted behind what led here */
+        (void)wait_for_news(false, -1);
+    }
+    if (editor.paste.length > 0) {
+        editor.is_block = true;
+        take_paste();
     }
     while (editor.way_out == NO_WAY_OUT || editor.way_out == LINE_CANCELLED) {
         editor.way_out = NO_WAY_OUT;

@@ -244,18 +244,126 @@ line_longer_than_the_screen_is_edited(void)
     see("\n7777777777\n>>>");
 }
 
+/* It goes on when the file "go" is there. */
+#define UNTIL_GO "while not __import__('os').path.exists('go'): pass"
+
+/* Of a terminal that marks what is pasted. */
+static void
+paste(const char *text)
+{
+    tmux(TMUX("set-buffer", text));
+    tmux(TMUX("paste-buffer", "-p"));
+}
+
 static void
 pasted_function_with_empty_lines_arrives_whole(void)
 {
     (void)open_console(TARGET(""), "");
-    const char *text =
-        "def f(a):\n    b = a\n\n    if b:\n        return b + 1\n\n"
-        "    return \"\"\"none\n\n    left\"\"\"\nprint(f(1))\nf(0) # half";
-    tmux(TMUX("set-buffer", text));
-    tmux(TMUX("paste-buffer", "-p"));
-    see("\n2\n>>> f\\(0\\) # half");
+    paste("def f(a):\n    b = a\n\n    if b:\n        return b + 1\n\n"
+          "    return \"\"\"none\n\n    left\"\"\"\nprint(f(1))\nf(0) # half");
+    see("\n\\.\\.\\. f\\(0\\) # half$");
     press("Enter");
-    see("none.n.n    left");
+    see("\n2\n.none.n.n    left.\n>>>");
+}
+
+/* As a file would be run; what follows an error is not. */
+static void
+paste_is_one_unit(void)
+{
+    static const struct {
+        const char *text;
+        const char *shown; /* behind it */
+    } rows[] = {
+        {"def f(): return 10 + 1\nprint(f())\n", "\n11\n"},
+        {"for i in range(2): print(20 + i)\nprint(22)\n", "\n20\n21\n22\n"},
+        {"with open('/dev/null') as f: print(30)\nf.closed\n", "\n30\nTrue\n"},
+        {"def f():\n    return 40\n# column 0\nf() + 1\n", "\n41\n"},
+        {"if not 1:\n    print(0)\n\nelif not 1:\n    pass\n\nelse:\n    print(50)\n",
+         "\n50\n"},
+        {"try:\n    1 / 0\n\nexcept ZeroDivisionError:\n    print(60)\n\nfinally:\n"
+         "    print(61)\n",
+         "\n60\n61\n"},
+        {"    def method(self):\n        return 70\n\n    method(0) + 1\n", "\n71\n"},
+        {"        80 + 1\n", "\n81\n"},
+        {">>> def f():\n...     return 90\n...\n>>> f()\n90\n>>> f() + 1\n91\n",
+         "\n90\n91\n"},
+        {"    >>> 100 + 1\n    101\n", "\n101\n"},
+        {"print(110)\n1 / 0\nprint(111)\n",
+         "\n110\nTraceback .*\n  File .<console>., line 2, in <module>\n"
+         "ZeroDivisionError: division by zero\n"},
+        {"print(120)\nx = = 1\n", "line 2\n    x = = 1\n +\\^+\nSyntaxError: .*\n"},
+        {"a = (130,\n131)\n\n\na\n", "\n\\(130, 131\\)\n"},
+    };
+    (void)open_console(TARGET(""), "");
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        paste(rows[i].text);
+        see(format_text("%s>>>\n*$", rows[i].shown));
+        press("C-l");
+        see("^>>>\n*$");
+    }
+}
+
+static void
+paste_of_a_beginning_is_finished_by_hand(void)
+{
+    (void)open_console(TARGET(""), "");
+    paste("def f():\n");
+    see("\n\\.\\.\\.$");
+    enter("    return 6 * 7");
+    press("Enter");
+    see("\n>>>$");
+    enter("f()");
+    see("\n42\n>>>");
+}
+
+static void
+paste_into_a_block_goes_on_with_it(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("if True:");
+    see("\n\\.\\.\\.$");
+    paste("    print(6 * 7)\n\n    print(7 * 7)\n");
+    see("print\\(7 \\* 7\\)\n\\.\\.\\.$");
+    press("Enter");
+    see("\n42\n49\n>>>$");
+    enter("if True:");
+    see("\n\\.\\.\\.$");
+    paste("    print(8 * 7)\n\nprint(8 * 8)\n");
+    see("\n56\n64\n>>>$");
+}
+
+static void
+paste_at_input_is_lines_to_it(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("input('a '), input('b ')");
+    see("^a$");
+    paste("one\ntwo\n6 * 7\n");
+    see("\n.*\\('one', 'two'\\)\n42\n>>>$");
+}
+
+static void
+paste_that_was_typed_ahead_is_one_unit_too(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter(UNTIL_GO);
+    press("Enter");
+    paste("def f():\n    a = 6\n\n    return a * 7\nf()\n");
+    see("^f\\(\\)$");
+    (void)write_file("go", "");
+    see("\n42\n>>>");
+}
+
+static void
+ctrl_c_drops_a_paste_that_is_being_finished(void)
+{
+    (void)open_console(TARGET(""), "");
+    paste("print(6 * 7)\nprint(7 * 7)");
+    see("\n\\.\\.\\. print\\(7 \\* 7\\)$");
+    press("C-c");
+    see("KeyboardInterrupt\n>>>$");
+    enter("1 + 1");
+    see("KeyboardInterrupt\n>>> 1 \\+ 1\n2\n>>>$");
 }
 
 /* ======================================================================================
@@ -326,9 +434,6 @@ keys_of_who_has_no_terminal_are_text(void)
     client_shutdown_write(client);
     assert_contains(client_read_until_eof(client), "EOFError");
 }
-
-/* It goes on when the file "go" is there. */
-#define UNTIL_GO "while not __import__('os').path.exists('go'): pass"
 
 static void
 typed_ahead_the_prompt_of_input_is_shown(void)
@@ -843,6 +948,12 @@ main(void)
         TEST(wide_characters_are_edited_as_what_they_are),
         TEST(line_longer_than_the_screen_is_edited),
         TEST(pasted_function_with_empty_lines_arrives_whole),
+        TEST(paste_is_one_unit),
+        TEST(paste_of_a_beginning_is_finished_by_hand),
+        TEST(paste_into_a_block_goes_on_with_it),
+        TEST(paste_at_input_is_lines_to_it),
+        TEST(paste_that_was_typed_ahead_is_one_unit_too),
+        TEST(ctrl_c_drops_a_paste_that_is_being_finished),
         TEST(output_of_other_threads_appears_above_the_line),
         TEST(prompts_are_marked_for_an_editor),
         TEST(prompt_is_marked_when_somebody_reads_and_not_for_what_was_typed_ahead),

@@ -520,14 +520,13 @@ fuzz_matches(const char *bytes, size_t length)
     forget_editor();
 }
 
-/* Keys, and what is pasted. */
+/* Keys. */
 static void
 fuzz_keys(const char *bytes, size_t length)
 {
     uint32_t seed = take_seed(&bytes, &length);
     struct buffer whole = {.data = NULL};
     struct buffer pieces = {.data = NULL};
-    char *line = copy_of(bytes, length); /* owned */
     wchar_t key = 0;
     append(&editor.keys, bytes, length);
     while (take_key(&key)) {
@@ -544,14 +543,6 @@ fuzz_keys(const char *bytes, size_t length)
         }
     }
     MUST(is_same(&whole, &pieces));
-    append_text(&editor.line, "... ");
-    for (char *rest = line, *end = NULL; (end = strchr(rest, '\n')) != NULL;
-         rest = end + 1) {
-        (void)mend(rest, end + 1);
-        *end = '\0';
-        follow_paste(rest);
-    }
-    free(line);
     free(whole.data);
     free(pieces.data);
     forget_editor();
