@@ -2352,14 +2352,50 @@ enum interruption {
     SESSION_LEFT, /* the client is to go */
 };
 
-/* Ctrl-C: the first one interrupts what our session runs. A second one soon after, while that still
- * runs, leaves it running; so does the first one with a server that knows no interrupts. */
+/* The last Ctrl-C that interrupted something. */
+static struct interrupt {
+    double sent_s;
+    bool is_due;  /* what it was for has not ended yet, */
+    bool is_told; /* and the user knows */
+} interrupt = {.sent_s = -1e9};
+
+static const char interrupt_is_late[] =
+    "manhole-cli: still running: KeyboardInterrupt comes when the call returns; Ctrl-C "
+    "again leaves";
+
+/* Whether it has had no effect for some time. That is to be said, once. */
+static bool
+is_interrupt_late(void)
+{
+    bool is_late = interrupt.is_due && !interrupt.is_told &&
+                   now_s() - interrupt.sent_s >= INTERRUPT_PATIENCE_MS / 1e3;
+
+    interrupt.is_told = interrupt.is_told || is_late;
+    return is_late;
+}
+
+/* How long to wait for something else, for which there are patience_ms; -1: for ever. */
+static int
+until_interrupt_is_late(int patience_ms)
+{
+    double left_ms = (interrupt.sent_s - now_s()) * 1e3 + INTERRUPT_PATIENCE_MS;
+
+    if (!interrupt.is_due || interrupt.is_told ||
+        (patience_ms >= 0 && patience_ms <= left_ms)) {
+        return patience_ms;
+    }
+    return left_ms > 0 ? (int)left_ms + 1 : 0;
+}
+
+/* Ctrl-C: the first one interrupts what our session runs. A second one leaves it running, if that
+ * still runs, when it comes soon after, or when the user was told; so does the first one with a
+ * server that knows no interrupts. */
 static enum interruption
 interrupt_session(const struct target *target)
 {
-    static double last_s = -1e9;           /* of the last one that this statement got */
     struct buffer answer = {.data = NULL}; /* owned */
-    bool is_early = now_s() - last_s < INTERRUPT_PATIENCE_MS / 1e3;
+    bool is_early =
+        interrupt.is_told || now_s() - interrupt.sent_s < INTERRUPT_PATIENCE_MS / 1e3;
     enum interruption outcome = SESSION_LEFT;
 
     (void)ask_aside(target, "interrupt", NULL, INTERRUPT_PATIENCE_MS, &answer);
@@ -2368,7 +2404,7 @@ interrupt_session(const struct target *target)
     }
     else if (strcmp(text_of(&answer), "interrupted\n") == 0 ||
              (strcmp(text_of(&answer), "still running\n") == 0 && !is_early)) {
-        last_s = now_s();
+        interrupt = (struct interrupt){.sent_s = now_s(), .is_due = true};
         outcome = SESSION_INTERRUPTED;
     }
     else if (strcmp(text_of(&answer), "still running\n") == 0) {
@@ -2564,6 +2600,7 @@ take_mark(char byte)
         marks.is_asked = marks.text.length == 1 || strcmp(marks.text.data, "?... ") == 0;
     }
     marks.are_put = marks.is_read = true;
+    interrupt.is_due = interrupt.is_told = false;
     return MARK_WAITS;
 }
 
@@ -2797,9 +2834,13 @@ relay(int server, const struct target *target)
     follow_signal(SIGINT);
     while (!shown.is_over || is_pending(&shown)) {
         choose_events(fds, &typed, &shown, server);
-        int ready =
-            poll_with_signals(fds, POLLED, is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : -1);
-        if (ready == 0) {
+        int patience_ms =
+            until_interrupt_is_late(is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : -1);
+        int ready = poll_with_signals(fds, POLLED, patience_ms);
+        if (is_interrupt_late()) {
+            (void)fprintf(stderr, "\n%s\n", interrupt_is_late);
+        }
+        else if (ready == 0) {
             is_silent = false; /* said once */
             (void)say_hindrance(server_pid(server));
         }
@@ -3324,10 +3365,9 @@ read_keys(void)
     }
 }
 
-/* Waits for the server, and for keys if wanted; returns false after that many milliseconds, of
- * which -1 is for ever. */
-static bool
-wait_for_news(bool wants_keys, int patience_ms)
+/* Waits for the server, and for keys if wanted. */
+static void
+wait_for_news(bool wants_keys)
 {
     static bool is_silent = true; /* not a byte has come, and nothing was said of that */
     struct pollfd fds[2] = {
@@ -3335,16 +3375,18 @@ wait_for_news(bool wants_keys, int patience_ms)
         {.fd = editor.server,
          .events = (short)(POLLIN | (editor.unsent.length > 0 ? POLLOUT : 0))},
     };
+    int patience_ms = is_silent && editor.server >= 0 ? FIRST_BYTE_PATIENCE_S * 1000 : -1;
     int ready = 0;
 
     show_output();
-    ready = poll_with_signals(
-        fds, 2,
-        is_silent && editor.server >= 0 ? FIRST_BYTE_PATIENCE_S * 1000 : patience_ms);
-    if (ready == 0 && is_silent) {
+    ready = poll_with_signals(fds, 2, until_interrupt_is_late(patience_ms));
+    if (is_interrupt_late()) {
+        say_note(interrupt_is_late);
+    }
+    else if (ready == 0 && is_silent) {
         is_silent = false;
         (void)say_hindrance(server_pid(editor.server));
-        return true;
+        return;
     }
     if (ready > 0 && fds[1].revents != 0) {
         is_silent = false;
@@ -3355,7 +3397,6 @@ wait_for_news(bool wants_keys, int patience_ms)
         read_keys();
     }
     take_signals();
-    return ready != 0;
 }
 
 /* Takes a whole character from the keys; false while there is none. What is no UTF-8 is
@@ -3393,7 +3434,7 @@ read_key(EditLine *el, wchar_t *key)
         if (take_key(key)) {
             return 1;
         }
-        (void)wait_for_news(true, -1);
+        wait_for_news(true);
     }
     return editor.way_out == INPUT_ENDED ? 0 : -1;
 }
@@ -3797,7 +3838,7 @@ static void
 show_the_rest(void)
 {
     while (editor.way_out == NO_WAY_OUT) {
-        (void)wait_for_news(false, -1);
+        wait_for_news(false);
     }
     append_harmless(&editor.out, text_of(&editor.line), editor.line.length);
     append_harmless(&editor.out, text_of(&editor.aside), editor.aside.length);
@@ -3813,7 +3854,7 @@ end_input(void)
     end_waiting();
     editor.way_out = NO_WAY_OUT;
     while (editor.unsent.length > 0 && editor.way_out == NO_WAY_OUT) {
-        (void)wait_for_news(false, -1);
+        wait_for_news(false);
     }
     (void)shutdown(editor.server, SHUT_WR);
 }
@@ -3847,7 +3888,7 @@ converse(int server, const struct target *target)
     end_waiting();
     while (editor.paste.length > 0 && !editor.is_waiting &&
            editor.way_out == NO_WAY_OUT) { /* what was pasted behind what led here */
-        (void)wait_for_news(false, -1);
+        wait_for_news(false);
     }
     if (editor.paste.length > 0) {
         editor.is_block = true;
@@ -4113,13 +4154,17 @@ wait_on_errand(struct errand *errand, struct pollfd fds[], nfds_t count)
     const int first_ms = FIRST_BYTE_PATIENCE_S * 1000;
     int patience_ms = patience_until(errand->deadline);
     bool is_first = !errand->is_watched && (patience_ms < 0 || patience_ms > first_ms);
-    int ready = poll_errand(errand, fds, count, is_first ? first_ms : patience_ms);
+    int ready = poll_errand(errand, fds, count,
+                            until_interrupt_is_late(is_first ? first_ms : patience_ms));
 
     if (take_due(SIGINT)) {
         errand->was_interrupted = true;
         if (interrupt_session(errand->target) == SESSION_LEFT) {
             end_errand(errand, STATUS_INTERRUPTED);
         }
+    }
+    else if (is_interrupt_late()) {
+        (void)fprintf(stderr, "%s\n", interrupt_is_late);
     }
     else if (ready == 0 && is_first) {
         errand->is_watched = true;
