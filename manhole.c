@@ -9209,7 +9209,8 @@ static const char live_names_program[] =
     "    def keys(self):\n"
     "        return super().keys() | self.theirs.keys()\n";
 
-/* What a program of ours defines by this name. Returns a new reference, or NULL with an exception. */
+/* What a program of ours defines by this name. Returns a new reference, or NULL with an
+ * exception. */
 ATTACHED static PyObject *
 define(const char *program, const char *name)
 {
@@ -9739,9 +9740,11 @@ input_fd(struct session *session)
 
 /* What is typed at a terminal: a client whose wish is marked sends its keys Ctrl-C and Ctrl-D as
  * those bytes among the text, and each is for who reads just then, be it the console, input() or
- * Pdb. What is pasted comes between two more, which make one of it to the console. What it hears is marked in turn, for it must know whether somebody reads, and what the prompt
- * is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got something. Of input()
- * and Pdb the prompt is the line that they have written before, and PROMPT is empty. */
+ * Pdb. What is pasted comes between two more, which make one of it to the console.
+ *
+ * What such a client hears is marked in turn, for it must know whether somebody reads, and what the
+ * prompt is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got something. Of
+ * input() and Pdb the prompt is the line that they have written before, and PROMPT is empty. */
 enum { PASTE_BEGINS = 2, PASTE_ENDS = 5 };
 
 static bool

@@ -2801,8 +2801,8 @@ serve_server(const struct pollfd *ready, struct flow *typed, struct flow *shown)
     }
 }
 
-/* Ctrl-C: interrupts who asks for something, or what the process runs. Without a terminal, and where
- * there is nothing to interrupt by, it ends the client. Returns whether to go on. */
+/* Ctrl-C: interrupts who asks for something, or what the process runs. Without a terminal, and
+ * where there is nothing to interrupt by, it ends the client. Returns whether to go on. */
 static bool
 may_go_on(const struct target *target, struct flow *typed)
 {
@@ -3020,7 +3020,7 @@ end_waiting(void)
     editor.is_stale = true;
 }
 
-/* The reader has a line that was sent before he asked: the console's prompt was not for the next. */
+/* The reader has a line that was sent before he asked: the console's prompt asks for no other. */
 static void
 take_back_prompt(void)
 {
@@ -3568,9 +3568,9 @@ on_tab(EditLine *el, int key)
 
 /* ---- Pasted text ------------------------------------------------------------------- */
 
-/* The terminal puts it between two sequences; the first one has just been read. Whole lines go to the
- * process as one; when no newline ends the last, they wait until that has been finished. What would
- * be a key there is left out. */
+/* The terminal puts it between two sequences; the first one has just been read. Whole lines go to
+ * the process as one; when no newline ends the last, they wait until that has been finished. What
+ * would be a key there is left out. */
 static unsigned char
 on_paste(EditLine *el, int key)
 {
