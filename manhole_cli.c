@@ -2077,7 +2077,7 @@ read_tcp_line(char *line, struct tcp_listener *found)
         host[i] = (uint32_t)strtoul(word, NULL, 16);
     }
     (void)inet_ntop(is_v6 ? AF_INET6 : AF_INET, host, text, sizeof(text));
-    found->port = (int)strtol(colon + 1, NULL, 16);
+    found->port = (int)(uint16_t)strtoul(colon + 1, NULL, 16);
     found->uid = (uid_t)strtoul(uid, NULL, 10);
     found->inode = strtoul(inode, NULL, 10);
     (void)snprintf(found->place, sizeof(found->place), is_v6 ? "[%s]:%d" : "%s:%d", text,
