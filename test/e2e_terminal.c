@@ -804,24 +804,6 @@ completion_calls_nothing(void)
  * ======================================================================================
  */
 
-/* A client at a bare pseudo-terminal. */
-static struct process *
-start_at_terminal(const struct process *app, const char *const env[], const char *option)
-{
-    struct process *cli =
-        start_process(.argv = CLI("--quiet", format_text("%d", (int)app->pid), option),
-                      .terminal = true, .env = env);
-    wait_for_text(cli, OUT, ">>> ", DEADLINE);
-    return cli;
-}
-
-static void
-leave_by_ctrl_d(struct process *cli)
-{
-    write_stdin(cli, "\004");
-    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
-}
-
 /* While a statement runs, and while nothing does. */
 static void
 process_that_dies_under_the_editor_is_told(void)
