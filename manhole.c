@@ -927,8 +927,7 @@ struct door {
     char name[SOCKET_PATH_SIZE];
     _Atomic bool binding;
     _Atomic bool bound;
-    _Atomic int
-        left_for; /* the errno value why its path could not be removed; 0: it could */
+    _Atomic int left_for; /* errno of the path's removal, until it is logged; else 0 */
     dev_t device;
     ino_t inode;
 };
@@ -940,8 +939,7 @@ static struct session session_table[MAX_SESSIONS];
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
-    bool
-        replaceable; /* by any install(): none was called in this process, or it has no listener */
+    bool replaceable; /* by any install(): there was none here, or it cannot listen */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
