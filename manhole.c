@@ -9268,7 +9268,7 @@ format_raised(PyObject *exception, PyObject *traceback /* or None */, bool alone
 
 /* Writes a text to the client, which it takes over. Returns None, or NULL with an exception. */
 ATTACHED static PyObject *
-write_text(PyObject *text /* new, or NULL with an exception */)
+show_text(PyObject *text /* new, or NULL with an exception */)
 {
     int result = text == NULL ? -1 : 0;
     if (text != NULL && current_session != NULL) {
@@ -9286,7 +9286,7 @@ show_exception(bool alone)
     PyObject *value = NULL;        /* owned */
     PyObject *raised_in = NULL;    /* owned */
     PyObject *ours_skipped = NULL; /* owned */
-    PyObject *text = NULL;         /* new, handed to write_text() */
+    PyObject *text = NULL;         /* new, handed to show_text() */
     PyErr_GetExcInfo(&type, &value, &raised_in);
     if (value == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "no exception is being handled");
@@ -9308,7 +9308,7 @@ done:
     Py_XDECREF(value);
     Py_XDECREF(raised_in);
     Py_XDECREF(ours_skipped);
-    return write_text(text);
+    return show_text(text);
 }
 
 ATTACHED static PyObject *
@@ -9766,8 +9766,8 @@ enum verdict {
 ATTACHED static int
 show_compiler_error(void)
 {
-    PyObject *error = take_exception();                                  /* owned */
-    PyObject *written = write_text(format_raised(error, Py_None, true)); /* owned */
+    PyObject *error = take_exception();                                 /* owned */
+    PyObject *written = show_text(format_raised(error, Py_None, true)); /* owned */
     Py_XDECREF(error);
     Py_XDECREF(written);
     return written == NULL ? -1 : 0;
