@@ -11101,10 +11101,12 @@ send_matches(struct session *session, PyObject *names)
     PyObject *empty = PyUnicode_FromString(""); /* owned */
     PyObject *lines = NULL;                     /* owned */
     int result = -1;
-    text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
-                                "strict");
+    if (completion != NULL) {
+        text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
+                                    "strict");
+    }
     begin_running(session);
-    if (text != NULL && completion != NULL) {
+    if (text != NULL) {
         matches = PyObject_CallFunction(completion, "OOi", text, names, (int)MAX_MATCHES);
     }
     end_running(session);
