@@ -37,7 +37,9 @@
  *   functions    a probe stands in the module or class of the function that it was inserted at. It
  *                is put back when the probe is removed.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
- *   modules      plugins that a configuration file names are imported when a client comes.
+ *   modules      plugins that a configuration file names are imported when a client comes, and what
+ *                sessions need of the standard library; as manhole.library.NAME where the
+ *                application has such names.
  *
  * HOW TO READ IT
  *   Ground floor first; each room opens with a banner that says who runs it. Three markers say who
