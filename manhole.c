@@ -38,7 +38,9 @@
  *                is put back when the probe is removed.
  *   mappings     with oneshot_on an empty page, whose name in /proc tells manhole-cli the signal.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
- *   modules      plugins that a configuration file names are imported when a client comes.
+ *   modules      plugins that a configuration file names are imported when a client comes, and what
+ *                sessions need of the standard library; as manhole.library.NAME where the
+ *                application has such names.
  *
  * HOW TO READ IT
  *   Ground floor first; each room opens with a banner that says who runs it. Three markers say who
@@ -9600,7 +9602,7 @@ format_raised(PyObject *exception, PyObject *traceback /* or None */, bool alone
 
 /* Writes a text to the client, which it takes over. Returns None, or NULL with an exception. */
 ATTACHED static PyObject *
-write_text(PyObject *text /* new, or NULL with an exception */)
+show_text(PyObject *text /* new, or NULL with an exception */)
 {
     int result = text == NULL ? -1 : 0;
     if (text != NULL && current_session != NULL) {
@@ -9618,7 +9620,7 @@ show_exception(bool alone)
     PyObject *value = NULL;        /* owned */
     PyObject *raised_in = NULL;    /* owned */
     PyObject *ours_skipped = NULL; /* owned */
-    PyObject *text = NULL;         /* new, handed to write_text() */
+    PyObject *text = NULL;         /* new, handed to show_text() */
     PyErr_GetExcInfo(&type, &value, &raised_in);
     if (value == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "no exception is being handled");
@@ -9640,7 +9642,7 @@ done:
     Py_XDECREF(value);
     Py_XDECREF(raised_in);
     Py_XDECREF(ours_skipped);
-    return write_text(text);
+    return show_text(text);
 }
 
 ATTACHED static PyObject *
@@ -10099,8 +10101,8 @@ enum verdict {
 ATTACHED static int
 show_compiler_error(void)
 {
-    PyObject *error = take_exception();                                  /* owned */
-    PyObject *written = write_text(format_raised(error, Py_None, true)); /* owned */
+    PyObject *error = take_exception();                                 /* owned */
+    PyObject *written = show_text(format_raised(error, Py_None, true)); /* owned */
     Py_XDECREF(error);
     Py_XDECREF(written);
     return written == NULL ? -1 : 0;
@@ -11776,10 +11778,12 @@ send_matches(struct session *session, PyObject *names)
     PyObject *empty = PyUnicode_FromString(""); /* owned */
     PyObject *lines = NULL;                     /* owned */
     int result = -1;
-    text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
-                                "strict");
+    if (completion != NULL) {
+        text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
+                                    "strict");
+    }
     begin_running(session);
-    if (text != NULL && completion != NULL) {
+    if (text != NULL) {
         matches = PyObject_CallFunction(completion, "OOi", text, names, (int)MAX_MATCHES);
     }
     end_running(session);
