@@ -859,6 +859,7 @@ struct session {
     /* A value and a prompt, which go out when the session reads or writes on. */
     struct text unsent;
     const char *prompt; /* borrowed: goes along when it says that it reads; NULL: none */
+    bool says_it_reads; /* the client knows that it waits */
     bool takes_paste;   /* it reads for the console, */
     bool pasting;       /* which has the first part of a paste */
     bool has_console;   /* the std streams are this client's in its thread */
@@ -10429,6 +10430,7 @@ send_read_mark(struct session *session)
 {
     const char *mark = "\1!\2";
     size_t length = strlen(mark);
+    session->says_it_reads = false;
     while (send_detached(session, &mark, &length) == EINTR) {
     }
 }
@@ -10469,7 +10471,8 @@ ATTACHED static ssize_t
 await_typed(struct session *session, char *bytes, size_t size)
 {
     ssize_t got = -1;
-    if (session->wish->marked && !session->pasting) {
+    if (session->wish->marked && !session->says_it_reads && !session->pasting) {
+        session->says_it_reads = true;
         append_prompt(&session->unsent, session,
                       session->prompt == NULL ? "" : session->prompt);
         if (check_unsent(session) < 0) {
@@ -10482,6 +10485,7 @@ await_typed(struct session *session, char *bytes, size_t size)
     if (got < 0 && !PyErr_Occurred()) {
         PyErr_SetFromErrno(PyExc_OSError);
     }
+    session->says_it_reads = session->says_it_reads && got >= 0;
     return got;
 }
 
@@ -10711,6 +10715,7 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     if (greets) {
         append_banner(&text);
         append_prompt(&text, session, ">>> ");
+        session->says_it_reads = true;
     }
     rest = text.bytes;
     length = text.length;
@@ -12471,6 +12476,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->gone_ms = 0;
         session->writes = 0;
         session->prompt = NULL;
+        session->says_it_reads = false;
         session->takes_paste = false;
         session->pasting = false;
         session->head = 0;
