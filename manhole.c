@@ -36,7 +36,7 @@
  *   sockets      one that it is given to listen on does not block until release().
  *   functions    a probe stands in the module or class of the function that it was inserted at. It
  *                is put back when the probe is removed.
- *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
+ *   environment  PYTHONMANHOLE, named by manhole.pth or manhole.start, read once.
  *   modules      plugins that a configuration file names are imported when a client comes.
  *
  * HOW TO READ IT
@@ -15961,8 +15961,9 @@ eval_install(PyObject *module, PyObject *text)
 PyDoc_STRVAR(
     install_from_environment_doc,
     "_install_from_environment()\n--\n\n"
-    "install() with the text of PYTHONMANHOLE as its arguments. For manhole.pth: a\n"
-    "failure is one line on sys.stderr, and the program goes on.");
+    "install() with the text of PYTHONMANHOLE as its arguments, if it is there and\n"
+    "nothing is installed yet. For manhole.pth and manhole.start: a failure is one line\n"
+    "on sys.stderr, and the program goes on.");
 
 ATTACHED static PyObject *
 py_install_from_environment(PyObject *module, PyObject *unused)
@@ -15972,7 +15973,7 @@ py_install_from_environment(PyObject *module, PyObject *unused)
     PyObject *text = NULL;   /* owned */
     PyObject *result = NULL; /* owned */
     (void)unused;
-    if (value == NULL) {
+    if (value == NULL || is_owner()) { /* both files may be there more than once */
         return Py_NewRef(Py_None);
     }
     text = PyUnicode_DecodeFSDefault(value);
