@@ -693,7 +693,7 @@ fuzz_commands(const char *bytes, size_t length)
     answer = converse(&console_wish, serve_commands_here, bytes, length);
     MUST(is_utf8(&answer));
     MUST(memmem(answer.bytes, answer.length, "\1(manhole:", 10) != NULL);
-    (void)take_all_out(installed_state()->probes);
+    Py_XDECREF(reset_probes());
     PyErr_Clear();
     free_text(&answer);
 }
