@@ -7230,20 +7230,22 @@ static const char requests_program[] =
     "                    self.id, self.thread_id, time.ctime(self.start_time),\n"
     "                    self.duration, describe_environ(self.environ), self.stack))\n"
 
-    /* Sorted by key, unless not all are str; whatever a value's repr() does. */
+    /* Sorted by key, unless not all are str; whatever a key's str() and a value's repr() do. */
     "def describe_environ(environ):\n"
     "    items = list(environ.items())\n"
     "    try:\n"
     "        items.sort(key=lambda item: item[0])\n"
     "    except TypeError:\n"
     "        pass\n"
-    "    return ''.join('%s = %s\\n' % (key, describe(value)) for key, value in items)\n"
+    "    return ''.join('%s = %s\\n' % (describe(key, str), describe(value, repr))\n"
+    "                   for key, value in items)\n"
 
-    "def describe(value):\n"
+    "def describe(value, as_text):\n"
     "    try:\n"
-    "        return repr(value)\n"
-    "    except Exception:\n"
-    "        return '<%s object without a repr>' % type(value).__name__\n"
+    "        return as_text(value).encode('utf-8', 'backslashreplace').decode()\n"
+    "    except BaseException:\n"
+    "        return '<%s object without a %s>' % (\n"
+    "            type(value).__name__, as_text.__name__)\n"
 
     /* Not those of the parent, in a child that was forked. */
     "def list_flights():\n"
