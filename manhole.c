@@ -132,9 +132,6 @@ enum {
     /* Bytes of a line to complete, with its newline; and the most matches for it. */
     MAX_COMPLETION = 4097,
     MAX_MATCHES = 500,
-    /* Characters of a glob for a command shell, and of the name that a plugin gives itself. */
-    MAX_GLOB = 100,
-    MAX_PLUGIN_NAME = 40,
     /* Characters of a value that goes out with the prompt. */
     MAX_SHOWN = 4096,
     /* Side channels open at once, beside max_sessions consoles and programs. */
@@ -1034,9 +1031,7 @@ struct module_state {
     PyObject *console_type; /* made at the first connection, NULL before */
     PyObject *input_type;   /* made at the first command shell, NULL before */
     PyObject *sys_type;     /* made at the first program, NULL before */
-    PyObject *completion;   /* function, made at the first completion, NULL before */
     PyObject *library;      /* dict, see import_standard() */
-    PyObject *commands;     /* module, made at the first command shell, NULL before */
     PyObject *parts;        /* dict of name: module, see struct part */
     PyObject *already_installed;
     PyObject *not_installed;
@@ -1627,40 +1622,6 @@ is_found_normally(const char *name)
     Py_XDECREF(finder);
     Py_XDECREF(answer);
     return normally;
-}
-
-static const char *const no_modules[] = {NULL};
-
-/* Runs a program of ours in a namespace of its own, which has modules of the standard library's by
- * the last part of their names. Returns what it has by one of its names, new; or NULL with an
- * exception. */
-ATTACHED static PyObject *
-run_program_of_ours(const char *source,
-                    const char *const modules[] /* NULL behind them */,
-                    const char *wanted)
-{
-    PyObject *names = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(),
-                                    "__name__", "manhole"); /* owned */
-    PyObject *result = NULL;                                /* owned */
-    PyObject *found = NULL; /* new, handed to the caller */
-    bool ready = names != NULL;
-    for (size_t i = 0; ready && modules[i] != NULL; i++) {
-        const char *dot = strrchr(modules[i], '.');
-        PyObject *module = import_standard(modules[i]); /* owned */
-        ready =
-            module != NULL &&
-            PyDict_SetItemString(names, dot == NULL ? modules[i] : dot + 1, module) == 0;
-        Py_XDECREF(module);
-    }
-    if (ready) {
-        result = run_source(source, Py_file_input, names);
-    }
-    if (result != NULL) {
-        found = PyMapping_GetItemString(names, wanted);
-    }
-    Py_XDECREF(names);
-    Py_XDECREF(result);
-    return found;
 }
 
 /* ======================================================================================
@@ -6465,9 +6426,12 @@ close_streams(struct session *session)
 
 struct part {
     const char *name;
-    const char *program;    /* Python */
-    PyMethodDef *functions; /* in C, that it calls */
+    const char *program; /* Python */
+    PyMethodDef
+        *functions; /* in C, that it calls, beside standard() and counter(); or NULL */
 };
+
+static PyMethodDef part_functions[3];
 
 /* Runs a part in its new module. Returns 0, or -1 with an exception. Its frames are seen in stacks
  * and tracebacks, as File "<manhole>". */
@@ -6477,7 +6441,8 @@ run_part(PyObject *module, const struct part *part)
     PyObject *names = PyModule_GetDict(module); /* borrowed */
     PyObject *code = NULL;                      /* owned */
     PyObject *result = NULL;                    /* owned */
-    if (PyModule_AddFunctions(module, part->functions) < 0 ||
+    if (PyModule_AddFunctions(module, part_functions) < 0 ||
+        (part->functions != NULL && PyModule_AddFunctions(module, part->functions) < 0) ||
         PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0) {
         return -1;
     }
@@ -6514,24 +6479,32 @@ load_part(PyObject *parts /* dict */, const struct part *part)
     return loaded;
 }
 
+/* Returns a new reference to what a part defines by a name, or NULL with an exception. */
+ATTACHED static PyObject *
+get_from_part(PyObject *manhole_py, const struct part *part, const char *name)
+{
+    struct module_state *state = PyModule_GetState(manhole_py);
+    PyObject *module = load_part(state->parts, part); /* owned */
+    PyObject *found = NULL;                           /* new, handed to the caller */
+    if (module != NULL) {
+        found = PyObject_GetAttrString(module, name);
+        Py_DECREF(module);
+    }
+    return found;
+}
+
 /* Calls a function of a part. Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
 call_part(PyObject *manhole_py, const struct part *part, const char *function,
           PyObject *first /* borrowed, or NULL: no argument */,
           PyObject *second /* the same */)
 {
-    struct module_state *state = PyModule_GetState(manhole_py);
-    PyObject *module = load_part(state->parts, part); /* owned */
-    PyObject *callable = NULL;                        /* owned */
-    PyObject *result = NULL;                          /* new, handed to the caller */
-    if (module != NULL) {
-        callable = PyObject_GetAttrString(module, function);
-    }
+    PyObject *callable = get_from_part(manhole_py, part, function); /* owned */
+    PyObject *result = NULL; /* new, handed to the caller */
     if (callable != NULL) {
         result = PyObject_CallFunctionObjArgs(callable, first, second, NULL);
+        Py_DECREF(callable);
     }
-    Py_XDECREF(module);
-    Py_XDECREF(callable);
     return result;
 }
 
@@ -6548,7 +6521,7 @@ part_standard(PyObject *self, PyObject *name)
 
 /* Adds to the total, and returns it: a counter(0) only looks. */
 ATTACHED static PyObject *
-count(PyObject *capsule, PyObject *step)
+add_to_total(PyObject *capsule, PyObject *step)
 {
     _Atomic uint64_t *total = PyCapsule_GetPointer(capsule, NULL);
     uint64_t added = PyLong_AsUnsignedLongLong(step);
@@ -6558,7 +6531,7 @@ count(PyObject *capsule, PyObject *step)
     return PyLong_FromUnsignedLongLong(atomic_fetch_add(total, added) + added);
 }
 
-static PyMethodDef count_method = {"count", count, METH_O, NULL};
+static PyMethodDef count_method = {"count", add_to_total, METH_O, NULL};
 
 ATTACHED static void
 free_total(PyObject *capsule)
@@ -6587,6 +6560,12 @@ part_counter(PyObject *self, PyObject *unused)
     Py_DECREF(capsule);
     return counter;
 }
+
+static PyMethodDef part_functions[] = {
+    {"counter", part_counter, METH_NOARGS, NULL},
+    {"standard", part_standard, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
 
 /* ======================================================================================
  * Probes: functions that keep what they failed with, for a post mortem while the program goes on.
@@ -6979,16 +6958,9 @@ static const char probes_program[] =
     "            kept[probe.name] = frames\n"
     "    return repr(kept)\n";
 
-static PyMethodDef probes_natives[] = {
-    {"counter", part_counter, METH_NOARGS, NULL},
-    {"standard", part_standard, METH_O, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
 static const struct part probes_part = {
     .name = "probes",
     .program = probes_program,
-    .functions = probes_natives,
 };
 
 /* ---- The module's functions ------------------------------------------------------- */
@@ -7280,8 +7252,6 @@ part_ident(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef requests_natives[] = {
-    {"counter", part_counter, METH_NOARGS, NULL},
-    {"standard", part_standard, METH_O, NULL},
     {"ident", part_ident, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -7987,6 +7957,19 @@ import_needed_modules(struct session *session, const char *ahead)
     return missing[0] != '\0';
 }
 
+/* get_from_part(), of one that imports: a fork waits for that, and it is no hang. */
+ATTACHED static PyObject *
+import_part(struct session *session, const struct part *part, const char *name)
+{
+    PyObject *found = NULL; /* new, handed to the caller */
+    set_importing(session, true);
+    lock_attached(&import_lock);
+    found = get_from_part(manhole.module, part, name);
+    unlock(&import_lock);
+    set_importing(session, false);
+    return found;
+}
+
 /* Remembers an exception for pdb.pm() as sys.last_value and its relatives, until the last
  * client leaves. Never raises. */
 ATTACHED static void
@@ -8185,8 +8168,8 @@ static PyMethodDef console_methods[] = {
 /* A class of the standard library's with methods of ours, made at the first call and kept. */
 struct derived {
     const char *name;
-    const char *module;  /* of the base */
-    const char *program; /* or one of ours, which makes it */
+    const char *module;      /* of the base */
+    const struct part *part; /* or one of ours, which makes it */
     const char *base;
     PyMethodDef *methods;
 };
@@ -8197,8 +8180,8 @@ find_base(const struct derived *derived)
 {
     PyObject *from = NULL; /* owned */
     PyObject *base = NULL; /* new, handed to the caller */
-    if (derived->program != NULL) {
-        return run_program_of_ours(derived->program, no_modules, derived->base);
+    if (derived->part != NULL) {
+        return get_from_part(manhole.module, derived->part, derived->base);
     }
     from = import_standard(derived->module);
     if (from != NULL) {
@@ -8329,18 +8312,14 @@ static const char live_names_program[] =
     "    def keys(self):\n"
     "        return super().keys() | self.theirs.keys()\n";
 
+static const struct part live_names_part = {.name = "live names",
+                                            .program = live_names_program};
+
 /* Returns a new dict of that class, or NULL with an exception. */
 ATTACHED static PyObject *
 make_live_names(PyObject *own, PyObject *theirs)
 {
-    PyObject *type =
-        run_program_of_ours(live_names_program, no_modules, "Names"); /* owned */
-    PyObject *names = NULL; /* new, handed to the caller */
-    if (type != NULL) {
-        names = PyObject_CallFunctionObjArgs(type, own, theirs, NULL);
-        Py_DECREF(type);
-    }
-    return names;
+    return call_part(manhole.module, &live_names_part, "Names", own, theirs);
 }
 
 /* The console's namespace: python-manhole's names, as far as they can be imported, then those of
@@ -8688,11 +8667,13 @@ static const char paste_program[] =
     "            break\n"
     "    return False\n";
 
+static const struct part paste_part = {.name = "paste", .program = paste_program};
+
 /* Returns a new bool, whether more lines are wanted; or NULL with an exception. */
 ATTACHED static PyObject *
 run_paste(PyObject *console, PyObject *text)
 {
-    PyObject *run = run_program_of_ours(paste_program, no_modules, "run"); /* owned */
+    PyObject *run = get_from_part(manhole.module, &paste_part, "run"); /* owned */
     PyObject *more = NULL; /* new, handed to the caller */
     if (run != NULL) {
         more = PyObject_CallFunction(run, "OOi", console, text, PyCF_ONLY_AST);
@@ -9253,6 +9234,9 @@ static const char plain_console_program[] =
     "        except:\n"
     "            self.showtraceback()\n";
 
+static const struct part plain_console_part = {.name = "plain console",
+                                               .program = plain_console_program};
+
 /* Returns a new reference to the console's class, or NULL with an exception. A plain one is not
  * kept: the next session may have the other. */
 ATTACHED static PyObject *
@@ -9263,7 +9247,7 @@ get_console_type(void)
                                         .base = "InteractiveConsole",
                                         .methods = console_methods};
     static const struct derived plain = {.name = "ManholeConsole",
-                                         .program = plain_console_program,
+                                         .part = &plain_console_part,
                                          .base = "Console",
                                          .methods = console_methods};
     PyObject *type = NULL; /* new, handed to the caller */
@@ -10034,6 +10018,9 @@ copy_names(const struct session *asking)
  * knows of no place where a keyword cannot stand. Of a command shell, whose words are in a tuple,
  * it sees no more than those. */
 static const char completion_program[] =
+    "for name in 'builtins inspect itertools keyword os pkgutil re sys types'.split():\n"
+    "    globals()[name] = standard(name)\n"
+    "machinery = standard('importlib.machinery')\n"
     /* Where a string begins that the end of the line is in, and its quotes; '#' in a comment. */
     "def find_string(line):\n"
     "    quotes, start, i = '', 0, 0\n"
@@ -10207,43 +10194,19 @@ static const char completion_program[] =
     "    found = list(dict.fromkeys(itertools.islice(found, most)))\n"
     "    return found if isinstance(names, tuple) else sorted(found)\n";
 
-/* Returns that program's complete(), new, or NULL with an exception. */
-ATTACHED static PyObject *
-make_completion(void)
-{
-    static const char *const modules[] = {"builtins", "importlib.machinery",
-                                          "inspect",  "itertools",
-                                          "keyword",  "os",
-                                          "pkgutil",  "re",
-                                          "sys",      "types",
-                                          NULL};
-    return run_program_of_ours(completion_program, modules, "complete");
-}
-
-/* The same, made at the first call and kept, one for clients that ask at once. */
-ATTACHED static PyObject *
-get_completion(void)
-{
-    struct module_state *state = installed_state();
-    PyObject *complete = NULL; /* new, handed to the caller */
-    lock_attached(&import_lock);
-    if (state->completion == NULL) {
-        state->completion = make_completion();
-    }
-    complete = Py_XNewRef(state->completion);
-    unlock(&import_lock);
-    return complete;
-}
+static const struct part completion_part = {.name = "completion",
+                                            .program = completion_program};
 
 /* Sends the matches of the client's text in these names. Returns 0, or -1 with an exception. */
 ATTACHED static int
 send_matches(struct session *session, PyObject *names)
 {
-    PyObject *text = NULL;                      /* owned */
-    PyObject *completion = get_completion();    /* owned */
-    PyObject *matches = NULL;                   /* owned */
-    PyObject *empty = PyUnicode_FromString(""); /* owned */
-    PyObject *lines = NULL;                     /* owned */
+    PyObject *text = NULL; /* owned */
+    PyObject *completion =
+        import_part(current_session, &completion_part, "complete"); /* owned */
+    PyObject *matches = NULL;                                       /* owned */
+    PyObject *empty = PyUnicode_FromString("");                     /* owned */
+    PyObject *lines = NULL;                                         /* owned */
     int result = -1;
     if (completion != NULL) {
         text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
@@ -10315,13 +10278,18 @@ serve_json(struct session *session, PyObject *locals)
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only while a command or plugin has the client's streams.
  * The shells are classes of the standard library's cmd.Cmd, in a program that is compiled at the
- * first visit; what they need of C is the functions of commands_methods[]. Nothing here evaluates,
+ * first visit; what they need of C is the functions of commands_functions[]. Nothing here evaluates,
  * imports, formats with or opens what the client types: its first word is the rest of the name of a
  * method, as ASCII letters, digits and "_", and what stands behind it is handed over as text.
  * To add a command: a row or a method of its shell. To add a shell: a class, and a row in SHELLS.
  * ====================================================================================== */
 
 static const char commands_program[] =
+    "for name in 'cmd fnmatch importlib os sys traceback'.split():\n"
+    "    globals()[name] = standard(name)\n"
+    /* Characters of a glob, and of the name that a plugin gives itself. */
+    "MAX_GLOB, MAX_PLUGIN_NAME = 100, 40\n"
+    "\n"
     "HOW_TO_ENABLE = ('Sorry, the %s is disabled. To enable it: \"enabled = true\" in '\n"
     "                 'section [%s] of the configuration file, or '\n"
     "                 'install(enable=%r).')\n"
@@ -10747,7 +10715,7 @@ commands_console(PyObject *module, PyObject *locals)
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-static PyMethodDef commands_methods[] = {
+static PyMethodDef commands_functions[] = {
     {"ask", commands_ask, METH_O, NULL},
     {"close_streams", commands_close_streams, METH_NOARGS, NULL},
     {"console", commands_console, METH_O, NULL},
@@ -10760,52 +10728,11 @@ static PyMethodDef commands_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* Returns a new module in which the program has run, or NULL with an exception. */
-ATTACHED static PyObject *
-make_commands(void)
-{
-    static const char *const modules[] = {"cmd", "fnmatch", "importlib",
-                                          "os",  "sys",     "traceback"};
-    PyObject *commands =
-        PyModule_New("manhole.commands"); /* owned, handed to the caller */
-    PyObject *result = NULL;              /* owned */
-    PyObject *names = commands == NULL ? NULL : PyModule_GetDict(commands); /* borrowed */
-    bool made = commands != NULL &&
-                PyModule_AddFunctions(commands, commands_methods) == 0 &&
-                PyModule_AddIntMacro(commands, MAX_GLOB) == 0 &&
-                PyModule_AddIntMacro(commands, MAX_PLUGIN_NAME) == 0 &&
-                PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) == 0;
-    for (size_t i = 0; made && i < Py_ARRAY_LENGTH(modules); i++) {
-        PyObject *module = import_standard(modules[i]); /* owned */
-        made = module != NULL && PyDict_SetItemString(names, modules[i], module) == 0;
-        Py_XDECREF(module);
-    }
-    if (made) {
-        result = run_source(commands_program, Py_file_input, names);
-    }
-    if (result == NULL) {
-        Py_CLEAR(commands);
-    }
-    Py_XDECREF(result);
-    return commands;
-}
-
-/* Returns a new reference, or NULL with an exception. */
-ATTACHED static PyObject *
-get_commands(struct session *session)
-{
-    struct module_state *state = installed_state();
-    PyObject *commands = NULL; /* new, handed to the caller */
-    set_importing(session, true);
-    lock_attached(&import_lock);
-    if (state->commands == NULL) {
-        state->commands = make_commands();
-    }
-    commands = Py_XNewRef(state->commands);
-    unlock(&import_lock);
-    set_importing(session, false);
-    return commands;
-}
+static const struct part commands_part = {
+    .name = "commands",
+    .program = commands_program,
+    .functions = commands_functions,
+};
 
 /* Returns a new tuple of the features' names, or NULL with an exception. */
 ATTACHED static PyObject *
@@ -10822,7 +10749,7 @@ converse_by_commands(struct session *session, PyObject *locals)
     unsigned enabled = 0;
     PyObject *entries = NULL;  /* owned, or NULL */
     PyObject *settings = NULL; /* owned, or NULL */
-    PyObject *commands = NULL; /* owned */
+    PyObject *visit = NULL;    /* owned */
     PyObject *features = NULL; /* owned */
     PyObject *result = NULL;   /* owned */
     lock_leaf(&table_lock);
@@ -10831,25 +10758,25 @@ converse_by_commands(struct session *session, PyObject *locals)
     settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
     (void)import_needed_modules(session, "");
-    commands = get_commands(session);
-    if (commands == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+    visit = import_part(session, &commands_part, "visit");
+    if (visit == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
         tell_missing(session, "what the shell of commands needs", take_exception(), "");
     }
-    session->input = commands == NULL ? NULL : open_typed_input(session);
+    session->input = visit == NULL ? NULL : open_typed_input(session);
     (void)settle_report_attached(session);
     features = session->input == NULL ? NULL : name_features(enabled);
     if (features != NULL) {
-        result = PyObject_CallMethod(commands, "visit", "OOOOO", features,
-                                     settings == NULL ? Py_None : settings,
-                                     entries == NULL ? Py_None : entries,
-                                     locals == NULL ? Py_None : locals, session->input);
+        result = PyObject_CallFunctionObjArgs(
+            visit, features, settings == NULL ? Py_None : settings,
+            entries == NULL ? Py_None : entries, locals == NULL ? Py_None : locals,
+            session->input, NULL);
     }
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_SystemExit)) {
         PyErr_Clear();
     }
     Py_XDECREF(entries);
     Py_XDECREF(settings);
-    Py_XDECREF(commands);
+    Py_XDECREF(visit);
     Py_XDECREF(features);
     Py_XDECREF(result);
 }
@@ -14090,6 +14017,7 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
  * None for these where the file does not say or install() was told; then whether the console is
  * enabled, the debugger is, and the client gets the shell of commands. */
 static const char config_program[] =
+    "configparser, io = standard('configparser'), standard('io')\n"
     "KNOWN = {'manhole': ('listen', 'plugins'), 'ispyd': ('listen', 'plugins'),\n"
     "         'python:console': ('enabled',), 'debugger': ('enabled',)}\n"
     "\n"
@@ -14126,19 +14054,7 @@ static const char config_program[] =
     "            'enable' not in given and is_enabled('debugger'),\n"
     "            'connection_handler' not in given)\n";
 
-/* Returns a new tuple, what read() returns; NULL with an exception. */
-ATTACHED static PyObject *
-read_config(PyObject *path, PyObject *given)
-{
-    static const char *const modules[] = {"configparser", "io", NULL};
-    PyObject *read = run_program_of_ours(config_program, modules, "read"); /* owned */
-    PyObject *said = NULL; /* new, handed to the caller */
-    if (read != NULL) {
-        said = PyObject_CallFunctionObjArgs(read, path, given, NULL);
-        Py_DECREF(read);
-    }
-    return said;
-}
+static const struct part config_part = {.name = "config", .program = config_program};
 
 /* Returns 0, or -1 with an exception that names the place. */
 ATTACHED static int
@@ -14184,7 +14100,8 @@ list_given(PyObject *keywords /* dict, or NULL */)
 
 /* Fills in what the file says and install() was not told. Returns 0, or -1 with an exception. */
 ATTACHED static int
-apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
+apply_config(PyObject *module, struct options *options,
+             PyObject *keywords /* dict, or NULL */)
 {
     PyObject *given = NULL;   /* owned */
     PyObject *said = NULL;    /* owned */
@@ -14199,7 +14116,9 @@ apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
         return 0;
     }
     given = list_given(keywords);
-    said = given == NULL ? NULL : read_config(options->config, given);
+    said = given == NULL
+               ? NULL
+               : call_part(module, &config_part, "read", options->config, given);
     if (said == NULL ||
         !PyArg_ParseTuple(said, "OOOOppp", &options->settings, &section, &listen,
                           &plugins, &has_console, &has_debugger, &has_commands)) {
@@ -14373,7 +14292,7 @@ install(PyObject *module, PyObject *arguments, PyObject *keywords)
     int result =
         parse_options(&options, arguments, keywords, state->configuration_conflict);
     if (result == 0) {
-        result = apply_config(&options, keywords);
+        result = apply_config(module, &options, keywords);
     }
     if (result == 0) {
         result = lock_install();
@@ -15204,9 +15123,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->console_type);
     Py_VISIT(state->input_type);
     Py_VISIT(state->sys_type);
-    Py_VISIT(state->completion);
     Py_VISIT(state->library);
-    Py_VISIT(state->commands);
     Py_VISIT(state->parts);
     Py_VISIT(state->already_installed);
     Py_VISIT(state->not_installed);
@@ -15227,9 +15144,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->console_type);
     Py_CLEAR(state->input_type);
     Py_CLEAR(state->sys_type);
-    Py_CLEAR(state->completion);
     Py_CLEAR(state->library);
-    Py_CLEAR(state->commands);
     Py_CLEAR(state->parts);
     Py_CLEAR(state->already_installed);
     Py_CLEAR(state->not_installed);

@@ -521,7 +521,7 @@ fuzz_config(const char *bytes, size_t length)
     struct options options = default_options();
     (void)file_with(bytes, length);
     options.config = PyUnicode_FromString(file_path);
-    if (apply_config(&options, NULL) < 0) {
+    if (apply_config(manhole.module, &options, NULL) < 0) {
         MUST(has_raised(PyExc_ValueError));
     }
     else {
