@@ -6573,9 +6573,9 @@ static PyMethodDef part_functions[] = {
  * Touches:  the one name in a module or class that a probe is inserted at, and that only while what
  *           it has put there is still there.
  * A stand-in takes the function's home: a function that calls it, dressed by functools.wraps(). Its
- * probe is what one asks. Nothing of the application's runs to find a function, and nothing of it is
- * imported. A probe keeps one exception, the latest, with its frames, until it is discarded. All of
- * it is in Python; what is C here gives it to who asks: the module's functions, and the commands.
+ * probe is what one asks. Nothing of the application's runs to find a function, or is imported. A
+ * probe keeps one exception, the latest, with its frames, until it is discarded. All of it is in
+ * Python; what is C here gives it to who asks: the module's functions, and the commands.
  * ====================================================================================== */
 
 static const char probes_program[] =
@@ -7094,15 +7094,15 @@ static const char requests_program[] =
     "functools = standard('functools')\n"
     "weakref = standard('weakref')\n"
 
-    /* Weak references to the flights that are in the air. Each goes of itself when its flight dies. */
+    /* Weak references to the records. Each goes of itself when its record dies. */
     "in_flight = set()\n"
-    /* The flights of responses that the server sends in a way of its own, by weak reference to these. */
+    /* The records of files that the server sends in a way of its own, by weak reference to them. */
     "of_files = {}\n"
     "next_id = counter()\n"
 
     /* A request, from the call of the application until its response is closed. Who has a reference
      * to it keeps it alive: the call, then the response. */
-    "class Flight:\n"
+    "class Record:\n"
     "    __slots__ = ('id', 'process', 'environ', 'start', 'begun', 'worker',\n"
     "                 'reference', '__weakref__')\n"
 
@@ -7127,28 +7127,28 @@ static const char requests_program[] =
 
     /* Stands for the iterable that an application returned. */
     "class Response:\n"
-    "    __slots__ = '_flight', '_iterable'\n"
+    "    __slots__ = '_record', '_iterable'\n"
 
-    "    def __init__(self, flight, iterable):\n"
-    "        self._flight = flight\n"
+    "    def __init__(self, record, iterable):\n"
+    "        self._record = record\n"
     "        self._iterable = iterable\n"
 
     /* Each time it begins where the iterable does: a list at its beginning. */
     "    def __iter__(self):\n"
-    "        self._flight.note_worker()\n"
+    "        self._record.note_worker()\n"
     "        for part in self._iterable:\n"
     "            yield part\n"
-    "            self._flight.note_worker()\n"
+    "            self._record.note_worker()\n"
 
     /* The end of the request, whatever the application's close() raises. */
     "    def close(self):\n"
-    "        self._flight.note_worker()\n"
+    "        self._record.note_worker()\n"
     "        try:\n"
     "            close = getattr(self._iterable, 'close', None)\n"
     "            if close is not None:\n"
     "                close()\n"
     "        finally:\n"
-    "            self._flight.end()\n"
+    "            self._record.end()\n"
 
     /* Servers make a Content-Length of this. */
     "class SizedResponse(Response):\n"
@@ -7166,27 +7166,27 @@ static const char requests_program[] =
     "    return wrapper is not None and hasattr(response, 'read')\n"
 
     /* The request ends with the file. At once, when that is of a type without weak references. */
-    "def follow_file(flight, file):\n"
+    "def follow_file(record, file):\n"
     "    try:\n"
-    "        of_files[weakref.ref(file, of_files.pop)] = flight\n"
+    "        of_files[weakref.ref(file, of_files.pop)] = record\n"
     "    except TypeError:\n"
-    "        flight.end()\n"
+    "        record.end()\n"
 
     "def wsgi(application):\n"
     "    if not callable(application):\n"
     "        raise TypeError('wsgi() takes a WSGI application, called with environ '\n"
     "                        'and start_response, not %r' % (application,))\n"
     "    def observed(environ, start_response):\n"
-    "        flight = Flight(environ)\n"
+    "        record = Record(environ)\n"
     "        try:\n"
     "            response = application(environ, start_response)\n"
     "            if is_file(environ, response):\n"
-    "                follow_file(flight, response)\n"
+    "                follow_file(record, response)\n"
     "                return response\n"
     "            sized = hasattr(type(response), '__len__')\n"
-    "            return (SizedResponse if sized else Response)(flight, response)\n"
+    "            return (SizedResponse if sized else Response)(record, response)\n"
     "        except BaseException:\n"
-    "            flight.end()\n"
+    "            record.end()\n"
     "            raise\n"
     "    return functools.update_wrapper(observed, application, updated=())\n"
 
@@ -7194,12 +7194,12 @@ static const char requests_program[] =
     "    '''A request in flight, as requests() has seen it. Its text is that of ispyd's\n"
     "    command.'''\n"
 
-    "    def __init__(self, flight, stack):\n"
-    "        self.id = flight.id\n"
-    "        self.thread_id = flight.worker[0]\n"
-    "        self.start_time = flight.start\n"
-    "        self.duration = time.monotonic() - flight.begun\n"
-    "        self.environ = dict(flight.environ)\n"
+    "    def __init__(self, record, stack):\n"
+    "        self.id = record.id\n"
+    "        self.thread_id = record.worker[0]\n"
+    "        self.start_time = record.start\n"
+    "        self.duration = time.monotonic() - record.begun\n"
+    "        self.environ = dict(record.environ)\n"
     "        self.stack = stack\n"
 
     "    def __repr__(self):\n"
@@ -7226,18 +7226,18 @@ static const char requests_program[] =
     "            type(value).__name__, as_text.__name__)\n"
 
     /* Not those of the parent, in a child that was forked. */
-    "def list_flights():\n"
-    "    flights = [reference() for reference in list(in_flight)]\n"
+    "def list_records():\n"
+    "    records = [reference() for reference in list(in_flight)]\n"
     "    process = os.getpid()\n"
-    "    return sorted((flight for flight in flights\n"
-    "                   if flight is not None and flight.process == process),\n"
-    "                  key=lambda flight: flight.id)\n"
+    "    return sorted((record for record in records\n"
+    "                   if record is not None and record.process == process),\n"
+    "                  key=lambda record: record.id)\n"
 
-    "def list_workers(flights):\n"
-    "    return [flight.worker for flight in flights]\n"
+    "def list_workers(records):\n"
+    "    return [record.worker for record in records]\n"
 
-    "def make_requests(flights, stacks):\n"
-    "    return list(map(Request, flights, stacks))\n"
+    "def make_requests(records, stacks):\n"
+    "    return list(map(Request, records, stacks))\n"
 
     "def describe_requests(requests):\n"
     "    return ''.join(map(repr, requests)) or 'No active transactions.'\n";
@@ -7343,20 +7343,20 @@ describe_stacks(PyObject *workers)
 ATTACHED static PyObject *
 get_requests(PyObject *module)
 {
-    PyObject *flights = call_part(module, &requests_part, "list_flights", NULL, NULL);
+    PyObject *records = call_part(module, &requests_part, "list_records", NULL, NULL);
     PyObject *workers = NULL;  /* owned list */
     PyObject *stacks = NULL;   /* owned list */
     PyObject *requests = NULL; /* new, handed to the caller */
-    if (flights != NULL) {
-        workers = call_part(module, &requests_part, "list_workers", flights, NULL);
+    if (records != NULL) {
+        workers = call_part(module, &requests_part, "list_workers", records, NULL);
     }
     if (workers != NULL) {
         stacks = describe_stacks(workers);
     }
     if (stacks != NULL) {
-        requests = call_part(module, &requests_part, "make_requests", flights, stacks);
+        requests = call_part(module, &requests_part, "make_requests", records, stacks);
     }
-    Py_XDECREF(flights);
+    Py_XDECREF(records);
     Py_XDECREF(workers);
     Py_XDECREF(stacks);
     return requests;
