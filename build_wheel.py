@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 import zipfile
 
-SOURCES = """manhole.c manhole.h manhole_cli.c manhole.pth manhole-cli.1 completion Makefile LICENSE
+SOURCES = """manhole.c manhole.h manhole_cli.c src manhole.pth manhole-cli.1 completion Makefile LICENSE
     README.rst CHANGELOG.rst pyproject.toml build_wheel.py test""".split()
 
 

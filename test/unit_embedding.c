@@ -1,6 +1,6 @@
 /* What manhole.h promises to a C program: errors, threads, subinterpreters, Python that ends and
  * begins again. Each test has a Python of its own. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 
