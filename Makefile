@@ -123,8 +123,9 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup \
-    test test-all test-newest compile-arm64 compile-musl test-arm64 test-musl asan tsan coverage measured valgrind faults fuzz run-fuzzers mutants soak bench \
-    where home demo install uninstall lint format clean help force
+    test test-all test-newest compile-arm64 compile-musl test-arm64 test-musl asan tsan coverage \
+    measured valgrind faults fuzz run-fuzzers mutants soak bench where home single demo install \
+    uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -180,6 +181,8 @@ define CONFIG
 #define TEST_SOURCES "$(CURDIR)"
 #define TEST_PYTHON "$(PYTHON_PROGRAM)"
 #define TEST_PYTHON_HOME "$(PYTHON_HOME)"
+#define TEST_INCLUDE "$(PYTHON_INCLUDE)"
+#define TEST_LIBPYTHON "$(LIBPYTHON)"
 #define TEST_DEBIAN_PYTHON "$(DEBIAN_PYTHON)"
 #define TEST_DEBIAN_TAG "$(DEBIAN_TAG)$(SUFFIX)"
 #define TEST_PRELOAD "$(PRELOAD)"
@@ -277,8 +280,7 @@ measured:
 	llvm-profdata merge -o $(PROFILES)/all $(PROFILES)/*.profraw
 	llvm-cov report --show-branch-summary=$(if $(FAULTS),false,true) --show-region-summary=false \
 	    -instr-profile=$(PROFILES)/all $(MODULE) \
-	    $(addprefix -object=,$(BUILD)/manhole-cli $(UNIT_TESTS) $(if $(FAULTS),$(FAULTY))) \
-	    manhole.c manhole_cli.c
+	    $(addprefix -object=,$(BUILD)/manhole-cli $(UNIT_TESTS) $(if $(FAULTS),$(FAULTY))) src
 
 valgrind: ## run the tests with manhole's processes under valgrind (slow), or VALGRIND_TOOL=helgrind
 	$(SET_UP) valgrind
@@ -380,10 +382,23 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PACKAGES)/manhole.start' \
 	    '$(PROGRAMS)/manhole-cli' '$(MANUAL)' '$(BASH_COMPLETION)' '$(ZSH_COMPLETION)'
 
+# ---- The one file to drop in --------------------------------------------------------------
+
+SINGLE := $(BUILD_ROOT)/single
+ROOMS := $(wildcard src/*.c src/*/*.c)
+ROOM_HEADERS := $(wildcard src/*/*.h)
+
+single: $(SINGLE)/manhole.c $(SINGLE)/manhole_cli.c ## build/single/: manhole.c and manhole_cli.c, each in one file
+
+$(SINGLE)/%.c: %.c $(ROOMS) $(ROOM_HEADERS) src/single.awk manhole.h
+	@mkdir -p $(@D)
+	cp manhole.h $(@D)
+	awk -f src/single.awk $< >$@
+
 # ---- Care of the sources ------------------------------------------------------------------
 
 SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/bench/*.c test/faults/*.c test/fuzz/*.c)
-HEADERS := $(wildcard manhole.h test/*.h test/faults/*.h test/fuzz/*.h)
+HEADERS := $(wildcard manhole.h test/*.h test/faults/*.h test/fuzz/*.h) $(ROOMS) $(ROOM_HEADERS)
 SCRIPTS := $(wildcard test/*.sh test/fuzz/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 
@@ -392,8 +407,9 @@ lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout,
 	@$(MAKE) --no-print-directory --keep-going --output-sync $(IN_PARALLEL) lint-all
 
 LINTED := $(SOURCES:%=lint/%)
-.PHONY: lint-all lint-layout lint-scripts $(LINTED)
-lint-all: lint-layout lint-scripts $(LINTED)
+LINTED_ROOMS := $(ROOMS:%=lint/%)
+.PHONY: lint-all lint-layout lint-scripts lint-order $(LINTED) $(LINTED_ROOMS)
+lint-all: lint-layout lint-scripts lint-order $(LINTED) $(LINTED_ROOMS)
 
 lint-layout:
 	clang-format --dry-run --Werror $(SOURCES) $(HEADERS)
@@ -402,7 +418,15 @@ lint-layout:
 lint-scripts:
 	shellcheck $(SCRIPTS)
 
-# Unit tests and fuzzers include manhole.c, which is analyzed once, by itself.
+# No room includes one that comes later, so there is no circle either.
+lint-order:
+	awk -f test/room_order.awk manhole.c manhole_cli.c $(ROOMS)
+
+# Each room compiles alone, from what it includes. What is there for later rooms is unused.
+$(LINTED_ROOMS): lint/%: %
+	@gcc $(LINT_FLAGS) $(WARNINGS) -Wno-unused -Werror -fsyntax-only $<
+
+# Unit tests and fuzzers include manhole.c, which is analyzed once, with its rooms.
 IS_UNIT = $(findstring /unit_,$<)$(findstring /fuzz/,$<)
 ANALYZER = $(if $(IS_UNIT),--checks='-clang-analyzer-*')
 CPPCHECK = $(if $(IS_UNIT),:,cppcheck)

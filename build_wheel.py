@@ -15,8 +15,8 @@ import tarfile
 import tempfile
 import zipfile
 
-SOURCES = """manhole.c manhole.h manhole_cli.c manhole.pth manhole.start manhole-cli.1 completion Makefile
-    LICENSE README.rst CHANGELOG.rst pyproject.toml build_wheel.py test""".split()
+SOURCES = """manhole.c manhole.h manhole_cli.c src manhole.pth manhole.start manhole-cli.1 completion
+    Makefile LICENSE README.rst CHANGELOG.rst pyproject.toml build_wheel.py test""".split()
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):

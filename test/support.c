@@ -635,6 +635,18 @@ setting(const char *name, const char *built_in)
 }
 
 const char *
+include_flags(void)
+{
+    return "-isystem " TEST_INCLUDE;
+}
+
+const char *
+link_flags(void)
+{
+    return TEST_LIBPYTHON;
+}
+
+const char *
 python(void)
 {
     return setting("MANHOLE_PYTHON", TEST_PYTHON);
@@ -1026,7 +1038,7 @@ start_embedded_python(struct launch how)
 {
     struct list argv = {0};
     struct list env = {0};
-    add(&argv, build_path("embed_example"));
+    add(&argv, how.example != NULL ? how.example : build_path("embed_example"));
     add_all(&argv, how.argv);
     add(&env, "PYTHONHOME=" TEST_PYTHON_HOME);
     add_all(&env, how.env);

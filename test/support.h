@@ -135,10 +135,11 @@ struct launch {
     const char *const *argv; /* the program's name and arguments; a target's: arguments */
     const char *const *env;  /* "NAME=value"; "NAME" alone takes the variable away */
     const char *const *python_options; /* start_target(): LIST("-X", "dev") */
-    bool debian;                       /* Debian's python3 and the module built for it */
-    bool ends_its_children;            /* SIGTERM at the test's end is for it alone */
-    bool terminal; /* the three streams are one pseudo-terminal, read as OUT */
-    uid_t uid;     /* not 0: run as this user and group; needs root */
+    const char *example;    /* start_example(): not this build's, but this program */
+    bool debian;            /* Debian's python3 and the module built for it */
+    bool ends_its_children; /* SIGTERM at the test's end is for it alone */
+    bool terminal;          /* the three streams are one pseudo-terminal, read as OUT */
+    uid_t uid;              /* not 0: run as this user and group; needs root */
 };
 
 #define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})
@@ -166,6 +167,10 @@ struct process *start_embedded_python(struct launch how);
 
 /* The python of the targets; Debian's, which skips the test where there is none. */
 const char *python(void);
+
+/* What a compiler needs for a program that embeds it. */
+const char *include_flags(void);
+const char *link_flags(void);
 
 /* Whether python() has a GIL: without one nothing waits for a thread that is stuck, and all looks
  * are at frozen copies. require_gil() skips the test. */

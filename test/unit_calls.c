@@ -4,4 +4,4 @@
 #include <stdbool.h>
 
 #define OF_CALLS true
-#include "unit_memory.c" /* NOLINT(bugprone-suspicious-include): what it tries */
+#include "unit_memory.c"

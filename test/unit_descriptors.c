@@ -1,5 +1,5 @@
 /* Descriptors and clocks: an application may close what is ours and open its own there. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

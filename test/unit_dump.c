@@ -1,6 +1,6 @@
 /* Stack dump: which threads have the same stack, their names, and where source lines come from. The
  * form of the dump is shown in e2e_console.c. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

@@ -5,7 +5,7 @@
 #if PY_VERSION_HEX < 0x030d0000
 #  define Py_BUILD_CORE 1
 #endif
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): statics under test */
+#include "../manhole.c"
 
 #if PY_VERSION_HEX < 0x030d0000
 #  include <internal/pycore_interp.h>

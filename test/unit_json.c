@@ -1,5 +1,5 @@
 /* unit_json.c - whatever is in a file's name, a source line or a thread's name: JSON stays JSON. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

@@ -109,7 +109,7 @@ fault_of_bytes(const struct fault_site *site, int fd)
 }
 
 #pragma GCC diagnostic ignored "-Wshadow" /* one call may be another's argument */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

@@ -1,6 +1,6 @@
 /* Options: from Python, C and the environment into struct options. That wrong values are refused
  * one by one is shown in e2e_options.c. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

@@ -12,7 +12,7 @@ malloc_or_fail(size_t size)
 }
 
 #define malloc malloc_or_fail
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 #undef malloc
 
 #include "unit.h"

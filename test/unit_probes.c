@@ -1,5 +1,5 @@
 /* unit_probes.c - what the commands on probes and requests print. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

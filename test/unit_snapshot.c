@@ -1,6 +1,6 @@
 /* Snapshot: what is made of a frozen copy's text, of source files and of /proc, whatever is in
  * them; and copies that die. That a stuck process's stacks come is shown in e2e_*.c. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

@@ -1,5 +1,5 @@
 /* Socket: where the door is, who may come through it, and what may lie in its place. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

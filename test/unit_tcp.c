@@ -1,5 +1,5 @@
 /* TCP and Telnet: whose socket is at the other end, and what its bytes mean. */
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 
 #include "unit.h"
 

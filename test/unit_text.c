@@ -12,7 +12,7 @@ realloc_or_fail(void *memory, size_t size)
 }
 
 #define realloc realloc_or_fail
-#include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../manhole.c"
 #undef realloc
 
 #include "unit.h"

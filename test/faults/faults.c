@@ -25,6 +25,7 @@ struct order {
     uint32_t unused[3];
     struct {
         char function[NAME_SIZE];
+        char caller[NAME_SIZE];
         uint32_t line;
         _Atomic uint32_t calls;
     } sites[MAX_SITES];
@@ -58,6 +59,8 @@ map_order(void)
     for (size_t i = 0; i < count; i++) {
         (void)snprintf(order->sites[i].function, NAME_SIZE, "%s",
                        __start_fault_sites[i].function);
+        (void)snprintf(order->sites[i].caller, NAME_SIZE, "%s",
+                       __start_fault_sites[i].caller);
         order->sites[i].line = __start_fault_sites[i].line;
     }
 }

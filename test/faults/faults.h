@@ -53,9 +53,10 @@
 #endif
 
 struct fault_site {
-    const char *function;
+    const char *function; /* that is called, */
+    const char *caller;   /* where */
     uint32_t line;
-} __attribute__((aligned(16)));
+} __attribute__((aligned(32)));
 
 /* What fault_at() says: nothing is wrong (0), an errno value, or one of these. */
 enum { FAULT_SHORT = -1, FAULT_END = -2 };
@@ -75,7 +76,8 @@ fault_shorter(size_t size)
 /* clang-format off */
 #define FAULT_SITE(name)                                                                 \
   static const struct fault_site site                                                    \
-      __attribute__((used, section("fault_sites"))) = {.function = #name, .line = __LINE__}
+      __attribute__((used, section("fault_sites"))) = {                                  \
+          .function = #name, .caller = __func__, .line = __LINE__}
 
 /* Fails: with errno and this value; with the error as its value; with a MemoryError and this value;
  * after the work is done. */

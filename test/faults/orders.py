@@ -4,7 +4,6 @@ import collections
 import errno
 import mmap
 import os
-import re
 import struct
 
 SOURCES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -84,20 +83,9 @@ def number_of(fault):
 # ---- The order that faults.c takes ----------------------------------------------------------
 
 HEADER = struct.Struct("IIiII12x")
-SITE = struct.Struct("40sII")
+SITE = struct.Struct("40s40sII")
 MAX_SITES = 2048
 Site = collections.namedtuple("Site", "source line function where")
-
-
-def find_functions(source):
-    """The name of the function at each line of a C file."""
-    names, name = [""], ""
-    for line in open(os.path.join(SOURCES, source)):
-        match = re.match(r"(?:[^#]*[ *])?(\w+)\(", line)
-        if match and line[0] not in " \t#/}" and not line.startswith("static const"):
-            name = match[1]
-        names.append(name)
-    return names
 
 
 class Order:
@@ -112,12 +100,12 @@ class Order:
         self.sites = []
 
     def read_sites(self):
-        functions = find_functions(self.source)
         count = HEADER.unpack_from(self.map)[4]
         for i in range(count):
-            name, line, _ = SITE.unpack_from(self.map, HEADER.size + i * SITE.size)
-            name = name.rstrip(b"\0").decode().replace("_SizeT", "")
-            self.sites.append(Site(self.source, line, name.lstrip("_"), functions[line]))
+            name, caller, line, _ = SITE.unpack_from(self.map, HEADER.size + i * SITE.size)
+            name, caller = (text.rstrip(b"\0").decode() for text in (name, caller))
+            name = name.replace("_SizeT", "").lstrip("_")
+            self.sites.append(Site(self.source, line, name, caller))
 
     def disarm(self):
         self.map[0:4] = bytes(4)
@@ -139,6 +127,6 @@ class Order:
         if not self.sites:
             self.read_sites()
         return [
-            SITE.unpack_from(self.map, HEADER.size + i * SITE.size)[2]
+            SITE.unpack_from(self.map, HEADER.size + i * SITE.size)[3]
             for i in range(len(self.sites))
         ]

@@ -43,7 +43,7 @@ static ssize_t take_incoming(int fd, void *bytes, size_t size, int flags);
 #define isatty(fd) ((fd) >= 0)
 #define main manhole_cli_main
 int manhole_cli_main(int argc, char **argv);
-#include "../../manhole_cli.c" /* NOLINT(bugprone-suspicious-include): its statics */
+#include "../../manhole_cli.c"
 #undef exit
 #undef open
 #undef fopen

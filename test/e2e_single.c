@@ -1,0 +1,96 @@
+/* e2e_single.c - make single: the two files that are dropped into other people's trees. */
+#include "support.h"
+
+#include <string.h>
+
+/* A folder with what make single writes, and with the example, nothing else. */
+static const char *
+make_single(void)
+{
+    const char *folder = test_path("single");
+    const char *err;
+    struct process *make =
+        start_process(.argv = LIST("make", "--silent", "-C", source_path("."), "single",
+                                   format_text("BUILD_ROOT=%s", test_path("."))),
+                      .env = LIST("LD_PRELOAD", "MAKEFLAGS"));
+    if (run_process(make, NULL, NULL, &err) != 0) {
+        fail_msg("make single: %s", err);
+    }
+    write_file("single/embed_example.c", read_file(source_path("test/embed_example.c")));
+    return folder;
+}
+
+/* Runs a command line of the shell in a folder. Returns what it prints. */
+static const char *
+run_in(const char *folder, const char *command)
+{
+    const char *out;
+    const char *err;
+    struct process *shell =
+        start_process(.argv =
+                          LIST("sh", "-c", format_text("cd %s && %s", folder, command)),
+                      .env = LIST("LD_PRELOAD"));
+    if (run_process(shell, NULL, &out, &err) != 0) {
+        fail_msg("%s: %s", command, err);
+    }
+    return out;
+}
+
+static const char *
+exported_symbols(const char *object)
+{
+    return run_in(
+        test_directory(),
+        format_text("nm -g --defined-only %s | cut -d ' ' -f 3 | sort", object));
+}
+
+static void
+one_file_and_the_header_make_a_program_with_a_manhole(void)
+{
+    const char *folder = make_single();
+    const char *out;
+    const char *script = write_file("script.py", "import manhole\n"
+                                                 "def handle(line): pass\n"
+                                                 "print(manhole.__name__)\n");
+    struct process *app;
+    run_in(folder, format_text("cc -pthread %s -o example manhole.c embed_example.c %s",
+                               include_flags(), link_flags()));
+    app =
+        start_example(.argv = LIST(script), .example = format_text("%s/example", folder));
+    assert_int_equal(run_process(app, NULL, &out, NULL), 0);
+    assert_string_equal(out, "manhole\n");
+}
+
+static void
+one_file_exports_what_the_rooms_export(void)
+{
+    const char *folder = make_single();
+    const char *exported;
+    if (is_sanitized()) {
+        skip_test("a sanitizer adds symbols of its own");
+    }
+    run_in(folder, format_text("cc -c -pthread %s manhole.c", include_flags()));
+    exported = exported_symbols(format_text("%s/manhole.o", folder));
+    assert_contains(exported, "manhole_install\n");
+    assert_contains(exported, "PyInit_manhole\n");
+    assert_string_equal(exported, exported_symbols(build_path("manhole.o")));
+}
+
+static void
+client_is_one_file_too(void)
+{
+    const char *folder = make_single();
+    run_in(folder, "cc -o manhole-cli manhole_cli.c -lm");
+    assert_contains(run_in(folder, "./manhole-cli --help"), "usage: manhole-cli");
+}
+
+int
+main(void)
+{
+    static const struct test_case tests[] = {
+        TEST(one_file_and_the_header_make_a_program_with_a_manhole),
+        TEST(one_file_exports_what_the_rooms_export),
+        TEST(client_is_one_file_too),
+    };
+    return RUN_TESTS(tests);
+}
