@@ -4,7 +4,7 @@
 # command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
 # misses, and the tests of programs that are not there are skipped.
 #
-# usage: [PYTHON=python3] setup.sh build|test|bench|valgrind|coverage|fuzz|lint|ci
+# usage: [PYTHON=python3] setup.sh build|test|docs|doctest|bench|valgrind|coverage|fuzz|lint|ci
 set -u
 
 python=${PYTHON:-python3}
@@ -26,19 +26,22 @@ tests=(
     uwsgi-core uwsgi-plugin-python3
     python3-gevent python3-eventlet python3-uvloop # other loops
 )
+documents=(make python3-sphinx) # which brings rst2html
 fuzzers=(clang libclang-rt-dev) # libFuzzer is in the latter
 linters=(clang clang-format clang-tidy cppcheck shellcheck)
 case ${1:-build} in
 build) ;;
 test) packages+=("${tests[@]}") ;;
+docs) packages=("${documents[@]}") ;;
+doctest) packages+=(python3-venv) ;;
 bench) packages+=(strace) ;;
 valgrind) packages+=("${tests[@]}" valgrind) ;;
 coverage) packages+=("${tests[@]}" clang llvm) ;;
 fuzz) packages+=("${fuzzers[@]}") ;;
 lint) packages+=(libcmocka-dev "${linters[@]}") ;;
-ci) packages+=("${tests[@]}" "${linters[@]}" "${fuzzers[@]}") ;;
+ci) packages+=("${tests[@]}" "${linters[@]}" "${fuzzers[@]}" "${documents[@]}") ;;
 *)
-    echo "usage: $0 build|test|bench|valgrind|coverage|fuzz|lint|ci" >&2
+    echo "usage: $0 build|test|docs|doctest|bench|valgrind|coverage|fuzz|lint|ci" >&2
     exit 2
     ;;
 esac
