@@ -13,8 +13,8 @@ the shell, of Python, of pdb, of the shell of commands) are typed, in order, at 
 
 Right after what is typed at a prompt of Python, "..." is Python's prompt for a line more, left empty.
 "^C" at the start of a line is typed as soon as the lines above it have come. A command of the shell has
-to succeed, unless its status is asked for next, by "echo $?". A program that is started with "&" is
-waited for until its manhole is there and it sleeps.
+to succeed, unless its status is asked for next, by "echo $?". Where a command that is started with "&"
+speaks of manhole, its manhole is waited for, and that it sleeps.
 
 Any other block with ":name: FILE" is written to that file. The README is played in a copy of the
 sources, and what it installs is what the other pages use. Nothing is left: all processes of the
@@ -251,7 +251,7 @@ def play(terminal, block):
             status, job = terminal.status_and_job()
             if status != 0 and "echo $?" not in (next_typed, step.typed):
                 return f"{step.typed!r} has ended with status {status}\n{terminal.screen()}"
-            if step.typed.endswith("&"):
+            if step.typed.endswith("&") and "manhole" in step.typed.lower():
                 until(lambda: is_settled(job), 10)
     return None
 
