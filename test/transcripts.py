@@ -16,7 +16,8 @@ Right after what is typed at a prompt of Python, "..." is Python's prompt for a 
 to succeed, unless its status is asked for next, by "echo $?". Where a command that is started with "&"
 speaks of manhole, its manhole is waited for, and that it sleeps.
 
-Any other block with ":name: FILE" is written to that file. The README is played in a copy of the
+A command in the README's table, "I want to ...", has to be among what the recipes type. Any other block
+with ":name: FILE" is written to that file. The README is played in a copy of the
 sources, and what it installs is what the other pages use. Nothing is left: all processes of the
 terminal's session are ended.
 
@@ -282,6 +283,16 @@ def play_page(page, path, folder, environment):
     return passed, int(problem is not None)
 
 
+def missing_recipes(sources):
+    """The commands of the README's table that docs/recipes.rst does not play."""
+    blocks = blocks_of("docs/recipes.rst", sources + "/docs/recipes.rst")
+    typed = [s.typed for block in blocks if block.language == "console" for s in block.steps()]
+    with open(sources + "/README.rst", encoding="utf-8") as file:
+        commands = re.findall(r"^     - ``(manhole-cli .*)``$", file.read(), re.MULTILINE)
+    shown = [re.sub("PID|MASTER", "$!", c) for c in commands if not re.search("--host|--exec", c)]
+    return [command for command in shown if not any(line.startswith(command) for line in typed)]
+
+
 def environment_of(folder, programs):
     environment = {
         "HOME": folder,
@@ -322,6 +333,9 @@ def main(sources, *pages):
                 break  # the others have nothing to play with
     finally:
         shutil.rmtree(work)
+    for command in missing_recipes(sources):
+        print(f"README.rst: docs/recipes.rst does not play {command}")
+        failed += 1
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return failed != 0
 
