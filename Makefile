@@ -123,7 +123,7 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup \
     test test-all asan tsan coverage measured valgrind faults fuzz run-fuzzers mutants soak bench \
-    docs doctest where home demo install uninstall lint format clean help force
+    where home demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -297,6 +297,7 @@ demo: ## see it at work on Python's own http.server
 	$(SET_UP) build
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' test/demo.sh
 
+.PHONY: docs doctest
 docs: ## the documents as HTML, into build/docs
 	$(SET_UP) docs
 	@set -e; for page in *.rst docs/*.rst; do rst2html --halt=warning $$page >/dev/null; done # as a forge does

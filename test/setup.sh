@@ -22,24 +22,24 @@ tests=(
     tmux openssh-client openssh-server             # screens, and another machine
     python3-jsonschema
     python3-venv python3-pip                       # installing
+    python3-sphinx                                 # documents; it brings rst2html
     gunicorn python3-flask                         # servers
     uwsgi-core uwsgi-plugin-python3
     python3-gevent python3-eventlet python3-uvloop # other loops
 )
-documents=(make python3-sphinx) # which brings rst2html
 fuzzers=(clang libclang-rt-dev) # libFuzzer is in the latter
 linters=(clang clang-format clang-tidy cppcheck shellcheck)
 case ${1:-build} in
 build) ;;
 test) packages+=("${tests[@]}") ;;
-docs) packages=("${documents[@]}") ;;
+docs) packages+=(python3-sphinx) ;;
 doctest) packages+=(python3-venv) ;;
 bench) packages+=(strace) ;;
 valgrind) packages+=("${tests[@]}" valgrind) ;;
 coverage) packages+=("${tests[@]}" clang llvm) ;;
 fuzz) packages+=("${fuzzers[@]}") ;;
 lint) packages+=(libcmocka-dev "${linters[@]}") ;;
-ci) packages+=("${tests[@]}" "${linters[@]}" "${fuzzers[@]}" "${documents[@]}") ;;
+ci) packages+=("${tests[@]}" "${linters[@]}" "${fuzzers[@]}") ;;
 *)
     echo "usage: $0 build|test|docs|doctest|bench|valgrind|coverage|fuzz|lint|ci" >&2
     exit 2
