@@ -33,6 +33,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import termios
 import time
 
 LONGEST_S = 300  # of a command: make install
@@ -88,7 +89,7 @@ class Block:
                 steps.append(Step(found[1], line[found.end() :]))
             elif line.startswith("^C"):
                 steps.append(Step("^C", "\x03"))
-                steps[-1].lines.append(line)
+                steps[-1].lines.append(line[len("^C") :])
             else:
                 assert steps, f"{self.where}: the transcript does not begin with a prompt"
                 steps[-1].lines.append(line)
@@ -133,10 +134,14 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(folder)
+            settings = termios.tcgetattr(0)
+            settings[3] |= termios.NOFLSH  # Ctrl-C throws nothing away that was typed or printed
+            termios.tcsetattr(0, termios.TCSANOW, settings)
             os.execvpe("bash", ["bash", "--norc", "--noprofile", "--noediting", "-i"], environment)
 
     def screen(self):
-        text = self.raw.decode("utf-8", "replace").replace("\r", "")
+        """All since it was typed; without ^C, which the kernel shows before or after its effect."""
+        text = self.raw.decode("utf-8", "replace").replace("\r", "").replace("^C", "")
         return text.replace(os.path.realpath(self.folder), SHOWN_FOLDER)
 
     def type(self, text):
