@@ -102,7 +102,8 @@ CANONICAL := $(if $(findstring clang,$(CC)),,-fno-canonical-system-headers)
 MODULE_CFLAGS += -fPIC -fvisibility=hidden $(CANONICAL) -isystem $(PYTHON_INCLUDE)
 CLI_CFLAGS = -DMANHOLE_VERSION='$(VERSION)' $(if $(LIBEDIT),-DHAVE_LIBEDIT)
 VERSION := $(shell sed -n 's/^.define MANHOLE_VERSION //p' manhole.h)
-TEST_CFLAGS := -D_GNU_SOURCE -I.
+# cmocka 2 deprecates what 1.1 has nothing else for.
+TEST_CFLAGS := -D_GNU_SOURCE -I. -Wno-deprecated-declarations
 DEPENDENCIES = -MMD -MP -MF $@.d -MT $@
 
 # ---- What is built, in a folder for each Python and sanitizer -----------------------------
@@ -122,7 +123,7 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup \
-    test test-all asan tsan coverage measured valgrind faults fuzz run-fuzzers mutants soak bench \
+    test test-all test-newest compile-arm64 compile-musl test-arm64 test-musl asan tsan coverage measured valgrind faults fuzz run-fuzzers mutants soak bench \
     where home demo install uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
@@ -219,6 +220,30 @@ debian-module:
 test-all: ## run the tests with every CPython from 3.9 that this machine has
 	$(SET_UP) test
 	@MAKE='$(MAKE)' test/test_all.sh
+
+test-newest: ## make test-all in a throw-away Debian sid, with its CPython 3.14 and 3.15
+	$(SET_UP) newest
+	@BUILD_ROOT='$(BUILD_ROOT)' CFLAGS='$(CFLAGS)' WERROR='$(WERROR)' TEST='$(TEST)' \
+	    JOBS='$(JOBS)' test/newest.sh
+
+FOREIGN = BUILD_ROOT='$(BUILD_ROOT)' CFLAGS='$(OUR_CFLAGS) $(CFLAGS)' VERSION='$(VERSION)' \
+    PYTHON_INCLUDE='$(PYTHON_INCLUDE)' test/foreign.sh
+
+compile-arm64: ## only compile for arm64
+	$(SET_UP) compile-arm64
+	@$(FOREIGN) arm64 compile
+
+compile-musl: check-python ## only compile with musl
+	$(SET_UP) compile-musl
+	@$(FOREIGN) musl compile
+
+test-arm64: ## a few tests of it all on arm64, under qemu-user
+	$(SET_UP) arm64
+	@$(FOREIGN) arm64 test
+
+test-musl: ## a few tests of it all with musl, and a CPython built for that
+	$(SET_UP) musl
+	@$(FOREIGN) musl test
 
 asan: ## run the tests with the address and undefined-behaviour sanitizers
 	@$(MAKE) --no-print-directory test SANITIZE=address,undefined CFLAGS='-O1 -g'
@@ -359,6 +384,8 @@ install: all ## into PYTHON's (a virtual environment's) site-packages and bin, o
 	install -D -m 644 manhole-cli.1 '$(MANUAL)'
 	install -D -m 644 completion/manhole-cli.bash '$(BASH_COMPLETION)'
 	install -D -m 644 completion/_manhole-cli '$(ZSH_COMPLETION)'
+	@$(if $(DESTDIR)$(filter /usr/share /usr/local/share,$(SHARE)),:, \
+	    echo "bash does not look there for completion: . '$(BASH_COMPLETION)'")
 
 uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDIR
 	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PROGRAMS)/manhole-cli' \

@@ -36,6 +36,7 @@
  *   sockets      one that it is given to listen on does not block until release().
  *   functions    a probe stands in the module or class of the function that it was inserted at. It
  *                is put back when the probe is removed.
+ *   mappings     with oneshot_on an empty page, whose name in /proc tells manhole-cli the signal.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
  *   modules      plugins that a configuration file names are imported when a client comes.
  *
@@ -138,6 +139,8 @@ enum {
     MAX_ASIDE = 16,
     /* Of threads that run none of the client's Python code. */
     SMALL_STACK_SIZE = 256 * 1024,
+    /* Of those that do, which is glibc's own; musl's is 128 KiB. */
+    PYTHON_STACK_SIZE = 8 * 1024 * 1024,
     /* What exit gives sessions that it has told to leave. */
     EXIT_GRACE_MS = 1000,
     /* How many times hang_timeout a module of a session's first imports may take: beside eight
@@ -423,6 +426,78 @@ holds_gil(const PyThreadState *tstate)
 #endif
 }
 
+/* Where an object of a class made in Python keeps its attributes, until somebody asks for its
+ * __dict__: their values beside it, their names with the class, both in the same order. That is
+ * CPython's own business, but no public function finds one by name without a thread state, which a
+ * frozen copy's thread has not. The same from 3.11 to 3.15, but for where the values begin. */
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x03100000
+struct shared_name {
+    PyObject *name; /* borrowed str */
+    void *unused;
+};
+
+struct shared_names { /* struct _dictkeysobject */
+    Py_ssize_t references;
+    uint8_t log2_size;
+    uint8_t log2_index_bytes;
+    uint8_t kind;
+    uint32_t version;
+    Py_ssize_t usable;
+    Py_ssize_t count;
+    char indices[]; /* then the names, struct shared_name */
+};
+
+/* Returns NULL when the attributes are in a dict. */
+ASYNC_SAFE static PyObject *const *
+find_values(PyObject *object)
+{
+#  if PY_VERSION_HEX >= 0x030d0000
+    enum { IS_VALID = 3 }; /* a byte of four in front of the values */
+    const char *values = (const char *)object + Py_TYPE(object)->tp_basicsize;
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_INLINE_VALUES) &&
+                   values[IS_VALID] != 0
+               ? (PyObject *const *)(const void *)(values + sizeof(PyObject *))
+               : NULL;
+#  elif PY_VERSION_HEX >= 0x030c0000
+    const char *values = ((char **)object)[-3]; /* less 1; or the dict */
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT) &&
+                   ((uintptr_t)values & 1) != 0
+               ? (PyObject *const *)(const void *)(values + 1)
+               : NULL;
+#  else
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT)
+               ? ((PyObject *const **)object)[-4]
+               : NULL;
+#  endif
+}
+#endif
+
+/* An attribute that an object has outside of a dict, without running Python. Reads memory alone.
+ * Returns a borrowed reference; NULL when there is none. */
+ASYNC_SAFE static PyObject *
+read_attribute(PyObject *object, const char *name)
+{
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x03100000
+    PyObject *const *values = find_values(object);
+    const struct shared_names *names = NULL;
+    const struct shared_name *entries = NULL;
+    if (values == NULL) {
+        return NULL;
+    }
+    names = (const void *)((PyHeapTypeObject *)Py_TYPE(object))->ht_cached_keys;
+    entries = (const void *)(names->indices + ((size_t)1 << names->log2_index_bytes));
+    for (Py_ssize_t i = 0; i < names->count; i++) {
+        if (PyUnicode_CompareWithASCIIString(entries[i].name, name) == 0) {
+            return values[i];
+        }
+    }
+#else
+    (void)object;
+    (void)name;
+#endif
+    return NULL;
+}
+
 /* Before 3.12 the holder is known to the process, not to the thread: writes "! IDENT".
  * Aborts when there is none: the last act of a frozen copy. */
 ASYNC_SAFE static void
@@ -456,14 +531,41 @@ unlock_new_state(void)
     (void)pthread_mutex_unlock(&new_state_lock);
 }
 
+#else
 static void
-add_c_fork_hook(void)
+lock_new_state(void)
 {
-    (void)pthread_atfork(lock_new_state, unlock_new_state, unlock_new_state);
 }
 
-static pthread_once_t c_fork_hook_once = PTHREAD_ONCE_INIT;
+static void
+unlock_new_state(void)
+{
+}
 #endif
+
+/* The calling thread's thread state, attached or not; NULL: Python does not know the thread. */
+static PyThreadState *
+own_thread_state(void)
+{
+    return is_attached() ? PyThreadState_Get() : PyGILState_GetThisThreadState();
+}
+
+/* Whether a thread is in Python code, or in C that this has called: not so where a C program that
+ * embeds Python is in code of its own. Reads memory alone: frame objects, which the public
+ * functions make, are not to be had without the GIL. */
+ASYNC_SAFE static bool
+is_in_python_code(const PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030f0000
+    return tstate->current_frame != tstate->base_frame;
+#elif PY_VERSION_HEX >= 0x030d0000
+    return tstate->current_frame != NULL;
+#elif PY_VERSION_HEX >= 0x030b0000
+    return tstate->cframe->current_frame != NULL;
+#else
+    return tstate->frame != NULL;
+#endif
+}
 
 /* Runs a program of ours, an expression or statements. PyRun_String() in a thread of ours would
  * make CPython forget that the application is about to end with a KeyboardInterrupt, and its
@@ -475,6 +577,37 @@ run_source(const char *source, int start, PyObject *names)
     PyObject *result = code == NULL ? NULL : PyEval_EvalCode(code, names, names);
     Py_XDECREF(code);
     return result;
+}
+
+/* Takes back what the calling thread was to be interrupted with, if it was. Before 3.13 an interrupt
+ * of one thread has all of them look for theirs, at each call and turn of a loop, until some thread
+ * has got one: they are slower, and on 3.11 one that is traced or profiled comes no further. So one
+ * is raised, and let out in an expression that does nothing: then nobody looks. Who is still to have
+ * one does, as soon as it has the GIL again. Keeps the current exception. */
+ATTACHED static void
+settle_interrupts(void)
+{
+    PyObject *const nobodys = PyExc_StopAsyncIteration; /* no signal handler raises it */
+    PyObject *raised = take_exception();                /* owned, handed back */
+    PyObject *names = PyDict_New();                     /* owned */
+    PyObject *code = Py_CompileString("0", "<string>", Py_eval_input); /* owned */
+    bool out = names == NULL || code == NULL;
+    PyErr_Clear();
+    (void)PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), out ? NULL : nobodys);
+    for (int attempts = 3; !out && attempts > 0; attempts--) {
+        PyObject *result = PyEval_EvalCode(code, names, names); /* owned */
+        out = result != NULL || PyErr_ExceptionMatches(nobodys);
+        if (out) {
+            PyErr_Clear();
+        }
+        else {
+            PyErr_WriteUnraisable(NULL); /* a signal came just now */
+        }
+        Py_XDECREF(result);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(code);
+    put_back_exception(raised);
 }
 
 /* Whether sys.modules has it. */
@@ -549,16 +682,11 @@ import_threading(void)
 DETACHED static PyThreadState *
 new_thread_state(PyInterpreterState *interpreter)
 {
-#if PY_VERSION_HEX < 0x030d0000
     PyThreadState *tstate = NULL;
-    (void)pthread_once(&c_fork_hook_once, add_c_fork_hook);
     lock_new_state();
     tstate = PyThreadState_New(interpreter);
     unlock_new_state();
     return tstate;
-#else
-    return PyThreadState_New(interpreter);
-#endif
 }
 
 #ifdef Py_GIL_DISABLED
@@ -720,6 +848,7 @@ struct session {
     _Atomic unsigned long
         ident;              /* as threading.get_ident(); also read by who interrupts it */
     _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
+    _Atomic bool stricken;  /* an interrupt was raised in that, and may come late */
     _Atomic int interrupts; /* that it has got */
     /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
     _Atomic bool taken_back;
@@ -795,6 +924,8 @@ struct door {
     char name[SOCKET_PATH_SIZE];
     _Atomic bool binding;
     _Atomic bool bound;
+    _Atomic int
+        left_for; /* the errno value why its path could not be removed; 0: it could */
     dev_t device;
     ino_t inode;
 };
@@ -806,7 +937,8 @@ static struct session session_table[MAX_SESSIONS];
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
-    bool by_backdoor;      /* for want of an install(), which may still come */
+    bool
+        replaceable; /* by any install(): none was called in this process, or it has no listener */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
@@ -899,6 +1031,8 @@ struct module_state {
     PyObject *input_type;   /* made at the first command shell, NULL before */
     PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *completion;   /* function, made at the first completion, NULL before */
+    PyObject *library;      /* dict, see import_standard() */
+    PyObject *commands;     /* module, made at the first command shell, NULL before */
     PyObject *probes;       /* tuple, see enum probes_item */
     PyObject *requests;     /* tuple, see enum requests_item */
     PyObject *already_installed;
@@ -1001,8 +1135,12 @@ unlock_install(void)
 static void
 make_session_locks(struct session *session)
 {
+    pthread_condattr_t timed;
+    (void)pthread_condattr_init(&timed);
+    (void)pthread_condattr_setclock(&timed, CLOCK_MONOTONIC);
     (void)pthread_mutex_init(&session->out_lock, NULL);
-    (void)pthread_cond_init(&session->out_free, NULL);
+    (void)pthread_cond_init(&session->out_free, &timed);
+    (void)pthread_condattr_destroy(&timed);
 }
 
 static void
@@ -1183,7 +1321,7 @@ format_seconds(double seconds)
 }
 
 /* Starts a thread with the sigmask option's signals blocked from its first instruction.
- * stack_size 0: the system's. thread NULL: detached. Returns 0, or an errno value. */
+ * thread NULL: detached. Returns 0, or an errno value. */
 static int
 start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t stack_size)
 {
@@ -1194,9 +1332,7 @@ start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t st
     if (error != 0) {
         return error;
     }
-    if (stack_size != 0) {
-        (void)pthread_attr_setstacksize(&attributes, stack_size);
-    }
+    (void)pthread_attr_setstacksize(&attributes, stack_size);
     if (thread == NULL) {
         (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     }
@@ -1212,8 +1348,12 @@ start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t st
 static const char *
 error_text(int error)
 {
-    static _Thread_local char buffer[128];
+    static _Thread_local char buffer[80];
+#ifdef __GLIBC__
     return strerror_r(error, buffer, sizeof(buffer));
+#else
+    return strerror_r(error, buffer, sizeof(buffer)) == 0 ? buffer : "unknown error";
+#endif
 }
 
 /* Returns whether so many bytes more have room. */
@@ -1304,6 +1444,220 @@ free_text(struct text *text)
     *text = (struct text){0};
 }
 
+/* Modules of the standard library's, and not those of the application that have their names: a
+ * script called code.py, say, stands before it in sys.path, and would run a second time. While there
+ * is none, and the library's folder is in sys.path, this imports as everybody does. Else what the
+ * application has imported of the library is shared. The rest is loaded from its folder under names
+ * of our own, and so is what that imports in turn, at any time: `__import__` is ours in there. As
+ * everybody does are imported: a submodule of a package that is shared; what a module in C imports;
+ * a module in C itself, and warnings, which is half of C, unless the application has that name. */
+static const char library_program[] =
+    "import builtins, os, sys\n"
+    "folder = os.path.dirname(os.__file__)\n"
+    "private = 'manhole.library.'\n"
+    "path_finder = [f for f in sys.meta_path if getattr(f, '__name__', '') == "
+    "'PathFinder'][0]\n"
+    "known = None\n"
+    "def is_standard(module):\n"
+    "    origin = getattr(getattr(module, '__spec__', None), 'origin', None)\n"
+    "    inside = str(origin).startswith(folder + '/')\n"
+    "    return origin in ('built-in', 'frozen') or (\n"
+    "        inside and '-packages/' not in origin[len(folder):])\n"
+    "def list_names(entry):\n"
+    "    try:\n"
+    "        return {file.partition('.')[0] for file in os.listdir(entry or '.')}\n"
+    "    except OSError:\n"
+    "        return set()\n"
+    "def find_ahead(names, entry):\n"
+    "    files = names if os.path.isfile(entry) else list_names(entry)\n"
+    "    for name in names & files:\n"
+    "        spec = path_finder.find_spec(name, [entry])\n"
+    "        if spec is not None and spec.loader is not None:\n"
+    "            yield name\n"
+    "def find_others():\n"
+    "    names = getattr(sys, 'stdlib_module_names', None)\n"
+    "    if names is None:\n"
+    "        names = list_names(folder) | list_names(folder + '/lib-dynload')\n"
+    "    names = set(names).difference(sys.builtin_module_names)\n"
+    "    end = sys.path.index(folder) if folder in sys.path else None\n"
+    "    ahead = {name for entry in sys.path[:end] for name in find_ahead(names, "
+    "entry)}\n"
+    "    return ahead, any(not is_standard(sys.modules[name])\n"
+    "                      for name in names.intersection(sys.modules))\n"
+    "def look():\n"
+    "    global known\n"
+    "    if known is None or known[0] != sys.path:\n"
+    "        known = list(sys.path), *find_others()\n"
+    "    return known[1:]\n"
+    "def import_normally(name):\n"
+    "    builtins.__import__(name)\n"
+    "    return sys.modules[name]\n"
+    "def load(name):\n"
+    "    parent, _, leaf = name.rpartition('.')\n"
+    "    home = load(parent) if parent else None\n"
+    "    if home is not None and home.__name__ == parent:\n"
+    "        return import_normally(name)\n"
+    "    if private + name in sys.modules:\n"
+    "        return sys.modules[private + name]\n"
+    "    if is_standard(sys.modules.get(name)):\n"
+    "        return sys.modules[name]\n"
+    "    path = [folder, folder + '/lib-dynload'] if home is None else home.__path__\n"
+    "    spec = path_finder.find_spec(private + name, path)\n"
+    "    ahead = name in look()[0]\n"
+    "    one = folder in sys.path and (name == 'warnings' or "
+    "spec and spec.origin.endswith('.so'))\n"
+    "    if not ahead and (one or spec is None):\n"
+    "        return import_normally(name)\n"
+    "    if spec is None:\n"
+    "        raise ModuleNotFoundError(f'no {name!r} in {folder!r}', name=name)\n"
+    "    module = spec.loader.create_module(spec) or type(sys)(spec.name)\n"
+    "    module.__spec__, module.__loader__ = spec, spec.loader\n"
+    "    module.__file__, module.__package__ = spec.origin, spec.parent\n"
+    "    module.__builtins__ = {**vars(builtins), '__import__': import_privately}\n"
+    "    if spec.submodule_search_locations is not None:\n"
+    "        module.__path__ = spec.submodule_search_locations\n"
+    "    sys.modules[spec.name] = module\n"
+    "    try:\n"
+    "        spec.loader.exec_module(module)\n"
+    "    except BaseException:\n"
+    "        del sys.modules[spec.name]\n"
+    "        raise\n"
+    "    module = sys.modules[spec.name]\n"
+    "    if home is not None:\n"
+    "        setattr(home, leaf, module)\n"
+    "    return module\n"
+    "def import_privately(name, globals=None, locals=None, fromlist=(), level=0):\n"
+    "    if level > 0:\n"
+    "        home = globals['__package__'][len(private):].split('.')\n"
+    "        name = '.'.join(home[:len(home) - level + 1] + ([name] if name else []))\n"
+    "    module = load(name)\n"
+    "    for item in fromlist or ():\n"
+    "        if item != '*' and hasattr(module, '__path__') and not hasattr(module, "
+    "item):\n"
+    "            load(name + '.' + item)\n"
+    "    return module if fromlist else load(name.partition('.')[0])\n"
+    "def find(name):\n"
+    "    if folder in sys.path and not any(look()):\n"
+    "        module = import_normally(name)\n"
+    "        if is_standard(module):\n"
+    "            return module\n"
+    "    return load(name)\n"
+    "def is_found_normally(name):\n"
+    "    return is_standard(sys.modules.get(name)) or (\n"
+    "        folder in sys.path and name not in look()[0])\n"
+    "find.is_found_normally = is_found_normally\n";
+
+/* Returns that program's find(), new; NULL, without an exception, where there is no such folder. */
+ATTACHED static PyObject *
+get_finder(PyObject *library)
+{
+    PyObject *finder = Py_XNewRef(PyDict_GetItemString(library, "")); /* new */
+    PyObject *names = NULL;                                           /* owned */
+    PyObject *result = NULL;                                          /* owned */
+    if (finder != NULL) {
+        return finder;
+    }
+    names = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(), "__name__",
+                          "manhole");
+    if (names != NULL) {
+        result = run_source(library_program, Py_file_input, names);
+    }
+    if (result != NULL) {
+        finder = PyMapping_GetItemString(names, "find");
+    }
+    if (finder != NULL && PyDict_SetItemString(library, "", finder) < 0) {
+        Py_CLEAR(finder);
+    }
+    PyErr_Clear();
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    return finder;
+}
+
+/* What we have of the standard library in this interpreter: modules by their names, the program
+ * above by "". NULL: this interpreter has not installed. */
+ATTACHED static PyObject *
+find_library(void)
+{
+    bool here = manhole.module != NULL && manhole.interpreter == PyInterpreterState_Get();
+    return here ? installed_state()->library : NULL;
+}
+
+/* Returns a module of the standard library's, new, the same each time; or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+import_standard(const char *name)
+{
+    PyObject *library = find_library(); /* borrowed */
+    PyObject *finder = NULL;            /* owned */
+    PyObject *module = NULL;            /* new, handed to the caller */
+    if (library == NULL) {
+        return PyImport_ImportModule(name);
+    }
+    module = Py_XNewRef(PyDict_GetItemString(library, name));
+    if (module != NULL) {
+        return module;
+    }
+    finder = get_finder(library);
+    module = finder == NULL ? PyImport_ImportModule(name)
+                            : PyObject_CallFunction(finder, "s", name);
+    if (module != NULL && PyDict_SetItemString(library, name, module) < 0) {
+        Py_CLEAR(module);
+    }
+    Py_XDECREF(finder);
+    return module;
+}
+
+/* Whether who imports this gets the standard library's. Never raises. */
+ATTACHED static bool
+is_found_normally(const char *name)
+{
+    PyObject *library = find_library();                              /* borrowed */
+    PyObject *finder = library == NULL ? NULL : get_finder(library); /* owned */
+    PyObject *answer = NULL;                                         /* owned */
+    bool normally = true;
+    if (finder != NULL) {
+        answer = PyObject_CallMethod(finder, "is_found_normally", "s", name);
+        normally = answer != Py_False;
+    }
+    PyErr_Clear();
+    Py_XDECREF(finder);
+    Py_XDECREF(answer);
+    return normally;
+}
+
+/* Runs a program of ours in a namespace of its own, which has modules of the standard library's by
+ * the last part of their names. Returns what it has by one of its names, new; or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+run_program_of_ours(const char *source,
+                    const char *const modules[] /* NULL behind them */,
+                    const char *wanted)
+{
+    PyObject *names = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(),
+                                    "__name__", "manhole"); /* owned */
+    PyObject *result = NULL;                                /* owned */
+    PyObject *found = NULL; /* new, handed to the caller */
+    bool ready = names != NULL;
+    for (size_t i = 0; ready && modules[i] != NULL; i++) {
+        const char *dot = strrchr(modules[i], '.');
+        PyObject *module = import_standard(modules[i]); /* owned */
+        ready =
+            module != NULL &&
+            PyDict_SetItemString(names, dot == NULL ? modules[i] : dot + 1, module) == 0;
+        Py_XDECREF(module);
+    }
+    if (ready) {
+        result = run_source(source, Py_file_input, names);
+    }
+    if (result != NULL) {
+        found = PyMapping_GetItemString(names, wanted);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    return found;
+}
+
 /* ======================================================================================
  * Log: one line for each thing that happens, for the operator and for scripts.
  * Runs on:  every thread; log_line() never runs Python and never blocks.
@@ -1319,21 +1673,22 @@ struct log_entry {
 /* All under log_lock. */
 static struct {
     bool enabled;
-    struct destination destination;
+    PyObject *object;  /* owned, has write(str); NULL: lines go to the descriptor */
+    struct kept_fd fd; /* nothing is written to what the application has there since */
     struct log_entry *first;
     struct log_entry *last;
     int length;
     bool delivering; /* a thread is at it, and takes along what comes meanwhile */
-} logger = {.destination = {.fd = -1}};
+} logger = {.fd.number = -1};
 
 /* A destination that cannot take the line now loses it: a full pipe must not stop the listener. One
  * that nobody reads (POLLERR) must not cost a SIGPIPE. */
 static void
-write_log_fd(int fd, const char *line, size_t length)
+write_log_fd(const char *line, size_t length)
 {
-    struct pollfd target = {.fd = fd, .events = POLLOUT};
-    if (poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
-        (void)!write(fd, line, length);
+    struct pollfd target = {.fd = kept_number(&logger.fd), .events = POLLOUT};
+    if (target.fd >= 0 && poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
+        (void)!write(target.fd, line, length);
     }
 }
 
@@ -1369,7 +1724,7 @@ log_line(const char *format, ...)
     va_list arguments;
     size_t length = 0;
     bool enabled = false;
-    int fd = -1;
+    bool queued = false;
     lock_leaf(&log_lock);
     enabled = logger.enabled;
     unlock(&log_lock);
@@ -1388,13 +1743,13 @@ log_line(const char *format, ...)
     line[length] = '\0';
     lock_leaf(&log_lock);
     enabled = logger.enabled;
-    fd = logger.destination.fd;
-    if (enabled && fd < 0) {
+    queued = logger.object != NULL;
+    if (enabled && queued) {
         queue_log_line(line, length);
     }
     unlock(&log_lock);
-    if (enabled && fd >= 0) {
-        write_log_fd(fd, line, length);
+    if (enabled && !queued) {
+        write_log_fd(line, length);
     }
 }
 
@@ -1422,7 +1777,7 @@ next_log_entry(PyObject **object)
         logger.delivering = false;
     }
     else {
-        *object = Py_XNewRef(logger.destination.object);
+        *object = Py_XNewRef(logger.object);
         logger.first = entry->next;
         logger.length--;
         if (logger.first == NULL) {
@@ -1488,6 +1843,14 @@ log_exception(const char *prefix, PyObject *exception /* new: taken over */,
     Py_XDECREF(exception);
 }
 
+/* What is descriptor 2 is no standard error, which programs that are executed inherit: that was
+ * closed, and a file opened in its place. */
+static bool
+has_no_stderr(void)
+{
+    return (fcntl(STDERR_FILENO, F_GETFD) & FD_CLOEXEC) != 0;
+}
+
 /* Where lines go from now on; NULL: nowhere. Lines queued for an earlier object are
  * dropped. */
 ATTACHED static void
@@ -1495,13 +1858,14 @@ configure_log(const struct destination *destination)
 {
     PyObject *previous = NULL; /* owned */
     struct log_entry *entry = NULL;
+    int fd = destination == NULL ? -1 : destination->fd;
+    fd = fd == STDERR_FILENO && has_no_stderr() ? -1 : fd;
     lock_leaf(&log_lock);
-    previous = logger.destination.object;
+    previous = logger.object;
     entry = logger.first;
     logger.enabled = destination != NULL;
-    logger.destination =
-        destination != NULL ? *destination : (struct destination){.fd = -1};
-    Py_XINCREF(logger.destination.object);
+    logger.object = destination == NULL ? NULL : Py_XNewRef(destination->object);
+    keep_fd(&logger.fd, fd);
     logger.first = NULL;
     logger.last = NULL;
     logger.length = 0;
@@ -1512,6 +1876,16 @@ configure_log(const struct destination *destination)
         entry = next;
     }
     Py_XDECREF(previous);
+}
+
+/* In a child: the parent delivers them. */
+static void
+forget_log_lines(void)
+{
+    logger.delivering = false;
+    logger.first = NULL;
+    logger.last = NULL;
+    logger.length = 0;
 }
 
 static bool
@@ -1549,7 +1923,7 @@ remove_path(struct door *door)
     if (atomic_load(&door->bound)) {
         if (lstat(door->name, &there) == 0 && there.st_dev == door->device &&
             there.st_ino == door->inode) {
-            (void)unlink(door->name);
+            atomic_store(&door->left_for, unlink(door->name) < 0 ? errno : 0);
         }
         atomic_store(&door->bound, false);
     }
@@ -1926,29 +2300,6 @@ is_default(const struct sigaction *action)
     return (action->sa_flags & SA_SIGINFO) == 0 && action->sa_handler == SIG_DFL;
 }
 
-/* Only where the disposition is SIG_DFL: a handler of the application's will end the
- * process its own way. Not for pid 1, which the kernel spares signals that it does not
- * handle. */
-DETACHED static void
-watch_death_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_death,
-                               .sa_flags = SA_RESTART | SA_ONSTACK};
-    (void)sigemptyset(&action.sa_mask);
-    if (getpid() == 1) {
-        return;
-    }
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(death_signals); i++) {
-        struct sigaction current;
-        if (sigaction(death_signals[i], NULL, &current) == 0 && is_default(&current) &&
-            sigaction(death_signals[i], &action, &current) == 0 &&
-            !is_default(&current)) {
-            /* The application has set its own in between: it stays. */
-            (void)sigaction(death_signals[i], &current, NULL);
-        }
-    }
-}
-
 static void
 unwatch_death_signals(void)
 {
@@ -1959,6 +2310,38 @@ unwatch_death_signals(void)
         if (sigaction(death_signals[i], NULL, &current) == 0 &&
             (current.sa_flags & SA_SIGINFO) == 0 && current.sa_handler == on_death) {
             (void)sigaction(death_signals[i], &action, NULL);
+        }
+    }
+}
+
+/* A forked child, also one of C, has no socket to remove, and would seem to catch what ends it. */
+static void
+unwatch_in_children(void)
+{
+    (void)pthread_atfork(NULL, NULL, unwatch_death_signals);
+}
+
+/* Only where the disposition is SIG_DFL: a handler of the application's will end the
+ * process its own way. Not for pid 1, which the kernel spares signals that it does not
+ * handle. */
+DETACHED static void
+watch_death_signals(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    struct sigaction action = {.sa_handler = on_death,
+                               .sa_flags = SA_RESTART | SA_ONSTACK};
+    (void)sigemptyset(&action.sa_mask);
+    if (getpid() == 1) {
+        return;
+    }
+    (void)pthread_once(&once, unwatch_in_children);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(death_signals); i++) {
+        struct sigaction current;
+        if (sigaction(death_signals[i], NULL, &current) == 0 && is_default(&current) &&
+            sigaction(death_signals[i], &action, &current) == 0 &&
+            !is_default(&current)) {
+            /* The application has set its own in between: it stays. */
+            (void)sigaction(death_signals[i], &current, NULL);
         }
     }
 }
@@ -2216,6 +2599,9 @@ open_port(struct door *door, int fd, const union address *address)
     format_address(address, door->name);
     if (fd >= 0) { /* or a connection of before keeps the port for a minute */
         (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+        /* By this mode, which no application gives a socket, manhole-cli tells in /proc which of a
+         * process's sockets are a manhole's. */
+        (void)fchmod(fd, S_IRUSR | S_IWUSR);
     }
     if (fd < 0 || bind(fd, &address->any, address_size(address)) < 0 ||
         getsockname(fd, &chosen.any, &size) < 0) {
@@ -2262,11 +2648,28 @@ close_door(struct door *door)
     close_kept(&door->listen_fd);
 }
 
+/* After remove_paths(): what an application that was root at install() leaves behind. */
+static void
+log_left_paths(void)
+{
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        const char *path = manhole.doors[i].name;
+        int error = atomic_exchange(&manhole.doors[i].left_for, 0);
+        struct stat there;
+        if (error != 0 && lstat(path, &there) == 0) {
+            log_line("Cannot remove %s: %s. It is UID:%ld's, this process UID:%ld's. "
+                     "Remove it by hand.",
+                     path, error_text(error), (long)there.st_uid, (long)geteuid());
+        }
+    }
+}
+
 /* Closes the doors of the options. Clients that are in stay. */
 static void
 close_doors(void)
 {
     remove_paths();
+    log_left_paths();
     for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
         close_door(&manhole.doors[i]);
     }
@@ -2278,6 +2681,18 @@ close_given_doors(void)
 {
     for (size_t i = MAX_OWN_DOORS; i < MAX_DOORS; i++) {
         close_kept(&manhole.doors[i].listen_fd);
+    }
+}
+
+/* In a child: the paths are the parent's. */
+static void
+forget_doors(void)
+{
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        atomic_store(&manhole.doors[i].binding, false);
+        atomic_store(&manhole.doors[i].bound, false);
+        close_kept(&manhole.doors[i].listen_fd);
+        keep_fd(&manhole.doors[i].given_fd, -1);
     }
 }
 
@@ -2356,6 +2771,7 @@ remove_paths_at_exit(void)
     if (is_owner()) {
         atomic_store(&manhole.leaving, true);
         remove_paths();
+        log_left_paths();
     }
 }
 
@@ -2418,6 +2834,9 @@ describe_refusal(const struct peer *peer, char *text, size_t size)
 /* The copy's line between faulthandler's text and the facts of each thread. */
 static const char stacks_complete[] = "@@\n";
 
+/* And its line before a part of faulthandler's whose first thread is not to be shown. */
+static const char first_is_hidden[] = "&\n";
+
 /* Runs in the copy alone: ASYNC_SAFE, and raw system calls where glibc would ask its own
  * record of the thread, which is stale after a raw clone. May read any memory; may die.
  */
@@ -2430,31 +2849,67 @@ enum copy_result {
     COPY_REFUSED, /* the kernel made none: errno */
 };
 
-/* A reader of one str among what an object refers to, and of the int behind its ident. */
 struct thread_facts {
     unsigned long ident;
     unsigned long native_id; /* 0: not seen */
-    bool ident_seen;
-    PyObject *name;       /* borrowed str, NULL: not seen */
-    PyObject *visited[2]; /* borrowed, the last two that were visited */
+    PyObject *name;          /* borrowed str, NULL: not seen */
 };
 
-/* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; the name as far as it is ASCII, '?' for the
- * rest. */
+/* Puts a character as UTF-8. Returns how many bytes that are. */
+static size_t
+put_utf8(char bytes[4], unsigned long character)
+{
+    size_t count = 0;
+    if (character < 0x80) {
+        bytes[count++] = (char)character;
+    }
+    else if (character < 0x800) {
+        bytes[count++] = (char)(0xC0 | (character >> 6));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else if (character < 0x10000) {
+        bytes[count++] = (char)(0xE0 | (character >> 12));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else {
+        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
+        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    return count;
+}
+
+static bool
+is_surrogate(unsigned long character)
+{
+    return character >= 0xD800 && character <= 0xDFFF;
+}
+
+/* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; in the name '?' for what would end the line, could be
+ * an order to a terminal, or has no UTF-8. */
 COPY_ONLY static void
 write_facts(int fd, const struct thread_facts *facts, bool holds_gil)
 {
-    char line[200];
-    size_t length = (size_t)snprintf(line, sizeof(line), "@ %lu %lu %d ", facts->ident,
+    char piece[256];
+    size_t length = (size_t)snprintf(piece, sizeof(piece), "@ %lu %lu %d ", facts->ident,
                                      facts->native_id, holds_gil);
     Py_ssize_t name_length = facts->name == NULL ? 0 : PyUnicode_GET_LENGTH(facts->name);
-    for (Py_ssize_t i = 0; i < name_length && length < sizeof(line) - 1; i++) {
+    for (Py_ssize_t i = 0; i < name_length; i++) {
         Py_UCS4 character = PyUnicode_READ_CHAR(facts->name, i);
-        bool is_ascii = character >= ' ' && character < 0x7f;
-        line[length++] = (char)(is_ascii ? character : (Py_UCS4)'?');
+        if (character < ' ' || (character >= 0x7f && character < 0xa0) ||
+            is_surrogate(character)) {
+            character = '?';
+        }
+        if (length + 4 >= sizeof(piece)) {
+            (void)!write(fd, piece, length);
+            length = 0;
+        }
+        length += put_utf8(piece + length, character);
     }
-    line[length++] = '\n';
-    (void)!write(fd, line, length);
+    piece[length++] = '\n';
+    (void)!write(fd, piece, length);
 }
 
 /* The value of a str key in a dict, without hashing. Returns a borrowed reference or
@@ -2474,33 +2929,33 @@ find_item(PyObject *dict, const char *key)
     return NULL;
 }
 
-/* A threading.Thread holds its name and ids in an order that all versions share, whether in a dict
- * or, since 3.11, in the object itself, whose layout is CPython's own business: its traverse
- * function knows it. */
+/* Takes name and native id of a thread, which find() finds in holder. Only beside its ident: what
+ * does not have that may be anything. */
+COPY_ONLY static void
+take_facts(struct thread_facts *facts, PyObject *find(PyObject *, const char *),
+           PyObject *holder)
+{
+    PyObject *ident = find(holder, "_ident"); /* borrowed, and so are these */
+    PyObject *native_id = find(holder, "_native_id");
+    PyObject *name = find(holder, "_name");
+    if (ident == NULL || !PyLong_CheckExact(ident) ||
+        PyLong_AsUnsignedLongMask(ident) != facts->ident) {
+        return;
+    }
+    if (native_id != NULL && PyLong_CheckExact(native_id)) {
+        facts->native_id = PyLong_AsUnsignedLongMask(native_id);
+    }
+    if (name != NULL && PyUnicode_CheckExact(name)) {
+        facts->name = name;
+    }
+}
+
+/* Of what a threading.Thread refers to, for the dict that its attributes may be in. */
 COPY_ONLY static int
 visit_thread(PyObject *object, void *argument)
 {
-    struct thread_facts *facts = argument;
-    PyObject *before_last = facts->visited[1]; /* borrowed */
-    facts->visited[1] = facts->visited[0];
-    facts->visited[0] = object;
     if (PyDict_CheckExact(object)) {
-        PyObject *name = find_item(object, "_name");
-        PyObject *native_id = find_item(object, "_native_id");
-        name = name == NULL ? before_last : name; /* _name, _args, and this is _kwargs */
-        if (name != NULL && PyUnicode_CheckExact(name)) {
-            facts->name = name;
-        }
-        if (native_id != NULL && PyLong_CheckExact(native_id)) {
-            facts->native_id = PyLong_AsUnsignedLongMask(native_id);
-        }
-    }
-    else if (PyLong_CheckExact(object) && facts->native_id == 0) {
-        if (facts->ident_seen) {
-            facts->native_id = PyLong_AsUnsignedLongMask(object);
-        }
-        /* An attribute of a subclass may be any int: none may raise. */
-        facts->ident_seen = PyLong_AsUnsignedLongMask(object) == facts->ident;
+        take_facts(argument, find_item, object);
     }
     return 0;
 }
@@ -2524,6 +2979,7 @@ find_thread_object(struct thread_facts *facts)
         if (PyLong_CheckExact(ident) &&
             PyLong_AsUnsignedLongMask(ident) == facts->ident &&
             Py_TYPE(thread)->tp_traverse != NULL) {
+            take_facts(facts, read_attribute, thread);
             (void)Py_TYPE(thread)->tp_traverse(thread, visit_thread, facts);
             return;
         }
@@ -2534,20 +2990,22 @@ find_thread_object(struct thread_facts *facts)
  * list of the main interpreter, for this thread has no state: it is asked again and again, with the
  * next ones linked behind the head of that list, which it so repeats. */
 COPY_ONLY static void
-write_stacks(void)
+write_stacks(int fd)
 {
     PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
     PyThreadState *behind_head = head == NULL ? NULL : head->next;
     PyThreadState *next = snapshot.interpreter == PyInterpreterState_Main()
                               ? behind_head
                               : PyInterpreterState_ThreadHead(snapshot.interpreter);
-    if (head != NULL && next != behind_head) {
-        head->thread_id = 0; /* none that is to be shown, see read_stacks() */
-    }
+    bool is_shown = next == behind_head;
     do {
         if (head != NULL) {
             head->next = next;
         }
+        if (!is_shown) {
+            (void)!write(fd, first_is_hidden, sizeof(first_is_hidden) - 1);
+        }
+        is_shown = false;
         (void)syscall(SYS_tgkill, (long)syscall(SYS_getpid), (long)syscall(SYS_gettid),
                       (long)snapshot.signum);
         for (int i = 1; next != NULL && i < THREADS_AT_ONCE; i++) {
@@ -2559,12 +3017,21 @@ write_stacks(void)
     }
 }
 
+/* Whether the kernel knows such a thread of a process. After a fork CPython's record of the thread
+ * that has forked is the parent's, before 3.14; the kernel's number of it is the process's. */
+ASYNC_SAFE static bool
+is_task(pid_t pid, unsigned long native_id)
+{
+    return syscall(SYS_tgkill, (long)pid, (long)native_id, 0L) == 0 || errno != ESRCH;
+}
+
 /* The stacks first, for they matter most; then a line of facts for each thread; last, on
  * older CPythons, the question that aborts when nobody holds the GIL. */
 COPY_ONLY static void
 describe_copy(int fd)
 {
-    write_stacks();
+    pid_t pid = atomic_load(&manhole.owner);
+    write_stacks(fd);
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
     for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
          tstate != NULL; tstate = tstate->next) {
@@ -2572,6 +3039,10 @@ describe_copy(int fd)
                                      .native_id = native_id_of(tstate)};
         if (facts.ident != 0) {
             find_thread_object(&facts);
+            if (!is_task(pid, facts.native_id)) {
+                bool oldest = tstate->next == NULL;
+                facts.native_id = oldest ? (unsigned long)pid : 0;
+            }
             write_facts(fd, &facts, holds_gil(tstate));
         }
     }
@@ -2789,7 +3260,7 @@ starts_with(const struct slice *slice, const char *prefix)
 struct thread_note {
     unsigned long native_id; /* 0: unknown */
     bool holds_gil;
-    char name[160];
+    struct slice name; /* empty: unknown */
 };
 
 /* Takes a number and the blank behind it off the front of text. Returns false for none. */
@@ -2810,7 +3281,7 @@ take_number(const char **text, unsigned long *number)
 static unsigned long
 read_facts(const struct slice *line, struct thread_note *note)
 {
-    char copy[256];
+    char copy[80]; /* the numbers end in it */
     const char *text = copy + 2;
     unsigned long ident = 0;
     unsigned long holder = 0;
@@ -2824,7 +3295,9 @@ read_facts(const struct slice *line, struct thread_note *note)
     if (starts_with(line, "@ ") && take_number(&text, &ident) &&
         take_number(&text, &note->native_id) && take_number(&text, &holder)) {
         note->holds_gil = holder != 0;
-        (void)snprintf(note->name, sizeof(note->name), "%s", text);
+        note->name.bytes = line->bytes + (text - copy);
+        note->name.length =
+            strnlen(note->name.bytes, line->length - (size_t)(text - copy));
         return ident;
     }
     return 0;
@@ -2877,23 +3350,27 @@ find_copied_thread(const struct copied *copied, unsigned long ident)
     return NULL;
 }
 
-/* Reads faulthandler's part. The first thread of its list comes again with every hundred. */
+/* Reads faulthandler's part. */
 static void
 read_stacks(struct copied *copied, struct slice stacks)
 {
     struct copied_thread *thread = NULL;
     struct slice line;
-    unsigned long head = 0;
+    bool is_hidden = false;
     while (next_line(&stacks, &line)) {
-        if (starts_with(&line, "Thread 0x") || starts_with(&line, "Current thread 0x")) {
+        if (starts_with(&line, "&")) {
+            is_hidden = true;
+            thread = NULL;
+        }
+        else if (starts_with(&line, "Thread 0x") ||
+                 starts_with(&line, "Current thread 0x")) {
             unsigned long ident = strtoul(memchr(line.bytes, '0', line.length), NULL, 16);
-            thread =
-                ident == 0 || ident == head ? NULL : add_copied_thread(copied, ident);
+            thread = is_hidden || ident == 0 ? NULL : add_copied_thread(copied, ident);
+            is_hidden = false;
             if (thread != NULL) {
                 thread->has_stack = true;
                 thread->frames.bytes = stacks.bytes;
             }
-            head = head == 0 ? ident : head;
         }
         else if (thread != NULL && starts_with(&line, "  ")) {
             thread->frames.length =
@@ -2919,7 +3396,7 @@ read_all_facts(struct copied *copied, struct slice facts)
             continue;
         }
         note.holds_gil = note.holds_gil || thread->note.holds_gil;
-        if (note.native_id == 0 && note.name[0] == '\0') {
+        if (note.native_id == 0 && note.name.length == 0) {
             thread->note.holds_gil = note.holds_gil;
         }
         else {
@@ -2999,6 +3476,16 @@ read_state(unsigned long native_id)
                                                         : state_name(after_name[2]);
 }
 
+/* Not so where nothing can be read: /proc is not mounted, or there is no descriptor left. */
+static bool
+is_thread_gone(unsigned long native_id)
+{
+    char path[64];
+    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu", native_id);
+    return access(path, F_OK) < 0 && errno == ENOENT &&
+           access("/proc/self/task", F_OK) == 0;
+}
+
 /* Appends "TID 12 (comm), sleeping in futex_wait_queue", as far as /proc shows it. */
 DETACHED static void
 append_kernel_state(struct text *text, unsigned long native_id)
@@ -3009,10 +3496,13 @@ append_kernel_state(struct text *text, unsigned long native_id)
     append_format(text, "TID %lu", native_id);
     (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/comm", native_id);
     read_proc(path, where, sizeof(where));
-    append_format(text, " (%s)", where);
+    if (where[0] != '\0') {
+        append_format(text, " (%s)", where);
+    }
     state = read_state(native_id);
     if (state == NULL) {
-        append_string(text, ", gone");
+        append_string(text, is_thread_gone(native_id) ? ", gone"
+                                                      : ", its state is not to be read");
         return;
     }
     append_format(text, ", %s", state);
@@ -3199,32 +3689,6 @@ source_line(const struct source *source, long number)
     return line;
 }
 
-static void
-append_utf8(struct text *text, unsigned long character)
-{
-    char bytes[4];
-    size_t count = 0;
-    if (character < 0x80) {
-        bytes[count++] = (char)character;
-    }
-    else if (character < 0x800) {
-        bytes[count++] = (char)(0xC0 | (character >> 6));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    else if (character < 0x10000) {
-        bytes[count++] = (char)(0xE0 | (character >> 12));
-        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    else {
-        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
-        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
-        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    append_bytes(text, bytes, count);
-}
-
 /* faulthandler writes what is not ASCII as \xe9, \u20ac, \U0001f40d: back to UTF-8. */
 static void
 append_unescaped(struct text *text, struct slice slice)
@@ -3243,9 +3707,9 @@ append_unescaped(struct text *text, struct slice slice)
             unsigned long character = 0;
             memcpy(number, slice.bytes + 2, digits);
             character = strtoul(number, &end, 16);
-            bool is_surrogate = character >= 0xD800 && character <= 0xDFFF;
-            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate) {
-                append_utf8(text, character);
+            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate(character)) {
+                char bytes[4];
+                append_bytes(text, bytes, put_utf8(bytes, character));
                 used = 2 + digits;
             }
         }
@@ -3365,9 +3829,9 @@ append_copied_header(struct text *text, const struct copied_thread *thread)
     const struct thread_note *note = &thread->note;
     append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
                   (long)getpid(), thread->ident);
-    if (note->name[0] != '\0') {
+    if (note->name.length > 0) {
         append_string(text, "Thread: ");
-        append_string(text, note->name);
+        append_bytes(text, note->name.bytes, note->name.length);
         append_string(text, note->native_id != 0 ? ", " : "");
     }
     else if (note->native_id != 0) {
@@ -3379,7 +3843,7 @@ append_copied_header(struct text *text, const struct copied_thread *thread)
     if (note->holds_gil) {
         append_string(text, ", holds the GIL");
     }
-    if (note->name[0] != '\0' || note->native_id != 0) {
+    if (note->name.length > 0 || note->native_id != 0) {
         append_string(text, "\n");
     }
 }
@@ -3550,7 +4014,13 @@ free_examination(struct examination *examination)
 static void
 append_copy_note(struct text *text, const struct examination *examination)
 {
-    if (examination->result == COPY_REFUSED && examination->error == EBUSY) {
+    if (examination->result == COPY_REFUSED && examination->error == EBUSY &&
+        snapshot.signum == 0) {
+        append_string(text,
+                      "No frozen copy of the process can be made: no real-time signal "
+                      "was free for faulthandler at install, its log tells.");
+    }
+    else if (examination->result == COPY_REFUSED && examination->error == EBUSY) {
         append_format(text,
                       "No frozen copy of the process can be made: signal %d, which "
                       "faulthandler had for it, is somebody else's now.",
@@ -3897,11 +4367,11 @@ take_kept_lines(struct source *source, PyObject *filename)
 ATTACHED static void
 ask_linecache(struct source *source, const struct frame_record *frame)
 {
-    PyObject *filename = frame->code->co_filename;            /* borrowed */
-    PyObject *linecache = PyImport_ImportModule("linecache"); /* owned */
-    PyObject *checked = NULL;                                 /* owned */
-    PyObject *lazy = NULL;                                    /* owned */
-    PyObject *lines = NULL;                                   /* owned */
+    PyObject *filename = frame->code->co_filename;      /* borrowed */
+    PyObject *linecache = import_standard("linecache"); /* owned */
+    PyObject *checked = NULL;                           /* owned */
+    PyObject *lazy = NULL;                              /* owned */
+    PyObject *lines = NULL;                             /* owned */
     if (linecache != NULL) {
         checked = PyObject_CallMethod(linecache, "checkcache", "O", filename);
         PyErr_Clear();
@@ -4101,6 +4571,18 @@ get_thread_property(PyObject *thread, const char *attribute, const char *propert
     return value != NULL ? value : find_attribute(thread, property);
 }
 
+/* Never raises. */
+ATTACHED static bool
+is_main_thread(PyObject *thread)
+{
+    PyObject *modules = PyImport_GetModuleDict();                      /* borrowed */
+    PyObject *threading = PyDict_GetItemString(modules, "threading");  /* borrowed */
+    PyObject *main_thread = find_attribute(threading, "_main_thread"); /* owned */
+    bool is_main = main_thread == thread;
+    Py_XDECREF(main_thread);
+    return is_main;
+}
+
 /* Adds what threading says of a thread. Never raises. */
 ATTACHED static void
 describe_thread(struct thread_record *record, PyObject *active /* dict, or NULL */)
@@ -4121,6 +4603,9 @@ describe_thread(struct thread_record *record, PyObject *active /* dict, or NULL 
     }
     if (native_id != NULL && PyLong_Check(native_id)) {
         record->native_id = PyLong_AsUnsignedLongMask(native_id);
+        if (!is_task(getpid(), record->native_id)) {
+            record->native_id = is_main_thread(thread) ? (unsigned long)getpid() : 0;
+        }
     }
     if (daemon != NULL && PyBool_Check(daemon)) {
         record->daemon = daemon == Py_True ? ANSWER_YES : ANSWER_NO;
@@ -4613,7 +5098,7 @@ append_json_copied_thread(struct text *text, const struct copied_thread *thread,
                      : note->holds_gil ? ANSWER_YES
                                        : ANSWER_NO,
         .daemon = ANSWER_UNKNOWN,
-        .name = {note->name[0] == '\0' ? NULL : note->name, strlen(note->name)},
+        .name = {note->name.length == 0 ? NULL : note->name.bytes, note->name.length},
     };
     struct slice lines[MAX_COPIED_FRAMES];
     size_t count = split_frames(thread, lines);
@@ -7084,7 +7569,7 @@ format_kept(struct probe *probe)
     if (exception == NULL) {
         return Py_NewRef(Py_None);
     }
-    module = PyImport_ImportModule("traceback");
+    module = import_standard("traceback");
     if (module != NULL) {
         lines = PyObject_CallMethod(module, "format_exception", "OOO", Py_TYPE(exception),
                                     exception, traceback == NULL ? Py_None : traceback);
@@ -7116,11 +7601,11 @@ raise_nothing_kept(struct probe *probe)
 ATTACHED static PyObject *
 make_debugger(void)
 {
-    PyObject *module = PyImport_ImportModule("pdb"); /* owned */
-    PyObject *type = NULL;                           /* owned */
-    PyObject *empty = PyTuple_New(0);                /* owned */
-    PyObject *keywords = NULL;                       /* owned */
-    PyObject *debugger = NULL;                       /* new, handed to the caller */
+    PyObject *module = import_standard("pdb"); /* owned */
+    PyObject *type = NULL;                     /* owned */
+    PyObject *empty = PyTuple_New(0);          /* owned */
+    PyObject *keywords = NULL;                 /* owned */
+    PyObject *debugger = NULL;                 /* new, handed to the caller */
     if (module == NULL || empty == NULL) {
         goto done;
     }
@@ -8508,6 +8993,11 @@ exec_requests(PyObject *module)
  * Ctrl-C (as a command or as a byte) interrupts, an end of file (Ctrl-D at the start of a line)
  * ends the input. It takes a thread of its own because Ctrl-C must be seen while the session's runs
  * something or waits for Python.
+ *
+ * A telnet that is not asked for binary (RFC 856) looks at seven bits of what is typed, and makes
+ * commands of the bytes that are control characters by these: 0x9c, of UTF-8's most common, is
+ * Ctrl-\. It cannot be asked at once, for nc would show that. So what it does in the middle of a
+ * character is undone, and it is asked when it has shown what it is and that it is needed.
  * ====================================================================================== */
 
 DETACHED static bool send_helper(struct session *session, void *(*body)(void *));
@@ -8517,17 +9007,21 @@ static void helper_done(struct session *session);
 enum {
     CTRL_C = 3,
     CTRL_D = 4,
-    /* Telnet's commands, from RFC 854; the end of file from RFC 1184. */
+    /* Telnet's commands, from RFC 854; the end of file and suspend from RFC 1184. */
     TELNET_EOF = 236,
+    TELNET_SUSP = 237,
     TELNET_SE = 240,
     TELNET_BRK = 243,
     TELNET_IP = 244,
+    TELNET_AO = 245,
     TELNET_SB = 250,
     TELNET_WILL = 251,
     TELNET_WONT = 252,
     TELNET_DO = 253,
     TELNET_DONT = 254,
     TELNET_IAC = 255,
+    /* An option, from RFC 856. */
+    TELNET_BINARY = 0,
 };
 
 /* What the next byte is. */
@@ -8544,7 +9038,8 @@ enum telnet_state {
 enum telnet_event {
     TELNET_NOTHING,
     TELNET_END,
-    TELNET_REFUSE, /* answer with verb and option */
+    TELNET_REFUSE,     /* answer with verb and option */
+    TELNET_ASK_BINARY, /* for bytes as they are */
 };
 
 struct telnet {
@@ -8552,6 +9047,10 @@ struct telnet {
     bool in_line;         /* the line has begun */
     bool interrupted;     /* in what is in text */
     bool checked;         /* that the first line is none of HTTP's */
+    bool is_telnet;       /* by its commands, or its ends of lines */
+    bool beyond_ascii;    /* what is typed there */
+    bool asked_binary;    /* or it has offered that itself */
+    int missing;          /* bytes of the UTF-8 character that has begun */
     unsigned char verb;   /* of the command being read; of the answer */
     unsigned char option; /* of the answer */
     size_t length;        /* of text */
@@ -8568,6 +9067,20 @@ decode_interrupt(struct telnet *telnet)
     telnet->interrupted = true;
 }
 
+/* Follows where characters of UTF-8 begin and end. */
+static void
+follow_utf8(struct telnet *telnet, unsigned char byte)
+{
+    if (byte >= 0xc2 && byte <= 0xf4) {
+        telnet->missing = byte >= 0xf0 ? 3 : byte >= 0xe0 ? 2 : 1;
+    }
+    else {
+        telnet->missing -= telnet->missing > 0 && (byte & 0xc0) == 0x80;
+        telnet->missing = (byte & 0xc0) == 0x80 ? telnet->missing : 0;
+    }
+    telnet->beyond_ascii = telnet->beyond_ascii || byte >= 0x80;
+}
+
 static enum telnet_event
 decode_text(struct telnet *telnet, unsigned char byte)
 {
@@ -8575,6 +9088,7 @@ decode_text(struct telnet *telnet, unsigned char byte)
         telnet->state = TELNET_COMMAND;
         return TELNET_NOTHING;
     }
+    follow_utf8(telnet, byte);
     if (byte == CTRL_C) {
         decode_interrupt(telnet);
         return TELNET_NOTHING;
@@ -8583,9 +9097,29 @@ decode_text(struct telnet *telnet, unsigned char byte)
         return TELNET_END;
     }
     telnet->state = byte == '\r' ? TELNET_AFTER_CR : TELNET_TEXT;
+    telnet->is_telnet = telnet->is_telnet || byte == '\r';
     telnet->in_line = byte != '\r' && byte != '\n';
     telnet->text[telnet->length++] = (char)(byte == '\r' ? '\n' : byte);
     return TELNET_NOTHING;
+}
+
+/* The byte that telnet has made this command of, if it was typed inside a character; 0: none. */
+static unsigned char
+mangled_byte(unsigned char command)
+{
+    static const struct {
+        unsigned char command;
+        unsigned char byte;
+    } rows[] = {
+        {TELNET_IP, 0x83},   {TELNET_EOF, 0x84}, {TELNET_AO, 0x8f},
+        {TELNET_SUSP, 0x9a}, {TELNET_BRK, 0x9c},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (rows[i].command == command) {
+            return rows[i].byte;
+        }
+    }
+    return 0;
 }
 
 static enum telnet_event
@@ -8593,8 +9127,13 @@ decode_command(struct telnet *telnet, unsigned char byte)
 {
     telnet->state = TELNET_TEXT;
     telnet->verb = byte;
+    telnet->is_telnet = telnet->is_telnet || byte != TELNET_IAC;
+    if (telnet->missing > 0 && mangled_byte(byte) != 0) {
+        return decode_text(telnet, mangled_byte(byte));
+    }
     switch (byte) {
     case TELNET_IAC: /* the byte 255 itself */
+        follow_utf8(telnet, byte);
         telnet->text[telnet->length++] = (char)byte;
         return TELNET_NOTHING;
     case TELNET_WILL:
@@ -8617,6 +9156,15 @@ decode_command(struct telnet *telnet, unsigned char byte)
     }
 }
 
+/* Asks for bytes as they are, once; who offers that himself is answered with the same. */
+static enum telnet_event
+ask_binary(struct telnet *telnet)
+{
+    bool asked = telnet->asked_binary;
+    telnet->asked_binary = true;
+    return asked ? TELNET_NOTHING : TELNET_ASK_BINARY;
+}
+
 /* What is not wanted, or no more, is as it is already: no answer, or they would go on for ever. */
 static enum telnet_event
 decode_option(struct telnet *telnet, unsigned char byte)
@@ -8629,7 +9177,7 @@ decode_option(struct telnet *telnet, unsigned char byte)
         return TELNET_REFUSE;
     case TELNET_WILL:
         telnet->verb = TELNET_DONT;
-        return TELNET_REFUSE;
+        return byte == TELNET_BINARY ? ask_binary(telnet) : TELNET_REFUSE;
     default:
         return TELNET_NOTHING;
     }
@@ -8767,9 +9315,9 @@ pass_text(struct session *session, struct telnet *telnet)
 }
 
 DETACHED static void
-answer_option(struct session *session, const struct telnet *telnet)
+send_option(struct session *session, unsigned char verb, unsigned char option)
 {
-    const char answer[] = {(char)TELNET_IAC, (char)telnet->verb, (char)telnet->option};
+    const char answer[] = {(char)TELNET_IAC, (char)verb, (char)option};
     const char *bytes = answer;
     size_t length = sizeof(answer);
     begin_sending(session);
@@ -8786,8 +9334,14 @@ take_bytes(struct session *session, struct telnet *telnet, const unsigned char *
     bool more = true;
     for (size_t i = 0; i < length && more; i++) {
         enum telnet_event event = decode_byte(telnet, bytes[i]);
+        if (event == TELNET_NOTHING && telnet->is_telnet && telnet->beyond_ascii) {
+            event = ask_binary(telnet);
+        }
         if (event == TELNET_REFUSE) {
-            answer_option(session, telnet);
+            send_option(session, telnet->verb, telnet->option);
+        }
+        else if (event == TELNET_ASK_BINARY) {
+            send_option(session, TELNET_DO, TELNET_BINARY);
         }
         more = event != TELNET_END;
         if (!has_room(telnet)) {
@@ -8906,30 +9460,63 @@ set_importing(struct session *session, bool importing)
     unlock(&session->out_lock);
 }
 
+/* Tells the log of modules that cannot be imported, and the client, but who has a protocol of its
+ * own. Takes over the exception. Never raises. */
+ATTACHED static void
+tell_missing(struct session *session, const char *names, PyObject *why /* new, or NULL */,
+             const char *ahead /* of the client's line; NULL: it is told nothing */)
+{
+    char line[LOG_LINE_SIZE];
+    char text[LOG_LINE_SIZE / 2];
+    (void)snprintf(line, sizeof(line), "%smanhole: cannot import %s: %s\n",
+                   ahead == NULL ? "" : ahead, names,
+                   describe_exception(why, text, sizeof(text)));
+    log_line("Cannot import %s: %s", names, text);
+    deliver_log();
+    if (ahead != NULL && write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
+        PyErr_Clear(); /* it is gone: that is found out soon enough */
+    }
+    Py_XDECREF(why);
+}
+
 /* Imports what sessions need, in small steps: each lets go of the GIL for every file that it looks
  * for, which takes its time beside threads that compute (IMPORT_FACTOR). A fork waits until that is
  * done: the child of one in the middle of it could never import those modules, for CPython does not
- * make their locks anew. Never raises. */
-ATTACHED static void
-import_needed_modules(struct session *session)
+ * make their locks anew. What cannot be imported is told as tell_missing() does. Returns whether
+ * there was any. Never raises. */
+ATTACHED static bool
+import_needed_modules(struct session *session, const char *ahead)
 {
     static const char *const names[] = {
         "os",         "enum",     "re",        "collections", "selectors",
         "socket",     "token",    "codecs",    "tokenize",    "linecache",
         "contextlib", "textwrap", "traceback", "codeop",      "code"};
+    char missing[200] = "";
+    PyObject *why = NULL; /* owned: of the first that is missing */
     set_importing(session, true);
     lock_attached(&import_lock);
-    if (!is_imported("threading")) {
+    if (!is_imported("threading") && is_found_normally("threading")) {
         import_threading();
     }
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
-        PyObject *module = PyImport_ImportModule(names[i]); /* owned */
-        PyErr_Clear();                                      /* who needs it tells */
+        PyObject *module = import_standard(names[i]); /* owned */
+        if (module == NULL) {
+            size_t length = strlen(missing);
+            PyObject *raised = take_exception(); /* owned */
+            (void)snprintf(missing + length, sizeof(missing) - length, "%s%s",
+                           length == 0 ? "" : ", ", names[i]);
+            why = why == NULL ? Py_XNewRef(raised) : why;
+            Py_XDECREF(raised);
+        }
         Py_XDECREF(module);
         note_progress();
     }
     unlock(&import_lock);
     set_importing(session, false);
+    if (missing[0] != '\0') {
+        tell_missing(session, missing, why, ahead);
+    }
+    return missing[0] != '\0';
 }
 
 /* Remembers an exception for pdb.pm() as sys.last_value and its relatives, until the last
@@ -8956,37 +9543,79 @@ remember_exception(PyObject *type, PyObject *value, PyObject *traceback)
     unlock_sys(&held);
 }
 
-/* Writes what traceback.FORMATTER(...) makes of an exception to the client. Takes over
- * the new reference lines. Returns None, or NULL with an exception. */
+/* What C alone makes of an exception, where the module traceback cannot be had. Returns a new str, or
+ * NULL with an exception. */
 ATTACHED static PyObject *
-write_lines(PyObject *lines /* new, or NULL with an exception */)
+format_plainly(PyObject *exception, PyObject *traceback /* or None */)
 {
-    PyObject *empty = NULL;  /* owned */
-    PyObject *joined = NULL; /* owned */
-    int result = -1;
-    if (lines != NULL) {
-        empty = PyUnicode_FromString("");
-        joined = empty == NULL ? NULL : PyUnicode_Join(empty, lines);
+    PyObject *io = PyImport_ImportModule("io"); /* owned */
+    PyObject *file = NULL;                      /* owned */
+    PyObject *shown = NULL;                     /* owned */
+    PyObject *text = NULL;                      /* new, handed to the caller */
+    if (io != NULL) {
+        file = PyObject_CallMethod(io, "StringIO", NULL);
     }
-    if (joined != NULL && current_session != NULL) {
-        result = write_client_str(current_session, joined);
+    if (file != NULL &&
+        (traceback == Py_None || PyTraceBack_Print(traceback, file) == 0)) {
+        shown = PyObject_CallMethod(file, "getvalue", NULL);
     }
-    Py_XDECREF(lines);
+    if (shown != NULL) {
+        text = PyUnicode_FromFormat("%U%s: %S\n", shown, Py_TYPE(exception)->tp_name,
+                                    exception);
+    }
+    Py_XDECREF(io);
+    Py_XDECREF(file);
+    Py_XDECREF(shown);
+    return text;
+}
+
+/* What traceback.format_exception() makes of an exception, or without its traceback what
+ * format_exception_only() does. Returns a new str, or NULL with an exception. */
+ATTACHED static PyObject *
+format_raised(PyObject *exception, PyObject *traceback /* or None */, bool alone)
+{
+    PyObject *type = (PyObject *)Py_TYPE(exception); /* borrowed */
+    PyObject *module = import_standard("traceback"); /* owned */
+    PyObject *empty = NULL;                          /* owned */
+    PyObject *lines = NULL;                          /* owned */
+    PyObject *text = NULL;                           /* new, handed to the caller */
+    if (module == NULL) {
+        PyErr_Clear(); /* it has been told */
+        return format_plainly(exception, alone ? Py_None : traceback);
+    }
+    lines = alone ? PyObject_CallMethod(module, "format_exception_only", "OO", type,
+                                        exception)
+                  : PyObject_CallMethod(module, "format_exception", "OOO", type,
+                                        exception, traceback);
+    empty = lines == NULL ? NULL : PyUnicode_FromString("");
+    text = empty == NULL ? NULL : PyUnicode_Join(empty, lines);
+    Py_DECREF(module);
     Py_XDECREF(empty);
-    Py_XDECREF(joined);
+    Py_XDECREF(lines);
+    return text;
+}
+
+/* Writes a text to the client, which it takes over. Returns None, or NULL with an exception. */
+ATTACHED static PyObject *
+write_text(PyObject *text /* new, or NULL with an exception */)
+{
+    int result = text == NULL ? -1 : 0;
+    if (text != NULL && current_session != NULL) {
+        result = write_client_str(current_session, text);
+    }
+    Py_XDECREF(text);
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* Shows the exception being handled, less the code module's own frame. */
 ATTACHED static PyObject *
-show_exception(const char *formatter, bool with_traceback)
+show_exception(bool alone)
 {
     PyObject *type = NULL;         /* owned */
     PyObject *value = NULL;        /* owned */
     PyObject *raised_in = NULL;    /* owned */
     PyObject *ours_skipped = NULL; /* owned */
-    PyObject *module = NULL;       /* owned */
-    PyObject *lines = NULL;        /* new, handed to write_lines() */
+    PyObject *text = NULL;         /* new, handed to write_text() */
     PyErr_GetExcInfo(&type, &value, &raised_in);
     if (value == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "no exception is being handled");
@@ -8995,24 +9624,20 @@ show_exception(const char *formatter, bool with_traceback)
     ours_skipped = raised_in == NULL || raised_in == Py_None
                        ? Py_NewRef(Py_None)
                        : PyObject_GetAttrString(raised_in, "tb_next");
-    module = ours_skipped == NULL ? NULL : PyImport_ImportModule("traceback");
-    if (module == NULL) {
+    if (ours_skipped == NULL) {
         goto done;
     }
     if (type == NULL) {
         type = Py_NewRef((PyObject *)Py_TYPE(value));
     }
     remember_exception(type, value, ours_skipped);
-    lines = with_traceback
-                ? PyObject_CallMethod(module, formatter, "OOO", type, value, ours_skipped)
-                : PyObject_CallMethod(module, formatter, "OO", type, value);
+    text = format_raised(value, ours_skipped, alone);
 done:
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(raised_in);
     Py_XDECREF(ours_skipped);
-    Py_XDECREF(module);
-    return write_lines(lines);
+    return write_text(text);
 }
 
 ATTACHED static PyObject *
@@ -9020,7 +9645,7 @@ console_showtraceback(PyObject *self, PyObject *unused)
 {
     (void)self;
     (void)unused;
-    return show_exception("format_exception", true);
+    return show_exception(false);
 }
 
 /* CPython 3.13 and newer hand the source over: the compiler's own errors have no line of it. Never
@@ -9045,6 +9670,19 @@ add_source_line(PyObject *error, PyObject *source)
     Py_XDECREF(lines);
 }
 
+/* Python would call it a codec's error, in a text that its client never typed. */
+ATTACHED static PyObject *
+show_undecodable(void)
+{
+    static const char message[] =
+        "manhole: what came is not UTF-8, so it was not run; type it again, and see "
+        "that the terminal sends UTF-8\n";
+    struct session *session = current_session;
+    return session != NULL && write_client(session, message, sizeof(message) - 1) < 0
+               ? NULL
+               : Py_NewRef(Py_None);
+}
+
 ATTACHED static PyObject *
 console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
 {
@@ -9053,6 +9691,7 @@ console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
     PyObject *type = NULL;                                                  /* owned */
     PyObject *value = NULL;                                                 /* owned */
     PyObject *traceback = NULL;                                             /* owned */
+    bool undecodable = false;
     (void)self;
     (void)arguments;
     PyErr_GetExcInfo(&type, &value, &traceback);
@@ -9060,10 +9699,12 @@ console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
         Py_TYPE(value) == (PyTypeObject *)PyExc_SyntaxError) {
         add_source_line(value, source);
     }
+    undecodable =
+        value != NULL && Py_TYPE(value) == (PyTypeObject *)PyExc_UnicodeEncodeError;
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(traceback);
-    return show_exception("format_exception_only", false);
+    return undecodable ? show_undecodable() : show_exception(true);
 }
 
 static PyMethodDef console_methods[] = {
@@ -9076,21 +9717,38 @@ static PyMethodDef console_methods[] = {
 /* A class of the standard library's with methods of ours, made at the first call and kept. */
 struct derived {
     const char *name;
-    const char *module; /* of the base */
+    const char *module;  /* of the base */
+    const char *program; /* or one of ours, which makes it */
     const char *base;
     PyMethodDef *methods;
 };
+
+/* Returns a new reference to the base of such a class, or NULL with an exception. */
+ATTACHED static PyObject *
+find_base(const struct derived *derived)
+{
+    static const char *const no_modules[] = {NULL};
+    PyObject *from = NULL; /* owned */
+    PyObject *base = NULL; /* new, handed to the caller */
+    if (derived->program != NULL) {
+        return run_program_of_ours(derived->program, no_modules, derived->base);
+    }
+    from = import_standard(derived->module);
+    if (from != NULL) {
+        base = PyObject_GetAttrString(from, derived->base);
+        Py_DECREF(from);
+    }
+    return base;
+}
 
 /* Returns a new reference to a new class, or NULL with an exception. */
 ATTACHED static PyObject *
 make_derived(const struct derived *derived)
 {
-    PyObject *module = PyImport_ImportModule(derived->module); /* owned */
-    PyObject *base = NULL;                                     /* owned */
-    PyObject *type = NULL; /* owned, handed to the caller */
-    base = module == NULL ? NULL : PyObject_GetAttrString(module, derived->base);
+    PyObject *base = find_base(derived); /* owned */
+    PyObject *type = NULL;               /* owned, handed to the caller */
     if (base == NULL) {
-        goto done;
+        return NULL;
     }
     type = PyObject_CallFunction((PyObject *)Py_TYPE(base), "s(O){ss}", derived->name,
                                  base, "__module__", "manhole");
@@ -9104,9 +9762,7 @@ make_derived(const struct derived *derived)
         }
         Py_XDECREF(descriptor);
     }
-done:
-    Py_XDECREF(module);
-    Py_XDECREF(base);
+    Py_DECREF(base);
     return type;
 }
 
@@ -9210,28 +9866,19 @@ static const char live_names_program[] =
 ATTACHED static PyObject *
 make_live_names(PyObject *own, PyObject *theirs)
 {
-    PyObject *scope = Py_BuildValue("{sssO}", "__name__", "manhole", "__builtins__",
-                                    PyEval_GetBuiltins()); /* owned */
-    PyObject *result = NULL;                               /* owned */
-    PyObject *type = NULL;                                 /* owned */
-    PyObject *names = NULL;                                /* new, handed to the caller */
-    if (scope != NULL) {
-        result = run_source(live_names_program, Py_file_input, scope);
-    }
-    if (result != NULL) {
-        type = PyMapping_GetItemString(scope, "Names");
-    }
+    static const char *const no_modules[] = {NULL};
+    PyObject *type =
+        run_program_of_ours(live_names_program, no_modules, "Names"); /* owned */
+    PyObject *names = NULL; /* new, handed to the caller */
     if (type != NULL) {
-        names = PyObject_CallFunction(type, "OO", own, theirs);
+        names = PyObject_CallFunctionObjArgs(type, own, theirs, NULL);
+        Py_DECREF(type);
     }
-    Py_XDECREF(scope);
-    Py_XDECREF(result);
-    Py_XDECREF(type);
     return names;
 }
 
-/* The console's namespace: python-manhole's names, then those of locals, copied or as they are at
- * any time. Returns a new dict, or NULL with an exception. */
+/* The console's namespace: python-manhole's names, as far as they can be imported, then those of
+ * locals, copied or as they are at any time. Returns a new dict, or NULL with an exception. */
 ATTACHED static PyObject *
 make_names(PyObject *locals, bool live)
 {
@@ -9239,11 +9886,16 @@ make_names(PyObject *locals, bool live)
     PyObject *dump =
         PyObject_GetAttrString(manhole.module, "dump_stacktraces"); /* owned */
     PyObject *names = PyDict_New(); /* owned, handed to the caller */
+    /* Else exec() in a module of our own would have them see its builtins. */
     bool failed = dump == NULL || names == NULL ||
+                  PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0 ||
                   PyDict_SetItemString(names, "dump_stacktraces", dump) < 0;
     for (size_t i = 0; !failed && i < Py_ARRAY_LENGTH(modules); i++) {
-        PyObject *module = PyImport_ImportModule(modules[i]); /* owned */
-        failed = module == NULL || PyDict_SetItemString(names, modules[i], module) < 0;
+        PyObject *module = import_standard(modules[i]); /* owned */
+        failed = module != NULL && PyDict_SetItemString(names, modules[i], module) < 0;
+        if (module == NULL) {
+            PyErr_Clear(); /* it has been told */
+        }
         Py_XDECREF(module);
     }
     if (!failed && locals != NULL && live) {
@@ -9402,6 +10054,14 @@ leave_forked_child(void)
     _exit(0);
 }
 
+/* Raises an exception in what the session runs. */
+ATTACHED static void
+strike(struct session *session, PyObject *type)
+{
+    atomic_store(&session->stricken, true);
+    (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+}
+
 /* Between these two the session runs what its client sent: it may be interrupted. */
 ATTACHED static void
 begin_running(struct session *session)
@@ -9411,7 +10071,7 @@ begin_running(struct session *session)
     taken_back = atomic_load(&session->taken_back);
     atomic_store(&session->interrupts, taken_back);
     if (taken_back) {
-        (void)PyThreadState_SetAsyncExc(session->ident, PyExc_KeyboardInterrupt);
+        strike(session, PyExc_KeyboardInterrupt);
     }
 }
 
@@ -9419,7 +10079,9 @@ ATTACHED static void
 end_running(struct session *session)
 {
     atomic_store(&session->running, false);
-    (void)PyThreadState_SetAsyncExc(session->ident, NULL); /* one that came too late */
+    if (atomic_exchange(&session->stricken, false)) {
+        settle_interrupts(); /* it may have come too late */
+    }
     if (session->state == SESSION_BURNT && current_session == NULL) {
         leave_forked_child();
     }
@@ -9436,17 +10098,9 @@ enum verdict {
 ATTACHED static int
 show_compiler_error(void)
 {
-    PyObject *error = take_exception();                       /* owned */
-    PyObject *traceback = PyImport_ImportModule("traceback"); /* owned */
-    PyObject *lines = NULL;   /* new, handed to write_lines() */
-    PyObject *written = NULL; /* owned */
-    if (traceback != NULL) {
-        lines = PyObject_CallMethod(traceback, "format_exception_only", "OO",
-                                    Py_TYPE(error), error);
-    }
-    written = write_lines(lines);
+    PyObject *error = take_exception();                                  /* owned */
+    PyObject *written = write_text(format_raised(error, Py_None, true)); /* owned */
     Py_XDECREF(error);
-    Py_XDECREF(traceback);
     Py_XDECREF(written);
     return written == NULL ? -1 : 0;
 }
@@ -9890,21 +10544,89 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     return result;
 }
 
-/* The console of a client that has been greeted. Returns with an exception set when it was one that
- * ended it. */
-ATTACHED static void
-hold_console(struct session *session)
+/* As much of code.InteractiveConsole as the prompt needs, for where that cannot be imported. What
+ * more lines may complete is one with another error for each, or a bracket that is still open, as
+ * codeop had it before CPython told of it. 0x200: PyCF_DONT_IMPLY_DEDENT, a block ends with an empty
+ * line. */
+static const char plain_console_program[] =
+    "class Console:\n"
+    "    compile = property(lambda self: self)\n"
+    "    def __init__(self, locals):\n"
+    "        self.locals = locals\n"
+    "        self.resetbuffer()\n"
+    "    def resetbuffer(self):\n"
+    "        self.lines = []\n"
+    "    def compiler(self, source, filename, symbol):\n"
+    "        return compile(source, filename, symbol, 0x200, True)\n"
+    "    def find_error(self, source):\n"
+    "        try:\n"
+    "            self.compiler(source, '<console>', 'single')\n"
+    "        except (SyntaxError, ValueError, OverflowError) as error:\n"
+    "            return repr(error)\n"
+    "    def is_whole(self, source):\n"
+    "        if self.find_error(source) is None:\n"
+    "            return True\n"
+    "        longer = [self.find_error(source + end) for end in ('\\n', '\\n\\n')]\n"
+    "        return None is not longer[0] == longer[1] and 'never closed' not in "
+    "longer[0]\n"
+    "    def push(self, line):\n"
+    "        self.lines.append(line)\n"
+    "        source = '\\n'.join(self.lines)\n"
+    "        if not any(line.split('#')[0].strip() for line in self.lines):\n"
+    "            source = 'pass'\n"
+    "        if not self.is_whole(source):\n"
+    "            return True\n"
+    "        self.resetbuffer()\n"
+    "        try:\n"
+    "            code = self.compiler(source, '<console>', 'single')\n"
+    "        except (SyntaxError, ValueError, OverflowError):\n"
+    "            self.showsyntaxerror()\n"
+    "        else:\n"
+    "            self.runcode(code)\n"
+    "        return False\n"
+    "    def runcode(self, code):\n"
+    "        try:\n"
+    "            exec(code, self.locals)\n"
+    "        except SystemExit:\n"
+    "            raise\n"
+    "        except:\n"
+    "            self.showtraceback()\n";
+
+/* Returns a new reference to the console's class, or NULL with an exception. A plain one is not
+ * kept: the next session may have the other. */
+ATTACHED static PyObject *
+get_console_type(void)
 {
-    static const struct derived derived = {.name = "ManholeConsole",
-                                           .module = "code",
-                                           .base = "InteractiveConsole",
-                                           .methods = console_methods};
-    PyObject *type = get_derived(&derived, &installed_state()->console_type); /* owned */
-    PyObject *console = NULL;                                                 /* owned */
-    bool told = false;
+    static const struct derived full = {.name = "ManholeConsole",
+                                        .module = "code",
+                                        .base = "InteractiveConsole",
+                                        .methods = console_methods};
+    static const struct derived plain = {.name = "ManholeConsole",
+                                         .program = plain_console_program,
+                                         .base = "Console",
+                                         .methods = console_methods};
+    PyObject *type = NULL; /* new, handed to the caller */
+    if (!is_found_normally("warnings")) {
+        return make_derived(&plain); /* codeop takes it from sys.modules */
+    }
+    type = get_derived(&full, &installed_state()->console_type);
+    if (type == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear(); /* it has been told */
+        type = make_derived(&plain);
+    }
+    return type;
+}
+
+/* The console of a client that has been greeted; and perhaps told something behind its prompt.
+ * Returns with an exception set when it was one that ended it. */
+ATTACHED static void
+hold_console(struct session *session, bool told)
+{
+    PyObject *type = get_console_type(); /* owned */
+    PyObject *console = NULL;            /* owned */
     console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
     /* Also without a console: the shell around it goes on. */
-    told = settle_report_attached(session);
+    told = settle_report_attached(session) || told;
     if (console != NULL) {
         run_console(session, console, told);
     }
@@ -9942,6 +10664,7 @@ log_handler_exception(struct session *session, const char *prefix)
 ATTACHED static void
 talk(struct session *session, PyObject *locals)
 {
+    bool told = false;
     if (is_inet(kept_number(&session->fd))) { /* a Unix client's: behind the prompt */
         set_importing(session, true); /* it may wait for what another session imports */
         session->input = open_typed_input(session);
@@ -9954,10 +10677,10 @@ talk(struct session *session, PyObject *locals)
     if (!HAS_GIL) {
         lend_spare(kept_number(&session->fd)); /* again: the stacks came from a copy */
     }
-    import_needed_modules(session);
+    told = import_needed_modules(session, "\n");
     set_names(session, make_names(locals, session->wish->live_names));
     if (session->names != NULL) {
-        hold_console(session);
+        hold_console(session, told);
     }
     if (PyErr_Occurred()) { /* what is said about it stands on a line of its own */
         PyObject *raised = take_exception(); /* owned, handed back */
@@ -10077,7 +10800,7 @@ serve_exec(struct session *session, PyObject *locals)
 {
     PyThreadState *tstate = NULL;
     bool over = false;
-    import_needed_modules(session);
+    (void)import_needed_modules(session, "");
     session->input = open_input(session);
     while (session->input != NULL && !over) {
         PyObject *line = read_line(session); /* owned */
@@ -10129,7 +10852,7 @@ get_socket_class(void)
         PyErr_Clear();
     }
     if (type == NULL) {
-        Py_XSETREF(module, PyImport_ImportModule("socket"));
+        Py_XSETREF(module, import_standard("socket"));
         type = module == NULL ? NULL : PyObject_GetAttrString(module, "socket");
     }
     Py_XDECREF(module);
@@ -10175,13 +10898,13 @@ serve_callable(struct session *session, PyObject *callable)
 {
     PyObject *client = NULL; /* owned */
     PyObject *result = NULL; /* owned */
-    import_needed_modules(session);
+    (void)import_needed_modules(session, NULL);
     client = make_client_object(session);
-    begin_running(session);
     if (client != NULL) {
+        begin_running(session);
         result = PyObject_CallOneArg(callable, client);
+        end_running(session);
     }
-    end_running(session);
     Py_XDECREF(result);
     if (PyErr_Occurred()) {
         log_exception("ManholeConnectionThread failure: ", take_exception(), "");
@@ -10478,31 +11201,17 @@ run_program(struct session *session, PyObject *file)
     return raised;
 }
 
-/* What traceback.format_exception() makes of an exception. Its __str__() may be anything: it can be
+/* As format_raised(), with the traceback. The exception's __str__() may be anything: it can be
  * interrupted. Returns a new str, or NULL with an exception. */
 ATTACHED static PyObject *
 format_exception(struct session *session, PyObject *exception)
 {
-    PyObject *module = NULL; /* owned */
-    PyObject *lines = NULL;  /* owned */
-    PyObject *text = NULL;   /* owned, handed to the caller */
     PyObject *traceback = PyException_GetTraceback(exception); /* owned, or NULL */
-    PyObject *empty = PyUnicode_FromString("");                /* owned */
+    PyObject *text = NULL; /* new, handed to the caller */
     begin_running(session);
-    module = PyImport_ImportModule("traceback");
-    if (module != NULL && empty != NULL) {
-        lines = PyObject_CallMethod(module, "format_exception", "OOO",
-                                    (PyObject *)Py_TYPE(exception), exception,
-                                    traceback == NULL ? Py_None : traceback);
-    }
-    if (lines != NULL) {
-        text = PyUnicode_Join(empty, lines);
-    }
+    text = format_raised(exception, traceback == NULL ? Py_None : traceback, false);
     end_running(session);
-    Py_XDECREF(module);
-    Py_XDECREF(lines);
     Py_XDECREF(traceback);
-    Py_XDECREF(empty);
     return text;
 }
 
@@ -10572,12 +11281,16 @@ serve_program(struct session *session, PyObject *locals)
 {
     PyObject *arguments = NULL; /* owned */
     PyThreadState *tstate = NULL;
-    import_needed_modules(session);
+    (void)import_needed_modules(session, "");
     arguments = make_arguments(session);
-    set_names(session, make_names(locals, session->wish->live_names));
-    session->input = open_input(session);
-    if (arguments != NULL && session->names != NULL && session->input != NULL &&
-        open_streams(session) == 0 && open_arguments(session, arguments) == 0) {
+    if (arguments != NULL) {
+        set_names(session, make_names(locals, session->wish->live_names));
+    }
+    if (session->names != NULL) {
+        session->input = open_input(session);
+    }
+    if (session->input != NULL && open_streams(session) == 0 &&
+        open_arguments(session, arguments) == 0) {
         (void)run_to_the_end(session);
     }
     Py_XDECREF(arguments);
@@ -10655,44 +11368,195 @@ copy_names(const struct session *asking)
     return copy;
 }
 
-/* rlcompleter in a module of its own, for when it is imported it imports readline, which prepares
- * the terminal of the process, and makes itself readline's completer. It evaluates what it is to
- * complete, so it sees nothing of a command shell, whose words are in a tuple. */
+/* Completes what stands before the cursor, a match being the whole line as it would become. It is
+ * rlcompleter's work, but that evaluates what it completes, asks each attribute for its value, and
+ * knows of no place where a keyword cannot stand. Of a command shell, whose words are in a tuple,
+ * it sees no more than those. */
 static const char completion_program[] =
-    "import builtins, importlib.util\n"
-    "def import_all_but_readline(name, *rest, **keywords):\n"
-    "    if name == 'readline':\n"
-    "        raise ImportError(name)\n"
-    "    return builtins.__import__(name, *rest, **keywords)\n"
-    "module = {'__name__': 'rlcompleter', '__builtins__':\n"
-    "          dict(vars(builtins), __import__=import_all_but_readline)}\n"
-    "exec(importlib.util.find_spec('rlcompleter').loader.get_code('rlcompleter'), "
-    "module)\n"
-    "def complete(text, names, most):\n"
+    /* Where a string begins that the end of the line is in, and its quotes; '#' in a comment. */
+    "def find_string(line):\n"
+    "    quotes, start, i = '', 0, 0\n"
+    "    while i < len(line) and quotes != '#':\n"
+    "        if not quotes and line[i] in '\"\\'#':\n"
+    "            quotes = line[i]\n"
+    "            if quotes != '#' and line.startswith(quotes * 3, i):\n"
+    "                quotes *= 3\n"
+    "            start = i = i + len(quotes)\n"
+    "        elif quotes and line.startswith(quotes, i):\n"
+    "            i += len(quotes)\n"
+    "            quotes = ''\n"
+    "        else:\n"
+    "            i += 2 if quotes and line[i] == '\\\\' else 1\n"
+    "    return start, quotes\n"
+    /* An attribute as it is stored: properties and the like are not run. */
+    "methods = (types.FunctionType, types.BuiltinFunctionType, types.MethodType,\n"
+    "           types.MethodDescriptorType, types.WrapperDescriptorType,\n"
+    "           types.ClassMethodDescriptorType)\n"
+    "def attribute(value, name):\n"
+    "    found = inspect.getattr_static(value, name)\n"
+    "    kind = type(found)\n"
+    "    if kind in (classmethod, staticmethod):\n"
+    "        return found.__func__\n"
+    "    if kind is types.MemberDescriptorType or (\n"
+    "            kind is types.GetSetDescriptorType\n"
+    "            and found.__objclass__.__module__ == 'builtins'):\n"
+    "        return found.__get__(value)\n"
+    "    if kind not in methods and any('__get__' in vars(base) for base in "
+    "kind.__mro__):\n"
+    "        raise AttributeError(name)\n"
+    "    return found\n"
+    "def look_up(dotted, names):\n"
+    "    first, *rest = dotted.split('.')\n"
+    "    value = names[first] if first in names else vars(builtins)[first]\n"
+    "    for name in rest:\n"
+    "        value = attribute(value, name)\n"
+    "    return value\n"
+    "def with_bracket(name, value):\n"
+    "    is_called = callable(value) or type(value) in (classmethod, staticmethod)\n"
+    "    return name + '(' if is_called else name\n"
+    /* Names that begin with an underscore are for who types one. */
+    "def is_wanted(name, text):\n"
+    "    return (type(name) is str and name.startswith(text)\n"
+    "            and name.startswith('_') <= text.startswith('_')\n"
+    "            and name.startswith('__') <= (text != '_'))\n"
+    /* The keywords that can stand behind the beginning of a statement. */
+    "values = {'False', 'None', 'True', 'await', 'lambda', 'not', 'yield'}\n"
+    "joints = {'and', 'as', 'async', 'else', 'for', 'from', 'if', 'in', 'is', 'not', "
+    "'or'}\n"
+    "behind = dict.fromkeys('as break class continue def del for global import lambda '\n"
+    "                       'nonlocal pass'.split(), ())\n"
+    "behind.update({'async': ('def', 'for', 'with'), 'not': values | {'in'},\n"
+    "               'is': values, 'yield': values | {'from'}})\n"
+    "behind.update(dict.fromkeys(('False', 'None', 'True'), joints))\n"
+    "alone = {'False', 'None', 'True', 'break', 'continue', 'pass'}\n"
+    "def keywords_behind(start):\n"
+    "    start = start.strip()\n"
+    "    last = re.search(r'\\w*$|\\W$', start)[0] or start[-1:]\n"
+    "    begins = re.match('(async|class|def|el|except|f|if|try|w).*:$', start)\n"
+    "    if not last or (begins and not re.search(r'\\blambda\\b|[([{][^)\\]}]*$', "
+    "start)):\n"
+    "        return keyword.kwlist\n"
+    "    if last in behind or last in keyword.kwlist or start in keyword.softkwlist:\n"
+    "        return behind.get(last, values)\n"
+    "    return joints if last.isalnum() or last in ')]}\"\\'' or last.isidentifier() "
+    "else values\n"
+    "def names_in(names, text, start):\n"
+    "    for word in keywords_behind(start):\n"
+    "        if word.startswith(text):\n"
+    "            yield word if word in alone else word + ' '\n"
+    "    for space in names, vars(builtins):\n"
+    "        for name, value in space.items():\n"
+    "            if is_wanted(name, text) and not keyword.iskeyword(name):\n"
+    "                yield with_bracket(name, value)\n"
+    /* dir() would ask for __class__. */
+    "def attributes(value, text):\n"
+    "    kind = type(value)\n"
+    "    if inspect.getattr_static(kind, '__dir__') is vars(object)['__dir__']:\n"
+    "        found = {name for base in kind.__mro__ for name in vars(base)}\n"
+    "        own = inspect.getattr_static(value, '__dict__', None)\n"
+    "        if type(own) is types.GetSetDescriptorType:\n"
+    "            found.update(own.__get__(value))\n"
+    "    else:\n"
+    "        found = dir(value)\n"
+    "    return [name for name in found if is_wanted(name, text)]\n"
+    "def attributes_in(names, dotted, dot, text):\n"
+    "    value = look_up(dotted, names)\n"
+    "    for name in attributes(value, text):\n"
+    "        found = inspect.getattr_static(value, name, None)\n"
+    "        yield dotted + dot + with_bracket(name, found)\n"
+    "def in_code(line, names):\n"
+    "    start = line.rpartition(';')[2]\n"
+    "    text = re.search(r'[\\w.]*$', start)[0]\n"
+    "    start = start[:len(start) - len(text)]\n"
+    "    if re.match(r'\\s*(from|import)\\s', start):\n"
+    "        return text, imports(start, text)\n"
+    "    if '.' in text:\n"
+    "        return text, attributes_in(names, *text.rpartition('.'))\n"
+    "    return text, names_in(names, text, start) if text and not text[0].isdigit() "
+    "else ()\n"
+    /* Where the modules of a package are, which is not imported for that. */
+    "def folders_of(package):\n"
+    "    folders, name = sys.path, ''\n"
+    "    for part in package.split('.') if package else ():\n"
+    "        name += '.' + part if name else part\n"
+    "        if name in sys.modules:\n"
+    "            folders = inspect.getattr_static(sys.modules[name], '__path__', ())\n"
+    "        else:\n"
+    "            spec = machinery.PathFinder.find_spec(name, folders)\n"
+    "            folders = spec and spec.submodule_search_locations or ()\n"
+    "    return list(folders)\n"
+    "def modules_in(package, text):\n"
+    "    known = [*sys.builtin_module_names, *sys.modules]\n"
+    "    start = package and package + '.'\n"
+    "    known = [name[len(start):].partition('.')[0] for name in known if "
+    "name.startswith(start)]\n"
+    "    known += [module.name for module in pkgutil.iter_modules(folders_of(package))]\n"
+    "    return [name for name in known if name.isidentifier() and is_wanted(name, "
+    "text)]\n"
+    "def imports(start, text):\n"
+    "    names = r'(\\w+(\\s+as\\s+\\w+)?\\s*,\\s*)*$'\n"
+    "    if re.match(r'\\s*(from\\s+|import\\s+([\\w.]+(\\s+as\\s+\\w+)?\\s*,\\s*)*)$', "
+    "start):\n"
+    "        package, dot, text = text.rpartition('.')\n"
+    "        return [package + dot + name for name in modules_in(package, text)]\n"
+    "    match = re.match(r'\\s*from\\s+([\\w.]+)\\s+import\\s*[\\s(]\\s*' + names, "
+    "start)\n"
+    "    if match:\n"
+    "        module = sys.modules.get(match[1])\n"
+    "        found = attributes(module, text) if module else ()\n"
+    "        return [*found, *modules_in(match[1], text)]\n"
+    "    word = 'import ' if re.match(r'\\s*from\\s+[\\w.]+\\s+$', start) else 'as '\n"
+    "    return [word] * (text != '' and word.startswith(text))\n"
+    "def keys_in(mapping, text):\n"
+    "    keys = mapping if mapping is os.environ else dict.keys(mapping)\n"
+    "    return (key for key in keys if type(key) is str and key.startswith(text))\n"
+    "def files_in(text, quotes):\n"
+    "    folder, slash, name = text.rpartition('/')\n"
+    "    with os.scandir(folder + slash or '.') as entries:\n"
+    "        for entry in entries:\n"
+    "            if entry.name.startswith(name) and (name or entry.name[0] != '.'):\n"
+    "                yield folder + slash + entry.name + ('/' if entry.is_dir() else "
+    "quotes)\n"
+    /* What would have to be escaped is left out. */
+    "def in_string(text, quotes, before, names):\n"
+    "    match = re.search(r'([^\\W\\d][\\w.]*)\\[\\s*$', before)\n"
+    "    if match:\n"
+    "        found = (key + quotes + ']' for key in keys_in(look_up(match[1], names), "
+    "text))\n"
+    "    else:\n"
+    "        found = files_in(text, quotes)\n"
+    "    for word in found:\n"
+    "        bare = word.rstrip(quotes + ']')\n"
+    "        if word.isprintable() and '\\\\' not in word and quotes[0] not in bare:\n"
+    "            yield word\n"
+    "def complete(line, names, most):\n"
+    "    start, quotes = find_string(line)\n"
     "    if isinstance(names, tuple):\n"
-    "        return [word + '\\n' for word in names if word.startswith(text)][:most]\n"
-    "    completer = module['Completer'](names)\n"
-    "    completer.complete(text, 0)\n"
-    "    matches = dict.fromkeys(completer.matches)\n"
-    "    return [match + '\\n' for match in matches if '\\n' not in match][:most]\n";
+    "        text = line.rpartition(' ')[2]\n"
+    "        found = (word for word in names if word.startswith(text))\n"
+    "    elif quotes == '#':\n"
+    "        return []\n"
+    "    elif quotes:\n"
+    "        text = line[start:]\n"
+    "        found = in_string(text, quotes, line[:start - len(quotes)], names)\n"
+    "    else:\n"
+    "        text, found = in_code(line, names)\n"
+    "    start = line[:len(line) - len(text)]\n"
+    "    found = (start + word + '\\n' for word in found if '\\n' not in word)\n"
+    "    found = list(dict.fromkeys(itertools.islice(found, most)))\n"
+    "    return found if isinstance(names, tuple) else sorted(found)\n";
 
 /* Returns that program's complete(), new, or NULL with an exception. */
 ATTACHED static PyObject *
 make_completion(void)
 {
-    PyObject *names =
-        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
-    PyObject *result = NULL;                                         /* owned */
-    PyObject *complete = NULL; /* new, handed to the caller */
-    if (names != NULL) {
-        result = run_source(completion_program, Py_file_input, names);
-    }
-    if (result != NULL) {
-        complete = PyMapping_GetItemString(names, "complete");
-    }
-    Py_XDECREF(names);
-    Py_XDECREF(result);
-    return complete;
+    static const char *const modules[] = {"builtins", "importlib.machinery",
+                                          "inspect",  "itertools",
+                                          "keyword",  "os",
+                                          "pkgutil",  "re",
+                                          "sys",      "types",
+                                          NULL};
+    return run_program_of_ours(completion_program, modules, "complete");
 }
 
 /* The same, made at the first call and kept, one for clients that ask at once. */
@@ -10739,14 +11603,14 @@ send_matches(struct session *session, PyObject *names)
     return result;
 }
 
-/* The names and attributes that a text may become, by rlcompleter; nothing at all on any error.
+/* What the line may become that the client has typed so far; nothing at all on any error.
  * Never raises. */
 ATTACHED static void
 serve_completion(struct session *session, PyObject *locals)
 {
     PyObject *names = NULL; /* owned */
     (void)locals;
-    import_needed_modules(session);
+    (void)import_needed_modules(session, NULL);
     names = copy_names(session);
     if (names != NULL && session->request[strspn(session->request, " \t\r")] != '\0') {
         (void)send_matches(session, names);
@@ -10787,1099 +11651,544 @@ serve_json(struct session *session, PyObject *locals)
  * prompts are ispyd's.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only while a command or plugin has the client's streams.
- * Nothing here evaluates, imports, formats with or opens what the client types. Its first word is
- * compared with the names of a table, or of the methods that a plugin's class has; what stands
- * behind it is handed over as text.
- * To add a command: a row in the table of its shell. To add a shell: a row in shells[].
+ * The shells are classes of the standard library's cmd.Cmd, in a program that is compiled at the
+ * first visit; what they need of C is the functions of commands_methods[]. Nothing here evaluates,
+ * imports, formats with or opens what the client types: its first word is the rest of the name of a
+ * method, as ASCII letters, digits and "_", and what stands behind it is handed over as text.
+ * To add a command: a row or a method of its shell. To add a shell: a class, and a row in SHELLS.
  * ====================================================================================== */
 
-/* Where a client is: in the outermost shell, or in one inside it. */
-struct visit {
-    struct session *session;
-    PyObject *locals;   /* borrowed mapping, or NULL: for the console */
-    unsigned enabled;   /* bits of enum feature, as they were when the client came */
-    PyObject *settings; /* borrowed RawConfigParser, or None: for the plugins */
-    PyObject *plugins; /* borrowed dict: a class by each name; None for a shell of ours */
-    PyObject *skipped; /* borrowed list of str: the plugins that are broken, and why */
-    const struct shell *shells[2]; /* the commands of this one, and what all have */
-    PyObject *plugin; /* borrowed: whose methods this shell has; NULL: none's */
-    const char *name; /* as the prompt has it */
-    bool no_prompt;
-    bool left; /* the client has left this shell, */
-    bool over; /* and the session with it */
-};
+static const char commands_program[] =
+    "HOW_TO_ENABLE = ('Sorry, the %s is disabled. To enable it: \"enabled = true\" in '\n"
+    "                 'section [%s] of the configuration file, or '\n"
+    "                 'install(enable=%r).')\n"
+    "\n"
+    "def say(text):\n"
+    "    if text:\n"
+    "        write(text if text.endswith('\\n') else text + '\\n')\n"
+    "\n"
+    "def summarize(error):\n"
+    "    try:\n"
+    "        message = str(error)\n"
+    "    except Exception:\n"
+    "        message = ''\n"
+    "    return message or type(error).__name__\n"
+    "\n"
+    /* No docstrings: since 3.13 the compiler takes the indentation out of these. */
+    "def helps(usage, text):\n"
+    "    def add(method):\n"
+    "        method.__doc__ = f'{usage}\\n    {text}'\n"
+    "        return method\n"
+    "    return add\n"
+    "\n"
+    "class Output:\n"
+    "    write = staticmethod(write)\n"
+    "\n"
+    "class Shell(cmd.Cmd):\n"
+    "    feature = None\n"
+    "    def __init__(self, name, outer=None):\n"
+    "        super().__init__(stdout=Output)\n"
+    "        self.name, self.outer = name, outer\n"
+    "        self.shows_prompt = outer is None or outer.shows_prompt\n"
+    /* What Tab completes. */
+    "    def words(self):\n"
+    "        names = self.get_names()\n"
+    "        return sorted({name[3:] for name in names if name[:3] == 'do_'})\n"
+    "    def interact(self):\n"
+    "        left = False\n"
+    "        while not left:\n"
+    "            offer(tuple(self.words()))\n"
+    "            left = self.turn()\n"
+    /* One line. Only SystemExit, and an error of the connection, get out of it. */
+    "    def turn(self):\n"
+    "        prompt = f'({self.name}:{os.getpid()}) ' if self.shows_prompt else ''\n"
+    "        try:\n"
+    "            line = ask(prompt)\n"
+    "            if not line:\n"
+    "                write('\\n')\n"
+    "                raise SystemExit\n"
+    "            return self.onecmd(line)\n"
+    "        except KeyboardInterrupt:\n"
+    "            write('\\nKeyboardInterrupt\\n')\n"
+    "        except Exception as error:\n"
+    "            write(f'*** {summarize(error)}\\n')\n"
+    "    def emptyline(self):\n"
+    "        pass\n"
+    "    def default(self, line):\n"
+    "        raise LookupError(f'Unknown syntax: {line:.80}')\n"
+    "    @helps('exit', 'Leave this shell.')\n"
+    "    def do_exit(self, _):\n"
+    "        return True\n"
+    "    @helps('help [COMMAND]',\n"
+    "           'List the commands, or say what one does; ? is short for it.')\n"
+    "    def do_help(self, topic):\n"
+    "        if not topic:\n"
+    "            return super().do_help('')\n"
+    "        method = getattr(self, 'do_' + topic, None)\n"
+    "        if method is None or not method.__doc__:\n"
+    "            raise LookupError(f'No help on {topic:.80}')\n"
+    "        say(method.__doc__)\n"
+    "    @helps('prompt on|off', 'Show a prompt or none, here and in the shells '\n"
+    "           'that are entered from here.')\n"
+    "    def do_prompt(self, word):\n"
+    "        if word not in ('on', 'off'):\n"
+    "            raise ValueError('A prompt is on or off')\n"
+    "        self.shows_prompt = word == 'on'\n"
+    "\n"
+    /* A class decorator: a method for each row, NAME: (what returns the text, help). */
+    "def shows(rows):\n"
+    "    def add(shell):\n"
+    "        for name, (look, text) in rows.items():\n"
+    "            def do(self, _, look=look):\n"
+    "                say(run(look))\n"
+    "            setattr(shell, 'do_' + name, helps(name, text)(do))\n"
+    "        return shell\n"
+    "    return add\n"
+    "\n"
+    "@shows({\n"
+    "    'cwd': (os.getcwd, 'Show the current working directory of the process.'),\n"
+    "    'egid': (lambda: str(os.getegid()),\n"
+    "             'Show the effective group id of the process.'),\n"
+    "    'euid': (lambda: str(os.geteuid()),\n"
+    "             'Show the effective user id of the process.'),\n"
+    "    'gid': (lambda: str(os.getgid()), 'Show the group id of the process.'),\n"
+    "    'pid': (lambda: str(os.getpid()), 'Show the process id.'),\n"
+    "    'uid': (lambda: str(os.getuid()), 'Show the user id of the process.'),\n"
+    "})\n"
+    "class Process(Shell):\n"
+    "    pass\n"
+    "\n"
+    "@shows({\n"
+    "    'argv': (lambda: str(sys.argv),\n"
+    "             'Show sys.argv, what the process was started with.'),\n"
+    "    'defaultencoding': (sys.getdefaultencoding,\n"
+    "             'Show the encoding that Python takes where none is given.'),\n"
+    "    'environ': (lambda: str(dict(os.environ)),\n"
+    "             'Show os.environ: the environment at the start of Python, and '\n"
+    "             'what was set since.'),\n"
+    "    'executable': (lambda: str(sys.executable),\n"
+    "             'Show sys.executable, the path of the Python that runs.'),\n"
+    "    'filesystemencoding': (sys.getfilesystemencoding,\n"
+    "             'Show the encoding of file names.'),\n"
+    "    'maxint': (lambda: f'{sys.maxsize}\\nPython 3 has no maxint, for its ints '\n"
+    "             'have no limit: this is maxsize.',\n"
+    "             'Show sys.maxsize, for Python 3 has no sys.maxint.'),\n"
+    "    'maxsize': (lambda: str(sys.maxsize),\n"
+    "             'Show sys.maxsize, the most items that a list can have.'),\n"
+    "    'maxunicode': (lambda: str(sys.maxunicode),\n"
+    "             'Show sys.maxunicode, the highest code point of a character.'),\n"
+    "    'path': (lambda: str(sys.path),\n"
+    "             'Show sys.path, where modules are looked for.'),\n"
+    "    'platform': (lambda: str(sys.platform), 'Show sys.platform.'),\n"
+    "    'prefix': (lambda: str(sys.prefix),\n"
+    "             'Show sys.prefix, where Python is installed.'),\n"
+    "    'threads': (lambda: native('threads'), 'Show the stacks of all threads.'),\n"
+    "    'version': (lambda: str(sys.version),\n"
+    "             'Show sys.version, with the compiler and the date of the build.'),\n"
+    "})\n"
+    "class Python(Shell):\n"
+    "    @helps('console', 'Open a Python console in the process, if that is '\n"
+    "           'enabled; exit() leaves it.')\n"
+    "    def do_console(self, _):\n"
+    "        if 'console' in self.outer.enabled:\n"
+    "            console(self.outer.locals)\n"
+    "        else:\n"
+    "            say(HOW_TO_ENABLE % ('Python console', 'python:console', 'console'))\n"
+    "    @helps('modules [GLOB]', 'List the modules that are imported: those in no '\n"
+    "           'package, or those whose names match GLOB (*, ?, [...]).')\n"
+    "    def do_modules(self, glob):\n"
+    "        names = [name for name in list(sys.modules) if isinstance(name, str)]\n"
+    /* While it is matched no other thread runs. */
+    "        if len(glob) > MAX_GLOB:\n"
+    "            raise ValueError(f'A glob has at most {MAX_GLOB} characters')\n"
+    "        if glob:\n"
+    "            names = run(fnmatch.filter, names, glob)\n"
+    "        else:\n"
+    "            names = [name for name in names if '.' not in name]\n"
+    "        say(str(sorted(names)))\n"
+    "\n"
+    "@shows({\n"
+    "    'list': (lambda: native('list'), 'List the probes.'),\n"
+    "    'reset': (lambda: native('reset'),\n"
+    "             'Take all probes away and forget all tracebacks.'),\n"
+    "    'tracebacks': (lambda: native('tracebacks'),\n"
+    "             'List the probes that have kept a traceback.'),\n"
+    "})\n"
+    "class Debugger(Shell):\n"
+    "    feature = 'debugger'\n"
+    "    PROBED = ' module:function | module:Class.method'\n"
+    "    @helps('debug' + PROBED,\n"
+    "           'Run pdb post mortem on the traceback that the probe has kept.')\n"
+    "    def do_debug(self, place):\n"
+    "        say(with_streams(lambda: run(native, 'debug', place)))\n"
+    "    @helps('discard' + PROBED, 'Forget the traceback that the probe has kept.')\n"
+    "    def do_discard(self, place):\n"
+    "        say(run(native, 'discard', place))\n"
+    "    @helps('insert' + PROBED, 'Put a probe around a function: it keeps the '\n"
+    "           'traceback of the last exception that leaves it.')\n"
+    "    def do_insert(self, place):\n"
+    "        say(run(native, 'insert', place))\n"
+    "    @helps('print' + PROBED, 'Show the traceback that the probe has kept.')\n"
+    "    def do_print(self, place):\n"
+    "        say(run(native, 'print', place))\n"
+    "    @helps('remove' + PROBED, 'Take the probe away: the function is what it was.')\n"
+    "    def do_remove(self, place):\n"
+    "        say(run(native, 'remove', place))\n"
+    "\n"
+    "@shows({\n"
+    "    'requests': (lambda: native('requests'),\n"
+    "             'Show the requests in flight: since when, their environ, and '\n"
+    "             'the stack.'),\n"
+    "})\n"
+    "class Wsgi(Shell):\n"
+    "    pass\n"
+    "\n"
+    "SHELLS = {'debugger': Debugger, 'process': Process, 'python': Python,\n"
+    "          'wsgi': Wsgi}\n"
+    "\n"
+    "def with_streams(act):\n"
+    "    open_streams()\n"
+    "    try:\n"
+    "        return act()\n"
+    "    finally:\n"
+    "        close_streams()\n"
+    "\n"
+    /* Of a plugin that is not ours: the methods do_NAME of its class are commands, too. */
+    "class Plugin(Shell):\n"
+    "    def __init__(self, name, outer, plugin):\n"
+    "        self.plugin = plugin\n"
+    "        super().__init__(name, outer)\n"
+    "    def get_names(self):\n"
+    "        return super().get_names() + dir(type(self.plugin))\n"
+    "    def __getattr__(self, name):\n"
+    "        if name[:3] != 'do_' or name not in dir(type(self.plugin)):\n"
+    "            raise AttributeError(name)\n"
+    "        method = getattr(self.plugin, name)\n"
+    "        def do(argument):\n"
+    "            return self.call(method, argument)\n"
+    "        do.__doc__ = method.__doc__\n"
+    "        return do\n"
+    /* What it returns, as a bool; None: it has raised, and the client has seen the traceback. */
+    "    def call(self, method, *arguments):\n"
+    "        try:\n"
+    "            return run(lambda: bool(method(*arguments)))\n"
+    "        except Exception as error:\n"
+    "            frames = error.__traceback__.tb_next.tb_next\n"
+    "            lines = run(traceback.format_exception, type(error), error, frames)\n"
+    "            write(''.join(lines))\n"
+    "    def call_optional(self, name, *arguments):\n"
+    "        method = getattr(self.plugin, name, None)\n"
+    "        return False if method is None else self.call(method, *arguments)\n"
+    "    def visit(self):\n"
+    "        self.plugin.stdin = self.outer.input\n"
+    "        self.plugin.stdout = sys.stdout\n"
+    "        if self.call_optional('activate', self.outer.settings) is False:\n"
+    "            try:\n"
+    "                self.interact()\n"
+    "            finally:\n"
+    "                self.call_optional('shutdown')\n"
+    "\n"
+    "class Root(Shell):\n"
+    "    def __init__(self, enabled, settings, locals, input):\n"
+    "        super().__init__('manhole')\n"
+    "        self.enabled, self.settings = enabled, settings\n"
+    "        self.locals, self.input = locals, input\n"
+    "        self.plugins, self.skipped = {}, []\n"
+    "    def words(self):\n"
+    "        return super().words() + list(self.plugins)\n"
+    /* A broken one costs nobody more than itself. */
+    "    def load(self, entries):\n"
+    "        for entry in entries:\n"
+    "            try:\n"
+    "                run(self.add, entry)\n"
+    "            except Exception as error:\n"
+    "                self.skipped.append(f'{entry}: {error!r}')\n"
+    "                log(self.skipped[-1])\n"
+    /* Ours are named so, or by ispyd's name for them, "ispyd.plugins.python:PythonShell". */
+    "    def add(self, entry):\n"
+    "        ours = entry\n"
+    "        if entry.startswith('ispyd.plugins.'):\n"
+    "            ours = entry[14:].partition(':')[0]\n"
+    "        if entry == '%(builtins)s':\n"
+    "            self.plugins.update(SHELLS)\n"
+    "        elif ours in SHELLS:\n"
+    "            self.plugins[ours] = SHELLS[ours]\n"
+    "        else:\n"
+    "            self.add_foreign(entry)\n"
+    "    def add_foreign(self, entry):\n"
+    "        module, colon, name = entry.partition(':')\n"
+    "        if not colon or ':' in name:\n"
+    "            raise ValueError('a plugin is named as module:Class')\n"
+    "        plugin = getattr(importlib.import_module(module), name)\n"
+    "        name = plugin.name\n"
+    "        if not (isinstance(name, str) and name.isidentifier() and\n"
+    "                len(name) <= MAX_PLUGIN_NAME):\n"
+    "            raise ValueError(f'its name is {name!r:.80}, not an identifier of at '\n"
+    "                             f'most {MAX_PLUGIN_NAME} characters')\n"
+    "        if name in SHELLS or name in self.plugins:\n"
+    "            raise ValueError(f'another plugin is named {name!r}')\n"
+    "        self.plugins[name] = plugin\n"
+    "    @helps('plugins', 'List the plugins: what shell enters.')\n"
+    "    def do_plugins(self, _):\n"
+    "        say('\\nskipped: '.join([str(sorted(self.plugins))] + self.skipped))\n"
+    "    @helps('shell NAME',\n"
+    "           'Enter the shell of a plugin; !NAME is short for it, exit leaves it.')\n"
+    "    def do_shell(self, name):\n"
+    "        plugin = self.plugins.get(name)\n"
+    "        if plugin is None:\n"
+    "            raise LookupError(f'There is no plugin named {name!r:.80}; '\n"
+    "                              '\"plugins\" lists them')\n"
+    "        if SHELLS.get(name) is not plugin:\n"
+    "            with_streams(lambda: Plugin(name, self, run(plugin)).visit())\n"
+    "        elif plugin.feature is None or plugin.feature in self.enabled:\n"
+    "            plugin(name, self).interact()\n"
+    "        else:\n"
+    "            say(HOW_TO_ENABLE % (f'{name} plugin', name, name))\n"
+    "\n"
+    "def visit(enabled, settings, entries, locals, input):\n"
+    "    root = Root(enabled, settings, locals, input)\n"
+    "    root.load(['%(builtins)s'] if entries is None else entries)\n"
+    "    root.interact()\n";
 
-/* What a command returns is shown to the client: a new str, or None for nothing; or NULL with an
- * exception, whose message is shown. */
-struct command {
-    const char *name;
-    const char *arguments; /* as help shows them; NULL: it takes none */
-    const char *help;
-    /* One of these. An attribute that can be called is. */
-    const char *module;
-    const char *attribute;
-    PyObject *(*look)(void);
-    PyObject *(*act)(PyObject *argument);
-    PyObject *(*steer)(struct visit *visit, PyObject *argument);
-    bool talks; /* sys.stdin and sys.stdout are the client's meanwhile */
-};
+/* ---- What that program calls ----------------------------------------------------------- */
 
-struct shell {
-    const char *name;
-    const struct command *commands;
-    size_t count;
-    enum feature feature; /* without which nobody gets in; 0: everybody does */
-};
-
-/* For a format: the section, the name. */
-#define HOW_TO_ENABLE                                                                    \
-  "To enable it: \"enabled = true\" in section [%s] of the configuration file, or "      \
-  "install(enable='%s')."
-
-/* ---- What the commands do -------------------------------------------------------------- */
-
-/* Returns a new str, or NULL with an exception. */
+/* ask(prompt): a line from the client; '' at its end. */
 ATTACHED static PyObject *
-show_attribute(const struct command *command)
+commands_ask(PyObject *module, PyObject *prompt)
 {
-    PyObject *module = PyImport_ImportModule(command->module); /* owned */
-    PyObject *value = NULL;                                    /* owned */
-    PyObject *text = NULL; /* new, handed to the caller */
-    if (module != NULL) {
-        value = PyObject_GetAttrString(module, command->attribute);
-    }
-    if (value != NULL && PyCallable_Check(value)) {
-        Py_SETREF(value, PyObject_CallNoArgs(value));
-    }
-    if (value != NULL) {
-        text = PyObject_Str(value);
-    }
-    Py_XDECREF(module);
-    Py_XDECREF(value);
-    return text;
+    const char *text = PyUnicode_AsUTF8(prompt);
+    (void)module;
+    return text == NULL ? NULL : ask_line(current_session, text);
 }
 
-/* As a dict, as ispyd shows it. */
+/* run(callable, *arguments): in there, and nowhere else in the program, the client can interrupt. */
 ATTACHED static PyObject *
-show_environ(void)
+commands_run(PyObject *module, PyObject *callable_and_arguments)
 {
-    PyObject *os = PyImport_ImportModule("os"); /* owned */
-    PyObject *variables = NULL;                 /* owned */
-    PyObject *copy = NULL;                      /* owned */
-    PyObject *text = NULL;                      /* new, handed to the caller */
-    if (os != NULL) {
-        variables = PyObject_GetAttrString(os, "environ");
+    PyObject *arguments =
+        PyTuple_GetSlice(callable_and_arguments, 1, PY_SSIZE_T_MAX); /* owned */
+    PyObject *result = NULL; /* new, handed to the caller */
+    (void)module;
+    if (arguments != NULL) {
+        begin_running(current_session);
+        result =
+            PyObject_CallObject(PyTuple_GET_ITEM(callable_and_arguments, 0), arguments);
+        end_running(current_session);
+        Py_DECREF(arguments);
     }
-    if (variables != NULL) {
-        copy = PyObject_CallMethod(variables, "copy", NULL);
-    }
-    if (copy != NULL) {
-        text = PyObject_Repr(copy);
-    }
-    Py_XDECREF(os);
-    Py_XDECREF(variables);
-    Py_XDECREF(copy);
-    return text;
-}
-
-ATTACHED static PyObject *
-show_maxint(void)
-{
-    return PyUnicode_FromFormat(
-        "%zd\nPython 3 has no maxint, for its ints have no limit: this is maxsize.",
-        PY_SSIZE_T_MAX);
-}
-
-/* Returns a new list of the names in sys.modules: all, or those that are in no package. */
-ATTACHED static PyObject *
-list_modules(bool all)
-{
-    PyObject *keys = PySequence_List(PyImport_GetModuleDict()); /* owned */
-    PyObject *names = NULL; /* owned, handed to the caller */
-    if (keys != NULL) {
-        names = PyList_New(0);
-    }
-    for (Py_ssize_t i = 0; names != NULL && i < PyList_GET_SIZE(keys); i++) {
-        PyObject *name = PyList_GET_ITEM(keys, i); /* borrowed */
-        bool wanted =
-            PyUnicode_Check(name) &&
-            (all || PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1) < 0);
-        if (wanted && PyList_Append(names, name) < 0) {
-            Py_CLEAR(names);
-        }
-    }
-    Py_XDECREF(keys);
-    return names;
-}
-
-/* Returns those of the names that match, new; takes over the list. A longer glob is refused: while
- * it is matched no other thread runs. */
-ATTACHED static PyObject *
-filter_names(PyObject *names /* new, or NULL with an exception */, PyObject *glob)
-{
-    PyObject *fnmatch = NULL; /* owned */
-    PyObject *found = NULL;   /* new, handed to the caller */
-    if (PyUnicode_GetLength(glob) > MAX_GLOB) {
-        PyErr_Format(PyExc_ValueError, "A glob has at most %d characters", MAX_GLOB);
-    }
-    else if (names != NULL) {
-        fnmatch = PyImport_ImportModule("fnmatch");
-    }
-    if (fnmatch != NULL) {
-        found = PyObject_CallMethod(fnmatch, "filter", "OO", names, glob);
-    }
-    Py_XDECREF(names);
-    Py_XDECREF(fnmatch);
-    return found;
-}
-
-ATTACHED static PyObject *
-show_modules(PyObject *glob)
-{
-    bool all = PyUnicode_GetLength(glob) > 0;
-    PyObject *names = list_modules(all); /* owned */
-    PyObject *text = NULL;               /* new, handed to the caller */
-    if (all) {
-        names = filter_names(names, glob);
-    }
-    if (names != NULL && PyList_Sort(names) == 0) {
-        text = PyObject_Repr(names);
-    }
-    Py_XDECREF(names);
-    return text;
-}
-
-/* ---- A shell at work ------------------------------------------------------------------- */
-
-/* Adds a name to a list, unless it is there. Returns 0, or -1 with an exception. */
-ATTACHED static int
-add_name(PyObject *names, const char *name)
-{
-    PyObject *text = PyUnicode_FromString(name); /* owned */
-    int has = text == NULL ? -1 : PySequence_Contains(names, text);
-    int result = has == 0 ? PyList_Append(names, text) : has;
-    Py_XDECREF(text);
-    return result < 0 ? -1 : 0;
-}
-
-/* Adds the names of a plugin's methods do_NAME, less the prefix. By its class: nothing that the
- * instance makes up is one. Returns 0, or -1 with an exception. */
-ATTACHED static int
-add_methods(PyObject *names, PyObject *plugin)
-{
-    static const char prefix[] = "do_";
-    PyObject *attributes = PyObject_Dir((PyObject *)Py_TYPE(plugin)); /* owned */
-    int result = attributes == NULL ? -1 : 0;
-    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(attributes); i++) {
-        const char *name = PyUnicode_AsUTF8(PyList_GET_ITEM(attributes, i));
-        if (name == NULL) {
-            result = -1;
-        }
-        else if (strncmp(name, prefix, sizeof(prefix) - 1) == 0) {
-            result = add_name(names, name + sizeof(prefix) - 1);
-        }
-    }
-    Py_XDECREF(attributes);
     return result;
 }
 
-ATTACHED static int
-add_commands(PyObject *names, const struct shell *shell)
-{
-    int result = 0;
-    for (size_t i = 0; result == 0 && i < shell->count; i++) {
-        result = add_name(names, shell->commands[i].name);
-    }
-    return result;
-}
-
-/* Returns a new sorted list of the commands there are, or NULL with an exception. */
 ATTACHED static PyObject *
-list_commands(const struct visit *visit)
+commands_write(PyObject *module, PyObject *text)
 {
-    PyObject *names = PyList_New(0); /* owned, handed to the caller */
-    if (names != NULL &&
-        (add_commands(names, visit->shells[0]) < 0 ||
-         add_commands(names, visit->shells[1]) < 0 ||
-         (visit->plugin != NULL && add_methods(names, visit->plugin) < 0) ||
-         PyList_Sort(names) < 0)) {
-        Py_CLEAR(names);
-    }
-    return names;
+    (void)module;
+    return write_client_str(current_session, text) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* The words that the client's Tab completes: commands, and in the outermost shell also the names of
- * the others. Never raises. */
-ATTACHED static void
-offer_words(const struct visit *visit)
+/* offer(words): a tuple of what may be typed next. */
+ATTACHED static PyObject *
+commands_offer(PyObject *module, PyObject *words)
 {
-    PyObject *words = list_commands(visit); /* owned */
-    PyObject *more = NULL;                  /* owned */
-    if (words != NULL && visit->plugin == NULL && visit->shells[0]->name == NULL) {
-        more = PySequence_InPlaceConcat(words, visit->plugins);
-    }
-    set_names(visit->session, words == NULL ? NULL : PyList_AsTuple(words));
-    PyErr_Clear();
-    Py_XDECREF(words);
-    Py_XDECREF(more);
+    (void)module;
+    set_names(current_session, Py_NewRef(words));
+    return Py_NewRef(Py_None);
 }
 
-ATTACHED static const struct command *
-find_command(const struct visit *visit, PyObject *word)
+ATTACHED static PyObject *
+commands_open_streams(PyObject *module, PyObject *unused)
 {
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(visit->shells); i++) {
-        const struct shell *shell = visit->shells[i];
-        for (size_t j = 0; j < shell->count; j++) {
-            if (PyUnicode_CompareWithASCIIString(word, shell->commands[j].name) == 0) {
-                return &shell->commands[j];
-            }
+    (void)module;
+    (void)unused;
+    return open_streams(current_session) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+ATTACHED static PyObject *
+commands_close_streams(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    close_streams(current_session);
+    return Py_NewRef(Py_None);
+}
+
+ATTACHED static PyObject *
+commands_log(PyObject *module, PyObject *skipped)
+{
+    const char *text = PyUnicode_AsUTF8(skipped);
+    (void)module;
+    if (text != NULL) {
+        log_line("Plugin skipped: %s", text);
+        deliver_log();
+    }
+    return text == NULL ? NULL : Py_NewRef(Py_None);
+}
+
+/* native(name[, argument]): what other rooms have, as text. */
+ATTACHED static PyObject *
+commands_native(PyObject *module, PyObject *arguments)
+{
+    static const struct {
+        const char *name;
+        PyObject *(*look)(void); /* one of these */
+        PyObject *(*act)(PyObject *argument);
+    } natives[] = {
+        {.name = "debug", .act = debug_probe},
+        {.name = "discard", .act = discard_probe},
+        {.name = "insert", .act = insert_probe},
+        {.name = "list", .look = list_probes},
+        {.name = "print", .act = print_probe},
+        {.name = "remove", .act = remove_probe},
+        {.name = "requests", .look = describe_requests},
+        {.name = "reset", .look = reset_probes},
+        {.name = "threads", .look = make_dump},
+        {.name = "tracebacks", .look = probe_tracebacks},
+    };
+    const char *name = NULL;
+    PyObject *argument = NULL; /* borrowed */
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "s|O", &name, &argument)) {
+        return NULL;
+    }
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(natives); i++) {
+        if (strcmp(natives[i].name, name) == 0) {
+            return natives[i].look != NULL ? natives[i].look() : natives[i].act(argument);
         }
     }
+    PyErr_SetString(PyExc_LookupError, name);
     return NULL;
 }
 
-/* Whether the plugin whose shell this is has a command; never what is a command of ours. */
-ATTACHED static bool
-has_method(const struct visit *visit, PyObject *word)
-{
-    PyObject *names = visit->plugin == NULL ? NULL : PyList_New(0); /* owned */
-    bool has = names != NULL && add_methods(names, visit->plugin) == 0 &&
-               PySequence_Contains(names, word) == 1;
-    PyErr_Clear();
-    Py_XDECREF(names);
-    return has;
-}
-
-/* The method do_WORD. Returns a new reference, or NULL with an exception. */
+/* console(locals): the Python console, on the client's own lines. */
 ATTACHED static PyObject *
-get_method(PyObject *plugin, PyObject *word)
+commands_console(PyObject *module, PyObject *locals)
 {
-    PyObject *name = PyUnicode_FromFormat("do_%U", word); /* owned */
-    PyObject *method = NULL;                              /* new, handed to the caller */
-    if (name != NULL) {
-        method = PyObject_GetAttr(plugin, name);
-        Py_DECREF(name);
-    }
-    return method;
-}
-
-/* What became of a plugin's code. */
-enum reply {
-    REPLY_INTERRUPTED = -1, /* with an exception that is not its own */
-    REPLY_FALSE,
-    REPLY_TRUE,
-    REPLY_RAISED, /* and the client has seen the traceback */
-};
-
-/* Calls what a plugin has. */
-ATTACHED static enum reply
-call_plugin(struct session *session, PyObject *callable /* new: taken over, or NULL */,
-            PyObject *argument /* or NULL */)
-{
-    PyObject *result = NULL;    /* owned */
-    PyObject *traceback = NULL; /* owned */
-    enum reply reply = REPLY_INTERRUPTED;
-    begin_running(session);
-    if (callable != NULL) {
-        result = argument == NULL ? PyObject_CallNoArgs(callable)
-                                  : PyObject_CallOneArg(callable, argument);
-    }
-    end_running(session);
-    if (result != NULL) {
-        reply = PyObject_IsTrue(result) == 1 ? REPLY_TRUE : REPLY_FALSE;
-        PyErr_Clear();
-    }
-    else if (PyErr_ExceptionMatches(PyExc_Exception)) {
-        PyObject *raised = take_exception(); /* owned */
-        traceback = format_exception(session, raised);
-        Py_DECREF(raised);
-    }
-    if (traceback != NULL && write_client_str(session, traceback) == 0) {
-        reply = REPLY_RAISED;
-    }
-    Py_XDECREF(callable);
-    Py_XDECREF(result);
-    Py_XDECREF(traceback);
-    return reply;
-}
-
-/* The same for a method that a plugin need not have: without it the reply is false. */
-ATTACHED static enum reply
-call_optional(struct session *session, PyObject *plugin, const char *name,
-              PyObject *argument /* or NULL */)
-{
-    return PyObject_HasAttrString(plugin, name)
-               ? call_plugin(session, PyObject_GetAttrString(plugin, name), argument)
-               : REPLY_FALSE;
-}
-
-/* Runs a plugin's command. One that returns what is true ends its shell, as in module cmd. */
-ATTACHED static PyObject *
-call_method(struct visit *visit, PyObject *word, PyObject *argument)
-{
-    enum reply reply =
-        call_plugin(visit->session, get_method(visit->plugin, word), argument);
-    visit->left = visit->left || reply == REPLY_TRUE;
-    return reply == REPLY_INTERRUPTED ? NULL : Py_NewRef(Py_None);
-}
-
-ATTACHED static PyObject *
-call_command(struct visit *visit, const struct command *command, PyObject *argument)
-{
-    struct session *session = visit->session;
-    PyObject *result = NULL; /* new, handed to the caller */
-    if (command->steer != NULL) {
-        return command->steer(visit, argument);
-    }
-    if (command->talks && open_streams(session) < 0) {
-        return NULL;
-    }
-    begin_running(session);
-    result = command->act != NULL    ? command->act(argument)
-             : command->look != NULL ? command->look()
-                                     : show_attribute(command);
-    end_running(session);
-    if (command->talks) {
-        PyObject *raised = take_exception(); /* owned, or NULL */
-        close_streams(session);
-        put_back_exception(raised);
-    }
-    return result;
-}
-
-static bool
-is_of_word(Py_UCS4 c)
-{
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           c == '_';
-}
-
-/* Takes a line apart as module cmd does: a word of ASCII letters, digits and "_", of which "?" and
- * "!" are short forms, and what stands behind it. Returns 0, or -1 with an exception. */
-ATTACHED static int
-split_line(PyObject *line, PyObject **word /* new */, PyObject **argument /* new */)
-{
-    PyObject *rest = NULL; /* owned */
-    Py_ssize_t length = PyUnicode_GetLength(line);
-    Py_ssize_t behind = 0;
-    Py_UCS4 first = length == 0 ? 0 : PyUnicode_ReadChar(line, 0);
-    while (behind < length && is_of_word(PyUnicode_ReadChar(line, behind))) {
-        behind++;
-    }
-    if (first == '?' || first == '!') {
-        behind = 1;
-        *word = PyUnicode_FromString(first == '?' ? "help" : "shell");
-    }
-    else {
-        *word = PyUnicode_Substring(line, 0, behind);
-    }
-    if (*word != NULL) {
-        rest = PyUnicode_Substring(line, behind, length);
-    }
-    if (rest != NULL) {
-        *argument = PyObject_CallMethod(rest, "strip", NULL);
-        Py_DECREF(rest);
-    }
-    return *argument == NULL ? -1 : 0;
-}
-
-/* Shows a str with a newline behind it, as print() would. Returns 0, or -1 with an exception. */
-ATTACHED static int
-show_result(struct session *session, PyObject *result)
-{
-    if (result == Py_None || PyUnicode_GetLength(result) == 0) {
-        return 0;
-    }
-    return write_client_str(session, result) < 0 ||
-                   (!ends_line(result) && write_client(session, "\n", 1) < 0)
-               ? -1
-               : 0;
-}
-
-/* What the client is told of an exception. Returns a new str, or NULL with an exception. */
-ATTACHED static PyObject *
-summarize_exception(PyObject *raised)
-{
-    PyObject *message = NULL; /* owned */
-    PyObject *text = NULL;    /* new, handed to the caller */
-    if (PyErr_GivenExceptionMatches(raised, PyExc_KeyboardInterrupt)) {
-        return PyUnicode_FromString("\nKeyboardInterrupt\n");
-    }
-    message = PyObject_Str(raised);
-    PyErr_Clear();
-    if (message == NULL || PyUnicode_GetLength(message) == 0) {
-        text = PyUnicode_FromFormat("*** %s\n", Py_TYPE(raised)->tp_name);
-    }
-    else {
-        text = PyUnicode_FromFormat("*** %U\n", message);
-    }
-    Py_XDECREF(message);
-    return text;
-}
-
-/* Tells the client of the exception that is set, which only costs what it has typed; unless it is
- * SystemExit, or the session is over. */
-ATTACHED static void
-settle_exception(struct visit *visit)
-{
-    PyObject *raised = NULL; /* owned */
-    PyObject *text = NULL;   /* owned */
-    if (visit->over) {
-        return;
-    }
-    raised = take_exception();
-    visit->over = PyErr_GivenExceptionMatches(raised, PyExc_SystemExit) != 0;
-    if (!visit->over) {
-        text = summarize_exception(raised);
-        visit->over = text == NULL || write_client_str(visit->session, text) < 0;
-    }
-    Py_DECREF(raised);
-    Py_XDECREF(text);
-}
-
-/* Runs what the client has typed, without blanks around it. Returns as a command does. */
-ATTACHED static PyObject *
-run_words(struct visit *visit, PyObject *line)
-{
-    PyObject *word = NULL;     /* owned */
-    PyObject *argument = NULL; /* owned */
-    PyObject *result = NULL;   /* new, handed to the caller */
-    const struct command *command = NULL;
-    if (split_line(line, &word, &argument) < 0) {
-        goto done;
-    }
-    command = find_command(visit, word);
-    if (command != NULL) {
-        result = call_command(visit, command, argument);
-    }
-    else if (has_method(visit, word)) {
-        result = call_method(visit, word, argument);
-    }
-    else {
-        PyErr_Format(PyExc_LookupError, "Unknown syntax: %.80U", line);
-    }
-done:
-    Py_XDECREF(word);
-    Py_XDECREF(argument);
-    return result;
-}
-
-ATTACHED static void
-obey_line(struct visit *visit, PyObject *line)
-{
-    PyObject *bare = PyObject_CallMethod(line, "strip", NULL); /* owned */
-    PyObject *result = NULL;                                   /* owned */
-    if (bare != NULL && PyUnicode_GetLength(bare) > 0) {
-        result = run_words(visit, bare);
-    }
-    if (result != NULL) {
-        visit->over = show_result(visit->session, result) < 0 || visit->over;
-    }
-    if (PyErr_Occurred()) {
-        settle_exception(visit);
-    }
-    Py_XDECREF(bare);
-    Py_XDECREF(result);
-}
-
-/* Prompt, line, prompt, line, until the client leaves the shell. Returns with an exception set when
- * it was one that ended the session. */
-ATTACHED static void
-run_shell(struct visit *visit)
-{
-    offer_words(visit);
-    while (!visit->left && !visit->over) {
-        char prompt[200] = "";
-        PyObject *line = NULL; /* owned */
-        if (!visit->no_prompt) {
-            (void)snprintf(prompt, sizeof(prompt), "(%s:%ld) ", visit->name,
-                           (long)getpid());
-        }
-        line = ask_line(visit->session, prompt);
-        if (line == NULL && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-            settle_exception(visit);
-        }
-        else if (line == NULL) {
-            visit->over = true;
-        }
-        else if (PyUnicode_GetLength(line) == 0) {
-            (void)write_client(visit->session, "\n", 1);
-            visit->over = true;
-        }
-        else {
-            obey_line(visit, line);
-        }
-        Py_XDECREF(line);
-    }
-}
-
-/* Runs a shell inside this one. Returns None, or NULL with an exception. */
-ATTACHED static PyObject *
-enter_shell(struct visit *visit, const struct shell *shell, const char *name,
-            PyObject *plugin /* or NULL */)
-{
-    struct visit inner = *visit;
-    inner.shells[0] = shell;
-    inner.name = name;
-    inner.plugin = plugin;
-    run_shell(&inner);
-    visit->over = inner.over;
-    if (!visit->over) {
-        offer_words(visit);
-    }
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-}
-
-/* ---- python ---------------------------------------------------------------------------- */
-
-/* The console, on the client's own lines; the shell goes on behind it. */
-ATTACHED static PyObject *
-enter_console(struct visit *visit, PyObject *unused)
-{
-    struct session *session = visit->session;
-    PyObject *leave = NULL;  /* owned */
+    struct session *session = current_session;
+    PyObject *leave = PyObject_GetAttrString(manhole.module, "_exit"); /* owned */
     PyObject *raised = NULL; /* owned, or NULL */
-    (void)unused;
-    if ((visit->enabled & FEATURE_CONSOLE) == 0) {
-        return PyUnicode_FromFormat(
-            "Sorry, the Python console is disabled. " HOW_TO_ENABLE, "python:console",
-            "console");
-    }
-    leave = PyObject_GetAttrString(manhole.module, "_exit");
+    (void)module;
     if (leave != NULL) {
-        set_names(session, make_names(visit->locals, session->wish->live_names));
+        set_names(session, make_names(locals == Py_None ? NULL : locals,
+                                      session->wish->live_names));
     }
     if (leave != NULL && session->names != NULL &&
         PyDict_SetItemString(session->names, "exit", leave) == 0 &&
         PyDict_SetItemString(session->names, "quit", leave) == 0 &&
         open_streams(session) == 0 && send_stacks(session, NULL, true) == 0) {
-        hold_console(session);
+        hold_console(session, false);
     }
     raised = take_exception();
     close_streams(session);
-    offer_words(visit);
     put_back_exception(raised);
     Py_XDECREF(leave);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-static const struct command python_commands[] = {
-    {.name = "argv",
-     .module = "sys",
-     .attribute = "argv",
-     .help = "Show sys.argv, what the process was started with."},
-    {.name = "console",
-     .steer = enter_console,
-     .help =
-         "Open a Python console in the process, if that is enabled; exit() leaves it."},
-    {.name = "defaultencoding",
-     .module = "sys",
-     .attribute = "getdefaultencoding",
-     .help = "Show the encoding that Python takes where none is given."},
-    {.name = "environ",
-     .look = show_environ,
-     .help =
-         "Show os.environ: the environment at Python's start, and what was set since."},
-    {.name = "executable",
-     .module = "sys",
-     .attribute = "executable",
-     .help = "Show sys.executable, the path of the Python that runs."},
-    {.name = "filesystemencoding",
-     .module = "sys",
-     .attribute = "getfilesystemencoding",
-     .help = "Show the encoding of file names."},
-    {.name = "maxint",
-     .look = show_maxint,
-     .help = "Show sys.maxsize, for Python 3 has no sys.maxint."},
-    {.name = "maxsize",
-     .module = "sys",
-     .attribute = "maxsize",
-     .help = "Show sys.maxsize, the most items that a list can have."},
-    {.name = "maxunicode",
-     .module = "sys",
-     .attribute = "maxunicode",
-     .help = "Show sys.maxunicode, the highest code point of a character."},
-    {.name = "modules",
-     .arguments = "[GLOB]",
-     .act = show_modules,
-     .help = "List the modules that are imported: those in no package, or those whose "
-             "names match GLOB (*, ?, [...])."},
-    {.name = "path",
-     .module = "sys",
-     .attribute = "path",
-     .help = "Show sys.path, where modules are looked for."},
-    {.name = "platform",
-     .module = "sys",
-     .attribute = "platform",
-     .help = "Show sys.platform."},
-    {.name = "prefix",
-     .module = "sys",
-     .attribute = "prefix",
-     .help = "Show sys.prefix, where Python is installed."},
-    {.name = "threads", .look = make_dump, .help = "Show the stacks of all threads."},
-    {.name = "version",
-     .module = "sys",
-     .attribute = "version",
-     .help = "Show sys.version, with the compiler and the date of the build."},
+static PyMethodDef commands_methods[] = {
+    {"ask", commands_ask, METH_O, NULL},
+    {"close_streams", commands_close_streams, METH_NOARGS, NULL},
+    {"console", commands_console, METH_O, NULL},
+    {"log", commands_log, METH_O, NULL},
+    {"native", commands_native, METH_VARARGS, NULL},
+    {"offer", commands_offer, METH_O, NULL},
+    {"open_streams", commands_open_streams, METH_NOARGS, NULL},
+    {"run", commands_run, METH_VARARGS, NULL},
+    {"write", commands_write, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
 };
 
-/* ---- process --------------------------------------------------------------------------- */
-
-static const struct command process_commands[] = {
-    {.name = "cwd",
-     .module = "os",
-     .attribute = "getcwd",
-     .help = "Show the current working directory of the process."},
-    {.name = "egid",
-     .module = "os",
-     .attribute = "getegid",
-     .help = "Show the effective group id of the process."},
-    {.name = "euid",
-     .module = "os",
-     .attribute = "geteuid",
-     .help = "Show the effective user id of the process."},
-    {.name = "gid",
-     .module = "os",
-     .attribute = "getgid",
-     .help = "Show the group id of the process."},
-    {.name = "pid",
-     .module = "os",
-     .attribute = "getpid",
-     .help = "Show the process id."},
-    {.name = "uid",
-     .module = "os",
-     .attribute = "getuid",
-     .help = "Show the user id of the process."},
-};
-
-/* ---- debugger, wsgi -------------------------------------------------------------------- */
-
-#define PROBED "module:function | module:Class.method"
-
-static const struct command debugger_commands[] = {
-    {.name = "debug",
-     .arguments = PROBED,
-     .act = debug_probe,
-     .talks = true,
-     .help = "Run pdb post mortem on the traceback that the probe has kept."},
-    {.name = "discard",
-     .arguments = PROBED,
-     .act = discard_probe,
-     .help = "Forget the traceback that the probe has kept."},
-    {.name = "insert",
-     .arguments = PROBED,
-     .act = insert_probe,
-     .help =
-         "Put a probe around a function: it keeps the traceback of the last exception "
-         "that leaves it."},
-    {.name = "list", .look = list_probes, .help = "List the probes."},
-    {.name = "print",
-     .arguments = PROBED,
-     .act = print_probe,
-     .help = "Show the traceback that the probe has kept."},
-    {.name = "remove",
-     .arguments = PROBED,
-     .act = remove_probe,
-     .help = "Take the probe away: the function is what it was."},
-    {.name = "reset",
-     .look = reset_probes,
-     .help = "Take all probes away and forget all tracebacks."},
-    {.name = "tracebacks",
-     .look = probe_tracebacks,
-     .help = "List the probes that have kept a traceback."},
-};
-
-static const struct command wsgi_commands[] = {
-    {.name = "requests",
-     .look = describe_requests,
-     .help = "Show the requests in flight: since when, their environ, and the stack."},
-};
-
-/* ---- The outermost shell --------------------------------------------------------------- */
-
-#define SHELL(shell_name, needs)                                                         \
-  {                                                                                      \
-    .name = #shell_name, .commands = shell_name##_commands,                              \
-    .count = Py_ARRAY_LENGTH(shell_name##_commands), .feature = (needs)                  \
-  }
-
-static const struct shell shells[] = {
-    SHELL(debugger, FEATURE_DEBUGGER),
-    SHELL(process, 0),
-    SHELL(python, 0),
-    SHELL(wsgi, 0),
-};
-
-static const struct shell *
-find_shell(PyObject *name)
-{
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(shells); i++) {
-        if (PyUnicode_CompareWithASCIIString(name, shells[i].name) == 0) {
-            return &shells[i];
-        }
-    }
-    return NULL;
-}
-
-/* Runs the shell of a plugin that is not ours: its object is made for this visit. */
+/* Returns a new module in which the program has run, or NULL with an exception. */
 ATTACHED static PyObject *
-enter_plugin(struct visit *visit, PyObject *name, PyObject *type)
+make_commands(void)
 {
-    static const struct shell no_commands = {.name = "", .count = 0};
-    struct session *session = visit->session;
-    PyObject *output = NULL; /* owned */
-    PyObject *plugin = NULL; /* owned */
-    PyObject *raised = NULL; /* owned, or NULL */
-    const char *text = PyUnicode_AsUTF8(name);
-    if (text == NULL || open_streams(session) < 0) {
-        return NULL;
+    static const char *const modules[] = {"cmd", "fnmatch", "importlib",
+                                          "os",  "sys",     "traceback"};
+    PyObject *commands =
+        PyModule_New("manhole.commands"); /* owned, handed to the caller */
+    PyObject *result = NULL;              /* owned */
+    PyObject *names = commands == NULL ? NULL : PyModule_GetDict(commands); /* borrowed */
+    bool made = commands != NULL &&
+                PyModule_AddFunctions(commands, commands_methods) == 0 &&
+                PyModule_AddIntMacro(commands, MAX_GLOB) == 0 &&
+                PyModule_AddIntMacro(commands, MAX_PLUGIN_NAME) == 0 &&
+                PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) == 0;
+    for (size_t i = 0; made && i < Py_ARRAY_LENGTH(modules); i++) {
+        PyObject *module = import_standard(modules[i]); /* owned */
+        made = module != NULL && PyDict_SetItemString(names, modules[i], module) == 0;
+        Py_XDECREF(module);
     }
-    output = get_sys("stdout");
-    begin_running(session);
-    plugin = PyObject_CallNoArgs(type);
-    end_running(session);
-    if (plugin != NULL && output != NULL &&
-        PyObject_SetAttrString(plugin, "stdin", session->input) == 0 &&
-        PyObject_SetAttrString(plugin, "stdout", output) == 0 &&
-        call_optional(session, plugin, "activate", visit->settings) == REPLY_FALSE) {
-        Py_XDECREF(enter_shell(visit, &no_commands, text, plugin));
-        raised = take_exception();
-        (void)call_optional(session, plugin, "shutdown", NULL);
-        PyErr_Clear();
+    if (made) {
+        result = run_source(commands_program, Py_file_input, names);
     }
-    if (raised == NULL) {
-        raised = take_exception();
+    if (result == NULL) {
+        Py_CLEAR(commands);
     }
-    close_streams(session);
-    put_back_exception(raised);
-    Py_XDECREF(output);
-    Py_XDECREF(plugin);
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    Py_XDECREF(result);
+    return commands;
 }
 
-/* "shell NAME" and "!NAME". */
+/* Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
-enter_named(struct visit *visit, PyObject *name)
+get_commands(struct session *session)
 {
-    PyObject *type = PyDict_GetItemWithError(visit->plugins, name); /* borrowed */
-    const struct shell *shell = find_shell(name);
-    if (type == NULL && PyErr_Occurred()) {
-        return NULL;
+    struct module_state *state = installed_state();
+    PyObject *commands = NULL; /* new, handed to the caller */
+    set_importing(session, true);
+    lock_attached(&import_lock);
+    if (state->commands == NULL) {
+        state->commands = make_commands();
     }
-    if (type == NULL) {
-        PyErr_Format(PyExc_LookupError,
-                     "There is no plugin named %.80R; \"plugins\" lists them", name);
-        return NULL;
-    }
-    if (type != Py_None) {
-        return enter_plugin(visit, name, type);
-    }
-    if (shell->feature != 0 && (visit->enabled & shell->feature) == 0) {
-        return PyUnicode_FromFormat("Sorry, the %s plugin is disabled. " HOW_TO_ENABLE,
-                                    shell->name, shell->name, shell->name);
-    }
-    return enter_shell(visit, shell, shell->name, NULL);
+    commands = Py_XNewRef(state->commands);
+    unlock(&import_lock);
+    set_importing(session, false);
+    return commands;
 }
 
-/* As ispyd lists them; and what is wrong with the others that the configuration file names. */
+/* Returns a new tuple of the features' names, or NULL with an exception. */
 ATTACHED static PyObject *
-show_plugins(struct visit *visit, PyObject *unused)
+name_features(unsigned enabled)
 {
-    PyObject *names = PySequence_List(visit->plugins); /* owned */
-    PyObject *text = NULL;                             /* owned, handed to the caller */
-    (void)unused;
-    if (names != NULL && PyList_Sort(names) == 0) {
-        text = PyObject_Repr(names);
-    }
-    for (Py_ssize_t i = 0; text != NULL && i < PyList_GET_SIZE(visit->skipped); i++) {
-        Py_SETREF(text, PyUnicode_FromFormat("%U\nskipped: %U", text,
-                                             PyList_GET_ITEM(visit->skipped, i)));
-    }
-    Py_XDECREF(names);
-    return text;
-}
-
-static const struct command root_commands[] = {
-    {.name = "plugins",
-     .steer = show_plugins,
-     .help = "List the plugins: what shell enters."},
-    {.name = "shell",
-     .arguments = "NAME",
-     .steer = enter_named,
-     .help = "Enter the shell of a plugin; !NAME is short for it, exit leaves it."},
-};
-
-/* ---- What all shells have -------------------------------------------------------------- */
-
-ATTACHED static PyObject *
-leave_shell(struct visit *visit, PyObject *unused)
-{
-    (void)unused;
-    visit->left = true;
-    return Py_NewRef(Py_None);
-}
-
-ATTACHED static PyObject *
-set_prompt(struct visit *visit, PyObject *argument)
-{
-    bool on = PyUnicode_CompareWithASCIIString(argument, "on") == 0;
-    if (!on && PyUnicode_CompareWithASCIIString(argument, "off") != 0) {
-        PyErr_SetString(PyExc_ValueError, "A prompt is on or off");
-        return NULL;
-    }
-    visit->no_prompt = !on;
-    return Py_NewRef(Py_None);
-}
-
-/* The list of commands as module cmd lays it out. */
-ATTACHED static PyObject *
-show_topics(const struct visit *visit)
-{
-    PyObject *names = list_commands(visit);                            /* owned */
-    PyObject *io = names == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
-    PyObject *cmd = io == NULL ? NULL : PyImport_ImportModule("cmd");  /* owned */
-    PyObject *output = NULL;                                           /* owned */
-    PyObject *printer = NULL;                                          /* owned */
-    PyObject *printed = NULL;                                          /* owned */
-    PyObject *text = NULL; /* new, handed to the caller */
-    if (cmd != NULL) {
-        output = PyObject_CallMethod(io, "StringIO", NULL);
-    }
-    if (output != NULL) {
-        printer = PyObject_CallMethod(cmd, "Cmd", "zOO", NULL, Py_None, output);
-    }
-    if (printer != NULL) {
-        printed = PyObject_CallMethod(printer, "print_topics", "sOii",
-                                      "Documented commands (type help <topic>):", names,
-                                      15, 80);
-    }
-    if (printed != NULL) {
-        Py_SETREF(printed, PyObject_CallMethod(output, "getvalue", NULL));
-    }
-    if (printed != NULL) {
-        text = PyUnicode_FromFormat("\n%U", printed);
-    }
-    Py_XDECREF(names);
-    Py_XDECREF(io);
-    Py_XDECREF(cmd);
-    Py_XDECREF(output);
-    Py_XDECREF(printer);
-    Py_XDECREF(printed);
-    return text;
-}
-
-/* The docstring of a plugin's command. Returns NULL without an exception where there is none. */
-ATTACHED static PyObject *
-get_docstring(const struct visit *visit, PyObject *topic)
-{
-    PyObject *method = NULL; /* owned */
-    PyObject *text = NULL;   /* new, handed to the caller */
-    if (has_method(visit, topic)) {
-        method = get_method((PyObject *)Py_TYPE(visit->plugin), topic);
-    }
-    if (method != NULL) {
-        text = PyObject_GetAttrString(method, "__doc__");
-    }
-    PyErr_Clear();
-    if (text != NULL && !PyUnicode_Check(text)) {
-        Py_CLEAR(text);
-    }
-    Py_XDECREF(method);
-    return text;
-}
-
-ATTACHED static PyObject *
-show_help(struct visit *visit, PyObject *topic)
-{
-    const struct command *command = find_command(visit, topic);
-    PyObject *text = NULL; /* new, handed to the caller */
-    if (PyUnicode_GetLength(topic) == 0) {
-        return show_topics(visit);
-    }
-    if (command != NULL) {
-        bool bare = command->arguments == NULL;
-        return PyUnicode_FromFormat("%s%s%s\n    %s", command->name, bare ? "" : " ",
-                                    bare ? "" : command->arguments, command->help);
-    }
-    text = get_docstring(visit, topic);
-    if (text == NULL) {
-        PyErr_Format(PyExc_LookupError, "No help on %.80U", topic);
-    }
-    return text;
-}
-
-static const struct command common_commands[] = {
-    {.name = "exit", .steer = leave_shell, .help = "Leave this shell."},
-    {.name = "help",
-     .arguments = "[COMMAND]",
-     .steer = show_help,
-     .help = "List the commands, or say what one does; ? is short for it."},
-    {.name = "prompt",
-     .arguments = "on|off",
-     .steer = set_prompt,
-     .help = "Show a prompt or none, here and in the shells that are entered from here."},
-};
-
-/* ---- Plugins --------------------------------------------------------------------------- */
-
-/* What "module:Class" means, with a name that can be typed. Returns a new reference, or NULL with
- * an exception. */
-ATTACHED static PyObject *
-load_class(PyObject *entry, PyObject **name /* new */)
-{
-    PyObject *parts = PyObject_CallMethod(entry, "split", "s", ":"); /* owned */
-    PyObject *module = NULL;                                         /* owned */
-    PyObject *type = NULL; /* new, handed to the caller */
-    if (parts != NULL && PyList_GET_SIZE(parts) != 2) {
-        PyErr_SetString(PyExc_ValueError, "a plugin is named as module:Class");
-    }
-    else if (parts != NULL) {
-        module = PyImport_Import(PyList_GET_ITEM(parts, 0));
-    }
-    if (module != NULL) {
-        type = PyObject_GetAttr(module, PyList_GET_ITEM(parts, 1));
-    }
-    if (type != NULL) {
-        *name = PyObject_GetAttrString(type, "name");
-    }
-    if (*name != NULL && (!PyUnicode_Check(*name) || !PyUnicode_IsIdentifier(*name) ||
-                          PyUnicode_GetLength(*name) > MAX_PLUGIN_NAME)) {
-        PyErr_Format(PyExc_ValueError,
-                     "its name is %.80R, not an identifier of at most %d "
-                     "characters",
-                     *name, MAX_PLUGIN_NAME);
-    }
-    Py_XDECREF(parts);
-    Py_XDECREF(module);
-    if (PyErr_Occurred()) {
-        Py_CLEAR(type);
-    }
-    return type;
-}
-
-/* Whether the configuration file means a shell of ours: "python", or by ispyd's name for it,
- * "ispyd.plugins.python:PythonShell". */
-static bool
-is_entry_of(const char *entry, const struct shell *shell)
-{
-    static const char prefix[] = "ispyd.plugins.";
-    size_t length = strlen(shell->name);
-    if (strncmp(entry, prefix, sizeof(prefix) - 1) != 0) {
-        return strcmp(entry, shell->name) == 0;
-    }
-    entry += sizeof(prefix) - 1;
-    return strncmp(entry, shell->name, length) == 0 && entry[length] == ':';
-}
-
-/* Adds all shells of ours. Returns 0, or -1 with an exception. */
-ATTACHED static int
-add_builtins(const struct visit *visit)
-{
-    int result = 0;
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(shells) && result == 0; i++) {
-        result = PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
-    }
-    return result;
-}
-
-/* Adds what an entry of the configuration file names. Returns 0, or -1 with an exception. */
-ATTACHED static int
-add_plugin(const struct visit *visit, PyObject *entry)
-{
-    PyObject *type = NULL; /* owned */
-    PyObject *name = NULL; /* owned */
-    const char *text = PyUnicode_AsUTF8(entry);
-    int result = -1;
-    if (text != NULL && strcmp(text, "%(builtins)s") == 0) {
-        return add_builtins(visit);
-    }
-    for (size_t i = 0; text != NULL && i < Py_ARRAY_LENGTH(shells); i++) {
-        if (is_entry_of(text, &shells[i])) {
-            return PyDict_SetItemString(visit->plugins, shells[i].name, Py_None);
-        }
-    }
-    type = text == NULL ? NULL : load_class(entry, &name);
-    if (type != NULL &&
-        (find_shell(name) != NULL || PyDict_Contains(visit->plugins, name) != 0)) {
-        PyErr_Format(PyExc_ValueError, "another plugin is named %R", name);
-    }
-    else if (type != NULL) {
-        result = PyDict_SetItem(visit->plugins, name, type);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(name);
-    return result;
-}
-
-/* Remembers and logs why a plugin is not there. Never raises. */
-ATTACHED static void
-skip_plugin(const struct visit *visit, PyObject *entry, PyObject *raised)
-{
-    PyObject *text = PyUnicode_FromFormat("%U: %R", entry, raised); /* owned */
-    const char *utf8 = text == NULL ? NULL : PyUnicode_AsUTF8(text);
-    if (utf8 != NULL && PyList_Append(visit->skipped, text) == 0) {
-        log_line("Plugin skipped: %s", utf8);
-        deliver_log();
-    }
-    PyErr_Clear();
-    Py_XDECREF(text);
-}
-
-/* Fills visit->plugins: with our own, unless the configuration file says with what. A broken one
- * costs nobody more than itself. Never raises. */
-ATTACHED static void
-load_plugins(const struct visit *visit, PyObject *entries /* list of str, or NULL */)
-{
-    if (entries == NULL && add_builtins(visit) < 0) {
-        log_exception("Plugins skipped: ", take_exception(), "");
-    }
-    for (Py_ssize_t i = 0; entries != NULL && i < PyList_GET_SIZE(entries); i++) {
-        PyObject *entry = PyList_GET_ITEM(entries, i); /* borrowed */
-        begin_running(visit->session);
-        int added = add_plugin(visit, entry);
-        end_running(visit->session);
-        if (added < 0) {
-            PyObject *raised = take_exception(); /* owned */
-            skip_plugin(visit, entry, raised);
-            Py_XDECREF(raised);
-        }
-    }
-    PyErr_Clear();
+    return Py_BuildValue("ss", (enabled & FEATURE_CONSOLE) != 0 ? "console" : "",
+                         (enabled & FEATURE_DEBUGGER) != 0 ? "debugger" : "");
 }
 
 /* The client's whole visit. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 converse_by_commands(struct session *session, PyObject *locals)
 {
-    static const struct shell root = {.commands = root_commands,
-                                      .count = Py_ARRAY_LENGTH(root_commands)};
-    static const struct shell common = {.commands = common_commands,
-                                        .count = Py_ARRAY_LENGTH(common_commands)};
-    struct visit visit = {.session = session,
-                          .locals = locals,
-                          .shells = {&root, &common},
-                          .name = "manhole"};
+    unsigned enabled = 0;
     PyObject *entries = NULL;  /* owned, or NULL */
     PyObject *settings = NULL; /* owned, or NULL */
+    PyObject *commands = NULL; /* owned */
+    PyObject *features = NULL; /* owned */
+    PyObject *result = NULL;   /* owned */
     lock_leaf(&table_lock);
-    visit.enabled = manhole.options.enable;
+    enabled = manhole.options.enable;
     entries = Py_XNewRef(manhole.options.plugins);
     settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
-    import_needed_modules(session);
-    session->input = open_typed_input(session);
+    (void)import_needed_modules(session, "");
+    commands = get_commands(session);
+    if (commands == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        tell_missing(session, "what the shell of commands needs", take_exception(), "");
+    }
+    session->input = commands == NULL ? NULL : open_typed_input(session);
     (void)settle_report_attached(session);
-    visit.settings = settings == NULL ? Py_None : settings;
-    visit.plugins = PyDict_New();  /* owned */
-    visit.skipped = PyList_New(0); /* owned */
-    if (session->input != NULL && visit.plugins != NULL && visit.skipped != NULL) {
-        load_plugins(&visit, entries);
-        run_shell(&visit);
+    features = session->input == NULL ? NULL : name_features(enabled);
+    if (features != NULL) {
+        result = PyObject_CallMethod(commands, "visit", "OOOOO", features,
+                                     settings == NULL ? Py_None : settings,
+                                     entries == NULL ? Py_None : entries,
+                                     locals == NULL ? Py_None : locals, session->input);
+    }
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_SystemExit)) {
+        PyErr_Clear();
     }
     Py_XDECREF(entries);
     Py_XDECREF(settings);
-    Py_XDECREF(visit.plugins);
-    Py_XDECREF(visit.skipped);
+    Py_XDECREF(commands);
+    Py_XDECREF(features);
+    Py_XDECREF(result);
 }
 
 /* Serves the session's client with the shell of commands. Never raises. */
@@ -12028,6 +12337,49 @@ count_sessions(void)
     }
     unlock(&table_lock);
     return count;
+}
+
+/* In a child. What a vanished thread owned is abandoned, not freed: it may be half changed. */
+static void
+forget_session(struct session *session)
+{
+    if (session == current_session || session->state == SESSION_BURNT) {
+        session->state = SESSION_BURNT;
+    }
+    else {
+        session->state = SESSION_FREE;
+    }
+    session->sending = false;
+    session->has_console = false;
+    session->waiting_ms = 0;
+    session->helpers = 0;
+    session->asked_ms = 0;
+    session->copies = NULL;
+    session->input = NULL;
+    session->names = NULL;
+    session->unsent = (struct text){0};
+    session->locals = NULL;
+    session->raised = NULL;
+    atomic_store(&session->running, false);
+    atomic_store(&session->viewing, false);
+    close_kept(&session->fd);
+    close_kept(&session->plain_fd);
+    close_kept(&session->telnet_fd);
+}
+
+static void
+forget_sessions(void)
+{
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        forget_session(&manhole.sessions[i]);
+    }
+    current_session = NULL;
+    atomic_store(&manhole.viewers, 0);
+    manhole.consoles = 0;
+    manhole.programs = 0;
+    manhole.entering = 0;
+    manhole.inside = 0;
+    manhole.closing = false;
 }
 
 static int
@@ -12495,7 +12847,8 @@ raise_in_session(struct session *session, PyObject *type)
         reattach(tstate);
     }
     if (atomic_load(&session->running) && !importing) {
-        (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+        strike(session, type);
+        settle_interrupts(); /* the session may be long in coming */
     }
 }
 
@@ -12553,7 +12906,7 @@ guard_main(void *argument)
         unlock(&session->out_lock);
         (void)interrupt_session(session);
         lock_leaf(&session->out_lock);
-        (void)clock_gettime(CLOCK_REALTIME, &again);
+        (void)clock_gettime(CLOCK_MONOTONIC, &again);
         again.tv_sec += GONE_CHECK_MS / 1000;
         if (!session->over) {
             (void)pthread_cond_timedwait(&session->out_free, &session->out_lock, &again);
@@ -12606,8 +12959,8 @@ send_guards(void)
  *              the same two, with a mark before and behind each prompt of the console.
  *   interrupt  raises KeyboardInterrupt in what the client with this ID runs; says in a line what
  *              became of it.
- *   complete   reads a line; sends what it may become in the names of the console with this ID, a
- *              match a line, by rlcompleter. No word on any error.
+ *   complete   reads a line, up to the cursor; sends what it may become in the session of the
+ *              client with this ID, a line each. No word on any error.
  *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
  *   json       the same as a JSON document.
  *   exec       reads a program and runs it: four bytes of length, the high one first; then file
@@ -12679,7 +13032,8 @@ start_session(const struct entrance *entrance)
     session->asked_ms = monotonic_ms();
     session->reported = stuck; /* by its own thread, at once */
     unlock(&session->out_lock);
-    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session, 0);
+    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
+                         PYTHON_STACK_SIZE);
     if (error != 0) {
         char why[120];
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
@@ -13141,7 +13495,7 @@ DETACHED static void
 send_courier(void)
 {
     if (is_log_waiting() && !atomic_exchange(&manhole.courier_is_out, true) &&
-        start_thread(NULL, courier_main, NULL, 0) != 0) {
+        start_thread(NULL, courier_main, NULL, PYTHON_STACK_SIZE) != 0) {
         atomic_store(&manhole.courier_is_out, false);
     }
 }
@@ -13153,12 +13507,24 @@ opens_at_once(const struct options *options)
     return options->thread && options->activate_on == 0 && options->oneshot_on == 0;
 }
 
+/* The name of the calling thread, the listener: manhole-cli reads there that a process has a
+ * manhole, and by the number the signal that opens it. */
+DETACHED static void
+name_listener(void)
+{
+    char name[16] = "Manhole";
+    if (manhole.options.activate_on != 0) {
+        (void)snprintf(name, sizeof(name), "Manhole %d", manhole.options.activate_on);
+    }
+    (void)pthread_setname_np(pthread_self(), name);
+}
+
 DETACHED static void *
 listener_main(void *unused)
 {
     struct watch watch = {.accept_again_ms = 0};
     (void)unused;
-    (void)pthread_setname_np(pthread_self(), "Manhole");
+    name_listener();
     delay_binding();
     if (opens_at_once(&manhole.options)) {
         atomic_fetch_or(&manhole.wishes, WISH_OPEN);
@@ -13249,25 +13615,22 @@ wish(unsigned wishes)
     wake_listener();
 }
 
-/* Returns 0, or -1 with an exception. */
-ATTACHED static int
+/* Returns 0, or an errno value: no thread is to be had, or no descriptor to wake it by. */
+static int
 start_listener(void)
 {
-    int error = 0;
+    int error = open_bells() < 0 ? errno : 0;
     atomic_store(&manhole.started, false);
     atomic_store(&manhole.polling, false);
     atomic_store(&manhole.wakes_at_ms, -1);
     /* One to open may have come in a child's first instant; one to stop was another listener's. */
     (void)atomic_fetch_and(&manhole.wishes, (unsigned)WISH_OPEN);
     (void)sem_init(&manhole.wake, 0, 0);
-    error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
-    if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
+    if (error == 0) {
+        error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
     }
-    manhole.has_listener = true;
-    return 0;
+    manhole.has_listener = error == 0;
+    return error;
 }
 
 ATTACHED static void
@@ -13419,6 +13782,39 @@ set_python_handler(int signum, PyObject *handler)
     return previous;
 }
 
+/* A page that nobody uses, or NULL. Its name in /proc/self/maps tells manhole-cli which signal
+ * oneshot_on is, as the listener's name does of activate_on: here there is no thread to bear it,
+ * and an application that closes all descriptors leaves it alone. */
+static void *oneshot_notice;
+
+static void
+remove_oneshot_notice(void)
+{
+    if (oneshot_notice != NULL) {
+        (void)munmap(oneshot_notice, 1);
+        oneshot_notice = NULL;
+    }
+}
+
+/* A forked child has none until it says so itself. */
+static void
+put_up_oneshot_notice(int signum)
+{
+    char name[32];
+    void *page = MAP_FAILED;
+    int fd = -1; /* owned */
+    (void)snprintf(name, sizeof(name), "manhole oneshot_on=%d", signum);
+    fd = memfd_create(name, MFD_CLOEXEC);
+    if (fd >= 0) {
+        page = mmap(NULL, 1, PROT_NONE, MAP_SHARED, fd, 0);
+        (void)close(fd);
+    }
+    if (page != MAP_FAILED) {
+        (void)madvise(page, 1, MADV_DONTFORK);
+        oneshot_notice = page;
+    }
+}
+
 ATTACHED static int
 watch_oneshot_on(int signum)
 {
@@ -13432,6 +13828,7 @@ watch_oneshot_on(int signum)
     }
     (void)sigaction(signum, NULL, &action);
     manhole.oneshot_handler = action.sa_handler;
+    put_up_oneshot_notice(signum);
     return handler == NULL || manhole.previous_oneshot == NULL ? -1 : 0;
 }
 
@@ -13462,6 +13859,7 @@ is_oneshot_ours(int signum)
 ATTACHED static void
 unwatch_oneshot_on(int signum)
 {
+    remove_oneshot_notice();
     if (manhole.previous_oneshot != NULL && is_oneshot_ours(signum)) {
         PyObject *ours = NULL; /* owned */
         if (manhole.previous_oneshot != Py_None) {
@@ -13695,7 +14093,8 @@ done:
 
 /* ======================================================================================
  * Fork and exit: what happens to all this in a child, and at the end.
- * Runs on:  the thread that forked, in the child; the thread that finalizes the interpreter.
+ * Runs on:  the thread that forks, most of it in the child, and not ATTACHED where a C program does
+ *           so without telling Python; the thread that finalizes the interpreter.
  * Touches:  everything: no other thread of ours is left, or is about to be.
  * ====================================================================================== */
 
@@ -13982,62 +14381,32 @@ finalize_in_child(void)
     Py_XDECREF(result);
 }
 
-/* In a child: forgets the parent's threads, clients and socket. What a vanished thread
- * owned is abandoned, not freed: it may be half changed. */
-ATTACHED static void
+/* In a child, while it has no other thread: forgets the parent's threads, clients and sockets. */
+static void
 forget_parent(void)
 {
     make_locks_anew();
-    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
-        struct session *session = &manhole.sessions[i];
-        if (session != current_session) {
-            session->state =
-                session->state == SESSION_BURNT ? SESSION_BURNT : SESSION_FREE;
-        }
-        else {
-            session->state = SESSION_BURNT;
-        }
-        session->sending = false;
-        session->has_console = false;
-        session->waiting_ms = 0;
-        session->helpers = 0;
-        session->asked_ms = 0;
-        session->copies = NULL;
-        session->input = NULL;
-        session->names = NULL;
-        session->unsent = (struct text){0};
-        session->locals = NULL;
-        session->raised = NULL;
-        atomic_store(&session->running, false);
-        atomic_store(&session->viewing, false);
-        close_kept(&session->fd);
-        close_kept(&session->plain_fd);
-        close_kept(&session->telnet_fd);
-    }
-    current_session = NULL;
-    atomic_store(&manhole.viewers, 0);
-    manhole.consoles = 0;
-    manhole.programs = 0;
-    manhole.entering = 0;
-    manhole.inside = 0;
-    manhole.closing = false;
+    forget_sessions();
+    forget_doors();
+    forget_log_lines();
+    oneshot_notice = NULL; /* it did not come along */
     manhole.has_listener = false;
     atomic_store(&manhole.courier_is_out, false);
-    logger.delivering = false;
-    logger.first = NULL; /* the parent delivers them */
-    logger.last = NULL;
-    logger.length = 0;
     atomic_store(&manhole.oneshot, false);
     atomic_store(&manhole.leaving, false);
     atomic_store(&manhole.wishes, 0);
-    for (size_t i = 0; i < MAX_DOORS; i++) {
-        atomic_store(&manhole.doors[i].binding, false);
-        atomic_store(&manhole.doors[i].bound, false); /* the path is the parent's */
-        close_kept(&manhole.doors[i].listen_fd);
-        empty_door(&manhole.doors[i]);
-    }
     close_kept(&manhole.wake_bell);
     close_kept(&manhole.news_bell);
+}
+
+/* The same, and what takes Python to be given up. */
+ATTACHED static void
+forget_parent_attached(void)
+{
+    forget_parent();
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        empty_door(&manhole.doors[i]);
+    }
     give_back_attributes();
     give_back_sys();
 }
@@ -14073,62 +14442,194 @@ make_last_thread_key(void)
     (void)pthread_key_create(&last_thread_key, on_thread_end);
 }
 
+static bool
+may_reinstall(const struct options *options)
+{
+    return options->patch_fork && has_place_for_child(options);
+}
+
+/* In a child that has forgotten its parent, whose manhole it may have: starts its own. */
+static void
+start_in_child(void)
+{
+    const struct options *options = &manhole.options;
+    int error = 0;
+    atomic_store(&manhole.owner, getpid());
+    manhole.is_child = true;
+    (void)pthread_once(&last_thread_once, make_last_thread_key);
+    (void)pthread_setspecific(last_thread_key, &manhole);
+    if (atomic_load(&manhole.activated_child) == getpid()) {
+        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+    }
+    if (options->oneshot_on != 0) {
+        put_up_oneshot_notice(options->oneshot_on);
+    }
+    if (opens_at_once(options)) {
+        log_line("Fork detected. Reinstalling Manhole.");
+        manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
+    }
+    (void)open_bells();
+    if (options->activate_on != 0 || opens_at_once(options)) {
+        error = start_listener();
+    }
+    if (error != 0) {
+        log_line("Cannot reinstall Manhole: %s", error_text(error));
+    }
+}
+
 /* In a child whose parent has a manhole: its own, where there can be one. Where not, the handlers
  * of activate_on and oneshot_on stay, and do nothing: a signal to the whole family must not kill
  * the child. */
 ATTACHED static void
 reinstall(void)
 {
-    const struct options *options = &manhole.options;
-    bool by_signal = options->activate_on != 0 || options->oneshot_on != 0;
-    if (!options->patch_fork || !has_place_for_child(options)) {
+    if (!may_reinstall(&manhole.options)) {
         close_snapshot();
         forget_options();
         atomic_store(&manhole.owner, 0);
         return;
     }
-    atomic_store(&manhole.owner, getpid());
-    manhole.is_child = true;
     tell_multiprocessing();
-    (void)pthread_once(&last_thread_once, make_last_thread_key);
-    (void)pthread_setspecific(last_thread_key, &manhole);
-    if (atomic_load(&manhole.activated_child) == getpid()) {
-        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-    }
-    if (!by_signal && options->thread) {
-        log_line("Fork detected. Reinstalling Manhole.");
-        manhole.bind_delay_ms = seconds_to_ms(options->reinstall_delay);
-    }
-    if (open_bells() < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-    }
-    if (PyErr_Occurred() ||
-        ((options->activate_on != 0 || (!by_signal && options->thread)) &&
-         start_listener() < 0)) {
-        log_exception("Cannot reinstall Manhole: ", take_exception(), "");
-    }
+    start_in_child();
     deliver_log();
 }
+
+/* ---- A C program that forks and does not tell Python: uWSGI -------------------------------- */
+
+/* Between Python's own hooks, which see to all. */
+static _Thread_local bool python_tells;
+
+/* The fork that the calling thread is in. */
+static _Thread_local struct {
+    bool untold;           /* it is such a one: table_lock is held meanwhile, */
+    bool told;             /* or, for our clients' sake, Python is told after all, */
+    PyThreadState *tstate; /* attached for that; NULL: it was */
+} c_fork;
+
+/* Other forks in C, subprocess's or those of a library that Python code has called, are for another
+ * program, and pay for no more than this look. */
+static bool
+forks_for_itself(void)
+{
+    const PyThreadState *tstate = python_tells ? NULL : own_thread_state();
+    return tstate != NULL && !is_in_python_code(tstate) && !is_finalizing() && is_owner();
+}
+
+/* Whether Python takes in who waits for it; else it is stuck, and so will the child be. */
+static bool
+has_python_answered(void)
+{
+    int64_t deadline_ms = monotonic_ms() + FORK_PATIENCE_MS;
+    while (waiting_since() != 0 && ms_until(deadline_ms) > 0) {
+        (void)poll(NULL, 0, 1);
+    }
+    return waiting_since() == 0;
+}
+
+/* A session that has the GIL at the fork, or waits for it, would leave the child waiting for it for
+ * ever. So this fork becomes what Python's own is. Returns whether it has. */
+CHECKED(no_thread_safety_analysis) static bool tell_python(void)
+{
+    c_fork.tstate = is_attached() ? NULL : own_thread_state();
+    if (c_fork.tstate != NULL && !has_python_answered()) {
+        return false;
+    }
+    reattach(c_fork.tstate);
+    PyOS_BeforeFork();
+    return true;
+}
+
+/* after: PyOS_AfterFork_Parent() or its like. */
+CHECKED(no_thread_safety_analysis) static void tell_python_again(void (*after)(void))
+{
+    after();
+    if (c_fork.tstate != NULL) {
+        (void)detach();
+    }
+}
+
+/* pthread_atfork()'s three. No session begins to attach during a fork that Python is not told of. */
+static void
+before_c_fork(void)
+{
+    c_fork.untold = forks_for_itself();
+    c_fork.told = false;
+    if (c_fork.untold) {
+        lock_leaf(&table_lock);
+        if (manhole.entering > 0 || manhole.inside > 0) {
+            unlock(&table_lock);
+            c_fork.told = tell_python();
+            c_fork.untold = !c_fork.told;
+            if (c_fork.untold) {
+                lock_leaf(&table_lock);
+            }
+        }
+    }
+    lock_new_state();
+}
+
+static void
+after_c_fork_in_parent(void)
+{
+    unlock_new_state();
+    if (c_fork.untold) {
+        unlock(&table_lock);
+    }
+    else if (c_fork.told) {
+        tell_python_again(PyOS_AfterFork_Parent);
+    }
+}
+
+/* Where Python is not told all is done without it. The listener first waits, as after any fork: a
+ * child that becomes another program takes it along before it has done a thing. */
+static void
+after_c_fork_in_child(void)
+{
+    unlock_new_state();
+    if (c_fork.untold) {
+        unlock(&table_lock);
+        if (manhole.installed && may_reinstall(&manhole.options)) {
+            forget_parent();
+            start_in_child();
+            manhole.replaceable = true;
+        }
+    }
+    else if (c_fork.told) {
+        tell_python_again(PyOS_AfterFork_Child);
+        manhole.replaceable = true;
+    }
+}
+
+static pthread_once_t c_fork_once = PTHREAD_ONCE_INIT;
+
+static void
+add_c_fork_hook(void)
+{
+    (void)pthread_atfork(before_c_fork, after_c_fork_in_parent, after_c_fork_in_child);
+}
+
+/* ---- Python's own fork ------------------------------------------------------------------ */
 
 /* Whether the calling thread has import_lock, from before it forks until after. */
 static _Thread_local bool has_import_lock;
 
 /* os.register_at_fork(before=...): see import_needed_modules(). No longer than a second, for the
- * imports may themselves wait for the thread that forks. */
+ * imports may themselves wait for the thread that forks; by a clock that nobody sets, which
+ * pthread_mutex_timedlock()'s is not. */
 ATTACHED static PyObject *
 py_before_fork(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    if (pthread_mutex_trylock(&import_lock) == 0) {
-        has_import_lock = true;
-    }
-    else {
-        struct timespec deadline = {0};
+    python_tells = true;
+    has_import_lock = pthread_mutex_trylock(&import_lock) == 0;
+    if (!has_import_lock) {
+        const int64_t deadline_ms = monotonic_ms() + FORK_PATIENCE_MS;
         PyThreadState *tstate = detach();
-        (void)clock_gettime(CLOCK_REALTIME, &deadline);
-        deadline.tv_sec += FORK_PATIENCE_MS / 1000;
-        has_import_lock = pthread_mutex_timedlock(&import_lock, &deadline) == 0;
+        while (!has_import_lock && ms_until(deadline_ms) > 0) {
+            (void)poll(NULL, 0, 1);
+            has_import_lock = pthread_mutex_trylock(&import_lock) == 0;
+        }
         reattach(tstate);
     }
     return Py_NewRef(Py_None);
@@ -14139,6 +14640,7 @@ py_after_fork_in_parent(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
+    python_tells = false;
     if (has_import_lock) {
         has_import_lock = false;
         unlock(&import_lock);
@@ -14153,10 +14655,11 @@ py_after_fork_in_child(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
+    python_tells = false;
     has_import_lock = false;
     (void)pthread_mutex_init(&import_lock, NULL); /* whoever had it */
     if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
-        forget_parent();
+        forget_parent_attached();
         if (manhole.installed) {
             reinstall();
         }
@@ -14216,7 +14719,7 @@ add_fork_hook(void)
 #define POSITIONAL_OPTIONS(X)                                                            \
   X(verbose, parse_bool, "True", "write a log line for each thing that happens")         \
   X(verbose_destination, parse_destination, "2",                                         \
-    "where they go: a descriptor, or an object with write(str)")                         \
+    "where they go: a descriptor, as it is then; or an object with write(str)")          \
   X(strict, parse_bool, "True",                                                          \
     "a second install raises AlreadyInstalled; False: it replaces the first")
 #define KEYWORD_OPTIONS(X)                                                               \
@@ -14911,318 +15414,141 @@ parse_options(struct options *options, PyObject *arguments, PyObject *keywords,
  * Configuration file: what the option config names, an INI file as ispyd has it.
  * Runs on:  the thread that calls install(), ATTACHED.
  * Touches:  that file, once; the struct options that it is given.
- * A file that is wrong in any way is refused. Sections without a row here are the plugins' own.
- * To add a setting: a row in settings[].
+ * A file that is wrong in any way is refused. Sections that are not in KNOWN are the plugins' own.
+ * To add a setting: its key in KNOWN, and what it means at the end of read().
  * ====================================================================================== */
 
-struct setting {
-    const char *section; /* NULL: [manhole], which may be called [ispyd] */
-    const char *key;
-    const char *option; /* of install(), which wins where it is given; or NULL */
-    enum parsed (*apply)(struct options *options, const struct setting *setting,
-                         PyObject *text);
-    enum feature feature; /* that it enables */
-    const char *allowed;
-};
+/* read() returns the parser, the main section's name, the text of listen, the list of plugins, or
+ * None for these where the file does not say or install() was told; then whether the console is
+ * enabled, the debugger is, and the client gets the shell of commands. */
+static const char config_program[] =
+    "KNOWN = {'manhole': ('listen', 'plugins'), 'ispyd': ('listen', 'plugins'),\n"
+    "         'python:console': ('enabled',), 'debugger': ('enabled',)}\n"
+    "\n"
+    "def read(path, given):\n"
+    "    def refuse(text):\n"
+    "        raise ValueError(f\"install() option 'config': {path!r}: {text}\") from "
+    "None\n"
+    "    def is_enabled(section):\n"
+    "        try:\n"
+    "            return parser.getboolean(section, 'enabled', fallback=False)\n"
+    "        except ValueError:\n"
+    "            refuse(f'[{section}] enabled must be true or false, '\n"
+    "                   f'not {parser.get(section, \"enabled\")!r}')\n"
+    "    parser = configparser.RawConfigParser(inline_comment_prefixes=';')\n"
+    "    with io.open(path, encoding='utf-8-sig') as file:\n"
+    "        try:\n"
+    "            parser.read_file(file)\n"
+    "        except (configparser.Error, ValueError) as error:\n"
+    "            refuse(' '.join(str(error).split()))\n"
+    "    main = [name for name in ('manhole', 'ispyd') if parser.has_section(name)]\n"
+    "    if len(main) != 1:\n"
+    "        refuse('must have a section [manhole] or [ispyd], not '\n"
+    "               + ('both' if main else 'none'))\n"
+    "    for section in filter(parser.has_section, KNOWN):\n"
+    "        for key in parser.options(section):\n"
+    "            if key not in KNOWN[section] and key not in parser.defaults():\n"
+    "                refuse(f'[{section}] {key} is not known; it may have '\n"
+    "                       + ', '.join(KNOWN[section]))\n"
+    "    listen = parser.get(main[0], 'listen', fallback=None)\n"
+    "    plugins = parser.get(main[0], 'plugins', fallback=None)\n"
+    "    return (parser, main[0], None if 'listen' in given else listen,\n"
+    "            None if plugins is None else plugins.split(),\n"
+    "            'enable' not in given and is_enabled('python:console'),\n"
+    "            'enable' not in given and is_enabled('debugger'),\n"
+    "            'connection_handler' not in given)\n";
 
-ATTACHED static enum parsed
-apply_listen(struct options *options, const struct setting *setting, PyObject *text)
+/* Returns a new tuple, what read() returns; NULL with an exception. */
+ATTACHED static PyObject *
+read_config(PyObject *path, PyObject *given)
 {
-    PyObject *bare = PyObject_CallMethod(text, "strip", NULL); /* owned */
-    PyObject *places = NULL;                                   /* owned */
-    enum parsed parsed = PARSED_FAILED;
-    (void)setting;
-    if (bare != NULL) {
-        places = PyUnicode_Splitlines(bare, 0);
+    static const char *const modules[] = {"configparser", "io", NULL};
+    PyObject *read = run_program_of_ours(config_program, modules, "read"); /* owned */
+    PyObject *said = NULL; /* new, handed to the caller */
+    if (read != NULL) {
+        said = PyObject_CallFunctionObjArgs(read, path, given, NULL);
+        Py_DECREF(read);
     }
-    if (places != NULL) {
-        parsed = parse_listen(places, &options->listen);
+    return said;
+}
+
+/* Returns 0, or -1 with an exception that names the place. */
+ATTACHED static int
+apply_listen(struct options *options, PyObject *section, PyObject *text)
+{
+    PyObject *bare = PyObject_CallMethod(text, "strip", NULL);              /* owned */
+    PyObject *places = bare == NULL ? NULL : PyUnicode_Splitlines(bare, 0); /* owned */
+    enum parsed parsed =
+        places == NULL ? PARSED_FAILED : parse_listen(places, &options->listen);
+    if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyObject *raised = take_exception(); /* owned */
+        PyErr_Format(PyExc_ValueError, "install() option 'config': %R: [%U] listen: %S",
+                     options->config, section, raised);
+        Py_DECREF(raised);
+    }
+    else if (parsed == PARSED_WRONG_TYPE || parsed == PARSED_WRONG_VALUE) {
+        PyErr_Format(PyExc_ValueError,
+                     "install() option 'config': %R: [%U] listen must be HOST:PORT or a "
+                     "path with a '/' in it, or up to 8 of these on a line each, not %R",
+                     options->config, section, text);
     }
     Py_XDECREF(bare);
     Py_XDECREF(places);
-    return parsed;
-}
-
-/* They are looked for when a client comes. */
-ATTACHED static enum parsed
-apply_plugins(struct options *options, const struct setting *setting, PyObject *text)
-{
-    (void)setting;
-    Py_XSETREF(options->plugins, PyObject_CallMethod(text, "split", NULL));
-    return options->plugins == NULL ? PARSED_FAILED : PARSED_OK;
-}
-
-/* The words are configparser's. */
-ATTACHED static enum parsed
-apply_enabled(struct options *options, const struct setting *setting, PyObject *text)
-{
-    static const char *const words[][2] = {
-        {"no", "yes"}, {"false", "true"}, {"off", "on"}, {"0", "1"}};
-    PyObject *lower = PyObject_CallMethod(text, "lower", NULL); /* owned */
-    enum parsed parsed = lower == NULL ? PARSED_FAILED : PARSED_WRONG_VALUE;
-    for (size_t i = 0; lower != NULL && i < Py_ARRAY_LENGTH(words); i++) {
-        bool is_no = PyUnicode_CompareWithASCIIString(lower, words[i][0]) == 0;
-        bool is_yes = PyUnicode_CompareWithASCIIString(lower, words[i][1]) == 0;
-        options->enable |= is_yes ? (unsigned)setting->feature : 0;
-        parsed = is_no || is_yes ? PARSED_OK : parsed;
-    }
-    Py_XDECREF(lower);
-    return parsed;
-}
-
-static const struct setting settings[] = {
-    {.key = "listen",
-     .option = "listen",
-     .apply = apply_listen,
-     .allowed =
-         "HOST:PORT or a path with a '/' in it, or up to 8 of these on a line each"},
-    {.key = "plugins",
-     .apply = apply_plugins,
-     .allowed = "%(builtins)s, module:Class, ..., with blanks between them"},
-    {.section = "python:console",
-     .key = "enabled",
-     .option = "enable",
-     .apply = apply_enabled,
-     .feature = FEATURE_CONSOLE,
-     .allowed = "true or false"},
-    {.section = "debugger",
-     .key = "enabled",
-     .option = "enable",
-     .apply = apply_enabled,
-     .feature = FEATURE_DEBUGGER,
-     .allowed = "true or false"},
-};
-
-/* For a format, with the file's path. */
-#define REFUSED "install() option 'config': %R: "
-
-/* Raises ValueError with the file's name and what is wrong with its syntax, in one line. */
-ATTACHED static void
-refuse_file(PyObject *path, PyObject *raised /* new: taken over */)
-{
-    PyObject *message = PyObject_Str(raised); /* owned */
-    PyObject *words = NULL;                   /* owned */
-    PyObject *blank = NULL;                   /* owned */
-    if (message != NULL) {
-        words = PyObject_CallMethod(message, "split", NULL);
-        blank = PyUnicode_FromString(" ");
-    }
-    if (words != NULL && blank != NULL) {
-        Py_SETREF(message, PyUnicode_Join(blank, words));
-    }
-    if (message != NULL) {
-        PyErr_Format(PyExc_ValueError, REFUSED "%U", path, message);
-    }
-    Py_XDECREF(message);
-    Py_XDECREF(words);
-    Py_XDECREF(blank);
-    Py_DECREF(raised);
-}
-
-/* Returns a new RawConfigParser that has read the file; NULL with an exception. */
-ATTACHED static PyObject *
-read_config(PyObject *path)
-{
-    PyObject *module = PyImport_ImportModule("configparser");           /* owned */
-    PyObject *io = module == NULL ? NULL : PyImport_ImportModule("io"); /* owned */
-    PyObject *type = NULL;                                              /* owned */
-    PyObject *no_arguments = NULL;                                      /* owned */
-    PyObject *keywords = NULL;                                          /* owned */
-    PyObject *parser = NULL; /* owned, handed to the caller */
-    PyObject *file = NULL;   /* owned */
-    PyObject *result = NULL; /* owned */
-    PyObject *raised = NULL; /* owned, or NULL; taken over by refuse_file() */
-    if (io != NULL) {
-        type = PyObject_GetAttrString(module, "RawConfigParser");
-    }
-    if (type != NULL && (no_arguments = PyTuple_New(0)) != NULL) {
-        keywords = Py_BuildValue("{s(s)}", "inline_comment_prefixes", ";");
-    }
-    if (keywords != NULL) {
-        parser = PyObject_Call(type, no_arguments, keywords);
-    }
-    if (parser != NULL) {
-        file = PyObject_CallMethod(io, "open", "Osis", path, "r", -1, "utf-8-sig");
-    }
-    if (file != NULL) {
-        result = PyObject_CallMethod(parser, "read_file", "O", file);
-        raised = take_exception();
-        Py_XSETREF(result, PyObject_CallMethod(file, "close", NULL));
-        if (raised != NULL) {
-            PyErr_Clear(); /* what reading failed with says more */
-        }
-    }
-    if (raised != NULL && PyErr_GivenExceptionMatches(raised, PyExc_MemoryError)) {
-        put_back_exception(raised);
-    }
-    else if (raised != NULL) {
-        refuse_file(path, raised);
-    }
-    if (PyErr_Occurred()) {
-        Py_CLEAR(parser);
-    }
-    Py_XDECREF(module);
-    Py_XDECREF(io);
-    Py_XDECREF(type);
-    Py_XDECREF(no_arguments);
-    Py_XDECREF(keywords);
-    Py_XDECREF(file);
-    Py_XDECREF(result);
-    return parser;
-}
-
-/* Calls a method of the parser that is a question. Returns 1, 0, or -1 with an exception. */
-ATTACHED static int
-ask_parser(PyObject *parser, const char *method, const char *section, const char *key)
-{
-    PyObject *answer = PyObject_CallMethod(parser, method, key == NULL ? "s" : "ss",
-                                           section, key); /* owned */
-    int truth = answer == NULL ? -1 : PyObject_IsTrue(answer);
-    Py_XDECREF(answer);
-    return truth;
-}
-
-/* Under which of its names the file has its main section; NULL with an exception. */
-ATTACHED static const char *
-find_main_section(PyObject *parser, PyObject *path)
-{
-    int is_ours = ask_parser(parser, "has_section", "manhole", NULL);
-    int is_ispyds = is_ours < 0 ? -1 : ask_parser(parser, "has_section", "ispyd", NULL);
-    if (is_ispyds < 0) {
-        return NULL;
-    }
-    if (is_ours == is_ispyds) {
-        PyErr_Format(PyExc_ValueError,
-                     REFUSED "must have a section [manhole] or [ispyd], not %s", path,
-                     is_ours ? "both" : "none");
-        return NULL;
-    }
-    return is_ours ? "manhole" : "ispyd";
-}
-
-/* Whether install() was told an option itself. */
-ATTACHED static bool
-is_given(PyObject *keywords /* dict, or NULL */, const char *option)
-{
-    PyObject *value = keywords == NULL || option == NULL
-                          ? NULL
-                          : PyDict_GetItemString(keywords, option); /* borrowed */
-    return value != NULL && value != Py_None;
-}
-
-/* A file being applied. */
-struct config {
-    struct options *options;  /* its path and parser, and what is filled in */
-    const char *main_section; /* [manhole] or [ispyd], whichever it has */
-};
-
-static const char *
-section_of(const struct config *config, const struct setting *setting)
-{
-    return setting->section == NULL ? config->main_section : setting->section;
-}
-
-/* Takes over what the file has for a setting. Returns 0, or -1 with an exception that names the
- * place. */
-ATTACHED static int
-apply_setting(const struct config *config, const struct setting *setting)
-{
-    PyObject *path = config->options->config; /* borrowed */
-    const char *section = section_of(config, setting);
-    PyObject *text = PyObject_CallMethod(config->options->settings, "get", "ss", section,
-                                         setting->key); /* owned */
-    enum parsed parsed =
-        text == NULL ? PARSED_FAILED : setting->apply(config->options, setting, text);
-    if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
-        PyObject *raised = take_exception(); /* owned */
-        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s: %S", path, section, setting->key,
-                     raised);
-        Py_DECREF(raised);
-    }
-    else if (parsed != PARSED_OK && parsed != PARSED_FAILED) {
-        PyErr_Format(PyExc_ValueError, REFUSED "[%s] %s must be %s, not %R", path,
-                     section, setting->key, setting->allowed, text);
-    }
-    Py_XDECREF(text);
     return parsed == PARSED_OK ? 0 : -1;
 }
 
-/* Refuses a key of a section of ours that has no row: it may be a misspelt one. */
-ATTACHED static int
-check_key(const struct config *config, const char *section, PyObject *key)
+/* Returns a new set of the options that install() was told itself, or NULL with an exception. */
+ATTACHED static PyObject *
+list_given(PyObject *keywords /* dict, or NULL */)
 {
-    struct text known = {0};
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(settings); i++) {
-        if (strcmp(section_of(config, &settings[i]), section) == 0) {
-            if (PyUnicode_CompareWithASCIIString(key, settings[i].key) == 0) {
-                free_text(&known);
-                return 0;
-            }
-            append_string(&known, known.length == 0 ? "" : ", ");
-            append_string(&known, settings[i].key);
+    PyObject *given = PySet_New(NULL); /* owned, handed to the caller */
+    PyObject *name = NULL;             /* borrowed */
+    PyObject *value = NULL;            /* borrowed */
+    Py_ssize_t position = 0;
+    while (given != NULL && keywords != NULL &&
+           PyDict_Next(keywords, &position, &name, &value)) {
+        if (value != Py_None && PySet_Add(given, name) < 0) {
+            Py_CLEAR(given);
         }
     }
-    append_bytes(&known, "", 1);
-    PyErr_Format(PyExc_ValueError, REFUSED "[%s] %U is not known; it may have %s",
-                 config->options->config, section, key,
-                 known.failed ? "others" : known.bytes);
-    free_text(&known);
-    return -1;
-}
-
-/* Returns 0, or -1 with an exception. */
-ATTACHED static int
-check_section(const struct config *config, const char *section)
-{
-    PyObject *parser = config->options->settings;                          /* borrowed */
-    PyObject *keys = PyObject_CallMethod(parser, "options", "s", section); /* owned */
-    PyObject *defaults =
-        keys == NULL ? NULL : PyObject_CallMethod(parser, "defaults", NULL); /* owned */
-    int result = defaults == NULL ? -1 : 0;
-    for (Py_ssize_t i = 0; result == 0 && i < PyList_GET_SIZE(keys); i++) {
-        PyObject *key = PyList_GET_ITEM(keys, i);   /* borrowed */
-        if (PyMapping_HasKey(defaults, key) == 0) { /* of [DEFAULT], not of this one */
-            result = check_key(config, section, key);
-        }
-    }
-    Py_XDECREF(keys);
-    Py_XDECREF(defaults);
-    return result;
+    return given;
 }
 
 /* Fills in what the file says and install() was not told. Returns 0, or -1 with an exception. */
 ATTACHED static int
 apply_config(struct options *options, PyObject *keywords /* dict, or NULL */)
 {
-    struct config config = {.options = options};
-    int result = 0;
+    PyObject *given = NULL;   /* owned */
+    PyObject *said = NULL;    /* owned */
+    PyObject *section = NULL; /* borrowed from it, and so are all of these */
+    PyObject *listen = NULL;
+    PyObject *plugins = NULL;
+    int has_console = 0;
+    int has_debugger = 0;
+    int has_commands = 0;
+    int result = -1;
     if (options->config == NULL) {
         return 0;
     }
-    options->settings = read_config(options->config);
-    if (options->settings != NULL) {
-        config.main_section = find_main_section(options->settings, options->config);
+    given = list_given(keywords);
+    said = given == NULL ? NULL : read_config(options->config, given);
+    if (said == NULL ||
+        !PyArg_ParseTuple(said, "OOOOppp", &options->settings, &section, &listen,
+                          &plugins, &has_console, &has_debugger, &has_commands)) {
+        options->settings = NULL;
+        goto done;
     }
-    if (config.main_section == NULL) {
-        return -1;
-    }
-    for (size_t i = 0; result == 0 && i < Py_ARRAY_LENGTH(settings); i++) {
-        const char *section = section_of(&config, &settings[i]);
-        int has = ask_parser(options->settings, "has_option", section, settings[i].key);
-        result = has < 0 ? -1 : 0;
-        if (has == 1 && !is_given(keywords, settings[i].option)) {
-            result = apply_setting(&config, &settings[i]);
-        }
-        if (result == 0) {
-            result = ask_parser(options->settings, "has_section", section, NULL);
-        }
-        if (result == 1) {
-            result = check_section(&config, section);
-        }
-    }
-    if (!is_given(keywords, "connection_handler")) {
+    Py_INCREF(options->settings);
+    options->plugins = plugins == Py_None ? NULL : Py_NewRef(plugins);
+    options->enable |= has_console ? (unsigned)FEATURE_CONSOLE : 0;
+    options->enable |= has_debugger ? (unsigned)FEATURE_DEBUGGER : 0;
+    if (has_commands) {
         options->connection_handler.kind = HANDLER_COMMANDS;
     }
+    result = listen == Py_None ? 0 : apply_listen(options, section, listen);
+done:
+    Py_XDECREF(given);
+    Py_XDECREF(said);
     return result;
 }
 
@@ -15273,10 +15599,8 @@ prepare(PyObject *module)
     manhole.bind_delay_ms = 0;
     manhole.is_child = false;
     Py_XSETREF(manhole.module, Py_NewRef(module));
-    if (open_bells() < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
+    (void)open_bells(); /* without them waiting takes a little longer */
+    (void)pthread_once(&c_fork_once, add_c_fork_hook);
     if (!state->has_fork_hook) {
         if (add_fork_hook() < 0) {
             return -1;
@@ -15307,8 +15631,13 @@ start(PyObject *module)
     if (options->oneshot_on != 0 && watch_oneshot_on(options->oneshot_on) < 0) {
         return -1;
     }
-    if (wants_listener(options) && start_listener() < 0) {
-        return -1;
+    if (wants_listener(options)) {
+        int error = start_listener();
+        if (error != 0) { /* the application can do without */
+            log_line("Cannot start listening: %s. Another install() tries again; until "
+                     "then only oneshot works.",
+                     error_text(error));
+        }
     }
     /* Last: from here on the signal finds everything that it needs. */
     return options->activate_on == 0 ? 0 : watch_activate_on(options->activate_on);
@@ -15338,11 +15667,11 @@ install_locked(PyObject *module, struct options *options)
 {
     struct module_state *state = PyModule_GetState(module);
     if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
-        forget_parent(); /* forked by C code that ran no hook */
+        forget_parent_attached(); /* forked by C code that ran no hook */
         forget_options();
     }
     if (manhole.installed) {
-        if (options->strict && !manhole.by_backdoor) {
+        if (options->strict && !manhole.replaceable) {
             PyErr_SetString(state->already_installed,
                             "Manhole already installed! (strict=False replaces it)");
             return -1;
@@ -15363,7 +15692,7 @@ install_locked(PyObject *module, struct options *options)
         return -1;
     }
     manhole.installed = true;
-    manhole.by_backdoor = false;
+    manhole.replaceable = wants_listener(&manhole.options) && !manhole.has_listener;
     return 0;
 }
 
@@ -15448,9 +15777,13 @@ provide_listener(PyObject *module)
             1; /* as with eventlet's, no client keeps the process */
         result = install_locked(module, &options);
         drop_options(&options);
-        manhole.by_backdoor = result == 0;
+        manhole.replaceable = result == 0;
     }
-    return result == 0 && !manhole.has_listener ? start_listener() : result;
+    if (result == 0 && !manhole.has_listener && (errno = start_listener()) != 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        result = -1;
+    }
+    return result;
 }
 
 /* Returns 0, or -1 with ValueError or OSError: nobody may listen there, or nobody does. */
@@ -16159,8 +16492,9 @@ module_exec(PyObject *module)
     type = (PyTypeObject *)state->manhole_type;
     state->manhole_object = type->tp_alloc(type, 0);
     state->streams = PyList_New(0);
+    state->library = PyDict_New();
     if (state->manhole_object == NULL || state->streams == NULL ||
-        add_exceptions(module, state) < 0 ||
+        state->library == NULL || add_exceptions(module, state) < 0 ||
         add_object(module, "ALL_SIGNALS", make_all_signals()) < 0 ||
         add_object(module, "Manhole", Py_NewRef(state->manhole_type)) < 0 ||
         PyModule_AddStringConstant(module, "__version__", MANHOLE_VERSION) < 0) {
@@ -16182,6 +16516,8 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->input_type);
     Py_VISIT(state->sys_type);
     Py_VISIT(state->completion);
+    Py_VISIT(state->library);
+    Py_VISIT(state->commands);
     Py_VISIT(state->probes);
     Py_VISIT(state->requests);
     Py_VISIT(state->already_installed);
@@ -16204,6 +16540,8 @@ module_clear(PyObject *module)
     Py_CLEAR(state->input_type);
     Py_CLEAR(state->sys_type);
     Py_CLEAR(state->completion);
+    Py_CLEAR(state->library);
+    Py_CLEAR(state->commands);
     Py_CLEAR(state->probes);
     Py_CLEAR(state->requests);
     Py_CLEAR(state->already_installed);

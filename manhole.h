@@ -27,7 +27,7 @@ extern "C" {
  * outlive it. */
 typedef struct manhole_options {
     int verbose;             /* boolean: write log lines. Default 1. */
-    int verbose_destination; /* descriptor for the log lines. Default 2. */
+    int verbose_destination; /* descriptor for the log lines, as it is now. Default 2. */
     int strict;              /* boolean: a second install fails. Default 1. */
     int patch_fork;          /* boolean: forked children get a manhole. Default 1. */
     int thread;              /* boolean: always-on listener. Default 1. */

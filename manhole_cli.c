@@ -11,9 +11,9 @@
  *
  * WHAT IT TOUCHES
  *   /tmp/manhole-PID       or the socket whose path is given: connected to, no more
- *   /proc/PID/...          read, for what the process is; in a container its socket is below
- *                          /proc/PID/root
- *   /proc/net/tcp*         read, for who listens at the port of a configuration file
+ *   /proc/PID/...          read, for what the process is, which signals it catches and where it
+ *                          listens; in a container its socket is below /proc/PID/root
+ *   /proc/net/tcp*         read, for who listens at a port
  *   ~/.manhole_history     each line typed at a terminal is appended; mode 0600
  *   ~/.editrc              libedit's own settings, read
  *   \0manhole-cli/PID.N/edit   its own end of the connection, see show_calling_card()
@@ -30,6 +30,7 @@
 #  define _GNU_SOURCE /* struct ucred */
 #endif
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -43,6 +44,7 @@
 #include <poll.h>
 #include <pwd.h>
 #include <regex.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -64,7 +66,6 @@
 #include <time.h>
 #include <unistd.h>
 #include <wchar.h>
-#include <wctype.h>
 #ifdef HAVE_LIBEDIT
 #  include <histedit.h>
 #endif
@@ -93,13 +94,12 @@ enum {
     MAX_WORDS = 1024,   /* PIDs, and arguments of code, on a command line */
     MAX_OPTIONS = 32,   /* rows of options[], for each has a bit */
     ACCEPTS_CONNECTIONS = 0x10000, /* of the flags in /proc/net/unix */
-    MOST_FDS = 1024,               /* that are looked at for a socket */
+    MOST_DOORS = 16,               /* of one manhole, which has no more than nine */
     MAX_ORPHANS = 10,              /* sockets without a process that --list names */
     JOBS_AT_ONCE = 128,            /* processes that are served side by side */
 };
 
-/* What the shell gets. 0 also when the server of a console is killed: its close looks the
- * same. Code of -c and -f may give any status, as with python -c. */
+/* What the shell gets. Code of -c and -f may give any status, as with python -c. */
 enum exit_status {
     STATUS_OK = 0,        /* the server closed the connection, or --help */
     STATUS_TROUBLE = 1,   /* the system refused something; the message says what */
@@ -107,7 +107,7 @@ enum exit_status {
     STATUS_NO_SIGNAL = 3, /* the signal could not be sent; nothing was connected to */
     STATUS_REFUSED = 4,   /* another process than the one asked for serves the socket */
     STATUS_NO_CONNECTION = 5, /* nobody answered within the timeout */
-    STATUS_CUT = 6,           /* the process was gone before the code had ended */
+    STATUS_CUT = 6, /* the process was gone before what it was asked for had ended */
     STATUS_TIMEOUT = 124, /* the code, or the stacks, took longer; as timeout(1) has it */
     STATUS_INTERRUPTED = 130, /* Ctrl-C, as shells have it: 128 + SIGINT */
     STATUS_OUTPUT_GONE = 141, /* nobody reads standard output any more: 128 + SIGPIPE */
@@ -686,9 +686,11 @@ write_all(int fd, const char *bytes, size_t count)
  * ======================================================================================
  */
 
+enum { SOCKET_PATH_SIZE = sizeof(((struct sockaddr_un *)NULL)->sun_path) };
+
 struct target {
     pid_t pid; /* the process asked for; 0: whoever serves the path */
-    char path[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+    char path[SOCKET_PATH_SIZE + sizeof("/proc/2147483647/root")];
     bool by_path; /* the path was given and is a socket: its server is who is meant */
     int port;     /* not 0: of TCP, and the path is HOST:PORT */
     const char
@@ -758,23 +760,66 @@ read_proc(pid_t pid, const char *name, struct buffer *content)
     return count == 0;
 }
 
+/* What stands behind this name in /proc/PID/status, without the blanks before it; false when there
+ * is no such line. */
+static bool
+find_status(pid_t pid, const char *name, char *value, size_t size)
+{
+    struct buffer status = {.data = NULL}; /* owned */
+    char key[32];
+    const char *line = NULL;
+
+    (void)snprintf(key, sizeof(key), "\n%s:", name);
+    if (read_proc(pid, "status", &status)) {
+        line = strstr(text_of(&status), key);
+    }
+    if (line != NULL) {
+        line += strlen(key);
+        line += strspn(line, " \t");
+        (void)snprintf(value, size, "%.*s", (int)strcspn(line, "\n"), line);
+    }
+    free(status.data);
+    return line != NULL;
+}
+
+/* The process that a number means: also that of one of its threads, as top and the like show. */
+static pid_t
+thread_group(pid_t pid)
+{
+    char number[16];
+    return find_status(pid, "Tgid", number, sizeof(number))
+               ? (pid_t)strtol(number, NULL, 10)
+               : pid;
+}
+
 /* The process's number in its own pid namespace, as its own socket has it. */
 static pid_t
 inner_pid(pid_t pid)
 {
-    struct buffer status = {.data = NULL}; /* owned */
-    pid_t inner = pid;
+    char numbers[512];
+    const char *last = NULL;
 
-    if (read_proc(pid, "status", &status)) {
-        const char *line = strstr(text_of(&status), "\nNSpid:");
-        size_t length = line != NULL ? strcspn(line + 1, "\n") + 1 : 0;
-        while (length > 0 && is_digit(line[length - 1])) {
-            length--;
-        }
-        inner = line != NULL ? (pid_t)strtol(line + length, NULL, 10) : pid;
+    if (!find_status(pid, "NStgid", numbers, sizeof(numbers))) {
+        return pid;
     }
-    free(status.data);
-    return inner;
+    last = strrchr(numbers, '\t');
+    return (pid_t)strtol(last != NULL ? last : numbers, NULL, 10);
+}
+
+/* The effective uid of a process; false when there is no such process. Not the owner of
+ * /proc/PID: that is root as soon as a process has changed its uid, as daemons do. */
+static bool
+find_uid(pid_t pid, uid_t *uid)
+{
+    char numbers[64];
+    char *effective = NULL;
+
+    if (!find_status(pid, "Uid", numbers, sizeof(numbers))) {
+        return false;
+    }
+    (void)strtoul(numbers, &effective, 10);
+    *uid = (uid_t)strtoul(effective, NULL, 10);
+    return true;
 }
 
 /* What the messages call it: its number, or the path that was given. */
@@ -800,26 +845,34 @@ is_same_file(const char *a, const char *b)
            (status_a.st_dev == status_b.st_dev && status_a.st_ino == status_b.st_ino);
 }
 
+/* What stands here before the absolute paths of a process: nothing, if it sees the files that we
+ * see. */
+static void
+find_root(pid_t pid, char *root, size_t size)
+{
+    char mounts[64];
+
+    (void)snprintf(root, size, "/proc/%d/root", (int)pid);
+    (void)snprintf(mounts, sizeof(mounts), "/proc/%d/ns/mnt", (int)pid);
+    if (is_same_file(root, "/") && is_same_file(mounts, "/proc/self/ns/mnt")) {
+        root[0] = '\0';
+    }
+}
+
 /* The process of that id and its socket. In a container, a service with a /tmp of its own or a
  * chroot the socket is elsewhere, and under the number that the process has there. */
 static struct target
 target_of(pid_t pid)
 {
     struct target target = {.pid = pid};
-    char root[64];
-    char mounts[64];
+    char root[64] = "";
 
-    (void)snprintf(root, sizeof(root), "/proc/%d/root", (int)pid);
-    (void)snprintf(mounts, sizeof(mounts), "/proc/%d/ns/mnt", (int)pid);
-    (void)snprintf(target.path, sizeof(target.path), "/tmp/manhole-%d", (int)pid);
-    if (!is_same_file(root, "/") || !is_same_file(mounts, "/proc/self/ns/mnt")) {
-        (void)snprintf(target.path, sizeof(target.path), "%s/tmp/manhole-%d", root,
-                       (int)inner_pid(pid));
+    if (pid > 0) {
+        target.pid = thread_group(pid);
+        find_root(target.pid, root, sizeof(root));
     }
-    else if (pid > 0) {
-        (void)snprintf(target.path, sizeof(target.path), "/tmp/manhole-%d",
-                       (int)inner_pid(pid));
-    }
+    (void)snprintf(target.path, sizeof(target.path), "%s/tmp/manhole-%d", root,
+                   pid > 0 ? (int)inner_pid(target.pid) : 0);
     return target;
 }
 
@@ -836,11 +889,11 @@ parse_target(const char *text)
 
     if (has_path && strcmp(text, target.path) != 0 && is_socket(text)) {
         target.by_path = true;
-        if (strlen(text) >= sizeof(target.path)) {
+        if (strlen(text) >= SOCKET_PATH_SIZE) {
             fail_usage(
-                "argument PID: the path of a socket has at most %zu bytes, this one has "
+                "argument PID: the path of a socket has at most %d bytes, this one has "
                 "%zu; go to its directory and give its name alone",
-                sizeof(target.path) - 1, strlen(text));
+                SOCKET_PATH_SIZE - 1, strlen(text));
         }
         (void)snprintf(target.path, sizeof(target.path), "%s", text);
     }
@@ -1740,20 +1793,77 @@ open_socket(const char *wish)
     return fd;
 }
 
-/* Returns 0, or -1 with errno. The same socket may try again after a failure. */
+/* Whether root is nobody to the process, which is in a user namespace that has no root of ours: its
+ * server would turn us away. */
+static bool
+is_unknown_to(pid_t pid)
+{
+    struct buffer map = {.data = NULL}; /* owned: lines of inside, outside, count */
+    char space[64];
+    bool is_unknown = false;
+
+    (void)snprintf(space, sizeof(space), "/proc/%d/ns/user", (int)pid);
+    if (geteuid() == 0 && !is_same_file(space, "/proc/self/ns/user") &&
+        read_proc(pid, "uid_map", &map)) {
+        is_unknown = true;
+        for (const char *line = text_of(&map); line[0] != '\0' && is_unknown;) {
+            char *outside = NULL;
+            (void)strtoul(line, &outside, 10);
+            is_unknown = strtoul(outside, NULL, 10) != 0;
+            line += strcspn(line, "\n");
+            line += line[0] != '\0';
+        }
+    }
+    free(map.data);
+    return is_unknown;
+}
+
+/* Returns 0, or -1 with errno. The same socket may try again after a failure. To whom root is
+ * nobody we come as its own user, who may not go where root may: so the way to the folder is behind
+ * us before. Through the folder also a path that is longer than an address can be is reached. */
 static int
-connect_once(int fd, const char *path)
+connect_once(int fd, const struct target *target)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    (void)snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-    return connect(fd, (const struct sockaddr *)&address, sizeof(address));
+    uid_t user = 0; /* to be while we connect */
+    char folder[sizeof(target->path)];
+    const char *name = strrchr(target->path, '/');
+    int folder_fd = -1; /* owned */
+    int result = -1;
+    int error = 0;
+
+    if (target->pid != 0 && is_unknown_to(target->pid)) {
+        (void)find_uid(target->pid, &user);
+    }
+    (void)snprintf(address.sun_path, sizeof(address.sun_path), "%.*s",
+                   SOCKET_PATH_SIZE - 1, target->path);
+    if (name != NULL && (user != 0 || strlen(target->path) >= SOCKET_PATH_SIZE)) {
+        (void)snprintf(folder, sizeof(folder), "%.*s", (int)(name + 1 - target->path),
+                       target->path);
+        folder_fd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        (void)snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s",
+                       folder_fd, name + 1);
+    }
+    if (user == 0 || seteuid(user) == 0) {
+        result = connect(fd, (const struct sockaddr *)&address, sizeof(address));
+    }
+    error = errno;
+    if (user != 0 && seteuid(0) < 0) {
+        fail(STATUS_TROUBLE, "cannot be root again: %m");
+    }
+    if (folder_fd >= 0) {
+        (void)close(folder_fd);
+    }
+    errno = error;
+    return result;
 }
 
 /* What the socket is expected to say while its server is still on the way, or busy. */
 static bool
 is_worth_waiting(int error)
 {
-    return error == ENOENT || error == ECONNREFUSED || error == EAGAIN || error == EINTR;
+    return error == ENOENT || error == ECONNREFUSED || error == EAGAIN ||
+           error == EINTR || error == ENXIO;
 }
 
 /* Any other failure, in python-manhole's words. The waiting goes on: it may be a passing
@@ -1787,34 +1897,346 @@ process_state(pid_t pid)
     return state;
 }
 
-/* Whether a thread of the process is a manhole's listener, which bears that name. */
-static bool
-has_listener(pid_t pid)
+/* What a manhole tells of itself in /proc, also while it is closed: by the name of its listener's
+ * thread, and for oneshot_on, which has no thread, by that of an empty mapping. */
+struct notice {
+    bool is_there;
+    int signals[2]; /* that open it: activate_on, oneshot_on; 0: none */
+};
+
+/* Takes the name of a thread: "Manhole", or "Manhole 10" for a signal. */
+static void
+take_thread_name(struct notice *notice, const char *name)
 {
-    char path[64];
-    char name[32];
-    struct dirent *task = NULL;
+    static const char listener[] = "Manhole";
+
+    if (strncmp(name, listener, strlen(listener)) == 0) {
+        name += strlen(listener);
+        if (strcmp(name, "\n") == 0 || (name[0] == ' ' && is_digit(name[1]))) {
+            notice->is_there = true;
+            notice->signals[0] = (int)strtol(name, NULL, 10);
+        }
+    }
+}
+
+static void
+read_thread_names(pid_t pid, struct notice *notice)
+{
+    const struct dirent *task = NULL;
     DIR *tasks = NULL; /* owned */
-    bool found = false;
+    char path[64];
 
     (void)snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
     tasks = opendir(path);
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): one thread */
-    while (tasks != NULL && !found && (task = readdir(tasks)) != NULL) {
-        char comm[sizeof(path) + sizeof(task->d_name) + 8];
-        FILE *file = NULL; /* owned */
-        (void)snprintf(comm, sizeof(comm), "%s/%s/comm", path, task->d_name);
-        file = fopen(comm, "re");
-        if (file != NULL) {
-            found =
-                fgets(name, sizeof(name), file) != NULL && strcmp(name, "Manhole\n") == 0;
-            (void)fclose(file);
-        }
+    while (tasks != NULL && (task = readdir(tasks)) != NULL) {
+        struct buffer name = {.data = NULL}; /* owned */
+        char comm[sizeof("task//comm") + sizeof(task->d_name)];
+        (void)snprintf(comm, sizeof(comm), "task/%s/comm", task->d_name);
+        (void)read_proc(pid, comm, &name);
+        take_thread_name(notice, text_of(&name));
+        free(name.data);
     }
     if (tasks != NULL) {
         (void)closedir(tasks);
     }
-    return found;
+}
+
+static struct notice
+read_notice(pid_t pid)
+{
+    static const char page[] = "/memfd:manhole oneshot_on=";
+    struct notice notice = {.is_there = false};
+    struct buffer maps = {.data = NULL}; /* owned */
+    const char *oneshot = NULL;
+
+    read_thread_names(pid, &notice);
+    (void)read_proc(pid, "maps", &maps);
+    oneshot = strstr(text_of(&maps), page);
+    if (oneshot != NULL) {
+        notice.is_there = true;
+        notice.signals[1] = (int)strtol(oneshot + strlen(page), NULL, 10);
+    }
+    free(maps.data);
+    return notice;
+}
+
+/* The signal that opens it, activate_on's before oneshot_on's; 0: none does. */
+static int
+opening_signal(const struct notice *notice)
+{
+    return notice->signals[0] != 0 ? notice->signals[0] : notice->signals[1];
+}
+
+/* What opens it and how, for messages. */
+static struct quoted
+describe_opening(pid_t pid, const struct notice *notice)
+{
+    struct quoted text;
+    const size_t size = sizeof(text.text);
+    int number = opening_signal(notice);
+    const char *name = signal_name(number);
+
+    if (number == 0) {
+        (void)snprintf(text.text, size, "it waits for no signal: %s %d", program,
+                       (int)pid);
+    }
+    else if (number == SIGUSR1 || number == SIGUSR2) {
+        (void)snprintf(text.text, size, "it opens on %s: %s %d -%c", name, program,
+                       (int)pid, number == SIGUSR1 ? '1' : '2');
+    }
+    else if (name != NULL) {
+        (void)snprintf(text.text, size, "it opens on %s: %s %d -s %s", name, program,
+                       (int)pid, name);
+    }
+    else { /* which manhole-cli sends to nobody, see take_signal() */
+        (void)snprintf(text.text, size, "it opens on signal %d: kill -%d %d, then %s %d",
+                       number, number, (int)pid, program, (int)pid);
+    }
+    return text;
+}
+
+/* The field of a line whose fields are parted by blanks, from 0 on; NULL when it has fewer. */
+static char *
+find_field(char *line, int number)
+{
+    for (; number > 0 && line != NULL; number--) {
+        line = strchr(line, ' ');
+        line = line != NULL ? line + strspn(line, " ") : NULL;
+    }
+    return line;
+}
+
+/* The sockets by which a process's manhole is entered: it gives them a mode that no application
+ * gives a socket, and nobody connects to another's to find out. None where we may not look. */
+struct doors {
+    unsigned long inodes[MOST_DOORS];
+    size_t count;
+};
+
+/* Looks at sockets alone: what else a process has open may be in a file system that hangs. */
+static struct doors
+find_doors(pid_t pid)
+{
+    struct doors doors = {.count = 0};
+    const struct dirent *entry = NULL;
+    DIR *fds = NULL; /* owned */
+    char path[64];
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+    fds = opendir(path);
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): one thread */
+    while (fds != NULL && (entry = readdir(fds)) != NULL && doors.count < MOST_DOORS) {
+        char link[64] = "";
+        struct stat status;
+        (void)!readlinkat(dirfd(fds), entry->d_name, link, sizeof(link) - 1);
+        if (strncmp(link, "socket:[", 8) == 0 &&
+            fstatat(dirfd(fds), entry->d_name, &status, 0) == 0 &&
+            status.st_mode == (S_IFSOCK | S_IRUSR | S_IWUSR)) {
+            doors.inodes[doors.count++] = (unsigned long)status.st_ino;
+        }
+    }
+    if (fds != NULL) {
+        (void)closedir(fds);
+    }
+    return doors;
+}
+
+static bool
+is_door(const struct doors *doors, unsigned long inode)
+{
+    for (size_t i = 0; i < doors->count; i++) {
+        if (doors->inodes[i] == inode) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A socket that is listened at, as a line of /proc/net/tcp or tcp6 has it. */
+struct tcp_listener {
+    char place[INET6_ADDRSTRLEN + 16]; /* HOST:PORT or [HOST]:PORT */
+    int port;
+    uid_t uid;
+    unsigned long inode;
+};
+
+/* Reads such a line; false when it tells of something else. */
+static bool
+read_tcp_line(char *line, struct tcp_listener *found)
+{
+    enum { LOCAL_ADDRESS = 1, STATE = 3, UID = 7, INODE = 9, LISTENING = 0x0a };
+    char *first = line + strspn(line, " ");
+    const char *address = find_field(first, LOCAL_ADDRESS);
+    const char *state = find_field(first, STATE);
+    const char *uid = find_field(first, UID);
+    const char *inode = find_field(first, INODE);
+    const char *colon = address != NULL ? strchr(address, ':') : NULL;
+    uint32_t host[4] = {0}; /* words as they are in memory */
+    char text[INET6_ADDRSTRLEN] = "";
+    bool is_v6 = colon != NULL && colon - address == 32;
+
+    if (colon == NULL || inode == NULL || strtol(state, NULL, 16) != LISTENING) {
+        return false;
+    }
+    for (size_t i = 0; i < (is_v6 ? 4 : 1); i++) {
+        char word[9];
+        (void)snprintf(word, sizeof(word), "%.8s", address + 8 * i);
+        host[i] = (uint32_t)strtoul(word, NULL, 16);
+    }
+    (void)inet_ntop(is_v6 ? AF_INET6 : AF_INET, host, text, sizeof(text));
+    found->port = (int)strtol(colon + 1, NULL, 16);
+    found->uid = (uid_t)strtoul(uid, NULL, 10);
+    found->inode = strtoul(inode, NULL, 10);
+    (void)snprintf(found->place, sizeof(found->place), is_v6 ? "[%s]:%d" : "%s:%d", text,
+                   found->port);
+    return true;
+}
+
+/* Who listens by TCP in the network of that process ("self": in ours), as the kernel lists it.
+ * Returns false, with errno, where it cannot be read. */
+static bool
+for_each_listener(const char *process,
+                  void (*call)(const struct tcp_listener *listener, void *argument),
+                  void *argument)
+{
+    static const char *const lists[] = {"tcp", "tcp6"};
+    char *line = NULL; /* owned */
+    size_t size = 0;
+    int error = 0;
+
+    for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
+        char path[64];
+        FILE *list = NULL; /* owned */
+        (void)snprintf(path, sizeof(path), "/proc/%s/net/%s", process, lists[i]);
+        list = fopen(path, "re");
+        while (list != NULL && getline(&line, &size, list) > 0) {
+            struct tcp_listener listener;
+            if (read_tcp_line(line, &listener)) {
+                call(&listener, argument);
+            }
+        }
+        bool may_lack = i > 0; /* there may be no IPv6 */
+        if (list == NULL ? !may_lack || errno != ENOENT : !feof(list)) {
+            error = errno;
+        }
+        if (list != NULL) {
+            (void)fclose(list);
+        }
+    }
+    free(line);
+    errno = error;
+    return error == 0;
+}
+
+/* The path of the socket that this line of /proc/net/unix tells of, if it is one of these doors;
+ * cut off there. Else NULL. */
+static const char *
+door_path(char *line, const struct doors *doors)
+{
+    const char *flags = find_field(line, 3);
+    const char *number = find_field(line, 6);
+    char *path = find_field(line, 7);
+
+    if (path == NULL || (strtoul(flags, NULL, 16) & ACCEPTS_CONNECTIONS) == 0 ||
+        !is_door(doors, strtoul(number, NULL, 10))) {
+        return NULL;
+    }
+    path[strcspn(path, "\n")] = '\0';
+    return path;
+}
+
+/* Where a process's manhole is open. */
+enum way {
+    NO_WAY,     /* nowhere, or we may not look */
+    HIDDEN_WAY, /* at a path that leads to it no more */
+    OPEN_WAY,
+};
+
+/* What find_door() looks for, and has found. */
+struct search {
+    struct target *target;
+    struct doors doors;
+    enum way way;
+};
+
+static bool
+try_path(struct search *search, const char *root, const char *path)
+{
+    char found[sizeof(search->target->path)];
+    int length = snprintf(found, sizeof(found), "%s%s", root, path);
+
+    if (length < (int)sizeof(found) && is_socket(found)) {
+        (void)snprintf(search->target->path, sizeof(found), "%s", found);
+        search->way = OPEN_WAY;
+    }
+    return search->way == OPEN_WAY;
+}
+
+/* A process that has gone to another root since is still to be found in the one that it had, most
+ * likely ours. A relative path is from where it was, most likely is. */
+static void
+search_paths(struct search *search)
+{
+    const int pid = (int)search->target->pid;
+    char *line = NULL; /* owned */
+    size_t size = 0;
+    char name[64];
+    char root[64];
+    FILE *sockets = NULL; /* owned */
+
+    (void)snprintf(name, sizeof(name), "/proc/%d/net/unix", pid);
+    sockets = fopen(name, "re");
+    while (search->way != OPEN_WAY && sockets != NULL &&
+           getline(&line, &size, sockets) > 0) {
+        const char *path = door_path(line, &search->doors);
+        if (path == NULL) {
+            continue;
+        }
+        find_root((pid_t)pid, root, sizeof(root));
+        if (path[0] != '/') {
+            (void)snprintf(root, sizeof(root), "/proc/%d/cwd/", pid);
+        }
+        if (!try_path(search, root, path) && !try_path(search, "", path)) {
+            search->way = HIDDEN_WAY;
+            (void)snprintf(search->target->path, sizeof(search->target->path), "%s",
+                           path);
+        }
+    }
+    free(line);
+    if (sockets != NULL) {
+        (void)fclose(sockets);
+    }
+}
+
+static void
+consider_port(const struct tcp_listener *listener, void *argument)
+{
+    struct search *search = argument;
+
+    if (search->way != OPEN_WAY && is_door(&search->doors, listener->inode)) {
+        (void)snprintf(search->target->path, sizeof(search->target->path), "%s",
+                       listener->place);
+        search->target->port = listener->port;
+        search->way = OPEN_WAY;
+    }
+}
+
+/* Asks the kernel where the process's manhole listens, which need not be the usual place. A path is
+ * better than TCP, for it leads to more than a console. A process that was forked in C may still
+ * have its parent's sockets, and no manhole. */
+static enum way
+find_door(struct target *target)
+{
+    struct search search = {.target = target, .doors = find_doors(target->pid)};
+    char process[16];
+
+    if (search.doors.count > 0 && read_notice(target->pid).is_there) {
+        search_paths(&search);
+        (void)snprintf(process, sizeof(process), "%d", (int)target->pid);
+        (void)for_each_listener(process, consider_port, &search);
+    }
+    return search.way;
 }
 
 /* Says what keeps a process from answering, in one line with what to do. Silent, with false, when
@@ -1850,19 +2272,133 @@ say_hindrance(pid_t pid)
     }
 }
 
-/* After a timeout: why nobody opens, as far as /proc shows it. */
-static void
-say_why(pid_t pid)
+static const char *
+find_user(uid_t uid)
 {
-    if (pid == 0 || say_hindrance(pid)) {
-        return;
+    static char name[33];
+    char names[4096];
+    struct passwd entry;
+    struct passwd *found = NULL;
+
+    (void)snprintf(name, sizeof(name), "%u", (unsigned)uid);
+    if (getpwuid_r(uid, &entry, names, sizeof(names), &found) == 0 && found != NULL) {
+        (void)snprintf(name, sizeof(name), "%s", found->pw_name);
     }
-    if (has_listener(pid)) {
-        say_error(
-            "process %d has a manhole that is not open there: if it has a socket_path or "
-            "listen of its own, give that path; if it has activate_on, send that signal "
-            "(-1, -2 or -s SIGNAL), any other may end it; its log tells",
-            (int)pid);
+    return name;
+}
+
+/* Whether it is another user's, and so for him and root alone; says so. */
+static bool
+say_owner(pid_t pid)
+{
+    uid_t uid = 0;
+
+    if (geteuid() == 0 || !find_uid(pid, &uid) || uid == geteuid()) {
+        return false;
+    }
+    say_error("process %d belongs to %s; run manhole-cli as %s%s", (int)pid,
+              find_user(uid), find_user(uid), uid != 0 ? ", or as root" : "");
+    return true;
+}
+
+/* The same of its socket, which stays the user's that the process was when it opened it. */
+static bool
+say_owner_of_socket(const struct target *target)
+{
+    struct stat file;
+
+    if (geteuid() == 0 || stat(target->path, &file) < 0 || file.st_uid == geteuid()) {
+        return false;
+    }
+    say_error("the socket %s belongs to %s, as it does where process %d opened it before "
+              "it changed its user; run manhole-cli as %s%s",
+              quote(target->path).text, find_user(file.st_uid), (int)target->pid,
+              find_user(file.st_uid), file.st_uid != 0 ? ", or as root" : "");
+    return true;
+}
+
+/* The version that the files which a process has mapped tell, like "3.11"; "?" where we may not
+ * look, or see nothing. */
+static void
+find_version(pid_t pid, char *version, size_t size)
+{
+    static const char *const signs[] = {"cpython-3", "/python3.", "libpython3."};
+    struct buffer maps = {.data = NULL}; /* owned */
+    int minor = 0;
+
+    (void)read_proc(pid, "maps", &maps);
+    for (size_t i = 0; minor == 0 && i < sizeof(signs) / sizeof(signs[0]); i++) {
+        const char *sign = strstr(text_of(&maps), signs[i]);
+        minor = sign != NULL ? (int)strtol(sign + strlen(signs[i]), NULL, 10) : 0;
+    }
+    (void)snprintf(version, size, minor > 0 ? "3.%d" : "?", minor);
+    free(maps.data);
+}
+
+/* Whether this variable was in the environment that the process was started with. */
+static bool
+has_variable(pid_t pid, const char *name)
+{
+    struct buffer environment = {.data = NULL}; /* owned */
+    bool found = false;
+
+    (void)read_proc(pid, "environ", &environment);
+    for (size_t i = 0; i < environment.length && !found;
+         i += strlen(environment.data + i) + 1) {
+        const char *variable = environment.data + i;
+        found =
+            strncmp(variable, name, strlen(name)) == 0 && variable[strlen(name)] == '=';
+    }
+    free(environment.data);
+    return found;
+}
+
+/* Whether a process that runs Python has not even loaded the module. */
+static bool
+is_python_without(pid_t pid)
+{
+    struct buffer maps = {.data = NULL}; /* owned */
+    char version[8];
+    bool has_module = true;
+
+    find_version(pid, version, sizeof(version));
+    if (read_proc(pid, "maps", &maps)) {
+        has_module = strstr(text_of(&maps), "/manhole.") != NULL;
+    }
+    free(maps.data);
+    return version[0] != '?' && !has_module;
+}
+
+/* The program that a process runs, by the path that it was called by, if it was, which in a virtual
+ * environment is more than the kernel's own. */
+static void
+find_program(pid_t pid, char *found, size_t size)
+{
+    struct buffer words = {.data = NULL}; /* owned */
+    char path[64];
+
+    found[0] = '\0';
+    if (read_proc(pid, "cmdline", &words) && text_of(&words)[0] == '/') {
+        (void)snprintf(found, size, "%s", text_of(&words));
+    }
+    else {
+        (void)snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
+        ssize_t length = readlink(path, found, size - 1);
+        found[length > 0 ? length : 0] = '\0';
+    }
+    free(words.data);
+}
+
+static void
+say_no_manhole(pid_t pid)
+{
+    char python[PATH_MAX];
+
+    if (has_variable(pid, "PYTHONMANHOLE") && is_python_without(pid)) {
+        find_program(pid, python, sizeof(python));
+        say_error("PYTHONMANHOLE is set for process %d, but manhole is not installed in "
+                  "%s, or that was started with -I, -E or -S",
+                  (int)pid, python);
     }
     else {
         say_error("process %d seems to have no manhole: it wants manhole.install(), or "
@@ -1871,59 +2407,127 @@ say_why(pid_t pid)
     }
 }
 
+/* Whether a process is no more, or on its way out: the kernel closes what it had open when all of
+ * its threads have a flag, PF_EXITING, that /proc shows; one that closes as it likes has not. */
+static bool
+has_ended(pid_t pid)
+{
+    enum { EXITING = 4 };
+    struct buffer stat_text = {.data = NULL}; /* owned */
+    char *field = NULL; /* the state, after a name that may have anything in it */
+    unsigned long flags = 0;
+    char state = 0;
+
+    if (pid == 0) { /* one that cannot be seen from here */
+        return false;
+    }
+    if (!read_proc(pid, "stat", &stat_text)) {
+        return kill(pid, 0) < 0 && errno == ESRCH;
+    }
+    field = strrchr(text_of(&stat_text), ')');
+    if (field != NULL && strlen(field) > 3) {
+        state = field[2];
+        field += 3;
+        for (int i = 0; i < 6; i++) { /* ppid, pgrp, session, tty_nr, tpgid, flags */
+            flags = strtoul(field, &field, 10);
+        }
+    }
+    free(stat_text.data);
+    return state == 'Z' || state == 'X' || (flags & EXITING) != 0;
+}
+
+/* After a timeout: why nobody opens, as far as /proc shows it. signal: that was sent, or 0. */
+static void
+say_why(const struct target *target, int signal)
+{
+    struct target hidden = *target;
+    const int pid = (int)target->pid;
+    struct notice notice;
+
+    if (pid != 0 && signal != 0 && has_ended(pid)) {
+        say_error("process %d has ended: signal %d (%s) has ended it, which it caught; "
+                  "its own log may tell more",
+                  pid, signal, signal_name(signal));
+        return;
+    }
+    if (pid == 0 || say_hindrance(pid) || say_owner(pid) || say_owner_of_socket(target)) {
+        return;
+    }
+    notice = read_notice(pid);
+    if (find_door(&hidden) == HIDDEN_WAY) {
+        say_error("process %d listens at %s, which leads there no more: the file was "
+                  "removed, or only the process sees it (nsenter -m -t %d); %s",
+                  pid, quote(hidden.path).text, pid,
+                  opening_signal(&notice) != 0 ? describe_opening(pid, &notice).text
+                                               : "no signal opens it anew");
+    }
+    else if (opening_signal(&notice) != 0) {
+        say_error("process %d has a manhole that is closed: %s", pid,
+                  describe_opening(pid, &notice).text);
+    }
+    else if (notice.is_there) {
+        say_error("process %d has a manhole, and waits for no signal, but it does not "
+                  "listen where it can be seen from here; its log tells where",
+                  pid);
+    }
+    else {
+        say_no_manhole(pid);
+    }
+}
+
+/* Connects to where the process listens: the usual place, else where the kernel knows it to. A port
+ * (then there is target->port) is only found. Returns 0, or -1 with errno: that of the usual place,
+ * or ENXIO when it is open and cannot be reached. */
+static int
+try_to_connect(int fd, struct target *target)
+{
+    int error = 0;
+    enum way way = NO_WAY;
+    struct target found = *target;
+
+    if (target->port != 0 || connect_once(fd, target) == 0) {
+        return 0;
+    }
+    error = errno;
+    if (target->pid != 0 && !target->by_path &&
+        (error == ENOENT || error == ECONNREFUSED)) {
+        way = find_door(&found);
+    }
+    if (way == OPEN_WAY) {
+        *target = found;
+        return target->port != 0 ? 0 : connect_once(fd, target);
+    }
+    errno = way == HIDDEN_WAY ? ENXIO : error;
+    return -1;
+}
+
 /* Tries until it works; ends the program when the time is over. The pauses are short at
  * first, for a manhole that a signal has just woken is there within a millisecond or two. */
 static void
-connect_within(int fd, const struct target *target, double timeout_s)
+connect_within(int fd, struct target *target, double timeout_s, int signal)
 {
-    const char *path = target->path;
     double deadline = now_s() + timeout_s;
     double pause = FIRST_PAUSE_MS / 1e3;
     int said = 0; /* the error that was shown last */
 
-    while (connect_once(fd, path) < 0) {
+    while (try_to_connect(fd, target) < 0) {
         int error = errno;
         double left = deadline - now_s();
         if (!is_worth_waiting(error) && error != said) {
-            say_connect_error(path, error);
+            say_connect_error(target->path, error);
             said = error;
         }
         /* A timeout that is not a number is over, too. Who is gone opens no more. */
-        if (!(left > 0) ||
-            (error == ENOENT && target->pid != 0 && process_state(target->pid) == 0)) {
-            (void)fprintf(stderr, "Failed to connect to %s: Timeout\n", quote(path).text);
-            say_why(target->pid);
+        if (!(left > 0) || (target->pid != 0 && (error == ENOENT || signal != 0) &&
+                            has_ended(target->pid))) {
+            (void)fprintf(stderr, "Failed to connect to %s: Timeout\n",
+                          quote(target->path).text);
+            say_why(target, signal);
             leave(STATUS_NO_CONNECTION);
         }
         pause_s(pause < left ? pause : left);
         pause = 2 * pause < LONGEST_PAUSE_MS / 1e3 ? 2 * pause : LONGEST_PAUSE_MS / 1e3;
     }
-}
-
-/* The effective uid of a process; false when there is no such process. Not the owner of
- * /proc/PID: that is root as soon as a process has changed its uid, as daemons do. */
-static bool
-find_uid(pid_t pid, uid_t *uid)
-{
-    char path[64];
-    char line[256];
-    FILE *status = NULL; /* owned */
-    bool found = false;
-
-    (void)snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
-    status = fopen(path, "re");
-    while (status != NULL && !found && fgets(line, sizeof(line), status) != NULL) {
-        char *real = NULL;
-        if (strncmp(line, "Uid:", 4) == 0) {
-            (void)strtoul(line + 4, &real, 10);
-            *uid = (uid_t)strtoul(real, NULL, 10);
-            found = true;
-        }
-    }
-    if (status != NULL) {
-        (void)fclose(status);
-    }
-    return found;
 }
 
 /* One line that names both sides. */
@@ -1946,6 +2550,16 @@ fail_refused(const struct target *target, const struct ucred *server, uid_t owne
          quote(target->path).text, (int)server->pid, server->uid, server->gid, expected);
 }
 
+/* Who may serve it, besides root and ourselves: for root, the user of the process asked for. */
+static uid_t
+find_owner(const struct target *target)
+{
+    uid_t owner = 0;
+    return target->pid != 0 && geteuid() == 0 && find_uid(target->pid, &owner)
+               ? owner
+               : geteuid();
+}
+
 /* Whether who answers may read what is typed, and be believed: root, ourselves, or, for root,
  * the user of the process asked for; and whether it is this process. To anybody else the manhole
  * of another user's process is closed, so what lets him in is a trap. For a connected client
@@ -1956,20 +2570,17 @@ judge_server(int fd, const struct target *target, struct ucred *server, uid_t *o
 {
     socklen_t size = sizeof(*server);
 
-    *owner = geteuid();
+    *owner = find_owner(target);
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, server, &size) < 0) {
         fail(STATUS_TROUBLE, "cannot find out who serves %s: %m",
              quote(target->path).text);
-    }
-    if (target->pid != 0 && geteuid() == 0 && !find_uid(target->pid, owner)) {
-        *owner = geteuid();
     }
     return (target->pid == 0 || server->pid == 0 || server->pid == target->pid) &&
            (server->uid == 0 || server->uid == geteuid() || server->uid == *owner);
 }
 
 /* Ends the program when it is the wrong one. */
-static struct ucred
+static void
 check_server(int fd, const struct target *target)
 {
     struct ucred server;
@@ -1978,7 +2589,6 @@ check_server(int fd, const struct target *target)
     if (!judge_server(fd, target, &server, &owner)) {
         fail_refused(target, &server, owner);
     }
-    return server;
 }
 
 static bool
@@ -1989,113 +2599,109 @@ is_right_server(int fd, const struct target *target)
     return judge_server(fd, target, &server, &owner);
 }
 
-/* pid is positive: to kill() 0 and less mean whole groups, us among them. */
+/* Whether the processes in /proc bear the numbers that kill() knows them by: it may show those of
+ * another pid namespace. */
+static bool
+is_proc_ours(void)
+{
+    char self[16] = "";
+    (void)!readlink("/proc/self", self, sizeof(self) - 1);
+    return strtol(self, NULL, 10) == getpid();
+}
+
+/* Ends the program unless the signal does no harm: a process that does not catch it may end by it.
+ * That it is caught is not enough: a manhole catches some to remove its socket before they end the
+ * process as ever. So where there is one, it must be the very signal that opens it. */
+static void
+check_signal(pid_t pid, int number)
+{
+    struct notice notice = read_notice(pid);
+    const char *name = signal_name(number);
+    bool is_awaited = number == notice.signals[0] || number == notice.signals[1];
+    char bits[32];
+
+    if (!is_proc_ours() || !find_status(pid, "SigCgt", bits, sizeof(bits))) {
+        fail(STATUS_NO_SIGNAL,
+             "nothing was sent: /proc does not tell whether process %d catches signal %d "
+             "(%s), which may end it otherwise; run manhole-cli where /proc shows it",
+             (int)pid, number, name);
+    }
+    if (has_ended(pid)) {
+        (void)say_hindrance(pid);
+        leave(STATUS_NO_SIGNAL);
+    }
+    if (notice.is_there && !is_awaited) {
+        fail(STATUS_NO_SIGNAL,
+             "nothing was sent: the manhole of process %d does not wait for signal %d "
+             "(%s), which may end it; %s",
+             (int)pid, number, name, describe_opening(pid, &notice).text);
+    }
+    if ((strtoull(bits, NULL, 16) >> (number - 1) & 1) == 0) {
+        fail(STATUS_NO_SIGNAL,
+             "nothing was sent: process %d does not catch signal %d (%s), which may end "
+             "it, and has no manhole that waits for one",
+             (int)pid, number, name);
+    }
+    if (!notice.is_there && find_doors(pid).count > 0) {
+        fail(STATUS_NO_SIGNAL,
+             "nothing was sent: a manhole in process %d is open, though not where it can "
+             "be reached, and signal %d (%s) may end it; its log tells where",
+             (int)pid, number, name);
+    }
+}
+
+/* pid is positive: to kill() 0 and less mean whole groups, us among them. Signal 0 asks whether it
+ * may be sent. */
 static void
 send_signal(pid_t pid, int number)
 {
     const char *name = signal_name(number);
     const char *advice = "";
 
-    if (kill(pid, number) == 0) {
-        return;
+    int error = 0;
+
+    if (kill(pid, 0) == 0) {
+        check_signal(pid, number);
+        if (kill(pid, number) == 0) {
+            return;
+        }
     }
-    if (errno == ESRCH) {
+    error = errno;
+    if (error == ESRCH) {
         advice = "; look for its number with ps or pgrep";
     }
-    if (errno == EPERM) {
+    if (error == EPERM) {
+        if (say_owner(pid)) {
+            leave(STATUS_NO_SIGNAL);
+        }
         advice = "; run manhole-cli as the user of that process, or as root";
     }
+    errno = error;
     fail(STATUS_NO_SIGNAL, "cannot send signal %d (%s) to process %d: %m%s", number, name,
          (int)pid, advice);
 }
 
-/* Signals whoever serves a given path: only a connection tells who that is, so it must
- * work beforehand, and is then the one that is used. */
-static void
-connect_and_signal(int fd, const struct request *request, const struct target *target)
-{
-    struct ucred server;
-
-    if (connect_once(fd, target->path) < 0) {
-        fail(STATUS_NO_SIGNAL,
-             "cannot tell whom to send signal %d, nobody answers at %s: %m; "
-             "give the PID of the process instead",
-             request->signal, quote(target->path).text);
-    }
-    server = check_server(fd, target);
-    if (server.pid == 0) { /* kill(0) would hit ourselves */
-        fail(STATUS_NO_SIGNAL,
-             "cannot send signal %d to who serves %s: its PID is not visible "
-             "in this pid namespace; send it from inside",
-             request->signal, quote(target->path).text);
-    }
-    send_signal(server.pid, request->signal);
-}
-
-/* The field of a line whose fields are parted by blanks, from 0 on; NULL when it has fewer. */
-static char *
-find_field(char *line, int number)
-{
-    for (; number > 0 && line != NULL; number--) {
-        line = strchr(line, ' ');
-        line = line != NULL ? line + strspn(line, " ") : NULL;
-    }
-    return line;
-}
-
-/* Who listens at a TCP port of this machine, as the kernel lists it: calls for the uid of each.
- * Returns false, with errno, where it cannot be read. */
-static bool
-for_each_listener(int port, void (*call)(uid_t uid, void *argument), void *argument)
-{
-    static const char *const lists[] = {"/proc/net/tcp", "/proc/net/tcp6"};
-    enum { LOCAL_ADDRESS = 1, STATE = 3, UID = 7, LISTENING = 0x0a };
-    char *line = NULL; /* owned */
-    size_t size = 0;
-    int error = 0;
-
-    for (size_t i = 0; i < sizeof(lists) / sizeof(lists[0]); i++) {
-        FILE *list = fopen(lists[i], "re"); /* owned */
-        while (list != NULL && getline(&line, &size, list) > 0) {
-            char *first = line + strspn(line, " ");
-            const char *address = find_field(first, LOCAL_ADDRESS);
-            const char *state = find_field(first, STATE);
-            const char *uid = find_field(first, UID);
-            const char *colon = address != NULL ? strchr(address, ':') : NULL;
-            if (colon != NULL && uid != NULL && strtol(colon + 1, NULL, 16) == port &&
-                strtol(state, NULL, 16) == LISTENING) {
-                call((uid_t)strtoul(uid, NULL, 10), argument);
-            }
-        }
-        bool may_lack = i > 0; /* there may be no IPv6 */
-        if (list == NULL ? !may_lack || errno != ENOENT : !feof(list)) {
-            error = errno;
-        }
-        if (list != NULL) {
-            (void)fclose(list);
-        }
-    }
-    free(line);
-    errno = error;
-    return error == 0;
-}
-
-/* What for_each_listener() has found. */
+/* Those who listen at a port, as for_each_listener() finds them. */
 struct listeners {
+    int port;
+    uid_t owner; /* who may, like root and ourselves */
     size_t count;
     bool has_stranger;
-    uid_t stranger; /* one who is neither root nor ourselves */
+    uid_t stranger; /* one who is none of these */
 };
 
 static void
-consider_listener(uid_t uid, void *argument)
+consider_listener(const struct tcp_listener *listener, void *argument)
 {
     struct listeners *listeners = argument;
+    uid_t uid = listener->uid;
 
-    listeners->count++;
-    if (uid != 0 && uid != geteuid()) {
-        listeners->has_stranger = true;
-        listeners->stranger = uid;
+    if (listener->port == listeners->port) {
+        listeners->count++;
+        if (uid != 0 && uid != geteuid() && uid != listeners->owner) {
+            listeners->has_stranger = true;
+            listeners->stranger = uid;
+        }
     }
 }
 
@@ -2104,9 +2710,9 @@ consider_listener(uid_t uid, void *argument)
 static void
 check_listeners(const struct target *target)
 {
-    struct listeners listeners = {.count = 0};
+    struct listeners listeners = {.port = target->port, .owner = find_owner(target)};
 
-    if (!for_each_listener(target->port, consider_listener, &listeners)) {
+    if (!for_each_listener("self", consider_listener, &listeners)) {
         fail(STATUS_REFUSED, "cannot tell who serves %s, nothing was sent: %m",
              quote(target->path).text);
     }
@@ -2162,21 +2768,45 @@ find_addresses(const struct target *target)
     return addresses;
 }
 
+/* To a network of its own, as a container has one, only root can go. */
+static void
+enter_network(const struct target *target)
+{
+    char path[64];
+    int network = -1; /* owned */
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/ns/net", (int)target->pid);
+    if (target->pid == 0 || is_same_file(path, "/proc/self/ns/net")) {
+        return;
+    }
+    network = open(path, O_RDONLY | O_CLOEXEC);
+    if (network < 0 || setns(network, CLONE_NEWNET) < 0) {
+        fail(STATUS_NO_CONNECTION,
+             "process %d listens at %s in a network of its own: %m; run manhole-cli as "
+             "root, or there, see --exec",
+             (int)target->pid, quote(target->path).text);
+    }
+    (void)close(network);
+}
+
 /* The same as open_connection(), for TCP. */
 static int
 open_tcp_connection(const struct request *request, const struct target *target)
 {
-    struct addrinfo *addresses = find_addresses(target); /* owned */
+    struct addrinfo *addresses = NULL; /* owned */
     double timeout_ms = request->timeout_s * 1e3;
     int fd = -1;
     int error = ECONNREFUSED;
 
-    if (request->signal != 0) {
-        fail(STATUS_NO_SIGNAL,
-             "cannot tell whom to send signal %d, %s does not say; give the PID of the "
-             "process instead",
-             request->signal, quote(target->path).text);
+    if (request->action != ACTION_CONSOLE) {
+        fail(
+            STATUS_NO_CONNECTION,
+            "process %s listens at %s alone, and by TCP there is a console, no -c and no "
+            "--stacks; they want a path in listen as well",
+            label_of(target).text, quote(target->path).text);
     }
+    enter_network(target);
+    addresses = find_addresses(target);
     check_listeners(target);
     for (const struct addrinfo *each = addresses; each != NULL && error != 0;
          each = each->ai_next) {
@@ -2202,27 +2832,34 @@ open_tcp_connection(const struct request *request, const struct target *target)
     return fd;
 }
 
-/* Returns a socket that is connected to the process asked for; ends the program without
- * one. By PID the signal goes first, whether or not somebody answers already: it may be
- * what makes the process listen. */
+/* Returns a socket that is connected to the process asked for, and notes in target where that was;
+ * ends the program without one. The signal is sent only where nobody is there yet: it may be what
+ * makes the process listen. */
 static int
-open_connection(const struct request *request, const struct target *target,
-                const char *wish)
+open_connection(const struct request *request, struct target *target, const char *wish)
 {
-    int fd = target->port == 0 ? open_socket(wish) : open_tcp_connection(request, target);
+    int fd = open_socket(wish);
+    int signal = 0; /* that was sent */
 
+    if (try_to_connect(fd, target) < 0) {
+        bool is_closed = errno == ENOENT || errno == ECONNREFUSED || errno == ENXIO;
+        if (request->signal != 0 && is_closed && target->by_path) {
+            fail(STATUS_NO_SIGNAL,
+                 "cannot tell whom to send signal %d, nobody answers at %s: %m; give the "
+                 "PID of the process instead",
+                 request->signal, quote(target->path).text);
+        }
+        if (request->signal != 0 && is_closed) {
+            signal = request->signal;
+            send_signal(target->pid, signal);
+        }
+        connect_within(fd, target, request->timeout_s, signal);
+    }
     if (target->port != 0) {
-        return fd;
+        (void)close(fd);
+        return open_tcp_connection(request, target);
     }
-    if (request->signal != 0 && target->by_path) {
-        connect_and_signal(fd, request, target);
-        return fd;
-    }
-    if (request->signal != 0) {
-        send_signal(target->pid, request->signal);
-    }
-    connect_within(fd, target, request->timeout_s);
-    (void)check_server(fd, target);
+    check_server(fd, target);
     return fd;
 }
 
@@ -2335,8 +2972,7 @@ ask_aside(const struct target *target, const char *wish, const struct buffer *qu
 
     (void)snprintf(name, sizeof(name), "%s.%u", wish, ++count);
     server.fd = open_socket(name);
-    if (connect_once(server.fd, target->path) == 0 &&
-        is_right_server(server.fd, target)) {
+    if (connect_once(server.fd, target) == 0 && is_right_server(server.fd, target)) {
         if (question != NULL) {
             (void)send(server.fd, question->data, question->length, MSG_NOSIGNAL);
         }
@@ -2702,6 +3338,34 @@ may_go_on(const struct target *target)
     return outcome != SESSION_LEFT;
 }
 
+/* Says that the server has closed before it should have, and whether it was its process's end. */
+static enum exit_status
+say_cut(int server, const struct target *target, const char *what)
+{
+    say_error("process %s has %s before %s", label_of(target).text,
+              has_ended(server_pid(server)) ? "ended" : "closed the connection", what);
+    return STATUS_CUT;
+}
+
+/* Whether what was read last is what a console says at the end of its input: its process may end
+ * right after it, having waited for that. */
+static bool
+is_farewell(const char *bytes, size_t count)
+{
+    static const char farewell[] = "now exiting ManholeConsole...\n";
+    const size_t length = sizeof(farewell) - 1;
+    return count >= length && memcmp(bytes + count - length, farewell, length) == 0;
+}
+
+/* The status of a console that the server has closed. */
+static enum exit_status
+conclude_console(int server, const struct target *target, bool was_farewell)
+{
+    return !was_farewell && has_ended(server_pid(server))
+               ? say_cut(server, target, "its console was left")
+               : STATUS_OK;
+}
+
 /* Copies both ways until the server has closed and all it wrote is shown. Ctrl-C is let in while
  * it waits, and only then. */
 static enum exit_status
@@ -2711,6 +3375,7 @@ relay(int server, const struct target *target)
     static struct flow shown;
     struct pollfd fds[POLLED];
     bool is_silent = true;
+    bool was_farewell = false;
 
     follow_signal(SIGINT);
     while (!shown.is_over || is_pending(&shown)) {
@@ -2732,11 +3397,14 @@ relay(int server, const struct target *target)
             return STATUS_OUTPUT_GONE;
         }
         serve_server(&fds[SERVER], &typed, &shown);
+        if (is_pending(&shown)) {
+            was_farewell = is_farewell(shown.bytes, shown.end);
+        }
         if (fds[INPUT].revents != 0) {
             read_stdin(&typed, server);
         }
     }
-    return STATUS_OK;
+    return conclude_console(server, target, was_farewell);
 }
 
 /* ======================================================================================
@@ -2774,6 +3442,7 @@ static struct editor {
     bool has_marks;          /* the server puts them */
     bool is_waiting;         /* a prompt of the console stands, nothing was sent since */
     bool is_typing;          /* libedit shows a line */
+    bool was_farewell;       /* what came last */
     enum way_out way_out;    /* why read_key() gave up */
     struct buffer line;      /* of the session, since its last newline */
     struct buffer aside;     /* the same of other threads, while a prompt stands */
@@ -2930,6 +3599,7 @@ take_output(void)
     for (ssize_t i = 0; i < count; i++) {
         take_byte(bytes[i]);
     }
+    editor.was_farewell = count > 0 && is_farewell(bytes, (size_t)count);
     if (!editor.has_marks) {
         guess_prompt(editor.is_waiting ? &editor.aside : &editor.line);
     }
@@ -3254,12 +3924,6 @@ read_key(EditLine *el, wchar_t *key)
 
 /* ---- Completion -------------------------------------------------------------------- */
 
-static bool
-is_of_name(wchar_t c)
-{
-    return c == L'_' || c == L'.' || iswalnum((wint_t)c) || c > 0x7f;
-}
-
 /* How long the beginning is that all lines have in common. */
 static size_t
 common_length(const struct buffer *lines)
@@ -3281,12 +3945,28 @@ common_length(const struct buffer *lines)
     return common;
 }
 
-/* Shows what may follow, in columns, without what stands before the last dot anyway. */
-static void
-show_matches(const struct buffer *matches, const char *word)
+/* How much of a line that may go on in several ways is not shown with them: all before the name. In
+ * a string a dot is a part of one. */
+static size_t
+count_hidden(const char *line)
 {
-    const char *dot = strrchr(word, '.');
-    size_t hidden = dot != NULL ? (size_t)(dot - word) + 1 : 0;
+    const char *name = line + strlen(line);
+
+    while (name > line && strchr(" \t/'\"([{,=:;", name[-1]) == NULL) {
+        name--;
+    }
+    if (name == line || strchr("/'\"", name[-1]) == NULL) {
+        const char *dot = strrchr(name, '.');
+        name = dot != NULL ? dot + 1 : name;
+    }
+    return (size_t)(name - line);
+}
+
+/* Shows what may follow, in columns. */
+static void
+show_matches(const struct buffer *matches, const char *line)
+{
+    size_t hidden = count_hidden(line);
     size_t columns = (size_t)count_columns();
     size_t width = 0;
     size_t column = 0;
@@ -3311,70 +3991,90 @@ show_matches(const struct buffer *matches, const char *word)
     show_output();
 }
 
-/* The name before the cursor, as UTF-8, with a newline. */
+/* What stands before the cursor, as UTF-8, with a newline. */
 static void
-find_word(EditLine *el, struct buffer *word)
+find_start(EditLine *el, struct buffer *start)
 {
     const LineInfoW *line = el_wline(el);
-    const wchar_t *start = line->cursor;
 
-    while (start > line->buffer && is_of_name(start[-1])) {
-        start--;
+    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
+        char utf8[MB_LEN_MAX + 1];
+        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*c);
+        append_text(start, utf8);
     }
-    for (char utf8[MB_LEN_MAX + 1]; start < line->cursor; start++) {
-        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*start);
-        append_text(word, utf8);
-    }
-    append_text(word, "\n");
+    append_text(start, "\n");
 }
 
-/* Whether each line begins with the word and goes on behind it. */
+/* Whether each line begins with the start and goes on behind it. */
 static bool
-are_matches(const struct buffer *lines, const char *word)
+are_matches(const struct buffer *lines, const char *start)
 {
     size_t length = 0;
 
     for (size_t i = 0; i < lines->length; i += length + 1) {
         length = strcspn(lines->data + i, "\n");
-        if (strncmp(lines->data + i, word, strlen(word)) != 0) {
+        if (strncmp(lines->data + i, start, strlen(start)) != 0) {
             return false;
         }
     }
     return lines->length > 0 && lines->data[lines->length - 1] == '\n';
 }
 
-/* Tab: indents where there is no name; else completes it as far as the session's namespace
- * leaves no choice, or shows the choice. */
+/* Inserts a name, without the quote and bracket at its end that stand there already. */
+static void
+insert_name(EditLine *el, char *name)
+{
+    const LineInfoW *line = el_wline(el);
+    char *closing = name + strlen(name);
+
+    while (closing > name && strchr("'\"])", closing[-1]) != NULL) {
+        closing--;
+    }
+    for (; *closing != '\0'; closing++) {
+        size_t length = strlen(closing);
+        size_t same = 0;
+        while (same < length && line->cursor + same < line->lastchar &&
+               line->cursor[same] == (wchar_t)closing[same]) {
+            same++;
+        }
+        if (same == length) {
+            *closing = '\0';
+            break;
+        }
+    }
+    (void)el_insertstr(el, name);
+}
+
+/* Tab: indents at the start of a line; else completes what stands before the cursor as far as the
+ * session leaves no choice, or shows the choice. */
 static unsigned char
 on_tab(EditLine *el, int key)
 {
-    struct buffer word = {.data = NULL};    /* owned */
+    struct buffer start = {.data = NULL};   /* owned */
     struct buffer matches = {.data = NULL}; /* owned */
     size_t common = 0;
 
     (void)key;
-    find_word(el, &word);
-    if (word.length == 1 || editor.server < 0) {
-        free(word.data);
+    find_start(el, &start);
+    if (start.data[strspn(start.data, " \t")] == '\n' || editor.server < 0) {
+        free(start.data);
         return editor.server < 0               ? CC_ERROR
                : el_insertstr(el, "    ") == 0 ? CC_REFRESH
                                                : CC_ERROR;
     }
-    (void)ask_aside(editor.target, "complete", &word, INTERRUPT_PATIENCE_MS, &matches);
-    if (word.data != NULL) {
-        word.data[--word.length] = '\0'; /* the newline */
-    }
-    if (matches.data != NULL && are_matches(&matches, text_of(&word))) {
+    (void)ask_aside(editor.target, "complete", &start, INTERRUPT_PATIENCE_MS, &matches);
+    start.data[--start.length] = '\0'; /* the newline */
+    if (matches.data != NULL && are_matches(&matches, start.data)) {
         common = common_length(&matches);
-        if (common > word.length) {
+        if (common > start.length) {
             matches.data[common] = '\0';
-            (void)el_insertstr(el, matches.data + word.length);
+            insert_name(el, matches.data + start.length);
         }
         else if (line_length(&matches) < matches.length) {
-            show_matches(&matches, text_of(&word));
+            show_matches(&matches, start.data);
         }
     }
-    free(word.data);
+    free(start.data);
     free(matches.data);
     return CC_REFRESH;
 }
@@ -3728,11 +4428,13 @@ converse(int server, const struct target *target)
         append_text(&editor.out, "\n");
         empty(&editor.line);
     }
-    if (editor.way_out == SERVER_CLOSED && editor.is_waiting) {
+    if (editor.way_out == SERVER_CLOSED && editor.is_waiting &&
+        !has_ended(server_pid(server))) {
         say_note("manhole-cli: the process has closed the connection");
     }
     show_the_rest();
-    return editor.way_out == LEFT ? STATUS_INTERRUPTED : STATUS_OK;
+    return editor.way_out == LEFT ? STATUS_INTERRUPTED
+                                  : conclude_console(server, target, editor.was_farewell);
 }
 
 #endif /* HAVE_LIBEDIT */
@@ -4051,7 +4753,8 @@ send_on(int server, struct buffer *unsent, bool is_over)
 
 /* What it comes to when the server has closed. */
 static enum exit_status
-conclude(struct answer *answer, const struct target *target, bool was_interrupted)
+conclude(struct answer *answer, int server, const struct target *target,
+         bool was_interrupted)
 {
     if (answer->is_refusal && strncmp(text_of(&answer->bytes), "manhole: ", 9) != 0) {
         say_error(
@@ -4067,9 +4770,7 @@ conclude(struct answer *answer, const struct target *target, bool was_interrupte
         return was_interrupted && answer->status == 1 ? STATUS_INTERRUPTED
                                                       : (enum exit_status)answer->status;
     }
-    say_error("process %s has closed the connection before the code had ended",
-              label_of(target).text);
-    return STATUS_CUT;
+    return say_cut(server, target, "the code had ended");
 }
 
 /* Runs the code, with our standard streams as its own. */
@@ -4104,7 +4805,8 @@ run_code(int server, const struct request *request, const struct target *target,
             bool is_open = read_answer(&errand, &answer.bytes);
             take_frames(&answer);
             if (!is_open || (answer.is_refusal && line_length(&answer.bytes) > 0)) {
-                end_errand(&errand, conclude(&answer, target, errand.was_interrupted));
+                end_errand(&errand,
+                           conclude(&answer, server, target, errand.was_interrupted));
             }
         }
     }
@@ -4127,14 +4829,14 @@ show_lines(struct buffer *text, bool is_end)
     size_t done = 0;
     size_t length = 0;
 
-    if (!terminal.is_shown_on || terminal.is_raw) {
-        write_all(STDOUT_FILENO, text_of(text), text->length);
-        empty(text);
-        return;
-    }
     while ((length = next_line(text, done, is_end)) > 0) {
         bool is_whole = text->data[done + length - 1] == '\n';
-        append_line(&shown, text->data + done, is_whole ? length - 1 : length);
+        if (!terminal.is_shown_on || terminal.is_raw) {
+            append(&shown, text->data + done, length);
+        }
+        else {
+            append_line(&shown, text->data + done, is_whole ? length - 1 : length);
+        }
         done += length;
     }
     drop(text, done);
@@ -4152,12 +4854,15 @@ is_refusal(const struct buffer *text)
 
 /* Nothing came, or a refusal. */
 static enum exit_status
-say_no_stacks(const struct buffer *text, const struct target *target)
+say_no_stacks(const struct buffer *text, int server, const struct target *target)
 {
     struct outlet err = open_outlet(STDERR_FILENO);
 
     if (text->length > 0) {
         let_out(&err, text->data, text->length);
+    }
+    else if (has_ended(server_pid(server))) {
+        return say_cut(server, target, "its stacks were there");
     }
     else {
         say_error("process %s has closed the connection without a word",
@@ -4167,6 +4872,28 @@ say_no_stacks(const struct buffer *text, const struct target *target)
     return STATUS_NO_CONNECTION;
 }
 
+/* What it comes to when the server has closed. */
+static enum exit_status
+conclude_stacks(const struct buffer *text, bool is_begun, bool is_whole, int server,
+                const struct target *target)
+{
+    if (!is_begun) {
+        return say_no_stacks(text, server, target);
+    }
+    return is_whole ? STATUS_OK : say_cut(server, target, "its stacks were complete");
+}
+
+/* The line that ends a dump, and all of JSON, which is one line. */
+static bool
+has_end_of_stacks(const struct buffer *text, bool is_json)
+{
+    static const char end[] = "#############################################\n";
+    return !is_json
+               ? strstr(text_of(text), end) != NULL
+               : text->length >= 2 && strcmp(text->data + text->length - 2, "}\n") == 0;
+}
+
+/* A dump is shown as it comes. JSON that is cut is none: it is shown when it is whole. */
 static enum exit_status
 show_stacks(int server, const struct request *request, const struct target *target)
 {
@@ -4174,7 +4901,9 @@ show_stacks(int server, const struct request *request, const struct target *targ
         .server = server, .target = target, .deadline = request->deadline};
     struct buffer text = {.data = NULL}; /* owned */
     struct pollfd fds[1] = {{.fd = server, .events = POLLIN}};
+    bool is_json = (request->flags & FLAG_JSON) != 0;
     bool is_begun = false;
+    bool is_whole = false;
 
     follow_signal(SIGINT);
     (void)shutdown(server, SHUT_WR);
@@ -4182,13 +4911,16 @@ show_stacks(int server, const struct request *request, const struct target *targ
         if (!wait_on_errand(&errand, fds, 1)) {
             continue;
         }
-        if (!read_answer(&errand, &text)) {
-            is_begun = is_begun || (text.length > 0 && !is_refusal(&text));
-            end_errand(&errand, is_begun ? STATUS_OK : say_no_stacks(&text, target));
+        bool is_end = !read_answer(&errand, &text);
+        is_whole = is_whole || has_end_of_stacks(&text, is_json);
+        is_begun = is_begun || ((is_end ? text.length : line_length(&text)) > 0 &&
+                                !is_refusal(&text));
+        if (is_begun && (!is_json || (is_end && is_whole))) {
+            show_lines(&text, is_end);
         }
-        if (is_begun || (line_length(&text) > 0 && !is_refusal(&text))) {
-            is_begun = true;
-            show_lines(&text, errand.is_over);
+        if (is_end) {
+            end_errand(&errand,
+                       conclude_stacks(&text, is_begun, is_whole, server, target));
         }
     }
     free(text.data);
@@ -4197,7 +4929,7 @@ show_stacks(int server, const struct request *request, const struct target *targ
 
 /* ======================================================================================
  * Processes: those with a manhole, as /proc and their sockets show them.
- * A manhole is there where a socket is, or a thread with the listener's name.
+ * A manhole is there where a socket is, or what struct notice tells of.
  * To add a column to --list: print_process() and its title.
  * ======================================================================================
  */
@@ -4216,7 +4948,7 @@ struct process {
     enum door door;
     uid_t uid;
     bool is_alive;
-    char signal[16];       /* that opens the door; "": none, or not known */
+    int signal;            /* that opens the door; 0: none */
     struct buffer command; /* the words of its command line */
 };
 
@@ -4266,34 +4998,6 @@ for_each_number(const char *folder, const char *prefix,
     }
 }
 
-/* The value of activate_on in the PYTHONMANHOLE that a process was started with, when it says. */
-static void
-find_activation(pid_t pid, char *signal, size_t size)
-{
-    struct buffer environment = {.data = NULL}; /* owned */
-    static const char name[] = "PYTHONMANHOLE=";
-
-    signal[0] = '\0';
-    if (read_proc(pid, "environ", &environment)) {
-        for (size_t i = 0; i < environment.length;
-             i += strlen(environment.data + i) + 1) {
-            const char *text = environment.data + i;
-            const char *option = strncmp(text, name, strlen(name)) == 0
-                                     ? strstr(text, "activate_on=")
-                                     : NULL;
-            if (option != NULL) {
-                option += strlen("activate_on=") +
-                          strspn(option + strlen("activate_on="), "'\"");
-                option += strncmp(option, "SIG", 3) == 0 ? 3 : 0;
-                (void)snprintf(
-                    signal, size, "%.*s",
-                    (int)strspn(option, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"), option);
-            }
-        }
-    }
-    free(environment.data);
-}
-
 /* Its command line, words apart by blanks; or its name in brackets, as ps shows it. */
 static void
 find_command(pid_t pid, struct buffer *command)
@@ -4329,86 +5033,18 @@ add_process(struct processes *processes, const struct process *process)
     processes->list[processes->count++] = *process;
 }
 
-/* The path of the socket that this line of /proc/net/unix tells of, if it is one of those that are
- * listened at; cut off there. Else NULL. */
-static const char *
-listening_path(char *line, unsigned long *inode)
-{
-    const char *flags = find_field(line, 3);
-    const char *number = find_field(line, 6);
-    char *path = find_field(line, 7);
-
-    if (path == NULL || path[0] != '/' ||
-        (strtoul(flags, NULL, 16) & ACCEPTS_CONNECTIONS) == 0) {
-        return NULL;
-    }
-    *inode = strtoul(number, NULL, 10);
-    path[strcspn(path, "\n")] = '\0';
-    return path;
-}
-
-/* Whether one of the process's descriptors is this socket. */
-static bool
-has_socket(pid_t pid, unsigned long inode)
-{
-    char wanted[64];
-    bool found = false;
-
-    (void)snprintf(wanted, sizeof(wanted), "socket:[%lu]", inode);
-    for (int fd = 0; fd < MOST_FDS && !found; fd++) {
-        char path[64];
-        char link[64] = "";
-        (void)snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, fd);
-        found = readlink(path, link, sizeof(link) - 1) > 0 && strcmp(link, wanted) == 0;
-    }
-    return found;
-}
-
-/* A manhole with a socket_path of its own: it is open where the process listens at a path with
- * "manhole" in it. */
-static void
-find_own_path(struct target *target)
-{
-    char name[64];
-    char *line = NULL; /* owned */
-    size_t size = 0;
-    FILE *sockets = NULL; /* owned */
-    unsigned long inode = 0;
-    char root[32] = ""; /* that the paths are below, seen from here */
-
-    if (strncmp(target->path, "/proc/", 6) == 0) {
-        (void)snprintf(root, sizeof(root), "/proc/%d/root", (int)target->pid);
-    }
-    (void)snprintf(name, sizeof(name), "/proc/%d/net/unix", (int)target->pid);
-    sockets = fopen(name, "re");
-    while (sockets != NULL && getline(&line, &size, sockets) > 0) {
-        const char *path = listening_path(line, &inode);
-        if (path != NULL && strstr(path, "manhole") != NULL &&
-            strlen(root) + strlen(path) < sizeof(target->path) &&
-            has_socket(target->pid, inode)) {
-            (void)snprintf(target->path, sizeof(target->path), "%s%s", root, path);
-            break;
-        }
-    }
-    free(line);
-    if (sockets != NULL) {
-        (void)fclose(sockets);
-    }
-}
-
 /* Adds the process if it has a manhole. */
 static void
 consider_process(pid_t pid, void *argument)
 {
     struct processes *processes = argument;
     struct process process = {.target = target_of(pid), .is_alive = true};
+    struct notice notice = read_notice(pid);
     bool has_socket_file = is_socket(process.target.path);
 
-    if ((has_socket_file || has_listener(pid)) && find_uid(pid, &process.uid)) {
-        if (!has_socket_file) {
-            find_own_path(&process.target);
-        }
-        find_activation(pid, process.signal, sizeof(process.signal));
+    if ((has_socket_file || notice.is_there) && find_uid(pid, &process.uid)) {
+        (void)find_door(&process.target);
+        process.signal = opening_signal(&notice);
         find_command(pid, &process.command);
         add_process(processes, &process);
     }
@@ -4463,9 +5099,13 @@ knock_at(struct process *process, size_t number)
     int fd = -1;
 
     if (process->target.port != 0) { /* there a connection would be a session */
-        struct listeners listeners = {.count = 0};
-        bool can_tell =
-            for_each_listener(process->target.port, consider_listener, &listeners);
+        struct listeners listeners = {.port = process->target.port};
+        char network[16] = "self";
+        bool can_tell = false;
+        if (process->target.pid != 0) {
+            (void)snprintf(network, sizeof(network), "%d", (int)process->target.pid);
+        }
+        can_tell = for_each_listener(network, consider_listener, &listeners);
         process->door = !can_tell             ? SILENT_DOOR
                         : listeners.count > 0 ? OPEN_DOOR
                                               : DEAD_DOOR;
@@ -4474,7 +5114,7 @@ knock_at(struct process *process, size_t number)
     (void)snprintf(wish, sizeof(wish), "interrupt.l%zu", number);
     fd = open_socket(wish);
     process->door = SILENT_DOOR;
-    if (connect_once(fd, process->target.path) < 0) {
+    if (connect_once(fd, &process->target) < 0) {
         process->door = errno == ECONNREFUSED               ? DEAD_DOOR
                         : errno == EACCES || errno == EPERM ? DENIED_DOOR
                         : errno == EAGAIN                   ? SILENT_DOOR
@@ -4530,24 +5170,6 @@ knock(struct processes *processes)
     free(fds);
 }
 
-/* The version that the files which a process has mapped tell, like "3.11"; "?" where we may not
- * look, or see nothing. */
-static void
-find_version(pid_t pid, char *version, size_t size)
-{
-    static const char *const signs[] = {"cpython-3", "/python3.", "libpython3."};
-    struct buffer maps = {.data = NULL}; /* owned */
-    int minor = 0;
-
-    (void)read_proc(pid, "maps", &maps);
-    for (size_t i = 0; minor == 0 && i < sizeof(signs) / sizeof(signs[0]); i++) {
-        const char *sign = strstr(text_of(&maps), signs[i]);
-        minor = sign != NULL ? (int)strtol(sign + strlen(signs[i]), NULL, 10) : 0;
-    }
-    (void)snprintf(version, size, minor > 0 ? "3.%d" : "?", minor);
-    free(maps.data);
-}
-
 /* How long it has been running, in the two greatest units. */
 static void
 find_age(pid_t pid, char *age, size_t size)
@@ -4570,21 +5192,6 @@ find_age(pid_t pid, char *age, size_t size)
     }
 }
 
-static const char *
-find_user(uid_t uid)
-{
-    static char name[33];
-    char names[4096];
-    struct passwd entry;
-    struct passwd *found = NULL;
-
-    (void)snprintf(name, sizeof(name), "%u", (unsigned)uid);
-    if (getpwuid_r(uid, &entry, names, sizeof(names), &found) == 0 && found != NULL) {
-        (void)snprintf(name, sizeof(name), "%s", found->pw_name);
-    }
-    return name;
-}
-
 /* A row of --list. number: before it, in a list to choose from; 0: none. */
 static void
 print_process(const struct process *process, size_t number)
@@ -4600,8 +5207,10 @@ print_process(const struct process *process, size_t number)
     char age[32] = "-";
 
     (void)snprintf(door, sizeof(door), "%s", doors[process->door]);
-    if (process->door == NO_DOOR && process->signal[0] != '\0') {
-        (void)snprintf(door, sizeof(door), "-s %s", process->signal);
+    if (process->door == NO_DOOR && process->signal != 0) {
+        const char *name = signal_name(process->signal);
+        (void)snprintf(door, sizeof(door), name != NULL ? "-s %s" : "%ssignal %d",
+                       name != NULL ? name : "", process->signal);
     }
     if (process->is_alive) {
         find_version(process->target.pid, version, sizeof(version));
@@ -4656,10 +5265,10 @@ list_processes(void)
 
 /* Whether nobody serves the socket at this moment. */
 static bool
-is_dead(const char *path)
+is_dead(const struct target *target)
 {
     int fd = open_socket("interrupt.lc");
-    bool is_refused = connect_once(fd, path) < 0 && errno == ECONNREFUSED;
+    bool is_refused = connect_once(fd, target) < 0 && errno == ECONNREFUSED;
 
     (void)close(fd);
     return is_refused;
@@ -4686,7 +5295,7 @@ clean_sockets(void)
         if (is_known && (!S_ISSOCK(file.st_mode) || file.st_uid != geteuid())) {
             continue;
         }
-        if (is_known && !is_dead(path)) { /* since the look */
+        if (is_known && !is_dead(&process->target)) { /* since the look */
             continue;
         }
         if (is_known && unlink(path) == 0) {
@@ -4794,7 +5403,7 @@ struct job {
 /* Where a child leaves word that its process answered: the status alone may be the code's own. */
 static bool *has_answered; /* shared, one for each job */
 
-static enum exit_status serve(const struct request *request, const struct target *target,
+static enum exit_status serve(const struct request *request, const struct target *asked,
                               bool *answered);
 
 static void
@@ -5284,7 +5893,7 @@ add_server(struct processes *servers, const char *path, pid_t pid, int port)
     struct process server = {.target = {.pid = pid, .by_path = true, .port = port},
                              .is_alive = true};
 
-    if (strlen(path) >= sizeof(server.target.path)) {
+    if (strlen(path) >= SOCKET_PATH_SIZE) {
         fail(STATUS_TROUBLE, "%s is longer than the path of a socket can be",
              quote(path).text);
     }
@@ -5657,7 +6266,7 @@ keep_standard_descriptors(void)
 
 /* The console of a process: with the line editor where there can be one. */
 static enum exit_status
-hold_console(const struct request *request, const struct target *target)
+hold_console(const struct request *request, struct target *target)
 {
     bool is_quiet = (request->flags & FLAG_NO_DUMP) != 0;
 
@@ -5673,23 +6282,24 @@ hold_console(const struct request *request, const struct target *target)
 
 /* Does for one process what is asked for. */
 static enum exit_status
-serve(const struct request *request, const struct target *target, bool *answered)
+serve(const struct request *request, const struct target *asked, bool *answered)
 {
+    struct target target = *asked; /* and where it was found */
     bool is_json = (request->flags & FLAG_JSON) != 0;
     enum exit_status status = STATUS_OK;
 
     switch (request->action) {
     case ACTION_RUN:
-        return run_code(open_connection(request, target, "exec"), request, target,
+        return run_code(open_connection(request, &target, "exec"), request, &target,
                         answered);
     case ACTION_STACKS:
         status =
-            show_stacks(open_connection(request, target, is_json ? "json" : "stacks"),
-                        request, target);
+            show_stacks(open_connection(request, &target, is_json ? "json" : "stacks"),
+                        request, &target);
         *answered = status == STATUS_OK;
         return status;
     default:
-        return hold_console(request, target);
+        return hold_console(request, &target);
     }
 }
 

@@ -303,6 +303,110 @@ names_of_the_console_with_the_same_id_are_completed(void)
     assert_string_equal(client_ask(console, "'readline' in sys.modules"), "False\n");
 }
 
+/* What the names stand for; whatever of it runs to complete a line says so. */
+static const char completable[] =
+    "import functools, os, sys\n"
+    "os.makedirs('directory')\n"
+    "os.makedirs('not_imported/inner')\n"
+    "for name in ('directory/one.txt', 'directory/two.txt', 'not_imported/__init__.py',\n"
+    "             'not_imported/inner/__init__.py', 'not_imported/inner/deepest.py'):\n"
+    "    open(name, 'w').write('print(\"has run\")')\n"
+    "class Thing:\n"
+    "    __slots__ = ('slot', '__dict__')\n"
+    "    def method(self): pass\n"
+    "    @property\n"
+    "    def prop(self): print('has run'); return sys\n"
+    "    @functools.cached_property\n"
+    "    def cached(self): print('has run'); return sys\n"
+    "    def __getattr__(self, name): print('has run'); raise AttributeError(name)\n"
+    "class Lazy(Thing):\n"
+    "    __class__ = property(lambda self: print('has run'))\n"
+    "thing = Thing()\n"
+    "thing.slot = thing.own = sys\n"
+    "thing.lazy = Lazy()\n"
+    "keys = {'alpha': 1, 'alpine': 2, 'quo\"te': 3, 'new\\nline': 4, 5: 6}\n";
+
+static void
+lines_are_completed_by_what_may_stand_there(void)
+{
+    /* The line, then all that it may become. */
+    static const char *const rows[][2] = {
+        /* names of files */
+        {"open('dir", "open('directory/"},
+        {"open('directory/", "open('directory/one.txt'\nopen('directory/two.txt'"},
+        {"x = open(\"directory/on", "x = open(\"directory/one.txt\""},
+        {"f('''directory/tw", "f('''directory/two.txt'''"},
+        {"open('nowhere/", ""},
+        {"# 'dir", ""},
+        /* keys */
+        {"keys['al", "keys['alpha']\nkeys['alpine']"},
+        {"1 + keys[ \"alpi", "1 + keys[ \"alpine\"]"},
+        {"keys[\"quo", ""},
+        {"keys['new", ""},
+        {"thing.keys['", ""},
+        {"os.environ['PAT", "os.environ['PATH']"},
+        /* modules */
+        {"import not_imp", "import not_imported"},
+        {"import os, not_imp", "import os, not_imported"},
+        {"x = 1; import not_imp", "x = 1; import not_imported"},
+        {"import json.dec", "import json.decoder"},
+        {"import os.pa", "import os.path"},
+        {"from xml import d", "from xml import dom"},
+        {"from xml.dom.minido", "from xml.dom.minidom"},
+        {"from not_imported.inner import ", "from not_imported.inner import deepest"},
+        {"from os import pathc",
+         "from os import pathconf\nfrom os import pathconf_names"},
+        {"from os import (sep, pathse", "from os import (sep, pathsep"},
+        {"from os imp", "from os import "},
+        {"import os a", "import os as "},
+        {"from os import path cl", ""},
+        /* keywords where they can stand, names everywhere */
+        {"whi", "while "},
+        {"if 1: whi", "if 1: while "},
+        {"x = 1; whi", "x = 1; while "},
+        {"x = whi", ""},
+        {"f(whi", ""},
+        {"{1: whi", ""},
+        {"lambda: whi", ""},
+        {"x whi", ""},
+        {"def whi", ""},
+        {"return Tru", "return True"},
+        {"x if y els", "x if y else "},
+        {"x Tru", ""},
+        {"p keys", "p keys"},
+        {"'a;b' + thin", "'a;b' + thing"},
+        /* attributes, of which none is asked for its value */
+        {"thing.",
+         "thing.cached\nthing.lazy\nthing.method(\nthing.own\nthing.prop\nthing.slot"},
+        {"thing.slot.getrec", "thing.slot.getrecursionlimit("},
+        {"x = thing.own.getrec", "x = thing.own.getrecursionlimit("},
+        {"thing.method.__func", ""},
+        {"thing.prop.getrec", ""},
+        {"thing.cached.getrec", ""},
+        {"thing.nothing.getrec", ""},
+        {"thing.prop['", ""},
+        {"thing.lazy.ow", ""},
+        {"'text'.low", ""},
+        {"f().rea", ""},
+        {"12.rea", ""},
+    };
+    struct process *app = start_ready(format_text(
+        "import os, sys; os.chdir(r'%s'); sys.path.insert(0, '')\n%s", test_path(""),
+        format_text("%s%s", completable,
+                    INSTALL("locals={'thing': thing, 'keys': keys}") READY STAY)));
+    struct client *console = console_with_names(app);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *matches = complete(app, format_text("%s\n", rows[i][0]));
+        const char *right = rows[i][1][0] == '\0' ? "" : format_text("%s\n", rows[i][1]);
+        if (strcmp(matches, right) != 0) {
+            fail_msg("%s becomes %s", rows[i][0], matches);
+        }
+    }
+    assert_string_equal(client_ask(console, "'not_imported' in sys.modules"), "False\n");
+    assert_not_contains(text_of(app, OUT), "has run");
+    assert_not_contains(console->text.data, "has run");
+}
+
 static void
 completion_goes_on_while_the_console_computes(void)
 {
@@ -845,6 +949,7 @@ main(void)
         TEST(json_of_a_stuck_process_comes_from_the_frozen_copy),
         TEST(json_says_when_there_is_no_frozen_copy),
         TEST(names_of_the_console_with_the_same_id_are_completed),
+        TEST(lines_are_completed_by_what_may_stand_there),
         TEST(completion_goes_on_while_the_console_computes),
         TEST(completion_that_is_over_passes_for_no_hang),
         TEST(completion_of_an_unknown_id_is_empty),

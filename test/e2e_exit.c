@@ -607,6 +607,25 @@ exit_leaves_a_path_that_is_somebody_elses_by_now(void)
     assert_string_equal(read_file(test_path("door")), "precious");
 }
 
+static void
+socket_that_is_roots_after_setuid_is_a_log_line_at_exit(void)
+{
+    if (geteuid() != 0) {
+        skip_test("needs root to become another user");
+    }
+    struct process *app =
+        start_target(INSTALL("") "import os\nos.setuid(65534)\n" READY STAY);
+    const char *path = socket_path_of(app->pid);
+    wait_until_ready(app);
+    assert_int_equal(end_of(app), 0);
+    assert_contains(
+        text_of(app, ERR),
+        format_text("Cannot remove %s: Operation not permitted. It is UID:0's, "
+                    "this process UID:65534's. ",
+                    path));
+    assert_int_equal(unlink(path), 0);
+}
+
 /* ---- Many times -------------------------------------------------------------------- */
 
 /* MANHOLE_TEST_EXITS=200 for the long run. */
@@ -679,6 +698,7 @@ main(void)
         TEST(next_process_removes_the_socket_that_a_sudden_exit_left),
         TEST(program_that_execs_itself_has_its_socket_again),
         TEST(exit_leaves_a_path_that_is_somebody_elses_by_now),
+        TEST(socket_that_is_roots_after_setuid_is_a_log_line_at_exit),
         TEST(exits_dropping_a_client_at_the_prompt_all_end_well),
         TEST(exits_waiting_for_a_client_at_the_prompt_all_end_well),
     };

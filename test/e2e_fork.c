@@ -399,6 +399,43 @@ start_forking_at(const char *options, pid_t *child)
 }
 
 static void
+assert_kernel_knows_main_thread_of(const char *program)
+{
+    struct process *app = start_target(program);
+    const char *child = format_text("%d", (int)next_child(app));
+    const char *out;
+    wait_for_path(format_text("/tmp/manhole-%s", child), DEADLINE);
+    assert_int_equal(
+        run_command(LIST(build_path("manhole-cli"), "--json", child), NULL, &out, NULL),
+        0);
+    assert_contains(out,
+                    format_text("\"native_id\": %s, \"state\": \"sleeping\"", child));
+}
+
+#define CHILD_OF_FORK                                                                    \
+  HELPERS INSTALL("reinstall_delay=0.01, hang_timeout=0.2") "import ctypes, "            \
+                                                            "threading\n" FORK_AND_TELL( \
+                                                                "os.fork()")
+
+static void
+main_thread_of_a_child_is_told_by_the_number_it_has(void)
+{
+    assert_kernel_knows_main_thread_of(CHILD_OF_FORK CHILD_STAYS STAY);
+}
+
+static void
+main_thread_of_a_stuck_child_is_told_by_the_number_it_has(void)
+{
+    require_gil();
+    assert_kernel_knows_main_thread_of(
+        CHILD_OF_FORK
+        "if pid == 0:\n"
+        "    os.close(held)\n"
+        "    ctypes.PyDLL(None).read(leash, ctypes.create_string_buffer(1), 1)\n"
+        "    os._exit(0)\n" STAY);
+}
+
+static void
 custom_socket_path_stays_the_parents(void)
 {
     pid_t child = 0;
@@ -565,6 +602,24 @@ child_that_python_does_not_know_of_leaves_the_socket_alone(void)
         close_stdin(app);
         assert_int_equal(wait_for_exit(app, DEADLINE), 0);
     }
+}
+
+/* A library that Python code calls, which forks to run another program, as subprocess does in
+ * CPython 3.9: a thread made there would be made for nothing. */
+static void
+child_that_python_code_forks_in_c_has_no_thread(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL("reinstall_delay=0") //
+                     "import ctypes\n"
+                     "for library in ctypes.pythonapi, ctypes.CDLL(None):\n"
+                     "    pid = library.fork()\n"
+                     "    if pid == 0:\n"
+                     "        tell('child', os.getpid())\n"
+                     "        stay(); os._exit(0)\n" STAY);
+    assert_has_no_manhole(next_child(app));
+    assert_has_no_manhole(next_child(app));
+    assert_answers(app->pid);
 }
 
 static void
@@ -845,6 +900,8 @@ main(void)
         TEST(child_that_a_signal_ends_within_the_delay_leaves_nothing),
         TEST(subprocess_with_a_preexec_function_leaves_nothing),
         TEST(child_says_that_it_reinstalls),
+        TEST(main_thread_of_a_child_is_told_by_the_number_it_has),
+        TEST(main_thread_of_a_stuck_child_is_told_by_the_number_it_has),
         TEST(custom_socket_path_stays_the_parents),
         TEST(child_that_ends_leaves_the_parents_socket_alone),
         TEST(child_that_ends_before_it_has_a_socket_leaves_the_parents_alone),
@@ -858,6 +915,7 @@ main(void)
         TEST(activating_signal_passes_a_child_left_without_by),
         TEST(oneshot_signal_passes_a_child_left_without_by),
         TEST(child_that_python_does_not_know_of_leaves_the_socket_alone),
+        TEST(child_that_python_code_forks_in_c_has_no_thread),
         TEST(child_that_python_does_not_know_of_may_install_its_own),
         TEST(client_sees_the_end_of_a_killed_parent_though_its_child_lives),
         TEST(socket_of_a_killed_parent_refuses_though_its_child_lives),

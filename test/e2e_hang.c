@@ -530,6 +530,42 @@ signal_that_the_application_took_is_told(void)
     assert_kernels_view(app, dump);
 }
 
+static void
+want_of_a_free_signal_is_told(void)
+{
+    if (is_wrapped()) {
+        skip_test("valgrind keeps a signal for itself");
+    }
+    struct process *app =
+        start_hanging("import signal\n"
+                      "for s in range(signal.SIGRTMIN, signal.SIGRTMAX + 1):\n"
+                      "    signal.signal(s, lambda *_: None)\n" INSTALL(SOON)
+                          PARKED_THREADS READY HOLD_GIL);
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_contains(dump,
+                    "No frozen copy of the process can be made: no real-time signal "
+                    "was free for faulthandler at install, its log tells.\n");
+    assert_kernels_view(app, dump);
+}
+
+/* Nobody can tell what its threads do, but they are there. */
+static void
+threads_without_proc_are_not_said_to_be_gone(void)
+{
+    if (geteuid() != 0) {
+        skip_test("only root can change its root");
+    }
+    struct process *app = start_hanging("import ctypes, os\n" INSTALL(SOON) PARKED_THREADS
+                                        "os.mkdir('empty')\n"
+                                        "os.chroot('empty')\n" READY HOLD_GIL);
+    struct client *client = connect_to(app);
+    const char *dump = client_read_dump(client);
+    assert_not_contains(dump, "gone");
+    assert_matches(dump, "^Thread: MainThread, TID [0-9]+, its state is not to be read");
+    expect_socket_left(socket_path_of(app->pid));
+}
+
 /* As mod_wsgi runs its applications. */
 static void
 stuck_subinterpreter_shows_its_own_stacks(void)
@@ -902,6 +938,8 @@ main(void)
         TEST(program_goes_on_as_if_nothing_had_been),
         TEST(copies_that_die_are_told),
         TEST(signal_that_the_application_took_is_told),
+        TEST(want_of_a_free_signal_is_told),
+        TEST(threads_without_proc_are_not_said_to_be_gone),
         TEST(stuck_subinterpreter_shows_its_own_stacks),
         TEST(signal_that_the_application_took_stays_its_own),
         TEST(limit_of_processes_is_told),

@@ -146,13 +146,9 @@ static void
 manhole_that_waits_for_its_signal_is_told(void)
 {
     struct process *app = start_ready(TARGET("activate_on='USR1'"));
-    assert_reason(
-        app->pid,
-        format_text(
-            "process %d has a manhole that is not open there: if it has a socket_path or "
-            "listen of its own, give that path; if it has activate_on, send that signal "
-            "(-1, -2 or -s SIGNAL), any other may end it; its log tells",
-            (int)app->pid));
+    assert_reason(app->pid, format_text("process %d has a manhole that is closed: it "
+                                        "opens on USR1: manhole-cli %d -1",
+                                        (int)app->pid, (int)app->pid));
 }
 
 static void

@@ -96,26 +96,28 @@ static const struct line {
     {BYTES("def f():\r\n  return 5\r\n\r\nf()\r\n"), "... ... >>> 5\n"},
     {BYTES("\n"), ""},
     {BYTES("\f1 + 1\n"), "2\n"},
-    {BYTES("\xff\n"), "UnicodeEncodeError"},
-    {BYTES("ord('\xe4\xbd')\n"), "UnicodeEncodeError"}, /* half a character */
-    {BYTES("'\xed\xa0\x80'\n"), "UnicodeEncodeError"},  /* a surrogate */
-    {BYTES("'\xc0\x80'\n"), "UnicodeEncodeError"},      /* overlong */
+    {BYTES("\xff\n"), "manhole: what came is not UTF-8"},
+    {BYTES("ord('\xe4\xbd')\n"),
+     "manhole: what came is not UTF-8"},                            /* half a character */
+    {BYTES("'\xed\xa0\x80'\n"), "manhole: what came is not UTF-8"}, /* a surrogate */
+    {BYTES("'\xc0\x80'\n"), "manhole: what came is not UTF-8"},     /* overlong */
     {BYTES("ord('\xe4\xbd\xa0')\n"), "20320\n"},
     {BYTES("\xef\xbb\xbf"
            "1 + 1\n"),
      "SyntaxError"},
     {BYTES("1 + 1\0\n"), "null bytes"},
     {BYTES("\0\0\0\0\n"), "null bytes"},
-    {BYTES("\x03\n"), "SyntaxError"},              /* Ctrl-C */
-    {BYTES("\xff\xf4\xff\xfd\x06\n"), "UnicodeE"}, /* and telnet's */
-    {BYTES("\x04\n"), "SyntaxError"},              /* Ctrl-D */
-    {BYTES("\x1b[A\x1b[A\n"), "SyntaxError"},      /* arrows */
+    {BYTES("\x03\n"), "SyntaxError"},               /* Ctrl-C */
+    {BYTES("\xff\xf4\xff\xfd\x06\n"), "not UTF-8"}, /* and telnet's */
+    {BYTES("\x04\n"), "SyntaxError"},               /* Ctrl-D */
+    {BYTES("\x1b[A\x1b[A\n"), "SyntaxError"},       /* arrows */
     {BYTES("  1\n"), "IndentationError"},
     {BYTES("if 1:\n\t2\n        3\n\n"), "TabError"},
     {BYTES("'abc\n"), "SyntaxError"},
-    {BYTES("'''\n\xff\n"), "... UnicodeEncodeError"},
+    {BYTES("'''\n\xff\n"), "... manhole: what came is not UTF-8"},
     {BYTES("GET / HTTP/1.0\r\n\r\n"), "NameError: name 'GET' is not defined"},
-    {BYTES("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n"), "UnicodeEncodeError"},
+    {BYTES("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n"),
+     "manhole: what came is not UTF-8"},
 };
 
 static void
@@ -458,21 +460,78 @@ client_for_whom_there_is_no_thread_is_told_so(void)
     assert_healthy(&app);
 }
 
+#define WITHOUT_DESCRIPTORS                                                              \
+  "which = resource.RLIMIT_NOFILE\n"                                                     \
+  "before = resource.getrlimit(which)\n"                                                 \
+  "resource.setrlimit(which, (os.dup(0), before[1]))\n"
+
+/* As a user of its own, for the kernel counts all processes of a user. */
+#define WITHOUT_THREADS                                                                  \
+  "os.setgid(100000 + os.getpid()); os.setuid(100000 + os.getpid())\n"                   \
+  "which = resource.RLIMIT_NPROC\n"                                                      \
+  "before = resource.getrlimit(which)\n"                                                 \
+  "resource.setrlimit(which, (1, before[1]))\n"
+
+#define LIMITED(how, arguments)                                                          \
+  "import code, manhole, os, resource, socket, threading, traceback\n" how INSTALL(      \
+      arguments) "free = lambda: resource.setrlimit(which, before)\n"
+
 static void
-install_without_descriptors_raises_and_may_be_tried_again(void)
+assert_installs_when_free(const char *limited, const char *why)
 {
-    struct process *app =
-        start_target("import manhole, os, resource\n"
-                     "which = resource.RLIMIT_NOFILE\n"
-                     "before = resource.getrlimit(which)\n"
-                     "resource.setrlimit(which, (os.dup(0), before[1]))\n"
-                     "try: manhole.install()\n"
-                     "except OSError as exc: print(exc)\n"
-                     "resource.setrlimit(which, before)\n" TARGET(""));
-    wait_until_ready(app);
-    assert_contains(text_of(app, OUT), "Too many open files");
-    struct client *client = connect_to(app);
+    struct app app = {.process = start_target(
+                          format_text("%sfree()\nmanhole.install()\n%s", limited, ECHO))};
+    wait_for_text(app.process, ERR, format_text("Cannot start listening: %s. ", why),
+                  DEADLINE);
+    assert_goes_on(&app);
+    client_wait_for(connect_to(app.process), ">>> ");
+}
+
+static void
+install_without_descriptors_is_a_log_line_and_may_be_tried_again(void)
+{
+    assert_installs_when_free(LIMITED(WITHOUT_DESCRIPTORS, ""), "Too many open files");
+}
+
+static void
+install_without_threads_is_a_log_line_and_may_be_tried_again(void)
+{
+    if (geteuid() != 0) {
+        skip_test("needs root to become another user");
+    }
+    assert_installs_when_free(LIMITED(WITHOUT_THREADS, ""),
+                              "Resource temporarily unavailable");
+}
+
+static void
+activating_signal_is_harmless_where_there_is_no_thread(void)
+{
+    if (geteuid() != 0) {
+        skip_test("needs root to become another user");
+    }
+    struct app app = {
+        .process = start_target(LIMITED(WITHOUT_THREADS, "activate_on='USR1'") ECHO)};
+    wait_until_ready(app.process);
+    send_signal(app.process, SIGUSR1);
+    assert_goes_on(&app);
+}
+
+static void
+oneshot_works_where_there_is_no_thread(void)
+{
+    if (geteuid() != 0) {
+        skip_test("needs root to become another user");
+    }
+    struct app app = {
+        .process = start_target(LIMITED(WITHOUT_THREADS, "oneshot_on='USR1'") ECHO)};
+    wait_until_ready(app.process);
+    send_signal(app.process, SIGUSR1);
+    struct client *client = connect_to(app.process);
     client_wait_for(client, ">>> ");
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+    client_send(client, "exit()\n");
+    client_read_until_eof(client);
+    assert_goes_on(&app);
 }
 
 /* ---- In the way of the socket ------------------------------------------------------ */
@@ -672,7 +731,10 @@ main(void)
         TEST(any_calling_card_is_answered),
         TEST(client_waits_until_the_app_has_descriptors_again),
         TEST(client_for_whom_there_is_no_thread_is_told_so),
-        TEST(install_without_descriptors_raises_and_may_be_tried_again),
+        TEST(install_without_descriptors_is_a_log_line_and_may_be_tried_again),
+        TEST(install_without_threads_is_a_log_line_and_may_be_tried_again),
+        TEST(activating_signal_is_harmless_where_there_is_no_thread),
+        TEST(oneshot_works_where_there_is_no_thread),
         TEST(what_is_in_the_way_of_the_socket_stays),
         TEST(dead_socket_in_the_way_is_replaced),
         TEST(socket_of_a_living_process_in_the_way_stays_its_own),

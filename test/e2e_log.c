@@ -314,6 +314,52 @@ refusal_of(const struct process *client)
         (int)client->pid, (int)getegid());
 }
 
+/* A program of the test directory, whose descriptor 2 the shell has dealt with. Returns what its
+ * data.db holds in the end. Its log would go there. */
+static const char *
+data_after_a_session(const char *shell, const char *program)
+{
+    const char *script = format_text("exec \"$0\" \"$1\" %s", shell);
+    struct process *app = start_process(.argv = LIST("sh", "-c", script, python(),
+                                                     write_file("app.py", program)));
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    client_close(client);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    return read_file(test_path("data.db"));
+}
+
+#define OPEN_DATA                                                                        \
+  "import os; data = os.open('data.db', os.O_WRONLY | os.O_CREAT)\n"                     \
+  "os.write(data, b'data')\n"
+
+static void
+file_that_is_opened_in_place_of_the_log_gets_no_line(void)
+{
+    const char *program =
+        INSTALL("") "import os; os.close(2)\n" OPEN_DATA "assert data == 2\n" READY STAY;
+    assert_string_equal(data_after_a_session("", program), "data");
+}
+
+static void
+file_that_was_opened_where_the_log_would_go_gets_no_line(void)
+{
+    const char *program = OPEN_DATA "assert data == 2\n" INSTALL("") READY STAY;
+    assert_string_equal(data_after_a_session("2>&-", program), "data");
+}
+
+static void
+file_in_place_of_a_descriptor_of_one_s_own_gets_no_line(void)
+{
+    const char *program = "import os; log = os.open('log', os.O_WRONLY | os.O_CREAT)\n" //
+        INSTALL("verbose_destination=log") "os.close(log)\n"                            //
+        OPEN_DATA "assert data == log\n" READY STAY;
+    assert_string_equal(data_after_a_session("", program), "data");
+    assert_contains(read_file(test_path("log")), "Manhole UDS path");
+}
+
 static void
 refused_client_is_told_in_the_log_alone(void)
 {
@@ -539,6 +585,9 @@ main(void)
         TEST(session_of_a_callable_that_raises_says_why),
         TEST(object_gets_the_lines_in_order),
         TEST(log_goes_on_where_it_went_while_a_client_has_the_streams),
+        TEST(file_that_is_opened_in_place_of_the_log_gets_no_line),
+        TEST(file_that_was_opened_where_the_log_would_go_gets_no_line),
+        TEST(file_in_place_of_a_descriptor_of_one_s_own_gets_no_line),
         TEST(refused_client_is_told_in_the_log_alone),
         TEST(root_of_another_users_namespace_is_that_user),
         TEST(oneshot_that_refuses_its_client_says_why),

@@ -265,8 +265,68 @@ process_that_dies_in_the_middle_is_told(void)
     const char *code = "import os; print(1, flush=True); os.kill(os.getpid(), 9)";
     assert_int_equal(run_command(CLI(pid, "-c", code), NULL, &out, &err), 6);
     assert_string_equal(out, "1\n");
-    assert_contains(err, "has closed the connection before the code had ended");
+    assert_contains(err, " has ended before the code had ended\n");
     assert_int_equal(wait_for_exit(app, DEADLINE), -SIGKILL);
+}
+
+static void
+process_that_dies_in_its_console_is_told(void)
+{
+    static const struct {
+        const char *options;
+        const char *typed;
+        int status;
+    } rows[] = {
+        {"", "os._exit(3)\n", 3},
+        {"", "os.kill(os.getpid(), 9)\n6 * 7\n", -SIGKILL},
+        {"", "import ctypes; ctypes.string_at(1)\n", -SIGSEGV},
+        {"", "import time; os.kill(os.getpid(), 15); time.sleep(60)\n", -SIGTERM},
+        {"connection_handler='exec'", "import os; os._exit(4)\n", 4},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+        struct process *app = NULL;
+        const char *err = NULL;
+        const char *program = format_text(
+            "import resource\n"
+            "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n" INSTALL("%s") READY STAY,
+            rows[i].options);
+        const char *pid = start_app(program, &app);
+        expect_socket_left(socket_path_of(app->pid));
+        assert_int_equal(run_command(CLI(pid), rows[i].typed, NULL, &err), 6);
+        assert_string_equal(err, format_text("manhole-cli: error: process %s has ended "
+                                             "before its console was left\n",
+                                             pid));
+        assert_int_equal(wait_for_exit(app, DEADLINE), rows[i].status);
+    }
+}
+
+static void
+console_that_ends_otherwise_is_a_success(void)
+{
+    static const char *const lines[] = {"6 * 7\n", "6 * 7\nexit()\n",
+                                        "6 * 7\nimport manhole; manhole.release()\n"};
+    for (size_t i = 0; i < sizeof(lines) / sizeof(*lines); i++) {
+        struct process *app = NULL;
+        const char *out = NULL;
+        const char *err = NULL;
+        const char *pid = start_app(TARGET(""), &app);
+        assert_int_equal(run_command(CLI(pid), lines[i], &out, &err), 0);
+        assert_contains(out, "42\n");
+        assert_string_equal(err, "");
+    }
+}
+
+static void
+console_that_its_ending_process_waits_for_is_a_success(void)
+{
+    struct process *app = NULL;
+    const char *pid = start_app(TARGET("daemon_connection=False"), &app);
+    struct process *cli = start_process(.argv = CLI(pid));
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    close_stdin(app);
+    assert_int_equal(run_process(cli, "6 * 7\n", NULL, NULL), 0);
+    assert_string_equal(text_of(cli, ERR), "");
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
 }
 
 static void
@@ -449,6 +509,56 @@ program_that_takes_its_time_passes_for_no_hang(void)
     assert_int_equal(wait_for_exit(program, DEADLINE), 0);
 }
 
+/* A server that sends the beginning of something, and then does as told. */
+#define HALF(bytes, then)                                                                \
+  "import os, socket\n"                                                                  \
+  "path = '/tmp/manhole-%%d' %% os.getpid()\n"                                           \
+  "listener = socket.socket(socket.AF_UNIX)\n"                                           \
+  "listener.bind(path)\n"                                                                \
+  "listener.listen()\n" READY ACCEPT "os.unlink(path)\n"                                 \
+  "client.sendall(" bytes ")\n"                                                          \
+  "client.recv(1)\n" then "\n"
+
+static void
+stacks_that_are_cut_are_told(void)
+{
+    static const char *const bytes[] = {
+        "b''", "b'######### ProcessID=1, ThreadID=2 #########\\n  File: \"'",
+        "b'{\"pid\": 1, \"threads\": ['"};
+    static const char *const thens[] = {"os.kill(os.getpid(), 9)",
+                                        "client.close()\n" STAY};
+    for (size_t i = 0; i < 2 * sizeof(bytes) / sizeof(*bytes); i++) {
+        struct process *app = NULL;
+        const char *out = NULL;
+        const char *err = NULL;
+        bool is_json = i / 2 == 2;
+        bool is_told_otherwise = i == 1; /* nothing came, and it lives on */
+        const char *pid =
+            start_app(format_text(HALF("%s", "%s"), bytes[i / 2], thens[i % 2]), &app);
+        assert_int_equal(
+            run_command(CLI(pid, is_json ? "--json" : "--stacks"), NULL, &out, &err),
+            is_told_otherwise ? 5 : 6);
+        assert_contains(err, i % 2 == 0 ? "has ended before its stacks were "
+                                        : "has closed the connection ");
+        assert_int_equal(strlen(out) > 0, i / 2 == 1);
+    }
+}
+
+static void
+json_that_is_cut_leaves_that_of_others_valid(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app(
+        format_text(HALF("%s", "%s"), "b'{\"pid\": 1, \"threads\": ['", "os._exit(3)"),
+        &app);
+    const char *other = start_app(TARGET(""), &app);
+    assert_int_equal(run_command(CLI("--stacks", "--json", pid, other), NULL, &out, NULL),
+                     6);
+    assert_contains(out, format_text("{\"pid\": %s, \"python\": null", pid));
+    assert_contains(out, format_text("{\"pid\": %s, \"python\": \"3", other));
+}
+
 static void
 json_of_who_does_not_answer_is_by_the_schema(void)
 {
@@ -533,6 +643,9 @@ main(void)
         TEST(timeout_ends_the_wait_for_a_stuck_process),
         TEST(stopped_process_is_told),
         TEST(process_that_dies_in_the_middle_is_told),
+        TEST(process_that_dies_in_its_console_is_told),
+        TEST(console_that_ends_otherwise_is_a_success),
+        TEST(console_that_its_ending_process_waits_for_is_a_success),
         TEST(output_that_nobody_wants_ends_it_with_141),
         TEST(interrupt_ends_the_code_with_130),
         TEST(server_that_knows_no_code_is_told),
@@ -544,6 +657,8 @@ main(void)
         TEST(process_that_is_gone_is_not_waited_for),
         TEST(code_ends_when_nobody_reads_its_output),
         TEST(program_that_takes_its_time_passes_for_no_hang),
+        TEST(stacks_that_are_cut_are_told),
+        TEST(json_that_is_cut_leaves_that_of_others_valid),
         TEST(json_of_who_does_not_answer_is_by_the_schema),
         TEST(json_of_a_stuck_process_is_by_the_schema),
         TEST(version_is_printed),

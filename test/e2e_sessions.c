@@ -560,6 +560,73 @@ statement_that_takes_interrupts_is_interrupted_again(void)
     assert_session_ends(app);
 }
 
+/* As a debugger, a profiler or coverage has it: every call of its main thread is looked at. */
+#define TRACED                                                                           \
+  INSTALL("")                                                                            \
+  "import sys\n"                                                                         \
+  "def look(*event): return look\n"                                                      \
+  "def called(): return 'called'\n"                                                      \
+  "def under(watch):\n"                                                                  \
+  "    watch(look)\n"                                                                    \
+  "    try: return called()\n"                                                           \
+  "    finally: watch(None)\n" EVALUATE
+
+static void
+assert_traced_code_runs(struct process *app)
+{
+    assert_string_equal(evaluate(app, "under(sys.settrace)"), "called");
+    assert_string_equal(evaluate(app, "under(sys.setprofile)"), "called");
+}
+
+static void
+traced_program_goes_on_after_a_statement(void)
+{
+    struct process *app = start_ready(TRACED);
+    assert_answers(client_at_prompt(app));
+    assert_traced_code_runs(app);
+}
+
+static bool
+has_three_threads(void *argument)
+{
+    return count_threads(((struct process *)argument)->pid) == 3;
+}
+
+/* Ctrl-C in a call that lasts: the interrupt is on its way until that returns. */
+static void
+traced_program_goes_on_beside_a_call_that_is_interrupted(void)
+{
+    struct process *app = start_ready(TRACED);
+    struct client *client = client_with_card(app, own_id(1));
+    client_ask(client, "import os, sys; sys.ends = os.pipe()");
+    client_send(client, "print('begun'); os.read(sys.ends[0], 1)\n");
+    client_wait_for(client, "begun\n");
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    wait_until(has_three_threads, app, "the interrupter has done its work", DEADLINE);
+    assert_traced_code_runs(app);
+    evaluate(app, "os.write(sys.ends[1], b'x')"); /* whose answer the client sees, too */
+    client_wait_for(client, "KeyboardInterrupt\n");
+    client_wait_for(client, ">>> ");
+    assert_traced_code_runs(app);
+}
+
+static void
+breakpoint_goes_on_that_is_not_the_first_statement(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_at_prompt(app);
+    assert_answers(client);
+    client_send(client, "def halve(n): return n // 2\n\n"
+                        "def stopped(n):\n    breakpoint()\n    return halve(n)\n\n"
+                        "stopped(6)\n");
+    client_wait_for(client, "(Pdb) ");
+    client_send(client, "n\n");
+    client_wait_for(client, "(Pdb) ");
+    client_send(client, "c\n");
+    client_wait_for(client, "3\n>>> ");
+    assert_answers(client);
+}
+
 /* Once a second is enough, for as long as it goes on in C. What else there is to do takes less
  * than a thousandth of the time. */
 static void
@@ -760,6 +827,23 @@ all_that_a_statement_printed_comes_before_its_exit(void)
     assert_int_equal(count_of(client_read_until_eof(client), "%%%\n"), 25000);
 }
 
+/* As musl's threads have, where the system says nothing else. */
+#define SMALL_DEFAULT_STACK                                                              \
+  "import ctypes\n"                                                                      \
+  "libc, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(256)\n"             \
+  "libc.pthread_attr_init(attributes)\n"                                                 \
+  "libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(128 * 1024))\n"            \
+  "assert libc.pthread_setattr_default_np(attributes) == 0\n"
+
+static void
+deep_recursion_fits_where_threads_have_small_stacks(void)
+{
+    struct process *app = start_ready(SMALL_DEFAULT_STACK TARGET(""));
+    struct client *client = client_at_prompt(app);
+    client_ask(client, "deep = lambda n: n and max(sorted([n - 1], key=deep))");
+    assert_string_equal(client_ask(client, "deep(200)"), "199\n");
+}
+
 int
 main(void)
 {
@@ -767,6 +851,7 @@ main(void)
         TEST(client_in_an_endless_loop_keeps_nobody_out),
         TEST(client_that_stopped_reading_keeps_nobody_out),
         TEST(all_that_a_statement_printed_comes_before_its_exit),
+        TEST(deep_recursion_fits_where_threads_have_small_stacks),
         TEST(client_that_is_stopped_keeps_nobody_out),
         TEST(clients_that_never_speak_keep_nobody_out),
         TEST(flood_of_connections_passes_and_leaves_nothing),
@@ -792,6 +877,9 @@ main(void)
         TEST(ctrl_c_at_the_prompt_says_what_leaves),
         TEST(statement_of_a_client_that_vanished_is_interrupted),
         TEST(statement_that_takes_interrupts_is_interrupted_again),
+        TEST(traced_program_goes_on_after_a_statement),
+        TEST(traced_program_goes_on_beside_a_call_that_is_interrupted),
+        TEST(breakpoint_goes_on_that_is_not_the_first_statement),
         TEST(interrupting_a_statement_that_cannot_be_keeps_no_processor_busy),
         TEST(session_leaves_no_thread_state),
         TEST(input_that_was_piped_is_finished),

@@ -361,6 +361,30 @@ program_goes_on_after_each_oneshot(void)
     }
 }
 
+/* The kernel refuses it, EINVAL, to a process with a second thread; for other reasons to any. */
+#define ENTER_A_USER_NAMESPACE                                                           \
+  "import ctypes, errno\n"                                                               \
+  "def enter():\n"                                                                       \
+  "    libc = ctypes.CDLL(None, use_errno=True)\n"                                       \
+  "    assert libc.unshare(0x10000000) == 0 or ctypes.get_errno() != errno.EINVAL\n"
+
+static void
+user_namespace_may_be_entered_where_oneshot_is_waited_for(void)
+{
+    struct process *app =
+        start_target(INSTALL(ONESHOT) ENTER_A_USER_NAMESPACE "enter()\n" ECHO);
+    assert_goes_on(app);
+}
+
+static void
+user_namespace_may_be_entered_before_exec_with_patch_fork_false(void)
+{
+    struct process *app = start_target(
+        INSTALL("patch_fork=False") ENTER_A_USER_NAMESPACE
+        "import subprocess; subprocess.run('true', preexec_fn=enter, check=True)\n" ECHO);
+    assert_goes_on(app);
+}
+
 static void
 second_signal_while_oneshot_waits_is_harmless(void)
 {
@@ -530,6 +554,8 @@ main(void)
         TEST(threads_of_the_manhole_take_no_signal),
         TEST(oneshot_is_served_in_the_main_thread),
         TEST(program_goes_on_after_each_oneshot),
+        TEST(user_namespace_may_be_entered_where_oneshot_is_waited_for),
+        TEST(user_namespace_may_be_entered_before_exec_with_patch_fork_false),
         TEST(second_signal_while_oneshot_waits_is_harmless),
         TEST(second_signal_while_oneshot_serves_is_harmless),
         TEST(oneshot_without_a_client_times_out),

@@ -57,14 +57,20 @@ client_at_prompt(int port)
 
 /* A person's telnet, at a terminal. */
 static struct process *
-start_telnet(int port)
+start_telnet_in(int port, const char *locale)
 {
     require_program("telnet");
     struct process *telnet =
         start_process(.argv = LIST("telnet", "127.0.0.1", text_of_port(port)),
-                      .terminal = true);
+                      .env = LIST(locale), .terminal = true);
     wait_for_text(telnet, OUT, ">>> ", DEADLINE);
     return telnet;
+}
+
+static struct process *
+start_telnet(int port)
+{
+    return start_telnet_in(port, "LC_ALL=C.UTF-8");
 }
 
 /* Types a line; returns what comes up to the next prompt. */
@@ -429,6 +435,59 @@ telnet_talks_to_python(void)
     wait_for_text(telnet, OUT, "... ", DEADLINE);
     ask_telnet(telnet, "");
     assert_contains(ask_telnet(telnet, "f(), len(f())"), "('é', 1)\r\n");
+}
+
+/* Which telnet makes commands of, unless it is told not to: a Ctrl-\ of the second byte of U+672C,
+ * say. */
+static void
+telnet_sends_characters_beyond_ascii(void)
+{
+    static const char *const locales[] = {"LC_ALL=C.UTF-8", "LC_ALL=C"};
+    int port = port_of(start_target(TARGET(ON_A_PORT)));
+    for (size_t i = 0; i < sizeof(locales) / sizeof(*locales); i++) {
+        struct process *telnet = start_telnet_in(port, locales[i]);
+        assert_contains(ask_telnet(telnet, "print(ascii(\"\u65e5\u672c\u00e9\"), 6 * 7)"),
+                        "'\\u65e5\\u672c\\xe9' 42\r\n");
+        for (unsigned byte = 0x80; byte < 0xc0; byte++) {
+            assert_contains(
+                ask_telnet(telnet, format_text("ascii('\xc4%c'), ascii('\xe1%c\x80')",
+                                               (int)byte, (int)byte)),
+                format_text("(\"'\\\\u%04x'\", \"'\\\\u1%03x'\")\r\n", 0x80 + byte,
+                            (byte - 0x80) << 6));
+        }
+        write_stdin(telnet, "while True: pass\n\n"); /* and Ctrl-C is one as before */
+        wait_for_text(telnet, OUT, "... ", DEADLINE);
+        write_stdin(telnet, "\003");
+        wait_for_text(telnet, OUT, "KeyboardInterrupt", DEADLINE);
+    }
+}
+
+/* Others are sent nothing that is not text. */
+static void
+nobody_but_telnet_is_asked_for_binary(void)
+{
+    int port = port_of(start_target(TARGET(ON_A_PORT)));
+    struct client *client = client_at_prompt(port);
+    client_send(client, "ascii('\u00e9')\n");
+    assert_string_equal(client_wait_for(client, ">>> "), "\"'\\\\xe9'\"\n>>> ");
+    client = client_at_prompt(port);
+    client_send(client, "6 * 7\r\n");
+    assert_string_equal(client_wait_for(client, ">>> "), "42\n>>> ");
+    client_send(client, "ascii('\u00e9')\r\n");
+    assert_int_equal(client_wait_for(client, "\n>>> ")[0], '\377');
+}
+
+static void
+line_that_is_not_utf_8_is_named(void)
+{
+    struct process *app = start_target(TARGET(ON_A_PORT));
+    struct client *client = client_at_prompt(port_of(app));
+    client_send(client, "print('\351')\n");
+    assert_string_equal(client_wait_for(client, ">>> "),
+                        "manhole: what came is not UTF-8, so it was not run; type it "
+                        "again, and see that the terminal sends UTF-8\n>>> ");
+    client_send(client, "6 * 7\n");
+    client_wait_for(client, "42\n>>> ");
 }
 
 static void
@@ -1005,6 +1064,9 @@ main(void)
         TEST(browser_runs_nothing),
         TEST(first_line_may_come_in_pieces_or_without_an_end),
         TEST(telnet_talks_to_python),
+        TEST(telnet_sends_characters_beyond_ascii),
+        TEST(nobody_but_telnet_is_asked_for_binary),
+        TEST(line_that_is_not_utf_8_is_named),
         TEST(ctrl_c_in_telnet_interrupts_what_runs),
         TEST(ctrl_c_in_telnet_drops_an_unfinished_statement),
         TEST(ctrl_c_in_telnet_drops_a_half_typed_command),

@@ -422,6 +422,43 @@ tab_completes_a_name_and_an_attribute(void)
 }
 
 static void
+tab_completes_files_keys_and_modules(void)
+{
+    (void)open_console(
+        format_text("import os; os.chdir(r'%s'); keys = {'alpha': 7}\n"
+                    "os.mkdir('directory'); os.chdir('directory')\n"
+                    "for name in 'one file', 'two-files.txt', 'two-files.tgz':\n"
+                    "    open(name, 'w')\n"
+                    "os.chdir('..')\n%s",
+                    test_path(""), TARGET("locals={'keys': keys}")),
+        "");
+    type("open('dir");
+    press("Tab");
+    type("one");
+    press("Tab");
+    press("Enter"); /* the bracket is missing */
+    see(">>> open\\('directory/one file'$");
+    press("C-c");
+    see("\n>>>$");
+    type("print(keys['']) # '");
+    for (int i = 0; i < 7; i++) {
+        press("Left");
+    }
+    type("al");
+    press("Tab"); /* what stands behind the cursor is not put there twice */
+    press("Enter");
+    see("^>>> print\\(keys\\['alpha'\\]\\) # '\n7$");
+    type("open('directory/tw");
+    press("Tab");
+    press("Tab");
+    see("^two-files.tgz' +two-files.txt'$");
+    press("C-c");
+    type("import ctyp");
+    press("Tab");
+    see(">>> import ctypes$");
+}
+
+static void
 tab_indents_an_empty_line(void)
 {
     (void)open_console(TARGET(""), "");
@@ -503,6 +540,47 @@ leave_by_ctrl_d(struct process *cli)
 {
     write_stdin(cli, "\004");
     assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+/* While a statement runs, and while nothing does. */
+static void
+process_that_dies_under_the_editor_is_told(void)
+{
+    for (int runs = 0; runs < 2; runs++) {
+        struct process *app = start_target(TARGET(""));
+        wait_until_ready(app);
+        struct process *cli = start_at_terminal(app, LIST("TERM=xterm"), NULL);
+        if (runs) {
+            write_stdin(cli, "os.kill(os.getpid(), 9)\n");
+        }
+        else {
+            send_signal(app, SIGKILL);
+        }
+        assert_int_equal(wait_for_exit(cli, DEADLINE), 6);
+        assert_contains(text_of(cli, OUT),
+                        format_text("\r\nmanhole-cli: error: process %d has ended before "
+                                    "its console was left\r\n",
+                                    (int)app->pid));
+        assert_int_equal(wait_for_exit(app, DEADLINE), -SIGKILL);
+    }
+}
+
+static void
+session_that_ends_otherwise_under_the_editor_is_a_success(void)
+{
+    static const char *const ends[] = {"exit()\n", "import manhole; manhole.release()\n"};
+    for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+        struct process *app = start_target(TARGET(""));
+        wait_until_ready(app);
+        struct process *cli = start_at_terminal(app, LIST("TERM=xterm"), NULL);
+        write_stdin(cli, ends[i]);
+        if (i > 0) { /* its own session goes on */
+            wait_for_text(cli, OUT, ">>> ", DEADLINE);
+            write_stdin(cli, "\004");
+        }
+        assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+        assert_not_contains(text_of(cli, OUT), "error");
+    }
 }
 
 static void
@@ -588,7 +666,7 @@ dumb_terminal_gets_no_escape_sequence(void)
  * ======================================================================================
  */
 
-/* A server of one client: sends what the expression says, and closes. */
+/* A server of one client: sends what the expression says, closes, and stays. */
 #define SERVER(bytes)                                                                    \
   "import os, random, socket\n"                                                          \
   "path = '/tmp/manhole-%d' % os.getpid()\n"                                             \
@@ -596,7 +674,7 @@ dumb_terminal_gets_no_escape_sequence(void)
   "listener.bind(path)\n"                                                                \
   "listener.listen()\n" READY ACCEPT "os.unlink(path)\n"                                 \
   "client.sendall(" bytes ")\n"                                                          \
-  "client.close()\n"
+  "client.close()\n" STAY
 
 static const char *
 show_all_of(const char *server_program, const char *term)
@@ -606,7 +684,6 @@ show_all_of(const char *server_program, const char *term)
     struct process *cli = start_process(.argv = CLI(format_text("%d", (int)server->pid)),
                                         .terminal = true, .env = LIST(term));
     assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
-    assert_int_equal(wait_for_exit(server, DEADLINE), 0);
     return text_of(cli, OUT);
 }
 
@@ -642,7 +719,6 @@ refusal_of_stacks_is_shown_without_a_control_character(void)
                       .terminal = true, .env = LIST("TERM=xterm"));
     assert_int_equal(wait_for_exit(cli, DEADLINE), 5);
     assert_contains(text_of(cli, OUT), "manhole: not ^[]0;today^G\r\n");
-    assert_int_equal(wait_for_exit(server, DEADLINE), 0);
 }
 
 static void
@@ -678,12 +754,15 @@ main(void)
         TEST(prompts_of_input_and_pdb_are_the_editors),
         TEST(line_survives_a_resize),
         TEST(ctrl_d_leaves_and_the_terminal_is_as_before),
+        TEST(process_that_dies_under_the_editor_is_told),
+        TEST(session_that_ends_otherwise_under_the_editor_is_a_success),
         TEST(ctrl_c_interrupts_the_statement_and_the_session_goes_on),
         TEST(ctrl_c_drops_the_line_being_typed),
         TEST(ctrl_c_drops_a_block_being_typed),
         TEST(ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back),
         TEST(sigterm_restores_the_terminal),
         TEST(tab_completes_a_name_and_an_attribute),
+        TEST(tab_completes_files_keys_and_modules),
         TEST(tab_indents_an_empty_line),
         TEST(tab_gives_up_when_python_is_busy_and_says_nothing),
         TEST(ctrl_c_drops_a_paste_that_has_not_ended),

@@ -27,7 +27,8 @@ MUTANTS = [
     (
         "the socket stays at the end",
         "manhole.c",
-        "            (void)unlink(door->name);\n        }\n        atomic_store(&door->bound",
+        "            atomic_store(&door->left_for, unlink(door->name) < 0 ? errno : 0);\n"
+        "        }\n        atomic_store(&door->bound",
         "        }\n        atomic_store(&door->bound",
         "e2e_exit",
         "exit_status_is_the_programs_and_the_socket_goes",

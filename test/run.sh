@@ -69,7 +69,7 @@ run_program() {
 # count PASSED LOG: the number in cmocka's summary line.
 count() {
     local number
-    number=$(sed -n "s/^\[  $1 *\] \([0-9]*\) test(s).*/\1/p" "$2" | tail -n 1)
+    number=$(sed -n "s/^\[  $1 *\] \(.*: \)\?\([0-9]*\) test(s).*/\2/p" "$2" | tail -n 1)
     echo "${number:-0}"
 }
 

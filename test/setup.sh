@@ -4,7 +4,8 @@
 # command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
 # misses, and the tests of programs that are not there are skipped.
 #
-# usage: [PYTHON=python3] setup.sh build|test|docs|doctest|bench|valgrind|coverage|fuzz|lint|ci
+# usage: [PYTHON=python3] setup.sh build|test|docs|doctest|bench|valgrind|coverage|fuzz|lint|newest|
+#     compile-arm64|compile-musl|arm64|musl|ci
 set -u
 
 python=${PYTHON:-python3}
@@ -29,6 +30,9 @@ tests=(
 )
 fuzzers=(clang libclang-rt-dev) # libFuzzer is in the latter
 linters=(clang clang-format clang-tidy cppcheck shellcheck)
+newest=(mmdebstrap)
+arm64=(gcc-aarch64-linux-gnu mmdebstrap)
+musl=(musl-tools)
 case ${1:-build} in
 build) ;;
 test) packages+=("${tests[@]}") ;;
@@ -39,9 +43,14 @@ valgrind) packages+=("${tests[@]}" valgrind) ;;
 coverage) packages+=("${tests[@]}" clang llvm) ;;
 fuzz) packages+=("${fuzzers[@]}") ;;
 lint) packages+=(libcmocka-dev "${linters[@]}") ;;
-ci) packages+=("${tests[@]}" "${linters[@]}" "${fuzzers[@]}") ;;
+newest) packages+=("${newest[@]}") ;;
+compile-arm64) packages+=("${arm64[@]}") ;;
+compile-musl) packages+=("${musl[@]}") ;;
+arm64) packages+=("${arm64[@]}" qemu-user-static) ;;
+musl) packages+=("${musl[@]}" xz-utils) ;;
+ci) packages+=("${tests[@]}" "${linters[@]}" "${fuzzers[@]}" "${newest[@]}" "${arm64[@]}" "${musl[@]}") ;;
 *)
-    echo "usage: $0 build|test|docs|doctest|bench|valgrind|coverage|fuzz|lint|ci" >&2
+    sed -n 's/^# usage: /usage: /p; s/^#     /    /p' "$0" >&2
     exit 2
     ;;
 esac

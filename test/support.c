@@ -669,6 +669,13 @@ debian_python(void)
     return path;
 }
 
+bool
+is_debian_python_from(int minor)
+{
+    (void)debian_python();
+    return strtol(TEST_DEBIAN_TAG + strlen("3."), NULL, 10) >= minor;
+}
+
 static const char *
 debian_build_directory(void)
 {
@@ -1172,6 +1179,9 @@ write_stdin(struct process *process, const char *text)
         if (count > 0) {
             text += count;
             left -= (size_t)count;
+        }
+        else if (errno == EPIPE) {
+            return; /* it has ended, or wants no more */
         }
         else if (errno != EAGAIN) {
             fail_test("cannot write to process %d (%s): %s", (int)process->pid,

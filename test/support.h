@@ -173,6 +173,9 @@ bool has_gil(void);
 void require_gil(void);
 const char *debian_python(void);
 
+/* Whether it is CPython 3.MINOR or newer. */
+bool is_debian_python_from(int minor);
+
 /* Waits for the text in what comes after the last text waited for in this stream, so that
  * a row of waits demands that order. Returns what came up to and with the match. */
 #define DEADLINE deadline_ms()

@@ -154,7 +154,15 @@ assert_no_complaint(struct process *app)
 {
     assert_not_contains(text_of(app, ERR), "Traceback");
     assert_not_contains(text_of(app, ERR), "Error");
-    assert_not_contains(text_of(app, ERR), "Warning");
+    /* Of what is deprecated eventlet warns, itself, and CPython since 3.12, os.fork(). */
+    static const char deprecated[] = "Deprecation";
+    const size_t length = sizeof(deprecated) - 1;
+    const char *err = text_of(app, ERR);
+    for (const char *at = strstr(err, "Warning"); at != NULL;
+         at = strstr(at + 1, "Warning")) {
+        assert_true((size_t)(at - err) >= length &&
+                    memcmp(at - length, deprecated, length) == 0);
+    }
 }
 
 /* ---- The loop serves on ------------------------------------------------------------ */

@@ -266,20 +266,22 @@ def play_page(page, path, folder, environment):
     """How many blocks went well, how many did not; the first that does not is the last."""
     terminal = Terminal(folder, environment)
     passed = 0
-    problem = terminal.wait_for(re.compile(r"\$ \Z"), "$")
-    for block in blocks_of(page, path):
-        if problem is not None:
-            break
-        if block.name:
-            with open(os.path.join(folder, block.name), "w", encoding="utf-8") as file:
-                file.write("\n".join(block.text) + "\n")
-        elif block.language == "console":
-            problem = play(terminal, block)
-            if problem is None:
-                passed += 1
-            else:
-                problem = f"{block.where}: {problem}"
-    left = terminal.end()
+    try:
+        problem = terminal.wait_for(re.compile(r"\$ \Z"), "$")
+        for block in blocks_of(page, path):
+            if problem is not None:
+                break
+            if block.name:
+                with open(os.path.join(folder, block.name), "w", encoding="utf-8") as file:
+                    file.write("\n".join(block.text) + "\n")
+            elif block.language == "console":
+                problem = play(terminal, block)
+                if problem is None:
+                    passed += 1
+                else:
+                    problem = f"{block.where}: {problem}"
+    finally:
+        left = terminal.end()
     if problem is None and left:
         problem = f"{page}: these sockets were left: {' '.join(left)}"
     if problem is not None:
@@ -346,4 +348,6 @@ def main(sources, *pages):
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     sys.exit(main(*sys.argv[1:]))

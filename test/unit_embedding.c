@@ -1,5 +1,19 @@
 /* What manhole.h promises to a C program: errors, threads, subinterpreters, Python that ends and
  * begins again. Each test has a Python of its own. */
+#include <stdbool.h>
+#include <time.h>
+
+/* A clock of the day that is set back right after each look at it. */
+static bool is_set_back;
+
+static int
+look_at_clock(clockid_t clock, struct timespec *now)
+{
+    int result = clock_gettime(clock, now);
+    now->tv_sec += clock == CLOCK_REALTIME && is_set_back ? 86400 : 0;
+    return result;
+}
+#define clock_gettime look_at_clock
 #include "../manhole.c" /* NOLINT(bugprone-suspicious-include): its statics */
 
 #include "unit.h"
@@ -65,14 +79,26 @@ path_exists(const char *path)
     return lstat(path, &status) == 0;
 }
 
+/* Where there is a socket, or will be. */
 static int
-connect_client(void)
+connect_at(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    memcpy(address.sun_path, manhole.doors[0].name, sizeof(address.sun_path));
-    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    int result = -1;
+    (void)snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    for (int ms = 0; ms < 30000 && result < 0; ms++) {
+        result = connect(fd, (struct sockaddr *)&address, sizeof(address));
+        (void)poll(NULL, 0, result < 0 ? 1 : 0);
+    }
+    assert_int_equal(result, 0);
     return fd;
+}
+
+static int
+connect_client(void)
+{
+    return connect_at(manhole.doors[0].name);
 }
 
 static void
@@ -718,8 +744,10 @@ fork_waits_for_a_thread_on_its_way_in(void **state)
     pid_t child = 0;
     pthread_t thread;
     sem_t is_on_its_way;
-    PyThreadState *tstate = new_thread_state(PyInterpreterState_Get());
+    PyThreadState *tstate = NULL;
     (void)state;
+    install_quietly();
+    tstate = new_thread_state(PyInterpreterState_Get());
     assert_int_equal(sem_init(&is_on_its_way, 0, 0), 0);
     assert_int_equal(pthread_create(&thread, NULL, enter_slowly, &is_on_its_way), 0);
     while (sem_trywait(&is_on_its_way) != 0) {
@@ -739,6 +767,181 @@ fork_waits_for_a_thread_on_its_way_in(void **state)
     (void)state;
     SKIP_UNIT_TEST("since CPython 3.12 the child makes that lock anew");
 #endif
+}
+
+/* ---- A program that forks for itself, and does not tell Python -------------------------- */
+
+/* Forks attached to Python, or not. The child runs the statements; then it waits without the GIL
+ * until the descriptor is closed. Returns its number. */
+ATTACHED
+CHECKED(no_thread_safety_analysis)
+static pid_t
+fork_and_run(bool attached, const char *statements, int leash)
+{
+    PyThreadState *tstate = attached ? NULL : PyEval_SaveThread();
+    pid_t child = fork();
+    char byte = 0;
+    if (tstate != NULL) {
+        PyEval_RestoreThread(tstate);
+    }
+    if (child == 0) {
+        (void)alarm(60);
+        if (PyRun_SimpleString(statements) != 0) {
+            _exit(1);
+        }
+        (void)PyEval_SaveThread();
+        while (leash >= 0 && read(leash, &byte, 1) > 0) {
+        }
+        _exit(0);
+    }
+    return child;
+}
+
+static void
+assert_ends_well(pid_t child)
+{
+    int status = -1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
+ATTACHED
+CHECKED(no_thread_safety_analysis)
+static void
+child_of_the_program_answers(void **state)
+{
+    manhole_options options = quiet_options();
+    (void)state;
+    options.reinstall_delay = 0.01;
+    assert_int_equal(manhole_install(&options), 0);
+    for (int attached = 0; attached < 2; attached++) {
+        char path[64];
+        int leash[2] = {-1, -1};
+        int client = -1;
+        assert_int_equal(pipe2(leash, O_CLOEXEC), 0);
+        pid_t child = fork_and_run(attached, "answer = 42", leash[0]);
+        (void)snprintf(path, sizeof(path), "/tmp/manhole-%d", (int)child);
+        client = connect_at(path);
+        send_text(client, "import __main__; 'the', __main__.answer\nexit()\n");
+        assert_true(read_until(client, "('the', 42)"));
+        (void)close(client);
+        /* It does not tidy up. */
+        assert_int_equal(kill(child, SIGKILL), 0);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        assert_int_equal(unlink(path), 0);
+        (void)close(leash[0]);
+        (void)close(leash[1]);
+    }
+}
+
+ATTACHED
+CHECKED(no_thread_safety_analysis)
+static void
+child_may_install_its_own(void **state)
+{
+    (void)state;
+    install_quietly();
+    for (int attached = 0; attached < 2; attached++) {
+        assert_ends_well(fork_and_run(attached,
+                                      "import manhole, os\n"
+                                      "path = '/tmp/manhole-%d' % os.getpid()\n"
+                                      "object = manhole.install(verbose=False)\n"
+                                      "assert os.path.exists(path)\n"
+                                      "object.release()\n"
+                                      "assert not os.path.exists(path)\n",
+                                      -1));
+    }
+}
+
+/* The one that computes has the GIL in turns. */
+ATTACHED
+CHECKED(no_thread_safety_analysis)
+static void
+child_uses_python_though_a_client_computes_in_the_program(void **state)
+{
+    PyThreadState *tstate = NULL;
+    int client = -1;
+    (void)state;
+    install_quietly();
+    tstate = PyEval_SaveThread();
+    client = connect_client();
+    send_text(client, "print('at', 'it')\nwhile True: pass\n\n");
+    assert_true(read_until(client, "at it"));
+    PyEval_RestoreThread(tstate);
+    for (int i = 0; i < 20; i++) {
+        assert_ends_well(fork_and_run(i % 2 == 0, "sum(range(100000))", -1));
+    }
+    (void)close(client); /* which interrupts it */
+}
+
+struct keeper {
+    int leash;
+    _Atomic bool has_it;
+};
+
+/* Has the GIL until a byte comes. */
+static void *
+keep_gil(void *argument)
+{
+    struct keeper *keeper = argument;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    char byte = 0;
+    atomic_store(&keeper->has_it, true);
+    (void)!read(keeper->leash, &byte, 1);
+    PyGILState_Release(gil);
+    return NULL;
+}
+
+/* Its child, which becomes another program, say, has no need of Python. */
+ATTACHED
+CHECKED(no_thread_safety_analysis)
+static void
+fork_goes_through_beside_a_client_who_waits_for_a_stuck_python(void **state)
+{
+    int leash[2] = {-1, -1};
+    struct keeper keeper = {-1, false};
+    PyThreadState *tstate = NULL;
+    pthread_t thread;
+    int client = -1;
+    pid_t child = 0;
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    SKIP_UNDER_THREAD_SANITIZER();
+    install_quietly();
+    assert_int_equal(pipe2(leash, O_CLOEXEC), 0);
+    keeper.leash = leash[0];
+    tstate = PyEval_SaveThread();
+    assert_int_equal(pthread_create(&thread, NULL, keep_gil, &keeper), 0);
+    while (!atomic_load(&keeper.has_it)) {
+        (void)sched_yield();
+    }
+    client = connect_client();
+    assert_true(read_until(client, "manhole: the prompt comes here as soon as"));
+    child = fork();
+    if (child == 0) {
+        _exit(0);
+    }
+    assert_ends_well(child);
+    assert_int_equal(write(leash[1], "", 1), 1);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    (void)close(client);
+    PyEval_RestoreThread(tstate);
+}
+
+/* It waits for what a session imports, but not until an hour of the day. */
+ATTACHED static void
+fork_does_not_wait_for_a_clock_that_is_set_back(void **state)
+{
+    (void)state;
+    is_set_back = true;
+    assert_int_equal(pthread_mutex_lock(&import_lock), 0);
+    Py_XDECREF(py_before_fork(NULL, NULL));
+    assert_false(has_import_lock);
+    assert_int_equal(pthread_mutex_unlock(&import_lock), 0);
+    Py_XDECREF(py_before_fork(NULL, NULL));
+    assert_true(has_import_lock);
+    Py_XDECREF(py_after_fork_in_parent(NULL, NULL));
+    is_set_back = false;
 }
 
 int
@@ -769,6 +972,11 @@ main(void)
         WITH_PYTHON(subinterpreter_that_ends_leaves_another_s_manhole),
         WITH_PYTHON(subinterpreter_with_a_gil_of_its_own_is_refused),
         WITH_PYTHON(fork_waits_for_a_thread_on_its_way_in),
+        WITH_PYTHON(child_of_the_program_answers),
+        WITH_PYTHON(child_may_install_its_own),
+        WITH_PYTHON(child_uses_python_though_a_client_computes_in_the_program),
+        WITH_PYTHON(fork_goes_through_beside_a_client_who_waits_for_a_stuck_python),
+        WITH_PYTHON(fork_does_not_wait_for_a_clock_that_is_set_back),
         /* Last, for the inittab stays. */
         cmocka_unit_test_setup_teardown(module_of_the_inittab_is_used,
                                         begin_python_with_module, end_python),

@@ -282,9 +282,11 @@ ATTACHED static int
 try_config(void)
 {
     PyObject *path = PyUnicode_FromString(__FILE__);
-    PyObject *parser = path == NULL ? NULL : read_config(path);
+    PyObject *given = path == NULL ? NULL : PySet_New(NULL);
+    PyObject *said = given == NULL ? NULL : read_config(path, given);
     Py_XDECREF(path);
-    assert_null(parser);
+    Py_XDECREF(given);
+    assert_null(said);
     if (PyErr_ExceptionMatches(PyExc_ValueError)) {
         PyErr_Clear();
         return 0;

@@ -17,7 +17,7 @@ enter_directory(void **state)
         return -1;
     }
     log_fd = ends[0];
-    logger.destination.fd = ends[1];
+    keep_fd(&logger.fd, ends[1]);
     logger.enabled = true;
     manhole.options.socket_path = strdup("door");
     *state = directory;
@@ -28,7 +28,7 @@ static int
 leave_directory(void **state)
 {
     (void)close(log_fd);
-    (void)close(logger.destination.fd);
+    close_kept(&logger.fd);
     logger.enabled = false;
     free(manhole.options.socket_path);
     manhole.options.socket_path = NULL;

@@ -259,7 +259,8 @@ lines_of_proc_that_make_no_sense_are_nobodys(void **state)
 
 /* ---- Telnet ------------------------------------------------------------------------------ */
 
-/* The text that comes of bytes; <R> for a refusal, <E> for the end, <I> for an interrupt. */
+/* The text that comes of bytes; <R> for a refusal, <B> for a wish for binary, <E> for the end, <I>
+ * for an interrupt. */
 static void
 decode_all(const char *bytes, size_t length, char *text)
 {
@@ -275,9 +276,10 @@ decode_all(const char *bytes, size_t length, char *text)
         (void)strncat(text, telnet.text, telnet.length);
         telnet.length = 0;
         telnet.interrupted = false;
-        (void)strcat(text, event == TELNET_END      ? "<E>"
-                           : event == TELNET_REFUSE ? "<R>"
-                                                    : "");
+        (void)strcat(text, event == TELNET_END       ? "<E>"
+                           : event == TELNET_REFUSE  ? "<R>"
+                           : event == TELNET_NOTHING ? ""
+                                                     : "<B>");
     }
 }
 
@@ -323,6 +325,15 @@ telnet_is_taken_out_of_the_text(void **state)
         {BYTES("a\x03\x04"), "a<I><E>"},
         {BYTES("a\r\xff\xfd\x06\nb"), "a\n<R>\nb"},
         {BYTES("a\xff"), "a"},
+        {BYTES("\xff\xfb\0a\xff\xfb\0\xff\xfd\0"), "<B>a<R>"},
+        /* As a telnet without binary sends characters. */
+        {BYTES("\xe6\xff\xf3\xff\xfd\6\xac"), "\xe6\x9c<R>\xac"},
+        {BYTES("\xc3\xff\xf4\xff\xfd\6\xff\xf4"), "\xc3\x83<R><I>"},
+        {BYTES("\xc3\xff\xf5.\xc3\xff\xed.\xc3\xff\xec."), "\xc3\x8f.\xc3\x9a.\xc3\x84."},
+        {BYTES("\xf0\x9f\xff\xf3\xff\xf4\xff\xf4"), "\xf0\x9f\x9c\x83<I>"},
+        {BYTES("\xc3.\xff\xf4"), "\xc3.<I>"},
+        {BYTES("\xc3\3"), "\xc3<I>"},
+        {BYTES("\x83\xff\xf4"), "\x83<I>"},
     };
     (void)state;
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {

@@ -727,9 +727,9 @@ fuzz_values(const char *bytes, size_t length)
 /* ---- /proc ---------------------------------------------------------------------------------- */
 
 static void
-count_listener(uid_t uid, void *argument)
+count_listener(const struct tcp_listener *listener, void *argument)
 {
-    (void)uid;
+    MUST(strrchr(listener->place, ':') != NULL && listener->port >= 0);
     ++*(size_t *)argument;
 }
 
@@ -739,9 +739,11 @@ fuzz_proc(const char *bytes, size_t length)
     struct buffer command = {.data = NULL};
     struct target target = {.pid = 1, .path = "/tmp/manhole-1"};
     char *line = copy_of(bytes, length); /* owned */
+    const struct doors doors = {.inodes = {1, 12345}, .count = 2};
+    struct search search = {.target = &target, .doors = doors};
+    struct notice notice = {.is_there = false};
     const char *path = NULL;
-    unsigned long inode = 0;
-    char signal[16];
+    char bits[32];
     char version[8];
     char age[32];
     size_t listeners = 0;
@@ -754,17 +756,20 @@ fuzz_proc(const char *bytes, size_t length)
     find_age(1, age, sizeof(age));
     find_version(1, version, sizeof(version));
     MUST(strcmp(version, "?") == 0 || strncmp(version, "3.", 2) == 0);
-    find_activation(1, signal, sizeof(signal));
-    MUST(signal[strspn(signal, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")] == '\0');
+    take_thread_name(&notice, line);
+    MUST(notice.is_there || notice.signals[0] == 0);
+    MUST(strlen(describe_opening(1, &notice).text) > 0);
+    (void)thread_group(1);
+    (void)find_status(1, "SigCgt", bits, sizeof(bits));
     find_command(1, &command);
     MUST(command.length <= length + 1);
     MUST(strlen(text_of(&command)) == command.length);
-    for_each_listener(3000, count_listener, &listeners);
+    (void)for_each_listener("1", count_listener, &listeners);
     MUST(listeners <= 2 * (length / 8));
-    find_own_path(&target);
-    MUST(target.path[0] == '/');
-    path = listening_path(line, &inode);
-    MUST(path == NULL || (path[0] == '/' && strchr(path, '\n') == NULL));
+    search_paths(&search);
+    MUST(strlen(target.path) < sizeof(target.path));
+    path = door_path(line, &doors);
+    MUST(path == NULL || strchr(path, '\n') == NULL);
     free(command.data);
     free(line);
 }
