@@ -796,7 +796,7 @@ struct wish {
     bool stacks_if_stuck; /* but for a Python that does not answer */
     bool live_names;      /* of the application's locals, not a copy */
     bool framed;          /* the answer is in frames: stdout and stderr apart */
-    bool marked;          /* a byte before and behind each prompt tells it from output */
+    bool marked;          /* typed at a terminal: see is_key() */
     bool unlogged;        /* too frequent for a line in the log each time */
     /* In the session's thread, before it attaches: reads the client's request. Returns whether
      * there is one; else the client has been told. NULL: there is none to wait for. */
@@ -856,8 +856,11 @@ struct session {
     bool one_act; /* the line that runs is over once it shows its value */
     /* A value and a prompt, which go out when the session reads or writes on. */
     struct text unsent;
-    bool has_console; /* the std streams are this client's in its thread */
-    PyObject *input;  /* owned text file that sys.stdin is in its thread */
+    const char *prompt; /* borrowed: goes along when it says that it reads; NULL: none */
+    bool takes_paste;   /* it reads for the console, */
+    bool pasting;       /* which has the first part of a paste */
+    bool has_console;   /* the std streams are this client's in its thread */
+    PyObject *input;    /* owned text file that sys.stdin is in its thread */
     /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
      * words that may be typed; NULL: neither */
     PyObject *names;
@@ -1625,6 +1628,8 @@ is_found_normally(const char *name)
     Py_XDECREF(answer);
     return normally;
 }
+
+static const char *const no_modules[] = {NULL};
 
 /* Runs a program of ours in a namespace of its own, which has modules of the standard library's by
  * the last part of their names. Returns what it has by one of its names, new; or NULL with an
@@ -9727,7 +9732,6 @@ struct derived {
 ATTACHED static PyObject *
 find_base(const struct derived *derived)
 {
-    static const char *const no_modules[] = {NULL};
     PyObject *from = NULL; /* owned */
     PyObject *base = NULL; /* new, handed to the caller */
     if (derived->program != NULL) {
@@ -9866,7 +9870,6 @@ static const char live_names_program[] =
 ATTACHED static PyObject *
 make_live_names(PyObject *own, PyObject *theirs)
 {
-    static const char *const no_modules[] = {NULL};
     PyObject *type =
         run_program_of_ours(live_names_program, no_modules, "Names"); /* owned */
     PyObject *names = NULL; /* new, handed to the caller */
@@ -10113,8 +10116,9 @@ judge_exception(struct session *session, PyObject *console)
     static const char message[] = "\nKeyboardInterrupt\n";
     PyObject *reset = NULL; /* owned */
     if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+        size_t skipped = session->wish->marked ? 1 : 0; /* there Ctrl-C ends the line */
         PyErr_Clear();
-        if (write_client(session, message, sizeof(message) - 1) < 0) {
+        if (write_client(session, message + skipped, sizeof(message) - 1 - skipped) < 0) {
             return SESSION_OVER;
         }
     }
@@ -10170,6 +10174,70 @@ compile_one_act(PyObject *console, PyObject *line)
     return code;
 }
 
+/* Runs what was pasted as a file would be: nothing of it when the compiler refuses a part, else one
+ * statement after the other until one fails; but each shows its value, as it does at the prompt. It
+ * may be indented, or have doctest's prompts. Where it is but the beginning of a statement, more is
+ * wanted; into a block that is being typed it goes as it is, and the block goes on where its end is
+ * indented. Nothing is imported for it. */
+static const char paste_program[] =
+    "def lines_of(text, first):\n"
+    "    margin = first[:len(first) - len(first.lstrip())]\n"
+    "    lines = [line.removeprefix(margin) for line in text.split('\\n')]\n"
+    "    if first.startswith(margin + '>>>'):\n"
+    "        return [line[4:] for line in lines if line.startswith(('>>>', '...'))]\n"
+    "    return lines\n"
+    "def compiled(console, source, only_ast):\n"
+    "    def parse(source, mode):\n"
+    "        return compile(source, console.filename, mode, only_ast, True)\n"
+    "    for statement in parse(source, 'exec').body:\n"
+    "        single = parse('0', 'single')\n"
+    "        single.body = [statement]\n"
+    "        yield console.compile.compiler(single, console.filename, 'single')\n"
+    "def is_begun(console, source):\n"
+    "    try:\n"
+    "        return console.compile(source, console.filename, 'single') is None\n"
+    "    except (OverflowError, SyntaxError, ValueError):\n"
+    "        return False\n"
+    "def run(console, text, only_ast):\n"
+    "    full = [line for line in text.split('\\n') if line.strip()]\n"
+    "    code = [line for line in full if not line.lstrip().startswith('#')]\n"
+    "    if not console.buffer:\n"
+    "        source = '\\n'.join(lines_of(text, (code or [''])[0]))\n"
+    "    elif not full or full[-1][0].isspace():\n"
+    "        return console.push(text)\n"
+    "    else:\n"
+    "        source = '\\n'.join([*console.buffer, text])\n"
+    "        console.resetbuffer()\n"
+    "    try:\n"
+    "        statements = list(compiled(console, source, only_ast))\n"
+    "    except (OverflowError, SyntaxError, ValueError):\n"
+    "        if is_begun(console, source):\n"
+    "            return console.push(source)\n"
+    "        console.showsyntaxerror(console.filename, source=source)\n"
+    "        return False\n"
+    "    for statement in statements:\n"
+    "        try:\n"
+    "            exec(statement, console.locals)\n"
+    "        except SystemExit:\n"
+    "            raise\n"
+    "        except BaseException:\n"
+    "            console.showtraceback()\n"
+    "            break\n"
+    "    return False\n";
+
+/* Returns a new bool, whether more lines are wanted; or NULL with an exception. */
+ATTACHED static PyObject *
+run_paste(PyObject *console, PyObject *text)
+{
+    PyObject *run = run_program_of_ours(paste_program, no_modules, "run"); /* owned */
+    PyObject *more = NULL; /* new, handed to the caller */
+    if (run != NULL) {
+        more = PyObject_CallFunction(run, "OOi", console, text, PyCF_ONLY_AST);
+    }
+    Py_XDECREF(run);
+    return more;
+}
+
 /* Runs what a line completes, if it does. Returns a new bool, whether more lines are wanted; or
  * NULL with an exception. */
 ATTACHED static PyObject *
@@ -10190,8 +10258,10 @@ run_line(struct session *session, PyObject *console, PyObject *line)
     return more;
 }
 
+/* begins: no block is being typed. */
 ATTACHED static enum verdict
-push_line(struct session *session, PyObject *console, PyObject *line, bool begins)
+push_line(struct session *session, PyObject *console, PyObject *line, bool begins,
+          bool is_paste)
 {
     Py_ssize_t length = PyUnicode_GetLength(line) - (ends_line(line) ? 1 : 0);
     PyObject *bare = PyUnicode_Substring(line, 0, length); /* owned */
@@ -10201,9 +10271,9 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
         return SESSION_OVER;
     }
     replace_streams();
-    session->one_act = begins && is_one_act(bare);
+    session->one_act = begins && !is_paste && is_one_act(bare);
     begin_running(session);
-    more = run_line(session, console, bare);
+    more = is_paste ? run_paste(console, bare) : run_line(session, console, bare);
     end_running(session);
     session->one_act = false;
     if (more != NULL) {
@@ -10313,6 +10383,56 @@ input_fd(struct session *session)
                                                                    : &session->fd);
 }
 
+/* What is typed at a terminal: a client whose wish is marked sends its keys Ctrl-C and Ctrl-D as
+ * those bytes among the text, and each is for who reads just then, be it the console, input() or
+ * Pdb. What is pasted comes between two more, which make one of it to the console.
+ *
+ * What such a client hears is marked in turn, for it must know whether somebody reads, and what the
+ * prompt is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got something. Of
+ * input() and Pdb the prompt is the line that they have written before, and PROMPT is empty. */
+enum { PASTE_BEGINS = 2, PASTE_ENDS = 5 };
+
+static bool
+is_key(const struct session *session, char byte)
+{
+    return session->wish->marked && (byte == CTRL_C || byte == CTRL_D ||
+                                     byte == PASTE_BEGINS || byte == PASTE_ENDS);
+}
+
+/* The prompt, with the marks for a client that wants them. */
+static void
+append_prompt(struct text *text, const struct session *session, const char *prompt)
+{
+    append_string(text, session->wish->marked ? "\1?" : "");
+    append_string(text, prompt);
+    append_string(text, session->wish->marked ? "\2" : "");
+}
+
+/* As recv(), up to the next key, or that key alone. */
+DETACHED static ssize_t
+receive_up_to_key(struct session *session, int fd, char *bytes, size_t size)
+{
+    ssize_t got = recv(fd, bytes, size, session->wish->marked ? MSG_PEEK : 0);
+    size_t length = 0;
+    if (got <= 0 || !session->wish->marked) {
+        return got;
+    }
+    while (length < (size_t)got && !is_key(session, bytes[length])) {
+        length++;
+    }
+    return recv(fd, bytes, length == 0 ? 1 : length, 0);
+}
+
+/* The session has got something to read. An error shows when it writes on. */
+DETACHED static void
+send_read_mark(struct session *session)
+{
+    const char *mark = "\1!\2";
+    size_t length = strlen(mark);
+    while (send_detached(session, &mark, &length) == EINTR) {
+    }
+}
+
 /* Sends what waits for that, then waits for what the client sends: detached but once, for a process
  * whose threads compute gives the GIL back after some time only. Returns how many bytes there are,
  * 0 at the end, or -1 with errno. While they wait for Python to take them the session has not
@@ -10325,13 +10445,17 @@ receive_typed(struct session *session, char *bytes, size_t size)
     int error = send_unsent_detached(session);
     ssize_t got = -1;
     while (error == 0 && got < 0) {
-        got = recv(client.fd, bytes, size, 0);
+        got = receive_up_to_key(session, client.fd, bytes, size);
         error = got < 0 ? errno : 0;
         if (error == EAGAIN) { /* somebody has set O_NONBLOCK on the shared socket */
             error = poll(&client, 1, -1) < 0 ? errno : 0;
         }
     }
-    if (got > 0 && memchr(bytes, '\n', (size_t)got) != NULL) {
+    if (got > 0 && session->wish->marked && !session->pasting) {
+        send_read_mark(session);
+    }
+    if (got > 0 &&
+        (is_key(session, bytes[0]) || memchr(bytes, '\n', (size_t)got) != NULL)) {
         expect_answer(session);
     }
     reattach(tstate);
@@ -10340,26 +10464,65 @@ receive_typed(struct session *session, char *bytes, size_t size)
     return got;
 }
 
+/* As receive_typed(), and says before that it waits. Returns -1 with an exception. */
+ATTACHED static ssize_t
+await_typed(struct session *session, char *bytes, size_t size)
+{
+    ssize_t got = -1;
+    if (session->wish->marked && !session->pasting) {
+        append_prompt(&session->unsent, session,
+                      session->prompt == NULL ? "" : session->prompt);
+        if (check_unsent(session) < 0) {
+            return -1;
+        }
+    }
+    do {
+        got = receive_typed(session, bytes, size);
+    } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
+    if (got < 0 && !PyErr_Occurred()) {
+        PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return got;
+}
+
+/* Reads what is typed. Of the keys an end is one, and so are both ends of a paste to the console;
+ * Ctrl-C is an exception. Returns how many bytes there are, or -1 with an exception. */
+ATTACHED static ssize_t
+read_typed(struct session *session, char *bytes, size_t size)
+{
+    for (;;) {
+        ssize_t got = await_typed(session, bytes, size);
+        if (got <= 0 || !is_key(session, bytes[0])) {
+            return got;
+        }
+        if (bytes[0] == CTRL_C) {
+            PyErr_SetNone(PyExc_KeyboardInterrupt);
+            return -1;
+        }
+        if (bytes[0] == CTRL_D || session->takes_paste) {
+            bool was_pasting = session->pasting;
+            session->pasting = bytes[0] == PASTE_BEGINS;
+            if (bytes[0] != PASTE_ENDS || was_pasting) {
+                return 0;
+            }
+        }
+    }
+}
+
 ATTACHED static PyObject *
 input_readinto(PyObject *self, PyObject *target)
 {
-    struct session *session = current_session;
     Py_buffer view;
     ssize_t got = -1;
     (void)self;
-    if (session == NULL) {
+    if (current_session == NULL) {
         PyErr_SetString(PyExc_OSError, "only a session's thread reads its client");
         return NULL;
     }
     if (PyObject_GetBuffer(target, &view, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
-    do {
-        got = receive_typed(session, view.buf, (size_t)view.len);
-    } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
-    if (got < 0 && !PyErr_Occurred()) {
-        PyErr_SetFromErrno(PyExc_OSError);
-    }
+    got = read_typed(current_session, view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return got < 0 ? NULL : PyLong_FromSsize_t(got);
 }
@@ -10438,15 +10601,6 @@ open_input(struct session *session)
                                   NULL, 0);
 }
 
-/* With a mark before and behind for a client that wants it. */
-static void
-append_prompt(struct text *text, const struct session *session, const char *prompt)
-{
-    append_string(text, session->wish->marked ? "\1" : "");
-    append_string(text, prompt);
-    append_string(text, session->wish->marked ? "\2" : "");
-}
-
 /* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an
  * exception after a SystemExit, which is not the client's, for nothing of its runs now: it goes
  * on where it came from. */
@@ -10465,12 +10619,47 @@ await_line(struct session *session)
     return line;
 }
 
-/* Asks with a prompt, and reads the line as await_line() does. */
+/* Asks with a prompt, and reads the line as await_line() does. At a terminal there is no prompt for
+ * a line that was typed ahead, and has been read with another. */
 ATTACHED static PyObject *
 ask_line(struct session *session, const char *prompt)
 {
-    append_prompt(&session->unsent, session, prompt);
-    return check_unsent(session) < 0 ? NULL : await_line(session);
+    PyObject *line = NULL; /* new, handed to the caller */
+    if (!session->wish->marked) {
+        append_string(&session->unsent, prompt);
+    }
+    session->prompt = prompt;
+    line = check_unsent(session) < 0 ? NULL : await_line(session);
+    session->prompt = NULL;
+    return line;
+}
+
+/* The rest of a paste of which the first key has been read. Returns a new str, empty when it is not
+ * whole; or NULL with an exception. */
+ATTACHED static PyObject *
+read_paste(struct session *session)
+{
+    PyObject *text = PyObject_CallMethod(session->input, "read", "i", MAX_LINE);
+    if (text != NULL && session->pasting) {
+        Py_SETREF(text, PyUnicode_FromString(""));
+    }
+    return text;
+}
+
+/* Reads what the console is to run next: a line, or what was pasted. Returns as await_line(). */
+ATTACHED static PyObject *
+read_input(struct session *session, const char *prompt /* NULL: it is there already */,
+           bool *is_paste)
+{
+    PyObject *text = NULL; /* owned, handed to the caller */
+    session->takes_paste = true;
+    text = prompt == NULL ? await_line(session) : ask_line(session, prompt);
+    *is_paste = session->pasting;
+    if (text != NULL && session->pasting) {
+        Py_SETREF(text, read_paste(session));
+    }
+    session->takes_paste = session->pasting = false;
+    return text;
 }
 
 /* Line, prompt, line, prompt; a prompt first, if a reporter has told the client something behind
@@ -10480,8 +10669,9 @@ run_console(struct session *session, PyObject *console, bool told)
 {
     static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
     PyObject *line = NULL; /* owned */
+    bool is_paste = false;
     enum verdict verdict = LINE_DONE;
-    line = told ? ask_line(session, ">>> ") : await_line(session);
+    line = read_input(session, told ? ">>> " : NULL, &is_paste);
     while (verdict != SESSION_OVER) {
         if (line == NULL) {
             verdict = judge_exception(session, console);
@@ -10491,11 +10681,11 @@ run_console(struct session *session, PyObject *console, bool told)
             verdict = SESSION_OVER;
         }
         else {
-            verdict = push_line(session, console, line, verdict == LINE_DONE);
+            verdict = push_line(session, console, line, verdict == LINE_DONE, is_paste);
         }
         if (verdict != SESSION_OVER) {
-            Py_XSETREF(line,
-                       ask_line(session, verdict == LINE_WANTS_MORE ? "... " : ">>> "));
+            const char *prompt = verdict == LINE_WANTS_MORE ? "... " : ">>> ";
+            Py_XSETREF(line, read_input(session, prompt, &is_paste));
         }
     }
     Py_XDECREF(line);
@@ -10550,14 +10740,18 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
  * line. */
 static const char plain_console_program[] =
     "class Console:\n"
+    "    filename = '<console>'\n"
     "    compile = property(lambda self: self)\n"
     "    def __init__(self, locals):\n"
     "        self.locals = locals\n"
     "        self.resetbuffer()\n"
     "    def resetbuffer(self):\n"
-    "        self.lines = []\n"
+    "        self.buffer = []\n"
     "    def compiler(self, source, filename, symbol):\n"
     "        return compile(source, filename, symbol, 0x200, True)\n"
+    "    def __call__(self, source, filename, symbol):\n"
+    "        whole = self.is_whole(source)\n"
+    "        return self.compiler(source, filename, symbol) if whole else None\n"
     "    def find_error(self, source):\n"
     "        try:\n"
     "            self.compiler(source, '<console>', 'single')\n"
@@ -10570,9 +10764,9 @@ static const char plain_console_program[] =
     "        return None is not longer[0] == longer[1] and 'never closed' not in "
     "longer[0]\n"
     "    def push(self, line):\n"
-    "        self.lines.append(line)\n"
-    "        source = '\\n'.join(self.lines)\n"
-    "        if not any(line.split('#')[0].strip() for line in self.lines):\n"
+    "        self.buffer.append(line)\n"
+    "        source = '\\n'.join(self.buffer)\n"
+    "        if not any(line.split('#')[0].strip() for line in self.buffer):\n"
     "            source = 'pass'\n"
     "        if not self.is_whole(source):\n"
     "            return True\n"
@@ -12274,6 +12468,9 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->asked_for_input = false;
         session->gone_ms = 0;
         session->writes = 0;
+        session->prompt = NULL;
+        session->takes_paste = false;
+        session->pasting = false;
         session->head = 0;
         session->tail = 0;
         session->left_end = 0;
@@ -12955,8 +13152,9 @@ send_guards(void)
  * kernel hands it to us with the connection. ID is the same for all connections of one client. Who
  * has no such card, or another WISH, gets what connection_handler says.
  *   quiet      the same without the stacks.
- *   edit, edit-quiet
- *              the same two, with a mark before and behind each prompt of the console.
+ *   terminal, terminal-quiet
+ *              the console with and without the stacks, for who types: with keys and marks, see
+ *              is_key().
  *   interrupt  raises KeyboardInterrupt in what the client with this ID runs; says in a line what
  *              became of it.
  *   complete   reads a line, up to the cursor; sends what it may become in the session of the
@@ -13135,8 +13333,8 @@ find_wish(const char *name)
          .serve = serve_completion},
         {.name = "interrupt", .unlogged = true}, /* answered by the listener */
         {.name = "quiet", .no_stacks = true},
-        {.name = "edit", .marked = true},
-        {.name = "edit-quiet", .marked = true, .no_stacks = true},
+        {.name = "terminal", .marked = true},
+        {.name = "terminal-quiet", .marked = true, .no_stacks = true},
         {.name = "exec",
          .framed = true,
          .receive = receive_program,

@@ -16,7 +16,7 @@
  *   /proc/net/tcp*         read, for who listens at a port
  *   ~/.manhole_history     each line typed at a terminal is appended; mode 0600
  *   ~/.editrc              libedit's own settings, read
- *   \0manhole-cli/PID.N/edit   its own end of the connection, see show_calling_card()
+ *   \0manhole-cli/PID.N/terminal   its own end of the connection, see show_calling_card()
  *   HOME, TERM, NO_COLOR, LC_*  are what it reads of the environment
  *
  * EXIT STATUS: enum exit_status below; with -c and -f what the code says.
@@ -81,8 +81,7 @@ enum {
     SECOND_LOOK_MS = 100, /* at a process that is stopped: a profiler lets it go on */
     FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
     INTERRUPT_PATIENCE_MS = 1000, /* for an answer aside, and between two Ctrl-C */
-    PROMPT_PATIENCE_MS = 300, /* how long a line without end must stand to be a prompt */
-    KNOCK_PATIENCE_MS = 500,  /* for an answer at --list */
+    KNOCK_PATIENCE_MS = 500,      /* for an answer at --list */
     STACKS_PATIENCE_S = 10,
     CHUNK_SIZE = 64 * 1024, /* bytes on their way in each direction */
     HISTORY_LINE_SIZE =
@@ -2085,7 +2084,7 @@ read_tcp_line(char *line, struct tcp_listener *found)
         host[i] = (uint32_t)strtoul(word, NULL, 16);
     }
     (void)inet_ntop(is_v6 ? AF_INET6 : AF_INET, host, text, sizeof(text));
-    found->port = (int)strtol(colon + 1, NULL, 16);
+    found->port = (int)(uint16_t)strtoul(colon + 1, NULL, 16);
     found->uid = (uid_t)strtoul(uid, NULL, 10);
     found->inode = strtoul(inode, NULL, 10);
     (void)snprintf(found->place, sizeof(found->place), is_v6 ? "[%s]:%d" : "%s:%d", text,
@@ -2996,14 +2995,50 @@ enum interruption {
     SESSION_LEFT, /* the client is to go */
 };
 
-/* Ctrl-C: the first one interrupts what our session runs. A second one soon after, while that still
- * runs, leaves it running; so does the first one with a server that knows no interrupts. */
+/* The last Ctrl-C that interrupted something. */
+static struct interrupt {
+    double sent_s;
+    bool is_due;  /* what it was for has not ended yet, */
+    bool is_told; /* and the user knows */
+} interrupt = {.sent_s = -1e9};
+
+static const char interrupt_is_late[] =
+    "manhole-cli: still running: KeyboardInterrupt comes when the call returns; Ctrl-C "
+    "again leaves";
+
+/* Whether it has had no effect for some time. That is to be said, once. */
+static bool
+is_interrupt_late(void)
+{
+    bool is_late = interrupt.is_due && !interrupt.is_told &&
+                   now_s() - interrupt.sent_s >= INTERRUPT_PATIENCE_MS / 1e3;
+
+    interrupt.is_told = interrupt.is_told || is_late;
+    return is_late;
+}
+
+/* How long to wait for something else, for which there are patience_ms; -1: for ever. */
+static int
+until_interrupt_is_late(int patience_ms)
+{
+    double left_ms = (interrupt.sent_s - now_s()) * 1e3 + INTERRUPT_PATIENCE_MS;
+
+    if (!interrupt.is_due || interrupt.is_told ||
+        (patience_ms >= 0 && patience_ms <= left_ms)) {
+        return patience_ms;
+    }
+    return left_ms > 0 ? (int)left_ms + 1 : 0;
+}
+
+/* Ctrl-C: the first one interrupts what our session runs. A second one leaves it running, if that
+ * still runs, when it comes soon after, or when the user was told; so does the first one with a
+ * server that knows no interrupts. */
 static enum interruption
 interrupt_session(const struct target *target)
 {
-    static double last_s = -1e9;           /* of the last one that this statement got */
     struct buffer answer = {.data = NULL}; /* owned */
-    bool is_early = now_s() - last_s < INTERRUPT_PATIENCE_MS / 1e3;
+    bool is_early =
+        interrupt.is_told || now_s() - interrupt.sent_s < INTERRUPT_PATIENCE_MS / 1e3;
     enum interruption outcome = SESSION_LEFT;
 
     (void)ask_aside(target, "interrupt", NULL, INTERRUPT_PATIENCE_MS, &answer);
@@ -3012,7 +3047,7 @@ interrupt_session(const struct target *target)
     }
     else if (strcmp(text_of(&answer), "interrupted\n") == 0 ||
              (strcmp(text_of(&answer), "still running\n") == 0 && !is_early)) {
-        last_s = now_s();
+        interrupt = (struct interrupt){.sent_s = now_s(), .is_due = true};
         outcome = SESSION_INTERRUPTED;
     }
     else if (strcmp(text_of(&answer), "still running\n") == 0) {
@@ -3164,6 +3199,54 @@ remember_typed(const char *bytes, size_t count)
  * ======================================================================================
  */
 
+/* What is typed at a terminal goes to a server that is told so, for Ctrl-C and Ctrl-D are for who
+ * reads there: the console, input() or Pdb. They go over as those bytes, and two more stand around
+ * what is pasted, which the console runs as one. The server in turn says between two bytes when
+ * somebody begins to read, "?" and the prompt, if it is one of the console's, and when he has
+ * something, "!". Who puts no such marks takes no keys either. */
+enum { MARK_BEGIN = 1, MARK_END = 2, MARK_SIZE = 256 };
+enum { KEY_PASTE = 2, KEY_INTERRUPT = 3, KEY_END = 4, KEY_PASTED = 5 };
+
+enum mark { NO_MARK, MARK_UNFINISHED, MARK_WAITS, MARK_HAS_READ, MARK_BROKEN };
+
+static struct marks {
+    bool are_put;
+    bool is_inside;
+    struct buffer text; /* of one, so far */
+    bool is_read;       /* somebody waits for what is typed, */
+    bool is_asked;      /* who is not the console at the beginning of a statement */
+} marks;
+
+/* What has come with a byte. A broken one was none: its text is to be shown. */
+static enum mark
+take_mark(char byte)
+{
+    if (!marks.is_inside) {
+        empty(&marks.text);
+        marks.is_inside = byte == MARK_BEGIN;
+        return marks.is_inside ? MARK_UNFINISHED : NO_MARK;
+    }
+    if (byte != MARK_END) {
+        append(&marks.text, &byte, 1);
+        marks.is_inside = byte != '\n' && marks.text.length < MARK_SIZE;
+        return marks.is_inside ? MARK_UNFINISHED : MARK_BROKEN;
+    }
+    marks.is_inside = false;
+    if (strcmp(text_of(&marks.text), "!") == 0) {
+        marks.is_read = marks.is_asked = false;
+        return MARK_HAS_READ;
+    }
+    if (marks.text.length == 0 || marks.text.data[0] != '?') {
+        return MARK_BROKEN;
+    }
+    if (!marks.is_read) { /* the console's first prompt is followed by another mark */
+        marks.is_asked = marks.text.length == 1 || strcmp(marks.text.data, "?... ") == 0;
+    }
+    marks.are_put = marks.is_read = true;
+    interrupt.is_due = interrupt.is_told = false;
+    return MARK_WAITS;
+}
+
 /* One direction. The two are static in relay(): they are too big for a small stack. */
 struct flow {
     size_t start; /* of what is still to be written */
@@ -3179,11 +3262,21 @@ is_pending(const struct flow *flow)
     return flow->start < flow->end;
 }
 
+/* Instead of what was typed and is not written yet, of which Ctrl-D finds nothing. */
+static void
+press_key(struct flow *typed, char key)
+{
+    typed->bytes[0] = key;
+    typed->start = 0;
+    typed->end = 1;
+}
+
 /* Standard input may be shared with others, so it stays in blocking mode: poll() has just
- * said that a read will not block. At its end the server is told, and may go on writing.
+ * said that a read will not block. At its end the server is told, and may go on writing; at a
+ * terminal that is still there it was but Ctrl-D.
  */
 static void
-read_stdin(struct flow *typed, int server)
+read_stdin(struct flow *typed, int server, bool is_hung_up)
 {
     ssize_t count = read(terminal.input, typed->bytes, sizeof(typed->bytes));
 
@@ -3192,6 +3285,10 @@ read_stdin(struct flow *typed, int server)
     }
     if (count < 0) {
         say_error("cannot read standard input: %m; taken as its end");
+    }
+    if (count == 0 && marks.are_put && !is_hung_up) {
+        press_key(typed, KEY_END);
+        return;
     }
     if (count <= 0) {
         typed->is_over = true;
@@ -3228,6 +3325,26 @@ write_server(struct flow *typed, int server)
     }
 }
 
+/* Leaves out the marks, but for the prompts in them. Of a broken one what came before is put in. */
+static void
+leave_out_marks(struct flow *shown)
+{
+    static struct buffer text;
+
+    for (size_t i = 0; i < shown->end; i++) {
+        enum mark mark = take_mark(shown->bytes[i]);
+        if (mark == NO_MARK) {
+            append(&text, shown->bytes + i, 1);
+        }
+        else if (mark == MARK_WAITS || mark == MARK_BROKEN) {
+            append_text(&text, marks.text.data + (mark == MARK_WAITS ? 1 : 0));
+        }
+    }
+    memcpy(shown->bytes, text_of(&text), text.length);
+    shown->end = text.length;
+    empty(&text);
+}
+
 /* Makes what came harmless for a terminal. It grows by the factor of GROWTH at most. */
 enum { GROWTH = 4 };
 
@@ -3254,11 +3371,14 @@ read_server(struct flow *shown, int server)
     bool is_tamed = terminal.is_shown_on && !terminal.is_raw;
     size_t size =
         is_tamed ? sizeof(shown->bytes) / GROWTH - MB_LEN_MAX : sizeof(shown->bytes);
-    ssize_t count = recv(server, shown->bytes, size, 0);
+    ssize_t count = recv(server, shown->bytes, size - MARK_SIZE, 0);
 
     if (count > 0) {
         shown->start = 0;
         shown->end = (size_t)count;
+        if (terminal.is_typed_on) {
+            leave_out_marks(shown);
+        }
         if (is_tamed) {
             tame(shown);
         }
@@ -3324,14 +3444,20 @@ serve_server(const struct pollfd *ready, struct flow *typed, struct flow *shown)
     }
 }
 
-/* Ctrl-C: interrupts what the process runs. Without a terminal, and where there is nothing to
- * interrupt by, it ends the client. Returns whether to go on. */
+/* Ctrl-C: interrupts who asks for something, or what the process runs. Without a terminal, and
+ * where there is nothing to interrupt by, it ends the client. Returns whether to go on. */
 static bool
-may_go_on(const struct target *target)
+may_go_on(const struct target *target, struct flow *typed)
 {
-    enum interruption outcome =
-        terminal.is_typed_on ? interrupt_session(target) : SESSION_LEFT;
+    enum interruption outcome = SESSION_LEFT;
 
+    if (marks.is_asked) {
+        press_key(typed, KEY_INTERRUPT);
+        return true;
+    }
+    if (terminal.is_typed_on) {
+        outcome = interrupt_session(target);
+    }
     if (outcome == SESSION_IDLE) {
         (void)fprintf(stderr, "\nmanhole-cli: nothing is running; Ctrl-D leaves\n");
     }
@@ -3380,13 +3506,17 @@ relay(int server, const struct target *target)
     follow_signal(SIGINT);
     while (!shown.is_over || is_pending(&shown)) {
         choose_events(fds, &typed, &shown, server);
-        int ready =
-            poll_with_signals(fds, POLLED, is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : -1);
-        if (ready == 0) {
+        int patience_ms =
+            until_interrupt_is_late(is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : -1);
+        int ready = poll_with_signals(fds, POLLED, patience_ms);
+        if (is_interrupt_late()) {
+            (void)fprintf(stderr, "\n%s\n", interrupt_is_late);
+        }
+        else if (ready == 0) {
             is_silent = false; /* said once */
             (void)say_hindrance(server_pid(server));
         }
-        if (take_due(SIGINT) && !may_go_on(target)) {
+        if (take_due(SIGINT) && !may_go_on(target, &typed)) {
             return STATUS_INTERRUPTED;
         }
         if (ready <= 0) {
@@ -3401,7 +3531,7 @@ relay(int server, const struct target *target)
             was_farewell = is_farewell(shown.bytes, shown.end);
         }
         if (fds[INPUT].revents != 0) {
-            read_stdin(&typed, server);
+            read_stdin(&typed, server, (fds[INPUT].revents & POLLHUP) != 0);
         }
     }
     return conclude_console(server, target, was_farewell);
@@ -3413,8 +3543,8 @@ relay(int server, const struct target *target)
  *
  * The last line of what the server wrote, as long as no newline ends it, is the editor's
  * prompt; all before it is output. So each prompt works, that of pdb or input() as well.
- * The console's own ones come between two marks (wish "edit"): what arrives behind them,
- * until a line is sent, was written by other threads and never becomes part of the prompt.
+ * Marks tell when it is one, see take_mark(): what arrives behind it, until a line is sent or the
+ * reader has one that was sent before, was written by other threads and never becomes part of it.
  *
  * libedit calls read_key() whenever it wants a key, and all waiting is done there, for the
  * keys, the server and signals alike. The latter are blocked everywhere else.
@@ -3429,8 +3559,6 @@ struct place {
     int column;
 };
 
-enum { MARK_BEGIN = 1, MARK_END = 2 }; /* around a prompt of the console */
-
 enum way_out { NO_WAY_OUT, SERVER_CLOSED, LINE_CANCELLED, LEFT, INPUT_ENDED };
 
 static struct editor {
@@ -3438,13 +3566,12 @@ static struct editor {
     History *history;
     const struct target *target;
     int server;
-    bool is_hiding;          /* what comes until the next prompt */
-    bool has_marks;          /* the server puts them */
-    bool is_waiting;         /* a prompt of the console stands, nothing was sent since */
+    bool is_waiting;         /* somebody reads there, nothing was sent since */
     bool is_typing;          /* libedit shows a line */
     bool was_farewell;       /* what came last */
     enum way_out way_out;    /* why read_key() gave up */
     struct buffer line;      /* of the session, since its last newline */
+    size_t asked;            /* bytes at its end that are the console's prompt */
     struct buffer aside;     /* the same of other threads, while a prompt stands */
     struct buffer out;       /* lines on their way to the terminal */
     struct buffer prompt;    /* as libedit wants it */
@@ -3452,12 +3579,11 @@ static struct editor {
     bool is_stale;           /* what is shown of it is not what it should be */
     struct buffer unsent;    /* to the server */
     struct buffer keys;      /* read, and not yet asked for */
-    struct buffer paste;     /* lines that wait for their prompt */
+    struct buffer paste;     /* what was pasted behind the line that is being typed */
+    struct buffer block;     /* lines to be sent with it */
+    bool is_block;           /* it is one of several, or a whole one was pasted */
     struct buffer preset;    /* what the next line begins with */
     bool is_pasting;         /* a paste has begun, and not ended */
-    bool
-        is_in_string; /* the statement being pasted, after its last line: in triple quotes */
-    bool is_indented; /* its last line was */
 } editor;
 
 /* ---- What the server says ---------------------------------------------------------- */
@@ -3529,39 +3655,79 @@ shorten(struct buffer *line)
 }
 
 static void
-take_byte(char byte)
+take_text(char byte)
 {
     struct buffer *line = editor.is_waiting ? &editor.aside : &editor.line;
 
-    if (editor.is_hiding && byte != MARK_BEGIN) {
-        return;
-    }
-    editor.is_hiding = false;
-    if (byte == MARK_BEGIN && editor.is_waiting) { /* to a line that was sent before */
-        if (editor.aside.length > 0) {
-            append_line(&editor.out, editor.aside.data, editor.aside.length);
-            empty(&editor.aside);
-        }
-        empty(&editor.line);
-        editor.is_stale = true;
-        editor.is_waiting = false;
-    }
-    else if (byte == MARK_END && editor.has_marks) {
-        editor.is_waiting = editor.is_stale = true;
-    }
-    else if (byte == '\n') {
+    if (byte == '\n') {
         append_line(&editor.out, text_of(line), line->length);
         empty(line);
         editor.is_stale = true;
     }
-    else if (byte != MARK_BEGIN) {
+    else {
         append(line, &byte, 1);
         editor.is_stale = editor.is_stale || !editor.is_waiting;
         if (line->length >= HISTORY_LINE_SIZE) {
             shorten(line);
         }
     }
-    editor.has_marks = editor.has_marks || byte == MARK_BEGIN;
+}
+
+/* Somebody reads. Who does already is told so once more by the console's first prompt. */
+static void
+begin_waiting(const char *prompt)
+{
+    if (!editor.is_waiting) {
+        shorten(&editor.line);
+        append_text(&editor.line, prompt);
+        editor.asked = strlen(prompt);
+        editor.is_waiting = editor.is_stale = true;
+    }
+}
+
+/* What is written next is the session's again, behind what other threads have. */
+static void
+end_waiting(void)
+{
+    append(&editor.line, text_of(&editor.aside), editor.aside.length);
+    empty(&editor.aside);
+    editor.asked = 0;
+    editor.is_waiting = false;
+    editor.is_stale = true;
+}
+
+/* The reader has a line that was sent before he asked: the console's prompt asks for no other. */
+static void
+take_back_prompt(void)
+{
+    if (editor.is_waiting) {
+        editor.line.length -= editor.asked;
+        append(&editor.line, "", 0);
+        end_waiting();
+    }
+}
+
+static void
+take_byte(char byte)
+{
+    switch (take_mark(byte)) {
+    case NO_MARK:
+        take_text(byte);
+        break;
+    case MARK_UNFINISHED:
+        break;
+    case MARK_WAITS:
+        begin_waiting(marks.text.data + 1);
+        break;
+    case MARK_HAS_READ:
+        take_back_prompt();
+        break;
+    case MARK_BROKEN:
+        for (size_t i = 0; i < marks.text.length; i++) {
+            take_text(marks.text.data[i]);
+        }
+        break;
+    }
 }
 
 static bool
@@ -3581,6 +3747,7 @@ guess_prompt(struct buffer *line)
         *line = editor.line;
         editor.line = prompt;
         empty(&editor.aside);
+        editor.asked = editor.line.length;
         editor.is_waiting = editor.is_stale = true;
     }
 }
@@ -3600,7 +3767,7 @@ take_output(void)
         take_byte(bytes[i]);
     }
     editor.was_farewell = count > 0 && is_farewell(bytes, (size_t)count);
-    if (!editor.has_marks) {
+    if (!marks.are_put) {
         guess_prompt(editor.is_waiting ? &editor.aside : &editor.line);
     }
     if (!editor.is_waiting) {
@@ -3622,22 +3789,25 @@ move_over_text(struct place *place, const struct buffer *shown)
     }
 }
 
-/* For libedit. Between two bytes '\1' stands what takes no room. */
+/* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with the
+ * character behind it, and not at all when there is none: so where the colour ends, the blank that
+ * ends the prompt is written once more. */
 static char *
 prompt_of(EditLine *el)
 {
     const char *line = text_of(&editor.line);
     const char *carriage_return = strrchr(line, '\r');
     const char *text = carriage_return != NULL ? carriage_return + 1 : line;
-    bool is_painted = terminal.has_colours && editor.is_waiting;
     struct buffer shown = {.data = NULL}; /* owned */
+    bool is_painted = false;
 
     (void)el;
     append_harmless(&shown, text, strlen(text));
+    is_painted = terminal.has_colours && editor.asked > 0 && ends_with(&shown, " ");
     empty(&editor.prompt);
     append_text(&editor.prompt, is_painted ? "\1\033[1;32m\1" : "");
-    append_text(&editor.prompt, text_of(&shown));
-    append_text(&editor.prompt, is_painted ? "\1\033[0m\1" : "");
+    append(&editor.prompt, text_of(&shown), shown.length - (is_painted ? 1 : 0));
+    append_text(&editor.prompt, is_painted ? "\1 \033[0m\b\1 " : "");
     editor.prompt_end = (struct place){.row = 0};
     move_over_text(&editor.prompt_end, &shown);
     editor.is_stale = false;
@@ -3756,15 +3926,37 @@ stop_for_a_while(void)
     }
 }
 
-/* Has the console forget the block of which it has the first lines. It takes no message to that
- * end, but no source has a NUL; what it says of one is not shown. */
+/* A line, or a key: the prompt that stands is answered by it. */
 static void
-drop_block(void)
+send_typed(const char *bytes, size_t count)
 {
-    editor.is_hiding = editor.has_marks;
-    append_text(&editor.out, "KeyboardInterrupt\n");
-    append(&editor.unsent, "\0\n", 2);
+    empty(&editor.line);
+    end_waiting();
+    append(&editor.unsent, bytes, count);
     send_unsent();
+}
+
+/* Ctrl-C for who reads. A console that takes no keys forgets the block of which it has the first
+ * lines when there is a NUL, for no source has one. */
+static void
+interrupt_reader(void)
+{
+    static const char key[] = {KEY_INTERRUPT};
+
+    if (marks.are_put) {
+        send_typed(key, sizeof(key));
+    }
+    else {
+        send_typed("\0\n", 2);
+    }
+}
+
+static void
+forget_paste(void)
+{
+    empty(&editor.paste);
+    empty(&editor.block);
+    editor.is_block = false;
 }
 
 /* Ctrl-C drops what is being typed, and interrupts what the process runs. */
@@ -3774,28 +3966,30 @@ take_interrupt(void)
     const LineInfoW *line = el_wline(editor.el);
     bool has_text =
         editor.is_typing && (editor.is_pasting || line->lastchar > line->buffer);
-    bool is_in_block = editor.is_waiting && ends_with(&editor.line, "... ");
+    bool is_in_block = editor.asked > 0 && ends_with(&editor.line, "... ");
+    bool is_asked = is_in_block || (editor.is_waiting && editor.asked == 0);
 
-    empty(&editor.paste);
+    forget_paste();
     empty(&editor.keys);
-    if (has_text || is_in_block) {
+    if (has_text || is_asked) {
         hide_line();
         (void)el_cursor(editor.el, (int)(line->lastchar - line->cursor));
         (void)el_set(editor.el, EL_REFRESH);
         (void)fputs("^C\n", stdout);
         editor.way_out = LINE_CANCELLED;
     }
+    if (is_asked) {
+        interrupt_reader();
+        return;
+    }
     switch (editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target)) {
     case SESSION_IDLE:
-        if (is_in_block) {
-            drop_block();
-        }
-        else if (!has_text) {
+        if (!has_text) {
             say_note("manhole-cli: nothing is running; Ctrl-D leaves");
         }
         break;
     case SESSION_INTERRUPTED:
-        if (!has_text && !is_in_block) {
+        if (!has_text) {
             append_text(&editor.out, "^C\n"); /* as the terminal would show it */
         }
         break;
@@ -3848,10 +4042,9 @@ read_keys(void)
     }
 }
 
-/* Waits for the server, and for keys if wanted; returns false after that many milliseconds, of
- * which -1 is for ever. */
-static bool
-wait_for_news(bool wants_keys, int patience_ms)
+/* Waits for the server, and for keys if wanted. */
+static void
+wait_for_news(bool wants_keys)
 {
     static bool is_silent = true; /* not a byte has come, and nothing was said of that */
     struct pollfd fds[2] = {
@@ -3859,16 +4052,18 @@ wait_for_news(bool wants_keys, int patience_ms)
         {.fd = editor.server,
          .events = (short)(POLLIN | (editor.unsent.length > 0 ? POLLOUT : 0))},
     };
+    int patience_ms = is_silent && editor.server >= 0 ? FIRST_BYTE_PATIENCE_S * 1000 : -1;
     int ready = 0;
 
     show_output();
-    ready = poll_with_signals(
-        fds, 2,
-        is_silent && editor.server >= 0 ? FIRST_BYTE_PATIENCE_S * 1000 : patience_ms);
-    if (ready == 0 && is_silent) {
+    ready = poll_with_signals(fds, 2, until_interrupt_is_late(patience_ms));
+    if (is_interrupt_late()) {
+        say_note(interrupt_is_late);
+    }
+    else if (ready == 0 && is_silent) {
         is_silent = false;
         (void)say_hindrance(server_pid(editor.server));
-        return true;
+        return;
     }
     if (ready > 0 && fds[1].revents != 0) {
         is_silent = false;
@@ -3879,7 +4074,6 @@ wait_for_news(bool wants_keys, int patience_ms)
         read_keys();
     }
     take_signals();
-    return ready != 0;
 }
 
 /* Takes a whole character from the keys; false while there is none. What is no UTF-8 is
@@ -3917,7 +4111,7 @@ read_key(EditLine *el, wchar_t *key)
         if (take_key(key)) {
             return 1;
         }
-        (void)wait_for_news(true, -1);
+        wait_for_news(true);
     }
     return editor.way_out == INPUT_ENDED ? 0 : -1;
 }
@@ -4081,9 +4275,9 @@ on_tab(EditLine *el, int key)
 
 /* ---- Pasted text ------------------------------------------------------------------- */
 
-/* The terminal puts it between two sequences; the first one has just been read. The last line,
- * when no newline ends it, is for editing; those before it go one after the other, each at
- * its prompt. */
+/* The terminal puts it between two sequences; the first one has just been read. Whole lines go to
+ * the process as one; when no newline ends the last, they wait until that has been finished. What
+ * would be a key there is left out. */
 static unsigned char
 on_paste(EditLine *el, int key)
 {
@@ -4103,7 +4297,7 @@ on_paste(EditLine *el, int key)
             return CC_EOF;
         }
         (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)(c == L'\r' ? L'\n' : c));
-        append_text(&text, utf8);
+        append_text(&text, c >= KEY_PASTE && c <= KEY_PASTED ? "" : utf8);
     }
     editor.is_pasting = false;
     text.data[text.length -= strlen(end)] = '\0';
@@ -4111,122 +4305,92 @@ on_paste(EditLine *el, int key)
     if (length > 0) {
         append(&editor.paste, text.data + length, text.length - length);
         text.data[length - 1] = '\0';
+        editor.is_block = true;
     }
     (void)el_insertstr(el, text.data);
     el_push(el, length > 0 ? "\n" : "");
-    editor.is_in_string = false;
-    editor.is_indented = false;
     free(text.data);
     return CC_REFRESH;
 }
 
-/* The console ends a block at an empty line and only there, a file neither. So of what is pasted an
- * empty line inside a block is left out, and one is put behind a block. */
-enum mending { AS_IT_IS, LEAVE_OUT, EMPTY_LINE_FIRST };
-
-static enum mending
-mend(const char *line, const char *rest)
-{
-    static const char *const goes_on[] = {"else", "elif", "except", "finally",
-                                          ")",    "]",    "}",      "#"};
-    bool is_in_block = ends_with(&editor.line, "... ") && !editor.is_in_string;
-
-    if (!is_in_block) {
-        return AS_IT_IS;
-    }
-    if (line[strspn(line, " \t")] == '\n') {
-        rest += strspn(rest, "\n");
-        return rest[0] == ' ' || rest[0] == '\t' ? LEAVE_OUT : AS_IT_IS;
-    }
-    for (size_t i = 0; i < sizeof(goes_on) / sizeof(goes_on[0]); i++) {
-        if (strncmp(line, goes_on[i], strlen(goes_on[i])) == 0) {
-            return AS_IT_IS;
-        }
-    }
-    return editor.is_indented && line[0] != ' ' && line[0] != '\t' ? EMPTY_LINE_FIRST
-                                                                   : AS_IT_IS;
-}
-
-/* Follows triple quotes and indentation in what is sent. */
-static void
-follow_paste(const char *line)
-{
-    bool is_inside = line[0] == ' ' || line[0] == '\t' || editor.is_in_string;
-
-    for (const char *c = line; *c != '\0'; c++) {
-        if (strncmp(c, "\"\"\"", 3) == 0 || strncmp(c, "'''", 3) == 0) {
-            editor.is_in_string = !editor.is_in_string;
-            c += 2;
-        }
-    }
-    editor.is_indented = is_inside;
-}
-
-/* Waits for the prompt of a pasted line: of the console, or any that stays for a while. Returns
- * false when there is nothing more to send. */
-static bool
-wait_for_prompt(void)
-{
-    while (!editor.is_waiting && editor.way_out == NO_WAY_OUT &&
-           editor.paste.length > 0 &&
-           (wait_for_news(false, PROMPT_PATIENCE_MS) || editor.line.length == 0)) {
-    }
-    return editor.way_out == NO_WAY_OUT && editor.paste.length > 0;
-}
-
 /* ---- Lines ------------------------------------------------------------------------- */
 
-/* Sends a line, given with its newline. What the process says next is output again. */
+/* A line, given with its newline; no other is behind it. */
 static void
-send_line(const char *line, size_t length)
+keep_line(const char *line, size_t length)
 {
-    empty(&editor.line);
-    append(&editor.line, text_of(&editor.aside), editor.aside.length);
-    empty(&editor.aside);
-    editor.is_waiting = false;
-    editor.is_stale = true;
     if (line[strspn(line, " \t")] != '\n') {
         HistEvent event;
         (void)history(editor.history, &event, H_ENTER, line);
         remember_line(line, length);
     }
-    append(&editor.unsent, line, length);
-    send_unsent();
 }
 
-/* Sends the next pasted line, as if it had been typed at its prompt. */
+/* A server that takes no keys has but the lines. */
 static void
-send_pasted_line(void)
+send_block(void)
 {
-    size_t length = line_length(&editor.paste);
-    struct buffer line = {.data = NULL}; /* owned */
-    enum mending mending = AS_IT_IS;
+    static const char keys[] = {KEY_PASTE, KEY_PASTED};
+    struct buffer bytes = {.data = NULL}; /* owned */
 
-    if (length == 0) {
-        append(&editor.preset, editor.paste.data, editor.paste.length);
-        empty(&editor.paste);
-        return;
+    append(&bytes, keys, marks.are_put ? 1 : 0);
+    append(&bytes, text_of(&editor.block), editor.block.length);
+    append(&bytes, keys + 1, marks.are_put ? 1 : 0);
+    send_typed(bytes.data, bytes.length);
+    free(bytes.data);
+    forget_paste();
+}
+
+/* Shows a pasted line as if it had been typed. */
+static void
+show_pasted_line(const char *line, size_t length)
+{
+    struct buffer copy = {.data = NULL}; /* owned */
+
+    append(&copy, line, length);
+    append_paint(&editor.out, editor.asked > 0 ? PROMPT : PLAIN, text_of(&editor.line));
+    append_harmless(&editor.out, copy.data, copy.length);
+    keep_line(copy.data, copy.length);
+    free(copy.data);
+}
+
+/* Takes whole lines of the paste into the block. If that is all, sends it. */
+static void
+take_paste(void)
+{
+    size_t length = 0;
+    size_t taken = 0;
+
+    empty(&editor.line);
+    append_text(&editor.line, editor.asked > 0 ? "... " : "");
+    editor.asked = editor.line.length;
+    editor.is_stale = true;
+    while ((length = next_line(&editor.paste, taken, false)) > 0) {
+        show_pasted_line(editor.paste.data + taken, length);
+        taken += length;
     }
-    append(&line, editor.paste.data, length);
-    mending = mend(line.data, editor.paste.data + length);
-    if (mending == EMPTY_LINE_FIRST) {
-        empty(&line);
-        append_text(&line, "\n");
+    append(&editor.block, text_of(&editor.paste), taken);
+    drop(&editor.paste, taken);
+    show_output();
+    if (editor.paste.length == 0) {
+        send_block();
+    }
+    append(&editor.preset, text_of(&editor.paste), editor.paste.length);
+    empty(&editor.paste);
+}
+
+/* A line that was typed, given with its newline. */
+static void
+accept_line(const char *line, size_t length)
+{
+    keep_line(line, length);
+    if (editor.is_block) {
+        append(&editor.block, line, length);
+        take_paste();
     }
     else {
-        drop(&editor.paste, length);
+        send_typed(line, length);
     }
-    if (mending != LEAVE_OUT) {
-        struct buffer prompt = {.data = NULL}; /* owned */
-        append_harmless(&prompt, text_of(&editor.line), editor.line.length);
-        append_paint(&editor.out, editor.is_waiting ? PROMPT : PLAIN, text_of(&prompt));
-        free(prompt.data);
-        append_harmless(&editor.out, line.data, line.length);
-        show_output();
-        follow_paste(line.data);
-        send_line(line.data, line.length);
-    }
-    free(line.data);
 }
 
 /* Returns the line with its newline, valid until the next; NULL where there is none. libedit alone
@@ -4244,7 +4408,23 @@ edit_line(int *count)
     return line;
 }
 
-/* Lets a line be typed and sends it; then those that were pasted. */
+/* Ctrl-D is the end of what is typed for who reads; for all where the server takes no keys. */
+static void
+end_reader(void)
+{
+    static const char key[] = {KEY_END};
+
+    forget_paste();
+    if (marks.are_put) {
+        append_text(&editor.out, "\n");
+        send_typed(key, sizeof(key));
+    }
+    else {
+        editor.way_out = INPUT_ENDED;
+    }
+}
+
+/* Lets a line be typed and sends it. */
 static void
 type_line(void)
 {
@@ -4252,14 +4432,10 @@ type_line(void)
     const char *line = edit_line(&count);
 
     if (line != NULL && count > 0) {
-        follow_paste(line);
-        send_line(line, (size_t)count);
+        accept_line(line, (size_t)count);
     }
     else if (editor.way_out == NO_WAY_OUT) {
-        editor.way_out = INPUT_ENDED; /* Ctrl-D */
-    }
-    while (wait_for_prompt()) {
-        send_pasted_line();
+        end_reader();
     }
 }
 
@@ -4276,6 +4452,7 @@ type_local_line(const char *prompt)
     empty(&line);
     empty(&editor.line);
     append_text(&editor.line, prompt);
+    editor.asked = editor.line.length;
     editor.server = -1;
     editor.is_waiting = editor.is_stale = true;
     if (length > 0) {
@@ -4290,6 +4467,7 @@ type_local_line(const char *prompt)
         editor.way_out = NO_WAY_OUT;
         typed = edit_line(&count);
     } while (editor.way_out == LINE_CANCELLED);
+    editor.is_block = false;
     if (typed != NULL && count > 0) {
         HistEvent event;
         (void)history(editor.history, &event, H_ENTER, typed);
@@ -4367,7 +4545,7 @@ static void
 show_the_rest(void)
 {
     while (editor.way_out == NO_WAY_OUT) {
-        (void)wait_for_news(false, -1);
+        wait_for_news(false);
     }
     append_harmless(&editor.out, text_of(&editor.line), editor.line.length);
     append_harmless(&editor.out, text_of(&editor.aside), editor.aside.length);
@@ -4380,10 +4558,10 @@ end_input(void)
 {
     append_text(&editor.out, "\n");
     empty(&editor.line);
-    editor.is_waiting = false;
+    end_waiting();
     editor.way_out = NO_WAY_OUT;
     while (editor.unsent.length > 0 && editor.way_out == NO_WAY_OUT) {
-        (void)wait_for_news(false, -1);
+        wait_for_news(false);
     }
     (void)shutdown(editor.server, SHUT_WR);
 }
@@ -4412,10 +4590,16 @@ converse(int server, const struct target *target)
     begin_editing();
     editor.server = server;
     editor.target = target;
-    editor.is_waiting = false;
+    marks = (struct marks){.text = marks.text};
     empty(&editor.line);
-    while (wait_for_prompt()) { /* pasted behind what led here */
-        send_pasted_line();
+    end_waiting();
+    while (editor.paste.length > 0 && !editor.is_waiting &&
+           editor.way_out == NO_WAY_OUT) { /* what was pasted behind what led here */
+        wait_for_news(false);
+    }
+    if (editor.paste.length > 0) {
+        editor.is_block = true;
+        take_paste();
     }
     while (editor.way_out == NO_WAY_OUT || editor.way_out == LINE_CANCELLED) {
         editor.way_out = NO_WAY_OUT;
@@ -4679,13 +4863,17 @@ wait_on_errand(struct errand *errand, struct pollfd fds[], nfds_t count)
     const int first_ms = FIRST_BYTE_PATIENCE_S * 1000;
     int patience_ms = patience_until(errand->deadline);
     bool is_first = !errand->is_watched && (patience_ms < 0 || patience_ms > first_ms);
-    int ready = poll_errand(errand, fds, count, is_first ? first_ms : patience_ms);
+    int ready = poll_errand(errand, fds, count,
+                            until_interrupt_is_late(is_first ? first_ms : patience_ms));
 
     if (take_due(SIGINT)) {
         errand->was_interrupted = true;
         if (interrupt_session(errand->target) == SESSION_LEFT) {
             end_errand(errand, STATUS_INTERRUPTED);
         }
+    }
+    else if (is_interrupt_late()) {
+        (void)fprintf(stderr, "%s\n", interrupt_is_late);
     }
     else if (ready == 0 && is_first) {
         errand->is_watched = true;
@@ -6269,15 +6457,17 @@ static enum exit_status
 hold_console(const struct request *request, struct target *target)
 {
     bool is_quiet = (request->flags & FLAG_NO_DUMP) != 0;
+    const char *wish = terminal.is_typed_on ? (is_quiet ? "terminal-quiet" : "terminal")
+                       : is_quiet           ? "quiet"
+                                            : "repl";
 
     find_history();
 #ifdef HAVE_LIBEDIT
     if (open_editor()) {
-        return converse(
-            open_connection(request, target, is_quiet ? "edit-quiet" : "edit"), target);
+        return converse(open_connection(request, target, wish), target);
     }
 #endif
-    return relay(open_connection(request, target, is_quiet ? "quiet" : "repl"), target);
+    return relay(open_connection(request, target, wish), target);
 }
 
 /* Does for one process what is asked for. */

@@ -560,8 +560,8 @@ words_are_completed_from_the_shell_where_the_client_is(void)
     struct visitor visitor = {.app = start_target(TARGET(COMMANDS))};
     wait_until_ready(visitor.app);
     const char *path = socket_path_of(visitor.app->pid);
-    visitor.client = connect_as(path, "manhole-cli/test.1/edit");
-    client_wait_for(visitor.client, "\1(manhole:");
+    visitor.client = connect_as(path, "manhole-cli/test.1/terminal");
+    client_wait_for(visitor.client, "\1?(manhole:");
     static const struct {
         const char *line; /* sent first */
         const char *text;
@@ -589,10 +589,12 @@ prompt_is_marked_for_an_editor_even_when_it_is_off(void)
 {
     struct process *app = start_target(TARGET(COMMANDS));
     wait_until_ready(app);
-    struct client *client = connect_as(socket_path_of(app->pid), "manhole-cli/t.1/edit");
-    client_wait_for(client, format_text("\1(manhole:%d) \2", (int)app->pid));
+    struct client *client =
+        connect_as(socket_path_of(app->pid), "manhole-cli/t.1/terminal");
+    client_wait_for(client, format_text("\1?(manhole:%d) \2", (int)app->pid));
     client_send(client, "prompt off\n");
-    client_wait_for(client, "\1\2");
+    client_wait_for(client, "\1!\2");
+    client_wait_for(client, "\1?\2");
 }
 
 static void

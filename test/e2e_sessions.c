@@ -472,6 +472,54 @@ second_ctrl_c_leaves_a_statement_that_does_not_end(void)
     assert_answers(client_at_prompt(app));
 }
 
+/* With an editor and without; where code is run from a script, too. */
+static void
+ctrl_c_in_a_call_says_when_it_comes_and_that_another_leaves(void)
+{
+    static const char code[] = "import time; print('be' 'gun'); time.sleep(1000)";
+    static const char said[] = "still running: KeyboardInterrupt comes when the call "
+                               "returns; Ctrl-C again leaves";
+    static const struct {
+        const char *term;
+        const char *code; /* NULL: typed */
+    } rows[] = {{"TERM=xterm", NULL}, {"TERM=dumb", NULL}, {"TERM=xterm", code}};
+    struct process *app = start_ready(TARGET(""));
+    const char *pid = format_text("%d", (int)app->pid);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct process *cli =
+            start_process(.argv = LIST(build_path("manhole-cli"), pid,
+                                       rows[i].code == NULL ? NULL : "-c", rows[i].code),
+                          .terminal = true, .env = LIST(rows[i].term));
+        if (rows[i].code == NULL) {
+            wait_for_text(cli, OUT, ">>> ", DEADLINE);
+            write_stdin(cli, format_text("%s\n", code));
+        }
+        wait_for_text(cli, OUT, "begun", DEADLINE);
+        write_stdin(cli, CTRL_C);
+        wait_for_text(cli, OUT, said, DEADLINE);
+        write_stdin(cli, CTRL_C);
+        wait_for_text(cli, OUT, "manhole-cli: left; the statement has not ended yet",
+                      DEADLINE);
+        assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
+    }
+}
+
+static void
+ctrl_c_that_has_an_effect_is_not_called_late(void)
+{
+    struct process *app = start_ready(TARGET(""));
+    struct process *cli = start_cli_at_terminal(app);
+    write_stdin(cli, "if print('be' 'gun') is None:\n    while True: pass\n\n");
+    wait_for_text(cli, OUT, "begun", DEADLINE);
+    write_stdin(cli, CTRL_C);
+    wait_for_text(cli, OUT, "KeyboardInterrupt", DEADLINE);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    watch_for(1200); /* longer than it waits for an effect */
+    write_stdin(cli, "exit()\n");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_not_contains(text_of(cli, OUT), "still running");
+}
+
 static void
 ctrl_c_does_the_same_without_line_editing(void)
 {
@@ -873,6 +921,8 @@ main(void)
         TEST(interrupt_waits_until_an_import_is_over),
         TEST(ctrl_c_ends_the_statement_alone),
         TEST(second_ctrl_c_leaves_a_statement_that_does_not_end),
+        TEST(ctrl_c_in_a_call_says_when_it_comes_and_that_another_leaves),
+        TEST(ctrl_c_that_has_an_effect_is_not_called_late),
         TEST(ctrl_c_does_the_same_without_line_editing),
         TEST(ctrl_c_at_the_prompt_says_what_leaves),
         TEST(statement_of_a_client_that_vanished_is_interrupted),

@@ -17,6 +17,14 @@
 
 #define CLI(...) LIST(build_path("manhole-cli"), __VA_ARGS__)
 
+/* What a server of the test's begins with. */
+#define LISTEN                                                                           \
+  "import os, random, socket\n"                                                          \
+  "path = '/tmp/manhole-%d' % os.getpid()\n"                                             \
+  "listener = socket.socket(socket.AF_UNIX)\n"                                           \
+  "listener.bind(path)\n"                                                                \
+  "listener.listen()\n"
+
 /* ======================================================================================
  * Screens
  * ======================================================================================
@@ -116,6 +124,32 @@ open_console(const char *program, const char *options)
     see(">>>");
     return app;
 }
+
+/* A client at a bare pseudo-terminal. */
+static struct process *
+start_at_terminal(const struct process *app, const char *const env[], const char *option)
+{
+    struct process *cli =
+        start_process(.argv = CLI("--quiet", format_text("%d", (int)app->pid), option),
+                      .terminal = true, .env = env);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    return cli;
+}
+
+static void
+leave_by_ctrl_d(struct process *cli)
+{
+    write_stdin(cli, "\004");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+}
+
+/* What terminals call themselves: each has other sequences, and dumb none. */
+static const char *const terms[] = {
+    "TERM=xterm-256color", "TERM=screen", "TERM=tmux-256color",
+    "TERM=linux",          "TERM=vt100",  "TERM=dumb",
+};
+
+enum { TERMS = sizeof(terms) / sizeof(terms[0]) };
 
 /* ======================================================================================
  * Editing
@@ -218,18 +252,126 @@ line_longer_than_the_screen_is_edited(void)
     see("\n7777777777\n>>>");
 }
 
+/* It goes on when the file is there. */
+#define UNTIL(file) "while not __import__('os').path.exists('" file "'): pass"
+
+/* Of a terminal that marks what is pasted. */
+static void
+paste(const char *text)
+{
+    tmux(TMUX("set-buffer", text));
+    tmux(TMUX("paste-buffer", "-p"));
+}
+
 static void
 pasted_function_with_empty_lines_arrives_whole(void)
 {
     (void)open_console(TARGET(""), "");
-    const char *text =
-        "def f(a):\n    b = a\n\n    if b:\n        return b + 1\n\n"
-        "    return \"\"\"none\n\n    left\"\"\"\nprint(f(1))\nf(0) # half";
-    tmux(TMUX("set-buffer", text));
-    tmux(TMUX("paste-buffer", "-p"));
-    see("\n2\n>>> f\\(0\\) # half");
+    paste("def f(a):\n    b = a\n\n    if b:\n        return b + 1\n\n"
+          "    return \"\"\"none\n\n    left\"\"\"\nprint(f(1))\nf(0) # half");
+    see("\n\\.\\.\\. f\\(0\\) # half$");
     press("Enter");
-    see("none.n.n    left");
+    see("\n2\n.none.n.n    left.\n>>>");
+}
+
+/* As a file would be run; what follows an error is not. */
+static void
+paste_is_one_unit(void)
+{
+    static const struct {
+        const char *text;
+        const char *shown; /* behind it */
+    } rows[] = {
+        {"def f(): return 10 + 1\nprint(f())\n", "\n11\n"},
+        {"for i in range(2): print(20 + i)\nprint(22)\n", "\n20\n21\n22\n"},
+        {"with open('/dev/null') as f: print(30)\nf.closed\n", "\n30\nTrue\n"},
+        {"def f():\n    return 40\n# column 0\nf() + 1\n", "\n41\n"},
+        {"if not 1:\n    print(0)\n\nelif not 1:\n    pass\n\nelse:\n    print(50)\n",
+         "\n50\n"},
+        {"try:\n    1 / 0\n\nexcept ZeroDivisionError:\n    print(60)\n\nfinally:\n"
+         "    print(61)\n",
+         "\n60\n61\n"},
+        {"    def method(self):\n        return 70\n\n    method(0) + 1\n", "\n71\n"},
+        {"        80 + 1\n", "\n81\n"},
+        {">>> def f():\n...     return 90\n...\n>>> f()\n90\n>>> f() + 1\n91\n",
+         "\n90\n91\n"},
+        {"    >>> 100 + 1\n    101\n", "\n101\n"},
+        {"print(110)\n1 / 0\nprint(111)\n",
+         "\n110\nTraceback .*\n  File .<console>., line 2, in <module>\n"
+         "ZeroDivisionError: division by zero\n"},
+        {"print(120)\nx = = 1\n", "line 2\n    x = = 1\n +\\^+\nSyntaxError: .*\n"},
+        {"a = (130,\n131)\n\n\na\n", "\n\\(130, 131\\)\n"},
+    };
+    (void)open_console(TARGET(""), "");
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        paste(rows[i].text);
+        see(format_text("%s>>>\n*$", rows[i].shown));
+        press("C-l");
+        see("^>>>\n*$");
+    }
+}
+
+static void
+paste_of_a_beginning_is_finished_by_hand(void)
+{
+    (void)open_console(TARGET(""), "");
+    paste("def f():\n");
+    see("\n\\.\\.\\.$");
+    enter("    return 6 * 7");
+    press("Enter");
+    see("\n>>>$");
+    enter("f()");
+    see("\n42\n>>>");
+}
+
+static void
+paste_into_a_block_goes_on_with_it(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("if True:");
+    see("\n\\.\\.\\.$");
+    paste("    print(6 * 7)\n\n    print(7 * 7)\n");
+    see("print\\(7 \\* 7\\)\n\\.\\.\\.$");
+    press("Enter");
+    see("\n42\n49\n>>>$");
+    enter("if True:");
+    see("\n\\.\\.\\.$");
+    paste("    print(8 * 7)\n\nprint(8 * 8)\n");
+    see("\n56\n64\n>>>$");
+}
+
+static void
+paste_at_input_is_lines_to_it(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("input('a '), input('b ')");
+    see("^a$");
+    paste("one\ntwo\n6 * 7\n");
+    see("\n.*\\('one', 'two'\\)\n42\n>>>$");
+}
+
+static void
+paste_that_was_typed_ahead_is_one_unit_too(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter(UNTIL("go"));
+    press("Enter");
+    paste("def f():\n    a = 6\n\n    return a * 7\nf()\n");
+    see("^f\\(\\)$");
+    (void)write_file("go", "");
+    see("\n42\n>>>");
+}
+
+static void
+ctrl_c_drops_a_paste_that_is_being_finished(void)
+{
+    (void)open_console(TARGET(""), "");
+    paste("print(6 * 7)\nprint(7 * 7)");
+    see("\n\\.\\.\\. print\\(7 \\* 7\\)$");
+    press("C-c");
+    see("KeyboardInterrupt\n>>>$");
+    enter("1 + 1");
+    see("KeyboardInterrupt\n>>> 1 \\+ 1\n2\n>>>$");
 }
 
 /* ======================================================================================
@@ -259,11 +401,99 @@ prompts_are_marked_for_an_editor(void)
     struct process *app = start_target(TARGET(""));
     wait_until_ready(app);
     struct client *client =
-        connect_as(socket_path_of(app->pid), "manhole-cli/1.1/edit-quiet");
-    client_wait_for(client, "(ManholeConsole)\n\001>>> \002");
+        connect_as(socket_path_of(app->pid), "manhole-cli/1.1/terminal-quiet");
+    client_wait_for(client, "(ManholeConsole)\n\1?>>> \2");
     client_send(client, "if True:\n");
-    client_wait_for(client, "\001... \002");
+    client_wait_for(client, "\1!\2");
+    client_wait_for(client, "\1?... \2");
     assert_not_contains(client->text.data, "ThreadID=");
+}
+
+/* Three lines at once: the session reads them together, and asks for none of the other two. */
+static void
+prompt_is_marked_when_somebody_reads_and_keys_are_for_him(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct client *client =
+        connect_as(socket_path_of(app->pid), "manhole-cli/1.1/terminal-quiet");
+    client_wait_for(client, "\1?>>> \2");
+    client_wait_for(client, "\1?\2"); /* the greeting was quicker than the reader */
+    client_send(client, "6 * 7\ninput('name: ')\njo\n");
+    assert_string_equal(client_wait_for(client, ">>> \2"),
+                        "\1!\00242\nname: 'jo'\n\1?>>> \2");
+    client_send(client, "input('name: ')\n");
+    assert_string_equal(client_wait_for(client, "?\2"), "\1!\2name: \1?\2");
+    client_send(client, "\4");
+    client_wait_for(client, "EOFError: EOF when reading a line\n\1?>>> \2");
+    client_send(client, "input('name: ')\n");
+    client_wait_for(client, "name: \1?\2");
+    client_send(client, "\3");
+    client_wait_for(client, "KeyboardInterrupt\n\1?>>> \2");
+}
+
+/* Its bytes are those that they always were: what would be a key at a terminal is text. */
+static void
+keys_of_who_has_no_terminal_are_text(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    client_send(client, "input()\n\2\3\4\5\n");
+    client_wait_for(client, "'\\x02\\x03\\x04\\x05'\n>>> ");
+    client_send(client, "input()\n");
+    client_shutdown_write(client);
+    assert_contains(client_read_until_eof(client), "EOFError");
+}
+
+static void
+typed_ahead_the_prompt_of_input_is_shown(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter(UNTIL("go"));
+    press("Enter");
+    enter("1 + 1");
+    enter("input('name: ')");
+    see("^input\\('name: '\\)$");
+    (void)write_file("go", "");
+    see("\n2\nname:$");
+    enter("jo");
+    see("name: jo\n'jo'\n>>>");
+}
+
+static void
+typed_ahead_the_prompt_of_pdb_is_shown(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter(UNTIL("go"));
+    press("Enter");
+    enter("import pdb; pdb.set_trace()");
+    enter("p 6 * 7");
+    see("^p 6 \\* 7$");
+    (void)write_file("go", "");
+    see("42\n\\(Pdb\\)$");
+    enter("c");
+    see("\\(Pdb\\) c\n>>>");
+}
+
+static void
+typed_ahead_the_statement_that_runs_has_no_prompt(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter(UNTIL("go"));
+    press("Enter");
+    enter("print('one')");
+    enter(UNTIL("end"));
+    press("Enter");
+    (void)write_file("go", "");
+    see("^one$");
+    type("print('last')");
+    see("^print\\('last'\\)$");
+    (void)write_file("end", "");
+    see("^>>> print\\('last'\\)$");
+    press("Enter");
+    see("\nlast\n>>>");
 }
 
 static void
@@ -326,6 +556,56 @@ ctrl_d_leaves_and_the_terminal_is_as_before(void)
     see(">>>");
     press("C-d");
     see("status=0\nsame");
+}
+
+/* On each kind of terminal; dumb has no editor. */
+static void
+ctrl_d_ends_the_reader_alone(void)
+{
+    static const struct {
+        const char *line;
+        const char *prompt;
+        const char *end;
+    } readers[] = {
+        {"input('name: ')", "name: ", "EOFError"},
+        {"import pdb; pdb.pm(); 'be' 'hind'", "(Pdb) ", "'behind'"},
+        {"import code; code.interact('nested')", "nested", "exiting InteractiveConsole"},
+        {"print(1 + 1), __import__('sys').stdin.read() + 'read'", "2", "'read')"},
+    };
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    for (size_t i = 0; i < TERMS; i++) {
+        struct process *cli = start_at_terminal(app, LIST(terms[i], "NO_COLOR=1"), NULL);
+        for (size_t j = 0; j < sizeof(readers) / sizeof(readers[0]); j++) {
+            write_stdin(cli, format_text("%s\n", readers[j].line));
+            wait_for_text(cli, OUT, readers[j].line, DEADLINE);
+            wait_for_text(cli, OUT, readers[j].prompt, DEADLINE);
+            write_stdin(cli, "\004");
+            wait_for_text(cli, OUT, readers[j].end, DEADLINE);
+            wait_for_text(cli, OUT, ">>> ", DEADLINE);
+        }
+        leave_by_ctrl_d(cli);
+    }
+}
+
+/* To a server that says that somebody reads, and who is not the console. */
+static void
+ctrl_c_is_for_the_reader(void)
+{
+    for (size_t i = 0; i < TERMS; i++) {
+        struct process *server = start_target(
+            LISTEN READY ACCEPT "os.unlink(path)\nclient.sendall(b'name: \\1?\\2')\n"
+                                "print('got', client.recv(9), flush=True)\n"
+                                "client.close()\n" STAY);
+        wait_until_ready(server);
+        struct process *cli =
+            start_process(.argv = CLI(format_text("%d", (int)server->pid)),
+                          .terminal = true, .env = LIST(terms[i], "NO_COLOR=1"));
+        wait_for_text(cli, OUT, "name: ", DEADLINE);
+        write_stdin(cli, "\003");
+        wait_for_text(server, OUT, "got b'\\x03'\n", DEADLINE);
+        assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    }
 }
 
 static void
@@ -617,8 +897,42 @@ traceback_and_prompt_are_coloured(void)
     write_stdin(cli, "1/0\n");
     wait_for_text(cli, OUT, "\033[1;31mZeroDivisionError: division by zero\033[0m\r\n",
                   DEADLINE);
-    wait_for_text(cli, OUT, "\033[1;32m>>> ", DEADLINE);
+    wait_for_text(cli, OUT, "\033[1;32m>>> \033[0m", DEADLINE);
     leave_by_ctrl_d(cli);
+}
+
+/* Whether what is written next has the terminal's own colour. */
+static bool
+is_unpainted(const char *text)
+{
+    bool unpainted = true;
+    for (const char *c = strstr(text, "\033["); c != NULL; c = strstr(c + 1, "\033[")) {
+        size_t length = strspn(c + 2, "0123456789;");
+        if (c[2 + length] == 'm') {
+            unpainted = strncmp(c + 2, "0m", 2) == 0 || length == 0;
+        }
+    }
+    return unpainted;
+}
+
+static void
+colour_of_the_prompt_ends_with_it(void)
+{
+    require_editor();
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    for (size_t i = 0; i < TERMS; i++) {
+        struct process *cli = start_at_terminal(app, LIST(terms[i], "NO_COLOR"), NULL);
+        write_stdin(cli, "'typed'");
+        wait_for_text(cli, OUT, "'typed'", DEADLINE);
+        if (!is_unpainted(text_of(cli, OUT))) {
+            fail_msg("%s: what is typed has the prompt's colour", terms[i]);
+        }
+        write_stdin(cli, "\n");
+        wait_for_text(cli, OUT, "typed", DEADLINE);
+        wait_for_text(cli, OUT, ">>> ", DEADLINE);
+        leave_by_ctrl_d(cli);
+    }
 }
 
 static void
@@ -668,13 +982,9 @@ dumb_terminal_gets_no_escape_sequence(void)
 
 /* A server of one client: sends what the expression says, closes, and stays. */
 #define SERVER(bytes)                                                                    \
-  "import os, random, socket\n"                                                          \
-  "path = '/tmp/manhole-%d' % os.getpid()\n"                                             \
-  "listener = socket.socket(socket.AF_UNIX)\n"                                           \
-  "listener.bind(path)\n"                                                                \
-  "listener.listen()\n" READY ACCEPT "os.unlink(path)\n"                                 \
-  "client.sendall(" bytes ")\n"                                                          \
-  "client.close()\n" STAY
+  LISTEN READY ACCEPT "os.unlink(path)\n"                                                \
+                      "client.sendall(" bytes ")\n"                                      \
+                      "client.close()\n" STAY
 
 static const char *
 show_all_of(const char *server_program, const char *term)
@@ -748,14 +1058,27 @@ main(void)
         TEST(wide_characters_are_edited_as_what_they_are),
         TEST(line_longer_than_the_screen_is_edited),
         TEST(pasted_function_with_empty_lines_arrives_whole),
+        TEST(paste_is_one_unit),
+        TEST(paste_of_a_beginning_is_finished_by_hand),
+        TEST(paste_into_a_block_goes_on_with_it),
+        TEST(paste_at_input_is_lines_to_it),
+        TEST(paste_that_was_typed_ahead_is_one_unit_too),
+        TEST(ctrl_c_drops_a_paste_that_is_being_finished),
         TEST(output_of_other_threads_appears_above_the_line),
         TEST(prompts_are_marked_for_an_editor),
+        TEST(prompt_is_marked_when_somebody_reads_and_keys_are_for_him),
+        TEST(keys_of_who_has_no_terminal_are_text),
+        TEST(typed_ahead_the_prompt_of_input_is_shown),
+        TEST(typed_ahead_the_prompt_of_pdb_is_shown),
+        TEST(typed_ahead_the_statement_that_runs_has_no_prompt),
         TEST(output_above_a_line_of_several_rows_leaves_it_whole),
         TEST(prompts_of_input_and_pdb_are_the_editors),
         TEST(line_survives_a_resize),
         TEST(ctrl_d_leaves_and_the_terminal_is_as_before),
         TEST(process_that_dies_under_the_editor_is_told),
         TEST(session_that_ends_otherwise_under_the_editor_is_a_success),
+        TEST(ctrl_d_ends_the_reader_alone),
+        TEST(ctrl_c_is_for_the_reader),
         TEST(ctrl_c_interrupts_the_statement_and_the_session_goes_on),
         TEST(ctrl_c_drops_the_line_being_typed),
         TEST(ctrl_c_drops_a_block_being_typed),
@@ -770,6 +1093,7 @@ main(void)
         TEST(control_sequences_of_the_process_are_shown_not_sent),
         TEST(control_sequences_are_sent_when_asked_for),
         TEST(traceback_and_prompt_are_coloured),
+        TEST(colour_of_the_prompt_ends_with_it),
         TEST(stacks_are_coloured_where_a_thread_begins),
         TEST(no_color_is_honoured),
         TEST(dumb_terminal_gets_no_escape_sequence),

@@ -578,7 +578,7 @@ reader_main(void *argument)
 }
 
 static const struct wish console_wish = {
-    .name = "edit-quiet", .marked = true, .no_stacks = true};
+    .name = "terminal-quiet", .marked = true, .no_stacks = true};
 
 /* Serves a client that sends this, in this thread, as the session's own would. Returns what it is
  * answered, to be freed. */
