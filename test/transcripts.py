@@ -329,6 +329,8 @@ def main(sources, *pages):
         for page in every:
             if page != "README.rst" and pages and page not in pages:
                 continue
+            if not any(block.language == "console" for block in blocks_of(page, f"{sources}/{page}")):
+                continue
             folder = clone
             if page != "README.rst":
                 folder = os.path.join(work, os.path.basename(page))
