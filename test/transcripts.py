@@ -17,8 +17,8 @@ to succeed, unless its status is asked for next, by "echo $?". Where a command t
 speaks of manhole, its manhole is waited for, and that it sleeps.
 
 A command in the README's table, "I want to ...", has to be among what the recipes type. Any other block
-with ":name: FILE" is written to that file. The README is played in a copy of the
-sources, and what it installs is what the other pages use. Nothing is left: all processes of the
+with ":name: FILE" is written to that file. The README and CONTRIBUTING are played in a
+copy of the sources, and what the README installs is what the other pages use. Nothing is left: all processes of the
 terminal's session are ended.
 
 The last line: N passed, N failed, N skipped; each block counts.
@@ -316,7 +316,8 @@ def environment_of(folder, programs):
 
 def main(sources, *pages):
     sources = os.path.abspath(sources)
-    every = ["README.rst"]
+    in_sources = ["README.rst", "CONTRIBUTING.rst"]
+    every = in_sources[:]
     every += sorted("docs/" + name for name in os.listdir(sources + "/docs") if name.endswith(".rst"))
     work = os.path.realpath(tempfile.mkdtemp(prefix="transcripts-"))
     passed = failed = 0
@@ -332,10 +333,10 @@ def main(sources, *pages):
             if not any(block.language == "console" for block in blocks_of(page, f"{sources}/{page}")):
                 continue
             folder = clone
-            if page != "README.rst":
+            if page not in in_sources:
                 folder = os.path.join(work, os.path.basename(page))
                 os.mkdir(folder)
-            programs = [] if page == "README.rst" else [clone + "/venv/bin"]
+            programs = [] if page in in_sources else [clone + "/venv/bin"]
             counts = play_page(page, os.path.join(sources, page), folder, environment_of(folder, programs))
             passed, failed = passed + counts[0], failed + counts[1]
             if page == "README.rst" and not os.path.exists(clone + "/venv/bin/manhole-cli"):
