@@ -156,7 +156,7 @@ class Terminal:
             screen = self.screen()
             if pattern.match(screen):
                 return None
-            if not has_prompt and screen.split("\n")[-1] == following + " ":
+            if not has_prompt and re.fullmatch(as_pattern(following) + " ", screen.split("\n")[-1]):
                 has_prompt = True
                 deadline = time.monotonic() + PATIENCE_S
             left = deadline - time.monotonic()
