@@ -38,7 +38,9 @@
  *                is put back when the probe is removed.
  *   mappings     with oneshot_on an empty page, whose name in /proc tells manhole-cli the signal.
  *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
- *   modules      plugins that a configuration file names are imported when a client comes.
+ *   modules      plugins that a configuration file names are imported when a client comes, and what
+ *                sessions need of the standard library; as manhole.library.NAME where the
+ *                application has such names.
  *
  * HOW TO READ IT
  *   Ground floor first; each room opens with a banner that says who runs it. Three markers say who
@@ -857,6 +859,7 @@ struct session {
     /* A value and a prompt, which go out when the session reads or writes on. */
     struct text unsent;
     const char *prompt; /* borrowed: goes along when it says that it reads; NULL: none */
+    bool says_it_reads; /* the client knows that it waits */
     bool takes_paste;   /* it reads for the console, */
     bool pasting;       /* which has the first part of a paste */
     bool has_console;   /* the std streams are this client's in its thread */
@@ -927,8 +930,7 @@ struct door {
     char name[SOCKET_PATH_SIZE];
     _Atomic bool binding;
     _Atomic bool bound;
-    _Atomic int
-        left_for; /* the errno value why its path could not be removed; 0: it could */
+    _Atomic int left_for; /* errno of the path's removal, until it is logged; else 0 */
     dev_t device;
     ino_t inode;
 };
@@ -940,8 +942,7 @@ static struct session session_table[MAX_SESSIONS];
 static struct manhole {
     /* Under install_lock, attached. */
     bool installed;
-    bool
-        replaceable; /* by any install(): none was called in this process, or it has no listener */
+    bool replaceable; /* by any install(): there was none here, or it cannot listen */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;
@@ -9602,7 +9603,7 @@ format_raised(PyObject *exception, PyObject *traceback /* or None */, bool alone
 
 /* Writes a text to the client, which it takes over. Returns None, or NULL with an exception. */
 ATTACHED static PyObject *
-write_text(PyObject *text /* new, or NULL with an exception */)
+show_text(PyObject *text /* new, or NULL with an exception */)
 {
     int result = text == NULL ? -1 : 0;
     if (text != NULL && current_session != NULL) {
@@ -9620,7 +9621,7 @@ show_exception(bool alone)
     PyObject *value = NULL;        /* owned */
     PyObject *raised_in = NULL;    /* owned */
     PyObject *ours_skipped = NULL; /* owned */
-    PyObject *text = NULL;         /* new, handed to write_text() */
+    PyObject *text = NULL;         /* new, handed to show_text() */
     PyErr_GetExcInfo(&type, &value, &raised_in);
     if (value == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "no exception is being handled");
@@ -9642,7 +9643,7 @@ done:
     Py_XDECREF(value);
     Py_XDECREF(raised_in);
     Py_XDECREF(ours_skipped);
-    return write_text(text);
+    return show_text(text);
 }
 
 ATTACHED static PyObject *
@@ -10101,8 +10102,8 @@ enum verdict {
 ATTACHED static int
 show_compiler_error(void)
 {
-    PyObject *error = take_exception();                                  /* owned */
-    PyObject *written = write_text(format_raised(error, Py_None, true)); /* owned */
+    PyObject *error = take_exception();                                 /* owned */
+    PyObject *written = show_text(format_raised(error, Py_None, true)); /* owned */
     Py_XDECREF(error);
     Py_XDECREF(written);
     return written == NULL ? -1 : 0;
@@ -10429,6 +10430,7 @@ send_read_mark(struct session *session)
 {
     const char *mark = "\1!\2";
     size_t length = strlen(mark);
+    session->says_it_reads = false;
     while (send_detached(session, &mark, &length) == EINTR) {
     }
 }
@@ -10469,7 +10471,8 @@ ATTACHED static ssize_t
 await_typed(struct session *session, char *bytes, size_t size)
 {
     ssize_t got = -1;
-    if (session->wish->marked && !session->pasting) {
+    if (session->wish->marked && !session->says_it_reads && !session->pasting) {
+        session->says_it_reads = true;
         append_prompt(&session->unsent, session,
                       session->prompt == NULL ? "" : session->prompt);
         if (check_unsent(session) < 0) {
@@ -10482,6 +10485,7 @@ await_typed(struct session *session, char *bytes, size_t size)
     if (got < 0 && !PyErr_Occurred()) {
         PyErr_SetFromErrno(PyExc_OSError);
     }
+    session->says_it_reads = session->says_it_reads && got >= 0;
     return got;
 }
 
@@ -10711,6 +10715,7 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     if (greets) {
         append_banner(&text);
         append_prompt(&text, session, ">>> ");
+        session->says_it_reads = true;
     }
     rest = text.bytes;
     length = text.length;
@@ -11778,10 +11783,12 @@ send_matches(struct session *session, PyObject *names)
     PyObject *empty = PyUnicode_FromString(""); /* owned */
     PyObject *lines = NULL;                     /* owned */
     int result = -1;
-    text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
-                                "strict");
+    if (completion != NULL) {
+        text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
+                                    "strict");
+    }
     begin_running(session);
-    if (text != NULL && completion != NULL) {
+    if (text != NULL) {
         matches = PyObject_CallFunction(completion, "OOi", text, names, (int)MAX_MATCHES);
     }
     end_running(session);
@@ -12469,6 +12476,7 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
         session->gone_ms = 0;
         session->writes = 0;
         session->prompt = NULL;
+        session->says_it_reads = false;
         session->takes_paste = false;
         session->pasting = false;
         session->head = 0;

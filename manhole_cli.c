@@ -3213,8 +3213,7 @@ static struct marks {
     bool are_put;
     bool is_inside;
     struct buffer text; /* of one, so far */
-    bool is_read;       /* somebody waits for what is typed, */
-    bool is_asked;      /* who is not the console at the beginning of a statement */
+    bool is_asked;      /* by who is not the console that begins a statement */
 } marks;
 
 /* What has come with a byte. A broken one was none: its text is to be shown. */
@@ -3233,16 +3232,14 @@ take_mark(char byte)
     }
     marks.is_inside = false;
     if (strcmp(text_of(&marks.text), "!") == 0) {
-        marks.is_read = marks.is_asked = false;
+        marks.is_asked = false;
         return MARK_HAS_READ;
     }
     if (marks.text.length == 0 || marks.text.data[0] != '?') {
         return MARK_BROKEN;
     }
-    if (!marks.is_read) { /* the console's first prompt is followed by another mark */
-        marks.is_asked = marks.text.length == 1 || strcmp(marks.text.data, "?... ") == 0;
-    }
-    marks.are_put = marks.is_read = true;
+    marks.is_asked = marks.text.length == 1 || strcmp(marks.text.data, "?... ") == 0;
+    marks.are_put = true;
     interrupt.is_due = interrupt.is_told = false;
     return MARK_WAITS;
 }
@@ -3673,16 +3670,14 @@ take_text(char byte)
     }
 }
 
-/* Somebody reads. Who does already is told so once more by the console's first prompt. */
+/* Somebody reads. */
 static void
 begin_waiting(const char *prompt)
 {
-    if (!editor.is_waiting) {
-        shorten(&editor.line);
-        append_text(&editor.line, prompt);
-        editor.asked = strlen(prompt);
-        editor.is_waiting = editor.is_stale = true;
-    }
+    shorten(&editor.line);
+    append_text(&editor.line, prompt);
+    editor.asked = strlen(prompt);
+    editor.is_waiting = editor.is_stale = true;
 }
 
 /* What is written next is the session's again, behind what other threads have. */

@@ -418,7 +418,6 @@ prompt_is_marked_when_somebody_reads_and_keys_are_for_him(void)
     struct client *client =
         connect_as(socket_path_of(app->pid), "manhole-cli/1.1/terminal-quiet");
     client_wait_for(client, "\1?>>> \2");
-    client_wait_for(client, "\1?\2"); /* the greeting was quicker than the reader */
     client_send(client, "6 * 7\ninput('name: ')\njo\n");
     assert_string_equal(client_wait_for(client, ">>> \2"),
                         "\1!\00242\nname: 'jo'\n\1?>>> \2");
@@ -803,24 +802,6 @@ completion_calls_nothing(void)
  * What the process may do to the terminal
  * ======================================================================================
  */
-
-/* A client at a bare pseudo-terminal. */
-static struct process *
-start_at_terminal(const struct process *app, const char *const env[], const char *option)
-{
-    struct process *cli =
-        start_process(.argv = CLI("--quiet", format_text("%d", (int)app->pid), option),
-                      .terminal = true, .env = env);
-    wait_for_text(cli, OUT, ">>> ", DEADLINE);
-    return cli;
-}
-
-static void
-leave_by_ctrl_d(struct process *cli)
-{
-    write_stdin(cli, "\004");
-    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
-}
 
 /* While a statement runs, and while nothing does. */
 static void

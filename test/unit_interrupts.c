@@ -58,7 +58,7 @@ new_session(void)
     return &session;
 }
 
-static void
+ATTACHED static void
 statement_leaves_nobody_looking_for_interrupts(void **state)
 {
     struct session *session = new_session();
@@ -68,7 +68,7 @@ statement_leaves_nobody_looking_for_interrupts(void **state)
     assert_nobody_looks_for_interrupts();
 }
 
-static void
+ATTACHED static void
 interrupt_too_late_is_taken_back(void **state)
 {
     struct session *session = new_session();
@@ -80,7 +80,7 @@ interrupt_too_late_is_taken_back(void **state)
     assert_false(is_interrupted());
 }
 
-static void
+ATTACHED static void
 exception_of_the_statement_outlives_an_interrupt_too_late(void **state)
 {
     struct session *session = new_session();
@@ -94,6 +94,7 @@ exception_of_the_statement_outlives_an_interrupt_too_late(void **state)
 }
 
 /* The client's Ctrl-C in time.sleep(). */
+CHECKED(no_thread_safety_analysis)
 static void *
 interrupt_from_beside(void *argument)
 {
@@ -105,7 +106,7 @@ interrupt_from_beside(void *argument)
     return NULL;
 }
 
-static void
+ATTACHED static void
 interrupt_of_a_call_that_waits_keeps_nobody_else_looking(void **state)
 {
     struct session *session = new_session();
