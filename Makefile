@@ -50,6 +50,7 @@ words = [platform.python_version() + sys.abiflags + usr, get("EXT_SUFFIX")]
 words += [sysconfig.get_path("include"), os.path.realpath(sys.executable)]
 words += [sys.base_prefix + ":" + sys.base_exec_prefix]
 words += [sysconfig.get_path("purelib", "posix_user", {"userbase": "."})]
+words += ["manhole.pth" if sys.version_info < (3, 18) else "manhole.start"]
 shared = ["-L" + get("LIBDIR"), "-Wl,-rpath," + get("LIBDIR"), "-l" + get("LDLIBRARY")[3:-3]]
 static = [os.path.join(get("LIBPL"), get("LIBRARY")), get("LINKFORSHARED")]
 words += shared if get("Py_ENABLE_SHARED") else static
@@ -68,7 +69,8 @@ PYTHON_INCLUDE := $(word 3,$(FACTS))
 PYTHON_PROGRAM := $(word 4,$(FACTS))
 PYTHON_HOME := $(word 5,$(FACTS))
 USER_SITE := $(word 6,$(FACTS))
-LIBPYTHON := $(wordlist 7,99,$(FACTS))
+STARTUP := $(word 7,$(FACTS))
+LIBPYTHON := $(wordlist 8,99,$(FACTS))
 
 DEBIAN_TAG := $(if $(DEBIAN_PYTHON),$(word 1,$(call ask,$(DEBIAN_PYTHON))))
 
@@ -110,7 +112,7 @@ DEPENDENCIES = -MMD -MP -MF $@.d -MT $@
 
 BUILD := $(BUILD_ROOT)/$(or $(TAG),none)$(SUFFIX)
 MODULE := $(BUILD)/manhole$(EXT_SUFFIX)
-PTH := $(BUILD)/user/$(USER_SITE)/manhole.pth
+INSTALLED_STARTUP := $(BUILD)/user/$(USER_SITE)/$(STARTUP)
 UNIT_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/unit_*.c)))
 E2E_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/e2e_*.c)))
 # Tests of what the distribution has for its own Python: the same whatever PYTHON is.
@@ -169,8 +171,8 @@ $(BUILD)/support.o: test/support.c $(BUILD)/config.h
 	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -I$(BUILD) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
 	    -c -o $@ $<
 
-# manhole.pth where a Python with PYTHONUSERBASE=$(BUILD)/user finds it at its start.
-$(PTH): manhole.pth
+# Where a Python with PYTHONUSERBASE=$(BUILD)/user finds it at its start.
+$(INSTALLED_STARTUP): $(STARTUP)
 	@mkdir -p $(@D)
 	cp $< $@
 
@@ -192,10 +194,10 @@ $(BUILD)/config.h: force
 
 -include $(wildcard $(BUILD)/*.d $(BUILD)/bench/*.d $(BUILD)/faults/*.d)
 
-test-programs: all $(PTH) $(TESTS) $(EXAMPLE)
+test-programs: all $(INSTALLED_STARTUP) $(TESTS) $(EXAMPLE)
 
-# The module and its manhole.pth, for tests that use another Python than PYTHON.
-importable: all $(PTH)
+# The module and its start-up file, for tests that use another Python than PYTHON.
+importable: all $(INSTALLED_STARTUP)
 
 setup: ## install what the build and the tests need (Debian packages)
 	@test/setup.sh test
@@ -379,7 +381,8 @@ ZSH_COMPLETION = $(SHARE)/zsh/site-functions/_manhole-cli
 install: all ## into PYTHON's (a virtual environment's) site-packages and bin, or PREFIX
 	install -d '$(PACKAGES)' '$(PROGRAMS)'
 	install -m 755 $(MODULE) '$(PACKAGES)'
-	install -m 644 manhole.pth '$(PACKAGES)'
+	rm -f '$(PACKAGES)/manhole.pth' '$(PACKAGES)/manhole.start'
+	install -m 644 $(STARTUP) '$(PACKAGES)'
 	install -m 755 $(BUILD)/manhole-cli '$(PROGRAMS)'
 	install -D -m 644 manhole-cli.1 '$(MANUAL)'
 	install -D -m 644 completion/manhole-cli.bash '$(BASH_COMPLETION)'
@@ -388,8 +391,8 @@ install: all ## into PYTHON's (a virtual environment's) site-packages and bin, o
 	    echo "bash does not look there for completion: . '$(BASH_COMPLETION)'")
 
 uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDIR
-	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PROGRAMS)/manhole-cli' \
-	    '$(MANUAL)' '$(BASH_COMPLETION)' '$(ZSH_COMPLETION)'
+	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PACKAGES)/manhole.start' \
+	    '$(PROGRAMS)/manhole-cli' '$(MANUAL)' '$(BASH_COMPLETION)' '$(ZSH_COMPLETION)'
 
 # ---- Care of the sources ------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The build backend of pyproject.toml (PEP 517), with nothing but the standard library.
 
-A wheel holds what make install brings: the module and manhole.pth in site-packages, manhole-cli in
-bin. make builds them, so there is one description of the build, the Makefile.
+A wheel holds what make install brings: the module and manhole.pth (from CPython 3.18 on
+manhole.start) in site-packages, manhole-cli in bin. make builds them, so there is one description of the build, the Makefile.
 """
 
 import base64
@@ -15,8 +15,8 @@ import tarfile
 import tempfile
 import zipfile
 
-SOURCES = """manhole.c manhole.h manhole_cli.c manhole.pth manhole-cli.1 completion Makefile LICENSE
-    README.rst CHANGELOG.rst CONTRIBUTING.rst docs pyproject.toml build_wheel.py test""".split()
+SOURCES = """manhole.c manhole.h manhole_cli.c manhole.pth manhole.start manhole-cli.1 completion Makefile
+    LICENSE README.rst CHANGELOG.rst CONTRIBUTING.rst docs pyproject.toml build_wheel.py test""".split()
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
@@ -25,6 +25,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     platform_tag = re.sub("[-.]", "_", sysconfig.get_platform())
     tag = f"{python_tag}-{python_tag}{sys.abiflags}-{platform_tag}"
     module = "manhole" + sysconfig.get_config_var("EXT_SUFFIX")
+    startup = "manhole.pth" if sys.version_info < (3, 18) else "manhole.start"
     info = f"{name}.dist-info"
     share = f"{name}.data/data/share"
     with tempfile.TemporaryDirectory() as build:
@@ -33,7 +34,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
         (folder,) = os.listdir(build)
         contents = {
             module: read(build, folder, module),
-            "manhole.pth": read("manhole.pth"),
+            startup: read(startup),
             f"{name}.data/scripts/manhole-cli": read(build, folder, "manhole-cli"),
             f"{share}/man/man1/manhole-cli.1": read("manhole-cli.1"),
             f"{share}/bash-completion/completions/manhole-cli": read(

@@ -37,7 +37,7 @@
  *   functions    a probe stands in the module or class of the function that it was inserted at. It
  *                is put back when the probe is removed.
  *   mappings     with oneshot_on an empty page, whose name in /proc tells manhole-cli the signal.
- *   environment  PYTHONMANHOLE, named by manhole.pth, read once.
+ *   environment  PYTHONMANHOLE, named by manhole.pth or manhole.start, read once.
  *   modules      plugins that a configuration file names are imported when a client comes, and what
  *                sessions need of the standard library; as manhole.library.NAME where the
  *                application has such names.
@@ -16397,8 +16397,26 @@ eval_install(PyObject *module, PyObject *text)
 PyDoc_STRVAR(
     install_from_environment_doc,
     "_install_from_environment()\n--\n\n"
-    "install() with the text of PYTHONMANHOLE as its arguments. For manhole.pth: a\n"
-    "failure is one line on sys.stderr, and the program goes on.");
+    "install() with the text of PYTHONMANHOLE as its arguments, if it is there and\n"
+    "nothing is installed yet. For manhole.pth and manhole.start: a failure is one line\n"
+    "on sys.stderr, and the program goes on.");
+
+/* python -E, -I: CPython ignores its own variables then. */
+ATTACHED static bool
+ignores_environment(void)
+{
+    PyObject *flags = get_sys("flags"); /* owned */
+    PyObject *flag = NULL;              /* owned */
+    bool ignores = false;
+    if (flags != NULL) {
+        flag = PyObject_GetAttrString(flags, "ignore_environment");
+    }
+    ignores = flag != NULL && PyObject_IsTrue(flag) == 1;
+    PyErr_Clear();
+    Py_XDECREF(flags);
+    Py_XDECREF(flag);
+    return ignores;
+}
 
 ATTACHED static PyObject *
 py_install_from_environment(PyObject *module, PyObject *unused)
@@ -16408,7 +16426,8 @@ py_install_from_environment(PyObject *module, PyObject *unused)
     PyObject *text = NULL;   /* owned */
     PyObject *result = NULL; /* owned */
     (void)unused;
-    if (value == NULL) {
+    /* Both files may be there more than once. */
+    if (value == NULL || is_owner() || ignores_environment()) {
         return Py_NewRef(Py_None);
     }
     text = PyUnicode_DecodeFSDefault(value);

@@ -4,6 +4,7 @@
 #include "support.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 /* Without what a sanitizer's run preloads: compilers and pip are not under test. */
 #define PLAIN LIST("LD_PRELOAD", "PYTHONPATH", "PYTHONUSERBASE")
@@ -103,6 +104,56 @@ install_for_debian_under_usr_local_uses_dist_packages(void)
     assert_matches(files,
                    "^\\./usr/local/lib/python3\\.[0-9]+/dist-packages/manhole\\.pth$");
     assert_matches(files, "^\\./usr/local/bin/manhole-cli$");
+}
+
+/* A Python that says it is 3.18, whose site reads no code from .pth files, but .start files: of
+ * the folder that STAND_IN names, if it is there. Returns the path of its program. */
+static const char *
+make_stand_in(void)
+{
+    const char *program = test_path("stand-in/python");
+    assert_int_equal(mkdir(test_path("stand-in"), 0755), 0);
+    write_file("stand-in/sitecustomize.py",
+               "import os, pkgutil, sys, sysconfig\n" /* which asks for the version */
+               "sys.version_info = (3, 18, 0, 'final', 0)\n"
+               "folder = os.environ.get('STAND_IN')\n"
+               "for name in os.listdir(folder) if folder else ():\n"
+               "    if name.endswith('.start'):\n"
+               "        sys.path.append(folder)\n"
+               "        for line in open(os.path.join(folder, name)):\n"
+               "            if line.strip() and line[0] != '#':\n"
+               "                pkgutil.resolve_name(line.strip())()\n");
+    write_file("stand-in/python", format_text("#!/bin/sh\nPYTHONPATH=%s exec %s \"$@\"\n",
+                                              test_path("stand-in"), python()));
+    assert_int_equal(chmod(program, 0755), 0);
+    return program;
+}
+
+static void
+install_from_3_18_brings_a_start_file_and_no_pth(void)
+{
+    const char *err;
+    const char *stand_in = make_stand_in();
+    const char *root = test_path("root");
+    run_make("install", stand_in, "/opt/tools", root);
+    const char *files = installed_files(root);
+    assert_contains(files, "/site-packages/manhole.start\n");
+    assert_not_contains(files, "manhole.pth");
+    const char *find = format_text("ls -d %s/opt/tools/lib/python3*/site-packages", root);
+    const char *folder;
+    assert_int_equal(run_command(LIST("sh", "-c", find), NULL, &folder, NULL), 0);
+    folder = format_text("STAND_IN=%.*s", (int)strcspn(folder, "\n"), folder);
+    struct process *app =
+        start_process(.argv = LIST(stand_in, "-c", "pass"),
+                      .env = LIST(folder, "PYTHONUSERBASE", "PYTHONMANHOLE="));
+    assert_int_equal(run_process(app, NULL, NULL, &err), 0);
+    assert_contains(err, "Manhole UDS path: ");
+    app = start_process(.argv = LIST(stand_in, "-c", "pass"),
+                        .env = LIST(folder, "PYTHONUSERBASE", "PYTHONMANHOLE"));
+    assert_int_equal(run_process(app, NULL, NULL, &err), 0);
+    assert_string_equal(err, "");
+    run_make("uninstall", stand_in, "/opt/tools", root);
+    assert_string_equal(installed_files(root), "");
 }
 
 static void
@@ -272,6 +323,7 @@ main(void)
         TEST(install_under_destdir_and_prefix_puts_three_files_there),
         TEST(uninstall_takes_away_all_that_install_brought),
         TEST(install_for_debian_under_usr_local_uses_dist_packages),
+        TEST(install_from_3_18_brings_a_start_file_and_no_pth),
         TEST(virtual_environment_has_module_variable_and_client),
         TEST(bash_completes_signals_by_the_names_that_are_taken),
         TEST(pip_install_needs_no_network_and_brings_the_same),

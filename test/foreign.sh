@@ -99,7 +99,7 @@ build_musl_python() {
     cd "$folder/source" &&
         "${apt[@]}" update && "${apt[@]}" source --download-only "$name" &&
         tar --strip-components=1 -xf "$name"_*.orig.tar.* &&
-        ./configure --quiet CC="$folder/cc" --prefix="$folder/python.part" --without-ensurepip \
+        PKG_CONFIG_LIBDIR=/ ./configure --quiet CC="$folder/cc" --prefix="$folder/python.part" --without-ensurepip \
             --disable-test-modules &&
         make --silent -j"$(nproc)" && make --silent install &&
         mv "$folder/python.part" "$folder/python"

@@ -60,7 +60,8 @@ mount --bind "$1" "$1" && cd "$1" &&
     mount -t tmpfs -o mode=1777 tmp tmp && pivot_root . mnt && umount -l /mnt || exit 1
 shift 2
 exec chroot . "$@"'
-up=$(cut -d. -f1 /proc/uptime)
+# Not /proc/uptime, which counts on while a machine sleeps. mmdebstrap is Perl itself.
+up=$(perl -MTime::HiRes=clock_gettime,CLOCK_MONOTONIC -e 'print int clock_gettime(CLOCK_MONOTONIC)')
 exec "${as_root[@]}" unshare --mount --pid --time --monotonic "-$up" --boottime "-$up" \
     --fork --kill-child \
     bash -c "$inside" newest "$root" "$sources" \

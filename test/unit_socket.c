@@ -109,7 +109,7 @@ pid_in_a_path_is_replaced(void **state)
 static void
 path_without_room_tells_its_length(void **state)
 {
-    char path[8] = "........";
+    char path[8] = ".......";
     (void)state;
     assert_int_equal(expand_path("1234567", path, sizeof(path)), 7);
     assert_string_equal(path, "1234567");
