@@ -1037,8 +1037,7 @@ struct module_state {
     PyObject *completion;   /* function, made at the first completion, NULL before */
     PyObject *library;      /* dict, see import_standard() */
     PyObject *commands;     /* module, made at the first command shell, NULL before */
-    PyObject *probes;       /* tuple, see enum probes_item */
-    PyObject *requests;     /* tuple, see enum requests_item */
+    PyObject *parts;        /* dict of name: module, see struct part */
     PyObject *already_installed;
     PyObject *not_installed;
     PyObject *configuration_conflict;
@@ -6452,163 +6451,141 @@ close_streams(struct session *session)
 }
 
 /* ======================================================================================
- * Stand-ins: objects that are another one, their target, in all but what they notice.
+ * Parts: what of this file is written in Python, compiled at its first use.
  * Runs on:  any thread, ATTACHED.
- * Touches:  nothing but the target.
- * isinstance(), inspect, pickle, hash() and == see the target; attributes are set on it. Only what
- * the stand-in's own type defines is its own.
+ * Touches:  nothing but what a part itself says.
+ * What wraps functions of the application is best made of what Python wraps functions with: a
+ * function that functools.wraps() has dressed is one to inspect, pickle, weakref and every
+ * framework. A part is a module that stands in no sys.modules: an interpreter has it once, import
+ * of manhole compiles none. Threads may run it at the same time, without a GIL as well, so a part
+ * keeps to what is one step there: a read or write of an attribute, a method of a set, dict or list
+ * in C. Locks it has none: whoever holds one could be gone with a fork, or be interrupted by a
+ * signal handler that wants it.
  * ====================================================================================== */
 
-struct stand_in {
-    PyObject_HEAD PyObject *target; /* owned */
-    PyObject *owner;                /* owned: whom it tells; never NULL */
-    vectorcallfunc call;            /* NULL: it is none that is called */
-    PyObject *weak_references;      /* CPython's own */
+struct part {
+    const char *name;
+    const char *program;    /* Python */
+    PyMethodDef *functions; /* in C, that it calls */
 };
 
-ATTACHED static PyObject *
-target_of(PyObject *self)
-{
-    return ((struct stand_in *)self)->target;
-}
-
+/* Runs a part in its new module. Returns 0, or -1 with an exception. Its frames are seen in stacks
+ * and tracebacks, as File "<manhole>". */
 ATTACHED static int
-stand_in_traverse(PyObject *self, visitproc visit, void *arg)
+run_part(PyObject *module, const struct part *part)
 {
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(target_of(self));
-    Py_VISIT(((struct stand_in *)self)->owner);
-    return 0;
-}
-
-/* What has a cycle with it may still use it: it is None then. */
-ATTACHED static int
-stand_in_clear(PyObject *self)
-{
-    Py_XSETREF(((struct stand_in *)self)->target, Py_NewRef(Py_None));
-    return 0;
-}
-
-ATTACHED static void
-stand_in_dealloc(PyObject *self)
-{
-    struct stand_in *stand_in = (struct stand_in *)self;
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    if (stand_in->weak_references != NULL) {
-        PyObject_ClearWeakRefs(self);
+    PyObject *names = PyModule_GetDict(module); /* borrowed */
+    PyObject *code = NULL;                      /* owned */
+    PyObject *result = NULL;                    /* owned */
+    if (PyModule_AddFunctions(module, part->functions) < 0 ||
+        PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0) {
+        return -1;
     }
-    Py_XDECREF(stand_in->target);
-    Py_XDECREF(stand_in->owner);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-/* Whether the stand-in's own type defines this attribute. Returns 1, 0, or -1 with an exception. */
-ATTACHED static int
-is_own_attribute(PyObject *self, PyObject *name)
-{
-    if (PyUnicode_CompareWithASCIIString(name, "__doc__") == 0 ||
-        PyUnicode_CompareWithASCIIString(name, "__module__") == 0) {
-        return 0;
+    code = Py_CompileString(part->program, "<manhole>", Py_file_input);
+    if (code != NULL) {
+        result = PyEval_EvalCode(code, names, names);
     }
-    return PyDict_Contains(Py_TYPE(self)->tp_dict, name);
+    Py_XDECREF(code);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
 }
 
+/* Of two threads that make a part at once, both get the one that is kept first. Returns a new
+ * reference to its module, or NULL with an exception. */
 ATTACHED static PyObject *
-stand_in_getattro(PyObject *self, PyObject *name)
+load_part(PyObject *parts /* dict */, const struct part *part)
 {
-    int is_own = is_own_attribute(self, name);
-    if (is_own < 0) {
+    PyObject *name = PyUnicode_FromString(part->name); /* owned */
+    PyObject *loaded = NULL;                           /* borrowed: parts keeps it */
+    PyObject *module = NULL;                           /* owned */
+    if (name == NULL) {
         return NULL;
     }
-    return is_own ? PyObject_GenericGetAttr(self, name)
-                  : PyObject_GetAttr(target_of(self), name);
-}
-
-ATTACHED static int
-stand_in_setattro(PyObject *self, PyObject *name, PyObject *value)
-{
-    return PyObject_SetAttr(target_of(self), name, value);
-}
-
-ATTACHED static PyObject *
-stand_in_repr(PyObject *self)
-{
-    return PyUnicode_FromFormat("<%s of %R>", Py_TYPE(self)->tp_name, target_of(self));
-}
-
-ATTACHED static Py_hash_t
-stand_in_hash(PyObject *self)
-{
-    return PyObject_Hash(target_of(self));
-}
-
-ATTACHED static PyObject *
-stand_in_richcompare(PyObject *self, PyObject *other, int operation)
-{
-    bool both = Py_TYPE(other)->tp_richcompare == stand_in_richcompare;
-    return PyObject_RichCompare(target_of(self), both ? target_of(other) : other,
-                                operation);
-}
-
-static PyMemberDef stand_in_members[] = {
-    {"__vectorcalloffset__", T_PYSSIZET, offsetof(struct stand_in, call), READONLY, NULL},
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct stand_in, weak_references),
-     READONLY, NULL},
-    {NULL, 0, 0, 0, NULL},
-};
-
-/* What all types of stand-ins have; and what those have that own no more than any. */
-#define STAND_IN_SLOTS                                                                   \
-  {Py_tp_new, refuse_new}, {Py_tp_getattro, stand_in_getattro},                          \
-      {Py_tp_setattro, stand_in_setattro}, {Py_tp_repr, stand_in_repr},                  \
-      {Py_tp_hash, stand_in_hash}, {Py_tp_richcompare, stand_in_richcompare},            \
-  {                                                                                      \
-    Py_tp_members, stand_in_members                                                      \
-  }
-#define STAND_IN_OWNERSHIP_SLOTS                                                         \
-  {Py_tp_dealloc, stand_in_dealloc}, {Py_tp_traverse, stand_in_traverse},                \
-  {                                                                                      \
-    Py_tp_clear, stand_in_clear                                                          \
-  }
-
-/* Returns a new stand-in, or NULL with an exception. */
-ATTACHED static PyObject *
-make_stand_in(PyObject *type, PyObject *target, PyObject *owner)
-{
-    struct stand_in *stand_in =
-        (struct stand_in *)((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
-    if (stand_in != NULL) {
-        stand_in->target = Py_NewRef(target);
-        stand_in->owner = Py_NewRef(owner);
-    }
-    return (PyObject *)stand_in;
-}
-
-/* Makes what a room with stand-ins owns in one interpreter: a new tuple of a type for each
- * specification, of None where there is none; NULL with an exception. */
-ATTACHED static PyObject *
-make_items(PyObject *module, PyType_Spec *const specifications[], Py_ssize_t count)
-{
-    PyObject *items = PyTuple_New(count); /* owned, handed to the caller */
-    for (Py_ssize_t i = 0; items != NULL && i < count; i++) {
-        PyObject *item = specifications[i] == NULL
-                             ? Py_NewRef(Py_None)
-                             : PyType_FromModuleAndSpec(module, specifications[i], NULL);
-        PyTuple_SET_ITEM(items, i, item);
-        if (item == NULL) {
-            Py_CLEAR(items);
+    loaded = PyDict_GetItemWithError(parts, name);
+    if (loaded == NULL && PyErr_Occurred() == NULL) {
+        module = PyModule_New("manhole");
+        if (module != NULL && run_part(module, part) == 0) {
+            loaded = PyDict_SetDefault(parts, name, module);
         }
     }
-    return items;
+    Py_XINCREF(loaded);
+    Py_XDECREF(module);
+    Py_DECREF(name);
+    return loaded;
 }
 
-/* Sets an item that is no type. Returns 0, or -1 with an exception. */
-ATTACHED static int
-set_item(PyObject *items, Py_ssize_t which, PyObject *item /* new, or NULL */)
+/* Calls a function of a part. Returns a new reference, or NULL with an exception. */
+ATTACHED static PyObject *
+call_part(PyObject *manhole_py, const struct part *part, const char *function,
+          PyObject *first /* borrowed, or NULL: no argument */,
+          PyObject *second /* the same */)
 {
-    return item == NULL ? -1 : PyTuple_SetItem(items, which, item);
+    struct module_state *state = PyModule_GetState(manhole_py);
+    PyObject *module = load_part(state->parts, part); /* owned */
+    PyObject *callable = NULL;                        /* owned */
+    PyObject *result = NULL;                          /* new, handed to the caller */
+    if (module != NULL) {
+        callable = PyObject_GetAttrString(module, function);
+    }
+    if (callable != NULL) {
+        result = PyObject_CallFunctionObjArgs(callable, first, second, NULL);
+    }
+    Py_XDECREF(module);
+    Py_XDECREF(callable);
+    return result;
+}
+
+/* For parts: import_standard(), for what the application may have a module of the same name as. */
+ATTACHED static PyObject *
+part_standard(PyObject *self, PyObject *name)
+{
+    const char *text = PyUnicode_AsUTF8(name);
+    (void)self;
+    return text == NULL ? NULL : import_standard(text);
+}
+
+/* ---- counter(): what += is not, without a GIL, and on 3.9 not with one either ------ */
+
+/* Adds to the total, and returns it: a counter(0) only looks. */
+ATTACHED static PyObject *
+count(PyObject *capsule, PyObject *step)
+{
+    _Atomic uint64_t *total = PyCapsule_GetPointer(capsule, NULL);
+    uint64_t added = PyLong_AsUnsignedLongLong(step);
+    if (PyErr_Occurred() != NULL) {
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(atomic_fetch_add(total, added) + added);
+}
+
+static PyMethodDef count_method = {"count", count, METH_O, NULL};
+
+ATTACHED static void
+free_total(PyObject *capsule)
+{
+    PyMem_Free(PyCapsule_GetPointer(capsule, NULL));
+}
+
+/* For parts: a function that counts from 0. */
+ATTACHED static PyObject *
+part_counter(PyObject *self, PyObject *unused)
+{
+    _Atomic uint64_t *total = PyMem_Calloc(1, sizeof(*total)); /* owned */
+    PyObject *capsule = NULL;                                  /* owned */
+    PyObject *counter = NULL; /* new, handed to the caller */
+    (void)self;
+    (void)unused;
+    if (total == NULL) {
+        return PyErr_NoMemory();
+    }
+    capsule = PyCapsule_New(total, NULL, free_total);
+    if (capsule == NULL) {
+        PyMem_Free(total);
+        return NULL;
+    }
+    counter = PyCFunction_New(&count_method, capsule);
+    Py_DECREF(capsule);
+    return counter;
 }
 
 /* ======================================================================================
@@ -6616,1252 +6593,405 @@ set_item(PyObject *items, Py_ssize_t which, PyObject *item /* new, or NULL */)
  * Runs on:  any thread of the application that calls them, and sessions; ATTACHED.
  * Touches:  the one name in a module or class that a probe is inserted at, and that only while what
  *           it has put there is still there.
- * A stand-in takes the function's home; its probe is what one asks. Nothing of the application's
- * runs to find a function, and nothing is imported. A probe keeps one exception, the latest, with
- * its frames, until it is discarded. Each is in one of three states, and who moves it from one to
- * the next does the work; a field that changes otherwise does under the probe's critical section.
+ * A stand-in takes the function's home: a function that calls it, dressed by functools.wraps(). Its
+ * probe is what one asks. Nothing of the application's runs to find a function, and nothing of it is
+ * imported. A probe keeps one exception, the latest, with its frames, until it is discarded. All of
+ * it is in Python; what is C here gives it to who asks: the module's functions, and the commands.
  * ====================================================================================== */
 
-/* What the room owns in one interpreter: module_state.probes is a tuple of these. */
-enum probes_item {
-    PROBES_BY_NAME, /* dict of name: probe */
-    PROBE_TYPE,
-    PROBED_TYPE,
-    PROBED_PLAIN_TYPE,
-    PROBED_GENERATOR_TYPE,
-    PROBED_ITERABLE_COROUTINE_TYPE,
-    PROBED_COROUTINE_TYPE,
-    PROBED_ASYNC_GENERATOR_TYPE,
-    PROBES_ITEMS,
-};
+static const char probes_program[] =
+    "import sys\n"
+    "functools = standard('functools')\n"
+    "inspect = standard('inspect')\n"
+    "types = standard('types')\n"
+    "weakref = standard('weakref')\n"
 
-enum probe_state {
-    PROBE_NEW,    /* has its name, and no home yet */
-    PROBE_PLACED, /* stands where its name says, as far as we know */
-    PROBE_REMOVED,
-};
+    "by_name = {}\n"
+    /* Stand-ins that outlive their probes, for those who have weak references to them. */
+    "kept_stand_ins = []\n"
 
-struct probe {
-    PyObject_HEAD PyObject *name; /* owned, "module:function" or "module:Class.method" */
-    PyObject *items;              /* owned, module_state.probes */
-    _Atomic enum probe_state state;
-    _Atomic uint64_t calls;
-    _Atomic uint64_t exceptions;
-    PyObject *exception; /* owned, the latest; NULL: none, or discarded */
-    PyObject *traceback; /* owned, from the function's own frame inwards; or NULL */
-    /* Its home. NULL before it is placed and once it is removed. */
-    PyObject *parent;    /* owned module or class */
-    PyObject *attribute; /* owned str */
-    PyObject *previous;  /* owned: what was in parent's own dict; NULL: it is inherited */
-    PyObject
-        *placed; /* owned: what is there instead, the stand-in or what has it inside */
-    PyObject *stand_in; /* owned */
-};
+    /* isinstance() would ask the object itself, which may run anything. */
+    "def is_a(object, *types):\n"
+    "    return issubclass(type(object), types)\n"
 
-ATTACHED static PyObject *
-probes_item(PyObject *items, enum probes_item which)
-{
-    return PyTuple_GET_ITEM(items, which);
-}
+    /* ---- What a probe keeps ---- */
 
-/* ---- What a function failed with -------------------------------------------------- */
+    "class Probe:\n"
+    "    '''A function under observation, as probe() returns it. It keeps the latest\n"
+    "    exception that left the function, with its frames, until discard() or\n"
+    "    remove().'''\n"
 
-/* Keeps an exception, or drops what was kept; a probe that is removed keeps none. Takes over the
- * references. */
-ATTACHED static void
-keep_exception(struct probe *probe, PyObject *exception /* new, or NULL */,
-               PyObject *traceback /* new, or NULL */)
-{
-    BEGIN_CRITICAL_SECTION(probe);
-    if (exception == NULL || atomic_load(&probe->state) != PROBE_REMOVED) {
-        PyObject *dropped = probe->exception;
-        probe->exception = exception;
-        exception = dropped;
-        dropped = probe->traceback;
-        probe->traceback = traceback;
-        traceback = dropped;
-    }
-    END_CRITICAL_SECTION();
-    Py_XDECREF(exception); /* may run any code */
-    Py_XDECREF(traceback);
-}
+    "    def __init__(self, name):\n"
+    "        self.name = name\n"
+    "        self._calls = counter()\n"
+    "        self._exceptions = counter()\n"
+    "        self._kept = None, None\n"
+    "        self._home = None\n"
+    /* Has a member while the probe is in place: who removes it pops that, and so is alone. */
+    "        self._in_place = set()\n"
+    "        self._removed = False\n"
 
-/* New references to what is kept, or NULL. What a C function raised has no frame of its own: those
- * that it passed since are shown. */
-ATTACHED static PyObject *
-get_kept(struct probe *probe, PyObject **traceback)
-{
-    PyObject *exception = NULL; /* new, handed to the caller */
-    BEGIN_CRITICAL_SECTION(probe);
-    exception = Py_XNewRef(probe->exception);
-    *traceback = Py_XNewRef(probe->traceback);
-    END_CRITICAL_SECTION();
-    if (exception != NULL && *traceback == NULL) {
-        *traceback = PyException_GetTraceback(exception);
-    }
-    return exception;
-}
+    "    def __repr__(self):\n"
+    "        calls, exceptions = self.calls, self.exceptions\n"
+    "        return \"<manhole.Probe '%s': %d call%s, %d exception%s%s>\" % (\n"
+    "            self.name, calls, 's' * (calls != 1),\n"
+    "            exceptions, 's' * (exceptions != 1), ', removed' * self._removed)\n"
 
-/* A probed call has failed. The exception stays set. */
-ATTACHED static void
-record_exception(struct probe *probe)
-{
-    PyObject *exception = take_exception(); /* owned, put back */
-    (void)atomic_fetch_add(&probe->exceptions, 1);
-    keep_exception(probe, Py_NewRef(exception), PyException_GetTraceback(exception));
-    put_back_exception(exception);
-}
+    "    @property\n"
+    "    def calls(self):\n"
+    "        'How often the function was called.'\n"
+    "        return self._calls(0)\n"
 
-/* ---- Generators and coroutines: what they raise comes later than the call --------- */
+    "    @property\n"
+    "    def exceptions(self):\n"
+    "        'How many exceptions left it, a generator or coroutine of its included.'\n"
+    "        return self._exceptions(0)\n"
 
-/* Records what the target has raised, unless it is how iterators end. Returns NULL. */
-ATTACHED static PyObject *
-record_later(PyObject *self)
-{
-    if (PyErr_Occurred() != NULL && !PyErr_ExceptionMatches(PyExc_StopIteration) &&
-        !PyErr_ExceptionMatches(PyExc_StopAsyncIteration) &&
-        !PyErr_ExceptionMatches(PyExc_GeneratorExit)) {
-        record_exception((struct probe *)((struct stand_in *)self)->owner);
-    }
-    return NULL;
-}
+    "    @property\n"
+    "    def exception(self):\n"
+    "        'The latest of them; None when none is kept.'\n"
+    "        return self._kept[0]\n"
 
-ATTACHED static PyObject *
-watched_call(PyObject *self, const char *name, PyObject *arguments)
-{
-    PyObject *method = PyObject_GetAttrString(target_of(self), name); /* owned */
-    PyObject *result = NULL; /* new, handed to the caller */
-    if (method != NULL) {
-        result = PyObject_CallObject(method, arguments);
-        Py_DECREF(method);
-    }
-    return result != NULL ? result : record_later(self);
-}
+    "    @property\n"
+    "    def traceback(self):\n"
+    "        'The text of its traceback, from the function inwards; None as above.'\n"
+    "        exception, frames = self._get_kept()\n"
+    "        if exception is None:\n"
+    "            return None\n"
+    "        format_exception = standard('traceback').format_exception\n"
+    "        return ''.join(format_exception(type(exception), exception, frames))\n"
 
-ATTACHED static PyObject *
-watched_send(PyObject *self, PyObject *arguments)
-{
-    return watched_call(self, "send", arguments);
-}
+    /* The frames that it has passed: the first is that of the stand-in. What a function in C has
+     * raised has none of its own, and those that it passed since are shown. */
+    "    def _get_kept(self):\n"
+    "        exception, frames = self._kept\n"
+    "        if frames is None and exception is not None:\n"
+    "            frames = exception.__traceback__\n"
+    "        return exception, frames\n"
 
-ATTACHED static PyObject *
-watched_throw(PyObject *self, PyObject *arguments)
-{
-    return watched_call(self, "throw", arguments);
-}
+    /* For stand-ins. A generator that is closed has not failed. Removal, which may come at the
+     * same time, first says so and then drops what is kept: so it looks for that last. */
+    "    def _failed(self, exception):\n"
+    "        if not is_a(exception, GeneratorExit):\n"
+    "            self._exceptions(1)\n"
+    "            self._kept = exception, exception.__traceback__.tb_next\n"
+    "            if self._removed:\n"
+    "                self.discard()\n"
 
-ATTACHED static PyObject *
-watched_close(PyObject *self, PyObject *arguments)
-{
-    return watched_call(self, "close", arguments);
-}
+    "    def _fail_without(self):\n"
+    "        raise LookupError(\n"
+    "            \"'%s' has no traceback: in %d calls since the probe was inserted \"\n"
+    "            \"%d exceptions have left it, and none is kept\"\n"
+    "            % (self.name, self.calls, self.exceptions))\n"
 
-#ifdef Py_am_send
-/* The short way of `await` and `yield from` in CPython 3.10 and 3.11. */
-ATTACHED static PySendResult
-watched_am_send(PyObject *self, PyObject *value, PyObject **result)
-{
-    PySendResult sent = PyIter_Send(target_of(self), value, result);
-    if (sent == PYGEN_ERROR) {
-        (void)record_later(self);
-    }
-    return sent;
-}
+    "    def _get_text(self):\n"
+    "        text = self.traceback\n"
+    "        if text is None:\n"
+    "            self._fail_without()\n"
+    "        return text\n"
 
-/* The same since 3.12. A StopIteration is made only where there is a value for it. */
-ATTACHED static PyObject *
-watched_iternext(PyObject *self)
-{
-    PyObject *result = NULL;   /* new, handed to the caller if it is yielded */
-    PyObject *stopping = NULL; /* owned */
-    if (watched_am_send(self, Py_None, &result) == PYGEN_RETURN) {
-        stopping =
-            result == Py_None ? NULL : PyObject_CallOneArg(PyExc_StopIteration, result);
-        if (stopping != NULL) {
-            PyErr_SetObject(PyExc_StopIteration, stopping);
-        }
-        Py_XDECREF(stopping);
-        Py_CLEAR(result);
-    }
-    return result;
-}
-#  define WATCHED_SEND_SLOT {Py_am_send, watched_am_send},
-#else
-/* A coroutine is none that next() takes; what it gives for `await` is. */
-ATTACHED static PyObject *
-watched_iternext(PyObject *self)
-{
-    PyObject *target = target_of(self);
-    PyTypeObject *type = Py_TYPE(target);
-    PyObject *iterator = type->tp_iternext != NULL
-                             ? Py_NewRef(target)
-                             : type->tp_as_async->am_await(target); /* owned */
-    PyObject *result = NULL; /* new, handed to the caller */
-    if (iterator != NULL) {
-        result = Py_TYPE(iterator)->tp_iternext(iterator);
-        Py_DECREF(iterator);
-    }
-    return result != NULL ? result : record_later(self);
-}
-#  define WATCHED_SEND_SLOT
-#endif
+    "    def discard(self):\n"
+    "        'Let go of the exception that is kept, and so of all its frames.'\n"
+    "        self._kept = None, None\n"
 
-ATTACHED static PyObject *
-watched_self(PyObject *self)
-{
-    return Py_NewRef(self);
-}
+    "    def print(self):\n"
+    "        'Print the traceback to sys.stdout. LookupError when none is kept.'\n"
+    "        print(self._get_text(), end='')\n"
 
-/* What an asynchronous generator gives to be awaited is watched like a coroutine. Takes over
- * awaitable. */
-ATTACHED static PyObject *
-watch_awaitable(PyObject *self, PyObject *awaitable /* new, or NULL with an exception */)
-{
-    PyObject *owner = ((struct stand_in *)self)->owner;
-    PyObject *watched = NULL; /* new, handed to the caller */
-    if (awaitable == NULL) {
-        return NULL;
-    }
-    watched =
-        make_stand_in(probes_item(((struct probe *)owner)->items, PROBED_COROUTINE_TYPE),
-                      awaitable, owner);
-    Py_DECREF(awaitable);
-    return watched;
-}
+    /* The streams are the calling thread's; the process's SIGINT and ~/.pdbrc are let alone. */
+    "    def debug(self):\n"
+    "        '''Examine the exception with pdb, post mortem, on the streams of the\n"
+    "        calling thread: at a manhole's prompt they are the client. The program\n"
+    "        goes on meanwhile. LookupError when no exception is kept.'''\n"
+    "        frames = self._get_kept()[1]\n"
+    "        if frames is None:\n"
+    "            self._fail_without()\n"
+    "        debugger = standard('pdb').Pdb(stdin=sys.stdin, stdout=sys.stdout,\n"
+    "                                       nosigint=True, readrc=False)\n"
+    "        debugger.reset()\n"
+    "        debugger.interaction(None, frames)\n"
 
-ATTACHED static PyObject *
-watched_anext(PyObject *self)
-{
-    PyObject *target = target_of(self);
-    PyObject *awaitable = Py_TYPE(target)->tp_as_async->am_anext(target);
-    return awaitable == NULL ? record_later(self) : watch_awaitable(self, awaitable);
-}
+    "    def remove(self):\n"
+    "        '''Put back what was there before, and let go of the exception.\n"
+    "        RuntimeError when somebody else has replaced it meanwhile: that is left\n"
+    "        as it is. LookupError when the probe is removed already.'''\n"
+    "        try:\n"
+    "            self._in_place.pop()\n"
+    "        except KeyError:\n"
+    "            raise LookupError(\"the probe '%s' is %s\" % (\n"
+    "                self.name, 'removed already' if self._removed\n"
+    "                else 'only just being inserted')) from None\n"
+    "        self._removed = True\n"
+    "        try:\n"
+    "            complaint = restore(self)\n"
+    "        except BaseException:\n"
+    "            self._removed = False\n"
+    "            self._in_place.add(True)\n"
+    "            raise\n"
+    "        by_name.pop(self.name, None)\n"
+    "        self.discard()\n"
+    /* A signal's receiver, say: it took the stand-in for the function, which lives on. It
+     * passes calls through for ever. */
+    "        if weakref.getweakrefcount(self._home.stand_in):\n"
+    "            kept_stand_ins.append(self._home.stand_in)\n"
+    "        self._home = None\n"
+    "        if complaint:\n"
+    "            raise RuntimeError(complaint)\n"
 
-ATTACHED static PyObject *
-watched_asend(PyObject *self, PyObject *arguments)
-{
-    return watch_awaitable(self, watched_call(self, "asend", arguments));
-}
+    /* ---- Stand-ins ----
+     * Each is of the function's own kind, so that who asks how to call it is told right. */
 
-ATTACHED static PyObject *
-watched_athrow(PyObject *self, PyObject *arguments)
-{
-    return watch_awaitable(self, watched_call(self, "athrow", arguments));
-}
+    /* What calls the function, and tells the probe. */
+    "def make_call(function, called, failed):\n"
+    "    if inspect.iscoroutinefunction(function):\n"
+    "        async def probed(*arguments, **keywords):\n"
+    "            called(1)\n"
+    "            try:\n"
+    "                return await function(*arguments, **keywords)\n"
+    "            except BaseException as exception:\n"
+    "                failed(exception)\n"
+    "                raise\n"
+    "    elif inspect.isasyncgenfunction(function):\n"
+    /* What `yield from` does for the others. */
+    "        async def probed(*arguments, **keywords):\n"
+    "            called(1)\n"
+    "            try:\n"
+    "                generator = function(*arguments, **keywords)\n"
+    "                step = generator.__anext__()\n"
+    "                while True:\n"
+    "                    try:\n"
+    "                        part = await step\n"
+    "                    except StopAsyncIteration:\n"
+    "                        return\n"
+    "                    try:\n"
+    "                        step = generator.asend((yield part))\n"
+    "                    except GeneratorExit:\n"
+    "                        await generator.aclose()\n"
+    "                        raise\n"
+    "                    except BaseException as exception:\n"
+    "                        step = generator.athrow(exception)\n"
+    "            except BaseException as exception:\n"
+    "                failed(exception)\n"
+    "                raise\n"
+    "    elif inspect.isgeneratorfunction(function):\n"
+    "        def probed(*arguments, **keywords):\n"
+    "            called(1)\n"
+    "            try:\n"
+    "                return (yield from function(*arguments, **keywords))\n"
+    "            except BaseException as exception:\n"
+    "                failed(exception)\n"
+    "                raise\n"
+    /* The coroutines of types.coroutine(). */
+    "        flags = getattr(function, '__code__', probed.__code__).co_flags\n"
+    "        if flags & inspect.CO_ITERABLE_COROUTINE:\n"
+    "            probed = types.coroutine(probed)\n"
+    "    else:\n"
+    "        def probed(*arguments, **keywords):\n"
+    "            called(1)\n"
+    "            try:\n"
+    "                return function(*arguments, **keywords)\n"
+    "            except BaseException as exception:\n"
+    "                failed(exception)\n"
+    "                raise\n"
+    "    return probed\n"
 
-ATTACHED static PyObject *
-watched_aclose(PyObject *self, PyObject *arguments)
-{
-    return watch_awaitable(self, watched_call(self, "aclose", arguments));
-}
+    "def binds(function):\n"
+    "    kind = type(function)\n"
+    "    return hasattr(kind, '__get__') and not issubclass(kind, types.MethodType)\n"
 
-static PyMethodDef watched_methods[] = {
-    {"send", watched_send, METH_VARARGS, NULL},
-    {"throw", watched_throw, METH_VARARGS, NULL},
-    {"close", watched_close, METH_VARARGS, NULL},
+    /* Of what is called but no function of Python's: functions in C, partial(), lru_cache()'s,
+     * Celery's tasks. It binds if that does, has its attributes, and is pickled as that is. */
+    "class Probed:\n"
+    "    def __init__(self, call, function):\n"
+    "        self.__call = call\n"
+    "        functools.update_wrapper(self, function, updated=())\n"
+
+    "    def __call__(self, /, *arguments, **keywords):\n"
+    "        return self.__call(*arguments, **keywords)\n"
+
+    "    def __getattr__(self, name):\n"
+    "        return getattr(self.__wrapped__, name)\n"
+
+    "    def __reduce_ex__(self, protocol):\n"
+    "        return self.__wrapped__.__reduce_ex__(protocol)\n"
+
+    "class BindingProbed(Probed):\n"
+    "    def __get__(self, object, owner=None):\n"
+    "        return self if object is None else types.MethodType(self, object)\n"
+
+    "def make_stand_in(function, probe):\n"
+    "    call = make_call(function, probe._calls, probe._failed)\n"
+    "    if is_a(function, types.FunctionType):\n"
+    "        return functools.update_wrapper(call, function)\n"
+    "    return (BindingProbed if binds(function) else Probed)(call, function)\n"
+
+    /* ---- Where a function is ----
+     * Looked for in dictionaries alone, so that nothing of the application's runs. */
+
+    /* Returns what is there, and whether it is inherited. */
+    "def look_up(parent, attribute):\n"
+    "    for holder in parent.__mro__ if is_a(parent, type) else [parent]:\n"
+    "        names = vars(holder)\n"
+    "        if attribute in names:\n"
+    "            return names[attribute], holder is not parent\n"
+    "    raise LookupError(\"%r has no name '%s'\" % (parent, attribute))\n"
+
+    /* The module or class that the function is in, and its name there. */
+    "def find_parent(name):\n"
+    "    if not is_a(name, str):\n"
+    "        raise TypeError(\"a probe's name is a str, not %s\" % type(name).__name__)\n"
+    "    module, _, path = name.partition(':')\n"
+    "    if not module or not path:\n"
+    "        raise ValueError(\"a probe's name is module:function or \"\n"
+    "                         \"module:Class.method, not %r\" % name)\n"
+    "    parent = sys.modules.get(module)\n"
+    "    if parent is None:\n"
+    "        raise LookupError(\n"
+    "            \"no module '%s' is imported, and a probe imports nothing: import \"\n"
+    "            \"it in the program, or name the module as sys.modules has it (the \"\n"
+    "            \"program that was started is '__main__')\" % module)\n"
+    "    *steps, attribute = path.split('.')\n"
+    "    for step in steps:\n"
+    "        parent, _ = look_up(parent, step)\n"
+    "        if not is_a(parent, type, types.ModuleType):\n"
+    "            raise TypeError(\n"
+    "                \"'%s' is an object of %r: a probe goes into modules and \"\n"
+    "                \"classes only; name the class\" % (step, type(parent)))\n"
+    "    return parent, attribute\n"
+
+    /* A bit of type.__flags__ that tells who binds as functions do. */
+    "METHOD_DESCRIPTOR = 1 << 17\n"
+
+    "def check_function(name, function, in_class):\n"
+    "    kind = type(function)\n"
+    "    for other in list(by_name.values()):\n"
+    "        home = other._home\n"
+    "        if home is not None and home.stand_in is function:\n"
+    "            raise ValueError(\"'%s' is probed already, as '%s'\"\n"
+    "                             % (name, other.name))\n"
+    "    if is_a(function, type):\n"
+    "        raise TypeError(\"'%s' is a class: name a method of it, such as \"\n"
+    "                        \"'%s.__init__'\" % (name, name))\n"
+    "    if not callable(function):\n"
+    "        raise TypeError(\"'%s' is a %s object, which cannot be called: a probe \"\n"
+    "                        \"goes on a function or method\" % (name, kind.__name__))\n"
+    "    if in_class and binds(function) and not kind.__flags__ & METHOD_DESCRIPTOR:\n"
+    "        raise TypeError(\"'%s' is a %s object, which binds to instances in a \"\n"
+    "                        \"way of its own: name the function that it calls\"\n"
+    "                        % (name, kind.__name__))\n"
+
+    /* What a probe needs to know to be placed, and to be removed. */
+    "def find_home(probe):\n"
+    "    parent, attribute = find_parent(probe.name)\n"
+    "    found, inherited = look_up(parent, attribute)\n"
+    "    in_class = is_a(parent, type)\n"
+    /* They look at what stands in their places in the class, and take no arguments where that is
+     * anything else. */
+    "    if (inherited and attribute in ('__new__', '__init__') and\n"
+    "            found is vars(object)[attribute]):\n"
+    "        raise TypeError(\"'%s' is object's own: name a method that the class or \"\n"
+    "                        \"a base of it defines\" % probe.name)\n"
+    "    wrapped = in_class and is_a(found, staticmethod, classmethod)\n"
+    "    function = found.__func__ if wrapped else found\n"
+    "    check_function(probe.name, function, in_class)\n"
+    "    stand_in = make_stand_in(function, probe)\n"
+    "    return types.SimpleNamespace(\n"
+    "        parent=parent, attribute=attribute, found=found, inherited=inherited,\n"
+    "        stand_in=stand_in, placed=type(found)(stand_in) if wrapped else stand_in)\n"
+
+    /* Puts back what was there. Returns a complaint if something else is there by now. */
+    "def restore(probe):\n"
+    "    home = probe._home\n"
+    "    try:\n"
+    "        found, inherited = look_up(home.parent, home.attribute)\n"
+    "    except LookupError:\n"
+    "        return \"the probe is gone, and so is '%s' itself\" % probe.name\n"
+    "    if found is not home.placed or inherited:\n"
+    "        return (\"the probe is gone, but '%s' is something else by now, %r: \"\n"
+    "                \"that was left there\" % (probe.name, found))\n"
+    "    if home.inherited:\n"
+    "        delattr(home.parent, home.attribute)\n"
+    "    else:\n"
+    "        setattr(home.parent, home.attribute, home.found)\n"
+
+    /* ---- What is called from C ---- */
+
+    /* The name is claimed first: of two threads one inserts. */
+    "def probe(name):\n"
+    "    probe = Probe(name)\n"
+    "    if by_name.setdefault(name, probe) is not probe:\n"
+    "        return find_probe(name)\n"
+    "    try:\n"
+    "        probe._home = find_home(probe)\n"
+    "        setattr(probe._home.parent, probe._home.attribute, probe._home.placed)\n"
+    "        probe._in_place.add(True)\n"
+    "    except BaseException:\n"
+    "        by_name.pop(name, None)\n"
+    "        if probe._home is not None:\n"
+    "            restore(probe)\n"
+    "        raise\n"
+    "    return probe\n"
+
+    "def find_probe(name):\n"
+    "    try:\n"
+    "        return by_name[name]\n"
+    "    except KeyError:\n"
+    "        raise LookupError('there is no probe %r; there are %r'\n"
+    "                          % (name, sorted(list(by_name)))) from None\n"
+
+    "def probes():\n"
+    "    return sorted(list(by_name.values()), key=lambda probe: probe.name)\n"
+
+    "def unprobe(name):\n"
+    "    find_probe(name).remove()\n"
+
+    /* All are removed, whatever is complained of one. */
+    "def unprobe_all():\n"
+    "    failure = None\n"
+    "    for probe in probes():\n"
+    "        try:\n"
+    "            probe.remove()\n"
+    "        except Exception as exception:\n"
+    "            failure = exception\n"
+    "    if failure is not None:\n"
+    "        raise failure\n"
+
+    "def insert(name):\n"
+    "    probe(name)\n"
+
+    "def text_of(name):\n"
+    "    return find_probe(name)._get_text()\n"
+
+    "def discard(name):\n"
+    "    find_probe(name).discard()\n"
+
+    "def debug(name):\n"
+    "    find_probe(name).debug()\n"
+
+    "def list_names():\n"
+    "    return repr(sorted(list(by_name)))\n"
+
+    "def list_tracebacks():\n"
+    "    kept = {}\n"
+    "    for probe in probes():\n"
+    "        exception, frames = probe._get_kept()\n"
+    "        if exception is not None:\n"
+    "            kept[probe.name] = frames\n"
+    "    return repr(kept)\n";
+
+static PyMethodDef probes_natives[] = {
+    {"counter", part_counter, METH_NOARGS, NULL},
+    {"standard", part_standard, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
-static PyMethodDef watched_async_methods[] = {
-    {"asend", watched_asend, METH_VARARGS, NULL},
-    {"athrow", watched_athrow, METH_VARARGS, NULL},
-    {"aclose", watched_aclose, METH_VARARGS, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyType_Slot probed_generator_slots[] = {
-    STAND_IN_SLOTS,
-    STAND_IN_OWNERSHIP_SLOTS,
-    WATCHED_SEND_SLOT{Py_tp_iter, watched_self},
-    {Py_tp_iternext, watched_iternext},
-    {Py_tp_methods, watched_methods},
-    {0, NULL},
-};
-
-/* types.coroutine() makes such generators, that may be awaited. */
-static PyType_Slot probed_iterable_coroutine_slots[] = {
-    STAND_IN_SLOTS,
-    STAND_IN_OWNERSHIP_SLOTS,
-    WATCHED_SEND_SLOT{Py_am_await, watched_self},
-    {Py_tp_iter, watched_self},
-    {Py_tp_iternext, watched_iternext},
-    {Py_tp_methods, watched_methods},
-    {0, NULL},
-};
-
-static PyType_Slot probed_coroutine_slots[] = {
-    STAND_IN_SLOTS,
-    STAND_IN_OWNERSHIP_SLOTS,
-    WATCHED_SEND_SLOT{Py_am_await, watched_self},
-    {Py_tp_iternext, watched_iternext},
-    {Py_tp_methods, watched_methods},
-    {0, NULL},
-};
-
-static PyType_Slot probed_async_generator_slots[] = {
-    STAND_IN_SLOTS,
-    STAND_IN_OWNERSHIP_SLOTS,
-    {Py_am_aiter, watched_self},
-    {Py_am_anext, watched_anext},
-    {Py_tp_methods, watched_async_methods},
-    {0, NULL},
-};
-
-static PyType_Spec probed_generator_spec = {
-    .name = "manhole.ProbedGenerator",
-    .basicsize = sizeof(struct stand_in),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = probed_generator_slots,
-};
-
-static PyType_Spec probed_iterable_coroutine_spec = {
-    .name = "manhole.ProbedGenerator",
-    .basicsize = sizeof(struct stand_in),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = probed_iterable_coroutine_slots,
-};
-
-static PyType_Spec probed_coroutine_spec = {
-    .name = "manhole.ProbedCoroutine",
-    .basicsize = sizeof(struct stand_in),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = probed_coroutine_slots,
-};
-
-static PyType_Spec probed_async_generator_spec = {
-    .name = "manhole.ProbedAsyncGenerator",
-    .basicsize = sizeof(struct stand_in),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = probed_async_generator_slots,
-};
-
-ATTACHED static bool
-is_iterable_coroutine(PyObject *generator)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    PyCodeObject *code = PyGen_GetCode((PyGenObject *)generator); /* owned */
-#else
-    PyCodeObject *code =
-        (PyCodeObject *)Py_NewRef(((PyGenObject *)generator)->gi_code); /* owned */
-#endif
-    bool is = (code->co_flags & CO_ITERABLE_COROUTINE) != 0;
-    Py_DECREF(code);
-    return is;
-}
-
-/* What a probed call returns: the result, taken over, or what watches it; NULL on an exception. */
-ATTACHED static PyObject *
-watch_result(struct probe *probe, PyObject *result)
-{
-    enum probes_item type = PROBES_ITEMS;
-    PyObject *watched = NULL; /* new, handed to the caller */
-    if (PyGen_CheckExact(result)) {
-        type = is_iterable_coroutine(result) ? PROBED_ITERABLE_COROUTINE_TYPE
-                                             : PROBED_GENERATOR_TYPE;
-    }
-    else if (PyCoro_CheckExact(result)) {
-        type = PROBED_COROUTINE_TYPE;
-    }
-    else if (PyAsyncGen_CheckExact(result)) {
-        type = PROBED_ASYNC_GENERATOR_TYPE;
-    }
-    else {
-        return result;
-    }
-    watched = make_stand_in(probes_item(probe->items, type), result, (PyObject *)probe);
-    Py_DECREF(result);
-    return watched;
-}
-
-/* ---- The stand-in of a function --------------------------------------------------- */
-
-ATTACHED static PyObject *
-probed_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *keywords)
-{
-    struct probe *probe = (struct probe *)((struct stand_in *)self)->owner;
-    PyObject *result = NULL; /* new, handed to the caller */
-    (void)atomic_fetch_add_explicit(&probe->calls, 1, memory_order_relaxed);
-    result = PyObject_Vectorcall(target_of(self), arguments, count, keywords);
-    if (result == NULL) {
-        record_exception(probe);
-        return NULL;
-    }
-    return watch_result(probe, result);
-}
-
-/* Binds as functions do. */
-ATTACHED static PyObject *
-probed_descr_get(PyObject *self, PyObject *object, PyObject *type)
-{
-    (void)type;
-    return object == NULL || object == Py_None ? Py_NewRef(self)
-                                               : PyMethod_New(self, object);
-}
-
-/* Pickled, as functions are, by its name, where it stands under that and is found again. Else the
- * function is. */
-ATTACHED static PyObject *
-probed_reduce(PyObject *self, PyObject *unused)
-{
-    const struct probe *probe = (struct probe *)((struct stand_in *)self)->owner;
-    PyObject *module = PyObject_GetAttrString(target_of(self), "__module__"); /* owned */
-    PyObject *qualname =
-        PyObject_GetAttrString(target_of(self), "__qualname__"); /* owned */
-    PyObject *own = NULL;                                        /* owned */
-    PyObject *getter = NULL;                                     /* owned */
-    PyObject *result = NULL; /* new, handed to the caller */
-    (void)unused;
-    if (module != NULL && qualname != NULL) {
-        own = PyUnicode_FromFormat("%S:%S", module, qualname);
-    }
-    PyErr_Clear(); /* a partial() has no name, for one */
-    if (own != NULL && atomic_load(&probe->state) != PROBE_REMOVED &&
-        PyUnicode_Compare(own, probe->name) == 0) {
-        result = Py_NewRef(qualname);
-    }
-    else {
-        PyObject *operators = PyImport_ImportModule("operator"); /* owned */
-        if (operators != NULL) {
-            getter = PyObject_CallMethod(operators, "itemgetter", "i", 0);
-        }
-        if (getter != NULL) {
-            result = Py_BuildValue("(O((O)))", getter, target_of(self));
-        }
-        Py_XDECREF(operators);
-    }
-    Py_XDECREF(module);
-    Py_XDECREF(qualname);
-    Py_XDECREF(own);
-    Py_XDECREF(getter);
-    return result;
-}
-
-static PyMethodDef probed_methods[] = {
-    {"__reduce__", probed_reduce, METH_NOARGS, NULL},
-    {"__reduce_ex__", probed_reduce, METH_O, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyType_Slot probed_slots[] = {
-    STAND_IN_SLOTS,
-    STAND_IN_OWNERSHIP_SLOTS,
-    {Py_tp_call, PyVectorcall_Call},
-    {Py_tp_descr_get, probed_descr_get},
-    {Py_tp_methods, probed_methods},
-    {0, NULL},
-};
-
-static PyType_Spec probed_spec = {
-    .name = "manhole.Probed",
-    .basicsize = sizeof(struct stand_in),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
-             Py_TPFLAGS_METHOD_DESCRIPTOR,
-    .slots = probed_slots,
-};
-
-/* Of what does not bind, as functions in C and bound methods do not. */
-static PyType_Slot probed_plain_slots[] = {
-    STAND_IN_SLOTS,
-    STAND_IN_OWNERSHIP_SLOTS,
-    {Py_tp_call, PyVectorcall_Call},
-    {Py_tp_methods, probed_methods},
-    {0, NULL},
-};
-
-static PyType_Spec probed_plain_spec = {
-    .name = "manhole.Probed",
-    .basicsize = sizeof(struct stand_in),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
-    .slots = probed_plain_slots,
-};
-
-/* ---- Finding a home -------------------------------------------------------------- */
-
-struct home {
-    PyObject *parent;    /* owned module or class */
-    PyObject *attribute; /* owned str */
-    PyObject *found;     /* owned: what is there, or in a base class; or NULL */
-    bool inherited;
-};
-
-ATTACHED static void
-free_home(struct home *home)
-{
-    Py_CLEAR(home->parent);
-    Py_CLEAR(home->attribute);
-    Py_CLEAR(home->found);
-}
-
-/* Looks the attribute up in the dictionaries alone, so that nothing of the application's runs.
- * Returns 0, or -1 with an exception, LookupError where there is no such name. */
-ATTACHED static int
-look_up(struct home *home)
-{
-    PyObject *holders = NULL; /* owned tuple */
-    Py_CLEAR(home->found);
-    holders = PyType_Check(home->parent)
-                  ? Py_NewRef(((PyTypeObject *)home->parent)->tp_mro)
-                  : PyTuple_Pack(1, home->parent);
-    for (Py_ssize_t i = 0;
-         holders != NULL && home->found == NULL && i < PyTuple_GET_SIZE(holders); i++) {
-        PyObject *names =
-            PyObject_GetAttrString(PyTuple_GET_ITEM(holders, i), "__dict__"); /* owned */
-        home->inherited = i > 0;
-        home->found = names == NULL ? NULL : PyObject_GetItem(names, home->attribute);
-        Py_XDECREF(names);
-        if (home->found == NULL && !PyErr_ExceptionMatches(PyExc_KeyError)) {
-            break;
-        }
-        PyErr_Clear();
-    }
-    if (holders != NULL && home->found == NULL && PyErr_Occurred() == NULL) {
-        PyErr_Format(PyExc_LookupError, "%R has no name '%U'", home->parent,
-                     home->attribute);
-    }
-    Py_XDECREF(holders);
-    return home->found == NULL ? -1 : 0;
-}
-
-/* Steps from a module or class into what was found in it. Returns 0, or -1 with TypeError. */
-ATTACHED static int
-step_into(struct home *home)
-{
-    if (!PyType_Check(home->found) && !PyModule_Check(home->found)) {
-        PyErr_Format(
-            PyExc_TypeError,
-            "'%U' is an object of %R: a probe goes into modules and classes only; "
-            "name the class",
-            home->attribute, Py_TYPE(home->found));
-        return -1;
-    }
-    Py_XSETREF(home->parent, home->found);
-    home->found = NULL;
-    return 0;
-}
-
-ATTACHED static void
-raise_not_imported(PyObject *module_name)
-{
-    if (PyErr_Occurred() == NULL) {
-        PyErr_Format(PyExc_LookupError,
-                     "no module '%U' is imported, and a probe imports nothing: import it "
-                     "in the program, or name the module as sys.modules has it (the "
-                     "program that was started is '__main__')",
-                     module_name);
-    }
-}
-
-/* Follows the path through modules and classes. Returns 0, or -1 with an exception. */
-ATTACHED static int
-follow_path(struct home *home, PyObject *module_name, PyObject *parts /* list of str */)
-{
-    home->parent = PyImport_GetModule(module_name);
-    if (home->parent == NULL) {
-        raise_not_imported(module_name);
-        return -1;
-    }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(parts); i++) {
-        if (i > 0 && step_into(home) < 0) {
-            return -1;
-        }
-        Py_XSETREF(home->attribute, Py_NewRef(PyList_GET_ITEM(parts, i)));
-        if (look_up(home) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-/* Finds the home of a name. Returns 0, or -1 with an exception; free_home() either way. */
-ATTACHED static int
-find_home(struct home *home, PyObject *name)
-{
-    Py_ssize_t length = PyUnicode_Check(name) ? PyUnicode_GetLength(name) : 0;
-    Py_ssize_t colon = length == 0 ? -1 : PyUnicode_FindChar(name, ':', 0, length, 1);
-    PyObject *module_name = NULL; /* owned */
-    PyObject *path = NULL;        /* owned */
-    PyObject *parts = NULL;       /* owned */
-    int result = -1;
-    if (colon < 1 || colon == length - 1) {
-        PyErr_Format(PyExc_ValueError,
-                     "a probe's name is module:function or module:Class.method, not %R",
-                     name);
-        return -1;
-    }
-    module_name = PyUnicode_Substring(name, 0, colon);
-    path = module_name == NULL ? NULL : PyUnicode_Substring(name, colon + 1, length);
-    parts = path == NULL ? NULL : PyObject_CallMethod(path, "split", "s", ".");
-    if (parts != NULL) {
-        result = follow_path(home, module_name, parts);
-    }
-    Py_XDECREF(module_name);
-    Py_XDECREF(path);
-    Py_XDECREF(parts);
-    return result;
-}
-
-/* ---- Inserting and removing ------------------------------------------------------- */
-
-ATTACHED static bool
-is_static_or_class_method(PyObject *object)
-{
-    return PyObject_TypeCheck(object, &PyStaticMethod_Type) ||
-           PyObject_TypeCheck(object, &PyClassMethod_Type);
-}
-
-/* The probe whose stand-in this is, borrowed, unless it is removed; or NULL. */
-ATTACHED static struct probe *
-live_probe_of(PyObject *function)
-{
-    struct probe *probe = NULL;
-    if (Py_TYPE(function)->tp_traverse == stand_in_traverse &&
-        ((struct stand_in *)function)->call == probed_call) {
-        probe = (struct probe *)((struct stand_in *)function)->owner;
-    }
-    return probe != NULL && atomic_load(&probe->state) != PROBE_REMOVED ? probe : NULL;
-}
-
-/* Whether it binds to the object that it is got from. */
-ATTACHED static bool
-binds(PyObject *function)
-{
-    return Py_TYPE(function)->tp_descr_get != NULL && !PyMethod_Check(function);
-}
-
-/* Whether what is found in a class decides itself, in a way that is not a function's, what it is
- * bound to. */
-ATTACHED static bool
-binds_in_its_own_way(PyObject *function)
-{
-    return Py_TYPE(function)->tp_descr_get != NULL &&
-           !PyType_HasFeature(Py_TYPE(function), Py_TPFLAGS_METHOD_DESCRIPTOR) &&
-           !PyMethod_Check(function);
-}
-
-/* Whether it is object's own __new__ or __init__, found in a subclass: these look at what stands in
- * their places in the class, and take no arguments where that is anything else. */
-ATTACHED static bool
-is_objects_own(const struct home *home)
-{
-    bool own = false;
-    if (home->inherited &&
-        (PyUnicode_CompareWithASCIIString(home->attribute, "__new__") == 0 ||
-         PyUnicode_CompareWithASCIIString(home->attribute, "__init__") == 0)) {
-        PyObject *theirs =
-            PyObject_GetAttr((PyObject *)&PyBaseObject_Type, home->attribute); /* owned */
-        own = theirs == home->found;
-        PyErr_Clear();
-        Py_XDECREF(theirs);
-    }
-    return own;
-}
-
-/* Returns 0, or -1 with an exception that says why this cannot be probed. */
-ATTACHED static int
-check_function(PyObject *name, PyObject *function, bool in_class)
-{
-    struct probe *other = live_probe_of(function);
-    if (other != NULL) {
-        PyErr_Format(PyExc_ValueError, "'%U' is probed already, as '%U'", name,
-                     other->name);
-    }
-    else if (PyType_Check(function)) {
-        PyErr_Format(PyExc_TypeError,
-                     "'%U' is a class: name a method of it, such as '%U.__init__'", name,
-                     name);
-    }
-    else if (!PyCallable_Check(function)) {
-        PyErr_Format(PyExc_TypeError,
-                     "'%U' is a %s object, which cannot be called: a probe goes on a "
-                     "function or method",
-                     name, Py_TYPE(function)->tp_name);
-    }
-    else if (in_class && binds_in_its_own_way(function)) {
-        PyErr_Format(PyExc_TypeError,
-                     "'%U' is a %s object, which binds to instances in a way of its own: "
-                     "name the function that it calls",
-                     name, Py_TYPE(function)->tp_name);
-    }
-    return PyErr_Occurred() == NULL ? 0 : -1;
-}
-
-/* The function that is called when what was found is. Returns a new reference, or NULL. */
-ATTACHED static PyObject *
-unwrap_function(const struct home *home)
-{
-    return PyType_Check(home->parent) && is_static_or_class_method(home->found)
-               ? PyObject_GetAttrString(home->found, "__func__")
-               : Py_NewRef(home->found);
-}
-
-/* What goes into the place of what was found, so that it binds, or does not, in the same way.
- * Returns a new reference, or NULL with an exception. */
-ATTACHED static PyObject *
-wrap_stand_in(const struct home *home, PyObject *stand_in)
-{
-    if (PyType_Check(home->parent)) {
-        if (is_static_or_class_method(home->found)) {
-            return PyObject_CallOneArg((PyObject *)Py_TYPE(home->found), stand_in);
-        }
-        if (!binds(home->found)) {
-            return PyObject_CallOneArg((PyObject *)&PyStaticMethod_Type, stand_in);
-        }
-    }
-    return Py_NewRef(stand_in);
-}
-
-/* Gives the probe its home, and puts the stand-in there. Returns 0, or -1 with an exception. */
-ATTACHED static int
-place_probe(struct probe *probe)
-{
-    struct home home = {.parent = NULL};
-    PyObject *function = NULL; /* owned */
-    int result = -1;
-    if (find_home(&home, probe->name) < 0) {
-        goto done;
-    }
-    if (is_objects_own(&home)) {
-        PyErr_Format(PyExc_TypeError,
-                     "'%U' is object's own: name a method that the class or a base of it "
-                     "defines",
-                     probe->name);
-        goto done;
-    }
-    function = unwrap_function(&home);
-    if (function == NULL ||
-        check_function(probe->name, function, PyType_Check(home.parent)) < 0) {
-        goto done;
-    }
-    probe->stand_in = make_stand_in(
-        probes_item(probe->items, binds(function) ? PROBED_TYPE : PROBED_PLAIN_TYPE),
-        function, (PyObject *)probe);
-    if (probe->stand_in == NULL) {
-        goto done;
-    }
-    ((struct stand_in *)probe->stand_in)->call = probed_call;
-    probe->placed = wrap_stand_in(&home, probe->stand_in);
-    probe->parent = Py_NewRef(home.parent);
-    probe->attribute = Py_NewRef(home.attribute);
-    probe->previous = home.inherited ? NULL : Py_NewRef(home.found);
-    if (probe->placed != NULL) {
-        result = PyObject_SetAttr(probe->parent, probe->attribute, probe->placed);
-    }
-done:
-    Py_XDECREF(function);
-    free_home(&home);
-    return result;
-}
-
-ATTACHED static int
-probe_clear(PyObject *self)
-{
-    struct probe *probe = (struct probe *)self;
-    Py_CLEAR(probe->exception);
-    Py_CLEAR(probe->traceback);
-    Py_CLEAR(probe->parent);
-    Py_CLEAR(probe->attribute);
-    Py_CLEAR(probe->previous);
-    Py_CLEAR(probe->placed);
-    Py_CLEAR(probe->stand_in);
-    return 0;
-}
-
-/* Returns a new probe without a home, or NULL with an exception. */
-ATTACHED static struct probe *
-make_probe(PyObject *items, PyObject *name)
-{
-    PyTypeObject *type = (PyTypeObject *)probes_item(items, PROBE_TYPE);
-    struct probe *probe = (struct probe *)type->tp_alloc(type, 0);
-    if (probe != NULL) {
-        probe->name = Py_NewRef(name);
-        probe->items = Py_NewRef(items);
-    }
-    return probe;
-}
-
-/* Takes the name out of the table, where it is still this probe's. Never raises. */
-ATTACHED static void
-forget_name(struct probe *probe)
-{
-    PyObject *by_name = probes_item(probe->items, PROBES_BY_NAME);
-    PyObject *type = NULL;      /* owned */
-    PyObject *value = NULL;     /* owned */
-    PyObject *traceback = NULL; /* owned */
-    PyErr_Fetch(&type, &value, &traceback);
-    if (PyDict_DelItem(by_name, probe->name) < 0) {
-        PyErr_Clear();
-    }
-    PyErr_Restore(type, value, traceback);
-}
-
-/* The probe of this name, new; NULL with LookupError when there is none. */
-ATTACHED static struct probe *
-find_probe(PyObject *items, PyObject *name)
-{
-    PyObject *by_name = probes_item(items, PROBES_BY_NAME);
-    PyObject *probe = PyObject_GetItem(by_name, name); /* new, handed to the caller */
-    PyObject *names = NULL;                            /* owned */
-    if (probe != NULL || !PyErr_ExceptionMatches(PyExc_KeyError)) {
-        return (struct probe *)probe;
-    }
-    PyErr_Clear();
-    names = PyDict_Keys(by_name);
-    if (names != NULL && PyList_Sort(names) == 0) {
-        PyErr_Format(PyExc_LookupError, "there is no probe %R; there are %R", name,
-                     names);
-    }
-    Py_XDECREF(names);
-    return NULL;
-}
-
-/* Inserts a probe, or finds the one that is there. Returns new, or NULL with an exception. The name
- * is claimed first: of two threads one inserts. */
-ATTACHED static struct probe *
-get_probe(PyObject *items, PyObject *name)
-{
-    PyObject *by_name = probes_item(items, PROBES_BY_NAME);
-    struct probe *probe = NULL; /* owned, handed to the caller */
-    if (!PyUnicode_Check(name)) {
-        PyErr_Format(PyExc_TypeError, "a probe's name is a str, not %s",
-                     Py_TYPE(name)->tp_name);
-        return NULL;
-    }
-    probe = make_probe(items, name);
-    if (probe == NULL) {
-        return NULL;
-    }
-    if (PyDict_SetDefault(by_name, name, (PyObject *)probe) != (PyObject *)probe) {
-        Py_DECREF(probe);
-        return PyErr_Occurred() == NULL ? find_probe(items, name) : NULL;
-    }
-    if (place_probe(probe) < 0) {
-        forget_name(probe);
-        (void)probe_clear((PyObject *)probe);
-        Py_CLEAR(probe);
-    }
-    else {
-        atomic_store(&probe->state, PROBE_PLACED);
-    }
-    return probe;
-}
-
-/* What became of a probe's home. */
-enum restoration {
-    RESTORED,
-    RESTORE_FAILED, /* with an exception: it is as it was */
-    REPLACED, /* by somebody else meanwhile, with an exception that says so: let be */
-};
-
-ATTACHED static enum restoration
-restore_place(struct probe *probe)
-{
-    struct home home = {.parent = Py_NewRef(probe->parent),
-                        .attribute = Py_NewRef(probe->attribute)};
-    enum restoration result = RESTORE_FAILED;
-    if (look_up(&home) < 0 && !PyErr_ExceptionMatches(PyExc_LookupError)) {
-        goto done;
-    }
-    PyErr_Clear();
-    if (home.found == probe->placed && !home.inherited) {
-        int error = probe->previous == NULL
-                        ? PyObject_DelAttr(home.parent, home.attribute)
-                        : PyObject_SetAttr(home.parent, home.attribute, probe->previous);
-        result = error < 0 ? RESTORE_FAILED : RESTORED;
-        goto done;
-    }
-    result = REPLACED;
-    if (home.found != NULL) {
-        PyErr_Format(PyExc_RuntimeError,
-                     "the probe is gone, but '%U' is something else by now, %R: that was "
-                     "left there",
-                     probe->name, home.found);
-    }
-    else {
-        PyErr_Format(PyExc_RuntimeError, "the probe is gone, and so is '%U' itself",
-                     probe->name);
-    }
-done:
-    free_home(&home);
-    return result;
-}
-
-/* Puts back what was there, and lets go of all that the probe kept. Returns 0, or -1 with an
- * exception; RuntimeError: it is removed, but there was something else in its home. */
-ATTACHED static int
-take_out(struct probe *probe)
-{
-    enum probe_state state = PROBE_PLACED;
-    enum restoration restoration = RESTORE_FAILED;
-    PyObject *stand_in = NULL; /* owned */
-    if (!atomic_compare_exchange_strong(&probe->state, &state, PROBE_REMOVED)) {
-        PyErr_Format(PyExc_LookupError, "the probe '%U' is %s", probe->name,
-                     state == PROBE_NEW ? "only just being inserted" : "removed already");
-        return -1;
-    }
-    restoration = restore_place(probe);
-    if (restoration == RESTORE_FAILED) {
-        atomic_store(&probe->state, PROBE_PLACED);
-        return -1;
-    }
-    keep_exception(probe, NULL, NULL);
-    forget_name(probe);
-    stand_in = Py_NewRef(probe->stand_in);
-    (void)probe_clear((PyObject *)probe);
-    /* Who has a weak reference to it, a signal's receiver say, took it for the function, which
-     * lives on: it is never freed then. It passes calls through for ever. */
-    if (((struct stand_in *)stand_in)->weak_references == NULL) {
-        Py_DECREF(stand_in);
-    }
-    return restoration == RESTORED ? 0 : -1;
-}
-
-/* All probes, sorted by name. Returns a new list, or NULL with an exception. */
-ATTACHED static PyObject *
-get_probes(PyObject *items)
-{
-    PyObject *by_name = probes_item(items, PROBES_BY_NAME);
-    PyObject *names = PyDict_Keys(by_name);                  /* owned */
-    PyObject *probes = names == NULL ? NULL : PyList_New(0); /* owned */
-    bool failed = probes == NULL || PyList_Sort(names) < 0;
-    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(names); i++) {
-        PyObject *probe =
-            PyObject_GetItem(by_name, PyList_GET_ITEM(names, i)); /* owned */
-        if (probe == NULL && PyErr_ExceptionMatches(PyExc_KeyError)) {
-            PyErr_Clear(); /* removed meanwhile */
-            continue;
-        }
-        failed = probe == NULL || PyList_Append(probes, probe) < 0;
-        Py_XDECREF(probe);
-    }
-    if (failed) {
-        Py_CLEAR(probes);
-    }
-    Py_XDECREF(names);
-    return probes;
-}
-
-/* Removes all. Returns 0, or -1 with the exception of the last one which could not be put back; the
- * others are removed all the same. */
-ATTACHED static int
-take_all_out(PyObject *items)
-{
-    PyObject *probes = get_probes(items); /* owned */
-    PyObject *failure = NULL;             /* owned, put back */
-    for (Py_ssize_t i = 0; probes != NULL && i < PyList_GET_SIZE(probes); i++) {
-        if (take_out((struct probe *)PyList_GET_ITEM(probes, i)) < 0) {
-            Py_XSETREF(failure, take_exception());
-        }
-    }
-    Py_XDECREF(probes);
-    if (failure != NULL) {
-        put_back_exception(failure);
-    }
-    return PyErr_Occurred() == NULL ? 0 : -1;
-}
-
-/* ---- Asking a probe --------------------------------------------------------------- */
-
-/* The text of the traceback, as Python prints it. Returns a new str, None when no exception is
- * kept, or NULL with an exception. */
-ATTACHED static PyObject *
-format_kept(struct probe *probe)
-{
-    PyObject *traceback = NULL;                        /* owned, may stay NULL */
-    PyObject *exception = get_kept(probe, &traceback); /* owned, may be NULL */
-    PyObject *module = NULL;                           /* owned */
-    PyObject *lines = NULL;                            /* owned */
-    PyObject *empty = NULL;                            /* owned */
-    PyObject *text = NULL;                             /* new, handed to the caller */
-    if (exception == NULL) {
-        return Py_NewRef(Py_None);
-    }
-    module = import_standard("traceback");
-    if (module != NULL) {
-        lines = PyObject_CallMethod(module, "format_exception", "OOO", Py_TYPE(exception),
-                                    exception, traceback == NULL ? Py_None : traceback);
-    }
-    empty = lines == NULL ? NULL : PyUnicode_FromString("");
-    if (empty != NULL) {
-        text = PyUnicode_Join(empty, lines);
-    }
-    Py_XDECREF(traceback);
-    Py_XDECREF(exception);
-    Py_XDECREF(module);
-    Py_XDECREF(lines);
-    Py_XDECREF(empty);
-    return text;
-}
-
-ATTACHED static void
-raise_nothing_kept(struct probe *probe)
-{
-    PyErr_Format(PyExc_LookupError,
-                 "'%U' has no traceback: in %llu calls since the probe was inserted %llu "
-                 "exceptions have left it, and none is kept",
-                 probe->name, (unsigned long long)atomic_load(&probe->calls),
-                 (unsigned long long)atomic_load(&probe->exceptions));
-}
-
-/* A debugger that reads and writes this thread's streams, and leaves the process's SIGINT, its
- * terminal and ~/.pdbrc alone. Returns a new reference, or NULL with an exception. */
-ATTACHED static PyObject *
-make_debugger(void)
-{
-    PyObject *module = import_standard("pdb"); /* owned */
-    PyObject *type = NULL;                     /* owned */
-    PyObject *empty = PyTuple_New(0);          /* owned */
-    PyObject *keywords = NULL;                 /* owned */
-    PyObject *debugger = NULL;                 /* new, handed to the caller */
-    if (module == NULL || empty == NULL) {
-        goto done;
-    }
-    type = PyObject_GetAttrString(module, "Pdb");
-    keywords = Py_BuildValue("{sNsNsOsO}", "stdin", get_sys("stdin"), "stdout",
-                             get_sys("stdout"), "nosigint", Py_True, "readrc", Py_False);
-    if (type != NULL && keywords != NULL) {
-        debugger = PyObject_Call(type, empty, keywords);
-    }
-done:
-    Py_XDECREF(module);
-    Py_XDECREF(type);
-    Py_XDECREF(empty);
-    Py_XDECREF(keywords);
-    return debugger;
-}
-
-/* pdb, post mortem, until its user leaves it. Returns 0, or -1 with an exception. */
-ATTACHED static int
-debug_kept(struct probe *probe)
-{
-    PyObject *traceback = NULL;                        /* owned, may stay NULL */
-    PyObject *exception = get_kept(probe, &traceback); /* owned, may be NULL */
-    PyObject *debugger = NULL;                         /* owned */
-    PyObject *result = NULL;                           /* owned */
-    if (traceback == NULL) {
-        raise_nothing_kept(probe);
-        goto done;
-    }
-    debugger = make_debugger();
-    if (debugger != NULL) {
-        result = PyObject_CallMethod(debugger, "reset", NULL);
-    }
-    if (result != NULL) {
-        Py_SETREF(result,
-                  PyObject_CallMethod(debugger, "interaction", "OO", Py_None, traceback));
-    }
-done:
-    Py_XDECREF(traceback);
-    Py_XDECREF(exception);
-    Py_XDECREF(debugger);
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
-}
-
-/* ---- manhole.Probe ---------------------------------------------------------------- */
-
-ATTACHED static int
-/* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_VISIT is an if */
-probe_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    struct probe *probe = (struct probe *)self;
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(probe->items);
-    Py_VISIT(probe->exception);
-    Py_VISIT(probe->traceback);
-    Py_VISIT(probe->parent);
-    Py_VISIT(probe->previous);
-    Py_VISIT(probe->placed);
-    Py_VISIT(probe->stand_in);
-    return 0;
-}
-
-ATTACHED static void
-probe_dealloc(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    (void)probe_clear(self);
-    Py_XDECREF(((struct probe *)self)->name);
-    Py_XDECREF(((struct probe *)self)->items);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-ATTACHED static PyObject *
-probe_repr(PyObject *self)
-{
-    struct probe *probe = (struct probe *)self;
-    unsigned long long calls = atomic_load(&probe->calls);
-    unsigned long long exceptions = atomic_load(&probe->exceptions);
-    bool removed = atomic_load(&probe->state) == PROBE_REMOVED;
-    return PyUnicode_FromFormat("<manhole.Probe '%U': %llu call%s, %llu exception%s%s>",
-                                probe->name, calls, calls == 1 ? "" : "s", exceptions,
-                                exceptions == 1 ? "" : "s", removed ? ", removed" : "");
-}
-
-ATTACHED static PyObject *
-probe_get_name(PyObject *self, void *unused)
-{
-    (void)unused;
-    return Py_NewRef(((struct probe *)self)->name);
-}
-
-ATTACHED static PyObject *
-probe_get_calls(PyObject *self, void *unused)
-{
-    (void)unused;
-    return PyLong_FromUnsignedLongLong(atomic_load(&((struct probe *)self)->calls));
-}
-
-ATTACHED static PyObject *
-probe_get_exceptions(PyObject *self, void *unused)
-{
-    (void)unused;
-    return PyLong_FromUnsignedLongLong(atomic_load(&((struct probe *)self)->exceptions));
-}
-
-ATTACHED static PyObject *
-probe_get_exception(PyObject *self, void *unused)
-{
-    PyObject *traceback = NULL; /* owned, may stay NULL */
-    PyObject *exception = get_kept((struct probe *)self, &traceback); /* new, or NULL */
-    (void)unused;
-    Py_XDECREF(traceback);
-    return exception != NULL ? exception : Py_NewRef(Py_None);
-}
-
-ATTACHED static PyObject *
-probe_get_traceback(PyObject *self, void *unused)
-{
-    (void)unused;
-    return format_kept((struct probe *)self);
-}
-
-static PyGetSetDef probe_attributes[] = {
-    {"name", probe_get_name, NULL, "module:function or module:Class.method.", NULL},
-    {"calls", probe_get_calls, NULL, "How often the function was called.", NULL},
-    {"exceptions", probe_get_exceptions, NULL,
-     "How many exceptions left it, a generator or coroutine of its included.", NULL},
-    {"exception", probe_get_exception, NULL,
-     "The latest of them; None when none is kept.", NULL},
-    {"traceback", probe_get_traceback, NULL,
-     "The text of its traceback, from the function inwards; None when none is kept.",
-     NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
-PyDoc_STRVAR(probe_remove_doc,
-             "remove($self, /)\n--\n\n"
-             "Put back what was there before, and let go of the exception.\n"
-             "RuntimeError when somebody else has replaced it meanwhile: that is left\n"
-             "as it is. LookupError when the probe is removed already.");
-
-ATTACHED static PyObject *
-probe_remove(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    return take_out((struct probe *)self) < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-PyDoc_STRVAR(probe_discard_doc,
-             "discard($self, /)\n--\n\n"
-             "Let go of the exception that is kept, and so of all its frames.");
-
-ATTACHED static PyObject *
-probe_discard(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    keep_exception((struct probe *)self, NULL, NULL);
-    return Py_NewRef(Py_None);
-}
-
-PyDoc_STRVAR(probe_print_doc,
-             "print($self, /)\n--\n\n"
-             "Print the traceback to sys.stdout. LookupError when none is "
-             "kept.");
-
-/* The traceback's text, new; NULL with LookupError when there is none. */
-ATTACHED static PyObject *
-require_text(PyObject *self, PyObject *unused)
-{
-    PyObject *text = format_kept((struct probe *)self); /* owned, handed to the caller */
-    (void)unused;
-    if (text == Py_None) {
-        raise_nothing_kept((struct probe *)self);
-        Py_CLEAR(text);
-    }
-    return text;
-}
-
-ATTACHED static PyObject *
-probe_print(PyObject *self, PyObject *unused)
-{
-    PyObject *text = require_text(self, unused); /* owned */
-    PyObject *file = NULL;                       /* owned */
-    int result = -1;
-    if (text != NULL) {
-        file = get_sys("stdout");
-        result = file == NULL || file == Py_None
-                     ? 0
-                     : PyFile_WriteObject(text, file, Py_PRINT_RAW);
-    }
-    Py_XDECREF(text);
-    Py_XDECREF(file);
-    return result < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-PyDoc_STRVAR(
-    probe_debug_doc,
-    "debug($self, /)\n--\n\n"
-    "Examine the exception with pdb, post mortem, on the streams of the calling\n"
-    "thread: at a manhole's prompt they are the client. The program goes on\n"
-    "meanwhile. LookupError when no exception is kept.");
-
-ATTACHED static PyObject *
-probe_debug(PyObject *self, PyObject *unused)
-{
-    (void)unused;
-    return debug_kept((struct probe *)self) < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-static PyMethodDef probe_methods[] = {
-    {"remove", probe_remove, METH_NOARGS, probe_remove_doc},
-    {"discard", probe_discard, METH_NOARGS, probe_discard_doc},
-    {"print", probe_print, METH_NOARGS, probe_print_doc},
-    {"debug", probe_debug, METH_NOARGS, probe_debug_doc},
-    {NULL, NULL, 0, NULL},
-};
-
-static char probe_type_doc[] =
-    "A function under observation, as probe() returns it. It keeps the latest exception\n"
-    "that left the function, with its frames, until discard() or remove().";
-
-static PyType_Slot probe_slots[] = {
-    {Py_tp_doc, probe_type_doc},
-    {Py_tp_new, refuse_new},
-    {Py_tp_dealloc, probe_dealloc},
-    {Py_tp_traverse, probe_traverse},
-    {Py_tp_clear, probe_clear},
-    {Py_tp_repr, probe_repr},
-    {Py_tp_methods, probe_methods},
-    {Py_tp_getset, probe_attributes},
-    {0, NULL},
-};
-
-static PyType_Spec probe_spec = {
-    .name = "manhole.Probe",
-    .basicsize = sizeof(struct probe),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = probe_slots,
+static const struct part probes_part = {
+    .name = "probes",
+    .program = probes_program,
+    .functions = probes_natives,
 };
 
 /* ---- The module's functions ------------------------------------------------------- */
-
-ATTACHED static PyObject *
-probes_of(PyObject *module)
-{
-    return ((struct module_state *)PyModule_GetState(module))->probes;
-}
 
 PyDoc_STRVAR(
     py_probe_doc,
@@ -7876,7 +7006,7 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 py_probe(PyObject *module, PyObject *name)
 {
-    return (PyObject *)get_probe(probes_of(module), name);
+    return call_part(module, &probes_part, "probe", name, NULL);
 }
 
 PyDoc_STRVAR(py_probes_doc, "probes()\n--\n\n"
@@ -7886,7 +7016,7 @@ ATTACHED static PyObject *
 py_probes(PyObject *module, PyObject *unused)
 {
     (void)unused;
-    return get_probes(probes_of(module));
+    return call_part(module, &probes_part, "probes", NULL, NULL);
 }
 
 PyDoc_STRVAR(
@@ -7900,20 +7030,12 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 py_unprobe(PyObject *module, PyObject *arguments)
 {
-    PyObject *name = Py_None;   /* borrowed */
-    struct probe *probe = NULL; /* owned */
-    int result = -1;
+    PyObject *name = Py_None; /* borrowed */
     if (!PyArg_ParseTuple(arguments, "|O:unprobe", &name)) {
         return NULL;
     }
-    if (name == Py_None) {
-        result = take_all_out(probes_of(module));
-    }
-    else if ((probe = find_probe(probes_of(module), name)) != NULL) {
-        result = take_out(probe);
-        Py_DECREF(probe);
-    }
-    return result < 0 ? NULL : Py_NewRef(Py_None);
+    return name == Py_None ? call_part(module, &probes_part, "unprobe_all", NULL, NULL)
+                           : call_part(module, &probes_part, "unprobe", name, NULL);
 }
 
 static PyMethodDef probe_functions[] = {
@@ -7923,29 +7045,11 @@ static PyMethodDef probe_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Spec *const probe_specs[PROBES_ITEMS] = {
-    [PROBE_TYPE] = &probe_spec,
-    [PROBED_TYPE] = &probed_spec,
-    [PROBED_PLAIN_TYPE] = &probed_plain_spec,
-    [PROBED_GENERATOR_TYPE] = &probed_generator_spec,
-    [PROBED_ITERABLE_COROUTINE_TYPE] = &probed_iterable_coroutine_spec,
-    [PROBED_COROUTINE_TYPE] = &probed_coroutine_spec,
-    [PROBED_ASYNC_GENERATOR_TYPE] = &probed_async_generator_spec,
-};
-
 /* A row of module_slots[]: what the module has of this room. */
 ATTACHED static int
 exec_probes(PyObject *module)
 {
-    struct module_state *state = PyModule_GetState(module);
-    state->probes = make_items(module, probe_specs, PROBES_ITEMS);
-    if (state->probes == NULL ||
-        set_item(state->probes, PROBES_BY_NAME, PyDict_New()) < 0 ||
-        PyModule_AddFunctions(module, probe_functions) < 0) {
-        return -1;
-    }
-    return PyModule_AddType(module,
-                            (PyTypeObject *)probes_item(state->probes, PROBE_TYPE));
+    return PyModule_AddFunctions(module, probe_functions);
 }
 
 /* ---- The same for commands that a client types ---------------------------------------------
@@ -7955,833 +7059,247 @@ exec_probes(PyObject *module)
 ATTACHED static PyObject *
 insert_probe(PyObject *name)
 {
-    PyObject *probe = (PyObject *)get_probe(installed_state()->probes, name); /* owned */
-    if (probe == NULL) {
-        return NULL;
-    }
-    Py_DECREF(probe);
-    return Py_NewRef(Py_None);
-}
-
-/* Calls a method of manhole.Probe. */
-ATTACHED static PyObject *
-call_probe(PyObject *name, PyCFunction method)
-{
-    PyObject *probe = (PyObject *)find_probe(installed_state()->probes, name); /* owned */
-    PyObject *result = probe == NULL ? NULL : method(probe, NULL);
-    Py_XDECREF(probe);
-    return result;
+    return call_part(manhole.module, &probes_part, "insert", name, NULL);
 }
 
 ATTACHED static PyObject *
 remove_probe(PyObject *name)
 {
-    return call_probe(name, probe_remove);
+    return call_part(manhole.module, &probes_part, "unprobe", name, NULL);
 }
 
 ATTACHED static PyObject *
 discard_probe(PyObject *name)
 {
-    return call_probe(name, probe_discard);
+    return call_part(manhole.module, &probes_part, "discard", name, NULL);
 }
 
 ATTACHED static PyObject *
 debug_probe(PyObject *name)
 {
-    return call_probe(name, probe_debug);
+    return call_part(manhole.module, &probes_part, "debug", name, NULL);
 }
 
 ATTACHED static PyObject *
 print_probe(PyObject *name)
 {
-    return call_probe(name, require_text);
+    return call_part(manhole.module, &probes_part, "text_of", name, NULL);
 }
 
 ATTACHED static PyObject *
 reset_probes(void)
 {
-    return take_all_out(installed_state()->probes) < 0 ? NULL : Py_NewRef(Py_None);
+    return call_part(manhole.module, &probes_part, "unprobe_all", NULL, NULL);
 }
 
 /* The names of all, sorted. */
 ATTACHED static PyObject *
 list_probes(void)
 {
-    PyObject *by_name = probes_item(installed_state()->probes, PROBES_BY_NAME);
-    PyObject *names = PyDict_Keys(by_name); /* owned */
-    PyObject *text =
-        names == NULL || PyList_Sort(names) < 0 ? NULL : PyObject_Repr(names); /* new */
-    Py_XDECREF(names);
-    return text;
+    return call_part(manhole.module, &probes_part, "list_names", NULL, NULL);
 }
 
 /* A dict of name: traceback, of those that have one. */
 ATTACHED static PyObject *
 probe_tracebacks(void)
 {
-    PyObject *probes = get_probes(installed_state()->probes); /* owned */
-    PyObject *kept = probes == NULL ? NULL : PyDict_New();    /* owned */
-    PyObject *text = NULL;                                    /* new */
-    bool failed = kept == NULL;
-    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(probes); i++) {
-        struct probe *probe = (struct probe *)PyList_GET_ITEM(probes, i);
-        PyObject *traceback = NULL;                        /* owned, may stay NULL */
-        PyObject *exception = get_kept(probe, &traceback); /* owned, may be NULL */
-        failed = traceback != NULL && PyDict_SetItem(kept, probe->name, traceback) < 0;
-        Py_XDECREF(traceback);
-        Py_XDECREF(exception);
-    }
-    if (!failed) {
-        text = PyObject_Repr(kept);
-    }
-    Py_XDECREF(probes);
-    Py_XDECREF(kept);
-    return text;
+    return call_part(manhole.module, &probes_part, "list_tracebacks", NULL, NULL);
 }
 
 /* ======================================================================================
  * Requests: what a WSGI application is at, as its middleware sees it.
  * Runs on:  any thread that serves or asks, ATTACHED.
  * Touches:  nothing of the application's. What it returns is passed on as it is where the server
- *           may know its type (a file), else behind a stand-in that has its close().
- * A request is in flight from the call until close(), or until nobody has its response any more.
- * Those in flight are a ring of records, each owned by who will end it: the call, then the response
- * or the death of the file. A look at the ring copies it, under its critical section.
+ *           may know its type (a file), else behind an iterable that has its close().
+ * A request is in flight from the call until close(), or until nobody has its response any more:
+ * then its record dies, and with that the weak reference by which it is listed. So nothing here
+ * keeps a request that a server has forgotten. Python is what serves; C looks at the stacks, all
+ * of them in one go, which no Python code could.
  * ====================================================================================== */
 
-/* What the room owns in one interpreter: module_state.requests is a tuple of these, and the owner
- * of its stand-ins. */
-enum requests_item {
-    RING, /* a struct ring */
-    RING_TYPE,
-    WSGI_TYPE,
-    RESPONSE_TYPE,
-    SIZED_RESPONSE_TYPE, /* with __len__, which servers ask for */
-    REQUEST_TYPE,
-    CLOSE_NAME, /* owned str, interned, which makes the look-up of an attribute fast */
-    FILE_WRAPPER_NAME, /* the same, and so are these */
-    GREENLET_NAME,
-    GETCURRENT_NAME,
-    REQUESTS_ITEMS,
-};
+static const char requests_program[] =
+    "import os, sys, time\n"
+    "functools = standard('functools')\n"
+    "weakref = standard('weakref')\n"
 
-/* Who works at a request. Not a strong reference: a greenlet that nobody else has is to end. */
-struct worker {
-    unsigned long thread_id; /* as threading.get_ident(), where nobody has patched it */
-    PyObject *greenlet;      /* owned weak reference; NULL: there are no greenlets */
-};
+    /* Weak references to the flights that are in the air. Each goes of itself when its flight dies. */
+    "in_flight = set()\n"
+    /* The flights of responses that the server sends in a way of its own, by weak reference to these. */
+    "of_files = {}\n"
+    "next_id = counter()\n"
 
-/* A request in flight. Not on the stack of the call: greenlets move that about. */
-struct flight {
-    struct flight *previous;
-    struct flight *next;
-    uint64_t id;
-    unsigned forks; /* a forked child has its parent's, and they are none of its own */
-    struct worker worker;  /* who called or iterated last */
-    struct timespec start; /* wall clock */
-    struct timespec begun; /* monotonic */
-    PyObject *environ;     /* owned */
-    PyObject *file; /* owned weak reference to a response that is a file; or NULL */
-};
+    /* A request, from the call of the application until its response is closed. Who has a reference
+     * to it keeps it alive: the call, then the response. */
+    "class Flight:\n"
+    "    __slots__ = ('id', 'process', 'environ', 'start', 'begun', 'worker',\n"
+    "                 'reference', '__weakref__')\n"
 
-struct ring {
-    PyObject_HEAD struct flight head; /* none itself */
-    uint64_t last_id;
-};
+    "    def __init__(self, environ):\n"
+    "        self.id = next_id(1)\n"
+    "        self.process = os.getpid()\n"
+    "        self.environ = environ\n"
+    "        self.start = time.time()\n"
+    "        self.begun = time.monotonic()\n"
+    "        self.note_worker()\n"
+    "        self.reference = weakref.ref(self, in_flight.discard)\n"
+    "        in_flight.add(self.reference)\n"
 
-ATTACHED static struct ring *
-ring_of(PyObject *items)
-{
-    return (struct ring *)PyTuple_GET_ITEM(items, RING);
-}
+    /* The calling thread works at it, in a greenlet perhaps. Not a strong reference: a greenlet
+     * that nobody else has is to end. */
+    "    def note_worker(self):\n"
+    "        greenlet = sys.modules.get('greenlet')\n"
+    "        self.worker = ident(), greenlet and weakref.ref(greenlet.getcurrent())\n"
 
-/* How many forks this process is away from the first that loaded us. Asking for the pid would be a
- * system call for each request. */
-static _Atomic unsigned forks;
-static pthread_once_t count_forks_once = PTHREAD_ONCE_INIT;
+    "    def end(self):\n"
+    "        in_flight.discard(self.reference)\n"
 
-ASYNC_SAFE static void
-count_fork(void)
-{
-    (void)atomic_fetch_add(&forks, 1);
-}
+    /* Stands for the iterable that an application returned. */
+    "class Response:\n"
+    "    __slots__ = '_flight', '_iterable'\n"
 
-static void
-count_forks(void)
-{
-    (void)pthread_atfork(NULL, NULL, count_fork);
-}
+    "    def __init__(self, flight, iterable):\n"
+    "        self._flight = flight\n"
+    "        self._iterable = iterable\n"
 
-/* The calling greenlet. Returns a new weak reference; NULL where greenlet is not imported. Never
- * raises. */
+    /* Each time it begins where the iterable does: a list at its beginning. */
+    "    def __iter__(self):\n"
+    "        self._flight.note_worker()\n"
+    "        for part in self._iterable:\n"
+    "            yield part\n"
+    "            self._flight.note_worker()\n"
+
+    /* The end of the request, whatever the application's close() raises. */
+    "    def close(self):\n"
+    "        self._flight.note_worker()\n"
+    "        try:\n"
+    "            close = getattr(self._iterable, 'close', None)\n"
+    "            if close is not None:\n"
+    "                close()\n"
+    "        finally:\n"
+    "            self._flight.end()\n"
+
+    /* Servers make a Content-Length of this. */
+    "class SizedResponse(Response):\n"
+    "    __slots__ = ()\n"
+
+    "    def __len__(self):\n"
+    "        return len(self._iterable)\n"
+
+    /* Whether it is what the server's own wsgi.file_wrapper made, which it knows again and sends
+     * without Python. uWSGI's is a function that returns the file itself. */
+    "def is_file(environ, response):\n"
+    "    wrapper = environ.get('wsgi.file_wrapper')\n"
+    "    if isinstance(wrapper, type):\n"
+    "        return isinstance(response, wrapper)\n"
+    "    return wrapper is not None and hasattr(response, 'read')\n"
+
+    /* The request ends with the file. At once, when that is of a type without weak references. */
+    "def follow_file(flight, file):\n"
+    "    try:\n"
+    "        of_files[weakref.ref(file, of_files.pop)] = flight\n"
+    "    except TypeError:\n"
+    "        flight.end()\n"
+
+    "def wsgi(application):\n"
+    "    if not callable(application):\n"
+    "        raise TypeError('wsgi() takes a WSGI application, called with environ '\n"
+    "                        'and start_response, not %r' % (application,))\n"
+    "    def observed(environ, start_response):\n"
+    "        flight = Flight(environ)\n"
+    "        try:\n"
+    "            response = application(environ, start_response)\n"
+    "            if is_file(environ, response):\n"
+    "                follow_file(flight, response)\n"
+    "                return response\n"
+    "            sized = hasattr(type(response), '__len__')\n"
+    "            return (SizedResponse if sized else Response)(flight, response)\n"
+    "        except BaseException:\n"
+    "            flight.end()\n"
+    "            raise\n"
+    "    return functools.update_wrapper(observed, application, updated=())\n"
+
+    "class Request:\n"
+    "    '''A request in flight, as requests() has seen it. Its text is that of ispyd's\n"
+    "    command.'''\n"
+
+    "    def __init__(self, flight, stack):\n"
+    "        self.id = flight.id\n"
+    "        self.thread_id = flight.worker[0]\n"
+    "        self.start_time = flight.start\n"
+    "        self.duration = time.monotonic() - flight.begun\n"
+    "        self.environ = dict(flight.environ)\n"
+    "        self.stack = stack\n"
+
+    "    def __repr__(self):\n"
+    "        return ('\\n==== %d ====\\n\\nthread_id = %d\\nstart_time = %s\\n'\n"
+    "                'duration = %.6f seconds\\n\\n%s\\n%s' % (\n"
+    "                    self.id, self.thread_id, time.ctime(self.start_time),\n"
+    "                    self.duration, describe_environ(self.environ), self.stack))\n"
+
+    /* Sorted by key, unless not all are str; whatever a key's str() and a value's repr() do. */
+    "def describe_environ(environ):\n"
+    "    items = list(environ.items())\n"
+    "    try:\n"
+    "        items.sort(key=lambda item: item[0])\n"
+    "    except TypeError:\n"
+    "        pass\n"
+    "    return ''.join('%s = %s\\n' % (describe(key, str), describe(value, repr))\n"
+    "                   for key, value in items)\n"
+
+    "def describe(value, as_text):\n"
+    "    try:\n"
+    "        return as_text(value).encode('utf-8', 'backslashreplace').decode()\n"
+    "    except BaseException:\n"
+    "        return '<%s object without a %s>' % (\n"
+    "            type(value).__name__, as_text.__name__)\n"
+
+    /* Not those of the parent, in a child that was forked. */
+    "def list_flights():\n"
+    "    flights = [reference() for reference in list(in_flight)]\n"
+    "    process = os.getpid()\n"
+    "    return sorted((flight for flight in flights\n"
+    "                   if flight is not None and flight.process == process),\n"
+    "                  key=lambda flight: flight.id)\n"
+
+    "def list_workers(flights):\n"
+    "    return [flight.worker for flight in flights]\n"
+
+    "def make_requests(flights, stacks):\n"
+    "    return list(map(Request, flights, stacks))\n"
+
+    "def describe_requests(requests):\n"
+    "    return ''.join(map(repr, requests)) or 'No active transactions.'\n";
+
+/* threading.get_ident() as it is where nobody has patched it: gevent's is the greenlet's. */
 ATTACHED static PyObject *
-get_greenlet(PyObject *items)
+part_ident(PyObject *self, PyObject *unused)
 {
-    PyObject *module = PyDict_GetItemWithError(
-        PyImport_GetModuleDict(), PyTuple_GET_ITEM(items, GREENLET_NAME)); /* borrowed */
-    PyObject *greenlet = NULL;                                             /* owned */
-    PyObject *reference = NULL; /* new, handed to the caller */
-    if (module != NULL) {
-        greenlet =
-            PyObject_CallMethodNoArgs(module, PyTuple_GET_ITEM(items, GETCURRENT_NAME));
-    }
-    if (greenlet != NULL) {
-        reference = PyWeakref_NewRef(greenlet, NULL);
-        Py_DECREF(greenlet);
-    }
-    PyErr_Clear();
-    return reference;
-}
-
-/* The calling thread, and its greenlet. */
-ATTACHED static struct worker
-get_worker(PyObject *items)
-{
-    return (struct worker){.thread_id = PyThread_get_thread_ident(),
-                           .greenlet = get_greenlet(items)};
-}
-
-/* ---- In flight -------------------------------------------------------------------- */
-
-/* Returns a new record in the ring, or NULL with an exception. */
-ATTACHED static struct flight *
-begin_flight(PyObject *items, PyObject *wsgi_environ)
-{
-    struct ring *ring = ring_of(items);
-    struct flight *flight = PyMem_Malloc(sizeof(*flight));
-    if (flight == NULL) {
-        PyErr_NoMemory();
-        return NULL;
-    }
-    *flight = (struct flight){.next = &ring->head,
-                              .forks = atomic_load(&forks),
-                              .worker = get_worker(items),
-                              .environ = Py_NewRef(wsgi_environ)};
-    (void)clock_gettime(CLOCK_REALTIME, &flight->start);
-    (void)clock_gettime(CLOCK_MONOTONIC, &flight->begun);
-    BEGIN_CRITICAL_SECTION(ring);
-    flight->id = ++ring->last_id;
-    flight->previous = ring->head.previous;
-    flight->previous->next = flight;
-    ring->head.previous = flight;
-    END_CRITICAL_SECTION();
-    return flight;
-}
-
-/* Under the ring's critical section. */
-static void
-unlink_flight(struct flight *flight)
-{
-    flight->previous->next = flight->next;
-    flight->next->previous = flight->previous;
-}
-
-/* Of one that is in no ring any more. May run any code. */
-ATTACHED static void
-free_flight(struct flight *flight)
-{
-    Py_XDECREF(flight->file);
-    Py_XDECREF(flight->worker.greenlet);
-    Py_DECREF(flight->environ);
-    PyMem_Free(flight);
-}
-
-ATTACHED static void
-end_flight(struct ring *ring, struct flight *flight)
-{
-    BEGIN_CRITICAL_SECTION(ring);
-    unlink_flight(flight);
-    END_CRITICAL_SECTION();
-    free_flight(flight);
-}
-
-/* ---- Responses -------------------------------------------------------------------- */
-
-/* Stands for the iterable that an application returned. */
-struct response {
-    struct stand_in stand_in;
-    struct flight
-        *flight;        /* owned; NULL: it is over. Under the ring's critical section */
-    PyObject *iterator; /* owned, of the target; NULL before the first. Under self's */
-};
-
-ATTACHED static void
-end_response(PyObject *self)
-{
-    struct response *response = (struct response *)self;
-    struct ring *ring = ring_of(response->stand_in.owner);
-    struct flight *flight = NULL; /* owned */
-    BEGIN_CRITICAL_SECTION(ring);
-    flight = response->flight;
-    response->flight = NULL;
-    if (flight != NULL) {
-        unlink_flight(flight);
-    }
-    END_CRITICAL_SECTION();
-    if (flight != NULL) {
-        free_flight(flight);
-    }
-}
-
-ATTACHED static int
-response_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    struct response *response = (struct response *)self;
-    Py_VISIT(response->iterator);
-    if (response->flight != NULL) {
-        Py_VISIT(response->flight->environ);
-    }
-    return stand_in_traverse(self, visit, arg);
-}
-
-ATTACHED static int
-response_clear(PyObject *self)
-{
-    end_response(self);
-    Py_CLEAR(((struct response *)self)->iterator);
-    return stand_in_clear(self);
-}
-
-ATTACHED static void
-response_dealloc(PyObject *self)
-{
-    PyObject_GC_UnTrack(self);
-    end_response(self);
-    Py_CLEAR(((struct response *)self)->iterator);
-    stand_in_dealloc(self);
-}
-
-/* Sets the iterator, taken over. */
-ATTACHED static void
-set_iterator(struct response *response, PyObject *iterator)
-{
-    PyObject *previous = NULL; /* owned */
-    BEGIN_CRITICAL_SECTION(response);
-    previous = response->iterator;
-    response->iterator = iterator;
-    END_CRITICAL_SECTION();
-    Py_XDECREF(previous);
-}
-
-/* Its own iterator, for servers that keep nothing else. Each time it begins where the target's
- * would: a list's at its beginning. */
-ATTACHED static PyObject *
-response_iter(PyObject *self)
-{
-    PyObject *iterator = PyObject_GetIter(target_of(self)); /* owned, handed over */
-    if (iterator == NULL) {
-        return NULL;
-    }
-    set_iterator((struct response *)self, iterator);
-    return Py_NewRef(self);
-}
-
-/* The application works in the calling thread. */
-ATTACHED static void
-note_worker(struct response *response)
-{
-    PyObject *items = response->stand_in.owner;
-    struct ring *ring = ring_of(items);
-    struct worker worker = get_worker(items); /* owned: this one, then the one before */
-    BEGIN_CRITICAL_SECTION(ring);
-    if (response->flight != NULL) {
-        struct worker previous = response->flight->worker;
-        response->flight->worker = worker;
-        worker = previous;
-    }
-    END_CRITICAL_SECTION();
-    Py_XDECREF(worker.greenlet);
-}
-
-ATTACHED static PyObject *
-response_iternext(PyObject *self)
-{
-    struct response *response = (struct response *)self;
-    PyObject *iterator = NULL; /* owned */
-    PyObject *part = NULL;     /* new, handed to the caller */
-    BEGIN_CRITICAL_SECTION(response);
-    iterator = Py_XNewRef(response->iterator);
-    END_CRITICAL_SECTION();
-    if (iterator == NULL) {
-        iterator = PyObject_GetIter(target_of(self));
-        if (iterator == NULL) {
-            return NULL;
-        }
-        set_iterator(response, Py_NewRef(iterator));
-    }
-    note_worker(response);
-    part = Py_TYPE(iterator)->tp_iternext(iterator);
-    Py_DECREF(iterator);
-    return part;
-}
-
-ATTACHED static Py_ssize_t
-response_length(PyObject *self)
-{
-    return PyObject_Size(target_of(self));
-}
-
-/* The close() of what the application returned. Returns a new reference; NULL without one, or with
- * an exception. An AttributeError takes its time, and most return lists. */
-ATTACHED static PyObject *
-get_close(PyObject *self)
-{
-    PyObject *target = target_of(self);
-    PyObject *items = ((struct stand_in *)self)->owner;
-    PyObject *close = NULL; /* new, handed to the caller */
-    if (!PyList_CheckExact(target) && !PyTuple_CheckExact(target)) {
-        close = PyObject_GetAttr(target, PyTuple_GET_ITEM(items, CLOSE_NAME));
-    }
-    if (close == NULL && PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        PyErr_Clear();
-    }
-    return close;
-}
-
-/* The end of the request, whatever the application's close() raises. */
-ATTACHED static PyObject *
-response_close(PyObject *self, PyObject *unused)
-{
-    PyObject *close = NULL;  /* owned, may be NULL */
-    PyObject *result = NULL; /* new, handed to the caller */
+    (void)self;
     (void)unused;
-    note_worker((struct response *)self);
-    close = get_close(self);
-    if (close != NULL) {
-        result = PyObject_CallNoArgs(close);
-        Py_DECREF(close);
-    }
-    else if (PyErr_Occurred() == NULL) {
-        result = Py_NewRef(Py_None);
-    }
-    end_response(self);
-    return result;
+    return PyLong_FromUnsignedLong(PyThread_get_thread_ident());
 }
 
-static PyMethodDef response_methods[] = {
-    {"close", response_close, METH_NOARGS, NULL},
+static PyMethodDef requests_natives[] = {
+    {"counter", part_counter, METH_NOARGS, NULL},
+    {"standard", part_standard, METH_O, NULL},
+    {"ident", part_ident, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
-/* Of a list or tuple, which isinstance() says it is. */
-ATTACHED static PyObject *
-response_subscript(PyObject *self, PyObject *key)
-{
-    return PyObject_GetItem(target_of(self), key);
-}
-
-#define RESPONSE_SLOTS                                                                   \
-  STAND_IN_SLOTS, {Py_tp_dealloc, response_dealloc},                                     \
-      {Py_tp_traverse, response_traverse}, {Py_tp_clear, response_clear},                \
-      {Py_tp_iter, response_iter}, {Py_tp_iternext, response_iternext},                  \
-  {                                                                                      \
-    Py_tp_methods, response_methods                                                      \
-  }
-
-static PyType_Slot response_slots[] = {
-    RESPONSE_SLOTS,
-    {0, NULL},
+static const struct part requests_part = {
+    .name = "requests",
+    .program = requests_program,
+    .functions = requests_natives,
 };
 
-static PyType_Slot sized_response_slots[] = {
-    RESPONSE_SLOTS,
-    {Py_sq_length, response_length},
-    {Py_mp_subscript, response_subscript},
-    {0, NULL},
-};
-
-static PyType_Spec response_spec = {
-    .name = "manhole.Response",
-    .basicsize = sizeof(struct response),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = response_slots,
-};
-
-static PyType_Spec sized_response_spec = {
-    .name = "manhole.SizedResponse",
-    .basicsize = sizeof(struct response),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = sized_response_slots,
-};
-
-/* ---- Files, which servers know by their type and send in a way of their own ------- */
-
-/* Whether the response is what the server's own wsgi.file_wrapper made. uWSGI's is a function that
- * returns the file itself. */
-ATTACHED static bool
-is_file(PyObject *items, PyObject *wsgi_environ, PyObject *result)
-{
-    PyObject *wrapper =
-        PyDict_Check(wsgi_environ)
-            ? PyDict_GetItemWithError(wsgi_environ,
-                                      PyTuple_GET_ITEM(items, FILE_WRAPPER_NAME))
-            : NULL;        /* borrowed */
-    PyObject *read = NULL; /* owned */
-    if (wrapper == NULL) {
-        PyErr_Clear();
-        return false;
-    }
-    if (PyType_Check(wrapper)) {
-        return PyObject_TypeCheck(result, (PyTypeObject *)wrapper);
-    }
-    read = find_attribute(result, "read");
-    Py_XDECREF(read);
-    return read != NULL;
-}
-
-/* The callback of a weak reference: nobody has the file any more. */
-ATTACHED static PyObject *
-end_file(PyObject *self, PyObject *reference)
-{
-    struct ring *ring = (struct ring *)self;
-    struct flight *flight = NULL; /* owned, once found */
-    BEGIN_CRITICAL_SECTION(ring);
-    flight = ring->head.next;
-    while (flight != &ring->head && flight->file != reference) {
-        flight = flight->next;
-    }
-    if (flight != &ring->head) {
-        unlink_flight(flight);
-    }
-    END_CRITICAL_SECTION();
-    if (flight != &ring->head) {
-        free_flight(flight);
-    }
-    return Py_NewRef(Py_None);
-}
-
-static PyMethodDef end_file_method = {"end_file", end_file, METH_O, NULL};
-
-/* The request ends with the file. At once, when that is of a type without weak references. */
-ATTACHED static void
-follow_file(struct ring *ring, struct flight *flight, PyObject *file)
-{
-    PyObject *callback = PyCFunction_New(&end_file_method, (PyObject *)ring); /* owned */
-    PyObject *reference = callback == NULL
-                              ? NULL
-                              : PyWeakref_NewRef(file, callback); /* owned, handed over */
-    Py_XDECREF(callback);
-    if (reference == NULL) {
-        PyErr_Clear();
-        end_flight(ring, flight);
-        return;
-    }
-    BEGIN_CRITICAL_SECTION(ring);
-    flight->file = reference;
-    END_CRITICAL_SECTION();
-}
-
-/* ---- The middleware --------------------------------------------------------------- */
-
-static bool
-has_length(PyObject *object)
-{
-    const PySequenceMethods *methods = Py_TYPE(object)->tp_as_sequence;
-    return methods != NULL && methods->sq_length != NULL;
-}
-
-/* What the server gets for what the application has returned, which is taken over. NULL with an
- * exception, the request ended. */
-ATTACHED static PyObject *
-pass_response(PyObject *items, struct flight *flight, PyObject *result)
-{
-    PyObject *type = NULL;     /* borrowed */
-    PyObject *response = NULL; /* new, handed to the caller */
-    if (is_file(items, flight->environ, result)) {
-        follow_file(ring_of(items), flight, result);
-        return result;
-    }
-    type =
-        PyTuple_GET_ITEM(items, has_length(result) ? SIZED_RESPONSE_TYPE : RESPONSE_TYPE);
-    response = make_stand_in(type, result, items);
-    if (response == NULL) {
-        end_flight(ring_of(items), flight);
-    }
-    else {
-        ((struct response *)response)->flight = flight;
-    }
-    Py_DECREF(result);
-    return response;
-}
-
-ATTACHED static PyObject *
-wsgi_call(PyObject *self, PyObject *const *arguments, size_t count, PyObject *keywords)
-{
-    PyObject *items = ((struct stand_in *)self)->owner;
-    struct flight *flight = NULL; /* owned until the response has it */
-    PyObject *result = NULL;      /* new, handed to the caller */
-    if (PyVectorcall_NARGS(count) > 0) {
-        flight = begin_flight(items, arguments[0]);
-        if (flight == NULL) {
-            return NULL;
-        }
-    }
-    result = PyObject_Vectorcall(target_of(self), arguments, count, keywords);
-    if (flight == NULL) {
-        return result; /* called as no server does: the application's to complain */
-    }
-    if (result == NULL) {
-        end_flight(ring_of(items), flight);
-        return NULL;
-    }
-    return pass_response(items, flight, result);
-}
-
-static PyType_Slot wsgi_slots[] = {
-    STAND_IN_SLOTS,
-    STAND_IN_OWNERSHIP_SLOTS,
-    {Py_tp_call, PyVectorcall_Call},
-    {0, NULL},
-};
-
-static PyType_Spec wsgi_spec = {
-    .name = "manhole.WSGI",
-    .basicsize = sizeof(struct stand_in),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
-    .slots = wsgi_slots,
-};
-
-ATTACHED static void
-ring_dealloc(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-static PyType_Slot ring_slots[] = {
-    {Py_tp_new, refuse_new},
-    {Py_tp_dealloc, ring_dealloc},
-    {0, NULL},
-};
-
-static PyType_Spec ring_spec = {
-    .name = "manhole._Ring",
-    .basicsize = sizeof(struct ring),
-    .flags = Py_TPFLAGS_DEFAULT,
-    .slots = ring_slots,
-};
-
-/* Returns a new ring with nothing in it, or NULL with an exception. */
-ATTACHED static PyObject *
-make_ring(PyObject *type)
-{
-    struct ring *ring =
-        (struct ring *)((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, 0);
-    if (ring != NULL) {
-        ring->head.next = &ring->head;
-        ring->head.previous = &ring->head;
-    }
-    return (PyObject *)ring;
-}
-
-/* ---- manhole.Request: one in flight, as it was when somebody looked --------------- */
-
-struct request {
-    PyObject_HEAD unsigned long long id;
-    unsigned long thread_id;
-    double start_time;
-    double duration;
-    PyObject *environ; /* owned dict */
-    PyObject *stack;   /* owned str */
-};
-
-ATTACHED static int
-request_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(((struct request *)self)->environ);
-    return 0;
-}
-
-ATTACHED static int
-request_clear(PyObject *self)
-{
-    Py_CLEAR(((struct request *)self)->environ);
-    return 0;
-}
-
-ATTACHED static void
-request_dealloc(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    (void)request_clear(self);
-    Py_XDECREF(((struct request *)self)->stack);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-/* Appends `KEY = VALUE`, whatever a value's repr() does. Never raises. */
-ATTACHED static void
-append_item(struct text *text, PyObject *key, PyObject *value)
-{
-    PyObject *line = PyUnicode_FromFormat("%S = %R\n", key, value); /* owned */
-    if (line == NULL) {
-        PyErr_Clear();
-        line = PyUnicode_FromFormat("%S = <%s object without a repr>\n", key,
-                                    Py_TYPE(value)->tp_name);
-    }
-    if (line != NULL) {
-        append_str(text, line);
-    }
-    PyErr_Clear();
-    Py_XDECREF(line);
-}
-
-/* Appends the environ sorted by key. Returns 0, or -1 with an exception. */
-ATTACHED static int
-append_environ(struct text *text, PyObject *wsgi_environ)
-{
-    PyObject *keys = PyDict_Keys(wsgi_environ); /* owned */
-    if (keys == NULL) {
-        return -1;
-    }
-    if (PyList_Sort(keys) < 0) {
-        PyErr_Clear(); /* not all are str: as they are */
-    }
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(keys); i++) {
-        PyObject *key = PyList_GET_ITEM(keys, i);
-        PyObject *value = PyObject_GetItem(wsgi_environ, key); /* owned */
-        if (value != NULL) {
-            append_item(text, key, value);
-        }
-        PyErr_Clear();
-        Py_XDECREF(value);
-    }
-    Py_DECREF(keys);
-    return 0;
-}
-
-/* Appends a time in time.ctime()'s words. Never raises. */
-ATTACHED static void
-append_ctime(struct text *text, double time)
-{
-    PyObject *module = PyImport_ImportModule("time"); /* owned */
-    PyObject *words = module == NULL
-                          ? NULL
-                          : PyObject_CallMethod(module, "ctime", "d", time); /* owned */
-    if (words != NULL) {
-        append_str(text, words);
-    }
-    PyErr_Clear();
-    Py_XDECREF(module);
-    Py_XDECREF(words);
-}
-
-/* ispyd's words for a request, beginning with an empty line. */
-ATTACHED static PyObject *
-request_repr(PyObject *self)
-{
-    struct request *request = (struct request *)self;
-    struct text text = {0};
-    PyObject *repr = NULL; /* new, handed to the caller */
-    append_format(&text,
-                  "\n==== %llu ====\n\nthread_id = %lu\nstart_time = ", request->id,
-                  request->thread_id);
-    append_ctime(&text, request->start_time);
-    append_format(&text, "\nduration = %.6f seconds\n\n", request->duration);
-    if (append_environ(&text, request->environ) == 0) {
-        append_string(&text, "\n");
-        append_str(&text, request->stack);
-        repr = text.failed ? PyErr_NoMemory()
-                           : PyUnicode_DecodeUTF8(text.bytes, (Py_ssize_t)text.length,
-                                                  "backslashreplace");
-    }
-    free_text(&text);
-    return repr;
-}
-
-static PyMemberDef request_members[] = {
-    {"id", T_ULONGLONG, offsetof(struct request, id), READONLY,
-     "Counts the requests of this process."},
-    {"thread_id", T_ULONG, offsetof(struct request, thread_id), READONLY,
-     "threading.get_ident() of the thread that works at it."},
-    {"start_time", T_DOUBLE, offsetof(struct request, start_time), READONLY,
-     "When it began, as time.time() tells it."},
-    {"duration", T_DOUBLE, offsetof(struct request, duration), READONLY,
-     "Seconds from then until requests() looked."},
-    {"environ", T_OBJECT, offsetof(struct request, environ), READONLY,
-     "A copy of its WSGI environ."},
-    {"stack", T_OBJECT, offsetof(struct request, stack), READONLY,
-     "The text of its thread's stack, outermost frame first."},
-    {NULL, 0, 0, 0, NULL},
-};
-
-static char request_type_doc[] = "A request in flight, as requests() has seen it. Its "
-                                 "text is that of ispyd's command.";
-
-static PyType_Slot request_slots[] = {
-    {Py_tp_doc, request_type_doc},    {Py_tp_new, refuse_new},
-    {Py_tp_dealloc, request_dealloc}, {Py_tp_traverse, request_traverse},
-    {Py_tp_clear, request_clear},     {Py_tp_repr, request_repr},
-    {Py_tp_members, request_members}, {0, NULL},
-};
-
-static PyType_Spec request_spec = {
-    .name = "manhole.Request",
-    .basicsize = sizeof(struct request),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = request_slots,
-};
-
-/* ---- Looking at the ring ---------------------------------------------------------- */
-
-/* What is in flight, as somebody sees it. */
-struct seen_flight {
-    struct flight
-        flight; /* owns its environ and greenlet; next and previous mean nothing */
-    PyObject
-        *frame; /* owned: where its greenlet is suspended; NULL: it runs, or is none */
-};
-
-struct sight {
-    struct seen_flight *flights; /* owned */
-    size_t count;
-};
-
-ATTACHED static void
-free_sight(struct sight *sight)
-{
-    for (size_t i = 0; i < sight->count; i++) {
-        Py_DECREF(sight->flights[i].flight.environ);
-        Py_XDECREF(sight->flights[i].flight.worker.greenlet);
-        Py_XDECREF(sight->flights[i].frame);
-    }
-    PyMem_RawFree(sight->flights);
-}
-
-/* Copies the ring; nothing in it runs any other code. Returns 0, or -1 with an exception. */
-ATTACHED static int
-copy_ring(struct ring *ring, struct sight *sight)
-{
-    size_t length = 1;
-    BEGIN_CRITICAL_SECTION(ring);
-    for (struct flight *each = ring->head.next; each != &ring->head; each = each->next) {
-        length++;
-    }
-    sight->flights = PyMem_RawCalloc(length, sizeof(*sight->flights));
-    for (struct flight *each = ring->head.next;
-         sight->flights != NULL && each != &ring->head; each = each->next) {
-        if (each->forks == atomic_load(&forks)) {
-            sight->flights[sight->count++].flight = *each;
-            Py_INCREF(each->environ);
-            Py_XINCREF(each->worker.greenlet);
-        }
-    }
-    END_CRITICAL_SECTION();
-    if (sight->flights == NULL) {
-        PyErr_NoMemory();
-    }
-    return sight->flights == NULL ? -1 : 0;
-}
+/* ---- Stacks of those who work at requests ------------------------------------------- */
 
 /* The frame that a greenlet is suspended in, new; NULL, without an exception, for one that runs, is
  * gone, or is none. */
 ATTACHED static PyObject *
-get_suspended_frame(PyObject *reference /* weak, or NULL */)
+get_suspended_frame(PyObject *reference /* weak, or None */)
 {
-    PyObject *greenlet = reference == NULL ? NULL : PyObject_CallNoArgs(reference);
+    PyObject *greenlet = reference == Py_None ? NULL : PyObject_CallNoArgs(reference);
     PyObject *frame = find_attribute(greenlet, "gr_frame"); /* owned, handed over */
     if (frame != NULL && !PyFrame_Check(frame)) {
         Py_CLEAR(frame);
@@ -8790,39 +7308,38 @@ get_suspended_frame(PyObject *reference /* weak, or NULL */)
     return frame;
 }
 
-/* Looks at all stacks in one go: what is not in a thread's just now is in a suspended greenlet's.
- * Returns 0, or -1 with an exception. */
-ATTACHED static int
-look_at_workers(struct sight *sight, struct stacks *stacks)
+/* Returns a new list with the frame of each worker's greenlet, None where it has none; NULL with an
+ * exception. Looks at all stacks in one go: what is not in a thread's just now is in a suspended
+ * greenlet's. */
+ATTACHED static PyObject *
+look_at_workers(PyObject *workers /* list of (ident, weak reference or None) */,
+                struct stacks *stacks)
 {
-    if (sight->count > 0 && open_stacks(stacks) < 0) {
-        return -1;
+    PyObject *frames = PyList_New(PyList_GET_SIZE(workers)); /* new */
+    if (frames != NULL && open_stacks(stacks) < 0) {
+        Py_CLEAR(frames);
     }
-    for (size_t i = 0; i < sight->count; i++) {
-        struct seen_flight *seen = &sight->flights[i];
-        seen->frame = get_suspended_frame(seen->flight.worker.greenlet);
+    for (Py_ssize_t i = 0; frames != NULL && i < PyList_GET_SIZE(frames); i++) {
+        PyObject *reference = PyTuple_GET_ITEM(PyList_GET_ITEM(workers, i), 1);
+        PyObject *frame = get_suspended_frame(reference); /* new, handed over */
+        PyList_SET_ITEM(frames, i, frame != NULL ? frame : Py_NewRef(Py_None));
     }
-    return 0;
-}
-
-static double
-seconds_of(struct timespec time)
-{
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+    return frames;
 }
 
 /* The text of a worker's stack. Returns a new str, or NULL with an exception. */
 ATTACHED static PyObject *
-describe_stack(struct stacks *stacks, const struct seen_flight *seen)
+describe_stack(struct stacks *stacks, PyObject *worker, PyObject *frame)
 {
     struct text text = {0};
     PyObject *stack = NULL; /* new, handed to the caller */
     int result = 0;
-    if (seen->frame == NULL) {
-        result = append_stack_of(&text, stacks, seen->flight.worker.thread_id);
+    if (frame == Py_None) {
+        unsigned long ident = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(worker, 0));
+        result = append_stack_of(&text, stacks, ident);
     }
     else {
-        result = append_stack_from(&text, stacks, seen->frame);
+        result = append_stack_from(&text, stacks, frame);
     }
     if (result == 0) {
         stack =
@@ -8832,49 +7349,46 @@ describe_stack(struct stacks *stacks, const struct seen_flight *seen)
     return stack;
 }
 
-/* Returns a new manhole.Request, or NULL with an exception. */
+/* Returns a new list of the workers' stacks, or NULL with an exception. */
 ATTACHED static PyObject *
-make_request(PyTypeObject *type, const struct seen_flight *seen, struct stacks *stacks)
+describe_stacks(PyObject *workers)
 {
-    const struct flight *flight = &seen->flight;
-    struct request *request = (struct request *)type->tp_alloc(type, 0);
-    struct timespec now = {0};
-    if (request == NULL) {
-        return NULL;
+    struct stacks stacks = {0};
+    PyObject *frames = look_at_workers(workers, &stacks);    /* owned */
+    PyObject *texts = frames == NULL ? NULL : PyList_New(0); /* owned, handed over */
+    for (Py_ssize_t i = 0; texts != NULL && i < PyList_GET_SIZE(frames); i++) {
+        PyObject *text = describe_stack(&stacks, PyList_GET_ITEM(workers, i),
+                                        PyList_GET_ITEM(frames, i)); /* owned */
+        if (text == NULL || PyList_Append(texts, text) < 0) {
+            Py_CLEAR(texts);
+        }
+        Py_XDECREF(text);
     }
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    request->id = flight->id;
-    request->thread_id = flight->worker.thread_id;
-    request->start_time = seconds_of(flight->start);
-    request->duration = seconds_of(now) - seconds_of(flight->begun);
-    request->stack = describe_stack(stacks, seen);
-    if (request->stack == NULL || (request->environ = PyDict_New()) == NULL ||
-        PyDict_Update(request->environ, flight->environ) < 0) {
-        Py_CLEAR(request);
-    }
-    return (PyObject *)request;
+    close_stacks(&stacks);
+    Py_XDECREF(frames);
+    return texts;
 }
 
 /* Those in flight, by id. Returns a new list, or NULL with an exception. */
 ATTACHED static PyObject *
-get_requests(PyObject *items)
+get_requests(PyObject *module)
 {
-    PyTypeObject *type = (PyTypeObject *)PyTuple_GET_ITEM(items, REQUEST_TYPE);
-    struct sight sight = {0};
-    struct stacks stacks = {0};
-    PyObject *requests = PyList_New(0); /* owned, handed to the caller */
-    bool failed = requests == NULL || copy_ring(ring_of(items), &sight) < 0 ||
-                  look_at_workers(&sight, &stacks) < 0;
-    for (size_t i = 0; !failed && i < sight.count; i++) {
-        PyObject *request = make_request(type, &sight.flights[i], &stacks); /* owned */
-        failed = request == NULL || PyList_Append(requests, request) < 0;
-        Py_XDECREF(request);
+    PyObject *flights = call_part(module, &requests_part, "list_flights", NULL, NULL);
+    PyObject *workers = NULL;  /* owned list */
+    PyObject *stacks = NULL;   /* owned list */
+    PyObject *requests = NULL; /* new, handed to the caller */
+    if (flights != NULL) {
+        workers = call_part(module, &requests_part, "list_workers", flights, NULL);
     }
-    close_stacks(&stacks);
-    free_sight(&sight);
-    if (failed) {
-        Py_CLEAR(requests);
+    if (workers != NULL) {
+        stacks = describe_stacks(workers);
     }
+    if (stacks != NULL) {
+        requests = call_part(module, &requests_part, "make_requests", flights, stacks);
+    }
+    Py_XDECREF(flights);
+    Py_XDECREF(workers);
+    Py_XDECREF(stacks);
     return requests;
 }
 
@@ -8883,21 +7397,13 @@ get_requests(PyObject *items)
 ATTACHED static PyObject *
 describe_requests(void)
 {
-    PyObject *requests = get_requests(installed_state()->requests); /* owned */
-    PyObject *empty = PyUnicode_FromString("");                     /* owned */
-    PyObject *text = NULL; /* new, handed to the caller */
-    bool failed = requests == NULL || empty == NULL;
-    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(requests); i++) {
-        PyObject *repr = PyObject_Repr(PyList_GET_ITEM(requests, i)); /* handed over */
-        failed = repr == NULL || PyList_SetItem(requests, i, repr) < 0;
+    PyObject *requests = get_requests(manhole.module); /* owned */
+    PyObject *text = NULL;                             /* new, handed to the caller */
+    if (requests != NULL) {
+        text = call_part(manhole.module, &requests_part, "describe_requests", requests,
+                         NULL);
+        Py_DECREF(requests);
     }
-    if (!failed) {
-        text = PyList_GET_SIZE(requests) > 0
-                   ? PyUnicode_Join(empty, requests)
-                   : PyUnicode_FromString("No active transactions.");
-    }
-    Py_XDECREF(requests);
-    Py_XDECREF(empty);
     return text;
 }
 
@@ -8907,26 +7413,15 @@ PyDoc_STRVAR(
     py_wsgi_doc,
     "wsgi(application, /)\n--\n\n"
     "Return a WSGI application that does as the given one, and whose requests are in\n"
-    "requests() while they are in flight. Its attributes are the given one's.\n\n"
+    "requests() while they are in flight. It is a function; the given one is its\n"
+    "__wrapped__.\n\n"
     "    application = manhole.wsgi(application)\n"
     "    app.wsgi_app = manhole.wsgi(app.wsgi_app)    # Flask");
 
 ATTACHED static PyObject *
 py_wsgi(PyObject *module, PyObject *application)
 {
-    PyObject *items = ((struct module_state *)PyModule_GetState(module))->requests;
-    PyObject *wsgi = NULL; /* new, handed to the caller */
-    if (!PyCallable_Check(application)) {
-        return PyErr_Format(PyExc_TypeError,
-                            "wsgi() takes a WSGI application, called with environ and "
-                            "start_response, not %R",
-                            application);
-    }
-    wsgi = make_stand_in(PyTuple_GET_ITEM(items, WSGI_TYPE), application, items);
-    if (wsgi != NULL) {
-        ((struct stand_in *)wsgi)->call = wsgi_call;
-    }
-    return wsgi;
+    return call_part(module, &requests_part, "wsgi", application, NULL);
 }
 
 PyDoc_STRVAR(
@@ -8940,7 +7435,7 @@ ATTACHED static PyObject *
 py_requests(PyObject *module, PyObject *unused)
 {
     (void)unused;
-    return get_requests(((struct module_state *)PyModule_GetState(module))->requests);
+    return get_requests(module);
 }
 
 static PyMethodDef request_functions[] = {
@@ -8949,44 +7444,11 @@ static PyMethodDef request_functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Spec *const request_specs[REQUESTS_ITEMS] = {
-    [RING_TYPE] = &ring_spec,         [WSGI_TYPE] = &wsgi_spec,
-    [RESPONSE_TYPE] = &response_spec, [SIZED_RESPONSE_TYPE] = &sized_response_spec,
-    [REQUEST_TYPE] = &request_spec,
-};
-
-ATTACHED static int
-intern_names(PyObject *items)
-{
-    static const char *const names[REQUESTS_ITEMS] = {
-        [CLOSE_NAME] = "close",
-        [FILE_WRAPPER_NAME] = "wsgi.file_wrapper",
-        [GREENLET_NAME] = "greenlet",
-        [GETCURRENT_NAME] = "getcurrent",
-    };
-    for (Py_ssize_t i = CLOSE_NAME; i < REQUESTS_ITEMS; i++) {
-        if (set_item(items, i, PyUnicode_InternFromString(names[i])) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
 /* A row of module_slots[]: what the module has of this room. */
 ATTACHED static int
 exec_requests(PyObject *module)
 {
-    struct module_state *state = PyModule_GetState(module);
-    PyObject *items = make_items(module, request_specs, REQUESTS_ITEMS); /* borrowed */
-    (void)pthread_once(&count_forks_once, count_forks);
-    state->requests = items;
-    if (items == NULL ||
-        set_item(items, RING, make_ring(PyTuple_GET_ITEM(items, RING_TYPE))) < 0 ||
-        intern_names(items) < 0 || PyModule_AddFunctions(module, request_functions) < 0) {
-        return -1;
-    }
-    return PyModule_AddType(module,
-                            (PyTypeObject *)PyTuple_GET_ITEM(items, REQUEST_TYPE));
+    return PyModule_AddFunctions(module, request_functions);
 }
 
 /* ======================================================================================
@@ -16718,8 +15180,10 @@ module_exec(PyObject *module)
     state->manhole_object = type->tp_alloc(type, 0);
     state->streams = PyList_New(0);
     state->library = PyDict_New();
+    state->parts = PyDict_New();
     if (state->manhole_object == NULL || state->streams == NULL ||
-        state->library == NULL || add_exceptions(module, state) < 0 ||
+        state->library == NULL || state->parts == NULL ||
+        add_exceptions(module, state) < 0 ||
         add_object(module, "ALL_SIGNALS", make_all_signals()) < 0 ||
         add_object(module, "Manhole", Py_NewRef(state->manhole_type)) < 0 ||
         PyModule_AddStringConstant(module, "__version__", MANHOLE_VERSION) < 0) {
@@ -16743,8 +15207,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->completion);
     Py_VISIT(state->library);
     Py_VISIT(state->commands);
-    Py_VISIT(state->probes);
-    Py_VISIT(state->requests);
+    Py_VISIT(state->parts);
     Py_VISIT(state->already_installed);
     Py_VISIT(state->not_installed);
     Py_VISIT(state->configuration_conflict);
@@ -16767,8 +15230,7 @@ module_clear(PyObject *module)
     Py_CLEAR(state->completion);
     Py_CLEAR(state->library);
     Py_CLEAR(state->commands);
-    Py_CLEAR(state->probes);
-    Py_CLEAR(state->requests);
+    Py_CLEAR(state->parts);
     Py_CLEAR(state->already_installed);
     Py_CLEAR(state->not_installed);
     Py_CLEAR(state->configuration_conflict);

@@ -169,42 +169,41 @@ probe_stays_when_its_client_leaves(void)
 /* ---- What the program sees ----------------------------------------------------------- */
 
 static void
-probed_function_is_the_function_to_who_looks(void)
+probed_function_is_what_functools_wraps_makes_of_it(void)
 {
-    assert_runs(
-        "import copy, pickle, types\n"
-        "before = shop.divide\n"
-        "facts = lambda f: (inspect.signature(f), f.__name__, f.__qualname__, "
-        "f.__doc__,\n"
-        "                   f.__module__, f.__code__, f.__annotations__, dir(f),\n"
-        "                   inspect.isfunction(f), inspect.getsource(f), f.__class__)\n"
-        "expected = facts(before)\n"
-        "manhole.probe('shop:divide')\n"
-        "f = shop.divide\n"
-        "assert f is not before and type(f).__name__ == 'Probed'\n"
-        "assert facts(f) == expected and isinstance(f, types.FunctionType)\n"
-        "assert f == before and before == f and {before: 1}[f] == 1\n"
-        "assert pickle.loads(pickle.dumps(f)) is f and copy.deepcopy(f) is f\n"
-        "f.mark = 1\n"
-        "assert before.mark == 1 and not hasattr(f, '__wrapped__')\n");
+    assert_runs("import copy, pickle\n"
+                "before = shop.divide\n"
+                "before.mark = 1\n"
+                "facts = lambda f: (inspect.signature(f), f.__name__, f.__qualname__, "
+                "f.__doc__,\n"
+                "                   f.__module__, f.__annotations__, f.mark,\n"
+                "                   inspect.isfunction(f), inspect.getsource(f))\n"
+                "expected = facts(before)\n"
+                "manhole.probe('shop:divide')\n"
+                "f = shop.divide\n"
+                "assert f is not before and f.__wrapped__ is before\n"
+                "assert facts(f) == expected and not hasattr(before, '__wrapped__')\n"
+                "assert pickle.loads(pickle.dumps(f)) is f and copy.deepcopy(f) is f\n");
 }
 
+/* As a task of Celery's or what lru_cache() makes: the program calls more than it. */
 static void
-probed_function_of_another_name_is_pickled_as_the_function(void)
+probed_object_that_is_called_has_its_attributes_still(void)
 {
     assert_runs("import functools, pickle\n"
-                "before = shop.divide\n"
-                "shop.alias = before\n"
-                "probe = manhole.probe('shop:alias')\n"
-                "assert shop.alias is not before\n"
-                "assert pickle.loads(pickle.dumps(shop.alias)) is before\n"
-                "probe.remove()\n"
-                "probe = manhole.probe('shop:divide')\n"
-                "kept = shop.divide\n"
-                "probe.remove()\n"
-                "assert pickle.loads(pickle.dumps(kept)) is before\n"
-                "shop.half = functools.partial(before, by=2)\n"
-                "manhole.probe('shop:half')\n"
+                "class Task:\n"
+                "    count = 0\n"
+                "    def __call__(self, n): return 1 / n\n"
+                "    def delay(self): return self.count\n"
+                "shop.task = task = Task()\n"
+                "shop.half = functools.partial(shop.divide, by=2)\n"
+                "for name in 'shop:task', 'shop:half', 'shop:Till.cached':\n"
+                "    manhole.probe(name)\n"
+                "task.count = 1\n"
+                "assert shop.task(1) == 1 and shop.task.delay() == 1\n"
+                "shop.till.cached(1)\n"
+                "shop.Till.cached.cache_clear()\n"
+                "assert shop.Till.cached.cache_info().currsize == 0\n"
                 "assert pickle.loads(pickle.dumps(shop.half))(1) == 0.5\n");
 }
 
@@ -213,12 +212,13 @@ static void
 probed_function_that_does_not_bind_goes_on_so(void)
 {
     assert_runs(
-        "import time\n"
+        "import pickle, time\n"
         "shop.bound = [1, 2].count\n"
         "probes = [manhole.probe('time:monotonic'), manhole.probe('shop:bound')]\n"
         "class Timer: clock, count = time.monotonic, shop.bound\n"
         "assert Timer().clock() > 0 and Timer().count(2) == 1\n"
         "assert [probe.calls for probe in probes] == [1, 1]\n"
+        "assert pickle.loads(pickle.dumps(time.monotonic)) is time.monotonic\n"
         "shop.clock = time.monotonic\n"
         "assert 'probed already' in str(fails(manhole.probe, 'shop:clock'))\n"
         "for probe in probes: probe.remove()\n"
@@ -256,16 +256,6 @@ construction_by_object_is_not_probed(void)
                 "    New(1), Init(1)\n"
                 "manhole.probe('shop:New.__new__'), manhole.probe('shop:Init.__init__')\n"
                 "New(1), Init(1)\n");
-}
-
-static void
-attribute_whose_name_cannot_be_hashed_is_told_as_that(void)
-{
-    assert_runs(
-        "class Name(str):\n"
-        "    def __hash__(self): 1 / 0\n"
-        "manhole.probe('shop:divide')\n"
-        "assert type(fails(getattr, shop.divide, Name('x'))) is ZeroDivisionError\n");
 }
 
 /* What is probed, and how it is called: each with 1, and with 0, which fails. */
@@ -359,7 +349,7 @@ functions_in_c_are_observed(void)
                 "probe = manhole.probe('time:sleep')\n"
                 "error = fails(time.sleep, 'long')\n"
                 "assert probe.exception is error and 'in fails' in probe.traceback\n"
-                "assert inspect.isbuiltin(time.sleep) and time.sleep(0) is None\n"
+                "assert time.sleep(0) is None and time.sleep.__name__ == 'sleep'\n"
                 "probe.remove()\n"
                 "assert time.sleep is before\n");
 }
@@ -517,12 +507,11 @@ main(void)
         TEST(ctrl_d_leaves_the_post_mortem_alone),
         TEST(probe_that_caught_nothing_says_so),
         TEST(probe_stays_when_its_client_leaves),
-        TEST(probed_function_is_the_function_to_who_looks),
-        TEST(probed_function_of_another_name_is_pickled_as_the_function),
+        TEST(probed_function_is_what_functools_wraps_makes_of_it),
+        TEST(probed_object_that_is_called_has_its_attributes_still),
         TEST(probed_function_that_does_not_bind_goes_on_so),
         TEST(probed_generator_that_may_be_awaited_may_still),
         TEST(construction_by_object_is_not_probed),
-        TEST(attribute_whose_name_cannot_be_hashed_is_told_as_that),
         TEST(every_kind_of_function_works_and_is_observed),
         TEST(generators_are_observed_to_their_end),
         TEST(coroutines_and_async_generators_are_observed),

@@ -673,7 +673,8 @@ bool
 is_debian_python_from(int minor)
 {
     (void)debian_python();
-    return strtol(TEST_DEBIAN_TAG + strlen("3."), NULL, 10) >= minor;
+    static const char tag[] = TEST_DEBIAN_TAG; /* 3.MINOR... */
+    return strtol(strchr(tag, '.') + 1, NULL, 10) >= minor;
 }
 
 static const char *

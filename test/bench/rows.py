@@ -636,7 +636,7 @@ tell({"a call of a %s, probed; bare: not" % name: measure(name, statement)
 
 
 def row_probe(place, _):
-    return of_calls(place, PROBE, 150)
+    return of_calls(place, PROBE, 1000)
 
 
 WSGI = """
@@ -684,7 +684,7 @@ tell({"a request, %s, behind manhole.wsgi(); bare: not" % application.__name__:
 
 
 def row_wsgi(place, _):
-    return of_calls(place, WSGI, 2000)
+    return of_calls(place, WSGI, 4000)
 
 
 # ---- Clients ---------------------------------------------------------------------------------

@@ -145,14 +145,14 @@ def observe():
 
 
 def look_at_probed():
-    """It is the function to who looks."""
+    """It is as functools.wraps() makes it to who looks."""
     before = divide
-    facts = dir(before), inspect.signature(before)
+    facts = divide.__name__, inspect.signature(before)
     try:
         probe = manhole.probe("chores:divide")
         expect(divide is not before, "not probed")
-        expect((dir(divide), inspect.signature(divide)) == facts)
-        expect(divide == before and {before: 1}[divide] == 1)
+        expect((divide.__name__, inspect.signature(divide)) == facts)
+        expect(divide.__wrapped__ is before, "not wrapped")
         expect(pickle.loads(pickle.dumps(divide)) is divide)
         divide.mark = 1
         del divide.mark
@@ -232,7 +232,7 @@ def serve_in_greenlets():
     try:
         response = manhole.wsgi(lambda environ, start_response: [b"ab"])({}, None)
         expect(len(manhole.requests()) == 1)
-        expect(next(response) == b"ab")
+        expect(next(iter(response)) == b"ab")
     finally:
         del sys.modules["greenlet"]
     response.close()
