@@ -33,6 +33,8 @@ NO_SETUP ?=
 BENCH ?=
 PEER ?=
 BENCH_OPTIONS ?=
+# doctest: these pages only, e.g. docs/recipes.rst; the README comes before any other.
+PAGES ?=
 # Not empty: leave out test/system_*.c.
 NO_SYSTEM_TESTS ?=
 BUILD_ROOT ?= build
@@ -318,11 +320,23 @@ $(BUILD)/bench/native$(EXT_SUFFIX): test/bench/native.c $(BUILD)/config.h
 	    $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $<
 
 where: # the folder of this build
-	@echo $(BUILD)
+	@echo $(abspath $(BUILD))
 
 demo: ## see it at work on Python's own http.server
 	$(SET_UP) build
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' test/demo.sh
+
+.PHONY: docs doctest
+docs: ## the documents as HTML, into build/docs
+	$(SET_UP) docs
+	@set -e; for page in *.rst docs/*.rst; do rst2html --halt=warning $$page >/dev/null; done # as a forge does
+	@sphinx-build -W --keep-going -q -c docs -d $(BUILD_ROOT)/doctrees . $(BUILD_ROOT)/docs
+	@ln -sf README.html $(BUILD_ROOT)/docs/index.html
+	@echo $(abspath $(BUILD_ROOT))/docs/index.html
+
+doctest: check-python ## type what the documents show, and compare what comes
+	$(SET_UP) doctest
+	@$(PYTHON) test/transcripts.py $(CURDIR) $(PAGES)
 
 # ---- Faults: the same two sources, with each call that can fail made a site of test/faults ---
 

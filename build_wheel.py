@@ -16,7 +16,8 @@ import tempfile
 import zipfile
 
 SOURCES = """manhole.c manhole.h manhole_cli.c src manhole.pth manhole.start manhole-cli.1 completion
-    Makefile LICENSE README.rst CHANGELOG.rst pyproject.toml build_wheel.py test""".split()
+    Makefile LICENSE README.rst CHANGELOG.rst CONTRIBUTING.rst docs pyproject.toml build_wheel.py
+    test""".split()
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):

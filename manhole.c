@@ -13307,7 +13307,7 @@ add_fork_hook(void)
  * come from it.
  * Runs on:  the thread that calls install(), ATTACHED.
  * Touches:  the struct options that it is given, nothing else.
- * To add an option: a field in struct options, a row here, one in manhole.h, one in README.rst.
+ * To add an option: a field in struct options, a row here, one in manhole.h, one in docs/options.rst.
  * ====================================================================================== */
 
 /* X(name, parser, default as Python has it, help) */

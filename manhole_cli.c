@@ -950,6 +950,7 @@ struct request {
 enum group { NO_GROUP, SIGNAL_GROUP, ACTION_GROUP, PLACE_GROUP };
 
 struct option {
+    const char *heading;  /* in --help, before this row; NULL: the group goes on */
     const char *names[2]; /* the second may be NULL */
     const char *metavar;  /* NULL: takes no argument */
     const char *help;
@@ -987,6 +988,7 @@ TAKES(take_command);
 
 static const struct option options[] = {
     {
+        .heading = "options", /* python-manhole's scripts look for it */
         .names = {"-h", "--help"},
         .help = "show this help message and exit",
         .take = take_help,
@@ -1019,6 +1021,34 @@ static const struct option options[] = {
         .take = take_signal,
     },
     {
+        .names = {"--no-dump"},
+        .help = "A console without the stacks at its start.",
+        .constant = FLAG_NO_DUMP,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--quiet"},
+        .help = "The same, and no remarks of manhole-cli; errors are still told.",
+        .constant = FLAG_QUIET | FLAG_NO_DUMP,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--raw"},
+        .help = "Let control characters from the process through to the terminal.",
+        .constant = FLAG_RAW,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--version"},
+        .help = "show the version and exit",
+        .is_new = true,
+        .take = take_version,
+    },
+    {
+        .heading = "run and print",
         .names = {"-c"},
         .metavar = "CODE",
         .help =
@@ -1054,6 +1084,7 @@ static const struct option options[] = {
         .take = take_flag,
     },
     {
+        .heading = "which processes",
         .names = {"--list"},
         .help = "List the processes that have a manhole, and whether they answer.",
         .group = ACTION_GROUP,
@@ -1091,6 +1122,7 @@ static const struct option options[] = {
         .take = take_match,
     },
     {
+        .heading = "elsewhere",
         .names = {"--host"},
         .metavar = "HOST",
         .help = "On another machine, by ssh and the manhole-cli there.",
@@ -1107,33 +1139,6 @@ static const struct option options[] = {
         .is_new = true,
         .is_elsewhere = true,
         .take = take_command,
-    },
-    {
-        .names = {"--no-dump"},
-        .help = "A console without the stacks at its start.",
-        .constant = FLAG_NO_DUMP,
-        .is_new = true,
-        .take = take_flag,
-    },
-    {
-        .names = {"--quiet"},
-        .help = "The same, and no remarks of manhole-cli; errors are still told.",
-        .constant = FLAG_QUIET | FLAG_NO_DUMP,
-        .is_new = true,
-        .take = take_flag,
-    },
-    {
-        .names = {"--raw"},
-        .help = "Let control characters from the process through to the terminal.",
-        .constant = FLAG_RAW,
-        .is_new = true,
-        .take = take_flag,
-    },
-    {
-        .names = {"--version"},
-        .help = "show the version and exit",
-        .is_new = true,
-        .take = take_version,
     },
 };
 
@@ -1206,8 +1211,10 @@ take_help(const struct option *option, const char *argument, struct request *req
     (void)printf("%s\nConnect to a manhole.\n\npositional arguments:\n", usage);
     print_entry("PID",
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
-    (void)printf("\noptions:\n");
     for (size_t i = 0; i < OPTIONS; i++) {
+        if (options[i].heading != NULL) {
+            (void)printf("\n%s:\n", options[i].heading);
+        }
         print_entry(synopsis_of(&options[i]).text, options[i].help);
     }
     leave(STATUS_OK);

@@ -250,6 +250,36 @@ help_begins_as_python_manholes(void)
     assert_string_equal(err, "");
 }
 
+/* Each heading stands alone, and these options follow it before the next one. */
+static void
+help_groups_its_options(void)
+{
+    static const struct {
+        const char *heading;
+        const char *options[6];
+    } groups[] = {
+        {"\noptions:\n", {"-h,", "-t ", "-s ", "--no-dump ", "--raw ", "--version "}},
+        {"\nrun and print:\n", {"-c ", "-f ", "--stacks ", "--json "}},
+        {"\nwhich processes:\n",
+         {"--list ", "--clean ", "--all ", "--children ", "--match "}},
+        {"\nelsewhere:\n", {"--host ", "--exec "}},
+    };
+    const char *out = NULL;
+    assert_int_equal(run_command(CLI("--help"), NULL, &out, NULL), 0);
+
+    const char *at = out;
+    for (size_t i = 0; i < sizeof(groups) / sizeof(groups[0]); i++) {
+        at = strstr(at, groups[i].heading);
+        assert_non_null(at);
+        at += strlen(groups[i].heading);
+        const char *end = strstr(at, "\n\n");
+        for (size_t j = 0; j < 6 && groups[i].options[j] != NULL; j++) {
+            const char *entry = strstr(at, format_text("  %s", groups[i].options[j]));
+            assert_true(entry != NULL && (end == NULL || entry < end));
+        }
+    }
+}
+
 #define SIGNAL_NUMBERS                                                                   \
   "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, "      \
   "23, 24, 25, 26, 27, 28, 29, 30, 31, 34, 64"
@@ -1303,6 +1333,7 @@ main(void)
 {
     static const struct test_case tests[] = {
         TEST(help_begins_as_python_manholes),
+        TEST(help_groups_its_options),
         TEST(every_mistake_is_answered_as_by_argparse),
         TEST(socket_path_beyond_sun_path_is_a_mistake),
         TEST(signal_is_meant_by_number_name_and_signame),

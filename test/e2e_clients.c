@@ -42,7 +42,7 @@ static const char *const piped[][MAX_WORDS] = {
     {"python3", "-c", COPY, "PATH"},
 };
 
-/* Those that are a console on a terminal, as the README has them. */
+/* Those that are a console on a terminal, as docs/client.rst has them. */
 static const char *const interactive[][MAX_WORDS] = {
     {"manhole-cli", "PATH"},
     {"socat", "-", "unix-connect:PATH"},

@@ -4,8 +4,8 @@
 # command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
 # misses, and the tests of programs that are not there are skipped.
 #
-# usage: [PYTHON=python3] setup.sh build|test|bench|valgrind|coverage|fuzz|lint|newest|compile-arm64|
-#     compile-musl|arm64|musl|ci
+# usage: [PYTHON=python3] setup.sh build|test|docs|doctest|bench|valgrind|coverage|fuzz|lint|newest|
+#     compile-arm64|compile-musl|arm64|musl|ci
 set -u
 
 python=${PYTHON:-python3}
@@ -23,6 +23,7 @@ tests=(
     tmux openssh-client openssh-server             # screens, and another machine
     python3-jsonschema
     python3-venv python3-pip                       # installing
+    python3-sphinx                                 # documents; it brings rst2html
     gunicorn python3-flask                         # servers
     uwsgi-core uwsgi-plugin-python3
     python3-gevent python3-eventlet python3-uvloop # other loops
@@ -35,6 +36,8 @@ musl=(musl-tools)
 case ${1:-build} in
 build) ;;
 test) packages+=("${tests[@]}") ;;
+docs) packages+=(python3-sphinx) ;;
+doctest) packages+=(python3-venv) ;;
 bench) packages+=(strace) ;;
 valgrind) packages+=("${tests[@]}" valgrind) ;;
 coverage) packages+=("${tests[@]}" clang llvm) ;;

@@ -598,7 +598,7 @@ django_under_gunicorn_has_a_manhole_in_its_worker(void)
 /* ---- Celery ------------------------------------------------------------------------ */
 
 /* Its broker is a directory. What closes the door of a pool process, which ends by _exit(), is
- * the README's recipe. */
+ * the recipe of docs/recipes.rst. */
 static const char CELERY_APP[] = //
     "import os, time\n"
     "from celery import Celery\n"

@@ -53,7 +53,7 @@ def parse_options():
     return options
 
 
-# ---- The table, in the form that README.rst has it --------------------------------------------
+# ---- The table, in the form that docs/benchmarks.rst has it ----------------------------------
 
 COLUMNS = ("what", "ours", "theirs", "bare", "goal", "reached", "met")
 
