@@ -1,0 +1,472 @@
+/* Descriptors, clocks, threads, text: what the rooms above build on. */
+#ifndef MANHOLE_BASE_BASICS_C
+#define MANHOLE_BASE_BASICS_C
+
+#include "compat.c"
+#include "state.c"
+
+/* Takes over a descriptor, or the -1 of who could open none. */
+static void
+keep_fd(struct kept_fd *kept, int fd)
+{
+    struct stat status = {0};
+    if (fd >= 0) {
+        (void)fstat(fd, &status);
+    }
+    atomic_store(&kept->device, status.st_dev);
+    atomic_store(&kept->inode, status.st_ino);
+    atomic_store(&kept->number, fd);
+}
+
+/* Its number; -1 when there is none, or none of ours any more. */
+ASYNC_SAFE static int
+kept_number(const struct kept_fd *kept)
+{
+    int fd = atomic_load(&kept->number);
+    struct stat status;
+    bool ours = fd >= 0 && fstat(fd, &status) == 0 &&
+                status.st_dev == atomic_load(&kept->device) &&
+                status.st_ino == atomic_load(&kept->inode);
+    return ours ? fd : -1;
+}
+
+/* Closes it if it is still ours, and forgets it. */
+static void
+close_kept(struct kept_fd *kept)
+{
+    int fd = kept_number(kept);
+    /* Of two who close it at once only one may: the number can be another's by then. */
+    if (atomic_exchange(&kept->number, -1) == fd && fd >= 0) {
+        (void)close(fd);
+    }
+}
+
+/* The application has closed it behind our back. */
+static bool
+is_lost(const struct kept_fd *kept)
+{
+    return atomic_load(&kept->number) >= 0 && kept_number(kept) < 0;
+}
+
+/* A bell: who polls it wakes. A socket that is connected to itself. An eventfd would do, but all
+ * eventfds and epolls have one inode: kept_number() could not tell ours from one of the
+ * application's. Nobody else can send to it: only what it is connected to can. */
+ASYNC_SAFE static void
+ring_bell(const struct kept_fd *bell)
+{
+    int fd = kept_number(bell);
+    if (fd >= 0) {
+        /* Fails only when its queue is full: then the reader has been woken long ago. */
+        (void)!write(fd, "", 1);
+    }
+}
+
+static void
+silence_bell(const struct kept_fd *bell)
+{
+    int fd = kept_number(bell);
+    char byte = 0;
+    while (fd >= 0 && read(fd, &byte, sizeof(byte)) > 0) {
+    }
+}
+
+/* Returns a descriptor, or -1 with errno. */
+static int
+open_bell(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t size = sizeof(address);
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); /* owned */
+    /* Only a family: the kernel finds an address, which is in no file system. */
+    if (fd >= 0 &&
+        (bind(fd, (struct sockaddr *)&address, sizeof(address.sun_family)) < 0 ||
+         getsockname(fd, (struct sockaddr *)&address, &size) < 0 ||
+         connect(fd, (struct sockaddr *)&address, size) < 0)) {
+        int error = errno;
+        (void)close(fd);
+        errno = error;
+        fd = -1;
+    }
+    return fd;
+}
+
+/* Once made the bells stay for the life of the process: a handler or an application thread may be
+ * about to ring one at any moment. Returns 0, or -1 with errno. */
+static int
+open_bells(void)
+{
+    struct kept_fd *const bells[] = {&manhole.wake_bell, &manhole.news_bell};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(bells); i++) {
+        if (kept_number(bells[i]) < 0) {
+            keep_fd(bells[i], open_bell());
+        }
+        if (atomic_load(&bells[i]->number) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int64_t
+monotonic_ms(void)
+{
+    struct timespec now = {0};
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* For poll(): milliseconds until the deadline, 0 when it has passed; -1 for a deadline of
+ * -1. */
+static int
+ms_until(int64_t deadline_ms)
+{
+    int64_t left = 0;
+    if (deadline_ms < 0) {
+        return -1;
+    }
+    left = deadline_ms - monotonic_ms();
+    if (left < 0) {
+        return 0;
+    }
+    return left > INT_MAX ? INT_MAX : (int)left;
+}
+
+/* As much of a timeout for poll() as may pass before signals are looked at. */
+static int
+slice_of(int timeout_ms)
+{
+    return timeout_ms < 0 || timeout_ms > SIGNAL_CHECK_MS ? SIGNAL_CHECK_MS : timeout_ms;
+}
+
+static int
+seconds_to_ms(double seconds)
+{
+    double ms = ceil(seconds * 1000.0);
+    return ms > (double)INT_MAX ? INT_MAX : (int)ms;
+}
+
+struct seconds_text {
+    char text[32];
+};
+
+/* As printf's %g, with a point in every locale. */
+static struct seconds_text
+format_seconds(double seconds)
+{
+    struct seconds_text formatted;
+    size_t point = 0;
+    (void)snprintf(formatted.text, sizeof(formatted.text), "%g", seconds);
+    point = strspn(formatted.text, "0123456789");
+    if (formatted.text[point] == ',') {
+        formatted.text[point] = '.';
+    }
+    return formatted;
+}
+
+/* Starts a thread with the sigmask option's signals blocked from its first instruction.
+ * thread NULL: detached. Returns 0, or an errno value. */
+static int
+start_thread(pthread_t *thread, void *(*body)(void *), void *argument, size_t stack_size)
+{
+    pthread_t unused;
+    pthread_attr_t attributes;
+    sigset_t previous;
+    int error = pthread_attr_init(&attributes);
+    if (error != 0) {
+        return error;
+    }
+    (void)pthread_attr_setstacksize(&attributes, stack_size);
+    if (thread == NULL) {
+        (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    }
+    (void)pthread_sigmask(SIG_BLOCK, &manhole.options.sigmask, &previous);
+    error =
+        pthread_create(thread == NULL ? &unused : thread, &attributes, body, argument);
+    (void)pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    (void)pthread_attr_destroy(&attributes);
+    return error;
+}
+
+/* strerror(), whose text another thread may change, in a buffer of the calling thread's. */
+static const char *
+error_text(int error)
+{
+    static _Thread_local char buffer[80];
+#ifdef __GLIBC__
+    return strerror_r(error, buffer, sizeof(buffer));
+#else
+    return strerror_r(error, buffer, sizeof(buffer)) == 0 ? buffer : "unknown error";
+#endif
+}
+
+/* Returns whether so many bytes more have room. */
+static bool
+make_room(struct text *text, size_t length)
+{
+    if (!text->failed && text->capacity - text->length < length) {
+        size_t capacity = (text->capacity + length) * 2;
+        char *grown = realloc(text->bytes, capacity);
+        if (grown == NULL) {
+            text->failed = true;
+        }
+        else {
+            text->bytes = grown;
+            text->capacity = capacity;
+        }
+    }
+    return !text->failed;
+}
+
+static void
+append_bytes(struct text *text, const char *bytes, size_t length)
+{
+    if (length > 0 && make_room(text, length)) {
+        memcpy(text->bytes + text->length, bytes, length);
+        text->length += length;
+    }
+}
+
+/* Appends what it has already at this place. */
+static void
+append_again(struct text *text, size_t start, size_t length)
+{
+    if (length > 0 && make_room(text, length)) {
+        memcpy(text->bytes + text->length, text->bytes + start, length);
+        text->length += length;
+    }
+}
+
+static void
+append_string(struct text *text, const char *string)
+{
+    append_bytes(text, string, strlen(string));
+}
+
+/* For short pieces: a number, a header. What does not fit 256 bytes is cut. */
+__attribute__((format(printf, 2, 3))) static void
+append_format(struct text *text, const char *format, ...)
+{
+    char piece[256];
+    va_list arguments;
+    int length = 0;
+    va_start(arguments, format);
+    length = vsnprintf(piece, sizeof(piece), format, arguments);
+    va_end(arguments);
+    if (length > 0) {
+        size_t size = (size_t)length;
+        append_bytes(text, piece, size < sizeof(piece) ? size : sizeof(piece) - 1);
+    }
+}
+
+/* Appends a str as UTF-8, what has no UTF-8 (lone surrogates) as \udcff. Never raises. */
+ATTACHED static void
+append_str(struct text *text, PyObject *str)
+{
+    Py_ssize_t length = 0;
+    const char *bytes = PyUnicode_AsUTF8AndSize(str, &length);
+    if (bytes != NULL) {
+        append_bytes(text, bytes, (size_t)length);
+        return;
+    }
+    PyErr_Clear();
+    PyObject *encoded =
+        PyUnicode_AsEncodedString(str, "utf-8", "backslashreplace"); /* owned */
+    if (encoded == NULL) {
+        PyErr_Clear();
+        append_string(text, "?");
+        return;
+    }
+    append_bytes(text, PyBytes_AS_STRING(encoded), (size_t)PyBytes_GET_SIZE(encoded));
+    Py_DECREF(encoded);
+}
+
+static void
+free_text(struct text *text)
+{
+    free(text->bytes);
+    *text = (struct text){0};
+}
+
+/* Modules of the standard library's, and not those of the application that have their names: a
+ * script called code.py, say, stands before it in sys.path, and would run a second time. While there
+ * is none, and the library's folder is in sys.path, this imports as everybody does. Else what the
+ * application has imported of the library is shared. The rest is loaded from its folder under names
+ * of our own, and so is what that imports in turn, at any time: `__import__` is ours in there. As
+ * everybody does are imported: a submodule of a package that is shared; what a module in C imports;
+ * a module in C itself, and warnings, which is half of C, unless the application has that name. */
+static const char library_program[] =
+    "import builtins, os, sys\n"
+    "folder = os.path.dirname(os.__file__)\n"
+    "private = 'manhole.library.'\n"
+    "path_finder = [f for f in sys.meta_path if getattr(f, '__name__', '') == "
+    "'PathFinder'][0]\n"
+    "known = None\n"
+    "def is_standard(module):\n"
+    "    origin = getattr(getattr(module, '__spec__', None), 'origin', None)\n"
+    "    inside = str(origin).startswith(folder + '/')\n"
+    "    return origin in ('built-in', 'frozen') or (\n"
+    "        inside and '-packages/' not in origin[len(folder):])\n"
+    "def list_names(entry):\n"
+    "    try:\n"
+    "        return {file.partition('.')[0] for file in os.listdir(entry or '.')}\n"
+    "    except OSError:\n"
+    "        return set()\n"
+    "def find_ahead(names, entry):\n"
+    "    files = names if os.path.isfile(entry) else list_names(entry)\n"
+    "    for name in names & files:\n"
+    "        spec = path_finder.find_spec(name, [entry])\n"
+    "        if spec is not None and spec.loader is not None:\n"
+    "            yield name\n"
+    "def find_others():\n"
+    "    names = getattr(sys, 'stdlib_module_names', None)\n"
+    "    if names is None:\n"
+    "        names = list_names(folder) | list_names(folder + '/lib-dynload')\n"
+    "    names = set(names).difference(sys.builtin_module_names)\n"
+    "    end = sys.path.index(folder) if folder in sys.path else None\n"
+    "    ahead = {name for entry in sys.path[:end] for name in find_ahead(names, "
+    "entry)}\n"
+    "    return ahead, any(not is_standard(sys.modules[name])\n"
+    "                      for name in names.intersection(sys.modules))\n"
+    "def look():\n"
+    "    global known\n"
+    "    if known is None or known[0] != sys.path:\n"
+    "        known = list(sys.path), *find_others()\n"
+    "    return known[1:]\n"
+    "def import_normally(name):\n"
+    "    builtins.__import__(name)\n"
+    "    return sys.modules[name]\n"
+    "def load(name):\n"
+    "    parent, _, leaf = name.rpartition('.')\n"
+    "    home = load(parent) if parent else None\n"
+    "    if home is not None and home.__name__ == parent:\n"
+    "        return import_normally(name)\n"
+    "    if private + name in sys.modules:\n"
+    "        return sys.modules[private + name]\n"
+    "    if is_standard(sys.modules.get(name)):\n"
+    "        return sys.modules[name]\n"
+    "    path = [folder, folder + '/lib-dynload'] if home is None else home.__path__\n"
+    "    spec = path_finder.find_spec(private + name, path)\n"
+    "    ahead = name in look()[0]\n"
+    "    one = folder in sys.path and (name == 'warnings' or "
+    "spec and spec.origin.endswith('.so'))\n"
+    "    if not ahead and (one or spec is None):\n"
+    "        return import_normally(name)\n"
+    "    if spec is None:\n"
+    "        raise ModuleNotFoundError(f'no {name!r} in {folder!r}', name=name)\n"
+    "    module = spec.loader.create_module(spec) or type(sys)(spec.name)\n"
+    "    module.__spec__, module.__loader__ = spec, spec.loader\n"
+    "    module.__file__, module.__package__ = spec.origin, spec.parent\n"
+    "    module.__builtins__ = {**vars(builtins), '__import__': import_privately}\n"
+    "    if spec.submodule_search_locations is not None:\n"
+    "        module.__path__ = spec.submodule_search_locations\n"
+    "    sys.modules[spec.name] = module\n"
+    "    try:\n"
+    "        spec.loader.exec_module(module)\n"
+    "    except BaseException:\n"
+    "        del sys.modules[spec.name]\n"
+    "        raise\n"
+    "    module = sys.modules[spec.name]\n"
+    "    if home is not None:\n"
+    "        setattr(home, leaf, module)\n"
+    "    return module\n"
+    "def import_privately(name, globals=None, locals=None, fromlist=(), level=0):\n"
+    "    if level > 0:\n"
+    "        home = globals['__package__'][len(private):].split('.')\n"
+    "        name = '.'.join(home[:len(home) - level + 1] + ([name] if name else []))\n"
+    "    module = load(name)\n"
+    "    for item in fromlist or ():\n"
+    "        if item != '*' and hasattr(module, '__path__') and not hasattr(module, "
+    "item):\n"
+    "            load(name + '.' + item)\n"
+    "    return module if fromlist else load(name.partition('.')[0])\n"
+    "def find(name):\n"
+    "    if folder in sys.path and not any(look()):\n"
+    "        module = import_normally(name)\n"
+    "        if is_standard(module):\n"
+    "            return module\n"
+    "    return load(name)\n"
+    "def is_found_normally(name):\n"
+    "    return is_standard(sys.modules.get(name)) or (\n"
+    "        folder in sys.path and name not in look()[0])\n"
+    "find.is_found_normally = is_found_normally\n";
+
+/* Returns that program's find(), new; NULL, without an exception, where there is no such folder. */
+ATTACHED static PyObject *
+get_finder(PyObject *library)
+{
+    PyObject *finder = Py_XNewRef(PyDict_GetItemString(library, "")); /* new */
+    PyObject *names = NULL;                                           /* owned */
+    PyObject *result = NULL;                                          /* owned */
+    if (finder != NULL) {
+        return finder;
+    }
+    names = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(), "__name__",
+                          "manhole");
+    if (names != NULL) {
+        result = run_source(library_program, Py_file_input, names);
+    }
+    if (result != NULL) {
+        finder = PyMapping_GetItemString(names, "find");
+    }
+    if (finder != NULL && PyDict_SetItemString(library, "", finder) < 0) {
+        Py_CLEAR(finder);
+    }
+    PyErr_Clear();
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    return finder;
+}
+
+/* What we have of the standard library in this interpreter: modules by their names, the program
+ * above by "". NULL: this interpreter has not installed. */
+ATTACHED static PyObject *
+find_library(void)
+{
+    bool here = manhole.module != NULL && manhole.interpreter == PyInterpreterState_Get();
+    return here ? installed_state()->library : NULL;
+}
+
+/* Returns a module of the standard library's, new, the same each time; or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+import_standard(const char *name)
+{
+    PyObject *library = find_library(); /* borrowed */
+    PyObject *finder = NULL;            /* owned */
+    PyObject *module = NULL;            /* new, handed to the caller */
+    if (library == NULL) {
+        return PyImport_ImportModule(name);
+    }
+    module = Py_XNewRef(PyDict_GetItemString(library, name));
+    if (module != NULL) {
+        return module;
+    }
+    finder = get_finder(library);
+    module = finder == NULL ? PyImport_ImportModule(name)
+                            : PyObject_CallFunction(finder, "s", name);
+    if (module != NULL && PyDict_SetItemString(library, name, module) < 0) {
+        Py_CLEAR(module);
+    }
+    Py_XDECREF(finder);
+    return module;
+}
+
+/* Whether who imports this gets the standard library's. Never raises. */
+ATTACHED static bool
+is_found_normally(const char *name)
+{
+    PyObject *library = find_library();                              /* borrowed */
+    PyObject *finder = library == NULL ? NULL : get_finder(library); /* owned */
+    PyObject *answer = NULL;                                         /* owned */
+    bool normally = true;
+    if (finder != NULL) {
+        answer = PyObject_CallMethod(finder, "is_found_normally", "s", name);
+        normally = answer != Py_False;
+    }
+    PyErr_Clear();
+    Py_XDECREF(finder);
+    Py_XDECREF(answer);
+    return normally;
+}
+
+#endif /* MANHOLE_BASE_BASICS_C */

@@ -1,0 +1,513 @@
+/* Markers and version shims: who may call what, and the CPythons' differences.
+ * The only room with PY_VERSION_HEX in it.
+ */
+#ifndef MANHOLE_BASE_COMPAT_C
+#define MANHOLE_BASE_COMPAT_C
+
+#include "base.h"
+
+#if defined(__clang__)
+#  define CHECKED(x) __attribute__((x))
+#else
+#  define CHECKED(x)
+#endif
+
+/* Never defined: a name for the checker, which follows it as it would a lock. */
+struct CHECKED(capability("role")) role {
+    char unused;
+};
+extern struct role python;
+
+#define ATTACHED                                                                         \
+  CHECKED(requires_capability(python)) /* caller has an attached thread state */
+#define DETACHED                                                                         \
+  CHECKED(locks_excluded(python)) /* may block: caller must not be attached */
+#define ASYNC_SAFE                /* signal-safety(7) and each other; errno is kept */
+#define ATTACHES CHECKED(acquire_capability(python)) CHECKED(no_thread_safety_analysis)
+#define DETACHES CHECKED(release_capability(python)) CHECKED(no_thread_safety_analysis)
+
+/* The interpreter is ending, and whoever detaches now never comes back. */
+static bool
+is_finalizing(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+}
+
+/* Lets other threads run Python. Returns what reattach() needs to come back. During finalization
+ * there is nobody else to let run: the caller stays attached, NULL. */
+DETACHES static PyThreadState *
+detach(void)
+{
+    return is_finalizing() ? NULL : PyEval_SaveThread();
+}
+
+/* Comes back. When finalization has begun meanwhile CPython ends the calling thread in here instead
+ * of returning, so nothing may be held across it that another thread waits for. */
+ATTACHES static void
+reattach(PyThreadState *tstate)
+{
+    if (tstate != NULL) {
+        PyEval_RestoreThread(tstate);
+    }
+}
+
+#if PY_VERSION_HEX < 0x030a0000
+static inline PyObject *
+Py_NewRef(PyObject *object)
+{
+    Py_INCREF(object);
+    return object;
+}
+
+static inline PyObject *
+Py_XNewRef(PyObject *object)
+{
+    Py_XINCREF(object);
+    return object;
+}
+#endif
+
+/* Whether the calling thread is attached to Python. Before 3.12 CPython knows one holder of the GIL
+ * only; a thread of a subinterpreter is taken for one that is not. */
+static bool
+is_attached(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return PyThreadState_GetUnchecked() != NULL;
+#elif PY_VERSION_HEX >= 0x030c0000
+    return _PyThreadState_UncheckedGet() != NULL;
+#else
+    PyThreadState *own = PyGILState_GetThisThreadState();
+    return own != NULL && own == _PyThreadState_UncheckedGet();
+#endif
+}
+
+/* In *found a new reference to sys.NAME; NULL when there is none. Returns 0, or -1 with an
+ * exception when that cannot be told. */
+ATTACHED static int
+find_sys(const char *name, PyObject **found)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject *module = PyImport_AddModuleRef("sys"); /* owned */
+    int result = -1;
+    *found = NULL;
+    if (module != NULL) {
+        result = PyObject_GetOptionalAttrString(module, name, found) < 0 ? -1 : 0;
+    }
+    Py_XDECREF(module);
+    return result;
+#else
+    *found = Py_XNewRef(PySys_GetObject(name));
+    return 0;
+#endif
+}
+
+/* sys.NAME. Returns a new reference; NULL, without an exception, when there is none. */
+ATTACHED static PyObject *
+get_sys(const char *name)
+{
+    PyObject *found = NULL; /* new, handed to the caller */
+    if (find_sys(name, &found) < 0) {
+        PyErr_Clear();
+    }
+    return found;
+}
+
+/* Keeps the cyclic collector, which may run any Python code, out of a stretch of C that
+ * must not be interrupted. Needed where frame objects are made on demand, which is
+ * since 3.11. */
+ATTACHED static bool
+pause_gc(void)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    return PyGC_Disable() == 1;
+#else
+    return false;
+#endif
+}
+
+ATTACHED static void
+resume_gc(bool was_enabled)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    if (was_enabled) {
+        PyGC_Enable();
+    }
+#else
+    (void)was_enabled;
+#endif
+}
+
+/* Where in its code a frame is: PyCode_Addr2Line() makes a line of it when there is time. */
+ATTACHED static int
+get_instruction(PyFrameObject *frame)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    return PyFrame_GetLasti(frame);
+#elif PY_VERSION_HEX >= 0x030a0000
+    return frame->f_lasti < 0 ? -1 : frame->f_lasti * 2;
+#else
+    return frame->f_lasti;
+#endif
+}
+
+/* The globals of a frame. Returns a new reference. */
+ATTACHED static PyObject *
+get_globals(PyFrameObject *frame)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    return PyFrame_GetGlobals(frame);
+#else
+    return Py_NewRef(frame->f_globals);
+#endif
+}
+
+/* Takes the current exception. Returns it, normalized; NULL when there is none. */
+ATTACHED static PyObject *
+take_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type = NULL;      /* owned */
+    PyObject *value = NULL;     /* owned, handed to the caller */
+    PyObject *traceback = NULL; /* owned */
+    PyErr_Fetch(&type, &value, &traceback);
+    if (type != NULL) {
+        PyErr_NormalizeException(&type, &value, &traceback);
+        if (traceback != NULL) {
+            (void)PyException_SetTraceback(value, traceback);
+        }
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+#endif
+}
+
+/* Sets the exception that take_exception() took, as it was; if it was none, nothing changes. Takes
+ * over the reference. */
+ATTACHED static void
+put_back_exception(PyObject *exception /* new, or NULL */)
+{
+    if (exception == NULL) {
+        return;
+    }
+#if PY_VERSION_HEX >= 0x030c0000
+    PyErr_SetRaisedException(exception);
+#else
+    PyErr_Restore(Py_NewRef((PyObject *)Py_TYPE(exception)), exception,
+                  PyException_GetTraceback(exception));
+#endif
+}
+
+/* What runs between the two has the object to itself: by the object's own lock where there is no
+ * GIL. It must run no Python code, which could let go of either. */
+#ifdef Py_GIL_DISABLED
+#  define BEGIN_CRITICAL_SECTION(object) Py_BEGIN_CRITICAL_SECTION(object)
+#  define END_CRITICAL_SECTION() Py_END_CRITICAL_SECTION()
+#else
+#  define BEGIN_CRITICAL_SECTION(object)                                                 \
+    {                                                                                    \
+      (void)(object);
+#  define END_CRITICAL_SECTION() }
+#endif
+
+/* The kernel's id of a thread, 0 where CPython does not keep it. Reads memory alone. */
+ASYNC_SAFE static unsigned long
+native_id_of(const PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030b0000
+    return tstate->native_thread_id;
+#else
+    (void)tstate;
+    return 0;
+#endif
+}
+
+/* Whether a thread has the GIL, for a frozen copy to say. Reads memory alone. */
+ASYNC_SAFE static bool
+holds_gil(const PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030c0000 && !defined(Py_GIL_DISABLED)
+    return tstate->_status.active != 0;
+#else
+    (void)tstate;
+    return false;
+#endif
+}
+
+/* Where an object of a class made in Python keeps its attributes, until somebody asks for its
+ * __dict__: their values beside it, their names with the class, both in the same order. That is
+ * CPython's own business, but no public function finds one by name without a thread state, which a
+ * frozen copy's thread has not. The same from 3.11 to 3.15, but for where the values begin. */
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x03100000
+struct shared_name {
+    PyObject *name; /* borrowed str */
+    void *unused;
+};
+
+struct shared_names { /* struct _dictkeysobject */
+    Py_ssize_t references;
+    uint8_t log2_size;
+    uint8_t log2_index_bytes;
+    uint8_t kind;
+    uint32_t version;
+    Py_ssize_t usable;
+    Py_ssize_t count;
+    char indices[]; /* then the names, struct shared_name */
+};
+
+/* Returns NULL when the attributes are in a dict. */
+ASYNC_SAFE static PyObject *const *
+find_values(PyObject *object)
+{
+#  if PY_VERSION_HEX >= 0x030d0000
+    enum { IS_VALID = 3 }; /* a byte of four in front of the values */
+    const char *values = (const char *)object + Py_TYPE(object)->tp_basicsize;
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_INLINE_VALUES) &&
+                   values[IS_VALID] != 0
+               ? (PyObject *const *)(const void *)(values + sizeof(PyObject *))
+               : NULL;
+#  elif PY_VERSION_HEX >= 0x030c0000
+    const char *values = ((char **)object)[-3]; /* less 1; or the dict */
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT) &&
+                   ((uintptr_t)values & 1) != 0
+               ? (PyObject *const *)(const void *)(values + 1)
+               : NULL;
+#  else
+    return PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT)
+               ? ((PyObject *const **)object)[-4]
+               : NULL;
+#  endif
+}
+#endif
+
+/* An attribute that an object has outside of a dict, without running Python. Reads memory alone.
+ * Returns a borrowed reference; NULL when there is none. */
+ASYNC_SAFE static PyObject *
+read_attribute(PyObject *object, const char *name)
+{
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x03100000
+    PyObject *const *values = find_values(object);
+    const struct shared_names *names = NULL;
+    const struct shared_name *entries = NULL;
+    if (values == NULL) {
+        return NULL;
+    }
+    names = (const void *)((PyHeapTypeObject *)Py_TYPE(object))->ht_cached_keys;
+    entries = (const void *)(names->indices + ((size_t)1 << names->log2_index_bytes));
+    for (Py_ssize_t i = 0; i < names->count; i++) {
+        if (PyUnicode_CompareWithASCIIString(entries[i].name, name) == 0) {
+            return values[i];
+        }
+    }
+#else
+    (void)object;
+    (void)name;
+#endif
+    return NULL;
+}
+
+/* Before 3.12 the holder is known to the process, not to the thread: writes "! IDENT".
+ * Aborts when there is none: the last act of a frozen copy. */
+ASYNC_SAFE static void
+ask_gil_holder(int fd)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    char line[40];
+    int length = snprintf(line, sizeof(line), "! %lu\n",
+                          (unsigned long)PyThreadState_Get()->thread_id);
+    (void)!write(fd, line, (size_t)length);
+#else
+    (void)fd;
+#endif
+}
+
+/* Before 3.12 a child waits for the lock on the list of thread states before it makes it anew, for
+ * ever if another thread has it at the fork. One that is attached has not; a thread of ours on its
+ * way in may. So fork() waits for it, the C library's too; and so does who walks over that list. */
+#if PY_VERSION_HEX < 0x030d0000
+static pthread_mutex_t new_state_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+lock_new_state(void)
+{
+    (void)pthread_mutex_lock(&new_state_lock);
+}
+
+static void
+unlock_new_state(void)
+{
+    (void)pthread_mutex_unlock(&new_state_lock);
+}
+
+#else
+static void
+lock_new_state(void)
+{
+}
+
+static void
+unlock_new_state(void)
+{
+}
+#endif
+
+/* The calling thread's thread state, attached or not; NULL: Python does not know the thread. */
+static PyThreadState *
+own_thread_state(void)
+{
+    return is_attached() ? PyThreadState_Get() : PyGILState_GetThisThreadState();
+}
+
+/* Whether a thread is in Python code, or in C that this has called: not so where a C program that
+ * embeds Python is in code of its own. Reads memory alone: frame objects, which the public
+ * functions make, are not to be had without the GIL. */
+ASYNC_SAFE static bool
+is_in_python_code(const PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030f0000
+    return tstate->current_frame != tstate->base_frame;
+#elif PY_VERSION_HEX >= 0x030d0000
+    return tstate->current_frame != NULL;
+#elif PY_VERSION_HEX >= 0x030b0000
+    return tstate->cframe->current_frame != NULL;
+#else
+    return tstate->frame != NULL;
+#endif
+}
+
+/* Runs a program of ours, an expression or statements. PyRun_String() in a thread of ours would
+ * make CPython forget that the application is about to end with a KeyboardInterrupt, and its
+ * exit status with it. Returns a new reference, or NULL with an exception. */
+ATTACHED static PyObject *
+run_source(const char *source, int start, PyObject *names)
+{
+    PyObject *code = Py_CompileString(source, "<string>", start); /* owned */
+    PyObject *result = code == NULL ? NULL : PyEval_EvalCode(code, names, names);
+    Py_XDECREF(code);
+    return result;
+}
+
+/* Takes back what the calling thread was to be interrupted with, if it was. Before 3.13 an interrupt
+ * of one thread has all of them look for theirs, at each call and turn of a loop, until some thread
+ * has got one: they are slower, and on 3.11 one that is traced or profiled comes no further. So one
+ * is raised, and let out in an expression that does nothing: then nobody looks. Who is still to have
+ * one does, as soon as it has the GIL again. Keeps the current exception. */
+ATTACHED static void
+settle_interrupts(void)
+{
+    PyObject *const nobodys = PyExc_StopAsyncIteration; /* no signal handler raises it */
+    PyObject *raised = take_exception();                /* owned, handed back */
+    PyObject *names = PyDict_New();                     /* owned */
+    PyObject *code = Py_CompileString("0", "<string>", Py_eval_input); /* owned */
+    bool out = names == NULL || code == NULL;
+    PyErr_Clear();
+    (void)PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), out ? NULL : nobodys);
+    for (int attempts = 3; !out && attempts > 0; attempts--) {
+        PyObject *result = PyEval_EvalCode(code, names, names); /* owned */
+        out = result != NULL || PyErr_ExceptionMatches(nobodys);
+        if (out) {
+            PyErr_Clear();
+        }
+        else {
+            PyErr_WriteUnraisable(NULL); /* a signal came just now */
+        }
+        Py_XDECREF(result);
+    }
+    Py_XDECREF(names);
+    Py_XDECREF(code);
+    put_back_exception(raised);
+}
+
+/* Whether sys.modules has it. */
+ATTACHED static bool
+is_imported(const char *name)
+{
+    return PyDict_GetItemString(PyImport_GetModuleDict(), name) != NULL;
+}
+
+/* Imports threading before a client does. Until 3.13 it takes the thread that imports it first for
+ * the main thread: exit would wait for a session, and the application would never be told its own
+ * main thread again. So that is put right at once. Never raises. */
+ATTACHED static void
+import_threading(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    static const char repair[] = "import _thread, os, threading\n"
+                                 "main = threading._main_thread\n"
+                                 "if main._native_id == _thread.get_native_id() and "
+                                 "main._ident != _thread.get_ident():\n"
+                                 "    main._native_id = os.getpid()\n";
+    PyObject *names =
+        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
+    PyObject *result =
+        names == NULL ? NULL : run_source(repair, Py_file_input, names); /* owned */
+    PyErr_Clear();
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+#else
+    static const char repair[] =
+        "import _thread, os, threading\n"
+        "main = threading._main_thread\n"
+        "if main._ident == _thread.get_ident() != ident:\n"
+        "    threading._active[ident] = threading._active.pop(main._ident)\n"
+        "    main._ident, main._native_id = ident, os.getpid()\n"
+        /* The main thread may have begun to join what it takes for another one. */
+        "    if threading._SHUTTING_DOWN:\n"
+        "        with threading._shutdown_locks_lock:\n"
+        "            waits = main._tstate_lock not in threading._shutdown_locks\n"
+        "            threading._shutdown_locks.discard(main._tstate_lock)\n"
+        "        if waits: main._tstate_lock.release()\n";
+    PyThreadState *tstate = PyThreadState_Get();
+    PyThreadState *oldest = NULL;
+    bool had_lock = tstate->on_delete != NULL; /* a thread of threading's own */
+    PyObject *names = NULL;                    /* owned */
+    PyObject *result = NULL;                   /* owned */
+    lock_new_state();
+    oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    while (oldest->next != NULL) {
+        oldest = oldest->next;
+    }
+    unlock_new_state();
+    names = Py_BuildValue("{sOsk}", "__builtins__", PyEval_GetBuiltins(), "ident",
+                          oldest->thread_id);
+    if (names != NULL) {
+        result = run_source(repair, Py_file_input, names);
+    }
+    PyErr_Clear();
+    Py_XDECREF(names);
+    Py_XDECREF(result);
+    if (tstate != oldest && !had_lock && tstate->on_delete != NULL) {
+        /* The main thread's lock: to be let go by it, not by the end of this thread. */
+        PyObject *lock = tstate->on_delete_data; /* owned, a weak reference */
+        tstate->on_delete = NULL;
+        tstate->on_delete_data = NULL;
+        Py_XDECREF(lock);
+    }
+#endif
+}
+
+/* A thread state for the calling thread, which is not attached. Returns NULL without memory. */
+DETACHED static PyThreadState *
+new_thread_state(PyInterpreterState *interpreter)
+{
+    PyThreadState *tstate = NULL;
+    lock_new_state();
+    tstate = PyThreadState_New(interpreter);
+    unlock_new_state();
+    return tstate;
+}
+
+#ifdef Py_GIL_DISABLED
+#  define HAS_GIL false
+#else
+#  define HAS_GIL true
+#endif
+
+#endif /* MANHOLE_BASE_COMPAT_C */

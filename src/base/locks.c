@@ -1,0 +1,105 @@
+/* Locks. Two kinds, never mixed:
+ *   install_lock, sys_lock, import_lock   may be held while Python runs; taken by lock_attached(),
+ *                            and import_lock by whoever forks.
+ *   leaves: table_lock, log_lock, out_lock of a session. Held for a few instructions, never while
+ *   attaching, detaching, sending or running Python; so they may be taken in either state.
+ *   snapshot_lock            held while a frozen copy is made and waited for: who is attached may
+ *                            try it, but not wait for it.
+ * A forked child makes all of them anew: the thread that held one is gone.
+ */
+#ifndef MANHOLE_BASE_LOCKS_C
+#define MANHOLE_BASE_LOCKS_C
+
+#include "compat.c"
+#include "state.c"
+
+static pthread_mutex_t install_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t sys_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t import_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t snapshot_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Waits detached: the holder may need to attach before it can let go. */
+ATTACHED static void
+lock_attached(pthread_mutex_t *lock)
+{
+    if (pthread_mutex_trylock(lock) != 0) {
+        PyThreadState *tstate = detach();
+        (void)pthread_mutex_lock(lock);
+        reattach(tstate);
+    }
+}
+
+static void
+lock_leaf(pthread_mutex_t *lock)
+{
+    (void)pthread_mutex_lock(lock);
+}
+
+/* The thread that is in install() or release(), 0: none. */
+static _Atomic unsigned long installer;
+
+ATTACHED static void
+raise_at_work(void)
+{
+    PyErr_SetString(
+        PyExc_RuntimeError,
+        "install() or release() is at work in this very thread; try again later");
+}
+
+/* Returns 0, or -1 with RuntimeError: a signal handler in Python may find that its own thread is at
+ * it already. */
+ATTACHED static int
+lock_install(void)
+{
+    if (atomic_load(&installer) == PyThread_get_thread_ident()) {
+        raise_at_work();
+        return -1;
+    }
+    lock_attached(&install_lock);
+    atomic_store(&installer, PyThread_get_thread_ident());
+    return 0;
+}
+
+static void
+unlock(pthread_mutex_t *lock)
+{
+    (void)pthread_mutex_unlock(lock);
+}
+
+static void
+unlock_install(void)
+{
+    atomic_store(&installer, 0);
+    unlock(&install_lock);
+}
+
+/* Before the first use, and in a forked child. */
+static void
+make_session_locks(struct session *session)
+{
+    pthread_condattr_t timed;
+    (void)pthread_condattr_init(&timed);
+    (void)pthread_condattr_setclock(&timed, CLOCK_MONOTONIC);
+    (void)pthread_mutex_init(&session->out_lock, NULL);
+    (void)pthread_cond_init(&session->out_free, &timed);
+    (void)pthread_condattr_destroy(&timed);
+}
+
+static void
+make_locks_anew(void)
+{
+    (void)pthread_mutex_init(&install_lock, NULL);
+    atomic_store(&installer, 0);
+    (void)pthread_mutex_init(&sys_lock, NULL);
+    (void)pthread_mutex_init(&import_lock, NULL);
+    (void)pthread_mutex_init(&table_lock, NULL);
+    (void)pthread_mutex_init(&log_lock, NULL);
+    (void)pthread_mutex_init(&snapshot_lock, NULL);
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        make_session_locks(&manhole.sessions[i]);
+    }
+}
+
+#endif /* MANHOLE_BASE_LOCKS_C */

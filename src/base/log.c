@@ -1,0 +1,247 @@
+/* Log: one line for each thing that happens, for the operator and for scripts.
+ * Runs on:  every thread; log_line() never runs Python and never blocks.
+ * Touches:  the verbose options, under log_lock. A Python destination is only ever called by
+ *           deliver_log(); the lines wait for it in a bounded queue.
+ */
+#ifndef MANHOLE_BASE_LOG_C
+#define MANHOLE_BASE_LOG_C
+
+#include "compat.c"
+#include "state.c"
+#include "locks.c"
+#include "basics.c"
+
+struct log_entry {
+    struct log_entry *next;
+    char line[]; /* NUL-terminated */
+};
+
+/* All under log_lock. */
+static struct {
+    bool enabled;
+    PyObject *object;  /* owned, has write(str); NULL: lines go to the descriptor */
+    struct kept_fd fd; /* nothing is written to what the application has there since */
+    struct log_entry *first;
+    struct log_entry *last;
+    int length;
+    bool delivering; /* a thread is at it, and takes along what comes meanwhile */
+} logger = {.fd.number = -1};
+
+/* A destination that cannot take the line now loses it: a full pipe must not stop the listener. One
+ * that nobody reads (POLLERR) must not cost a SIGPIPE. */
+static void
+write_log_fd(const char *line, size_t length)
+{
+    struct pollfd target = {.fd = kept_number(&logger.fd), .events = POLLOUT};
+    if (target.fd >= 0 && poll(&target, 1, 0) == 1 && target.revents == POLLOUT) {
+        (void)!write(target.fd, line, length);
+    }
+}
+
+/* Under log_lock. */
+static void
+queue_log_line(const char *line, size_t length)
+{
+    struct log_entry *entry = NULL; /* owned by the queue */
+    if (logger.length == LOG_QUEUE_LENGTH) {
+        return;
+    }
+    entry = malloc(sizeof(*entry) + length + 1);
+    if (entry == NULL) {
+        return;
+    }
+    entry->next = NULL;
+    memcpy(entry->line, line, length + 1);
+    if (logger.last == NULL) {
+        logger.first = entry;
+    }
+    else {
+        logger.last->next = entry;
+    }
+    logger.last = entry;
+    logger.length++;
+}
+
+__attribute__((format(printf, 1, 2))) static void
+log_line(const char *format, ...)
+{
+    char line[LOG_LINE_SIZE];
+    struct timespec now = {0};
+    va_list arguments;
+    size_t length = 0;
+    bool enabled = false;
+    bool queued = false;
+    lock_leaf(&log_lock);
+    enabled = logger.enabled;
+    unlock(&log_lock);
+    if (!enabled) {
+        return;
+    }
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    length =
+        (size_t)snprintf(line, sizeof(line), "Manhole[%ld:%lld.%04ld]: ", (long)getpid(),
+                         (long long)now.tv_sec, now.tv_nsec / 100000);
+    va_start(arguments, format);
+    (void)vsnprintf(line + length, sizeof(line) - length - 1, format, arguments);
+    va_end(arguments);
+    length = strlen(line);
+    line[length++] = '\n';
+    line[length] = '\0';
+    lock_leaf(&log_lock);
+    enabled = logger.enabled;
+    queued = logger.object != NULL;
+    if (enabled && queued) {
+        queue_log_line(line, length);
+    }
+    unlock(&log_lock);
+    if (enabled && !queued) {
+        write_log_fd(line, length);
+    }
+}
+
+/* Becomes the one thread that delivers, so that the lines keep their order. */
+static bool
+begin_delivery(void)
+{
+    bool mine = false;
+    lock_leaf(&log_lock);
+    mine = !logger.delivering && logger.first != NULL;
+    logger.delivering = logger.delivering || mine;
+    unlock(&log_lock);
+    return mine;
+}
+
+/* Returns the oldest queued line, malloc'd, and in *object a new reference to where it is to go.
+ * NULL when there is none: the delivery is over, in the same step, so no line is left behind. */
+ATTACHED static struct log_entry *
+next_log_entry(PyObject **object)
+{
+    struct log_entry *entry = NULL;
+    lock_leaf(&log_lock);
+    entry = logger.first;
+    if (entry == NULL) {
+        logger.delivering = false;
+    }
+    else {
+        *object = Py_XNewRef(logger.object);
+        logger.first = entry->next;
+        logger.length--;
+        if (logger.first == NULL) {
+            logger.last = NULL;
+        }
+    }
+    unlock(&log_lock);
+    return entry;
+}
+
+/* Hands the queued lines to the Python object. Keeps the current exception, adds none. */
+ATTACHED static void
+deliver_log(void)
+{
+    PyObject *type = NULL;      /* owned */
+    PyObject *value = NULL;     /* owned */
+    PyObject *traceback = NULL; /* owned */
+    PyObject *object = NULL;    /* owned */
+    struct log_entry *entry = NULL;
+    if (!begin_delivery()) {
+        return;
+    }
+    PyErr_Fetch(&type, &value, &traceback);
+    while ((entry = next_log_entry(&object)) != NULL) {
+        PyObject *line = PyUnicode_DecodeUTF8(
+            entry->line, (Py_ssize_t)strlen(entry->line), "backslashreplace"); /* owned */
+        PyObject *result = NULL;                                               /* owned */
+        if (object != NULL && line != NULL) {
+            result = PyObject_CallMethod(object, "write", "O", line);
+        }
+        PyErr_Clear(); /* logging never raises into the application */
+        Py_XDECREF(line);
+        Py_XDECREF(result);
+        Py_CLEAR(object);
+        free(entry);
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
+/* "ValueError('why')", for a log line, in a buffer of this size. Never raises. */
+ATTACHED static const char *
+describe_exception(PyObject *exception /* or NULL */, char *text, size_t size)
+{
+    PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception); /* owned */
+    const char *utf8 = repr == NULL ? NULL : PyUnicode_AsUTF8(repr);
+    if (utf8 == NULL) {
+        PyErr_Clear();
+        utf8 = "an exception that has no repr()";
+    }
+    (void)snprintf(text, size, "%s", utf8);
+    Py_XDECREF(repr);
+    return text;
+}
+
+/* Logs PREFIX, repr(exception), SUFFIX and drops the exception. */
+ATTACHED static void
+log_exception(const char *prefix, PyObject *exception /* new: taken over */,
+              const char *suffix)
+{
+    char text[LOG_LINE_SIZE];
+    log_line("%s%s%s", prefix, describe_exception(exception, text, sizeof(text)), suffix);
+    deliver_log();
+    Py_XDECREF(exception);
+}
+
+/* What is descriptor 2 is no standard error, which programs that are executed inherit: that was
+ * closed, and a file opened in its place. */
+static bool
+has_no_stderr(void)
+{
+    return (fcntl(STDERR_FILENO, F_GETFD) & FD_CLOEXEC) != 0;
+}
+
+/* Where lines go from now on; NULL: nowhere. Lines queued for an earlier object are
+ * dropped. */
+ATTACHED static void
+configure_log(const struct destination *destination)
+{
+    PyObject *previous = NULL; /* owned */
+    struct log_entry *entry = NULL;
+    int fd = destination == NULL ? -1 : destination->fd;
+    fd = fd == STDERR_FILENO && has_no_stderr() ? -1 : fd;
+    lock_leaf(&log_lock);
+    previous = logger.object;
+    entry = logger.first;
+    logger.enabled = destination != NULL;
+    logger.object = destination == NULL ? NULL : Py_XNewRef(destination->object);
+    keep_fd(&logger.fd, fd);
+    logger.first = NULL;
+    logger.last = NULL;
+    logger.length = 0;
+    unlock(&log_lock);
+    while (entry != NULL) {
+        struct log_entry *next = entry->next;
+        free(entry);
+        entry = next;
+    }
+    Py_XDECREF(previous);
+}
+
+/* In a child: the parent delivers them. */
+static void
+forget_log_lines(void)
+{
+    logger.delivering = false;
+    logger.first = NULL;
+    logger.last = NULL;
+    logger.length = 0;
+}
+
+static bool
+is_log_waiting(void)
+{
+    bool waiting = false;
+    lock_leaf(&log_lock);
+    waiting = logger.first != NULL;
+    unlock(&log_lock);
+    return waiting;
+}
+
+#endif /* MANHOLE_BASE_LOG_C */

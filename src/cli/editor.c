@@ -1,0 +1,1094 @@
+/* Editor: the console at a terminal, when libedit is there: lines are edited, remembered
+ * and completed here, and what the process says meanwhile appears above them.
+ *
+ * The last line of what the server wrote, as long as no newline ends it, is the editor's
+ * prompt; all before it is output. So each prompt works, that of pdb or input() as well.
+ * Marks tell when it is one, see take_mark(): what arrives behind it, until a line is sent or the
+ * reader has one that was sent before, was written by other threads and never becomes part of it.
+ *
+ * libedit calls read_key() whenever it wants a key, and all waiting is done there, for the
+ * keys, the server and signals alike. The latter are blocked everywhere else.
+ */
+#ifndef MANHOLE_CLI_EDITOR_C
+#define MANHOLE_CLI_EDITOR_C
+
+#include "messages.c"
+#include "terminal.c"
+#include "target.c"
+#include "connection.c"
+#include "signals.c"
+#include "channels.c"
+#include "history.c"
+#include "relay.c"
+
+#ifdef HAVE_LIBEDIT
+
+/* Cells and columns: where the cursor is after text that began in column 0. */
+struct place {
+    int row;
+    int column;
+};
+
+enum way_out { NO_WAY_OUT, SERVER_CLOSED, LINE_CANCELLED, LEFT, INPUT_ENDED };
+
+static struct editor {
+    EditLine *el;
+    History *history;
+    const struct target *target;
+    int server;
+    bool is_waiting;         /* somebody reads there, nothing was sent since */
+    bool is_typing;          /* libedit shows a line */
+    bool was_farewell;       /* what came last */
+    enum way_out way_out;    /* why read_key() gave up */
+    struct buffer line;      /* of the session, since its last newline */
+    size_t asked;            /* bytes at its end that are the console's prompt */
+    struct buffer aside;     /* the same of other threads, while a prompt stands */
+    struct buffer out;       /* lines on their way to the terminal */
+    struct buffer prompt;    /* as libedit wants it */
+    struct place prompt_end; /* where it ends on the screen */
+    bool is_stale;           /* what is shown of it is not what it should be */
+    struct buffer unsent;    /* to the server */
+    struct buffer keys;      /* read, and not yet asked for */
+    struct buffer paste;     /* what was pasted behind the line that is being typed */
+    struct buffer block;     /* lines to be sent with it */
+    bool is_block;           /* it is one of several, or a whole one was pasted */
+    struct buffer preset;    /* what the next line begins with */
+    bool is_pasting;         /* a paste has begun, and not ended */
+} editor;
+
+/* ---- What the server says ---------------------------------------------------------- */
+
+/* How many cells of the terminal a character takes. */
+static int
+cells_of(wchar_t c)
+{
+    int cells = wcwidth(c);
+    return cells >= 0 ? cells : c < 0x20 || c == 0x7f ? 2 : 1;
+}
+
+static void
+move_over(struct place *place, wchar_t c, int columns)
+{
+    int cells = c == '\t' ? 8 - place->column % 8 : cells_of(c);
+
+    if (place->column + cells > columns) {
+        place->row++;
+        place->column = 0;
+    }
+    place->column += cells;
+    if (place->column >= columns) {
+        place->row++;
+        place->column = 0;
+    }
+}
+
+/* Returns 80 where the terminal does not say. */
+static int
+count_columns(void)
+{
+    struct winsize size = {.ws_col = 0};
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col
+                                                                           : 80;
+}
+
+/* How many bytes of a line without end fill whole rows of the terminal, so that a newline
+ * behind them is not seen. 0: it is shorter than a row. */
+static size_t
+whole_rows(const struct buffer *line)
+{
+    struct place place = {.row = 0};
+    int columns = count_columns();
+    size_t whole = 0;
+
+    for (size_t i = 0; i < line->length;) {
+        const unsigned char *text = (const unsigned char *)line->data + i;
+        size_t length = sequence_length(text);
+        int row = place.row;
+        move_over(&place, length > 0 ? decode(text, length) : L'?', columns);
+        if (place.row > row) {
+            whole = place.column == 0 ? i + length : i;
+        }
+        i += length > 0 ? length : 1;
+    }
+    return whole;
+}
+
+/* Lines without end neither grow for ever nor become a prompt that fills the screen. */
+static void
+shorten(struct buffer *line)
+{
+    size_t whole = whole_rows(line);
+    if (whole > 0) {
+        append_line(&editor.out, line->data, whole);
+        drop(line, whole);
+    }
+}
+
+static void
+take_text(char byte)
+{
+    struct buffer *line = editor.is_waiting ? &editor.aside : &editor.line;
+
+    if (byte == '\n') {
+        append_line(&editor.out, text_of(line), line->length);
+        empty(line);
+        editor.is_stale = true;
+    }
+    else {
+        append(line, &byte, 1);
+        editor.is_stale = editor.is_stale || !editor.is_waiting;
+        if (line->length >= HISTORY_LINE_SIZE) {
+            shorten(line);
+        }
+    }
+}
+
+/* Somebody reads. */
+static void
+begin_waiting(const char *prompt)
+{
+    shorten(&editor.line);
+    append_text(&editor.line, prompt);
+    editor.asked = strlen(prompt);
+    editor.is_waiting = editor.is_stale = true;
+}
+
+/* What is written next is the session's again, behind what other threads have. */
+static void
+end_waiting(void)
+{
+    append(&editor.line, text_of(&editor.aside), editor.aside.length);
+    empty(&editor.aside);
+    editor.asked = 0;
+    editor.is_waiting = false;
+    editor.is_stale = true;
+}
+
+/* The reader has a line that was sent before he asked: the console's prompt asks for no other. */
+static void
+take_back_prompt(void)
+{
+    if (editor.is_waiting) {
+        editor.line.length -= editor.asked;
+        append(&editor.line, "", 0);
+        end_waiting();
+    }
+}
+
+static void
+take_byte(char byte)
+{
+    switch (take_mark(byte)) {
+    case NO_MARK:
+        take_text(byte);
+        break;
+    case MARK_UNFINISHED:
+        break;
+    case MARK_WAITS:
+        begin_waiting(marks.text.data + 1);
+        break;
+    case MARK_HAS_READ:
+        take_back_prompt();
+        break;
+    case MARK_BROKEN:
+        for (size_t i = 0; i < marks.text.length; i++) {
+            take_text(marks.text.data[i]);
+        }
+        break;
+    }
+}
+
+static bool
+ends_with(const struct buffer *line, const char *text)
+{
+    size_t length = strlen(text);
+    return line->length >= length &&
+           strcmp(line->data + line->length - length, text) == 0;
+}
+
+/* For a server that puts no marks: a prompt is what looks like one and has nothing behind it. */
+static void
+guess_prompt(struct buffer *line)
+{
+    if (ends_with(line, ">>> ") || ends_with(line, "... ")) {
+        struct buffer prompt = *line;
+        *line = editor.line;
+        editor.line = prompt;
+        empty(&editor.aside);
+        editor.asked = editor.line.length;
+        editor.is_waiting = editor.is_stale = true;
+    }
+}
+
+/* Takes what has arrived: output, a new prompt, or the end. */
+static void
+take_output(void)
+{
+    static char bytes[CHUNK_SIZE];
+    ssize_t count = recv(editor.server, bytes, sizeof(bytes), 0);
+
+    if (count == 0 || (count < 0 && !is_passing(errno))) {
+        editor.way_out = SERVER_CLOSED;
+        return;
+    }
+    for (ssize_t i = 0; i < count; i++) {
+        take_byte(bytes[i]);
+    }
+    editor.was_farewell = count > 0 && is_farewell(bytes, (size_t)count);
+    if (!marks.are_put) {
+        guess_prompt(editor.is_waiting ? &editor.aside : &editor.line);
+    }
+    if (!editor.is_waiting) {
+        shorten(&editor.line);
+    }
+}
+
+/* ---- The screen -------------------------------------------------------------------- */
+
+static void
+move_over_text(struct place *place, const struct buffer *shown)
+{
+    int columns = count_columns();
+    for (size_t i = 0; i < shown->length;) {
+        const unsigned char *text = (const unsigned char *)shown->data + i;
+        size_t length = sequence_length(text);
+        move_over(place, length > 0 ? decode(text, length) : L'?', columns);
+        i += length > 0 ? length : 1;
+    }
+}
+
+/* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with the
+ * character behind it, and not at all when there is none: so where the colour ends, the blank that
+ * ends the prompt is written once more. */
+static char *
+prompt_of(EditLine *el)
+{
+    const char *line = text_of(&editor.line);
+    const char *carriage_return = strrchr(line, '\r');
+    const char *text = carriage_return != NULL ? carriage_return + 1 : line;
+    struct buffer shown = {.data = NULL}; /* owned */
+    bool is_painted = false;
+
+    (void)el;
+    append_harmless(&shown, text, strlen(text));
+    is_painted = terminal.has_colours && editor.asked > 0 && ends_with(&shown, " ");
+    empty(&editor.prompt);
+    append_text(&editor.prompt, is_painted ? "\1\033[1;32m\1" : "");
+    append(&editor.prompt, text_of(&shown), shown.length - (is_painted ? 1 : 0));
+    append_text(&editor.prompt, is_painted ? "\1 \033[0m\b\1 " : "");
+    editor.prompt_end = (struct place){.row = 0};
+    move_over_text(&editor.prompt_end, &shown);
+    editor.is_stale = false;
+    free(shown.data);
+    return editor.prompt.data;
+}
+
+/* Puts the cursor where the prompt begins, and clears all from there on. */
+static void
+hide_line(void)
+{
+    struct place place = editor.prompt_end;
+    const LineInfoW *line = el_wline(editor.el);
+    int columns = count_columns();
+
+    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
+        move_over(&place, *c, columns);
+    }
+    (void)fputs("\r", stdout);
+    if (place.row > 0) {
+        (void)printf("\033[%dA", place.row);
+    }
+    (void)fputs("\033[J", stdout);
+}
+
+/* Shows what has gathered, above the line being typed if there is one, and that again. */
+static void
+show_output(void)
+{
+    bool is_due = editor.out.length > 0 || (editor.is_typing && editor.is_stale);
+
+    if (is_due && editor.is_typing) {
+        hide_line();
+    }
+    (void)fwrite(text_of(&editor.out), 1, editor.out.length, stdout);
+    empty(&editor.out);
+    if (is_due && editor.is_typing) {
+        (void)el_set(editor.el, EL_REFRESH);
+    }
+    /* EIO: the terminal is gone. */
+    if (fflush(stdout) != 0 && (errno == EPIPE || errno == EIO)) {
+        leave(STATUS_OUTPUT_GONE);
+    }
+}
+
+/* A remark of our own among the output. */
+static void
+say_note(const char *text)
+{
+    append_paint(&editor.out, FAINT, text);
+    append_text(&editor.out, "\n");
+}
+
+/* Puts the terminal in or out of the editor's hands, and has it mark pasted text. */
+static void
+hold_terminal(bool is_held)
+{
+    (void)el_set(editor.el, EL_PREP_TERM, is_held ? 1 : 0);
+    (void)fputs(is_held ? "\033[?2004h" : "\033[?2004l", stdout);
+    (void)fflush(stdout);
+}
+
+/* On every way out, exit() from anywhere included. */
+static void
+release_terminal(void)
+{
+    if (editor.el != NULL) {
+        hold_terminal(false);
+    }
+}
+
+static void
+send_unsent(void)
+{
+    ssize_t count = editor.unsent.length == 0 ? 0
+                                              : send(editor.server, editor.unsent.data,
+                                                     editor.unsent.length, MSG_NOSIGNAL);
+    if (count > 0) {
+        drop(&editor.unsent, (size_t)count);
+    }
+    else if (count < 0 && is_gone(errno)) {
+        empty(&editor.unsent);
+    }
+    else if (count < 0 && !is_passing(errno)) {
+        fail(STATUS_TROUBLE, "cannot send on what was typed: %m");
+    }
+}
+
+/* ---- Signals ----------------------------------------------------------------------- */
+
+/* Has the signal do what it does to a program that does not care. */
+static void
+suffer(int number)
+{
+    sigset_t set;
+
+    (void)signal(number, SIG_DFL);
+    (void)raise(number);
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, number);
+    (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    (void)pthread_sigmask(SIG_BLOCK, &set, NULL); /* after a stop */
+    (void)set_handler(number, on_signal);
+}
+
+/* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. */
+static void
+stop_for_a_while(void)
+{
+    hold_terminal(false);
+    suffer(SIGTSTP);
+    hold_terminal(true);
+    el_resize(editor.el);
+    if (editor.is_typing) {
+        (void)el_set(editor.el, EL_REFRESH);
+    }
+}
+
+/* A line, or a key: the prompt that stands is answered by it. */
+static void
+send_typed(const char *bytes, size_t count)
+{
+    empty(&editor.line);
+    end_waiting();
+    append(&editor.unsent, bytes, count);
+    send_unsent();
+}
+
+/* Ctrl-C for who reads. A console that takes no keys forgets the block of which it has the first
+ * lines when there is a NUL, for no source has one. */
+static void
+interrupt_reader(void)
+{
+    static const char key[] = {KEY_INTERRUPT};
+
+    if (marks.are_put) {
+        send_typed(key, sizeof(key));
+    }
+    else {
+        send_typed("\0\n", 2);
+    }
+}
+
+static void
+forget_paste(void)
+{
+    empty(&editor.paste);
+    empty(&editor.block);
+    editor.is_block = false;
+}
+
+/* Ctrl-C drops what is being typed, and interrupts what the process runs. */
+static void
+take_interrupt(void)
+{
+    const LineInfoW *line = el_wline(editor.el);
+    bool has_text =
+        editor.is_typing && (editor.is_pasting || line->lastchar > line->buffer);
+    bool is_in_block = editor.asked > 0 && ends_with(&editor.line, "... ");
+    bool is_asked = is_in_block || (editor.is_waiting && editor.asked == 0);
+
+    forget_paste();
+    empty(&editor.keys);
+    if (has_text || is_asked) {
+        hide_line();
+        (void)el_cursor(editor.el, (int)(line->lastchar - line->cursor));
+        (void)el_set(editor.el, EL_REFRESH);
+        (void)fputs("^C\n", stdout);
+        editor.way_out = LINE_CANCELLED;
+    }
+    if (is_asked) {
+        interrupt_reader();
+        return;
+    }
+    switch (editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target)) {
+    case SESSION_IDLE:
+        if (!has_text) {
+            say_note("manhole-cli: nothing is running; Ctrl-D leaves");
+        }
+        break;
+    case SESSION_INTERRUPTED:
+        if (!has_text) {
+            append_text(&editor.out, "^C\n"); /* as the terminal would show it */
+        }
+        break;
+    case SESSION_LEFT:
+        editor.way_out = LEFT;
+        break;
+    }
+}
+
+/* Deals with those that came while we waited. */
+static void
+take_signals(void)
+{
+    static const int endings[] = {SIGTERM, SIGHUP, SIGQUIT};
+
+    for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+        if (take_due(endings[i])) {
+            release_terminal();
+            suffer(endings[i]);
+        }
+    }
+    if (take_due(SIGWINCH)) {
+        el_resize(editor.el);
+        if (editor.is_typing) {
+            hide_line();
+            (void)el_set(editor.el, EL_REFRESH);
+        }
+    }
+    if (take_due(SIGTSTP)) {
+        stop_for_a_while();
+    }
+    if (take_due(SIGINT)) {
+        take_interrupt();
+    }
+}
+
+/* ---- Waiting ----------------------------------------------------------------------- */
+
+static void
+read_keys(void)
+{
+    char bytes[512];
+    ssize_t count = read(terminal.input, bytes, sizeof(bytes));
+
+    if (count > 0) {
+        append(&editor.keys, bytes, (size_t)count);
+    }
+    else if (count == 0 || !is_passing(errno)) {
+        editor.way_out = INPUT_ENDED;
+    }
+}
+
+/* Waits for the server, and for keys if wanted. */
+static void
+wait_for_news(bool wants_keys)
+{
+    static bool is_silent = true; /* not a byte has come, and nothing was said of that */
+    struct pollfd fds[2] = {
+        {.fd = wants_keys ? terminal.input : -1, .events = POLLIN},
+        {.fd = editor.server,
+         .events = (short)(POLLIN | (editor.unsent.length > 0 ? POLLOUT : 0))},
+    };
+    int patience_ms = is_silent && editor.server >= 0 ? FIRST_BYTE_PATIENCE_S * 1000 : -1;
+    int ready = 0;
+
+    show_output();
+    ready = poll_with_signals(fds, 2, until_interrupt_is_late(patience_ms));
+    if (is_interrupt_late()) {
+        say_note(interrupt_is_late);
+    }
+    else if (ready == 0 && is_silent) {
+        is_silent = false;
+        (void)say_hindrance(server_pid(editor.server));
+        return;
+    }
+    if (ready > 0 && fds[1].revents != 0) {
+        is_silent = false;
+        send_unsent();
+        take_output();
+    }
+    if (ready > 0 && fds[0].revents != 0) {
+        read_keys();
+    }
+    take_signals();
+}
+
+/* Takes a whole character from the keys; false while there is none. What is no UTF-8 is
+ * passed over. */
+static bool
+take_key(wchar_t *key)
+{
+    size_t length = 0;
+
+    while (editor.keys.length >
+           count_unfinished(text_of(&editor.keys), editor.keys.length)) {
+        const unsigned char *text = (const unsigned char *)editor.keys.data;
+        length = sequence_length(text);
+        if (length > 0) {
+            *key = decode(text, length);
+            drop(&editor.keys, length);
+            return true;
+        }
+        drop(&editor.keys, 1);
+    }
+    return false;
+}
+
+/* libedit's way to a key. Returns how many there are, 1; 0 at the end; -1 to give up. */
+static int
+read_key(EditLine *el, wchar_t *key)
+{
+    if (editor.preset.length > 0) {
+        hide_line();
+        (void)el_insertstr(el, editor.preset.data);
+        empty(&editor.preset);
+        (void)el_set(el, EL_REFRESH);
+    }
+    while (editor.way_out == NO_WAY_OUT) {
+        if (take_key(key)) {
+            return 1;
+        }
+        wait_for_news(true);
+    }
+    return editor.way_out == INPUT_ENDED ? 0 : -1;
+}
+
+/* ---- Completion -------------------------------------------------------------------- */
+
+/* How long the beginning is that all lines have in common. */
+static size_t
+common_length(const struct buffer *lines)
+{
+    size_t common = strcspn(text_of(lines), "\n");
+
+    for (size_t start = common + 1; start < lines->length;) {
+        const char *line = lines->data + start;
+        size_t same = 0;
+        while (same < common && line[same] == lines->data[same]) {
+            same++;
+        }
+        common = same;
+        start += strcspn(line, "\n") + 1;
+    }
+    while (common > 0 && ((unsigned char)lines->data[common] & 0xc0) == 0x80) {
+        common--; /* not in the middle of a character */
+    }
+    return common;
+}
+
+/* How much of a line that may go on in several ways is not shown with them: all before the name. In
+ * a string a dot is a part of one. */
+static size_t
+count_hidden(const char *line)
+{
+    const char *name = line + strlen(line);
+
+    while (name > line && strchr(" \t/'\"([{,=:;", name[-1]) == NULL) {
+        name--;
+    }
+    if (name == line || strchr("/'\"", name[-1]) == NULL) {
+        const char *dot = strrchr(name, '.');
+        name = dot != NULL ? dot + 1 : name;
+    }
+    return (size_t)(name - line);
+}
+
+/* Shows what may follow, in columns. */
+static void
+show_matches(const struct buffer *matches, const char *line)
+{
+    size_t hidden = count_hidden(line);
+    size_t columns = (size_t)count_columns();
+    size_t width = 0;
+    size_t column = 0;
+    size_t length = 0;
+
+    for (size_t i = 0; i < matches->length; i += length + 1) {
+        length = strcspn(matches->data + i, "\n");
+        width = length - hidden + 2 > width ? length - hidden + 2 : width;
+    }
+    for (size_t i = 0; i < matches->length; i += length + 1) {
+        length = strcspn(matches->data + i, "\n");
+        append_harmless(&editor.out, matches->data + i + hidden, length - hidden);
+        column += width;
+        if (column + width > columns || i + length + 1 >= matches->length) {
+            append_text(&editor.out, "\n");
+            column = 0;
+        }
+        for (size_t pad = length - hidden; column > 0 && pad < width; pad++) {
+            append_text(&editor.out, " ");
+        }
+    }
+    show_output();
+}
+
+/* What stands before the cursor, as UTF-8, with a newline. */
+static void
+find_start(EditLine *el, struct buffer *start)
+{
+    const LineInfoW *line = el_wline(el);
+
+    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
+        char utf8[MB_LEN_MAX + 1];
+        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*c);
+        append_text(start, utf8);
+    }
+    append_text(start, "\n");
+}
+
+/* Whether each line begins with the start and goes on behind it. */
+static bool
+are_matches(const struct buffer *lines, const char *start)
+{
+    size_t length = 0;
+
+    for (size_t i = 0; i < lines->length; i += length + 1) {
+        length = strcspn(lines->data + i, "\n");
+        if (strncmp(lines->data + i, start, strlen(start)) != 0) {
+            return false;
+        }
+    }
+    return lines->length > 0 && lines->data[lines->length - 1] == '\n';
+}
+
+/* Inserts a name, without the quote and bracket at its end that stand there already. */
+static void
+insert_name(EditLine *el, char *name)
+{
+    const LineInfoW *line = el_wline(el);
+    char *closing = name + strlen(name);
+
+    while (closing > name && strchr("'\"])", closing[-1]) != NULL) {
+        closing--;
+    }
+    for (; *closing != '\0'; closing++) {
+        size_t length = strlen(closing);
+        size_t same = 0;
+        while (same < length && line->cursor + same < line->lastchar &&
+               line->cursor[same] == (wchar_t)closing[same]) {
+            same++;
+        }
+        if (same == length) {
+            *closing = '\0';
+            break;
+        }
+    }
+    (void)el_insertstr(el, name);
+}
+
+/* Tab: indents at the start of a line; else completes what stands before the cursor as far as the
+ * session leaves no choice, or shows the choice. */
+static unsigned char
+on_tab(EditLine *el, int key)
+{
+    struct buffer start = {.data = NULL};   /* owned */
+    struct buffer matches = {.data = NULL}; /* owned */
+    size_t common = 0;
+
+    (void)key;
+    find_start(el, &start);
+    if (start.data[strspn(start.data, " \t")] == '\n' || editor.server < 0) {
+        free(start.data);
+        return editor.server < 0               ? CC_ERROR
+               : el_insertstr(el, "    ") == 0 ? CC_REFRESH
+                                               : CC_ERROR;
+    }
+    (void)ask_aside(editor.target, "complete", &start, INTERRUPT_PATIENCE_MS, &matches);
+    start.data[--start.length] = '\0'; /* the newline */
+    if (matches.data != NULL && are_matches(&matches, start.data)) {
+        common = common_length(&matches);
+        if (common > start.length) {
+            matches.data[common] = '\0';
+            insert_name(el, matches.data + start.length);
+        }
+        else if (line_length(&matches) < matches.length) {
+            show_matches(&matches, start.data);
+        }
+    }
+    free(start.data);
+    free(matches.data);
+    return CC_REFRESH;
+}
+
+/* ---- Pasted text ------------------------------------------------------------------- */
+
+/* The terminal puts it between two sequences; the first one has just been read. Whole lines go to
+ * the process as one; when no newline ends the last, they wait until that has been finished. What
+ * would be a key there is left out. */
+static unsigned char
+on_paste(EditLine *el, int key)
+{
+    static const char end[] = "\033[201~";
+    struct buffer text = {.data = NULL}; /* owned */
+    wchar_t c = 0;
+    size_t length = 0;
+
+    (void)key;
+    editor.is_pasting = true;
+    while (text.length < strlen(end) ||
+           strcmp(text.data + text.length - strlen(end), end) != 0) {
+        char utf8[MB_LEN_MAX + 1];
+        if (read_key(el, &c) != 1) {
+            editor.is_pasting = false;
+            free(text.data);
+            return CC_EOF;
+        }
+        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)(c == L'\r' ? L'\n' : c));
+        append_text(&text, c >= KEY_PASTE && c <= KEY_PASTED ? "" : utf8);
+    }
+    editor.is_pasting = false;
+    text.data[text.length -= strlen(end)] = '\0';
+    length = line_length(&text);
+    if (length > 0) {
+        append(&editor.paste, text.data + length, text.length - length);
+        text.data[length - 1] = '\0';
+        editor.is_block = true;
+    }
+    (void)el_insertstr(el, text.data);
+    el_push(el, length > 0 ? "\n" : "");
+    free(text.data);
+    return CC_REFRESH;
+}
+
+/* ---- Lines ------------------------------------------------------------------------- */
+
+/* A line, given with its newline; no other is behind it. */
+static void
+keep_line(const char *line, size_t length)
+{
+    if (line[strspn(line, " \t")] != '\n') {
+        HistEvent event;
+        (void)history(editor.history, &event, H_ENTER, line);
+        remember_line(line, length);
+    }
+}
+
+/* A server that takes no keys has but the lines. */
+static void
+send_block(void)
+{
+    static const char keys[] = {KEY_PASTE, KEY_PASTED};
+    struct buffer bytes = {.data = NULL}; /* owned */
+
+    append(&bytes, keys, marks.are_put ? 1 : 0);
+    append(&bytes, text_of(&editor.block), editor.block.length);
+    append(&bytes, keys + 1, marks.are_put ? 1 : 0);
+    send_typed(bytes.data, bytes.length);
+    free(bytes.data);
+    forget_paste();
+}
+
+/* Shows a pasted line as if it had been typed. */
+static void
+show_pasted_line(const char *line, size_t length)
+{
+    struct buffer copy = {.data = NULL}; /* owned */
+
+    append(&copy, line, length);
+    append_paint(&editor.out, editor.asked > 0 ? PROMPT : PLAIN, text_of(&editor.line));
+    append_harmless(&editor.out, copy.data, copy.length);
+    keep_line(copy.data, copy.length);
+    free(copy.data);
+}
+
+/* Takes whole lines of the paste into the block. If that is all, sends it. */
+static void
+take_paste(void)
+{
+    size_t length = 0;
+    size_t taken = 0;
+
+    empty(&editor.line);
+    append_text(&editor.line, editor.asked > 0 ? "... " : "");
+    editor.asked = editor.line.length;
+    editor.is_stale = true;
+    while ((length = next_line(&editor.paste, taken, false)) > 0) {
+        show_pasted_line(editor.paste.data + taken, length);
+        taken += length;
+    }
+    append(&editor.block, text_of(&editor.paste), taken);
+    drop(&editor.paste, taken);
+    show_output();
+    if (editor.paste.length == 0) {
+        send_block();
+    }
+    append(&editor.preset, text_of(&editor.paste), editor.paste.length);
+    empty(&editor.paste);
+}
+
+/* A line that was typed, given with its newline. */
+static void
+accept_line(const char *line, size_t length)
+{
+    keep_line(line, length);
+    if (editor.is_block) {
+        append(&editor.block, line, length);
+        take_paste();
+    }
+    else {
+        send_typed(line, length);
+    }
+}
+
+/* Returns the line with its newline, valid until the next; NULL where there is none. libedit alone
+ * would take the terminal only when it has shown the prompt: what is typed at once would be echoed
+ * twice, or be lost to Ctrl-C. */
+static const char *
+edit_line(int *count)
+{
+    const char *line = NULL;
+
+    (void)el_set(editor.el, EL_PREP_TERM, 1);
+    editor.is_typing = true;
+    line = el_gets(editor.el, count);
+    editor.is_typing = false;
+    return line;
+}
+
+/* Ctrl-D is the end of what is typed for who reads; for all where the server takes no keys. */
+static void
+end_reader(void)
+{
+    static const char key[] = {KEY_END};
+
+    forget_paste();
+    if (marks.are_put) {
+        append_text(&editor.out, "\n");
+        send_typed(key, sizeof(key));
+    }
+    else {
+        editor.way_out = INPUT_ENDED;
+    }
+}
+
+/* Lets a line be typed and sends it. */
+static void
+type_line(void)
+{
+    int count = 0;
+    const char *line = edit_line(&count);
+
+    if (line != NULL && count > 0) {
+        accept_line(line, (size_t)count);
+    }
+    else if (editor.way_out == NO_WAY_OUT) {
+        end_reader();
+    }
+}
+
+/* Lets a line be typed at a prompt of our own, while there is no server; what was pasted behind the
+ * last one comes first. Returns it with its newline, valid until the next; NULL at the end. */
+static const char *
+type_local_line(const char *prompt)
+{
+    static struct buffer line;
+    size_t length = line_length(&editor.paste);
+    const char *typed = NULL;
+    int count = 0;
+
+    empty(&line);
+    empty(&editor.line);
+    append_text(&editor.line, prompt);
+    editor.asked = editor.line.length;
+    editor.server = -1;
+    editor.is_waiting = editor.is_stale = true;
+    if (length > 0) {
+        append(&line, editor.paste.data, length);
+        drop(&editor.paste, length);
+        append_text(&editor.out, prompt);
+        append_harmless(&editor.out, line.data, length);
+        show_output();
+        return line.data;
+    }
+    do {
+        editor.way_out = NO_WAY_OUT;
+        typed = edit_line(&count);
+    } while (editor.way_out == LINE_CANCELLED);
+    editor.is_block = false;
+    if (typed != NULL && count > 0) {
+        HistEvent event;
+        (void)history(editor.history, &event, H_ENTER, typed);
+        append(&line, typed, (size_t)count);
+        return line.data;
+    }
+    (void)fputs("\n", stdout);
+    return NULL;
+}
+
+/* ---- The conversation -------------------------------------------------------------- */
+
+static void
+load_history(void)
+{
+    HistEvent event;
+    char *line = NULL; /* owned */
+    size_t size = 0;
+    FILE *file = history_path[0] == '\0' ? NULL : fopen(history_path, "re"); /* owned */
+
+    editor.history = history_init();
+    if (editor.history == NULL) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
+    (void)history(editor.history, &event, H_SETSIZE, HISTORY_LINES);
+    (void)history(editor.history, &event, H_SETUNIQUE, 1);
+    while (file != NULL && getline(&line, &size, file) > 0) {
+        (void)history(editor.history, &event, H_ENTER, line);
+    }
+    free(line);
+    if (file != NULL) {
+        (void)fclose(file);
+    }
+}
+
+/* Returns false where there can be no editor: not at a terminal, or not at this one. */
+static bool
+open_editor(void)
+{
+    static const char *const keys[][2] = {
+        {"^I", "manhole-complete"},         {"\033[200~", "manhole-paste"},
+        {"^R", "em-inc-search-prev"},       {"^W", "ed-delete-prev-word"},
+        {"\033[3~", "ed-delete-next-char"}, {"\033[1~", "ed-move-to-beg"},
+        {"\033[4~", "ed-move-to-end"},      {"\033[H", "ed-move-to-beg"},
+        {"\033[F", "ed-move-to-end"},       {"\033[1;5D", "ed-prev-word"},
+        {"\033[1;5C", "em-next-word"},
+    };
+
+    if (editor.el != NULL) {
+        return true;
+    }
+    if (terminal.is_typed_on && terminal.is_shown_on && terminal.is_capable) {
+        editor.el = el_init(program, stdin, stdout, stderr);
+    }
+    if (editor.el == NULL) {
+        return false;
+    }
+    load_history();
+    (void)el_set(editor.el, EL_PROMPT_ESC, prompt_of, '\1');
+    (void)el_set(editor.el, EL_EDITOR, "emacs");
+    (void)el_set(editor.el, EL_SIGNAL, 0);
+    (void)el_set(editor.el, EL_HIST, history, editor.history);
+    (void)el_set(editor.el, EL_GETCFN, read_key);
+    (void)el_set(editor.el, EL_ADDFN, "manhole-complete", "Complete the name", on_tab);
+    (void)el_set(editor.el, EL_ADDFN, "manhole-paste", "Take pasted text", on_paste);
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+        (void)el_set(editor.el, EL_BIND, keys[i][0], keys[i][1], NULL);
+    }
+    (void)el_source(editor.el, NULL);
+    return true;
+}
+
+/* What there is still to show when no more lines come. */
+static void
+show_the_rest(void)
+{
+    while (editor.way_out == NO_WAY_OUT) {
+        wait_for_news(false);
+    }
+    append_harmless(&editor.out, text_of(&editor.line), editor.line.length);
+    append_harmless(&editor.out, text_of(&editor.aside), editor.aside.length);
+    show_output();
+}
+
+/* Tells the server that no more lines come, behind the last of them. */
+static void
+end_input(void)
+{
+    append_text(&editor.out, "\n");
+    empty(&editor.line);
+    end_waiting();
+    editor.way_out = NO_WAY_OUT;
+    while (editor.unsent.length > 0 && editor.way_out == NO_WAY_OUT) {
+        wait_for_news(false);
+    }
+    (void)shutdown(editor.server, SHUT_WR);
+}
+
+/* Takes the terminal, and the signals that concern it. A second time does nothing. */
+static void
+begin_editing(void)
+{
+    static const int followed[] = {SIGINT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGQUIT};
+    static bool is_begun;
+
+    for (size_t i = 0; i < sizeof(followed) / sizeof(followed[0]) && !is_begun; i++) {
+        follow_signal(followed[i]);
+    }
+    if (!is_begun) {
+        (void)atexit(release_terminal);
+        hold_terminal(true);
+    }
+    is_begun = true;
+}
+
+/* The console at a terminal, until the server closes or Ctrl-C says that that is enough. */
+static enum exit_status
+converse(int server, const struct target *target)
+{
+    begin_editing();
+    editor.server = server;
+    editor.target = target;
+    marks = (struct marks){.text = marks.text};
+    empty(&editor.line);
+    end_waiting();
+    while (editor.paste.length > 0 && !editor.is_waiting &&
+           editor.way_out == NO_WAY_OUT) { /* what was pasted behind what led here */
+        wait_for_news(false);
+    }
+    if (editor.paste.length > 0) {
+        editor.is_block = true;
+        take_paste();
+    }
+    while (editor.way_out == NO_WAY_OUT || editor.way_out == LINE_CANCELLED) {
+        editor.way_out = NO_WAY_OUT;
+        type_line();
+    }
+    if (editor.way_out == INPUT_ENDED) {
+        end_input();
+    }
+    else if (editor.way_out == LEFT || editor.is_waiting) {
+        append_text(&editor.out, "\n");
+        empty(&editor.line);
+    }
+    if (editor.way_out == SERVER_CLOSED && editor.is_waiting &&
+        !has_ended(server_pid(server))) {
+        say_note("manhole-cli: the process has closed the connection");
+    }
+    show_the_rest();
+    return editor.way_out == LEFT ? STATUS_INTERRUPTED
+                                  : conclude_console(server, target, editor.was_farewell);
+}
+
+#endif /* HAVE_LIBEDIT */
+
+#endif /* MANHOLE_CLI_EDITOR_C */

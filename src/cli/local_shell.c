@@ -1,0 +1,482 @@
+/* Local shell: which process a configuration file means, ispyd's way. It ends with a target, that
+ * of connect, and the program goes on as if its socket had been given; or without one.
+ * To add a command: a row in local_commands[].
+ */
+#ifndef MANHOLE_CLI_LOCAL_SHELL_C
+#define MANHOLE_CLI_LOCAL_SHELL_C
+
+#include "messages.c"
+#include "values.c"
+#include "terminal.c"
+#include "target.c"
+#include "connection.c"
+#include "channels.c"
+#include "history.c"
+#include "editor.c"
+#include "processes.c"
+
+static const char local_prompt[] = "(manhole) ";
+
+/* What the file says of where to listen: "/path/%(pid)s" or "host:port". */
+struct config {
+    const char *name;     /* of the file */
+    struct buffer listen; /* owned */
+    bool has_section;     /* [manhole] or [ispyd] */
+    bool is_in_section;   /* while it is read: the line is below that */
+    bool is_in_value;     /* and what is indented by more than its key goes on with it */
+    bool is_in_listen;    /* of which nothing has come yet */
+    size_t indent;        /* of the key */
+};
+
+/* Cuts off the blanks and the comment at a line's end, which begins with " ;" as in ispyd. */
+static void
+trim_end(char *text)
+{
+    size_t length = 0;
+
+    for (char *c = strchr(text, ';'); c != NULL; c = strchr(c + 1, ';')) {
+        if (c > text && (c[-1] == ' ' || c[-1] == '\t')) {
+            *c = '\0';
+            break;
+        }
+    }
+    length = strlen(text);
+    while (length > 0 && strchr(" \t\r\n", text[length - 1]) != NULL) {
+        text[--length] = '\0';
+    }
+}
+
+/* Takes a line of the file. Of a listen with several places the first one is meant. */
+static void
+take_config_line(struct config *config, char *line, int number)
+{
+    static const char blanks[] = " \t";
+    static const char mark[] = "\xef\xbb\xbf"; /* that some editors begin a file with */
+    char *value = NULL;
+    size_t indent = 0;
+
+    trim_end(line);
+    if (number == 1 && strncmp(line, mark, strlen(mark)) == 0) {
+        line += strlen(mark);
+    }
+    indent = strspn(line, blanks);
+    line += indent;
+    if (line[0] == '\0' || line[0] == '#' || line[0] == ';') {
+        return;
+    }
+    if (config->is_in_value && indent > config->indent) {
+        append_text(&config->listen, config->is_in_listen ? line : "");
+        config->is_in_listen = false;
+        return;
+    }
+    config->indent = indent;
+    config->is_in_value = line[0] != '[';
+    config->is_in_listen = false;
+    if (line[0] == '[') {
+        config->is_in_section =
+            strcmp(line, "[manhole]") == 0 || strcmp(line, "[ispyd]") == 0;
+        config->has_section = config->has_section || config->is_in_section;
+        return;
+    }
+    value = strpbrk(line, "=:");
+    if (value == NULL) {
+        fail(STATUS_TROUBLE, "%s, line %d: %s is neither [section] nor key = value",
+             quote(config->name).text, number, quote(line).text);
+    }
+    *value++ = '\0';
+    trim_end(line);
+    if (config->is_in_section && strcasecmp(line, "listen") == 0) {
+        empty(&config->listen);
+        append_text(&config->listen, value + strspn(value, blanks));
+        config->is_in_listen = config->listen.length == 0;
+    }
+}
+
+/* Reads the file; ends the program when it is wrong. */
+static struct config
+read_config(const char *name)
+{
+    struct config config = {.name = name};
+    char *line = NULL; /* owned */
+    size_t size = 0;
+    int number = 0;
+    FILE *file = fopen(name, "re"); /* owned */
+
+    if (file == NULL) {
+        fail(STATUS_TROUBLE, "cannot read %s: %m", quote(name).text);
+    }
+    while (getline(&line, &size, file) > 0) {
+        take_config_line(&config, line, ++number);
+    }
+    if (feof(file) == 0) {
+        fail(STATUS_TROUBLE, "cannot read %s: %m", quote(name).text);
+    }
+    (void)fclose(file);
+    free(line);
+    if (!config.has_section) {
+        fail(STATUS_TROUBLE, "%s has no section [manhole] or [ispyd]", quote(name).text);
+    }
+    if (config.listen.length == 0) {
+        append_text(&config.listen, "/tmp/manhole-%(pid)s");
+    }
+    return config;
+}
+
+static void
+add_server(struct processes *servers, const char *path, pid_t pid, int port)
+{
+    struct process server = {.target = {.pid = pid, .by_path = true, .port = port},
+                             .is_alive = true};
+
+    if (strlen(path) >= SOCKET_PATH_SIZE) {
+        fail(STATUS_TROUBLE, "%s is longer than the path of a socket can be",
+             quote(path).text);
+    }
+    (void)snprintf(server.target.path, sizeof(server.target.path), "%s", path);
+    add_process(servers, &server);
+}
+
+static const char pid_marker[] = "%(pid)s";
+
+/* The number that a path has where the template has its marker, each time the same; 0: it is not of
+ * this template. */
+static pid_t
+match_path(const char *template, const char *path)
+{
+    pid_t pid = 0;
+
+    while (*template != '\0') {
+        if (strncmp(template, pid_marker, strlen(pid_marker)) == 0) {
+            char *end = NULL;
+            long number = is_digit(*path) ? strtol(path, &end, 10) : 0;
+            if (number < 1 || number > INT_MAX || (pid != 0 && pid != number)) {
+                return 0;
+            }
+            pid = (pid_t)number;
+            path = end;
+            template += strlen(pid_marker);
+        }
+        else if (*template ++ != *path++) {
+            return 0;
+        }
+    }
+    return *path == '\0' ? pid : 0;
+}
+
+/* Adds the sockets that there are of a template, whatever process's. */
+static void
+find_sockets(const char *template, struct processes *servers)
+{
+    struct buffer pattern = {.data = NULL}; /* owned */
+    glob_t matches = {.gl_pathc = 0};       /* owned */
+    int result = 0;
+
+    for (const char *c = template; *c != '\0'; c++) {
+        bool is_marker = strncmp(c, pid_marker, strlen(pid_marker)) == 0;
+        append_text(&pattern, !is_marker && strchr("*?[\\", *c) != NULL ? "\\" : "");
+        append(&pattern, is_marker ? "*" : c, 1);
+        c += is_marker ? strlen(pid_marker) - 1 : 0;
+    }
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
+    result = glob(text_of(&pattern), GLOB_NOSORT, NULL, &matches);
+    if (result == GLOB_NOSPACE) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
+    if (result == 0) {
+        for (size_t i = 0; i < matches.gl_pathc; i++) {
+            pid_t pid = match_path(template, matches.gl_pathv[i]);
+            if (pid != 0 && is_socket(matches.gl_pathv[i])) {
+                add_server(servers, matches.gl_pathv[i], pid, 0);
+            }
+        }
+        globfree(&matches);
+    }
+    free(pattern.data);
+}
+
+/* The port of "host:port"; ends the program when there is none. */
+static int
+parse_port(const struct config *config)
+{
+    const char *listen = config->listen.data;
+    const char *colon = strrchr(listen, ':');
+    long port = 0;
+
+    if (colon == NULL || colon == listen || !is_digit(colon[1]) ||
+        !parse_int(colon + 1, &port) || port < 1 || port > 65535) {
+        fail(STATUS_TROUBLE,
+             "%s: listen must be the absolute path of a socket or host:port, not %s",
+             quote(config->name).text, quote(listen).text);
+    }
+    return (int)port;
+}
+
+/* Where the file's listen may lead, and whether somebody is there. */
+static struct processes
+find_servers(const struct config *config)
+{
+    const char *listen = config->listen.data;
+    struct processes servers = {.list = NULL};
+
+    if (listen[0] != '/') {
+        add_server(&servers, listen, 0, parse_port(config));
+        freeaddrinfo(find_addresses(&servers.list[0].target)); /* of this machine alone */
+    }
+    else if (strstr(listen, pid_marker) != NULL) {
+        find_sockets(listen, &servers);
+    }
+    else {
+        add_server(&servers, listen, 0, 0);
+    }
+    if (servers.count > 0) {
+        qsort(servers.list, servers.count, sizeof(*servers.list), compare_processes);
+    }
+    knock(&servers);
+    return servers;
+}
+
+/* The shell, and what it has come to. */
+struct local_shell {
+    struct config config;
+    struct processes servers;     /* owned; as they were listed last */
+    const struct process *chosen; /* one of them, by connect */
+    bool is_over;
+};
+
+struct local_command {
+    const char *name;
+    const char *arguments; /* as help shows them */
+    const char *help;
+    void (*run)(struct local_shell *shell, const char *argument);
+};
+
+/* As Python prints the pairs of which ispyd's list consists: family and address. */
+static void
+list_servers(struct local_shell *shell, const char *argument)
+{
+    static const char *const remarks[] = {[NO_DOOR] = " dead",
+                                          [DEAD_DOOR] = " dead",
+                                          [DENIED_DOOR] = " not for you",
+                                          [SILENT_DOOR] = " silent",
+                                          [OPEN_DOOR] = ""};
+    (void)argument;
+    free(shell->servers.list);
+    shell->servers = find_servers(&shell->config);
+    for (size_t i = 0; i < shell->servers.count; i++) {
+        const struct process *server = &shell->servers.list[i];
+        struct target target = server->target;
+        const char *remark = remarks[server->door];
+        if (target.port == 0) {
+            (void)printf("%zu: (%d, %s)%s\n", i + 1, AF_UNIX, quote(target.path).text,
+                         remark);
+            continue;
+        }
+        *strrchr(target.path, ':') = '\0';
+        (void)printf("%zu: (%d, (%s, %d))%s\n", i + 1, AF_INET, quote(target.path).text,
+                     target.port, remark);
+    }
+}
+
+/* What connect was told; says what is wrong with it and returns NULL. */
+static struct process *
+select_server(const struct local_shell *shell, const char *argument)
+{
+    long number = 1;
+
+    if (shell->servers.count == 0) {
+        (void)printf("No servers to connect to: there is no socket like %s.\n",
+                     quote(shell->config.listen.data).text);
+        return NULL;
+    }
+    if (argument[0] == '\0' && shell->servers.count > 1) {
+        (void)printf("Multiple servers, which should be used? \"servers\" lists them.\n");
+        return NULL;
+    }
+    if (argument[0] != '\0' && !parse_int(argument, &number)) {
+        (void)printf("Server selection not an integer.\n");
+        return NULL;
+    }
+    if (number < 1 || number > (long)shell->servers.count) {
+        (void)printf("Invalid server selected: there are 1 to %zu.\n",
+                     shell->servers.count);
+        return NULL;
+    }
+    return &shell->servers.list[number - 1];
+}
+
+static void
+connect_server(struct local_shell *shell, const char *argument)
+{
+    struct process *server = select_server(shell, argument);
+    struct processes alone = {.list = server, .count = 1};
+
+    if (server == NULL) {
+        return;
+    }
+    knock(&alone);
+    if (server->door == DEAD_DOOR || server->door == NO_DOOR) {
+        (void)printf("Nobody answers at %s any more; \"servers\" looks again.\n",
+                     quote(server->target.path).text);
+        return;
+    }
+    shell->chosen = server;
+    shell->is_over = true;
+}
+
+static void
+leave_local_shell(struct local_shell *shell, const char *argument)
+{
+    (void)argument;
+    shell->is_over = true;
+}
+
+static const struct local_command local_commands[] = {
+    {.name = "connect",
+     .arguments = " [N]",
+     .help = "Connect to the Nth server of the list, or to the only one there is.",
+     .run = connect_server},
+    {.name = "exit", .arguments = "", .help = "Leave.", .run = leave_local_shell},
+    {.name = "help",
+     .arguments = " [COMMAND]",
+     .help = "List the commands, or say what one does."}, /* done by obey_locally() */
+    {.name = "servers",
+     .arguments = "",
+     .help = "List the processes that can be connected to.",
+     .run = list_servers},
+};
+
+enum { LOCAL_COMMANDS = sizeof(local_commands) / sizeof(local_commands[0]) };
+
+static const struct local_command *
+find_local_command(const char *name)
+{
+    for (size_t i = 0; i < LOCAL_COMMANDS; i++) {
+        if (strcmp(local_commands[i].name, name) == 0) {
+            return &local_commands[i];
+        }
+    }
+    return NULL;
+}
+
+/* As Python's module cmd, and so ispyd, lays it out. */
+static void
+help_locally(const char *topic)
+{
+    static const char title[] = "Documented commands (type help <topic>):";
+    const struct local_command *command = find_local_command(topic);
+
+    if (command != NULL) {
+        (void)printf("%s%s\n    %s\n", command->name, command->arguments, command->help);
+    }
+    else if (topic[0] != '\0') {
+        (void)printf("*** No help on %s\n", quote(topic).text);
+    }
+    else {
+        (void)printf("\n%s\n", title);
+        for (size_t i = 0; i < strlen(title); i++) {
+            (void)putchar('=');
+        }
+        for (size_t i = 0; i < LOCAL_COMMANDS; i++) {
+            (void)printf("%s%s", i == 0 ? "\n" : "  ", local_commands[i].name);
+        }
+        (void)printf("\n\n");
+    }
+}
+
+/* Runs a line: a word, and its argument. */
+static void
+obey_locally(struct local_shell *shell, char *line)
+{
+    static const char blanks[] = " \t\r\n";
+    char *word = line + strspn(line, blanks);
+    char *argument = word + strcspn(word, blanks);
+    const struct local_command *command = NULL;
+
+    if (*argument != '\0') {
+        *argument++ = '\0';
+        argument += strspn(argument, blanks);
+        argument[strcspn(argument, blanks)] = '\0';
+    }
+    command = find_local_command(word);
+    if (command != NULL && command->run != NULL) {
+        command->run(shell, argument);
+    }
+    else if (command != NULL || strcmp(word, "?") == 0) {
+        help_locally(argument);
+    }
+    else if (word[0] != '\0') {
+        (void)printf("*** Unknown syntax: %s; \"help\" lists the commands\n",
+                     quote(word).text);
+    }
+}
+
+/* Reads a line from standard input and no byte more, for those behind it may be the server's.
+ * Returns false at the end. */
+static bool
+read_line(struct buffer *line)
+{
+    struct pollfd typed = {.fd = terminal.input, .events = POLLIN};
+    char byte = 0;
+    ssize_t count = 0;
+
+    (void)printf("%s", local_prompt);
+    (void)fflush(stdout);
+    while (byte != '\n' && ((count = read(terminal.input, &byte, 1)) == 1 ||
+                            (count < 0 && is_passing(errno)))) {
+        append(line, &byte, count == 1 ? 1 : 0);
+        if (count < 0) {
+            (void)poll(&typed, 1, -1);
+        }
+    }
+    if (count < 0) {
+        fail(STATUS_TROUBLE, "cannot read standard input: %m");
+    }
+    if (line->length == 0) {
+        (void)printf("\n");
+    }
+    return line->length > 0;
+}
+
+/* The same by the editor, where there can be one. */
+static bool
+take_line(struct buffer *line)
+{
+#ifdef HAVE_LIBEDIT
+    if (open_editor()) {
+        const char *typed = NULL;
+        begin_editing();
+        typed = type_local_line(local_prompt);
+        append_text(line, typed != NULL ? typed : "");
+        return typed != NULL;
+    }
+#endif
+    return read_line(line);
+}
+
+/* Runs the shell on a configuration file. Returns whether it has ended with connect, and then to
+ * what; the file may mean a process that is not there when it begins. */
+static bool
+choose_server(const char *config, struct target *target)
+{
+    struct local_shell shell = {.config = read_config(config)};
+    struct buffer line = {.data = NULL}; /* owned */
+    bool is_chosen = false;
+
+    find_history();
+    shell.servers = find_servers(&shell.config);
+    while (!shell.is_over && take_line(&line)) {
+        obey_locally(&shell, line.data);
+        (void)fflush(stdout);
+        empty(&line);
+    }
+    is_chosen = shell.chosen != NULL;
+    if (is_chosen) {
+        *target = shell.chosen->target;
+    }
+    free(line.data);
+    free(shell.config.listen.data);
+    free(shell.servers.list);
+    return is_chosen;
+}
+
+#endif /* MANHOLE_CLI_LOCAL_SHELL_C */

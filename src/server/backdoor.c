@@ -1,0 +1,219 @@
+/* Backdoor: eventlet.backdoor's two functions, for sockets that the application has.
+ * Runs on:  any thread or greenlet of the application, ATTACHED; neither waits for a client.
+ * Touches:  the doors from MAX_OWN_DOORS on.
+ * The listener has a duplicate of a listening socket, so its clients are served though the
+ * application's hub, or Python itself, is stuck.
+ */
+#ifndef MANHOLE_SERVER_BACKDOOR_C
+#define MANHOLE_SERVER_BACKDOOR_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/basics.c"
+#include "../base/log.c"
+#include "../base/handlers.c"
+#include "../door/tcp.c"
+#include "../door/socket.c"
+#include "../session/session.c"
+#include "listener.c"
+#include "activation.c"
+#include "fork.c"
+#include "options.c"
+#include "install.c"
+
+/* What there must be to serve anybody: install() without a door, if nobody has called it yet, and a
+ * listener. Under install_lock. Returns 0, or -1 with an exception. */
+ATTACHED static int
+provide_listener(PyObject *module)
+{
+    int result = 0;
+    if (!manhole.installed || !is_owner()) {
+        struct options options = default_options();
+        options.thread = 0;
+        options.daemon_connection =
+            1; /* as with eventlet's, no client keeps the process */
+        result = install_locked(module, &options);
+        drop_options(&options);
+        manhole.replaceable = result == 0;
+    }
+    if (result == 0 && !manhole.has_listener && (errno = start_listener()) != 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        result = -1;
+    }
+    return result;
+}
+
+/* Returns 0, or -1 with ValueError or OSError: nobody may listen there, or nobody does. */
+ATTACHED static int
+check_listening(int fd, union address *address)
+{
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    socklen_t address_size = sizeof(*address);
+    *address = (union address){.any.sa_family = AF_UNSPEC};
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0 ||
+        getsockname(fd, &address->any, &address_size) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    if (!listens) {
+        PyErr_SetString(PyExc_ValueError,
+                        "backdoor_server() needs a socket that listens; for a connected "
+                        "one there is backdoor((conn, addr))");
+        return -1;
+    }
+    if (is_inet(fd) && !is_loopback(address)) {
+        refuse_address("the socket of backdoor_server()", address);
+        return -1;
+    }
+    return 0;
+}
+
+/* Has the listener serve a duplicate of the socket. Under install_lock. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
+{
+    struct door *door = manhole.doors + MAX_OWN_DOORS;
+    int listen_fd = -1; /* owned, handed to the door */
+    int flags = 0;
+    while (door < manhole.doors + MAX_DOORS && is_door_open(door)) {
+        door++;
+    }
+    if (door == manhole.doors + MAX_DOORS) {
+        PyErr_Format(PyExc_RuntimeError, "%d backdoor servers are open already",
+                     MAX_DOORS - MAX_OWN_DOORS);
+        return -1;
+    }
+    listen_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    flags = fcntl(fd, F_GETFL);
+    /* Another process may accept first: the listener must not wait then. */
+    if (listen_fd < 0 || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        if (listen_fd >= 0) {
+            (void)close(listen_fd);
+        }
+        return -1;
+    }
+    if (is_inet(fd)) {
+        format_address(address, door->name);
+    }
+    else {
+        (void)snprintf(door->name, sizeof(door->name), "%s", address->un.sun_path);
+    }
+    fill_door(door, sock, locals);
+    door->was_blocking = (flags & O_NONBLOCK) == 0;
+    keep_fd(&door->given_fd, fd);
+    keep_fd(&door->listen_fd, listen_fd);
+    log_line("Backdoor server listening on %s", door->name);
+    wake_listener();
+    return 0;
+}
+
+/* The argument locals. Returns 0 with *locals borrowed or NULL, or -1 with TypeError. */
+ATTACHED static int
+check_locals(PyObject **locals, const char *function)
+{
+    if (*locals == Py_None) {
+        *locals = NULL;
+    }
+    if (*locals != NULL && !PyObject_HasAttrString(*locals, "keys")) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s() argument 'locals' must be " ALLOWED_parse_mapping ", not %R",
+                     function, *locals);
+        return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(
+    backdoor_server_doc,
+    "backdoor_server(sock, locals=None)\n--\n\n"
+    "Give each client of the listening socket sock a Python console with these "
+    "names.\n\n"
+    "As eventlet.backdoor.backdoor_server(), under eventlet, gevent, or neither; but "
+    "it\n"
+    "returns at once, clients are served by threads of their own, and only those of "
+    "this\n"
+    "process's user and root. From here on sock is the manhole's; to close it ends "
+    "the\n"
+    "server. install() may be called before, after, or not at all. ValueError when "
+    "sock\n"
+    "does not listen, or where others than this machine can reach it.");
+
+ATTACHED static PyObject *
+py_backdoor_server(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"sock", "locals", NULL};
+    PyObject *sock = NULL;   /* borrowed */
+    PyObject *locals = NULL; /* borrowed */
+    union address address;
+    int fd = -1;
+    int result = -1;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O:backdoor_server", names,
+                                     &sock, &locals) ||
+        check_locals(&locals, "backdoor_server") < 0 ||
+        (fd = PyObject_AsFileDescriptor(sock)) < 0 || check_listening(fd, &address) < 0 ||
+        lock_install() < 0) {
+        return NULL;
+    }
+    if (provide_listener(module) == 0) {
+        result = add_door(sock, fd, &address, locals);
+    }
+    unlock_install();
+    deliver_log();
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(
+    backdoor_doc,
+    "backdoor(conn_info, locals=None)\n--\n\n"
+    "Give the client of a connected socket a Python console with these names.\n\n"
+    "conn_info is (conn, addr), as accept() returns it. As "
+    "eventlet.backdoor.backdoor():\n"
+    "it returns at once, and conn may then be closed. A client that is neither root "
+    "nor\n"
+    "this process's user, or cannot be told, is a line in the log and let go.");
+
+ATTACHED static PyObject *
+py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"conn_info", "locals", NULL};
+    struct entrance entrance = {.card = "", .wish = &backdoor_wish};
+    PyObject *conn = NULL;    /* borrowed */
+    PyObject *address = NULL; /* borrowed */
+    PyObject *locals = NULL;  /* borrowed */
+    PyThreadState *tstate = NULL;
+    int fd = -1;
+    int result = -1;
+    bool in = false;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "(OO)|O:backdoor", names, &conn,
+                                     &address, &locals) ||
+        check_locals(&locals, "backdoor") < 0 ||
+        (fd = PyObject_AsFileDescriptor(conn)) < 0 || lock_install() < 0) {
+        return NULL;
+    }
+    result = provide_listener(module);
+    unlock_install();
+    if (result < 0) {
+        return NULL;
+    }
+    entrance.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (entrance.fd < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    entrance.locals = Py_XNewRef(locals);
+    tstate = detach();
+    in = admit_client(entrance.fd, &entrance.peer, entrance.wish) &&
+         start_session(&entrance);
+    wake_listener();
+    reattach(tstate);
+    if (!in) {
+        Py_XDECREF(entrance.locals);
+    }
+    deliver_log();
+    return Py_NewRef(Py_None);
+}
+
+#endif /* MANHOLE_SERVER_BACKDOOR_C */

@@ -1,0 +1,611 @@
+/* Listener: the thread that nothing in Python can stop.
+ * Runs on:  itself. DETACHED for life: whoever calls Python here breaks the first invariant.
+ * Touches:  the socket, the slots of sessions, the copies that wait in them.
+ *
+ * A client may bind its socket to an abstract name before it connects, manhole-cli/ID/WISH, and the
+ * kernel hands it to us with the connection. ID is the same for all connections of one client. Who
+ * has no such card, or another WISH, gets what connection_handler says.
+ *   quiet      the same without the stacks.
+ *   terminal, terminal-quiet
+ *              the console with and without the stacks, for who types: with keys and marks, see
+ *              is_key().
+ *   interrupt  raises KeyboardInterrupt in what the client with this ID runs; says in a line what
+ *              became of it.
+ *   complete   reads a line, up to the cursor; sends what it may become in the session of the
+ *              client with this ID, a line each. No word on any error.
+ *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
+ *   json       the same as a JSON document.
+ *   exec       reads a program and runs it: four bytes of length, the high one first; then file
+ *              name, sys.argv's elements and source, a NUL between two. What follows is its stdin.
+ *              Sends frames (a kind; four bytes of length; so many bytes): 'o' stdout, 'e' stderr,
+ *              'i', empty, when it reads for the first time; last 'x', the exit status in decimal.
+ * All but a console's and interrupt's answers end with the connection; one that starts "manhole: "
+ * in their place is a refusal. They run whatever connection_handler is: the credentials are what
+ * lets a client in. Only exec is refused where commands are all that there is. To add one: a row in
+ * wishes[].
+ */
+#ifndef MANHOLE_SERVER_LISTENER_C
+#define MANHOLE_SERVER_LISTENER_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/basics.c"
+#include "../base/log.c"
+#include "../base/handlers.c"
+#include "../door/socket.c"
+#include "../session/output.c"
+#include "../session/console.c"
+#include "../session/programs.c"
+#include "../session/channels.c"
+#include "../session/session.c"
+#include "../session/report.c"
+
+/* A client that cannot be served is told why, if it listens, and let go. */
+DETACHED static void
+turn_away(int fd, const char *why)
+{
+    char line[160];
+    int length = snprintf(line, sizeof(line), "manhole: %s\n", why);
+    (void)send(fd, line, (size_t)length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    (void)close(fd);
+    log_line("Turned a client away: %s", why);
+}
+
+static bool
+is_python_stuck(void)
+{
+    int64_t since_ms = waiting_since();
+    return since_ms != 0 &&
+           monotonic_ms() - since_ms >= seconds_to_ms(manhole.options.hang_timeout);
+}
+
+/* A client that may come in. */
+struct entrance {
+    int fd; /* owned, handed to the session */
+    struct peer peer;
+    const char *card; /* the id on it */
+    const struct wish *wish;
+    const struct door *door; /* that the application has given; NULL: another */
+    PyObject *locals;        /* owned, handed to the session; or NULL */
+};
+
+/* Returns whether the client is in; if not, it is gone, and locals still the caller's. */
+DETACHED static bool
+start_session(const struct entrance *entrance)
+{
+    const struct wish *wish = entrance->wish;
+    struct session *session = NULL;
+    bool stuck = wish->aside && is_python_stuck();
+    int fd = entrance->fd;
+    int error = 0;
+    if (stuck && wish->report == NULL) {
+        (void)close(fd); /* it is about Python alone, and does not want to wait */
+        return false;
+    }
+    session = claim_session(fd, &entrance->peer, wish);
+    if (session == NULL) {
+        char why[80];
+        (void)snprintf(why, sizeof(why),
+                       "%d clients are connected already; try again later",
+                       most_sessions(wish));
+        turn_away(fd, why);
+        return false;
+    }
+    (void)snprintf(session->card, sizeof(session->card), "%s", entrance->card);
+    session->door = entrance->door;
+    session->door_serial = entrance->door == NULL ? 0 : entrance->door->serial;
+    session->locals = entrance->locals;
+    lock_leaf(&session->out_lock);
+    session->asked_ms = monotonic_ms();
+    session->reported = stuck; /* by its own thread, at once */
+    unlock(&session->out_lock);
+    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
+                         PYTHON_STACK_SIZE);
+    if (error != 0) {
+        char why[120];
+        (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
+                       error_text(error));
+        turn_away(fcntl(fd, F_DUPFD_CLOEXEC, 0), why);
+        session->locals = NULL;
+        release_session(session);
+    }
+    return error == 0;
+}
+
+/* Checks who an accepted client is. Returns whether it may come in; if not, it is gone. */
+DETACHED static bool
+admit_client(int fd, struct peer *peer, const struct wish *wish)
+{
+    if (!wish->unlogged) {
+        log_line("Started ManholeConnectionThread thread. Checking credentials ...");
+    }
+    if (identify_peer(fd, peer) < 0 || !may_enter(peer)) {
+        char why[200];
+        describe_refusal(peer, why, sizeof(why));
+        log_line("SuspiciousClient: %s", why);
+        if (is_open()) {
+            log_waiting();
+        }
+        (void)close(fd);
+        return false;
+    }
+    if (!wish->unlogged) {
+        log_accepted(fd, peer);
+    }
+    return true;
+}
+
+/* A client's calling card: the abstract name that it was bound to, manhole-cli/ID/WISH, with
+ * whatever it takes to make that unique behind a dot: manhole-cli/4711.1/interrupt.2 */
+struct card {
+    char id[CARD_SIZE];
+    char wish[16];
+};
+
+/* Reads a card. A client without one, plain nc, or with another's, has empty fields. */
+static struct card
+read_card(const struct sockaddr_un *address, socklen_t size)
+{
+    static const char prefix[] = "manhole-cli/";
+    struct card card = {"", ""};
+    char name[sizeof(address->sun_path) + 1] = "";
+    const char *slash = NULL;
+    const size_t offset = offsetof(struct sockaddr_un, sun_path) + 1;
+    if (address->sun_family != AF_UNIX || size <= offset || size > sizeof(*address) ||
+        address->sun_path[0] != '\0') {
+        return card;
+    }
+    memcpy(name, address->sun_path + 1, size - offset);
+    slash = strrchr(name, '/');
+    if (strncmp(name, prefix, sizeof(prefix) - 1) == 0 && slash != NULL &&
+        slash >= name + sizeof(prefix) &&
+        (size_t)(slash - name) - sizeof(prefix) + 1 < sizeof(card.id) &&
+        strlen(slash + 1) < sizeof(card.wish)) {
+        memcpy(card.id, name + sizeof(prefix) - 1,
+               (size_t)(slash - name) - sizeof(prefix) + 1);
+        (void)snprintf(card.wish, sizeof(card.wish), "%s", slash + 1);
+        card.wish[strcspn(card.wish, ".")] = '\0';
+    }
+    return card;
+}
+
+/* Interrupts what the client with this id runs, and answers in a word what became of it. Takes
+ * over fd. */
+DETACHED static void
+answer_interrupt(int fd, const struct card *card)
+{
+    static const char *const answers[] = {"idle\n", "interrupted\n", "still running\n"};
+    const char *answer = "unknown\n";
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        struct session *session = &manhole.sessions[i];
+        lock_leaf(&session->out_lock);
+        bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;
+        unlock(&session->out_lock);
+        if (meant && session->wish->serve != serve_completion) {
+            int times = interrupt_session(session);
+            answer = answers[times < 2 ? times : 2];
+        }
+    }
+    (void)send(fd, answer, strlen(answer), MSG_NOSIGNAL | MSG_DONTWAIT);
+    (void)close(fd);
+}
+
+/* The side channels; any other wish, and none, is a console's. */
+static const struct wish *
+find_wish(const char *name)
+{
+    static const struct wish wishes[] = {
+        {.name = "complete",
+         .aside = true,
+         .unlogged = true,
+         .receive = receive_line,
+         .serve = serve_completion},
+        {.name = "interrupt", .unlogged = true}, /* answered by the listener */
+        {.name = "quiet", .no_stacks = true},
+        {.name = "terminal", .marked = true},
+        {.name = "terminal-quiet", .marked = true, .no_stacks = true},
+        {.name = "exec",
+         .framed = true,
+         .receive = receive_program,
+         .serve = serve_program},
+        {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
+        {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(wishes); i++) {
+        if (strcmp(wishes[i].name, name) == 0) {
+            return &wishes[i];
+        }
+    }
+    return &plain_wish;
+}
+
+/* Accepts one client. Returns 0, or -1 when there is no room for any just now. */
+DETACHED static int
+accept_client(const struct door *door)
+{
+    struct peer peer = {0};
+    struct card card;
+    const struct wish *wish = NULL;
+    bool given = false;
+    union address address = {.any.sa_family = AF_UNSPEC};
+    socklen_t size = sizeof(address);
+    int listen_fd = kept_number(&door->listen_fd);
+    int fd = -1; /* owned */
+    given = atomic_load(&door->given_fd.number) >= 0;
+    if (given) { /* a process that shares it may have had it block again */
+        (void)fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
+    }
+    fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);
+    if (fd < 0) {
+        /* The client has left again; recover_descriptors() sees to it; or it is shut down, which
+         * is_done_with() finds. All else may last. */
+        return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ||
+                       errno == EBADF || errno == EINVAL
+                   ? 0
+                   : -1;
+    }
+    card = read_card(&address.un, size);
+    wish = given ? &backdoor_wish : find_wish(card.wish);
+    if (!admit_client(fd, &peer, wish)) {
+        return 0;
+    }
+    if (strcmp(card.wish, "interrupt") == 0) {
+        answer_interrupt(fd, &card);
+    }
+    else {
+        (void)start_session(&(struct entrance){.fd = fd,
+                                               .peer = peer,
+                                               .card = card.id,
+                                               .wish = wish,
+                                               .door = given ? door : NULL});
+    }
+    return 0;
+}
+
+/* What the listener knows from one turn of its loop to the next, and what it waits for in one. */
+struct watch {
+    bool accept_fails;       /* said once, until it works again */
+    int64_t accept_again_ms; /* monotonic; 0: at once */
+    struct pollfd fds[1 + MAX_DOORS + MAX_SESSIONS];
+    struct {
+        struct door *door;
+        struct session *session;
+    } whose[1 + MAX_DOORS + MAX_SESSIONS]; /* neither: the bell's */
+    nfds_t count;
+    int64_t wake_ms; /* monotonic: the next thing to do whatever happens; -1: none */
+};
+
+static void
+watch_fd(struct watch *watch, int fd, short events, struct door *door,
+         struct session *session)
+{
+    watch->fds[watch->count] = (struct pollfd){.fd = fd, .events = events};
+    watch->whose[watch->count].door = door;
+    watch->whose[watch->count++].session = session;
+}
+
+static void
+wake_at(struct watch *watch, int64_t time_ms)
+{
+    if (watch->wake_ms < 0 || time_ms < watch->wake_ms) {
+        watch->wake_ms = time_ms;
+    }
+}
+
+static bool
+has_report(const struct wish *wish)
+{
+    enum handler_kind kind = manhole.options.connection_handler.kind;
+    if (wish->serve == NULL) {
+        return kind == HANDLER_REPL || kind == HANDLER_COMMANDS;
+    }
+    return wish->report != NULL || wish->serve == serve_console;
+}
+
+/* When the client must have heard something; -1: it has, or is not the listener's. */
+static int64_t
+report_time(struct session *session)
+{
+    int64_t patience_ms = seconds_to_ms(manhole.options.hang_timeout);
+    int64_t time_ms = -1;
+    lock_leaf(&session->out_lock);
+    if (session->asked_ms != 0 && !session->answered && !session->reported &&
+        has_report(session->wish)) {
+        bool takes_turns = HAS_GIL && session->importing;
+        time_ms = session->asked_ms + patience_ms * (takes_turns ? IMPORT_FACTOR : 1);
+    }
+    unlock(&session->out_lock);
+    return time_ms;
+}
+
+static bool
+is_listeners(struct session *session)
+{
+    bool ours = false;
+    lock_leaf(&session->out_lock);
+    ours = session->asked_ms != 0;
+    unlock(&session->out_lock);
+    return ours;
+}
+
+/* The application has closed or shut down a socket that it has given us. */
+static bool
+is_done_with(const struct door *door)
+{
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    if (atomic_load(&door->given_fd.number) < 0) {
+        return false;
+    }
+    (void)getsockopt(kept_number(&door->listen_fd), SOL_SOCKET, SO_ACCEPTCONN, &listens,
+                     &size);
+    return is_lost(&door->given_fd) || !listens;
+}
+
+/* Whether there is a door, and it is the listener's. */
+static bool
+sees_to_door(struct door *door)
+{
+    if (!is_door_open(door) ||
+        (door < manhole.doors + MAX_OWN_DOORS && atomic_load(&manhole.oneshot))) {
+        return false;
+    }
+    if (is_done_with(door)) {
+        log_line("Backdoor server at %s is closed: the application has closed its socket",
+                 door->name);
+        close_kept(&door->listen_fd);
+        return false;
+    }
+    return true;
+}
+
+static void
+watch_doors(struct watch *watch)
+{
+    for (size_t i = 0; i < MAX_DOORS; i++) {
+        struct door *door = &manhole.doors[i];
+        if (sees_to_door(door)) {
+            watch_fd(watch, atomic_load(&door->listen_fd.number), POLLIN, door, NULL);
+        }
+    }
+}
+
+/* Fills in what to wait for. A session's descriptor is always watched: that its client leaves must
+ * be seen while its thread is busy. */
+DETACHED static void
+prepare_watch(struct watch *watch)
+{
+    watch->count = 0;
+    watch->wake_ms = -1;
+    atomic_store(&manhole.wakes_at_ms,
+                 -1); /* before the sessions are read, see expect_answer() */
+    /* Also descriptors that are lost: poll() returns at once for them, and all is opened anew. */
+    watch_fd(watch, atomic_load(&manhole.wake_bell.number), POLLIN, NULL, NULL);
+    if (watch->accept_again_ms != 0 && ms_until(watch->accept_again_ms) > 0) {
+        wake_at(watch, watch->accept_again_ms);
+    }
+    else {
+        watch_doors(watch);
+    }
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        struct session *session = &manhole.sessions[i];
+        int fd = atomic_load(&session->fd.number);
+        if (fd < 0 || !is_listeners(session)) {
+            continue;
+        }
+        if (session->gone_ms != 0) {
+            wake_at(watch, session->gone_ms + GONE_CHECK_MS);
+        }
+        else {
+            watch_fd(watch, fd, has_copies(session) ? POLLOUT : 0, NULL, session);
+        }
+        if (report_time(session) >= 0) {
+            wake_at(watch, report_time(session));
+        }
+    }
+}
+
+DETACHED static void
+accept_clients(struct watch *watch, struct door *door)
+{
+    watch->accept_again_ms = 0;
+    if (!sees_to_door(door) || accept_client(door) == 0) {
+        watch->accept_fails = false;
+        return;
+    }
+    if (!watch->accept_fails) {
+        log_line("Cannot accept a client: %s. Waiting until there is room.",
+                 error_text(errno));
+    }
+    watch->accept_fails = true;
+    watch->accept_again_ms = monotonic_ms() + ACCEPT_PAUSE_MS;
+}
+
+/* What is due without any event: stacks for who waits too long, an interrupt for what a vanished
+ * client has left running, again and again until it ends. */
+DETACHED static void
+look_after(struct session *session)
+{
+    int64_t now_ms = monotonic_ms();
+    int64_t report_ms = report_time(session);
+    if (report_ms >= 0 && report_ms <= now_ms) {
+        report_session(session);
+    }
+    if (session->gone_ms != 0 && session->gone_ms + GONE_CHECK_MS <= now_ms) {
+        session->gone_ms = now_ms;
+        (void)interrupt_session(session);
+    }
+}
+
+/* Sleeps until there is something to do, then does it. With nothing to watch but the bell it
+ * sleeps on the semaphore instead, which an application that closes all descriptors cannot close:
+ * activate_on still works. */
+DETACHED static void
+watch_descriptors(struct watch *watch)
+{
+    int ready = 0;
+    prepare_watch(watch);
+    if (watch->count == 1 && watch->wake_ms < 0) {
+        (void)sem_wait(&manhole.wake);
+        silence_bell(&manhole.wake_bell);
+        return;
+    }
+    atomic_store(&manhole.wakes_at_ms, watch->wake_ms);
+    atomic_store(&manhole.polling, true);
+    ready = poll(watch->fds, watch->count, ms_until(watch->wake_ms));
+    atomic_store(&manhole.polling, false);
+    if (ready < 0) {
+        return;
+    }
+    if (watch->fds[0].revents != 0) {
+        silence_bell(&manhole.wake_bell);
+    }
+    for (nfds_t i = 1; i < watch->count; i++) {
+        struct session *session = watch->whose[i].session;
+        short events = watch->fds[i].revents;
+        if (session == NULL && events != 0) {
+            accept_clients(watch, watch->whose[i].door);
+        }
+        if (session != NULL && (events & POLLOUT) != 0) {
+            carry_copies(session);
+        }
+        if (session != NULL && (events & (POLLHUP | POLLERR | POLLNVAL)) != 0 &&
+            is_gone(session)) {
+            session->gone_ms = monotonic_ms();
+            (void)interrupt_session(session);
+        }
+    }
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        if (atomic_load(&manhole.sessions[i].fd.number) >= 0 &&
+            is_listeners(&manhole.sessions[i])) {
+            look_after(&manhole.sessions[i]);
+        }
+    }
+}
+
+/* Does what the others have wished for. Returns the wishes that it found. */
+DETACHED static unsigned
+obey_wishes(void)
+{
+    unsigned wishes = 0;
+    while (sem_trywait(&manhole.wake) == 0) {
+    }
+    wishes = atomic_exchange(&manhole.wishes, 0);
+    if ((wishes & WISH_CLOSE) != 0) {
+        close_given_doors();
+    }
+    if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
+        close_doors();
+        ring_bell(&manhole.news_bell);
+    }
+    else if ((wishes & WISH_OPEN) != 0 && atomic_load(&manhole.oneshot)) {
+        atomic_fetch_or(&manhole.wishes,
+                        WISH_OPEN); /* again when that is over, which wakes us */
+    }
+    else if ((wishes & WISH_OPEN) != 0 && open_doors() > 0) {
+        log_waiting();
+    }
+    return wishes;
+}
+
+static bool
+has_lost_door(void)
+{
+    bool lost = false;
+    for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
+        lost = lost || is_lost(&manhole.doors[i].listen_fd);
+    }
+    return lost;
+}
+
+/* An application that makes itself a daemon closes every descriptor there is: opens ours anew.
+ * Returns false when that cannot be done: nothing would wake the listener any more. */
+DETACHED static bool
+recover_descriptors(void)
+{
+    bool woken = !is_lost(&manhole.wake_bell) && !is_lost(&manhole.news_bell);
+    if (woken && !has_lost_door()) {
+        return true;
+    }
+    log_line("WARNING: The manhole's descriptors were closed by the application. Opening "
+             "them again.");
+    if (open_bells() < 0) {
+        log_line("Cannot go on listening: %s", error_text(errno));
+        close_doors();
+        return false;
+    }
+    if (is_open() && !atomic_load(&manhole.oneshot) && open_doors() > 0) {
+        log_waiting();
+    }
+    return true;
+}
+
+/* A child that is about to exec or exit leaves no socket behind. */
+DETACHED static void
+delay_binding(void)
+{
+    int64_t deadline_ms = monotonic_ms() + manhole.bind_delay_ms;
+    if (manhole.bind_delay_ms > 0) {
+        log_line("Delaying UDS binding %s seconds ...",
+                 format_seconds(manhole.options.reinstall_delay).text);
+    }
+    while (atomic_load(&manhole.wishes) == 0 && ms_until(deadline_ms) > 0 &&
+           recover_descriptors()) {
+        struct pollfd wake = {.fd = atomic_load(&manhole.wake_bell.number),
+                              .events = POLLIN};
+        (void)poll(&wake, 1, ms_until(deadline_ms));
+    }
+}
+
+/* One at a time: behind a stuck interpreter they would pile up. */
+DETACHED static void
+send_courier(void)
+{
+    if (is_log_waiting() && !atomic_exchange(&manhole.courier_is_out, true) &&
+        start_thread(NULL, courier_main, NULL, PYTHON_STACK_SIZE) != 0) {
+        atomic_store(&manhole.courier_is_out, false);
+    }
+}
+
+/* Else for a signal, or for what the application has given us, alone. */
+static bool
+opens_at_once(const struct options *options)
+{
+    return options->thread && options->activate_on == 0 && options->oneshot_on == 0;
+}
+
+/* The name of the calling thread, the listener: manhole-cli reads there that a process has a
+ * manhole, and by the number the signal that opens it. */
+DETACHED static void
+name_listener(void)
+{
+    char name[16] = "Manhole";
+    if (manhole.options.activate_on != 0) {
+        (void)snprintf(name, sizeof(name), "Manhole %d", manhole.options.activate_on);
+    }
+    (void)pthread_setname_np(pthread_self(), name);
+}
+
+DETACHED static void *
+listener_main(void *unused)
+{
+    struct watch watch = {.accept_again_ms = 0};
+    (void)unused;
+    name_listener();
+    delay_binding();
+    if (opens_at_once(&manhole.options)) {
+        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+        wake_listener();
+    }
+    while (recover_descriptors() && (obey_wishes() & WISH_STOP) == 0) {
+        if (!atomic_exchange(&manhole.started, true)) {
+            ring_bell(&manhole.news_bell);
+        }
+        send_courier();
+        watch_descriptors(&watch);
+    }
+    return NULL;
+}
+
+#endif /* MANHOLE_SERVER_LISTENER_C */

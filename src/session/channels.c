@@ -1,0 +1,332 @@
+/* Side channels: what a client gets instead of a console when its calling card says so.
+ * Runs on:  the session's thread, ATTACHED.
+ * Touches:  the session's own fields.
+ */
+#ifndef MANHOLE_SESSION_CHANNELS_C
+#define MANHOLE_SESSION_CHANNELS_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../stacks/dump.c"
+#include "../stacks/json.c"
+#include "output.c"
+#include "../base/parts.c"
+#include "console.c"
+#include "programs.c"
+
+/* No more bytes to this client, from its own thread. */
+ATTACHED static void
+end_channel(struct session *session)
+{
+    PyThreadState *tstate = detach();
+    hang_up(session);
+    reattach(tstate);
+}
+
+/* Reads the line that is to be completed. */
+DETACHED static bool
+receive_line(struct session *session)
+{
+    char *newline = NULL;
+    session->request = malloc(MAX_COMPLETION);
+    while (session->request != NULL && newline == NULL) {
+        char *next = session->request + session->request_length;
+        size_t got =
+            receive_some(session, next, MAX_COMPLETION - session->request_length);
+        if (got == 0) {
+            return false; /* no room: too long; or it does not come */
+        }
+        newline = memchr(next, '\n', got);
+        session->request_length += got;
+    }
+    if (newline != NULL) {
+        *newline = '\0';
+        session->request_length = (size_t)(newline - session->request);
+    }
+    return newline != NULL;
+}
+
+/* The names of the console or command shell whose client has the same id. Returns a copy, which
+ * stays as it is while that one runs on, or NULL, perhaps with an exception. */
+ATTACHED static PyObject *
+copy_names(const struct session *asking)
+{
+    PyObject *names = NULL; /* owned */
+    PyObject *copy = NULL;  /* new, handed to the caller */
+    lock_leaf(&table_lock);
+    for (size_t i = 0; i < MAX_SESSIONS && names == NULL; i++) {
+        const struct session *session = &manhole.sessions[i];
+        if (session->state == SESSION_TAKEN && session->wish->serve == NULL &&
+            strcmp(session->card, asking->card) == 0) {
+            names = Py_XNewRef(session->names);
+        }
+    }
+    unlock(&table_lock);
+    if (names != NULL) {
+        copy = PyDict_Check(names) ? PyDict_Copy(names) : Py_NewRef(names);
+        Py_DECREF(names);
+    }
+    return copy;
+}
+
+/* Completes what stands before the cursor, a match being the whole line as it would become. It is
+ * rlcompleter's work, but that evaluates what it completes, asks each attribute for its value, and
+ * knows of no place where a keyword cannot stand. Of a command shell, whose words are in a tuple,
+ * it sees no more than those. */
+static const char completion_program[] =
+    "for name in 'builtins inspect itertools keyword os pkgutil re sys types'.split():\n"
+    "    globals()[name] = standard(name)\n"
+    "machinery = standard('importlib.machinery')\n"
+    /* Where a string begins that the end of the line is in, and its quotes; '#' in a comment. */
+    "def find_string(line):\n"
+    "    quotes, start, i = '', 0, 0\n"
+    "    while i < len(line) and quotes != '#':\n"
+    "        if not quotes and line[i] in '\"\\'#':\n"
+    "            quotes = line[i]\n"
+    "            if quotes != '#' and line.startswith(quotes * 3, i):\n"
+    "                quotes *= 3\n"
+    "            start = i = i + len(quotes)\n"
+    "        elif quotes and line.startswith(quotes, i):\n"
+    "            i += len(quotes)\n"
+    "            quotes = ''\n"
+    "        else:\n"
+    "            i += 2 if quotes and line[i] == '\\\\' else 1\n"
+    "    return start, quotes\n"
+    /* An attribute as it is stored: properties and the like are not run. */
+    "methods = (types.FunctionType, types.BuiltinFunctionType, types.MethodType,\n"
+    "           types.MethodDescriptorType, types.WrapperDescriptorType,\n"
+    "           types.ClassMethodDescriptorType)\n"
+    "def attribute(value, name):\n"
+    "    found = inspect.getattr_static(value, name)\n"
+    "    kind = type(found)\n"
+    "    if kind in (classmethod, staticmethod):\n"
+    "        return found.__func__\n"
+    "    if kind is types.MemberDescriptorType or (\n"
+    "            kind is types.GetSetDescriptorType\n"
+    "            and found.__objclass__.__module__ == 'builtins'):\n"
+    "        return found.__get__(value)\n"
+    "    if kind not in methods and any('__get__' in vars(base) for base in "
+    "kind.__mro__):\n"
+    "        raise AttributeError(name)\n"
+    "    return found\n"
+    "def look_up(dotted, names):\n"
+    "    first, *rest = dotted.split('.')\n"
+    "    value = names[first] if first in names else vars(builtins)[first]\n"
+    "    for name in rest:\n"
+    "        value = attribute(value, name)\n"
+    "    return value\n"
+    "def with_bracket(name, value):\n"
+    "    is_called = callable(value) or type(value) in (classmethod, staticmethod)\n"
+    "    return name + '(' if is_called else name\n"
+    /* Names that begin with an underscore are for who types one. */
+    "def is_wanted(name, text):\n"
+    "    return (type(name) is str and name.startswith(text)\n"
+    "            and name.startswith('_') <= text.startswith('_')\n"
+    "            and name.startswith('__') <= (text != '_'))\n"
+    /* The keywords that can stand behind the beginning of a statement. */
+    "values = {'False', 'None', 'True', 'await', 'lambda', 'not', 'yield'}\n"
+    "joints = {'and', 'as', 'async', 'else', 'for', 'from', 'if', 'in', 'is', 'not', "
+    "'or'}\n"
+    "behind = dict.fromkeys('as break class continue def del for global import lambda '\n"
+    "                       'nonlocal pass'.split(), ())\n"
+    "behind.update({'async': ('def', 'for', 'with'), 'not': values | {'in'},\n"
+    "               'is': values, 'yield': values | {'from'}})\n"
+    "behind.update(dict.fromkeys(('False', 'None', 'True'), joints))\n"
+    "alone = {'False', 'None', 'True', 'break', 'continue', 'pass'}\n"
+    "def keywords_behind(start):\n"
+    "    start = start.strip()\n"
+    "    last = re.search(r'\\w*$|\\W$', start)[0] or start[-1:]\n"
+    "    begins = re.match('(async|class|def|el|except|f|if|try|w).*:$', start)\n"
+    "    if not last or (begins and not re.search(r'\\blambda\\b|[([{][^)\\]}]*$', "
+    "start)):\n"
+    "        return keyword.kwlist\n"
+    "    if last in behind or last in keyword.kwlist or start in keyword.softkwlist:\n"
+    "        return behind.get(last, values)\n"
+    "    return joints if last.isalnum() or last in ')]}\"\\'' or last.isidentifier() "
+    "else values\n"
+    "def names_in(names, text, start):\n"
+    "    for word in keywords_behind(start):\n"
+    "        if word.startswith(text):\n"
+    "            yield word if word in alone else word + ' '\n"
+    "    for space in names, vars(builtins):\n"
+    "        for name, value in space.items():\n"
+    "            if is_wanted(name, text) and not keyword.iskeyword(name):\n"
+    "                yield with_bracket(name, value)\n"
+    /* dir() would ask for __class__. */
+    "def attributes(value, text):\n"
+    "    kind = type(value)\n"
+    "    if inspect.getattr_static(kind, '__dir__') is vars(object)['__dir__']:\n"
+    "        found = {name for base in kind.__mro__ for name in vars(base)}\n"
+    "        own = inspect.getattr_static(value, '__dict__', None)\n"
+    "        if type(own) is types.GetSetDescriptorType:\n"
+    "            found.update(own.__get__(value))\n"
+    "    else:\n"
+    "        found = dir(value)\n"
+    "    return [name for name in found if is_wanted(name, text)]\n"
+    "def attributes_in(names, dotted, dot, text):\n"
+    "    value = look_up(dotted, names)\n"
+    "    for name in attributes(value, text):\n"
+    "        found = inspect.getattr_static(value, name, None)\n"
+    "        yield dotted + dot + with_bracket(name, found)\n"
+    "def in_code(line, names):\n"
+    "    start = line.rpartition(';')[2]\n"
+    "    text = re.search(r'[\\w.]*$', start)[0]\n"
+    "    start = start[:len(start) - len(text)]\n"
+    "    if re.match(r'\\s*(from|import)\\s', start):\n"
+    "        return text, imports(start, text)\n"
+    "    if '.' in text:\n"
+    "        return text, attributes_in(names, *text.rpartition('.'))\n"
+    "    return text, names_in(names, text, start) if text and not text[0].isdigit() "
+    "else ()\n"
+    /* Where the modules of a package are, which is not imported for that. */
+    "def folders_of(package):\n"
+    "    folders, name = sys.path, ''\n"
+    "    for part in package.split('.') if package else ():\n"
+    "        name += '.' + part if name else part\n"
+    "        if name in sys.modules:\n"
+    "            folders = inspect.getattr_static(sys.modules[name], '__path__', ())\n"
+    "        else:\n"
+    "            spec = machinery.PathFinder.find_spec(name, folders)\n"
+    "            folders = spec and spec.submodule_search_locations or ()\n"
+    "    return list(folders)\n"
+    "def modules_in(package, text):\n"
+    "    known = [*sys.builtin_module_names, *sys.modules]\n"
+    "    start = package and package + '.'\n"
+    "    known = [name[len(start):].partition('.')[0] for name in known if "
+    "name.startswith(start)]\n"
+    "    known += [module.name for module in pkgutil.iter_modules(folders_of(package))]\n"
+    "    return [name for name in known if name.isidentifier() and is_wanted(name, "
+    "text)]\n"
+    "def imports(start, text):\n"
+    "    names = r'(\\w+(\\s+as\\s+\\w+)?\\s*,\\s*)*$'\n"
+    "    if re.match(r'\\s*(from\\s+|import\\s+([\\w.]+(\\s+as\\s+\\w+)?\\s*,\\s*)*)$', "
+    "start):\n"
+    "        package, dot, text = text.rpartition('.')\n"
+    "        return [package + dot + name for name in modules_in(package, text)]\n"
+    "    match = re.match(r'\\s*from\\s+([\\w.]+)\\s+import\\s*[\\s(]\\s*' + names, "
+    "start)\n"
+    "    if match:\n"
+    "        module = sys.modules.get(match[1])\n"
+    "        found = attributes(module, text) if module else ()\n"
+    "        return [*found, *modules_in(match[1], text)]\n"
+    "    word = 'import ' if re.match(r'\\s*from\\s+[\\w.]+\\s+$', start) else 'as '\n"
+    "    return [word] * (text != '' and word.startswith(text))\n"
+    "def keys_in(mapping, text):\n"
+    "    keys = mapping if mapping is os.environ else dict.keys(mapping)\n"
+    "    return (key for key in keys if type(key) is str and key.startswith(text))\n"
+    "def files_in(text, quotes):\n"
+    "    folder, slash, name = text.rpartition('/')\n"
+    "    with os.scandir(folder + slash or '.') as entries:\n"
+    "        for entry in entries:\n"
+    "            if entry.name.startswith(name) and (name or entry.name[0] != '.'):\n"
+    "                yield folder + slash + entry.name + ('/' if entry.is_dir() else "
+    "quotes)\n"
+    /* What would have to be escaped is left out. */
+    "def in_string(text, quotes, before, names):\n"
+    "    match = re.search(r'([^\\W\\d][\\w.]*)\\[\\s*$', before)\n"
+    "    if match:\n"
+    "        found = (key + quotes + ']' for key in keys_in(look_up(match[1], names), "
+    "text))\n"
+    "    else:\n"
+    "        found = files_in(text, quotes)\n"
+    "    for word in found:\n"
+    "        bare = word.rstrip(quotes + ']')\n"
+    "        if word.isprintable() and '\\\\' not in word and quotes[0] not in bare:\n"
+    "            yield word\n"
+    "def complete(line, names, most):\n"
+    "    start, quotes = find_string(line)\n"
+    "    if isinstance(names, tuple):\n"
+    "        text = line.rpartition(' ')[2]\n"
+    "        found = (word for word in names if word.startswith(text))\n"
+    "    elif quotes == '#':\n"
+    "        return []\n"
+    "    elif quotes:\n"
+    "        text = line[start:]\n"
+    "        found = in_string(text, quotes, line[:start - len(quotes)], names)\n"
+    "    else:\n"
+    "        text, found = in_code(line, names)\n"
+    "    start = line[:len(line) - len(text)]\n"
+    "    found = (start + word + '\\n' for word in found if '\\n' not in word)\n"
+    "    found = list(dict.fromkeys(itertools.islice(found, most)))\n"
+    "    return found if isinstance(names, tuple) else sorted(found)\n";
+
+static const struct part completion_part = {.name = "completion",
+                                            .program = completion_program};
+
+/* Sends the matches of the client's text in these names. Returns 0, or -1 with an exception. */
+ATTACHED static int
+send_matches(struct session *session, PyObject *names)
+{
+    PyObject *text = NULL; /* owned */
+    PyObject *completion =
+        import_part(current_session, &completion_part, "complete"); /* owned */
+    PyObject *matches = NULL;                                       /* owned */
+    PyObject *empty = PyUnicode_FromString("");                     /* owned */
+    PyObject *lines = NULL;                                         /* owned */
+    int result = -1;
+    if (completion != NULL) {
+        text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
+                                    "strict");
+    }
+    begin_running(session);
+    if (text != NULL) {
+        matches = PyObject_CallFunction(completion, "OOi", text, names, (int)MAX_MATCHES);
+    }
+    end_running(session);
+    lines = matches == NULL || empty == NULL ? NULL : PyUnicode_Join(empty, matches);
+    if (lines != NULL) {
+        result = write_client_str(session, lines);
+    }
+    Py_XDECREF(text);
+    Py_XDECREF(completion);
+    Py_XDECREF(matches);
+    Py_XDECREF(empty);
+    Py_XDECREF(lines);
+    return result;
+}
+
+/* What the line may become that the client has typed so far; nothing at all on any error.
+ * Never raises. */
+ATTACHED static void
+serve_completion(struct session *session, PyObject *locals)
+{
+    PyObject *names = NULL; /* owned */
+    (void)locals;
+    (void)import_needed_modules(session, NULL);
+    names = copy_names(session);
+    if (names != NULL && session->request[strspn(session->request, " \t\r")] != '\0') {
+        (void)send_matches(session, names);
+    }
+    PyErr_Clear();
+    Py_XDECREF(names);
+    end_channel(session);
+}
+
+/* Never raises. */
+ATTACHED static void
+serve_look(struct session *session, const struct form *form)
+{
+    if (send_stacks(session, form, false) < 0) {
+        log_handler_exception(session, "Stacks failed with ");
+    }
+    end_channel(session);
+}
+
+/* The stack dump alone. */
+ATTACHED static void
+serve_stacks(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_look(session, &dump_form);
+}
+
+/* The same as JSON. */
+ATTACHED static void
+serve_json(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_look(session, &json_form);
+}
+
+#endif /* MANHOLE_SESSION_CHANNELS_C */

@@ -1,0 +1,493 @@
+/* Output: bytes on their way to a client.
+ * Runs on:  the session's thread sends its own and waits for its client, or leaves it where a
+ *           statement prints much; application threads leave copies of what they print and never
+ *           wait; the listener carries what is left.
+ * Touches:  the output fields of struct session. Whoever has set sending sends, nobody else.
+ */
+#ifndef MANHOLE_SESSION_OUTPUT_C
+#define MANHOLE_SESSION_OUTPUT_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/basics.c"
+
+/* Room left in the ring. Under out_lock. */
+static size_t
+ring_room(const struct session *session)
+{
+    return COPIES_SIZE - (session->tail - session->head);
+}
+
+/* Under out_lock, and there is room. */
+static void
+fill_ring(struct session *session, const char *bytes, size_t length)
+{
+    size_t start = session->tail % COPIES_SIZE;
+    size_t first = length < COPIES_SIZE - start ? length : COPIES_SIZE - start;
+    memcpy(session->copies + start, bytes, first);
+    memcpy(session->copies, bytes + first, length - first);
+    session->tail += length;
+}
+
+/* The longest prefix of at most room bytes that does not cut a UTF-8 character. */
+static size_t
+utf8_prefix(const char *bytes, size_t length, size_t room)
+{
+    size_t prefix = length < room ? length : room;
+    if (prefix < length) {
+        while (prefix > 0 && ((unsigned char)bytes[prefix] & 0xC0) == 0x80) {
+            prefix--;
+        }
+    }
+    return prefix;
+}
+
+/* Counts what a client misses that misses something already, as it does of a stalled one's every
+ * line: without the lock, for print() waits for this. Returns whether that was so. */
+static bool
+add_to_missed(struct session *session, size_t length)
+{
+    size_t missed = atomic_load(&session->missed);
+    while (missed > 0 && atomic_load(&session->copies) != NULL) {
+        if (atomic_compare_exchange_weak(&session->missed, &missed, missed + length)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Leaves a copy for one client. What does not fit is counted, and so is all that follows
+ * until the ring has been emptied and the note about it put in: no torn lines in between. */
+static void
+keep_copy(struct session *session, const char *bytes, size_t length)
+{
+    bool wake = false;
+    if (add_to_missed(session, length)) {
+        return;
+    }
+    lock_leaf(&session->out_lock);
+    if (!atomic_load(&session->viewing)) {
+        goto done;
+    }
+    if (session->copies == NULL) {
+        session->copies = malloc(COPIES_SIZE);
+    }
+    if (session->copies == NULL || session->missed > 0) {
+        atomic_fetch_add(&session->missed, length);
+    }
+    else {
+        size_t kept = utf8_prefix(bytes, length, ring_room(session));
+        wake = !session->sending && session->head == session->tail;
+        fill_ring(session, bytes, kept);
+        session->missed = length - kept;
+    }
+done:
+    unlock(&session->out_lock);
+    if (wake) {
+        ring_bell(&manhole.wake_bell);
+    }
+}
+
+/* From now on the client has copies of what the application prints. One caller at a time. */
+static void
+begin_viewing(struct session *session)
+{
+    const size_t end = (size_t)(session - manhole.sessions) + 1;
+    if (atomic_load(&manhole.viewers_end) < end) {
+        atomic_store(&manhole.viewers_end, end);
+    }
+    atomic_store(&session->viewing, true);
+    atomic_fetch_add(&manhole.viewers, 1);
+}
+
+static void
+end_viewing(struct session *session)
+{
+    atomic_store(&session->viewing, false);
+    atomic_fetch_sub(&manhole.viewers, 1);
+}
+
+/* Leaves a copy for every client that has a console. In a child that has not forgotten its parent
+ * yet a thread that is gone may hold their locks. */
+static void
+keep_copies(const char *bytes, size_t length)
+{
+    size_t end = is_owner() ? atomic_load(&manhole.viewers_end) : 0;
+    for (size_t i = 0; i < end; i++) {
+        if (atomic_load(&manhole.sessions[i].viewing)) {
+            keep_copy(&manhole.sessions[i], bytes, length);
+        }
+    }
+}
+
+/* The next piece of the ring in one stretch; puts the note about what was missed in when
+ * the ring is empty. Returns its length, 0: nothing waits. Under out_lock. */
+static size_t
+next_copies(struct session *session, const char **piece)
+{
+    size_t start = 0;
+    size_t waiting = 0;
+    if (session->head == session->tail && session->missed > 0 &&
+        session->copies != NULL) {
+        char note[80];
+        int length = snprintf(note, sizeof(note), "\n[manhole: %zu bytes not shown]\n",
+                              atomic_exchange(&session->missed, 0));
+        fill_ring(session, note, (size_t)length);
+    }
+    start = session->head % COPIES_SIZE;
+    waiting = session->tail - session->head;
+    *piece = session->copies == NULL ? NULL : session->copies + start;
+    return waiting < COPIES_SIZE - start ? waiting : COPIES_SIZE - start;
+}
+
+/* As send(), and waits for a client that does not read, also where somebody has set O_NONBLOCK on
+ * the shared socket, unless flags have MSG_DONTWAIT. */
+DETACHED static ssize_t
+send_patiently(struct session *session, const char *bytes, size_t length, int flags)
+{
+    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = POLLOUT};
+    ssize_t sent = -1;
+    do {
+        sent = send(kept_number(&session->fd), bytes, length, flags | MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EAGAIN && (flags & MSG_DONTWAIT) == 0 &&
+             poll(&client, 1, -1) >= 0);
+    return sent;
+}
+
+/* Sends what waits. The caller has set sending. flags: MSG_DONTWAIT or 0. Returns 0 when
+ * nothing waits any more, else an errno value (EAGAIN: the client does not read just
+ * now). */
+DETACHED static int
+send_copies(struct session *session, int flags)
+{
+    for (;;) {
+        const char *piece = NULL;
+        size_t length = 0;
+        ssize_t sent = 0;
+        lock_leaf(&session->out_lock);
+        length = next_copies(session, &piece);
+        unlock(&session->out_lock);
+        if (length == 0) {
+            return 0;
+        }
+        sent = send_patiently(session, piece, length, flags);
+        if (sent < 0) {
+            return errno;
+        }
+        lock_leaf(&session->out_lock);
+        session->head += (size_t)sent;
+        unlock(&session->out_lock);
+    }
+}
+
+/* Copies that a session's own sending has left behind, or that a stalled client has: the
+ * listener's to carry. */
+static bool
+has_copies(struct session *session)
+{
+    bool waiting = false;
+    lock_leaf(&session->out_lock);
+    waiting = !session->sending && atomic_load(&session->viewing) &&
+              (session->head != session->tail ||
+               (session->missed > 0 && session->copies != NULL));
+    unlock(&session->out_lock);
+    return waiting;
+}
+
+/* The listener's part: sends what the client takes without waiting for it. */
+DETACHED static void
+carry_copies(struct session *session)
+{
+    int error = 0;
+    lock_leaf(&session->out_lock);
+    if (session->sending || !atomic_load(&session->viewing)) {
+        unlock(&session->out_lock);
+        return;
+    }
+    session->sending = true;
+    unlock(&session->out_lock);
+    error = send_copies(session, MSG_DONTWAIT);
+    lock_leaf(&session->out_lock);
+    if (error == ENOBUFS || error == ENOMEM) {
+        session->missed += session->tail - session->head;
+        session->head = session->tail;
+    }
+    else if (error != 0 && error != EAGAIN && error != EINTR) {
+        session->head = session->tail; /* gone: its own thread finds out */
+        session->refused = true;
+        session->missed = 0;
+    }
+    session->sending = false;
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
+}
+
+DETACHED static void
+begin_sending(struct session *session)
+{
+    lock_leaf(&session->out_lock);
+    while (session->sending) {
+        (void)pthread_cond_wait(&session->out_free, &session->out_lock);
+    }
+    session->sending = true;
+    unlock(&session->out_lock);
+}
+
+DETACHED static void
+end_sending(struct session *session)
+{
+    bool left = false;
+    lock_leaf(&session->out_lock);
+    session->sending = false;
+    left = session->head != session->tail || session->missed > 0;
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
+    if (left) {
+        ring_bell(&manhole.wake_bell);
+    }
+}
+
+/* Sends a session's own bytes, after the copies that came before them. Advances *bytes
+ * and *length by what was sent. Returns 0, or an errno value; EINTR may come with half of
+ * it sent. */
+DETACHED static int
+send_own(struct session *session, const char **bytes, size_t *length)
+{
+    int error = send_copies(session, 0);
+    while (error == 0 && *length > 0) {
+        ssize_t sent = send_patiently(session, *bytes, *length, 0);
+        if (sent < 0) {
+            error = errno;
+        }
+        else {
+            *bytes += sent;
+            *length -= (size_t)sent;
+        }
+    }
+    return error;
+}
+
+/* Sends to the session's client, in the session's thread, waiting for it as long as it takes.
+ * Advances *bytes and *length by what was sent. Returns 0, or an errno value. */
+DETACHED static int
+send_detached(struct session *session, const char **bytes, size_t *length)
+{
+    int error = 0;
+    begin_sending(session);
+    error = send_own(session, bytes, length);
+    end_sending(session);
+    return error;
+}
+
+/* What send_detached() has come to; sends the rest behind a signal. Returns 0, or -1 with an
+ * exception: ConnectionError when the client is gone. */
+ATTACHED static int
+conclude_sending(struct session *session, int error, const char *bytes, size_t length)
+{
+    while (error == EINTR) {
+        PyThreadState *tstate = NULL;
+        if (PyErr_CheckSignals() < 0) {
+            return -1;
+        }
+        tstate = detach();
+        error = send_detached(session, &bytes, &length);
+        reattach(tstate);
+    }
+    if (error != 0) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return 0;
+}
+
+ATTACHED static int
+send_client(struct session *session, const char *bytes, size_t length)
+{
+    PyThreadState *tstate = detach();
+    int error = send_detached(session, &bytes, &length);
+    reattach(tstate);
+    return conclude_sending(session, error, bytes, length);
+}
+
+/* Leaves a session's own bytes among the copies, in their order, for the listener to send: a
+ * statement that prints much would otherwise let go of the GIL with each piece. What it prints
+ * first is sent at once; so is all where no listener watches, the client is slow, or gone. Returns
+ * whether they are left. */
+ATTACHED static bool
+leave_to_listener(struct session *session, const char *bytes, size_t length)
+{
+    bool left = false;
+    bool wake = false;
+    if (session->writes < FLOOD_BEGINS) {
+        session->writes++;
+        return false;
+    }
+    lock_leaf(&session->out_lock);
+    if (session->copies == NULL) {
+        session->copies = malloc(COPIES_SIZE);
+    }
+    left = session->copies != NULL && session->asked_ms != 0 && !session->guarded &&
+           !session->refused && atomic_load(&session->viewing) && session->missed == 0 &&
+           length <= MAX_LEFT && session->tail - session->head <= MAX_LEFT - length;
+    if (left) {
+        wake = !session->sending && session->head == session->tail;
+        fill_ring(session, bytes, length);
+        session->left_end = session->tail;
+    }
+    unlock(&session->out_lock);
+    if (wake) {
+        ring_bell(&manhole.wake_bell);
+    }
+    return left;
+}
+
+/* Whether there was memory for what has been appended. Returns 0, or -1 with an exception. */
+ATTACHED static int
+check_unsent(struct session *session)
+{
+    if (session->unsent.failed) {
+        free_text(&session->unsent);
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+/* Sends what waits until the session reads, in its thread. Returns 0, or an errno value; with EINTR
+ * the rest still waits. */
+DETACHED static int
+send_unsent_detached(struct session *session)
+{
+    const char *rest = session->unsent.bytes;
+    size_t length = session->unsent.length;
+    int error = length == 0 ? 0 : send_detached(session, &rest, &length);
+    if (error == EINTR) {
+        memmove(session->unsent.bytes, rest, length);
+        session->unsent.length = length;
+    }
+    else {
+        free_text(&session->unsent);
+    }
+    return error;
+}
+
+/* The same for who writes, or has read what was there already. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+send_unsent(struct session *session)
+{
+    struct text unsent = session->unsent;
+    int result = 0;
+    if (unsent.length > 0) {
+        session->unsent = (struct text){0};
+        result = send_client(session, unsent.bytes, unsent.length);
+        free_text(&unsent);
+    }
+    return result;
+}
+
+/* Sends what was left to the listener and waits still, before the session hangs up. Never
+ * raises. */
+ATTACHED static void
+send_left(struct session *session)
+{
+    bool waits = false;
+    lock_leaf(&session->out_lock);
+    waits = session->head < session->left_end;
+    unlock(&session->out_lock);
+    if (send_unsent(session) < 0 || (waits && send_client(session, "", 0) < 0)) {
+        PyErr_Clear();
+    }
+}
+
+/* The kinds of frames. */
+enum frame_kind {
+    FRAME_OUTPUT = 'o',
+    FRAME_ERROR = 'e',
+    FRAME_STATUS = 'x',
+    FRAME_WANTS_INPUT = 'i', /* empty: the client may send what its standard input has */
+};
+
+/* As send_client(), as frames where the client has asked for them: a kind, the length as four
+ * bytes, the high one first, and as many bytes. */
+ATTACHED static int
+write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
+{
+    if (!session->wish->framed) {
+        if (send_unsent(session) < 0) {
+            return -1;
+        }
+        return leave_to_listener(session, bytes, length)
+                   ? 0
+                   : send_client(session, bytes, length);
+    }
+    while (length > 0) {
+        size_t size = length < MAX_FRAME ? length : MAX_FRAME;
+        char frame[5 + MAX_FRAME];
+        const char head[5] = {(char)kind, (char)(size >> 24), (char)(size >> 16),
+                              (char)(size >> 8), (char)size};
+        memcpy(frame, head, sizeof(head));
+        memcpy(frame + sizeof(head), bytes, size);
+        if (send_client(session, frame, sizeof(head) + size) < 0) {
+            return -1;
+        }
+        bytes += size;
+        length -= size;
+    }
+    return 0;
+}
+
+/* Lets the client of a program know that its input is wanted, once. */
+ATTACHED static void
+ask_for_input(struct session *session)
+{
+    static const char head[5] = {FRAME_WANTS_INPUT};
+    if (session->wish->framed && !session->asked_for_input) {
+        session->asked_for_input = true;
+        if (send_client(session, head, sizeof(head)) < 0) {
+            PyErr_Clear();
+            /* The input is at its end, also where the client is still there and waits. */
+            (void)shutdown(kept_number(&session->fd), SHUT_RD);
+        }
+    }
+}
+
+/* As write_as(), for a str. */
+ATTACHED static int
+write_str_as(struct session *session, enum frame_kind kind, PyObject *str)
+{
+    struct text text = {0};
+    Py_ssize_t length = 0;
+    const char *bytes = PyUnicode_AsUTF8AndSize(str, &length);
+    int result = -1;
+    if (bytes != NULL) {
+        return write_as(session, kind, bytes, (size_t)length);
+    }
+    PyErr_Clear();
+    append_str(&text, str);
+    if (text.failed) {
+        PyErr_NoMemory();
+    }
+    else {
+        result = write_as(session, kind, text.bytes, text.length);
+    }
+    free_text(&text);
+    return result;
+}
+
+/* Writes to the session's client what is no error. */
+ATTACHED static int
+write_client(struct session *session, const char *bytes, size_t length)
+{
+    return write_as(session, FRAME_OUTPUT, bytes, length);
+}
+
+ATTACHED static int
+write_client_str(struct session *session, PyObject *str)
+{
+    return write_str_as(session, FRAME_OUTPUT, str);
+}
+
+#endif /* MANHOLE_SESSION_OUTPUT_C */

@@ -1,0 +1,418 @@
+/* Session: one client, from accept() to the free slot.
+ * Runs on:  a native thread of its own, or the main thread (oneshot), or the application thread
+ *           that called handle_connection_repl() with a socket of its own.
+ * Touches:  its slot of the table; threading's registry, to take its own entry out again.
+ */
+#ifndef MANHOLE_SESSION_SESSION_C
+#define MANHOLE_SESSION_SESSION_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/basics.c"
+#include "../base/log.c"
+#include "../base/handlers.c"
+#include "../door/socket.c"
+#include "../stacks/snapshot.c"
+#include "../stacks/dump.c"
+#include "console.c"
+#include "commands.c"
+
+/* A client without a calling card: plain nc. */
+static const struct wish plain_wish = {.name = "repl"};
+
+/* Of backdoor_server() and backdoor(), as eventlet's. */
+static const struct wish backdoor_wish = {.name = "backdoor",
+                                          .no_stacks = true,
+                                          .stacks_if_stuck = true,
+                                          .live_names = true,
+                                          .serve = serve_console};
+
+/* The most sessions at once of this kind. */
+static int
+most_sessions(const struct wish *wish)
+{
+    return wish->aside ? MAX_ASIDE : manhole.options.max_sessions;
+}
+
+/* A slot that was never used, or NULL when there is none. Under table_lock. */
+static struct session *
+make_session(void)
+{
+    const size_t end = atomic_load(&manhole.sessions_end);
+    struct session *session = end < MAX_SESSIONS ? &manhole.sessions[end] : NULL;
+    if (session != NULL) {
+        make_session_locks(session);
+        keep_fd(&session->fd, -1);
+        keep_fd(&session->plain_fd, -1);
+        keep_fd(&session->telnet_fd, -1);
+        atomic_store(&manhole.sessions_end, end + 1);
+    }
+    return session;
+}
+
+/* Returns a slot for a connected socket, which it takes over; NULL when enough are taken. */
+static struct session *
+claim_session(int fd, const struct peer *peer, const struct wish *wish)
+{
+    struct session *session = NULL;
+    int taken = 0;
+    lock_leaf(&table_lock);
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        if (manhole.sessions[i].state == SESSION_TAKEN) {
+            taken += manhole.sessions[i].wish->aside == wish->aside &&
+                     !atomic_load(&manhole.sessions[i].over);
+        }
+        else if (manhole.sessions[i].state == SESSION_FREE && session == NULL) {
+            session = &manhole.sessions[i];
+        }
+    }
+    if (taken >= most_sessions(wish)) {
+        session = NULL;
+    }
+    else if (session == NULL) {
+        session = make_session();
+    }
+    if (session != NULL) {
+        session->state = SESSION_TAKEN;
+        session->peer = *peer;
+        session->wish = wish;
+        session->names = NULL;
+        session->arguments = NULL;
+        session->request = NULL;
+        session->request_length = 0;
+        session->card[0] = '\0';
+        session->door = NULL;
+        session->locals = NULL;
+        session->asked_for_input = false;
+        session->gone_ms = 0;
+        session->writes = 0;
+        session->prompt = NULL;
+        session->says_it_reads = false;
+        session->takes_paste = false;
+        session->pasting = false;
+        session->head = 0;
+        session->tail = 0;
+        session->left_end = 0;
+        session->refused = false;
+        session->missed = 0;
+        session->asked_ms = 0;
+        session->waiting_ms = 0;
+        session->answered = false;
+        session->reported = false;
+        session->told = false;
+        session->interrupted = false;
+        session->guarded = false;
+        session->importing = false;
+        session->interrupts = 0;
+        atomic_store(&session->taken_back, false);
+        atomic_store(&session->over, false);
+        keep_fd(&session->fd, fd);
+    }
+    unlock(&table_lock);
+    return session;
+}
+
+/* Closes the client's descriptor and gives the slot back, once nobody else uses it. */
+DETACHED static void
+release_session(struct session *session)
+{
+    bool watched = false;
+    lock_leaf(&session->out_lock);
+    watched = session->asked_ms != 0;
+    session->asked_ms = 0; /* the listener takes no more notice of it */
+    session->waiting_ms = 0;
+    atomic_store(&session->over, true);
+    (void)pthread_cond_broadcast(&session->out_free);
+    while (session->sending || session->helpers > 0) {
+        (void)pthread_cond_wait(&session->out_free, &session->out_lock);
+    }
+    free(session->copies);
+    session->copies = NULL;
+    free(session->request);
+    session->request = NULL;
+    close_kept(&session->fd);
+    close_kept(&session->plain_fd);
+    unlock(&session->out_lock);
+    lock_leaf(&table_lock);
+    session->state = SESSION_FREE;
+    unlock(&table_lock);
+    ring_bell(&manhole.news_bell);
+    if (watched) {
+        wake_listener(); /* the client sees the end only when poll() has let go of its socket */
+    }
+}
+
+static int
+count_sessions(void)
+{
+    int count = 0;
+    lock_leaf(&table_lock);
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        count += manhole.sessions[i].state == SESSION_TAKEN &&
+                 &manhole.sessions[i] != current_session;
+    }
+    unlock(&table_lock);
+    return count;
+}
+
+/* In a child. What a vanished thread owned is abandoned, not freed: it may be half changed. */
+static void
+forget_session(struct session *session)
+{
+    if (session == current_session || session->state == SESSION_BURNT) {
+        session->state = SESSION_BURNT;
+    }
+    else {
+        session->state = SESSION_FREE;
+    }
+    session->sending = false;
+    session->has_console = false;
+    session->waiting_ms = 0;
+    session->helpers = 0;
+    session->asked_ms = 0;
+    session->copies = NULL;
+    session->input = NULL;
+    session->names = NULL;
+    session->unsent = (struct text){0};
+    session->locals = NULL;
+    session->raised = NULL;
+    atomic_store(&session->running, false);
+    atomic_store(&session->viewing, false);
+    close_kept(&session->fd);
+    close_kept(&session->plain_fd);
+    close_kept(&session->telnet_fd);
+}
+
+static void
+forget_sessions(void)
+{
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        forget_session(&manhole.sessions[i]);
+    }
+    current_session = NULL;
+    atomic_store(&manhole.viewers, 0);
+    manhole.consoles = 0;
+    manhole.programs = 0;
+    manhole.entering = 0;
+    manhole.inside = 0;
+    manhole.closing = false;
+}
+
+static int
+read_under_table_lock(const int *count)
+{
+    int value = 0;
+    lock_leaf(&table_lock);
+    value = *count;
+    unlock(&table_lock);
+    return value;
+}
+
+/* Attaches a native thread of ours with a new thread state. Returns NULL, and stays
+ * detached, when the interpreter is about to end or has no memory. */
+ATTACHES static PyThreadState *
+enter_interpreter(void)
+{
+    PyThreadState *tstate = NULL;
+    PyInterpreterState *interpreter = NULL;
+    bool may_enter = false;
+    lock_leaf(&table_lock);
+    may_enter = !manhole.closing;
+    manhole.entering += may_enter;
+    interpreter = manhole.interpreter;
+    unlock(&table_lock);
+    if (!may_enter) {
+        return NULL;
+    }
+    /* Not under the lock: it may wait for all attached threads, or for the GIL. */
+    tstate = new_thread_state(interpreter);
+    if (tstate == NULL) {
+        log_line("Cannot attach a thread to Python: out of memory");
+    }
+    lock_leaf(&table_lock);
+    manhole.entering--;
+    manhole.inside += tstate != NULL;
+    unlock(&table_lock);
+    ring_bell(&manhole.news_bell);
+    if (tstate != NULL) {
+        PyEval_RestoreThread(tstate);
+    }
+    return tstate;
+}
+
+/* Forgets the entry that threading makes for a thread it did not start, when a statement
+ * (logging, say) asks for current_thread(): CPython before 3.13 keeps it for ever. Never
+ * raises. */
+ATTACHED static void
+forget_dummy_thread(void)
+{
+    PyObject *active = get_active_threads();                                /* owned */
+    PyObject *ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident()); /* owned */
+    if (active != NULL && ident != NULL && PyDict_Check(active) &&
+        PyDict_Contains(active, ident) == 1) {
+        (void)PyDict_DelItem(active, ident);
+    }
+    PyErr_Clear();
+    Py_XDECREF(active);
+    Py_XDECREF(ident);
+}
+
+/* A hub that gevent has made for this thread, when a statement waited in it: its descriptors are
+ * closed by nobody else. Never raises. */
+ATTACHED static void
+destroy_hub(void)
+{
+    PyObject *modules = PyImport_GetModuleDict();                         /* borrowed */
+    PyObject *local = PyDict_GetItemString(modules, "gevent._hub_local"); /* borrowed */
+    PyObject *hub = NULL;                                                 /* owned */
+    PyObject *destroyed = NULL;                                           /* owned */
+    if (local != NULL) {
+        hub = PyObject_CallMethod(local, "get_hub_if_exists", NULL);
+    }
+    if (hub != NULL && hub != Py_None) {
+        destroyed = PyObject_CallMethod(hub, "destroy", "O", Py_True);
+    }
+    PyErr_Clear();
+    Py_XDECREF(hub);
+    Py_XDECREF(destroyed);
+}
+
+/* The way back out of enter_interpreter(). */
+DETACHES static void
+leave_interpreter(PyThreadState *tstate)
+{
+    destroy_hub();
+    forget_dummy_thread();
+    PyThreadState_Clear(tstate);
+    PyThreadState_DeleteCurrent();
+    lock_leaf(&table_lock);
+    manhole.inside -= manhole.inside > 0; /* abandon_sessions() may have been faster */
+    unlock(&table_lock);
+    ring_bell(&manhole.news_bell);
+}
+
+ATTACHED static void
+serve_as_configured(struct session *session, const struct handler *handler,
+                    PyObject *locals)
+{
+    switch (handler->kind) {
+    case HANDLER_REPL:
+        serve_console(session, locals);
+        break;
+    case HANDLER_EXEC:
+        serve_exec(session, locals);
+        break;
+    case HANDLER_COMMANDS:
+        serve_commands(session, locals);
+        break;
+    case HANDLER_CALLABLE:
+        serve_callable(session, handler->callable);
+        break;
+    }
+}
+
+/* The names that the session's console has beside python-manhole's. Under table_lock. Returns new,
+ * or NULL. */
+ATTACHED static PyObject *
+take_locals(struct session *session)
+{
+    const struct door *door = session->door;
+    PyObject *locals = session->locals; /* owned, handed to the caller */
+    session->locals = NULL;
+    if (session->wish != &backdoor_wish) {
+        locals = Py_XNewRef(manhole.options.locals);
+    }
+    else if (door != NULL && door->serial == session->door_serial) {
+        locals = Py_XNewRef(door->locals);
+    }
+    return locals;
+}
+
+/* Serves the session's client as its card and the options say, in the calling thread. Never
+ * raises. */
+ATTACHED static void
+serve_session(struct session *session)
+{
+    struct session *outer = current_session;
+    PyObject *locals = NULL;      /* owned */
+    struct handler handler = {0}; /* its callable is owned */
+    lock_leaf(&table_lock);
+    locals = take_locals(session);
+    handler = manhole.options.connection_handler;
+    Py_XINCREF(handler.callable);
+    unlock(&table_lock);
+    current_session = session;
+    lend_spare(kept_number(&session->fd));
+    deliver_log();
+    if (session->wish->serve != NULL) {
+        session->wish->serve(session, locals);
+    }
+    else {
+        serve_as_configured(session, &handler, locals);
+    }
+    take_spare_back();
+    current_session = outer;
+    Py_XDECREF(locals);
+    Py_XDECREF(handler.callable);
+}
+
+/* Notes since when the session's thread waits for Python; 0: it does not. */
+static void
+note_waiting(struct session *session, int64_t time_ms)
+{
+    lock_leaf(&session->out_lock);
+    session->waiting_ms = time_ms;
+    unlock(&session->out_lock);
+}
+
+/* Body of a session's thread. That it may not get in is beyond the checker. */
+DETACHED
+CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
+{
+    struct session *session = argument;
+    char name[32];
+    PyThreadState *tstate = NULL;
+    (void)snprintf(name, sizeof(name),
+                   session->peer.address[0] == '\0' ? "Manhole < PID:%ld"
+                                                    : "Manhole < TCP",
+                   (long)session->peer.pid);
+    name[15] = '\0'; /* all that the kernel takes */
+    (void)pthread_setname_np(pthread_self(), name);
+    atomic_store(&session->ident, PyThread_get_thread_ident());
+    if (session->wish->receive == NULL || session->wish->receive(session)) {
+        note_waiting(session, monotonic_ms());
+        tstate = enter_interpreter();
+        note_waiting(session, 0);
+    }
+    if (tstate != NULL) {
+        serve_session(session);
+        Py_CLEAR(session->raised);
+        if (is_open() && !session->wish->unlogged) {
+            log_waiting();
+        }
+        deliver_log();
+        leave_interpreter(tstate);
+    }
+    else {
+        hang_up(session);
+    }
+    release_session(session);
+    return NULL;
+}
+
+/* Body of a courier: carries log lines to a Python object when no session does. */
+DETACHED
+CHECKED(no_thread_safety_analysis) static void *courier_main(void *unused)
+{
+    PyThreadState *tstate = enter_interpreter();
+    (void)unused;
+    if (tstate != NULL) {
+        deliver_log();
+        leave_interpreter(tstate);
+    }
+    atomic_store(&manhole.courier_is_out, false);
+    return NULL;
+}
+
+#endif /* MANHOLE_SESSION_SESSION_C */
