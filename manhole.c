@@ -1,4 +1,4 @@
-/* manhole.c - a debugging socket for any CPython process, in one file.
+/* manhole.c - a debugging socket for any CPython process, in one translation unit.
  *
  * A signal, or nothing at all, opens /tmp/manhole-PID. Who connects with the process's
  * own uid, or root's, sees the stack of every Python thread and then has a Python prompt
@@ -43,36 +43,52 @@
  *                application has such names.
  *
  * HOW TO READ IT
- *   Ground floor first; each room opens with a banner that says who runs it. Three markers say who
- *   may call a function, and clang's -Wthread-safety holds us to them: ATTACHED, DETACHED,
- *   ASYNC_SAFE. Unmarked: pure computation or leaf locks, any thread. Every PyObject * in a
- *   signature is borrowed unless its comment says "new"; what a function returns is new.
+ *   Each room is a file under src/, included below from the ground floor up; a room's own include
+ *   lines name the rooms that it builds on, all of them above it in this list, and it compiles
+ *   alone from these. It opens with what it is for, who runs it, and how its mechanism works.
+ *   make single writes it all into one file, to drop into a C program.
+ *
+ *   Three markers say who may call a function, and clang's -Wthread-safety holds us to them:
+ *   ATTACHED, DETACHED, ASYNC_SAFE. Unmarked: pure computation or leaf locks, any thread. Every
+ *   PyObject * in a signature is borrowed unless its comment says "new"; what a function returns
+ *   is new. What is written in Python is text in a room, a part: see src/base/parts.c.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
 
+/* What all build on: CPython's differences, state, locks, the log, the two signal handlers. */
+#include "src/base/base.h"
 #include "src/base/compat.c"
 #include "src/base/state.c"
 #include "src/base/locks.c"
 #include "src/base/basics.c"
 #include "src/base/log.c"
 #include "src/base/handlers.c"
+#include "src/base/library.c"
+#include "src/base/parts.c"
 
+/* Where we listen, and who may enter. */
 #include "src/door/tcp.c"
 #include "src/door/socket.c"
 
+/* What every thread is doing, asked of Python or of a frozen copy. */
+#include "src/stacks/copy.c"
+#include "src/stacks/copied.c"
+#include "src/stacks/kernel.c"
+#include "src/stacks/sources.c"
 #include "src/stacks/snapshot.c"
 #include "src/stacks/dump.c"
 #include "src/stacks/json.c"
 
-#include "src/session/output.c"
-#include "src/session/streams.c"
-
-#include "src/base/parts.c"
-
+/* Exceptions that leave a function, and requests that a WSGI application is at. */
 #include "src/watch/probes.c"
 #include "src/watch/requests.c"
 
+/* One client, from its first byte to its last. */
+#include "src/session/output.c"
+#include "src/session/streams.c"
+#include "src/session/attach.c"
+#include "src/session/interrupt.c"
 #include "src/session/telnet.c"
 #include "src/session/console.c"
 #include "src/session/programs.c"
@@ -81,6 +97,7 @@
 #include "src/session/session.c"
 #include "src/session/report.c"
 
+/* The listener, signals, forks, and what install() does. */
 #include "src/server/listener.c"
 #include "src/server/activation.c"
 #include "src/server/fork.c"
@@ -89,5 +106,6 @@
 #include "src/server/install.c"
 #include "src/server/backdoor.c"
 
+/* What Python and C see of it. */
 #include "src/module.c"
 #include "src/c_api.c"

@@ -21,12 +21,14 @@
  *
  * EXIT STATUS: enum exit_status below; with -c and -f what the code says.
  *
- * HOW TO READ IT: ground floor first; main() is at the end, and is the table of contents.
- * One thread throughout. Nothing here is shared with manhole.c.
+ * HOW TO READ IT: each room is a file under src/cli/, included below from the ground floor up; a
+ * room builds on those that its own include lines name. main() is the last, and is the table of
+ * contents. One thread throughout. Nothing here is shared with manhole.c.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
 
+#include "src/cli/base.h"
 #include "src/cli/messages.c"
 #include "src/cli/values.c"
 #include "src/cli/terminal.c"
@@ -40,6 +42,7 @@
 #include "src/cli/editor.c"
 #include "src/cli/run.c"
 #include "src/cli/stacks.c"
+#include "src/cli/serve.c"
 #include "src/cli/processes.c"
 #include "src/cli/many.c"
 #include "src/cli/elsewhere.c"

@@ -155,7 +155,7 @@ append_dump_without_error(struct text *dump)
     return result;
 }
 
-CHECKED(no_thread_safety_analysis)
+MAY_ATTACH
 int
 manhole_dump_stacks(int fd)
 {

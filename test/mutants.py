@@ -18,7 +18,7 @@ import tempfile
 MUTANTS = [
     (
         "everybody may enter",
-        "manhole.c",
+        "src/door/socket.c",
         "    return peer->uid == 0 || peer->uid == geteuid();",
         "    return peer != NULL;",
         "e2e_log",
@@ -26,7 +26,7 @@ MUTANTS = [
     ),
     (
         "the socket stays at the end",
-        "manhole.c",
+        "src/base/handlers.c",
         "            atomic_store(&door->left_for, unlink(door->name) < 0 ? errno : 0);\n"
         "        }\n        atomic_store(&door->bound",
         "        }\n        atomic_store(&door->bound",
@@ -35,7 +35,7 @@ MUTANTS = [
     ),
     (
         "whatever lies at the path is removed at the end",
-        "manhole.c",
+        "src/base/handlers.c",
         "        if (lstat(door->name, &there) == 0 && there.st_dev == door->device &&\n"
         "            there.st_ino == door->inode) {",
         "        if (lstat(door->name, &there) == 0) {",
@@ -44,7 +44,7 @@ MUTANTS = [
     ),
     (
         "the socket's mode follows the umask",
-        "manhole.c",
+        "src/door/socket.c",
         "    if (fd < 0 || fchmod(fd, S_IRUSR | S_IWUSR) < 0) {",
         "    if (fd < 0) {",
         "unit_socket",
@@ -52,7 +52,7 @@ MUTANTS = [
     ),
     (
         "a look leaks a reference to each code object",
-        "manhole.c",
+        "src/stacks/dump.c",
         "        Py_DECREF(look->frames[i].code);\n",
         "",
         "unit_dump",
@@ -60,7 +60,7 @@ MUTANTS = [
     ),
     (
         "the manhole's threads take signals",
-        "manhole.c",
+        "src/base/basics.c",
         "    (void)pthread_sigmask(SIG_BLOCK, &manhole.options.sigmask, &previous);",
         "    (void)pthread_sigmask(SIG_BLOCK, NULL, &previous);",
         "e2e_signals",
@@ -68,7 +68,7 @@ MUTANTS = [
     ),
     (
         "the activating signal cuts system calls short",
-        "manhole.c",
+        "src/server/activation.c",
         "    struct sigaction action = {.sa_handler = on_activate,\n"
         "                               .sa_flags = SA_RESTART | SA_ONSTACK};",
         "    struct sigaction action = {.sa_handler = on_activate, .sa_flags = SA_ONSTACK};",
@@ -77,7 +77,7 @@ MUTANTS = [
     ),
     (
         "the listener waits for a slow client",
-        "manhole.c",
+        "src/session/output.c",
         "    error = send_copies(session, MSG_DONTWAIT);",
         "    error = send_copies(session, 0);",
         "e2e_sessions",
@@ -85,7 +85,7 @@ MUTANTS = [
     ),
     (
         "there is no limit to clients",
-        "manhole.c",
+        "src/session/session.c",
         "    if (taken >= most_sessions(wish)) {",
         "    if (taken < 0 && most_sessions(wish) == 0) {",
         "e2e_sessions",
@@ -93,7 +93,7 @@ MUTANTS = [
     ),
     (
         "a web page's lines are run",
-        "manhole.c",
+        "src/session/telnet.c",
         "    if (is_http_request(telnet->text, telnet->length)) {",
         "    if (telnet->length == 0) {",
         "e2e_tcp",
@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     (
         "the client trusts every server of the process asked for",
-        "manhole_cli.c",
+        "src/cli/connection.c",
         "           (server->uid == 0 || server->uid == geteuid() || server->uid == *owner);",
         "           (server->uid != (uid_t)-1 || *owner == 0);",
         "e2e_cli",
@@ -109,7 +109,7 @@ MUTANTS = [
     ),
     (
         "a vanished client's loop goes on",
-        "manhole.c",
+        "src/server/listener.c",
         "            is_gone(session)) {\n            session->gone_ms",
         "            session->fd < 0) {\n            session->gone_ms",
         "e2e_sessions",
@@ -117,7 +117,7 @@ MUTANTS = [
     ),
     (
         "a vanished client keeps the listener busy",
-        "manhole.c",
+        "src/server/listener.c",
         "            session->gone_ms = monotonic_ms();\n",
         "            session->gone_ms = 0;\n",
         "e2e_sessions",
@@ -125,40 +125,41 @@ MUTANTS = [
     ),
     (
         "a child takes its parent's path for its own",
-        "manhole.c",
-        "        atomic_store(&manhole.doors[i].bound, false); /* the path is the parent's */\n",
-        "",
+        "src/door/socket.c",
+        "        atomic_store(&manhole.doors[i].bound, false);\n"
+        "        close_kept(&manhole.doors[i].listen_fd);\n",
+        "        close_kept(&manhole.doors[i].listen_fd);\n",
         "e2e_fork",
         "child_that_ends_before_it_has_a_socket_leaves_the_parents_alone",
     ),
     (
         "a child keeps its parent's listening socket",
-        "manhole.c",
-        "        close_kept(&manhole.doors[i].listen_fd);\n        empty_door",
-        "        empty_door",
+        "src/door/socket.c",
+        "        close_kept(&manhole.doors[i].listen_fd);\n"
+        "        keep_fd(&manhole.doors[i].given_fd, -1);\n",
+        "        keep_fd(&manhole.doors[i].given_fd, -1);\n",
         "e2e_fork",
         "socket_of_a_killed_parent_refuses_though_its_child_lives",
     ),
     (
         "a child keeps its parent's clients",
-        "manhole.c",
-        "        atomic_store(&session->viewing, false);\n        close_fd(&session->fd);\n",
-        "        atomic_store(&session->viewing, false);\n",
+        "src/session/session.c",
+        "    atomic_store(&session->viewing, false);\n    close_kept(&session->fd);\n",
+        "    atomic_store(&session->viewing, false);\n",
         "e2e_fork",
         "client_sees_the_end_of_a_killed_parent_though_its_child_lives",
     ),
     (
         "a program that is started inherits the clients",
-        "manhole.c",
-        "    int fd = accept4(kept_number(&door->listen_fd), &address.any, &size,\n"
-        "                     SOCK_CLOEXEC); /* owned */",
-        "    int fd = accept4(kept_number(&door->listen_fd), &address.any, &size, 0);",
+        "src/server/listener.c",
+        "    fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);",
+        "    fd = accept4(listen_fd, &address.any, &size, 0);",
         "e2e_fork",
         "program_that_is_started_inherits_no_descriptor",
     ),
     (
         "a client that is turned away stays connected",
-        "manhole.c",
+        "src/server/listener.c",
         "    (void)close(fd);\n    log_line(\"Turned a client away: %s\", why);",
         "    log_line(\"Turned a client away: %s\", why);",
         "e2e_sessions",
@@ -166,7 +167,7 @@ MUTANTS = [
     ),
     (
         "the streams stay ours after the last client",
-        "manhole.c",
+        "src/session/streams.c",
         "        manhole.consoles--;\n        if (manhole.consoles == 0) {",
         "        manhole.consoles--;\n        if (manhole.consoles < 0) {",
         "e2e_console",
@@ -174,7 +175,7 @@ MUTANTS = [
     ),
     (
         "a session's thread ends with the GIL",
-        "manhole.c",
+        "src/session/attach.c",
         "    PyThreadState_Clear(tstate);\n    PyThreadState_DeleteCurrent();\n",
         "    PyThreadState_Clear(tstate);\n",
         "e2e_sessions",
@@ -182,7 +183,7 @@ MUTANTS = [
     ),
     (
         "a session leaves its thread state behind",
-        "manhole.c",
+        "src/session/attach.c",
         "    PyThreadState_Clear(tstate);\n    PyThreadState_DeleteCurrent();\n",
         "    (void)tstate;\n    (void)PyEval_SaveThread();\n",
         "e2e_sessions",
@@ -190,15 +191,15 @@ MUTANTS = [
     ),
     (
         "hang_timeout is always a second",
-        "manhole.c",
-        "        time_ms = session->asked_ms + seconds_to_ms(manhole.options.hang_timeout);",
-        "        time_ms = session->asked_ms + 1000;",
+        "src/server/listener.c",
+        "    int64_t patience_ms = seconds_to_ms(manhole.options.hang_timeout);",
+        "    int64_t patience_ms = 1000;",
         "e2e_hang",
         "stacks_do_not_come_before_hang_timeout",
     ),
     (
         "the frozen copy is not reaped",
-        "manhole.c",
+        "src/stacks/copy.c",
         "    reap_copy((pid_t)copy, memory_fd);\n",
         "    (void)poll(NULL, 0, 500);\n",
         "e2e_hang",
@@ -206,7 +207,7 @@ MUTANTS = [
     ),
     (
         "an interrupt is for any client, whoever asks",
-        "manhole.c",
+        "src/server/listener.c",
         "        bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;",
         "        bool meant = session->asked_ms != 0 && card->id[0] != '\\0';",
         "e2e_sessions",
@@ -214,7 +215,7 @@ MUTANTS = [
     ),
     (
         "signals that the application ignores end it",
-        "manhole.c",
+        "src/door/socket.c",
         "    return (action->sa_flags & SA_SIGINFO) == 0 && action->sa_handler == SIG_DFL;",
         "    return (action->sa_flags & SA_SIGINFO) == 0 && action->sa_handler != on_death;",
         "e2e_exit",
@@ -222,7 +223,7 @@ MUTANTS = [
     ),
     (
         "the dead socket of another user is removed",
-        "manhole.c",
+        "src/door/socket.c",
         "    if (there.st_uid != geteuid()) {",
         "    if (there.st_uid == (uid_t)-1) {",
         "unit_socket",
@@ -230,7 +231,7 @@ MUTANTS = [
     ),
     (
         "a calling card's id fills its field to the last byte",
-        "manhole.c",
+        "src/server/listener.c",
         "        (size_t)(slash - name) - sizeof(prefix) + 1 < sizeof(card.id) &&",
         "        (size_t)(slash - name) - sizeof(prefix) + 1 <= sizeof(card.id) &&",
         "fuzz_server",
@@ -238,7 +239,7 @@ MUTANTS = [
     ),
     (
         "a byte that is no UTF-8 goes into JSON as it is",
-        "manhole.c",
+        "src/stacks/json.c",
         "            append_string(text, \"\\\\ufffd\");\n            size = 1;",
         "            append_bytes(text, string.bytes, 1);\n            size = 1;",
         "fuzz_server",
@@ -246,7 +247,7 @@ MUTANTS = [
     ),
     (
         "the client believes how long a status is",
-        "manhole_cli.c",
+        "src/cli/run.c",
         "        if (answer->kind == 'x' && count < answer->left) {",
         "        if (answer->kind == 'x' && count == 0) {",
         "fuzz_client",
@@ -254,7 +255,7 @@ MUTANTS = [
     ),
     (
         "a signal goes to who does not catch it",
-        "manhole_cli.c",
+        "src/cli/connection.c",
         "    if ((strtoull(bits, NULL, 16) >> (number - 1) & 1) == 0) {",
         "    if (bits[0] == '\\0') {",
         "e2e_ways",
@@ -262,7 +263,7 @@ MUTANTS = [
     ),
     (
         "a signal goes to a manhole that does not wait for it",
-        "manhole_cli.c",
+        "src/cli/connection.c",
         "    if (notice.is_there && !is_awaited) {",
         "    if (notice.is_there && !is_awaited && number == 0) {",
         "e2e_ways",
@@ -270,7 +271,7 @@ MUTANTS = [
     ),
     (
         "a child catches what ends it",
-        "manhole.c",
+        "src/door/socket.c",
         "    (void)pthread_once(&once, unwatch_in_children);\n",
         "    (void)once; (void)unwatch_in_children;\n",
         "e2e_ways",
@@ -278,7 +279,7 @@ MUTANTS = [
     ),
     (
         "a history that others may read stays so",
-        "manhole_cli.c",
+        "src/cli/history.c",
         "        (void)fchmod(fd, 0600);\n",
         "",
         "e2e_cli",

@@ -25,6 +25,8 @@ extern struct role python;
 #define ASYNC_SAFE                /* signal-safety(7) and each other; errno is kept */
 #define ATTACHES CHECKED(acquire_capability(python)) CHECKED(no_thread_safety_analysis)
 #define DETACHES CHECKED(release_capability(python)) CHECKED(no_thread_safety_analysis)
+/* Attaches on a way that the checker cannot follow, and has detached again when it returns. */
+#define MAY_ATTACH CHECKED(no_thread_safety_analysis)
 
 /* The interpreter is ending, and whoever detaches now never comes back. */
 static bool
@@ -394,11 +396,11 @@ run_source(const char *source, int start, PyObject *names)
     return result;
 }
 
-/* Takes back what the calling thread was to be interrupted with, if it was. Before 3.13 an interrupt
- * of one thread has all of them look for theirs, at each call and turn of a loop, until some thread
- * has got one: they are slower, and on 3.11 one that is traced or profiled comes no further. So one
- * is raised, and let out in an expression that does nothing: then nobody looks. Who is still to have
- * one does, as soon as it has the GIL again. Keeps the current exception. */
+/* Takes back what the calling thread was to be interrupted with, if it was. Before 3.13 an
+ * interrupt of one thread has all of them look for theirs, at each call and turn of a loop, until
+ * some thread has got one: they are slower, and on 3.11 one that is traced or profiled comes no
+ * further. So one is raised, and let out in an expression that does nothing: then nobody looks.
+ * Who is still to have one does, as soon as it has the GIL again. Keeps the current exception. */
 ATTACHED static void
 settle_interrupts(void)
 {
@@ -509,5 +511,14 @@ new_thread_state(PyInterpreterState *interpreter)
 #else
 #  define HAS_GIL true
 #endif
+
+ATTACHED static PyObject *
+refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    (void)arguments;
+    (void)keywords;
+    PyErr_Format(PyExc_TypeError, "cannot create '%s' instances", type->tp_name);
+    return NULL;
+}
 
 #endif /* MANHOLE_BASE_COMPAT_C */

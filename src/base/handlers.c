@@ -10,6 +10,11 @@
 #include "state.c"
 #include "basics.c"
 
+enum {
+    /* How long a signal that ends the process waits for bind() to return. */
+    BIND_PATIENCE_MS = 100,
+};
+
 ASYNC_SAFE static bool
 is_binding(void)
 {

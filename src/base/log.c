@@ -11,6 +11,11 @@
 #include "locks.c"
 #include "basics.c"
 
+enum {
+    /* Log lines that wait for a Python object to take them. */
+    LOG_QUEUE_LENGTH = 256,
+};
+
 struct log_entry {
     struct log_entry *next;
     char line[]; /* NUL-terminated */

@@ -1,4 +1,4 @@
-/* Parts: what of this file is written in Python, compiled at its first use.
+/* Parts: what of manhole.c is written in Python, compiled at its first use.
  * Runs on:  any thread, ATTACHED.
  * Touches:  nothing but what a part itself says.
  * What wraps functions of the application is best made of what Python wraps functions with: a
@@ -14,7 +14,7 @@
 
 #include "compat.c"
 #include "state.c"
-#include "basics.c"
+#include "library.c"
 
 struct part {
     const char *name;

@@ -53,26 +53,13 @@
 
 /* Limits. */
 enum {
-    FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
-    LONGEST_PAUSE_MS = 32,
-    SECOND_LOOK_MS = 100, /* at a process that is stopped: a profiler lets it go on */
     FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
     INTERRUPT_PATIENCE_MS = 1000, /* for an answer aside, and between two Ctrl-C */
-    KNOCK_PATIENCE_MS = 500,      /* for an answer at --list */
-    STACKS_PATIENCE_S = 10,
-    CHUNK_SIZE = 64 * 1024, /* bytes on their way in each direction */
+    CHUNK_SIZE = 64 * 1024,       /* bytes on their way in each direction */
     HISTORY_LINE_SIZE =
-        4096,             /* bytes with the newline; a longer line is not remembered */
-    HISTORY_LINES = 2000, /* that the editor knows */
-    HISTORY_SIZE = 1024 * 1024, /* bytes; beyond, the older half is dropped */
+        4096,           /* bytes with the newline; a longer line is not remembered */
     QUOTED_SIZE = 1024, /* bytes of an argument as messages show it; the rest is cut */
-    TITLE_SIZE = 64,    /* bytes of an option's names, for --help and messages */
     MAX_WORDS = 1024,   /* PIDs, and arguments of code, on a command line */
-    MAX_OPTIONS = 32,   /* rows of options[], for each has a bit */
-    ACCEPTS_CONNECTIONS = 0x10000, /* of the flags in /proc/net/unix */
-    MOST_DOORS = 16,               /* of one manhole, which has no more than nine */
-    MAX_ORPHANS = 10,              /* sockets without a process that --list names */
-    JOBS_AT_ONCE = 128,            /* processes that are served side by side */
 };
 
 /* What the shell gets. Code of -c and -f may give any status, as with python -c. */

@@ -12,6 +12,13 @@
 #include "target.c"
 #include "options.c"
 
+enum {
+    FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
+    LONGEST_PAUSE_MS = 32,
+    ACCEPTS_CONNECTIONS = 0x10000, /* of the flags in /proc/net/unix */
+    MOST_DOORS = 16,               /* of one manhole, which has no more than nine */
+};
+
 /* Seconds of a clock that only goes forward. */
 static double
 now_s(void)

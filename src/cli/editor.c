@@ -21,6 +21,10 @@
 #include "history.c"
 #include "relay.c"
 
+enum {
+    HISTORY_LINES = 2000, /* that the editor knows */
+};
+
 #ifdef HAVE_LIBEDIT
 
 /* Cells and columns: where the cursor is after text that began in column 0. */

@@ -7,6 +7,10 @@
 
 #include "terminal.c"
 
+enum {
+    HISTORY_SIZE = 1024 * 1024, /* bytes; beyond, the older half is dropped */
+};
+
 static char history_path[PATH_MAX]; /* "": nothing is kept */
 
 /* Returns it locked, or -1. To have no history is no error. */

@@ -12,7 +12,12 @@
 #include "channels.c"
 #include "run.c"
 #include "stacks.c"
+#include "serve.c"
 #include "processes.c"
+
+enum {
+    JOBS_AT_ONCE = 128, /* processes that are served side by side */
+};
 
 struct job {
     const struct target *target;
@@ -24,9 +29,6 @@ struct job {
 
 /* Where a child leaves word that its process answered: the status alone may be the code's own. */
 static bool *has_answered; /* shared, one for each job */
-
-static enum exit_status serve(const struct request *request, const struct target *asked,
-                              bool *answered);
 
 static void
 start_job(struct job *job, const struct request *request, bool *answered)

@@ -16,6 +16,11 @@
 #include "terminal.c"
 #include "target.c"
 
+enum {
+    TITLE_SIZE = 64,  /* bytes of an option's names, for --help and messages */
+    MAX_OPTIONS = 32, /* rows of options[], for each has a bit */
+};
+
 /* What the command line asks for. */
 enum action { ACTION_CONSOLE, ACTION_RUN, ACTION_STACKS, ACTION_LIST, ACTION_CLEAN };
 

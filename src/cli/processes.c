@@ -13,6 +13,11 @@
 #include "connection.c"
 #include "run.c"
 
+enum {
+    KNOCK_PATIENCE_MS = 500, /* for an answer at --list */
+    MAX_ORPHANS = 10,        /* sockets without a process that --list names */
+};
+
 /* What is at the place of a process's socket. */
 enum door {
     NO_DOOR,     /* nothing; a signal may open it */

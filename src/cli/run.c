@@ -14,6 +14,11 @@
 #include "channels.c"
 #include "relay.c"
 
+enum {
+    SECOND_LOOK_MS = 100, /* at a process that is stopped: a profiler lets it go on */
+    STACKS_PATIENCE_S = 10,
+};
+
 /* What a process writes to one of our streams, made harmless where that is a terminal. */
 struct outlet {
     int fd;

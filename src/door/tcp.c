@@ -15,6 +15,12 @@
 #include "../base/state.c"
 #include "../base/basics.c"
 
+enum {
+    /* What asking /proc for the user of a TCP client may take, if the kernel's diagnostics are not
+     * there: the listener does nothing else meanwhile. */
+    IDENTIFY_PATIENCE_MS = 250,
+};
+
 static socklen_t
 address_size(const union address *address)
 {

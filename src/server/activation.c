@@ -11,10 +11,10 @@
 #include "../base/log.c"
 #include "../base/handlers.c"
 #include "../door/socket.c"
-#include "../stacks/snapshot.c"
+#include "../stacks/copy.c"
+#include "../session/interrupt.c"
 #include "../session/console.c"
 #include "../session/session.c"
-#include "../session/report.c"
 #include "listener.c"
 
 /* Waits, detached, until is_done() or the monotonic deadline (-1: none). Signals of the

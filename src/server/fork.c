@@ -14,11 +14,19 @@
 #include "../base/handlers.c"
 #include "../door/socket.c"
 #include "../session/streams.c"
+#include "../session/interrupt.c"
 #include "../session/programs.c"
 #include "../session/session.c"
 #include "../session/report.c"
 #include "listener.c"
 #include "activation.c"
+
+enum {
+    /* What exit gives sessions that it has told to leave. */
+    EXIT_GRACE_MS = 1000,
+    /* How long a fork waits for a session's first imports, which take 10 to 20. */
+    FORK_PATIENCE_MS = 1000,
+};
 
 ATTACHED static void
 drop_options(struct options *options)
@@ -470,7 +478,8 @@ CHECKED(no_thread_safety_analysis) static void tell_python_again(void (*after)(v
     }
 }
 
-/* pthread_atfork()'s three. No session begins to attach during a fork that Python is not told of. */
+/* pthread_atfork()'s three. During a fork that Python is not told of no session begins to
+ * attach. */
 static void
 before_c_fork(void)
 {

@@ -35,11 +35,23 @@
 #include "../base/handlers.c"
 #include "../door/socket.c"
 #include "../session/output.c"
+#include "../session/attach.c"
+#include "../session/interrupt.c"
 #include "../session/console.c"
 #include "../session/programs.c"
 #include "../session/channels.c"
 #include "../session/session.c"
 #include "../session/report.c"
+
+enum {
+    /* Of those that do, which is glibc's own; musl's is 128 KiB. */
+    PYTHON_STACK_SIZE = 8 * 1024 * 1024,
+    /* How many times hang_timeout a module of a session's first imports may take: beside eight
+     * threads that compute "re" takes over a second, and nothing is stuck. */
+    IMPORT_FACTOR = 10,
+    /* Before the next accept() after one that found no room. */
+    ACCEPT_PAUSE_MS = 200,
+};
 
 /* A client that cannot be served is told why, if it listens, and let go. */
 DETACHED static void
@@ -556,6 +568,20 @@ delay_binding(void)
                               .events = POLLIN};
         (void)poll(&wake, 1, ms_until(deadline_ms));
     }
+}
+
+/* Body of a courier: carries log lines to a Python object when no session does. */
+DETACHED MAY_ATTACH static void *
+courier_main(void *unused)
+{
+    PyThreadState *tstate = enter_interpreter();
+    (void)unused;
+    if (tstate != NULL) {
+        deliver_log();
+        leave_interpreter(tstate);
+    }
+    atomic_store(&manhole.courier_is_out, false);
+    return NULL;
 }
 
 /* One at a time: behind a stuck interpreter they would pile up. */

@@ -2,7 +2,8 @@
  * come from it.
  * Runs on:  the thread that calls install(), ATTACHED.
  * Touches:  the struct options that it is given, nothing else.
- * To add an option: a field in struct options, a row here, one in manhole.h, one in docs/options.rst.
+ * To add an option: a field in struct options, a row here, one in manhole.h, one in
+ * docs/options.rst.
  */
 #ifndef MANHOLE_SERVER_OPTIONS_C
 #define MANHOLE_SERVER_OPTIONS_C

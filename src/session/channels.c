@@ -8,12 +8,18 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/locks.c"
+#include "../base/parts.c"
 #include "../stacks/dump.c"
 #include "../stacks/json.c"
 #include "output.c"
-#include "../base/parts.c"
 #include "console.c"
 #include "programs.c"
+
+enum {
+    /* Bytes of a line to complete, with its newline; and the most matches for it. */
+    MAX_COMPLETION = 4097,
+    MAX_MATCHES = 500,
+};
 
 /* No more bytes to this client, from its own thread. */
 ATTACHED static void

@@ -2,10 +2,10 @@
  * prompts are ispyd's.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only while a command or plugin has the client's streams.
- * The shells are classes of the standard library's cmd.Cmd, in a program that is compiled at the
- * first visit; what they need of C is the functions of commands_functions[]. Nothing here evaluates,
- * imports, formats with or opens what the client types: its first word is the rest of the name of a
- * method, as ASCII letters, digits and "_", and what stands behind it is handed over as text.
+ * The shells are classes of the standard library's cmd.Cmd, in a part that is compiled at the
+ * first visit; what they need of C is commands_functions[]. Nothing here evaluates, imports,
+ * formats with or opens what the client types: its first word is the rest of the name of a method,
+ * as ASCII letters, digits and "_", and what stands behind it is handed over as text.
  * To add a command: a row or a method of its shell. To add a shell: a class, and a row in SHELLS.
  */
 #ifndef MANHOLE_SESSION_COMMANDS_C
@@ -15,12 +15,12 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/log.c"
-#include "../stacks/dump.c"
-#include "output.c"
-#include "streams.c"
 #include "../base/parts.c"
+#include "../stacks/dump.c"
 #include "../watch/probes.c"
 #include "../watch/requests.c"
+#include "output.c"
+#include "streams.c"
 #include "console.c"
 
 static const char commands_program[] =
@@ -331,7 +331,8 @@ commands_ask(PyObject *module, PyObject *prompt)
     return text == NULL ? NULL : ask_line(current_session, text);
 }
 
-/* run(callable, *arguments): in there, and nowhere else in the program, the client can interrupt. */
+/* run(callable, *arguments): in there, and nowhere else in the program, the client can interrupt.
+ * */
 ATTACHED static PyObject *
 commands_run(PyObject *module, PyObject *callable_and_arguments)
 {

@@ -13,13 +13,22 @@
 #include "../base/locks.c"
 #include "../base/basics.c"
 #include "../base/log.c"
+#include "../base/library.c"
+#include "../base/parts.c"
 #include "../door/socket.c"
-#include "../stacks/snapshot.c"
+#include "../stacks/copy.c"
 #include "../stacks/dump.c"
 #include "output.c"
 #include "streams.c"
-#include "../base/parts.c"
+#include "interrupt.c"
 #include "telnet.c"
+
+enum {
+    /* Characters of one line typed at the prompt. */
+    MAX_LINE = 16 * 1024 * 1024,
+    /* Characters of a value that goes out with the prompt. */
+    MAX_SHOWN = 4096,
+};
 
 /* Whoever waits for modules to be imported, by itself or by another session, waits for nothing that
  * is stuck: there is a new one. */
@@ -142,8 +151,8 @@ remember_exception(PyObject *type, PyObject *value, PyObject *traceback)
     unlock_sys(&held);
 }
 
-/* What C alone makes of an exception, where the module traceback cannot be had. Returns a new str, or
- * NULL with an exception. */
+/* What C alone makes of an exception, where the module traceback cannot be had. Returns a new
+ * str, or NULL with an exception. */
 ATTACHED static PyObject *
 format_plainly(PyObject *exception, PyObject *traceback /* or None */)
 {
@@ -623,8 +632,6 @@ read_line(struct session *session)
     return line;
 }
 
-ATTACHED static int release(void);
-
 /* A statement forked, and this is the child, whose main() is our loop: there is nothing
  * to go back to, and its client belongs to the parent. */
 ATTACHED static void
@@ -641,18 +648,8 @@ leave_forked_child(void)
         Py_XDECREF(stream);
         Py_XDECREF(flushed);
     }
-    if (release() < 0) {
-        PyErr_Clear();
-    }
+    remove_paths_at_exit();
     _exit(0);
-}
-
-/* Raises an exception in what the session runs. */
-ATTACHED static void
-strike(struct session *session, PyObject *type)
-{
-    atomic_store(&session->stricken, true);
-    (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
 }
 
 /* Between these two the session runs what its client sent: it may be interrupted. */
@@ -1332,8 +1329,8 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
 
 /* As much of code.InteractiveConsole as the prompt needs, for where that cannot be imported. What
  * more lines may complete is one with another error for each, or a bracket that is still open, as
- * codeop had it before CPython told of it. 0x200: PyCF_DONT_IMPLY_DEDENT, a block ends with an empty
- * line. */
+ * codeop had it before CPython told of it. 0x200: PyCF_DONT_IMPLY_DEDENT, a block ends with an
+ * empty line. */
 static const char plain_console_program[] =
     "class Console:\n"
     "    filename = '<console>'\n"

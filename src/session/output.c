@@ -3,6 +3,30 @@
  *           statement prints much; application threads leave copies of what they print and never
  *           wait; the listener carries what is left.
  * Touches:  the output fields of struct session. Whoever has set sending sends, nobody else.
+ *
+ * How it works. A client's socket has three kinds of writers. The session's own thread may wait for
+ * its client as long as it likes; threads of the application that print, and the listener, may not
+ * wait at all. `sending` is the right to call send(), and with it goes the duty to send first what
+ * waits already, so that a client sees everything in the order in which it was written.
+ *
+ *   The ring. A client with a console has a ring of COPIES_SIZE bytes, made with the first copy. A
+ *   thread of the application puts a copy of what it prints into the ring of every such client
+ *   (keep_copy) and goes on; where nothing waited before, and nobody sends just now, it rings for
+ *   the listener. Between head and tail is what waits; both only grow, and the remainder by
+ *   COPIES_SIZE is the place in the ring.
+ *
+ *   What is missed. Bytes that find no room are counted, and from then on all others are, until
+ *   the ring has run empty. Then one line says how many were not shown. So no line is torn, and a
+ *   client that stops reading costs the application no more than an addition.
+ *
+ *   A flood. What a statement prints is sent at once, with the interpreter released, until it has
+ *   written FLOOD_BEGINS times; from then on it goes into the ring as well, for the listener to
+ *   send, as long as no more than MAX_LEFT bytes wait: a loop that prints a million lines would
+ *   otherwise let go of the GIL a million times. left_end is where such bytes end, and send_left()
+ *   sees them out before the session hangs up.
+ *
+ *   A prompt, and the value that stands before it, wait in `unsent` until the session reads again:
+ *   one send for both, at the moment when it lets go of the interpreter anyway.
  */
 #ifndef MANHOLE_SESSION_OUTPUT_C
 #define MANHOLE_SESSION_OUTPUT_C
@@ -11,6 +35,16 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/basics.c"
+
+enum {
+    /* Bytes of the application's output kept for a slow client; and of a session's own among them,
+     * once a statement has written so often. */
+    COPIES_SIZE = 1024 * 1024,
+    MAX_LEFT = 256 * 1024,
+    FLOOD_BEGINS = 16,
+    /* Bytes in one frame of a program's output. */
+    MAX_FRAME = 16 * 1024,
+};
 
 /* Room left in the ring. Under out_lock. */
 static size_t

@@ -17,6 +17,13 @@
 #include "streams.c"
 #include "console.c"
 
+enum {
+    /* Bytes of a request on a side channel: a program with its arguments. */
+    MAX_PROGRAM = 16 * 1024 * 1024,
+    /* Without a byte of a request that has begun, or should have. */
+    REQUEST_TIMEOUT_MS = 10000,
+};
+
 ATTACHED static PyObject *
 get_argv(PyObject *sys, void *unused)
 {

@@ -1,6 +1,27 @@
 /* Helpers: native threads that the listener sends out for what may take long.
  * Runs on:  themselves. A reporter stays DETACHED, an interrupter attaches.
  * Touches:  the session that they were sent for, whose slot they hold until they are done.
+ *
+ * How a hang is noticed. A client that waits must hear something within hang_timeout, from its own
+ * thread or else from a reporter. The times and flags are in struct session, under out_lock.
+ *
+ *   1. The listener takes a session in at asked_ms; or, later, a line comes from the client, and
+ *      expect_answer() sets asked_ms anew and clears answered, reported and told. waiting_ms is
+ *      since when the session's thread waits to get into Python.
+ *   2. Python answers: the session's thread is in, sets answered (note_answer) and goes on. This is
+ *      all that happens in a healthy process.
+ *   3. Python does not: the listener, which slept until asked_ms + hang_timeout (report_time), sets
+ *      reported and sends out a reporter. That makes a frozen copy, which may take a while, and it
+ *      may be told meanwhile that it is late: is_report_due() asks once more while it has the right
+ *      to send, so a report and an answer never come both at once.
+ *   4. told says that the client has the whole report. When Python answers after all, the console
+ *      leaves out the stacks, which the client has seen, and begins with its prompt.
+ *
+ * A side channel that asks for stacks alone gets the report in place of its answer, and is done.
+ * When others have found out before that Python does not answer, such a client has no session
+ * thread at all, only a reporter of its own (lone_reporter_main): a stuck process is never full
+ * of waiting threads. Modules that a session imports are allowed more time (IMPORT_FACTOR), for
+ * they are slow beside busy threads and no sign of a hang.
  */
 #ifndef MANHOLE_SESSION_REPORT_C
 #define MANHOLE_SESSION_REPORT_C
@@ -9,42 +30,13 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/basics.c"
-#include "../base/log.c"
-#include "../door/socket.c"
+#include "../stacks/copied.c"
 #include "../stacks/snapshot.c"
 #include "../stacks/json.c"
 #include "output.c"
+#include "interrupt.c"
 #include "console.c"
 #include "session.c"
-
-/* Sends out a helper; the slot stays taken meanwhile. Returns whether it went. */
-DETACHED static bool
-send_helper(struct session *session, void *(*body)(void *))
-{
-    int error = 0;
-    lock_leaf(&session->out_lock);
-    session->helpers++;
-    unlock(&session->out_lock);
-    error = start_thread(NULL, body, session, SMALL_STACK_SIZE);
-    if (error != 0) {
-        lock_leaf(&session->out_lock);
-        session->helpers--;
-        (void)pthread_cond_broadcast(&session->out_free);
-        unlock(&session->out_lock);
-        log_line("Cannot start a thread for the client of %s: %s",
-                 describe_peer(&session->peer).text, error_text(error));
-    }
-    return error == 0;
-}
-
-static void
-helper_done(struct session *session)
-{
-    lock_leaf(&session->out_lock);
-    session->helpers--;
-    (void)pthread_cond_broadcast(&session->out_free);
-    unlock(&session->out_lock);
-}
 
 static const char prompt_follows[] =
     "manhole: the prompt comes here as soon as Python answers.\n";
@@ -211,152 +203,6 @@ report_session(struct session *session)
     append_string(&text, prompt_follows);
     send_report(session, &text, MSG_DONTWAIT);
     free_text(&text);
-}
-
-/* Whether a thread is in the import system's own code: an exception there may leave a lock behind
- * that nobody ever opens, and the application would import nothing for the rest of its life (seen
- * after some hundred interrupts). Without a GIL it cannot be asked. Never raises. */
-ATTACHED static bool
-is_importing(unsigned long ident)
-{
-    static const char importlib[] = "<frozen importlib._bootstrap"; /* _external, too */
-    PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL; /* owned */
-    PyObject *key = PyLong_FromUnsignedLong(ident);                         /* owned */
-    PyObject *frames = NULL;                                                /* owned */
-    PyObject *frame = NULL;                                                 /* owned */
-    PyCodeObject *code = NULL;                                              /* owned */
-    const char *file = NULL;
-    bool importing = false;
-    if (current_frames != NULL && key != NULL) {
-        frames = PyObject_CallNoArgs(current_frames);
-        frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
-    }
-    if (frame != NULL) {
-        code = PyFrame_GetCode((PyFrameObject *)frame);
-        file = PyUnicode_AsUTF8(code->co_filename);
-        importing = file != NULL && strncmp(file, importlib, sizeof(importlib) - 1) == 0;
-    }
-    PyErr_Clear();
-    Py_XDECREF(current_frames);
-    Py_XDECREF(key);
-    Py_XDECREF(frames);
-    Py_XDECREF(frame);
-    Py_XDECREF(code);
-    return importing;
-}
-
-/* Raises an exception in what the session runs, if it does: as soon as it is out of the import
- * system, or not at all when that lasts. */
-ATTACHED static void
-raise_in_session(struct session *session, PyObject *type)
-{
-    int64_t deadline_ms = monotonic_ms() + IMPORT_PATIENCE_MS;
-    bool importing = false;
-    while (atomic_load(&session->running) &&
-           (importing = is_importing(atomic_load(&session->ident))) &&
-           ms_until(deadline_ms) > 0) {
-        PyThreadState *tstate = detach();
-        (void)poll(NULL, 0, 1);
-        reattach(tstate);
-    }
-    if (atomic_load(&session->running) && !importing) {
-        strike(session, type);
-        settle_interrupts(); /* the session may be long in coming */
-    }
-}
-
-/* Body of an interrupter: raises KeyboardInterrupt in what the session runs, if it still does. */
-DETACHED
-CHECKED(no_thread_safety_analysis) static void *interrupter_main(void *argument)
-{
-    struct session *session = argument;
-    PyThreadState *tstate = enter_interpreter();
-    if (tstate != NULL) {
-        raise_in_session(session, PyExc_KeyboardInterrupt);
-    }
-    /* Before the session can go on: for what it runs next there is to be another. */
-    lock_leaf(&session->out_lock);
-    session->interrupted = false;
-    unlock(&session->out_lock);
-    if (tstate != NULL) {
-        leave_interpreter(tstate);
-    }
-    helper_done(session);
-    return NULL;
-}
-
-/* Interrupts what the session runs. Returns how often it has been; 0: nothing runs. */
-DETACHED static int
-interrupt_session(struct session *session)
-{
-    bool running = atomic_load(&session->running);
-    bool send = false;
-    lock_leaf(&session->out_lock);
-    send = running && !session->interrupted;
-    session->interrupted = session->interrupted || send;
-    unlock(&session->out_lock);
-    if (send && !send_helper(session, interrupter_main)) {
-        lock_leaf(&session->out_lock);
-        session->interrupted = false;
-        unlock(&session->out_lock);
-    }
-    return running ? atomic_fetch_add(&session->interrupts, 1) + 1 : 0;
-}
-
-/* Body of a guard, for a session that no listener looks after, a oneshot's or one that outlives
- * release(): interrupts what a vanished client has left running, again and again until the session
- * is over, which hangs up at its end, too. */
-DETACHED static void *
-guard_main(void *argument)
-{
-    struct session *session = argument;
-    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = 0};
-    while (!atomic_load(&session->over) && poll(&client, 1, GONE_CHECK_MS) <= 0) {
-    }
-    lock_leaf(&session->out_lock);
-    while (!session->over) {
-        struct timespec again = {0};
-        unlock(&session->out_lock);
-        (void)interrupt_session(session);
-        lock_leaf(&session->out_lock);
-        (void)clock_gettime(CLOCK_MONOTONIC, &again);
-        again.tv_sec += GONE_CHECK_MS / 1000;
-        if (!session->over) {
-            (void)pthread_cond_timedwait(&session->out_free, &session->out_lock, &again);
-        }
-    }
-    unlock(&session->out_lock);
-    helper_done(session);
-    return NULL;
-}
-
-/* Once a session. */
-DETACHED static void
-send_guard(struct session *session)
-{
-    bool send = false;
-    lock_leaf(&session->out_lock);
-    send = !session->guarded && !atomic_load(&session->over);
-    session->guarded = session->guarded || send;
-    unlock(&session->out_lock);
-    if (send) {
-        (void)send_helper(session, guard_main);
-    }
-}
-
-/* For the clients that stay when there is no listener any more. */
-DETACHED static void
-send_guards(void)
-{
-    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
-        struct session *session = &manhole.sessions[i];
-        lock_leaf(&session->out_lock);
-        bool there = session->asked_ms != 0;
-        unlock(&session->out_lock);
-        if (there) {
-            send_guard(session);
-        }
-    }
 }
 
 #endif /* MANHOLE_SESSION_REPORT_C */

@@ -13,10 +13,15 @@
 #include "../base/log.c"
 #include "../base/handlers.c"
 #include "../door/socket.c"
-#include "../stacks/snapshot.c"
-#include "../stacks/dump.c"
+#include "../stacks/copy.c"
+#include "attach.c"
 #include "console.c"
 #include "commands.c"
+
+enum {
+    /* Side channels open at once, beside max_sessions consoles and programs. */
+    MAX_ASIDE = 16,
+};
 
 /* A client without a calling card: plain nc. */
 static const struct wish plain_wish = {.name = "repl"};
@@ -209,89 +214,6 @@ read_under_table_lock(const int *count)
     return value;
 }
 
-/* Attaches a native thread of ours with a new thread state. Returns NULL, and stays
- * detached, when the interpreter is about to end or has no memory. */
-ATTACHES static PyThreadState *
-enter_interpreter(void)
-{
-    PyThreadState *tstate = NULL;
-    PyInterpreterState *interpreter = NULL;
-    bool may_enter = false;
-    lock_leaf(&table_lock);
-    may_enter = !manhole.closing;
-    manhole.entering += may_enter;
-    interpreter = manhole.interpreter;
-    unlock(&table_lock);
-    if (!may_enter) {
-        return NULL;
-    }
-    /* Not under the lock: it may wait for all attached threads, or for the GIL. */
-    tstate = new_thread_state(interpreter);
-    if (tstate == NULL) {
-        log_line("Cannot attach a thread to Python: out of memory");
-    }
-    lock_leaf(&table_lock);
-    manhole.entering--;
-    manhole.inside += tstate != NULL;
-    unlock(&table_lock);
-    ring_bell(&manhole.news_bell);
-    if (tstate != NULL) {
-        PyEval_RestoreThread(tstate);
-    }
-    return tstate;
-}
-
-/* Forgets the entry that threading makes for a thread it did not start, when a statement
- * (logging, say) asks for current_thread(): CPython before 3.13 keeps it for ever. Never
- * raises. */
-ATTACHED static void
-forget_dummy_thread(void)
-{
-    PyObject *active = get_active_threads();                                /* owned */
-    PyObject *ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident()); /* owned */
-    if (active != NULL && ident != NULL && PyDict_Check(active) &&
-        PyDict_Contains(active, ident) == 1) {
-        (void)PyDict_DelItem(active, ident);
-    }
-    PyErr_Clear();
-    Py_XDECREF(active);
-    Py_XDECREF(ident);
-}
-
-/* A hub that gevent has made for this thread, when a statement waited in it: its descriptors are
- * closed by nobody else. Never raises. */
-ATTACHED static void
-destroy_hub(void)
-{
-    PyObject *modules = PyImport_GetModuleDict();                         /* borrowed */
-    PyObject *local = PyDict_GetItemString(modules, "gevent._hub_local"); /* borrowed */
-    PyObject *hub = NULL;                                                 /* owned */
-    PyObject *destroyed = NULL;                                           /* owned */
-    if (local != NULL) {
-        hub = PyObject_CallMethod(local, "get_hub_if_exists", NULL);
-    }
-    if (hub != NULL && hub != Py_None) {
-        destroyed = PyObject_CallMethod(hub, "destroy", "O", Py_True);
-    }
-    PyErr_Clear();
-    Py_XDECREF(hub);
-    Py_XDECREF(destroyed);
-}
-
-/* The way back out of enter_interpreter(). */
-DETACHES static void
-leave_interpreter(PyThreadState *tstate)
-{
-    destroy_hub();
-    forget_dummy_thread();
-    PyThreadState_Clear(tstate);
-    PyThreadState_DeleteCurrent();
-    lock_leaf(&table_lock);
-    manhole.inside -= manhole.inside > 0; /* abandon_sessions() may have been faster */
-    unlock(&table_lock);
-    ring_bell(&manhole.news_bell);
-}
-
 ATTACHED static void
 serve_as_configured(struct session *session, const struct handler *handler,
                     PyObject *locals)
@@ -367,8 +289,8 @@ note_waiting(struct session *session, int64_t time_ms)
 }
 
 /* Body of a session's thread. That it may not get in is beyond the checker. */
-DETACHED
-CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
+DETACHED MAY_ATTACH static void *
+session_main(void *argument)
 {
     struct session *session = argument;
     char name[32];
@@ -398,20 +320,6 @@ CHECKED(no_thread_safety_analysis) static void *session_main(void *argument)
         hang_up(session);
     }
     release_session(session);
-    return NULL;
-}
-
-/* Body of a courier: carries log lines to a Python object when no session does. */
-DETACHED
-CHECKED(no_thread_safety_analysis) static void *courier_main(void *unused)
-{
-    PyThreadState *tstate = enter_interpreter();
-    (void)unused;
-    if (tstate != NULL) {
-        deliver_log();
-        leave_interpreter(tstate);
-    }
-    atomic_store(&manhole.courier_is_out, false);
     return NULL;
 }
 

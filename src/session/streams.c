@@ -4,6 +4,25 @@
  * In a session's thread a stream is that client's. In any other it is the original in all but
  * write() and writelines(), which also leave a copy for the clients; so an old reference to one
  * of ours serves its owner for ever.
+ *
+ * How it works. While a client has a console, sys.stdin, stdout and stderr, and the __std*__ beside
+ * them, are objects of the type below; each keeps the object that stood there before, its original.
+ *
+ *   Who is asked. stream_target() decides by thread: in that of a session the stream itself
+ *   answers, for its client; in all others the original does, so encoding, fileno() or whatever
+ *   the application has put there stay as they were. Only write() and writelines() do a little
+ *   more: when the text has gone where it always went, a copy goes to the clients.
+ *
+ *   Borrowed and given back. manhole.borrowed[] has a row for each attribute: what was there and
+ *   what we have put there. When the last console goes, the old object returns, but only where
+ *   ours still stands: what the application has set meanwhile is its own. A client that comes
+ *   later finds the attribute as it is then.
+ *
+ *   Old references. A logging handler that was made while a client was there keeps our stream for
+ *   the life of the process. It goes on writing to its original. For one original get_stream()
+ *   hands out the same stream again, so streams do not pile up on each other. print() only
+ *   borrows what it finds in sys while it writes: the last KEPT_STREAMS streams are kept alive
+ *   for it.
  */
 #ifndef MANHOLE_SESSION_STREAMS_C
 #define MANHOLE_SESSION_STREAMS_C
@@ -13,6 +32,11 @@
 #include "../base/locks.c"
 #include "../base/basics.c"
 #include "output.c"
+
+enum {
+    /* Stream objects that outlive their client. */
+    KEPT_STREAMS = 48,
+};
 
 struct stream {
     PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
@@ -496,15 +520,6 @@ static PyGetSetDef stream_attributes[] = {
     {"buffer", stream_buffer, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
-
-ATTACHED static PyObject *
-refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
-{
-    (void)arguments;
-    (void)keywords;
-    PyErr_Format(PyExc_TypeError, "cannot create '%s' instances", type->tp_name);
-    return NULL;
-}
 
 static PyMemberDef stream_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(struct stream, weak_references), READONLY,

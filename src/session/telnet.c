@@ -23,10 +23,14 @@
 #include "../base/log.c"
 #include "../door/tcp.c"
 #include "output.c"
+#include "interrupt.c"
 
-DETACHED static bool send_helper(struct session *session, void *(*body)(void *));
-DETACHED static int interrupt_session(struct session *session);
-static void helper_done(struct session *session);
+enum {
+    /* How long a TCP client's Ctrl-C waits for Python before the session may read on. */
+    INTERRUPT_PATIENCE_MS = 100,
+    /* From the end of what a TCP client sends to the look whether it is still there to read. */
+    SETTLE_MS = 20,
+};
 
 enum {
     CTRL_C = 3,

@@ -12,7 +12,19 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/basics.c"
+#include "../base/library.c"
+#include "copy.c"
+#include "copied.c"
+#include "sources.c"
 #include "snapshot.c"
+
+enum {
+    /* What making a dump's text may keep other threads from running, in one go: as long as a
+     * thread of Python's own that computes. */
+    HOLD_MS = 5,
+    /* Of the table that finds the spot that a frame of a look is at. */
+    SPOT_ROWS = 512,
+};
 
 /* A str as UTF-8. */
 struct name {

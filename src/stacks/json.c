@@ -11,6 +11,9 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/basics.c"
+#include "copied.c"
+#include "kernel.c"
+#include "sources.c"
 #include "snapshot.c"
 #include "dump.c"
 

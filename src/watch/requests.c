@@ -13,8 +13,8 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/basics.c"
-#include "../stacks/dump.c"
 #include "../base/parts.c"
+#include "../stacks/dump.c"
 
 static const char requests_program[] =
     "import os, sys, time\n"

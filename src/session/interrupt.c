@@ -1,0 +1,207 @@
+/* Interrupt: a KeyboardInterrupt for a session's thread, and for nothing else.
+ * Runs on:  the listener, or the thread that reads telnet, which sends out a native thread, since
+ *           attaching may take for ever; and that thread, an interrupter or a guard.
+ * Touches:  the session's helpers, interrupted and guarded, under its out_lock.
+ * A client asks for it by a side channel or by telnet's Ctrl-C. What a client that has left let run
+ * is interrupted in the same way; by a guard where no listener looks after the session.
+ */
+#ifndef MANHOLE_SESSION_INTERRUPT_C
+#define MANHOLE_SESSION_INTERRUPT_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/basics.c"
+#include "../base/log.c"
+#include "../door/socket.c"
+#include "attach.c"
+
+enum {
+    /* How long an interrupt waits for a statement to come out of the import system. */
+    IMPORT_PATIENCE_MS = 1000,
+};
+
+/* Sends out a helper; the slot stays taken meanwhile. Returns whether it went. */
+DETACHED static bool
+send_helper(struct session *session, void *(*body)(void *))
+{
+    int error = 0;
+    lock_leaf(&session->out_lock);
+    session->helpers++;
+    unlock(&session->out_lock);
+    error = start_thread(NULL, body, session, SMALL_STACK_SIZE);
+    if (error != 0) {
+        lock_leaf(&session->out_lock);
+        session->helpers--;
+        (void)pthread_cond_broadcast(&session->out_free);
+        unlock(&session->out_lock);
+        log_line("Cannot start a thread for the client of %s: %s",
+                 describe_peer(&session->peer).text, error_text(error));
+    }
+    return error == 0;
+}
+
+static void
+helper_done(struct session *session)
+{
+    lock_leaf(&session->out_lock);
+    session->helpers--;
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
+}
+
+/* Raises an exception in what the session runs. */
+ATTACHED static void
+strike(struct session *session, PyObject *type)
+{
+    atomic_store(&session->stricken, true);
+    (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+}
+
+/* Whether a thread is in the import system's own code: an exception there may leave a lock behind
+ * that nobody ever opens, and the application would import nothing for the rest of its life (seen
+ * after some hundred interrupts). Without a GIL it cannot be asked. Never raises. */
+ATTACHED static bool
+is_importing(unsigned long ident)
+{
+    static const char importlib[] = "<frozen importlib._bootstrap"; /* _external, too */
+    PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL; /* owned */
+    PyObject *key = PyLong_FromUnsignedLong(ident);                         /* owned */
+    PyObject *frames = NULL;                                                /* owned */
+    PyObject *frame = NULL;                                                 /* owned */
+    PyCodeObject *code = NULL;                                              /* owned */
+    const char *file = NULL;
+    bool importing = false;
+    if (current_frames != NULL && key != NULL) {
+        frames = PyObject_CallNoArgs(current_frames);
+        frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
+    }
+    if (frame != NULL) {
+        code = PyFrame_GetCode((PyFrameObject *)frame);
+        file = PyUnicode_AsUTF8(code->co_filename);
+        importing = file != NULL && strncmp(file, importlib, sizeof(importlib) - 1) == 0;
+    }
+    PyErr_Clear();
+    Py_XDECREF(current_frames);
+    Py_XDECREF(key);
+    Py_XDECREF(frames);
+    Py_XDECREF(frame);
+    Py_XDECREF(code);
+    return importing;
+}
+
+/* Raises an exception in what the session runs, if it does: as soon as it is out of the import
+ * system, or not at all when that lasts. */
+ATTACHED static void
+raise_in_session(struct session *session, PyObject *type)
+{
+    int64_t deadline_ms = monotonic_ms() + IMPORT_PATIENCE_MS;
+    bool importing = false;
+    while (atomic_load(&session->running) &&
+           (importing = is_importing(atomic_load(&session->ident))) &&
+           ms_until(deadline_ms) > 0) {
+        PyThreadState *tstate = detach();
+        (void)poll(NULL, 0, 1);
+        reattach(tstate);
+    }
+    if (atomic_load(&session->running) && !importing) {
+        strike(session, type);
+        settle_interrupts(); /* the session may be long in coming */
+    }
+}
+
+/* Body of an interrupter: raises KeyboardInterrupt in what the session runs, if it still does. */
+DETACHED MAY_ATTACH static void *
+interrupter_main(void *argument)
+{
+    struct session *session = argument;
+    PyThreadState *tstate = enter_interpreter();
+    if (tstate != NULL) {
+        raise_in_session(session, PyExc_KeyboardInterrupt);
+    }
+    /* Before the session can go on: for what it runs next there is to be another. */
+    lock_leaf(&session->out_lock);
+    session->interrupted = false;
+    unlock(&session->out_lock);
+    if (tstate != NULL) {
+        leave_interpreter(tstate);
+    }
+    helper_done(session);
+    return NULL;
+}
+
+/* Interrupts what the session runs. Returns how often it has been; 0: nothing runs. */
+DETACHED static int
+interrupt_session(struct session *session)
+{
+    bool running = atomic_load(&session->running);
+    bool send = false;
+    lock_leaf(&session->out_lock);
+    send = running && !session->interrupted;
+    session->interrupted = session->interrupted || send;
+    unlock(&session->out_lock);
+    if (send && !send_helper(session, interrupter_main)) {
+        lock_leaf(&session->out_lock);
+        session->interrupted = false;
+        unlock(&session->out_lock);
+    }
+    return running ? atomic_fetch_add(&session->interrupts, 1) + 1 : 0;
+}
+
+/* Body of a guard, for a session that no listener looks after, a oneshot's or one that outlives
+ * release(): interrupts what a vanished client has left running, again and again until the session
+ * is over, which hangs up at its end, too. */
+DETACHED static void *
+guard_main(void *argument)
+{
+    struct session *session = argument;
+    struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = 0};
+    while (!atomic_load(&session->over) && poll(&client, 1, GONE_CHECK_MS) <= 0) {
+    }
+    lock_leaf(&session->out_lock);
+    while (!session->over) {
+        struct timespec again = {0};
+        unlock(&session->out_lock);
+        (void)interrupt_session(session);
+        lock_leaf(&session->out_lock);
+        (void)clock_gettime(CLOCK_MONOTONIC, &again);
+        again.tv_sec += GONE_CHECK_MS / 1000;
+        if (!session->over) {
+            (void)pthread_cond_timedwait(&session->out_free, &session->out_lock, &again);
+        }
+    }
+    unlock(&session->out_lock);
+    helper_done(session);
+    return NULL;
+}
+
+/* Once a session. */
+DETACHED static void
+send_guard(struct session *session)
+{
+    bool send = false;
+    lock_leaf(&session->out_lock);
+    send = !session->guarded && !atomic_load(&session->over);
+    session->guarded = session->guarded || send;
+    unlock(&session->out_lock);
+    if (send) {
+        (void)send_helper(session, guard_main);
+    }
+}
+
+/* For the clients that stay when there is no listener any more. */
+DETACHED static void
+send_guards(void)
+{
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        struct session *session = &manhole.sessions[i];
+        lock_leaf(&session->out_lock);
+        bool there = session->asked_ms != 0;
+        unlock(&session->out_lock);
+        if (there) {
+            send_guard(session);
+        }
+    }
+}
+
+#endif /* MANHOLE_SESSION_INTERRUPT_C */

@@ -1,0 +1,444 @@
+/* Copy: a frozen copy of the process writes down its Python stacks.
+ * Runs on:  native threads of ours, DETACHED; the copy runs what is marked COPY_ONLY.
+ * Touches:  a memory file, one real-time signal (faulthandler's), the spare descriptor.
+ * A copy of the process is made by a raw clone: no SIGCHLD, no fork handlers, only the calling
+ * thread lives in it. There faulthandler walks all frames without the GIL. Nothing moves in the
+ * copy, and a copy that dies of what it reads is one copy less: the process never walks its own
+ * living frames. The copy writes into the memory file, and the process reads that.
+ *
+ * How a copy is made.
+ *
+ *   1. take_snapshot() makes one copy at a time, under snapshot_lock. One that dies is made again
+ *      after a pause, so that the thread that was in the middle of a change can get on; the longest
+ *      text is taken.
+ *   2. try_copy() opens the memory file; where the process has no descriptor left, the spare one is
+ *      closed for it. Then a raw clone without any flag: the child shares nothing, tells its parent
+ *      nothing when it ends (exit signal 0), and is seen by waitpid(__WALL) alone.
+ *   3. copy_main(), in the copy, sees to it that it dies silently, whatever it dies of: with its
+ *      parent, without a core, its fatal signals at their default. The memory file becomes its
+ *      descriptor 2, for that is where faulthandler was told to write at install().
+ *   4. describe_copy() has faulthandler's handler run, by a tgkill to itself: glibc's raise()
+ *      would use the thread id that it remembers, the parent's. Then come the facts that
+ *      faulthandler does not tell.
+ *   5. reap_copy() waits for as long as the file grows, then kills.
+ *
+ * Not fork(): it runs handlers, and waits for locks of the C library that another thread may hold.
+ * Not a walk in the process itself: the threads that run would change what is read, and it is the
+ * process that would die of it. What runs in the copy may therefore take no lock and no memory.
+ */
+#ifndef MANHOLE_STACKS_COPY_C
+#define MANHOLE_STACKS_COPY_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/basics.c"
+
+enum {
+    /* For a frozen copy that writes nothing more, before it is killed; and copies made until one
+     * does not die. Beside threads that run Python flat out about every third dies on 3.13. */
+    SNAPSHOT_TIMEOUT_MS = 1000,
+    SNAPSHOT_ATTEMPTS = 12,
+    /* Before the second copy; twice that before the third. */
+    SNAPSHOT_PAUSE_MS = 3,
+    /* As many threads as faulthandler shows (its MAX_NTHREADS). */
+    THREADS_AT_ONCE = 100,
+};
+
+/* The copy's line between faulthandler's text and the facts of each thread. */
+static const char stacks_complete[] = "@@\n";
+
+/* And its line before a part of faulthandler's whose first thread is not to be shown. */
+static const char first_is_hidden[] = "&\n";
+
+/* Runs in the copy alone: ASYNC_SAFE, and raw system calls where glibc would ask its own
+ * record of the thread, which is stale after a raw clone. May read any memory; may die.
+ */
+#define COPY_ONLY ASYNC_SAFE
+
+/* How a snapshot ended. */
+enum copy_result {
+    COPY_DONE,
+    COPY_DIED,    /* or hung, and was killed */
+    COPY_REFUSED, /* the kernel made none: errno */
+};
+
+struct thread_facts {
+    unsigned long ident;
+    unsigned long native_id; /* 0: not seen */
+    PyObject *name;          /* borrowed str, NULL: not seen */
+};
+
+/* Puts a character as UTF-8. Returns how many bytes that are. */
+static size_t
+put_utf8(char bytes[4], unsigned long character)
+{
+    size_t count = 0;
+    if (character < 0x80) {
+        bytes[count++] = (char)character;
+    }
+    else if (character < 0x800) {
+        bytes[count++] = (char)(0xC0 | (character >> 6));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else if (character < 0x10000) {
+        bytes[count++] = (char)(0xE0 | (character >> 12));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    else {
+        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
+        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
+        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
+        bytes[count++] = (char)(0x80 | (character & 0x3F));
+    }
+    return count;
+}
+
+static bool
+is_surrogate(unsigned long character)
+{
+    return character >= 0xD800 && character <= 0xDFFF;
+}
+
+/* Writes "@ IDENT NATIVE_ID HOLDS_GIL NAME"; in the name '?' for what would end the line, could be
+ * an order to a terminal, or has no UTF-8. */
+COPY_ONLY static void
+write_facts(int fd, const struct thread_facts *facts, bool holds_gil)
+{
+    char piece[256];
+    size_t length = (size_t)snprintf(piece, sizeof(piece), "@ %lu %lu %d ", facts->ident,
+                                     facts->native_id, holds_gil);
+    Py_ssize_t name_length = facts->name == NULL ? 0 : PyUnicode_GET_LENGTH(facts->name);
+    for (Py_ssize_t i = 0; i < name_length; i++) {
+        Py_UCS4 character = PyUnicode_READ_CHAR(facts->name, i);
+        if (character < ' ' || (character >= 0x7f && character < 0xa0) ||
+            is_surrogate(character)) {
+            character = '?';
+        }
+        if (length + 4 >= sizeof(piece)) {
+            (void)!write(fd, piece, length);
+            length = 0;
+        }
+        length += put_utf8(piece + length, character);
+    }
+    piece[length++] = '\n';
+    (void)!write(fd, piece, length);
+}
+
+/* The value of a str key in a dict, without hashing. Returns a borrowed reference or
+ * NULL. */
+COPY_ONLY static PyObject *
+find_item(PyObject *dict, const char *key)
+{
+    PyObject *name = NULL;  /* borrowed */
+    PyObject *value = NULL; /* borrowed */
+    Py_ssize_t position = 0;
+    while (PyDict_Next(dict, &position, &name, &value)) {
+        if (PyUnicode_CheckExact(name) &&
+            PyUnicode_CompareWithASCIIString(name, key) == 0) {
+            return value;
+        }
+    }
+    return NULL;
+}
+
+/* Takes name and native id of a thread, which find() finds in holder. Only beside its ident: what
+ * does not have that may be anything. */
+COPY_ONLY static void
+take_facts(struct thread_facts *facts, PyObject *find(PyObject *, const char *),
+           PyObject *holder)
+{
+    PyObject *ident = find(holder, "_ident"); /* borrowed, and so are these */
+    PyObject *native_id = find(holder, "_native_id");
+    PyObject *name = find(holder, "_name");
+    if (ident == NULL || !PyLong_CheckExact(ident) ||
+        PyLong_AsUnsignedLongMask(ident) != facts->ident) {
+        return;
+    }
+    if (native_id != NULL && PyLong_CheckExact(native_id)) {
+        facts->native_id = PyLong_AsUnsignedLongMask(native_id);
+    }
+    if (name != NULL && PyUnicode_CheckExact(name)) {
+        facts->name = name;
+    }
+}
+
+/* Of what a threading.Thread refers to, for the dict that its attributes may be in. */
+COPY_ONLY static int
+visit_thread(PyObject *object, void *argument)
+{
+    if (PyDict_CheckExact(object)) {
+        take_facts(argument, find_item, object);
+    }
+    return 0;
+}
+
+/* What threading knows of a thread: its entry in threading._active. */
+COPY_ONLY static void
+find_thread_object(struct thread_facts *facts)
+{
+    PyObject *threading = find_item(snapshot.modules, "threading"); /* borrowed */
+    PyObject *active = NULL;                                        /* borrowed */
+    PyObject *ident = NULL;                                         /* borrowed */
+    PyObject *thread = NULL;                                        /* borrowed */
+    Py_ssize_t position = 0;
+    if (threading != NULL && PyModule_Check(threading)) {
+        active = find_item(PyModule_GetDict(threading), "_active");
+    }
+    if (active == NULL || !PyDict_Check(active)) {
+        return;
+    }
+    while (PyDict_Next(active, &position, &ident, &thread)) {
+        if (PyLong_CheckExact(ident) &&
+            PyLong_AsUnsignedLongMask(ident) == facts->ident &&
+            Py_TYPE(thread)->tp_traverse != NULL) {
+            take_facts(facts, read_attribute, thread);
+            (void)Py_TYPE(thread)->tp_traverse(thread, visit_thread, facts);
+            return;
+        }
+    }
+}
+
+/* Has faulthandler write the stacks. It goes through no more than THREADS_AT_ONCE, and through the
+ * list of the main interpreter, for this thread has no state: it is asked again and again, with the
+ * next ones linked behind the head of that list, which it so repeats. */
+COPY_ONLY static void
+write_stacks(int fd)
+{
+    PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
+    PyThreadState *behind_head = head == NULL ? NULL : head->next;
+    PyThreadState *next = snapshot.interpreter == PyInterpreterState_Main()
+                              ? behind_head
+                              : PyInterpreterState_ThreadHead(snapshot.interpreter);
+    bool is_shown = next == behind_head;
+    do {
+        if (head != NULL) {
+            head->next = next;
+        }
+        if (!is_shown) {
+            (void)!write(fd, first_is_hidden, sizeof(first_is_hidden) - 1);
+        }
+        is_shown = false;
+        (void)syscall(SYS_tgkill, (long)syscall(SYS_getpid), (long)syscall(SYS_gettid),
+                      (long)snapshot.signum);
+        for (int i = 1; next != NULL && i < THREADS_AT_ONCE; i++) {
+            next = next->next;
+        }
+    } while (next != NULL);
+    if (head != NULL) {
+        head->next = behind_head;
+    }
+}
+
+/* Whether the kernel knows such a thread of a process. After a fork CPython's record of the thread
+ * that has forked is the parent's, before 3.14; the kernel's number of it is the process's. */
+ASYNC_SAFE static bool
+is_task(pid_t pid, unsigned long native_id)
+{
+    return syscall(SYS_tgkill, (long)pid, (long)native_id, 0L) == 0 || errno != ESRCH;
+}
+
+/* The stacks first, for they matter most; then a line of facts for each thread; last, on
+ * older CPythons, the question that aborts when nobody holds the GIL. */
+COPY_ONLY static void
+describe_copy(int fd)
+{
+    pid_t pid = atomic_load(&manhole.owner);
+    write_stacks(fd);
+    (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
+    for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
+         tstate != NULL; tstate = tstate->next) {
+        struct thread_facts facts = {.ident = tstate->thread_id,
+                                     .native_id = native_id_of(tstate)};
+        if (facts.ident != 0) {
+            find_thread_object(&facts);
+            if (!is_task(pid, facts.native_id)) {
+                bool oldest = tstate->next == NULL;
+                facts.native_id = oldest ? (unsigned long)pid : 0;
+            }
+            write_facts(fd, &facts, holds_gil(tstate));
+        }
+    }
+    ask_gil_holder(fd);
+}
+
+/* Body of the copy. Whatever kills it, it dies without a word: no core, no handler, no
+ * stderr. */
+COPY_ONLY static void
+copy_main(int memory_fd)
+{
+    static const int fatal[] = {SIGSEGV, SIGBUS,  SIGFPE, SIGILL,
+                                SIGABRT, SIGTRAP, SIGSYS};
+    const struct rlimit no_core = {0};
+    struct rlimit file_size;
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    sigset_t own;
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    (void)prctl(PR_SET_DUMPABLE, 0);
+    (void)setrlimit(RLIMIT_CORE, &no_core);
+    if (getrlimit(RLIMIT_FSIZE, &file_size) == 0) {
+        file_size.rlim_cur = file_size.rlim_max;
+        (void)setrlimit(RLIMIT_FSIZE, &file_size);
+    }
+    (void)dup2(memory_fd,
+               STDERR_FILENO); /* a copy of the table too: nobody else sees it */
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
+        (void)sigaction(fatal[i], &action, NULL);
+    }
+    (void)sigfillset(&own);
+    (void)sigdelset(&own, snapshot.signum);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
+        (void)sigdelset(&own, fatal[i]);
+    }
+    (void)pthread_sigmask(SIG_SETMASK, &own, NULL);
+    describe_copy(STDERR_FILENO);
+    (void)syscall(SYS_exit_group, 0);
+}
+
+/* Waits for the copy, as long as it writes. How it ended does not matter, only what it wrote. */
+DETACHED static void
+reap_copy(pid_t copy, int memory_fd)
+{
+    int64_t deadline_ms = monotonic_ms() + SNAPSHOT_TIMEOUT_MS;
+    struct stat file = {0};
+    off_t size = 0;
+    int status = 0;
+    pid_t reaped = 0;
+    while (reaped == 0) {
+        reaped = waitpid(copy, &status, __WALL | WNOHANG);
+        if (fstat(memory_fd, &file) == 0 && file.st_size > size) {
+            size = file.st_size;
+            deadline_ms = monotonic_ms() + SNAPSHOT_TIMEOUT_MS;
+        }
+        if (reaped == 0 && ms_until(deadline_ms) == 0) {
+            (void)kill(copy, SIGKILL);
+            do {
+                reaped = waitpid(copy, &status, __WALL);
+            } while (reaped < 0 && errno == EINTR);
+        }
+        else if (reaped == 0) {
+            (void)poll(NULL, 0, 1);
+        }
+    }
+}
+
+/* The signal is still faulthandler's: the application may have taken it since. */
+static bool
+is_snapshot_ready(void)
+{
+    struct sigaction current;
+    return snapshot.signum != 0 && sigaction(snapshot.signum, NULL, &current) == 0 &&
+           current.sa_handler == snapshot.handler;
+}
+
+/* Appends all that the file holds. */
+DETACHED static void
+append_file(struct text *text, int fd)
+{
+    char piece[4096];
+    ssize_t length = 0;
+    for (off_t offset = 0; (length = pread(fd, piece, sizeof(piece), offset)) > 0;
+         offset += length) {
+        append_bytes(text, piece, (size_t)length);
+    }
+}
+
+/* Makes one copy and appends what it wrote. */
+DETACHED static enum copy_result
+try_copy(struct text *raw)
+{
+    const size_t marker = sizeof(stacks_complete) - 1;
+    int memory_fd = -1; /* owned */
+    long copy = -1;
+    if (!is_snapshot_ready()) {
+        errno = EBUSY;
+        return COPY_REFUSED;
+    }
+    memory_fd = memfd_create("manhole", MFD_CLOEXEC);
+    if (memory_fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+        close_kept(&snapshot.spare);
+        memory_fd = memfd_create("manhole", MFD_CLOEXEC);
+    }
+    if (memory_fd < 0) {
+        return COPY_REFUSED;
+    }
+    copy = syscall(SYS_clone, 0UL, NULL, NULL, NULL, 0UL);
+    if (copy == 0) {
+        copy_main(memory_fd);
+    }
+    if (copy < 0) {
+        int error = errno;
+        (void)close(memory_fd);
+        errno = error;
+        return COPY_REFUSED;
+    }
+    reap_copy((pid_t)copy, memory_fd);
+    append_file(raw, memory_fd);
+    (void)close(memory_fd);
+    return raw->length > 0 &&
+                   memmem(raw->bytes, raw->length, stacks_complete, marker) != NULL
+               ? COPY_DONE
+               : COPY_DIED;
+}
+
+/* Fills raw with what a copy wrote, the best of a few. Copies are made one at a time. */
+DETACHED static enum copy_result
+take_snapshot(struct text *raw)
+{
+    enum copy_result result = COPY_DIED;
+    int saved_errno = 0;
+    lock_leaf(&snapshot_lock);
+    for (int attempt = 0; attempt < SNAPSHOT_ATTEMPTS && result == COPY_DIED; attempt++) {
+        struct text tried = {0};
+        /* The thread that was caught in the middle of a change may not run just now. */
+        (void)poll(NULL, 0, attempt * SNAPSHOT_PAUSE_MS);
+        result = try_copy(&tried);
+        saved_errno = errno;
+        if (tried.length > raw->length) {
+            struct text shorter = *raw;
+            *raw = tried;
+            tried = shorter;
+        }
+        free_text(&tried);
+    }
+    unlock(&snapshot_lock);
+    errno = saved_errno;
+    return result;
+}
+
+/* Has a descriptor to spare for the next copy, if there may be one: not when a session ends after
+ * release(). */
+static void
+open_spare(void)
+{
+    if (snapshot.signum != 0 && kept_number(&snapshot.spare) < 0) {
+        keep_fd(&snapshot.spare, memfd_create("manhole", MFD_CLOEXEC));
+    }
+}
+
+/* Lets a session have the spare descriptor, to import and to read sources with, when it can get no
+ * other. Not while a copy is made, which may last. */
+static void
+lend_spare(int fd)
+{
+    int other = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (other >= 0) {
+        (void)close(other);
+    }
+    else if (pthread_mutex_trylock(&snapshot_lock) == 0) {
+        close_kept(&snapshot.spare);
+        unlock(&snapshot_lock);
+    }
+}
+
+static void
+take_spare_back(void)
+{
+    if (pthread_mutex_trylock(&snapshot_lock) == 0) {
+        open_spare();
+        unlock(&snapshot_lock);
+    }
+}
+
+#endif /* MANHOLE_STACKS_COPY_C */
