@@ -377,13 +377,13 @@ fuzz_refusal(const char *bytes, size_t length)
                             .err = {.fd = STDERR_FILENO, .is_terminal = true}};
     append_text(&answer.bytes, "manhole: ");
     append(&answer.bytes, bytes, length);
-    MUST(conclude(&answer, &target, false) == STATUS_NO_CONNECTION);
+    MUST(conclude(&answer, -1, &target, false) == STATUS_NO_CONNECTION);
     shown = take_told();
     MUST(is_tame(text_of(&shown), shown.length));
     free(shown.data);
     append(&text, bytes, length);
     append(&text, "\n", 1); /* so that no character is left over */
-    MUST(say_no_stacks(&text, &target) == STATUS_NO_CONNECTION);
+    MUST(say_no_stacks(&text, -1, &target) == STATUS_NO_CONNECTION);
     shown = take_told();
     MUST(is_tame(text_of(&shown), shown.length));
     free(shown.data);
