@@ -2,6 +2,36 @@
  * Runs on:  the thread that forks, most of it in the child, and not ATTACHED where a C program does
  *           so without telling Python; the thread that finalizes the interpreter.
  * Touches:  everything: no other thread of ours is left, or is about to be.
+ *
+ * How it works. Three kinds of fork come here.
+ *
+ *   Python's own: os.fork(), multiprocessing, and C programs that call PyOS_BeforeFork() and its
+ *   like. os.register_at_fork() has us called. Before, we wait a moment for a session in the middle
+ *   of its imports; the child of one could never import those modules. After, the child has Python
+ *   and no other thread: it forgets its parent and starts a manhole of its own.
+ *
+ *   A C program that embeds Python and forks for itself, without a word to Python, as uWSGI does:
+ *   pthread_atfork() has us called. It is one when the thread that forks has a thread state and is
+ *   in no Python code. While no session is inside Python the child does the same as above, all of
+ *   it without Python. Where one is inside, or waits for it, that thread might have the GIL, which
+ *   would be locked in the child for ever: so such a fork is made to be Python's own.
+ *
+ *   Any other fork in C is for another program (subprocess, libraries): nothing is done but to look
+ *   whether it is of the second kind.
+ *
+ * What a child does. It frees nothing that a vanished thread may have half changed, and waits for
+ * no lock that such a thread may hold: locks are made anew, what the others owned is abandoned. It
+ * closes the descriptors that it inherited, as far as they are still ours (kept_fd); the paths are
+ * the parent's and stay. Each subsystem forgets its own: forget_sessions(), forget_doors(), ...
+ * Then a new listener binds after reinstall_delay, so that who only becomes another program leaves no socket. A
+ * child that a session itself has forked still stands on that session's stack: its slot is
+ * SESSION_BURNT, never to be handed out again.
+ *
+ * Exit. atexit has py_at_exit() called, while Python still works. The doors close; sessions are
+ * waited for, with the GIL released, or with daemon_connection told to leave; then nobody attaches
+ * any more (closing), and whoever is still inside is abandoned: CPython ends a thread that comes
+ * back to an interpreter that is no more. C's own atexit() removes the paths where Python is never
+ * finalized.
  */
 #ifndef MANHOLE_SERVER_FORK_C
 #define MANHOLE_SERVER_FORK_C
@@ -458,7 +488,8 @@ has_python_answered(void)
 
 /* A session that has the GIL at the fork, or waits for it, would leave the child waiting for it for
  * ever. So this fork becomes what Python's own is. Returns whether it has. */
-CHECKED(no_thread_safety_analysis) static bool tell_python(void)
+MAY_ATTACH static bool
+tell_python(void)
 {
     c_fork.tstate = is_attached() ? NULL : own_thread_state();
     if (c_fork.tstate != NULL && !has_python_answered()) {
@@ -470,7 +501,8 @@ CHECKED(no_thread_safety_analysis) static bool tell_python(void)
 }
 
 /* after: PyOS_AfterFork_Parent() or its like. */
-CHECKED(no_thread_safety_analysis) static void tell_python_again(void (*after)(void))
+MAY_ATTACH static void
+tell_python_again(void (*after)(void))
 {
     after();
     if (c_fork.tstate != NULL) {
