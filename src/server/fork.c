@@ -23,9 +23,9 @@
  * no lock that such a thread may hold: locks are made anew, what the others owned is abandoned. It
  * closes the descriptors that it inherited, as far as they are still ours (kept_fd); the paths are
  * the parent's and stay. Each subsystem forgets its own: forget_sessions(), forget_doors(), ...
- * Then a new listener binds after reinstall_delay, so that who only becomes another program leaves no socket. A
- * child that a session itself has forked still stands on that session's stack: its slot is
- * SESSION_BURNT, never to be handed out again.
+ * Then a new listener binds after reinstall_delay, so that who only becomes another program leaves
+ * no socket. A child that a session itself has forked still stands on that session's stack: its
+ * slot is SESSION_BURNT, never to be handed out again.
  *
  * Exit. atexit has py_at_exit() called, while Python still works. The doors close; sessions are
  * waited for, with the GIL released, or with daemon_connection told to leave; then nobody attaches
