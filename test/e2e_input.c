@@ -472,9 +472,11 @@ client_for_whom_there_is_no_thread_is_told_so(void)
   "before = resource.getrlimit(which)\n"                                                 \
   "resource.setrlimit(which, (1, before[1]))\n"
 
+/* Imported before: the other user may not be let in where this Python is. */
 #define LIMITED(how, arguments)                                                          \
-  "import code, manhole, os, resource, socket, threading, traceback\n" how INSTALL(      \
-      arguments) "free = lambda: resource.setrlimit(which, before)\n"
+  "import manhole, os, resource, threading\n"                                            \
+  "import code, contextlib, socket, textwrap, traceback\n" how                           \
+  INSTALL(arguments) "free = lambda: resource.setrlimit(which, before)\n"
 
 static void
 assert_installs_when_free(const char *limited, const char *why)
