@@ -702,7 +702,8 @@ has_ended(pid_t pid)
 {
     enum { EXITING = 4 };
     struct buffer stat_text = {.data = NULL}; /* owned */
-    char *field = NULL; /* the state, after a name that may have anything in it */
+    const char *field = NULL; /* the state, after a name that may have anything in it */
+    char *end = NULL;
     unsigned long flags = 0;
     char state = 0;
 
@@ -717,7 +718,8 @@ has_ended(pid_t pid)
         state = field[2];
         field += 3;
         for (int i = 0; i < 6; i++) { /* ppid, pgrp, session, tty_nr, tpgid, flags */
-            flags = strtoul(field, &field, 10);
+            flags = strtoul(field, &end, 10);
+            field = end;
         }
     }
     free(stat_text.data);

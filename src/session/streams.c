@@ -720,7 +720,8 @@ place_displayhook(void)
 /* References to all that manhole.borrowed refers to while sys_lock is held: the last one to an
  * object of the application's runs code of its own, which may wait for anything. */
 struct held {
-    PyObject *objects[2 * Py_ARRAY_LENGTH(manhole.borrowed)]; /* owned, or NULL */
+    /* Two for each; owned, or NULL. Py_ARRAY_LENGTH() is no constant in GNU C from 3.13 on. */
+    PyObject *objects[2 * sizeof(manhole.borrowed) / sizeof(manhole.borrowed[0])];
 };
 
 ATTACHED static void
