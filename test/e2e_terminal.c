@@ -857,6 +857,27 @@ control_sequences_of_the_process_are_shown_not_sent(void)
     assert_not_contains(text_of(cli, OUT), "\033]0;");
 }
 
+/* Its errors go to the terminal, though the output does not. */
+static void
+control_sequences_of_several_are_shown_not_sent(void)
+{
+    struct process *one = start_target(TARGET(""));
+    struct process *two = start_target(TARGET(""));
+    wait_until_ready(one);
+    wait_until_ready(two);
+    struct process *cli =
+        start_process(.argv = LIST(
+                          "sh", "-c",
+                          format_text(
+                              "%s %d %d -c 'import sys; "
+                              "sys.stderr.write(\"\\033]0;owned\\007\\n\")' >output",
+                              build_path("manhole-cli"), (int)one->pid, (int)two->pid)),
+                      .terminal = true, .env = LIST("TERM=xterm"));
+    wait_for_text(cli, OUT, ": ^[]0;owned^G\r\n", DEADLINE);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_not_contains(text_of(cli, OUT), "\033");
+}
+
 static void
 control_sequences_are_sent_when_asked_for(void)
 {
@@ -1072,6 +1093,7 @@ main(void)
         TEST(ctrl_c_drops_a_paste_that_has_not_ended),
         TEST(completion_calls_nothing),
         TEST(control_sequences_of_the_process_are_shown_not_sent),
+        TEST(control_sequences_of_several_are_shown_not_sent),
         TEST(control_sequences_are_sent_when_asked_for),
         TEST(traceback_and_prompt_are_coloured),
         TEST(colour_of_the_prompt_ends_with_it),

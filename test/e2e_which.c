@@ -318,6 +318,30 @@ nothing_is_left_of_who_asks_several(void)
     wait_until(has_no_children, children, "the children have ended", DEADLINE);
 }
 
+/* As behind an ssh that was interrupted. */
+static void
+output_of_several_that_nobody_wants_ends_it_with_141(void)
+{
+    struct process *one = start_app(TARGET(""));
+    struct process *two = start_app(TARGET(""));
+    const char *pipeline =
+        format_text("(%s %s %s -c 'while True: pass' 2>&1; echo $? >&3) 3>status | true",
+                    build_path("manhole-cli"), pid_of(one), pid_of(two));
+    assert_int_equal(run_command(LIST("sh", "-c", pipeline), NULL, NULL, NULL), 0);
+    assert_string_equal(read_file(test_path("status")), "141\n");
+}
+
+/* 200 times two pipes, though never all at once. */
+static void
+more_are_asked_than_there_may_be_descriptors(void)
+{
+    const char *err = NULL;
+    const char *command = format_text("ulimit -n 300; %s --stacks $(seq 4200001 4200200)",
+                                      build_path("manhole-cli"));
+    assert_int_equal(run_command(LIST("sh", "-c", command), NULL, NULL, &err), 5);
+    assert_contains(err, "manhole-cli: 0 of 200 answered\n");
+}
+
 /* What calls it in a loop goes on with its own input. */
 static void
 list_over_there_reads_no_input(void)
@@ -482,6 +506,8 @@ main(void)
         TEST(status_of_several_is_known_where_sigchld_was_ignored),
         TEST(one_that_is_stopped_delays_none),
         TEST(nothing_is_left_of_who_asks_several),
+        TEST(output_of_several_that_nobody_wants_ends_it_with_141),
+        TEST(more_are_asked_than_there_may_be_descriptors),
         TEST(list_over_there_reads_no_input),
         TEST(children_are_the_master_and_its_workers),
         TEST(json_of_several_is_one_array),

@@ -9,6 +9,7 @@
 #include "terminal.c"
 #include "target.c"
 #include "options.c"
+#include "signals.c"
 #include "channels.c"
 #include "run.c"
 #include "stacks.c"
@@ -68,6 +69,8 @@ show_labelled(struct job *job, int stream, bool is_end)
 {
     struct buffer *text = &job->text[stream];
     struct buffer shown = {.data = NULL}; /* owned */
+    const int fd = STDOUT_FILENO + stream;
+    const bool is_terminal = isatty(fd) == 1;
     size_t done = 0;
     size_t length = 0;
 
@@ -75,7 +78,7 @@ show_labelled(struct job *job, int stream, bool is_end)
         size_t visible = text->data[done + length - 1] == '\n' ? length - 1 : length;
         append_text(&shown, label_of(job->target).text);
         append_text(&shown, ": ");
-        if (terminal.is_shown_on) {
+        if (is_terminal) {
             append_line(&shown, text->data + done, visible);
         }
         else {
@@ -85,7 +88,7 @@ show_labelled(struct job *job, int stream, bool is_end)
         done += length;
     }
     drop(text, done);
-    write_all(stream == 0 ? STDOUT_FILENO : STDERR_FILENO, text_of(&shown), shown.length);
+    write_all(fd, text_of(&shown), shown.length);
     free(shown.data);
 }
 
@@ -214,12 +217,14 @@ count_busy(const struct job *jobs, size_t count)
     return busy;
 }
 
-/* Waits for any of the jobs, and deals with it. Returns whether there was one. */
+/* Waits for any of the jobs, and deals with it. Returns whether there was one. When nobody reads any
+ * of our outputs, as behind an ssh that was interrupted, that is the end of all, as it is of one. */
 static bool
 attend_jobs(struct job *jobs, size_t count, const struct request *request,
             size_t *documents)
 {
-    struct pollfd *fds = calloc(2 * count, sizeof(*fds)); /* owned */
+    static bool is_unread[2]; /* nobody reads our standard output, error */
+    struct pollfd *fds = calloc(2 * count + 2, sizeof(*fds)); /* owned */
     bool is_busy = false;
 
     if (fds == NULL) {
@@ -229,7 +234,16 @@ attend_jobs(struct job *jobs, size_t count, const struct request *request,
         fds[i] = (struct pollfd){.fd = jobs[i / 2].fd[i % 2], .events = POLLIN};
         is_busy = is_busy || fds[i].fd >= 0;
     }
-    if (is_busy && poll(fds, 2 * count, -1) > 0) {
+    for (int i = 0; i < 2; i++) {
+        fds[2 * count + (size_t)i].fd = is_unread[i] ? -1 : STDOUT_FILENO + i;
+    }
+    if (is_busy && poll_many(fds, 2 * count + 2, -1) > 0) {
+        for (size_t i = 0; i < 2; i++) {
+            is_unread[i] = is_unread[i] || fds[2 * count + i].revents != 0;
+        }
+        if (is_unread[0] && is_unread[1]) {
+            leave(STATUS_OUTPUT_GONE);
+        }
         for (size_t i = 0; i < 2 * count; i++) {
             if (fds[i].fd >= 0 && fds[i].revents != 0) {
                 read_job(&jobs[i / 2], (int)(i % 2));

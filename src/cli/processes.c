@@ -11,6 +11,7 @@
 #include "target.c"
 #include "options.c"
 #include "connection.c"
+#include "signals.c"
 #include "run.c"
 
 enum {
@@ -241,7 +242,8 @@ knock(struct processes *processes)
             (struct pollfd){.fd = knock_at(&processes->list[i], i), .events = POLLIN};
         waiting += fds[i].fd >= 0;
     }
-    while (waiting > 0 && poll(fds, processes->count, patience_until(deadline)) > 0) {
+    while (waiting > 0 &&
+           poll_many(fds, processes->count, patience_until(deadline)) > 0) {
         for (size_t i = 0; i < processes->count; i++) {
             waiting -= hear(&processes->list[i], &fds[i]);
         }

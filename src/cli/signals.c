@@ -81,4 +81,34 @@ poll_with_signals(struct pollfd fds[], nfds_t count, int patience_ms)
     return ready;
 }
 
+/* As poll(), for any count: the kernel takes no more entries than a process may have descriptors,
+ * and those that are -1 count. */
+static int
+poll_many(struct pollfd fds[], size_t count, int patience_ms)
+{
+    struct pollfd *open =
+        calloc(count + 1, sizeof(*open)); /* owned: those that are not -1 */
+    size_t opened = 0;
+    int ready = 0;
+
+    if (open == NULL) {
+        fail(STATUS_TROUBLE, "out of memory");
+    }
+    for (size_t i = 0; i < count; i++) {
+        fds[i].revents = 0;
+        if (fds[i].fd >= 0) {
+            open[opened++] = fds[i];
+        }
+    }
+    ready = poll(open, opened, patience_ms);
+    opened = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (fds[i].fd >= 0) {
+            fds[i].revents = open[opened++].revents;
+        }
+    }
+    free(open);
+    return ready;
+}
+
 #endif /* MANHOLE_CLI_SIGNALS_C */
