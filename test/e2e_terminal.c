@@ -433,6 +433,16 @@ prompt_is_marked_when_somebody_reads_and_keys_are_for_him(void)
 
 /* Its bytes are those that they always were: what would be a key at a terminal is text. */
 static void
+prompt_is_seen_behind_the_first_byte_of_a_mark(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("import sys; written = sys.stdout.write('\\1')");
+    see("^>>>$");
+    enter("6 * 7");
+    see("^>>> 6 \\* 7\n42\n>>>$");
+}
+
+static void
 keys_of_who_has_no_terminal_are_text(void)
 {
     struct process *app = start_target(TARGET(""));
@@ -1009,6 +1019,22 @@ ten_megabytes_without_a_newline_are_shown(void)
 }
 
 static void
+what_takes_no_room_is_shown_without_a_newline(void)
+{
+    assert_contains(
+        show_all_of(
+            SERVER("('\\0' * (1 << 19) + '\\u0301' * (1 << 18)).encode() + b'the end'"),
+            "TERM=xterm"),
+        "the end");
+}
+
+static void
+mark_of_nothing_is_none(void)
+{
+    assert_contains(show_all_of(SERVER("b'before\\1\\2behind'"), "TERM=dumb"), "behind");
+}
+
+static void
 any_bytes_are_shown_without_a_control_character(void)
 {
     const char *shown = show_all_of(
@@ -1069,6 +1095,7 @@ main(void)
         TEST(output_of_other_threads_appears_above_the_line),
         TEST(prompts_are_marked_for_an_editor),
         TEST(prompt_is_marked_when_somebody_reads_and_keys_are_for_him),
+        TEST(prompt_is_seen_behind_the_first_byte_of_a_mark),
         TEST(keys_of_who_has_no_terminal_are_text),
         TEST(typed_ahead_the_prompt_of_input_is_shown),
         TEST(typed_ahead_the_prompt_of_pdb_is_shown),
@@ -1101,6 +1128,8 @@ main(void)
         TEST(no_color_is_honoured),
         TEST(dumb_terminal_gets_no_escape_sequence),
         TEST(ten_megabytes_without_a_newline_are_shown),
+        TEST(what_takes_no_room_is_shown_without_a_newline),
+        TEST(mark_of_nothing_is_none),
         TEST(any_bytes_are_shown_without_a_control_character),
         TEST(refusal_of_stacks_is_shown_without_a_control_character),
         TEST(any_bytes_leave_the_editor_and_its_terminal_well),

@@ -67,7 +67,7 @@ static int
 cells_of(wchar_t c)
 {
     int cells = wcwidth(c);
-    return cells >= 0 ? cells : c < 0x20 || c == 0x7f ? 2 : 1;
+    return c < 0x20 || c == 0x7f ? 2 : cells >= 0 ? cells : 1;
 }
 
 static void
@@ -141,7 +141,7 @@ take_text(char byte)
     else {
         append(line, &byte, 1);
         editor.is_stale = editor.is_stale || !editor.is_waiting;
-        if (line->length >= HISTORY_LINE_SIZE) {
+        if (line->length % HISTORY_LINE_SIZE == 0) { /* what takes no room stays */
             shorten(line);
         }
     }

@@ -27,18 +27,28 @@ enum mark { NO_MARK, MARK_UNFINISHED, MARK_WAITS, MARK_HAS_READ, MARK_BROKEN };
 static struct marks {
     bool are_put;
     bool is_inside;
+    bool is_begun;      /* by the last byte */
     struct buffer text; /* of one, so far */
     bool is_asked;      /* by who is not the console that begins a statement */
 } marks;
 
-/* What has come with a byte. A broken one was none: its text is to be shown. */
+/* What has come with a byte. A broken one was none: its text is to be shown. What another begins in
+ * is broken: the process wrote the first byte of one, and asks now. */
 static enum mark
 take_mark(char byte)
 {
-    if (!marks.is_inside) {
+    bool was_inside = marks.is_inside;
+
+    if (!was_inside || marks.is_begun) {
         empty(&marks.text);
-        marks.is_inside = byte == MARK_BEGIN;
-        return marks.is_inside ? MARK_UNFINISHED : NO_MARK;
+    }
+    marks.is_begun = byte == MARK_BEGIN;
+    if (marks.is_begun) {
+        marks.is_inside = true;
+        return was_inside ? MARK_BROKEN : MARK_UNFINISHED;
+    }
+    if (!was_inside) {
+        return NO_MARK;
     }
     if (byte != MARK_END) {
         append(&marks.text, &byte, 1);
@@ -149,7 +159,7 @@ leave_out_marks(struct flow *shown)
             append(&text, shown->bytes + i, 1);
         }
         else if (mark == MARK_WAITS || mark == MARK_BROKEN) {
-            append_text(&text, marks.text.data + (mark == MARK_WAITS ? 1 : 0));
+            append_text(&text, text_of(&marks.text) + (mark == MARK_WAITS ? 1 : 0));
         }
     }
     memcpy(shown->bytes, text_of(&text), text.length);
