@@ -331,6 +331,30 @@ shell_without_an_editor_sleeps_until_a_line_comes(void)
     assert_int_equal(wait_for_exit(shell, DEADLINE), 0);
 }
 
+/* There the editor has signals wait, and nobody accepts who connects. */
+static void
+ctrl_c_ends_a_connect_that_waits(void)
+{
+    struct process *full =
+        start_target("import socket\n"
+                     "listener, client = socket.socket(socket.AF_UNIX), "
+                     "socket.socket(socket.AF_UNIX)\n"
+                     "listener.bind('full')\n"
+                     "listener.listen(0)\n"
+                     "client.connect('full')\n" READY STAY);
+    wait_until_ready(full);
+    (void)write_file("test.ini",
+                     format_text("[manhole]\nlisten = %s\n", test_path("full")));
+    struct process *shell = start_process(.argv = CLI("-t", "inf", "test.ini"),
+                                          .terminal = true, .env = LIST("TERM=xterm"));
+    wait_for_text(shell, OUT, "(manhole) ", DEADLINE);
+    write_stdin(shell, "connect\r");
+    wait_for_text(shell, OUT, "connect\r\n", DEADLINE);
+    write_stdin(shell, "\003");
+    assert_int_equal(wait_for_exit(shell, DEADLINE), 130);
+    assert_contains(text_of(shell, OUT), "\033[?2004l");
+}
+
 static void
 end_of_typing_leaves_the_local_shell(void)
 {
@@ -456,6 +480,7 @@ main(void)
         TEST(file_goes_with_no_other_action),
         TEST(terminal_has_the_local_shell_and_then_the_process),
         TEST(shell_without_an_editor_sleeps_until_a_line_comes),
+        TEST(ctrl_c_ends_a_connect_that_waits),
         TEST(end_of_typing_leaves_the_local_shell),
         TEST(server_may_be_a_port_of_this_machine),
         TEST(port_that_nobody_listens_at_is_dead),

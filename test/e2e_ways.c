@@ -747,8 +747,21 @@ python_without_the_module_is_named(void)
         ask_in_vain(app->pid),
         format_text(
             "PYTHONMANHOLE is set for process %d, but manhole is not installed in "
-            "%s, or that was started with -I, -E or -S\n",
+            "'%s', or that was started with -I, -E or -S\n",
             (int)app->pid, python()));
+}
+
+static void
+name_that_a_process_gives_itself_is_shown_harmless(void)
+{
+    const char *program =
+        format_text("import os, sys\n"
+                    "if len(sys.argv) == 1:\n"
+                    "    os.execv('%s', ['/\\x1b[31m', '-S', __file__, ''])\n" READY STAY,
+                    python());
+    struct process *app = start_target(program, .env = LIST("PYTHONMANHOLE=nothing("));
+    wait_until_ready(app);
+    assert_contains(ask_in_vain(app->pid), "is not installed in '/\\x1b[31m', or ");
 }
 
 static void
@@ -791,6 +804,7 @@ main(void)
         TEST(owner_of_the_socket_is_told_to_the_user_of_the_process),
         TEST(socket_that_was_removed_is_told),
         TEST(python_without_the_module_is_named),
+        TEST(name_that_a_process_gives_itself_is_shown_harmless),
         TEST(variable_of_what_is_no_python_says_nothing),
     };
     return RUN_TESTS(tests);

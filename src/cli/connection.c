@@ -11,6 +11,7 @@
 #include "terminal.c"
 #include "target.c"
 #include "options.c"
+#include "signals.c"
 
 enum {
     FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
@@ -28,13 +29,19 @@ now_s(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-/* A signal ends it early, which does no harm: the caller looks at the clock. */
+/* Short enough for an int. A signal ends it early, which does no harm: the caller looks at the
+ * clock; one that a local shell had let in only while it waited ends the program. */
 static void
 pause_s(double seconds)
 {
-    struct timespec pause = {.tv_sec = (time_t)seconds};
-    pause.tv_nsec = (long)((seconds - (double)pause.tv_sec) * 1e9);
-    (void)nanosleep(&pause, NULL);
+    static const int endings[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+
+    (void)poll_with_signals(NULL, 0, (int)(seconds * 1e3) + 1);
+    for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+        if (take_due(endings[i])) {
+            leave((enum exit_status)(128 + endings[i]));
+        }
+    }
 }
 
 /* Who we are to the server: the ID of our calling cards. It wants to be unique, also among
@@ -686,7 +693,7 @@ say_no_manhole(pid_t pid)
         find_program(pid, python, sizeof(python));
         say_error("PYTHONMANHOLE is set for process %d, but manhole is not installed in "
                   "%s, or that was started with -I, -E or -S",
-                  (int)pid, python);
+                  (int)pid, quote(python).text);
     }
     else {
         say_error("process %d seems to have no manhole: it wants manhole.install(), or "
