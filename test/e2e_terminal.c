@@ -1060,6 +1060,23 @@ refusal_of_stacks_is_shown_without_a_control_character(void)
 }
 
 static void
+json_of_several_is_shown_without_a_control_character(void)
+{
+    const char *program = SERVER("b'{\"name\": \"\\033]0;today\\007\"}\\n'");
+    struct process *one = start_target(program);
+    struct process *two = start_target(program);
+    wait_until_ready(one);
+    wait_until_ready(two);
+    struct process *cli =
+        start_process(.argv = CLI("--stacks", "--json", format_text("%d", (int)one->pid),
+                                  format_text("%d", (int)two->pid)),
+                      .terminal = true, .env = LIST("TERM=xterm"));
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_contains(text_of(cli, OUT), "{\"name\": \"^[]0;today^G\"}]\r\n");
+    assert_not_contains(text_of(cli, OUT), "\033");
+}
+
+static void
 any_bytes_leave_the_editor_and_its_terminal_well(void)
 {
     require_editor();
@@ -1132,6 +1149,7 @@ main(void)
         TEST(mark_of_nothing_is_none),
         TEST(any_bytes_are_shown_without_a_control_character),
         TEST(refusal_of_stacks_is_shown_without_a_control_character),
+        TEST(json_of_several_is_shown_without_a_control_character),
         TEST(any_bytes_leave_the_editor_and_its_terminal_well),
         TEST(sudden_close_in_the_middle_of_a_character_is_an_end),
     };

@@ -392,6 +392,18 @@ json_of_several_is_one_array(void)
 }
 
 static void
+json_of_those_that_are_named_is_one_array_too(void)
+{
+    const char *out = NULL;
+    struct process *one = start_app(TARGET(""));
+    struct process *two = start_app(TARGET(""));
+    assert_int_equal(
+        run_command(CLI("--json", pid_of(one), pid_of(two)), NULL, &out, NULL), 0);
+    assert_matches(out, "^\\[\\{\"pid\": ");
+    assert_matches(out, "\\}\\]$");
+}
+
+static void
 match_looks_at_the_command_line(void)
 {
     const char *out = NULL;
@@ -511,6 +523,7 @@ main(void)
         TEST(list_over_there_reads_no_input),
         TEST(children_are_the_master_and_its_workers),
         TEST(json_of_several_is_one_array),
+        TEST(json_of_those_that_are_named_is_one_array_too),
         TEST(match_looks_at_the_command_line),
         TEST(match_of_one_is_enough_for_a_console),
         TEST(match_of_several_is_too_many_for_a_console),

@@ -124,8 +124,11 @@ show_document(struct job *job, bool is_first)
            job->text[0].data[job->text[0].length - 1] == '\n') {
         job->text[0].data[--job->text[0].length] = '\0';
     }
-    if (job->text[0].length > 0) {
-        append_text(&shown, job->text[0].data);
+    if (job->text[0].length > 0 && terminal.is_shown_on) {
+        append_harmless(&shown, job->text[0].data, job->text[0].length);
+    }
+    else if (job->text[0].length > 0) {
+        append(&shown, job->text[0].data, job->text[0].length);
     }
     else {
         append_text(&shown, "{\"pid\": ");

@@ -748,8 +748,9 @@ fail_extra_words(const struct words *words)
 static void
 take_more_pids(struct words *words, struct request *request)
 {
-    bool may_be_several =
-        request->action == ACTION_RUN || request->action == ACTION_STACKS;
+    bool may_be_several = request->action == ACTION_RUN ||
+                          request->action == ACTION_STACKS ||
+                          (request->flags & FLAG_JSON) != 0; /* which means --stacks */
 
     for (int i = 0; i < words->extra; i++) {
         if (!may_be_several || words->text[i][0] == '-' || request->pids == MAX_WORDS) {
