@@ -124,6 +124,7 @@ connect_once(int fd, const struct target *target)
     char folder[sizeof(target->path)];
     const char *name = strrchr(target->path, '/');
     int folder_fd = -1; /* owned */
+    int ending = 0;     /* the signal by which we end with our parent */
     int result = -1;
     int error = 0;
 
@@ -139,6 +140,7 @@ connect_once(int fd, const struct target *target)
         (void)snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/%s",
                        folder_fd, name + 1);
     }
+    (void)prctl(PR_GET_PDEATHSIG, &ending);
     if (user == 0 || seteuid(user) == 0) {
         result = connect(fd, (const struct sockaddr *)&address, sizeof(address));
     }
@@ -146,6 +148,7 @@ connect_once(int fd, const struct target *target)
     if (user != 0 && seteuid(0) < 0) {
         fail(STATUS_TROUBLE, "cannot be root again: %m");
     }
+    (void)prctl(PR_SET_PDEATHSIG, ending); /* which a change of the user forgets */
     if (folder_fd >= 0) {
         (void)close(folder_fd);
     }
