@@ -187,6 +187,16 @@ history_is_kept_across_runs(void)
 }
 
 static void
+history_goes_back_beyond_a_line_that_is_no_text(void)
+{
+    (void)write_file(".manhole_history", "40 + 2\n\xff\n");
+    (void)open_console(TARGET(""), "");
+    press("Up");
+    press("Enter");
+    see("^>>> 40 \\+ 2\n42\n>>>$");
+}
+
+static void
 history_of_clients_side_by_side_has_all_their_lines(void)
 {
     require_editor();
@@ -1099,6 +1109,7 @@ main(void)
     static const struct test_case tests[] = {
         TEST(line_is_edited_before_it_is_sent),
         TEST(history_is_kept_across_runs),
+        TEST(history_goes_back_beyond_a_line_that_is_no_text),
         TEST(history_of_clients_side_by_side_has_all_their_lines),
         TEST(wide_characters_are_edited_as_what_they_are),
         TEST(line_longer_than_the_screen_is_edited),

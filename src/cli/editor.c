@@ -967,7 +967,10 @@ load_history(void)
     (void)history(editor.history, &event, H_SETSIZE, HISTORY_LINES);
     (void)history(editor.history, &event, H_SETUNIQUE, 1);
     while (file != NULL && getline(&line, &size, file) > 0) {
-        (void)history(editor.history, &event, H_ENTER, line);
+        if (mbstowcs(NULL, line, 0) !=
+            (size_t)-1) { /* libedit goes back to no line else */
+            (void)history(editor.history, &event, H_ENTER, line);
+        }
     }
     free(line);
     if (file != NULL) {
