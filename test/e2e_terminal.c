@@ -453,6 +453,14 @@ prompt_is_seen_behind_the_first_byte_of_a_mark(void)
 }
 
 static void
+prompt_is_seen_behind_a_nul(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("import sys; written = sys.stdout.write('\\0')");
+    see("^\\^@>>>$");
+}
+
+static void
 keys_of_who_has_no_terminal_are_text(void)
 {
     struct process *app = start_target(TARGET(""));
@@ -1124,6 +1132,7 @@ main(void)
         TEST(prompts_are_marked_for_an_editor),
         TEST(prompt_is_marked_when_somebody_reads_and_keys_are_for_him),
         TEST(prompt_is_seen_behind_the_first_byte_of_a_mark),
+        TEST(prompt_is_seen_behind_a_nul),
         TEST(keys_of_who_has_no_terminal_are_text),
         TEST(typed_ahead_the_prompt_of_input_is_shown),
         TEST(typed_ahead_the_prompt_of_pdb_is_shown),

@@ -268,13 +268,13 @@ static char *
 prompt_of(EditLine *el)
 {
     const char *line = text_of(&editor.line);
-    const char *carriage_return = strrchr(line, '\r');
+    const char *carriage_return = memrchr(line, '\r', editor.line.length);
     const char *text = carriage_return != NULL ? carriage_return + 1 : line;
     struct buffer shown = {.data = NULL}; /* owned */
     bool is_painted = false;
 
     (void)el;
-    append_harmless(&shown, text, strlen(text));
+    append_harmless(&shown, text, editor.line.length - (size_t)(text - line));
     is_painted = terminal.has_colours && editor.asked > 0 && ends_with(&shown, " ");
     empty(&editor.prompt);
     append_text(&editor.prompt, is_painted ? "\1\033[1;32m\1" : "");
