@@ -74,7 +74,7 @@ Py_XNewRef(PyObject *object)
 #endif
 
 /* Whether the calling thread is attached to Python. Before 3.12 CPython knows one holder of the GIL
- * only; a thread of a subinterpreter is taken for one that is not. */
+ * only: it is the calling thread when that has made it, also for a subinterpreter. */
 static bool
 is_attached(void)
 {
@@ -83,8 +83,9 @@ is_attached(void)
 #elif PY_VERSION_HEX >= 0x030c0000
     return _PyThreadState_UncheckedGet() != NULL;
 #else
-    PyThreadState *own = PyGILState_GetThisThreadState();
-    return own != NULL && own == _PyThreadState_UncheckedGet();
+    PyThreadState *holder = _PyThreadState_UncheckedGet();
+    return holder != NULL && (holder == PyGILState_GetThisThreadState() ||
+                              holder->thread_id == PyThread_get_thread_ident());
 #endif
 }
 

@@ -468,12 +468,15 @@ static _Thread_local struct {
 } c_fork;
 
 /* Other forks in C, subprocess's or those of a library that Python code has called, are for another
- * program, and pay for no more than this look. */
+ * program, and pay for no more than this look. Of one in a subinterpreter CPython is not to be told:
+ * that would end the child. */
 static bool
 forks_for_itself(void)
 {
-    const PyThreadState *tstate = python_tells ? NULL : own_thread_state();
-    return tstate != NULL && !is_in_python_code(tstate) && !is_finalizing() && is_owner();
+    PyThreadState *tstate = python_tells ? NULL : own_thread_state();
+    return tstate != NULL && !is_in_python_code(tstate) && !is_finalizing() &&
+           is_owner() &&
+           PyThreadState_GetInterpreter(tstate) == PyInterpreterState_Main();
 }
 
 /* Whether Python takes in who waits for it; else it is stuck, and so will the child be. */
