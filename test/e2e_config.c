@@ -234,6 +234,9 @@ static const char plugins_module[] = //
     "        while True: time.sleep(0.001)\n"
     "    def do_show(self, line):\n"
     "        __import__('sys').displayhook(line)\n"
+    "    def do_fork(self, line):\n"
+    "        import os\n"
+    "        if os.fork(): print('child:', os.wait()[1], file=self.stdout)\n"
     "    def do_leave(self, line):\n"
     "        return True\n"
     "    def method(self):\n"
@@ -278,7 +281,7 @@ plugin_is_a_shell_with_its_methods_as_commands(void)
     const char *help = ask(app, client, "help", "queue");
     assert_contains(help, "\nexit  help  prompt  size\n");
     assert_contains(help, "Undocumented commands:\n======================\n"
-                          "fail  greet  hang  leave  show\n");
+                          "fail  fork  greet  hang  leave  show\n");
     assert_matches(ask(app, client, "help size", "queue"),
                    "^size\n *Display the size of the queue\\.\n$");
     assert_string_equal(ask(app, client, "size  of it ", "queue"), "3 'of it'\n");
@@ -319,6 +322,16 @@ error_of_a_plugin_costs_the_command_alone(void)
     assert_contains(answer, "KeyError: 'here'\n");
     assert_string_equal(ask(app, client, "size", "queue"), "3 ''\n");
     assert_string_equal(ask(app, client, "leave", "manhole"), "");
+}
+
+static void
+child_that_a_plugin_forks_ends_with_the_command(void)
+{
+    struct process *app = NULL;
+    struct client *client = visit_with_plugins(&app, "mine:QueueShell", "no");
+    assert_string_equal(ask(app, client, "!queue", "queue"), "");
+    assert_contains(ask(app, client, "fork", "queue"), "child: 0\n");
+    assert_string_equal(ask(app, client, "size", "queue"), "3 ''\n");
 }
 
 static void
@@ -402,6 +415,7 @@ main(void)
         TEST(plugin_is_a_shell_with_its_methods_as_commands),
         TEST(plugin_that_is_not_active_is_not_entered),
         TEST(error_of_a_plugin_costs_the_command_alone),
+        TEST(child_that_a_plugin_forks_ends_with_the_command),
         TEST(command_of_a_plugin_can_be_interrupted),
         TEST(nothing_else_of_a_plugin_is_reached),
         TEST(broken_plugin_is_reported_and_skipped),

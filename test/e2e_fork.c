@@ -879,6 +879,61 @@ child_can_import_what_a_session_was_importing(void)
     wait_for_text(app, OUT, "status 0\n", DEADLINE);
 }
 
+/* The hook of the program's own comes first, so it runs when the manhole's has. */
+#define IN_THE_MIDDLE_OF_A_FORK(act)                                                     \
+  HELPERS "def act():\n" act "acts = [act]\n"                                            \
+          "os.register_at_fork(before=lambda: acts and acts.pop()())\n"
+#define FORK_AND_WAIT "if os.fork() == 0: os._exit(0)\nos.wait()\n"
+
+static void
+fork_in_the_middle_of_a_fork_shuts_no_client_out(void)
+{
+    struct process *app = start_target(
+        IN_THE_MIDDLE_OF_A_FORK("    if os.fork() == 0: os._exit(0)\n    os.wait()\n")
+            INSTALL(LATE) FORK_AND_WAIT READY STAY);
+    wait_until_ready(app);
+    assert_answers(app->pid);
+}
+
+static void
+oneshot_in_the_middle_of_a_fork_is_served(void)
+{
+    struct process *app = start_target(
+        IN_THE_MIDDLE_OF_A_FORK("    signal.raise_signal(signal.SIGUSR1)\n    pass\n")
+            INSTALL("oneshot_on='USR1'") FORK_AND_WAIT READY STAY);
+    wait_for_path(socket_path_of(app->pid), DEADLINE);
+    struct client *client = client_at_prompt(socket_path_of(app->pid));
+    assert_string_equal(client_ask(client, "6 * 7"), "42\n");
+    client_close(client);
+    wait_until_ready(app);
+}
+
+/* Before 3.13 a thread that is new to Python waits for the GIL there, which whoever forks has: the
+ * program lets go of it for nobody before that. Its client tells when the session is on its way. */
+static void
+fork_goes_on_under_tracemalloc_while_a_client_comes(void)
+{
+    struct process *app =
+        start_target(HELPERS INSTALL("patch_fork=False") //
+                     "import glob, mmap, socket, tracemalloc\n"
+                     "tracemalloc.start()\n"
+                     "came = mmap.mmap(-1, 1)\n"
+                     "parent = os.getpid()\n"
+                     "def is_session_asleep():\n"
+                     "    tasks = glob.glob('/proc/%d/task/*/stat' % parent)\n"
+                     "    return any('(Manhole <' in text and ') S ' in text\n"
+                     "               for text in [open(task).read() for task in tasks])\n"
+                     "sys.setswitchinterval(1000)\n"
+                     "if os.fork() == 0:\n"
+                     "    client = socket.socket(socket.AF_UNIX)\n"
+                     "    client.connect('/tmp/manhole-%d' % parent)\n"
+                     "    while not is_session_asleep(): pass\n"
+                     "    came[0] = 1\n"
+                     "    os._exit(0)\n"
+                     "while came[0] == 0: pass\n" FORK_AND_WAIT "os.wait()\n" READY STAY);
+    wait_until_ready(app);
+}
+
 int
 main(void)
 {
@@ -930,6 +985,9 @@ main(void)
         TEST(children_that_finalize_leave_no_socket),
         TEST(forks_while_clients_come_and_go_lose_no_client),
         TEST(child_can_import_what_a_session_was_importing),
+        TEST(fork_in_the_middle_of_a_fork_shuts_no_client_out),
+        TEST(oneshot_in_the_middle_of_a_fork_is_served),
+        TEST(fork_goes_on_under_tracemalloc_while_a_client_comes),
     };
     return RUN_TESTS(tests);
 }

@@ -111,6 +111,16 @@ library_is_found_whatever_sys_path_says(void)
 }
 
 static void
+entry_of_sys_path_that_is_no_text_is_passed_by(void)
+{
+    struct process *app =
+        start_target("import sys; sys.path[:0] = None, b'.'\n" TARGET(""));
+    wait_until_ready(app);
+    assert_console_works(enter(app));
+    assert_null(strstr(text_of(app, ERR), "Cannot import"));
+}
+
+static void
 module_that_the_application_has_blocked_is_had_all_the_same(void)
 {
     struct process *app =
@@ -242,6 +252,7 @@ main(void)
         TEST(module_that_the_application_has_imported_stays_its_own),
         TEST(shell_of_commands_runs_no_module_of_the_application),
         TEST(library_is_found_whatever_sys_path_says),
+        TEST(entry_of_sys_path_that_is_no_text_is_passed_by),
         TEST(module_that_the_application_has_blocked_is_had_all_the_same),
         TEST(library_is_shared_where_no_name_is_taken),
         TEST(console_serves_without_its_modules),

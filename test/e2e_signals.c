@@ -507,6 +507,35 @@ handler_that_exits_while_oneshot_serves_ends_the_program(void)
     assert_no_path(path_of(app));
 }
 
+static void
+handler_that_exits_ends_a_oneshot_with_the_shell_of_commands(void)
+{
+    struct process *app = start_ready(
+        EXITS_BY_SIGTERM INSTALL(ONESHOT ", connection_handler='commands'") ECHO);
+    open_by_signal(app);
+    struct client *client = connect_client(path_of(app));
+    client_wait_for(client, format_text("(manhole:%d) ", (int)app->pid));
+    wait_until_asleep(app->pid);
+    send_signal(app, SIGTERM);
+    assert_string_equal(client_read_until_eof(client), "");
+    assert_int_equal(wait_for_exit(app, DEADLINE), 3);
+}
+
+static void
+handler_that_exits_ends_a_oneshot_with_the_exec_handler(void)
+{
+    struct process *app =
+        start_ready(EXITS_BY_SIGTERM INSTALL(ONESHOT ", connection_handler='exec'") ECHO);
+    open_by_signal(app);
+    struct client *client = connect_client(path_of(app));
+    client_send(client, "print('served', flush=True)\n");
+    wait_for_text(app, OUT, "served\n", DEADLINE);
+    wait_until_asleep(app->pid);
+    send_signal(app, SIGTERM);
+    client_read_until_eof(client);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 3);
+}
+
 /* It raises in the middle of a statement, which passes for the statement's own exit. */
 static void
 handler_that_exits_ends_a_oneshot_whose_client_does_not_read(void)
@@ -564,6 +593,8 @@ main(void)
         TEST(interrupt_while_oneshot_waits_reaches_the_program),
         TEST(handler_that_exits_while_oneshot_waits_ends_the_program),
         TEST(handler_that_exits_while_oneshot_serves_ends_the_program),
+        TEST(handler_that_exits_ends_a_oneshot_with_the_shell_of_commands),
+        TEST(handler_that_exits_ends_a_oneshot_with_the_exec_handler),
         TEST(handler_that_exits_ends_a_oneshot_whose_client_does_not_read),
         TEST(termination_while_oneshot_waits_removes_the_socket),
     };

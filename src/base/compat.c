@@ -74,7 +74,7 @@ Py_XNewRef(PyObject *object)
 #endif
 
 /* Whether the calling thread is attached to Python. Before 3.12 CPython knows one holder of the GIL
- * only; a thread of a subinterpreter is taken for one that is not. */
+ * only: it is the calling thread when that has made it, also for a subinterpreter. */
 static bool
 is_attached(void)
 {
@@ -83,8 +83,9 @@ is_attached(void)
 #elif PY_VERSION_HEX >= 0x030c0000
     return _PyThreadState_UncheckedGet() != NULL;
 #else
-    PyThreadState *own = PyGILState_GetThisThreadState();
-    return own != NULL && own == _PyThreadState_UncheckedGet();
+    PyThreadState *holder = _PyThreadState_UncheckedGet();
+    return holder != NULL && (holder == PyGILState_GetThisThreadState() ||
+                              holder->thread_id == PyThread_get_thread_ident());
 #endif
 }
 
@@ -332,7 +333,9 @@ ask_gil_holder(int fd)
 
 /* Before 3.12 a child waits for the lock on the list of thread states before it makes it anew, for
  * ever if another thread has it at the fork. One that is attached has not; a thread of ours on its
- * way in may. So fork() waits for it, the C library's too; and so does who walks over that list. */
+ * way in may. So fork() waits for it, the C library's too; and so does who walks over that list. But
+ * not for long: under tracemalloc what is allocated for a new thread state waits for the GIL, which
+ * whoever is attached would keep for ever. That comes before the list is touched. */
 #if PY_VERSION_HEX < 0x030d0000
 static pthread_mutex_t new_state_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -342,10 +345,32 @@ lock_new_state(void)
     (void)pthread_mutex_lock(&new_state_lock);
 }
 
-static void
-unlock_new_state(void)
+/* Returns whether it is locked. */
+static bool
+lock_new_state_soon(void)
 {
-    (void)pthread_mutex_unlock(&new_state_lock);
+    enum { PATIENCE_MS = 100 };
+    bool locked = pthread_mutex_trylock(&new_state_lock) == 0;
+    for (int ms = 0; !locked && ms < PATIENCE_MS; ms++) {
+        (void)poll(NULL, 0, 1);
+        locked = pthread_mutex_trylock(&new_state_lock) == 0;
+    }
+    return locked;
+}
+
+static void
+unlock_new_state(bool locked)
+{
+    if (locked) {
+        (void)pthread_mutex_unlock(&new_state_lock);
+    }
+}
+
+/* In a forked child. */
+static void
+make_new_state_lock_anew(void)
+{
+    (void)pthread_mutex_init(&new_state_lock, NULL);
 }
 
 #else
@@ -354,8 +379,20 @@ lock_new_state(void)
 {
 }
 
+static bool
+lock_new_state_soon(void)
+{
+    return false;
+}
+
 static void
-unlock_new_state(void)
+unlock_new_state(bool locked)
+{
+    (void)locked;
+}
+
+static void
+make_new_state_lock_anew(void)
 {
 }
 #endif
@@ -471,12 +508,12 @@ import_threading(void)
     bool had_lock = tstate->on_delete != NULL; /* a thread of threading's own */
     PyObject *names = NULL;                    /* owned */
     PyObject *result = NULL;                   /* owned */
-    lock_new_state();
+    bool locked = lock_new_state_soon();
     oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
     while (oldest->next != NULL) {
         oldest = oldest->next;
     }
-    unlock_new_state();
+    unlock_new_state(locked);
     names = Py_BuildValue("{sOsk}", "__builtins__", PyEval_GetBuiltins(), "ident",
                           oldest->thread_id);
     if (names != NULL) {
@@ -502,7 +539,7 @@ new_thread_state(PyInterpreterState *interpreter)
     PyThreadState *tstate = NULL;
     lock_new_state();
     tstate = PyThreadState_New(interpreter);
-    unlock_new_state();
+    unlock_new_state(true);
     return tstate;
 }
 

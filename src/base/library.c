@@ -49,10 +49,12 @@ static const char library_program[] =
     "        names = list_names(folder) | list_names(folder + '/lib-dynload')\n"
     "    names = set(names).difference(sys.builtin_module_names)\n"
     "    end = sys.path.index(folder) if folder in sys.path else None\n"
-    "    ahead = {name for entry in sys.path[:end] for name in find_ahead(names, "
-    "entry)}\n"
-    "    return ahead, any(not is_standard(sys.modules[name])\n"
-    "                      for name in names.intersection(sys.modules))\n"
+    /* CPython imports from no other entries, either. */
+    "    entries = [entry for entry in sys.path[:end] if isinstance(entry, str)]\n"
+    "    ahead = {name for entry in entries for name in find_ahead(names, entry)}\n"
+    "    modules = dict(sys.modules)\n" /* other threads go on importing */
+    "    return ahead, any(not is_standard(modules[name])\n"
+    "                      for name in names.intersection(modules))\n"
     "def look():\n"
     "    global known\n"
     "    if known is None or known[0] != sys.path:\n"

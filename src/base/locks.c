@@ -1,6 +1,6 @@
 /* Locks. Two kinds, never mixed:
  *   install_lock, sys_lock, import_lock   may be held while Python runs; taken by lock_attached(),
- *                            and import_lock by whoever forks.
+ *                            and import_lock by lock_imports() and whoever forks.
  *   leaves: table_lock, log_lock, out_lock of a session. Held for a few instructions, never while
  *   attaching, detaching, sending or running Python; so they may be taken in either state.
  *   snapshot_lock            held while a frozen copy is made and waited for: who is attached may
@@ -37,6 +37,50 @@ lock_leaf(pthread_mutex_t *lock)
     (void)pthread_mutex_lock(lock);
 }
 
+static void
+unlock(pthread_mutex_t *lock)
+{
+    (void)pthread_mutex_unlock(lock);
+}
+
+/* How often the calling thread has import_lock: a signal handler in Python may fork, or serve a
+ * oneshot's client, in the middle of a fork of its own thread's. */
+static _Thread_local unsigned import_locks;
+
+/* Returns whether the calling thread has it, once more. */
+static bool
+try_imports(void)
+{
+    bool locked = import_locks > 0 || pthread_mutex_trylock(&import_lock) == 0;
+    import_locks += locked;
+    return locked;
+}
+
+ATTACHED static void
+lock_imports(void)
+{
+    if (!try_imports()) {
+        lock_attached(&import_lock);
+        import_locks = 1;
+    }
+}
+
+/* Also for a fork that has not got it in time, and in a forked child: does nothing there. */
+static void
+unlock_imports(void)
+{
+    if (import_locks > 0 && --import_locks == 0) {
+        unlock(&import_lock);
+    }
+}
+
+static void
+make_import_lock_anew(void)
+{
+    import_locks = 0;
+    (void)pthread_mutex_init(&import_lock, NULL);
+}
+
 /* The thread that is in install() or release(), 0: none. */
 static _Atomic unsigned long installer;
 
@@ -60,12 +104,6 @@ lock_install(void)
     lock_attached(&install_lock);
     atomic_store(&installer, PyThread_get_thread_ident());
     return 0;
-}
-
-static void
-unlock(pthread_mutex_t *lock)
-{
-    (void)pthread_mutex_unlock(lock);
 }
 
 static void
@@ -93,7 +131,7 @@ make_locks_anew(void)
     (void)pthread_mutex_init(&install_lock, NULL);
     atomic_store(&installer, 0);
     (void)pthread_mutex_init(&sys_lock, NULL);
-    (void)pthread_mutex_init(&import_lock, NULL);
+    make_import_lock_anew();
     (void)pthread_mutex_init(&table_lock, NULL);
     (void)pthread_mutex_init(&log_lock, NULL);
     (void)pthread_mutex_init(&snapshot_lock, NULL);

@@ -464,15 +464,19 @@ static _Thread_local struct {
     bool untold;           /* it is such a one: table_lock is held meanwhile, */
     bool told;             /* or, for our clients' sake, Python is told after all, */
     PyThreadState *tstate; /* attached for that; NULL: it was */
+    bool holds_new_state;  /* see lock_new_state_soon() */
 } c_fork;
 
 /* Other forks in C, subprocess's or those of a library that Python code has called, are for another
- * program, and pay for no more than this look. */
+ * program, and pay for no more than this look. Of one in a subinterpreter CPython is not to be told:
+ * that would end the child. */
 static bool
 forks_for_itself(void)
 {
-    const PyThreadState *tstate = python_tells ? NULL : own_thread_state();
-    return tstate != NULL && !is_in_python_code(tstate) && !is_finalizing() && is_owner();
+    PyThreadState *tstate = python_tells ? NULL : own_thread_state();
+    return tstate != NULL && !is_in_python_code(tstate) && !is_finalizing() &&
+           is_owner() &&
+           PyThreadState_GetInterpreter(tstate) == PyInterpreterState_Main();
 }
 
 /* Whether Python takes in who waits for it; else it is stuck, and so will the child be. */
@@ -528,13 +532,13 @@ before_c_fork(void)
             }
         }
     }
-    lock_new_state();
+    c_fork.holds_new_state = lock_new_state_soon();
 }
 
 static void
 after_c_fork_in_parent(void)
 {
-    unlock_new_state();
+    unlock_new_state(c_fork.holds_new_state);
     if (c_fork.untold) {
         unlock(&table_lock);
     }
@@ -548,7 +552,7 @@ after_c_fork_in_parent(void)
 static void
 after_c_fork_in_child(void)
 {
-    unlock_new_state();
+    make_new_state_lock_anew();
     if (c_fork.untold) {
         unlock(&table_lock);
         if (manhole.installed && may_reinstall(&manhole.options)) {
@@ -573,25 +577,20 @@ add_c_fork_hook(void)
 
 /* ---- Python's own fork ------------------------------------------------------------------ */
 
-/* Whether the calling thread has import_lock, from before it forks until after. */
-static _Thread_local bool has_import_lock;
-
 /* os.register_at_fork(before=...): see import_needed_modules(). No longer than a second, for the
  * imports may themselves wait for the thread that forks; by a clock that nobody sets, which
  * pthread_mutex_timedlock()'s is not. */
 ATTACHED static PyObject *
 py_before_fork(PyObject *module, PyObject *unused)
 {
+    const int64_t deadline_ms = monotonic_ms() + FORK_PATIENCE_MS;
     (void)module;
     (void)unused;
     python_tells = true;
-    has_import_lock = pthread_mutex_trylock(&import_lock) == 0;
-    if (!has_import_lock) {
-        const int64_t deadline_ms = monotonic_ms() + FORK_PATIENCE_MS;
+    if (!try_imports()) {
         PyThreadState *tstate = detach();
-        while (!has_import_lock && ms_until(deadline_ms) > 0) {
+        while (ms_until(deadline_ms) > 0 && !try_imports()) {
             (void)poll(NULL, 0, 1);
-            has_import_lock = pthread_mutex_trylock(&import_lock) == 0;
         }
         reattach(tstate);
     }
@@ -604,10 +603,7 @@ py_after_fork_in_parent(PyObject *module, PyObject *unused)
     (void)module;
     (void)unused;
     python_tells = false;
-    if (has_import_lock) {
-        has_import_lock = false;
-        unlock(&import_lock);
-    }
+    unlock_imports();
     return Py_NewRef(Py_None);
 }
 
@@ -619,8 +615,7 @@ py_after_fork_in_child(PyObject *module, PyObject *unused)
     (void)module;
     (void)unused;
     python_tells = false;
-    has_import_lock = false;
-    (void)pthread_mutex_init(&import_lock, NULL); /* whoever had it */
+    make_import_lock_anew(); /* whoever had it */
     if (atomic_load(&manhole.owner) != 0 && !is_owner()) {
         forget_parent_attached();
         if (manhole.installed) {

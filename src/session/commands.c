@@ -327,8 +327,12 @@ ATTACHED static PyObject *
 commands_ask(PyObject *module, PyObject *prompt)
 {
     const char *text = PyUnicode_AsUTF8(prompt);
+    PyObject *line = text == NULL ? NULL : ask_line(current_session, text); /* new */
     (void)module;
-    return text == NULL ? NULL : ask_line(current_session, text);
+    if (line == NULL && !PyErr_Occurred()) {
+        PyErr_SetNone(PyExc_SystemExit); /* the application's: see await_line() */
+    }
+    return line;
 }
 
 /* run(callable, *arguments): in there, and nowhere else in the program, the client can interrupt.
@@ -336,15 +340,16 @@ commands_ask(PyObject *module, PyObject *prompt)
 ATTACHED static PyObject *
 commands_run(PyObject *module, PyObject *callable_and_arguments)
 {
+    struct session *session = current_session; /* which a forked child has none of */
     PyObject *arguments =
         PyTuple_GetSlice(callable_and_arguments, 1, PY_SSIZE_T_MAX); /* owned */
     PyObject *result = NULL; /* new, handed to the caller */
     (void)module;
     if (arguments != NULL) {
-        begin_running(current_session);
+        begin_running(session);
         result =
             PyObject_CallObject(PyTuple_GET_ITEM(callable_and_arguments, 0), arguments);
-        end_running(current_session);
+        end_running(session);
         Py_DECREF(arguments);
     }
     return result;
@@ -447,6 +452,9 @@ commands_console(PyObject *module, PyObject *locals)
         PyDict_SetItemString(session->names, "quit", leave) == 0 &&
         open_streams(session) == 0 && send_stacks(session, NULL, true) == 0) {
         hold_console(session, false);
+    }
+    if (session->raised != NULL && !PyErr_Occurred()) {
+        PyErr_SetNone(PyExc_SystemExit); /* as in commands_ask() */
     }
     raised = take_exception();
     close_streams(session);

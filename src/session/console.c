@@ -89,7 +89,7 @@ import_needed_modules(struct session *session, const char *ahead)
     char missing[200] = "";
     PyObject *why = NULL; /* owned: of the first that is missing */
     set_importing(session, true);
-    lock_attached(&import_lock);
+    lock_imports();
     if (!is_imported("threading") && is_found_normally("threading")) {
         import_threading();
     }
@@ -106,7 +106,7 @@ import_needed_modules(struct session *session, const char *ahead)
         Py_XDECREF(module);
         note_progress();
     }
-    unlock(&import_lock);
+    unlock_imports();
     set_importing(session, false);
     if (missing[0] != '\0') {
         tell_missing(session, missing, why, ahead);
@@ -120,9 +120,9 @@ import_part(struct session *session, const struct part *part, const char *name)
 {
     PyObject *found = NULL; /* new, handed to the caller */
     set_importing(session, true);
-    lock_attached(&import_lock);
+    lock_imports();
     found = get_from_part(manhole.module, part, name);
-    unlock(&import_lock);
+    unlock_imports();
     set_importing(session, false);
     return found;
 }
@@ -379,12 +379,12 @@ ATTACHED static PyObject *
 get_derived(const struct derived *derived, PyObject **kept)
 {
     PyObject *type = NULL; /* owned, handed to the caller */
-    lock_attached(&import_lock);
+    lock_imports();
     if (*kept == NULL) {
         *kept = make_derived(derived);
     }
     type = Py_XNewRef(*kept);
-    unlock(&import_lock);
+    unlock_imports();
     return type;
 }
 
@@ -1593,7 +1593,7 @@ serve_exec(struct session *session, PyObject *locals)
     (void)import_needed_modules(session, "");
     session->input = open_input(session);
     while (session->input != NULL && !over) {
-        PyObject *line = read_line(session); /* owned */
+        PyObject *line = await_line(session); /* owned */
         over = line == NULL || PyUnicode_GetLength(line) == 0 ||
                exec_line(session, line, locals) < 0;
         Py_XDECREF(line);

@@ -72,6 +72,7 @@ is_importing(unsigned long ident)
     PyCodeObject *code = NULL;                                              /* owned */
     const char *file = NULL;
     bool importing = false;
+    bool collecting = pause_gc(); /* as in look_at_threads() */
     if (current_frames != NULL && key != NULL) {
         frames = PyObject_CallNoArgs(current_frames);
         frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
@@ -87,6 +88,7 @@ is_importing(unsigned long ident)
     Py_XDECREF(frames);
     Py_XDECREF(frame);
     Py_XDECREF(code);
+    resume_gc(collecting);
     return importing;
 }
 
