@@ -268,7 +268,8 @@ variable_is_ignored_where_python_ignores_its_own(void)
         format_text("import site, sys\n"
                     "sys.path.insert(0, '%s')\n"
                     "site.addsitedir('%s')\n%s",
-                    build_path("."), source_path("."), SAYS_IF_IMPORTED);
+                    build_path("."), test_directory(), SAYS_IF_IMPORTED);
+    (void)write_file("manhole.pth", read_file(source_path("manhole.pth")));
     for (size_t i = 0; i < sizeof(switches) / sizeof(switches[0]); i++) {
         struct process *app =
             start_process(.argv = LIST(python(), switches[i], "-c", program),

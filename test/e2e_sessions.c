@@ -476,7 +476,9 @@ second_ctrl_c_leaves_a_statement_that_does_not_end(void)
 static void
 ctrl_c_in_a_call_says_when_it_comes_and_that_another_leaves(void)
 {
-    static const char code[] = "import time; print('be' 'gun'); time.sleep(1000)";
+    static const char code[] = "import _thread, time; "
+                               "print('be' 'gun', _thread.get_native_id()); "
+                               "time.sleep(1000)";
     static const char said[] = "still running: KeyboardInterrupt comes when the call "
                                "returns; Ctrl-C again leaves";
     static const struct {
@@ -494,7 +496,9 @@ ctrl_c_in_a_call_says_when_it_comes_and_that_another_leaves(void)
             wait_for_text(cli, OUT, ">>> ", DEADLINE);
             write_stdin(cli, format_text("%s\n", code));
         }
-        wait_for_text(cli, OUT, "begun", DEADLINE);
+        wait_for_text(cli, OUT, "begun ", DEADLINE);
+        wait_until_asleep(
+            (pid_t)strtol(wait_for_text(cli, OUT, "\n", DEADLINE), NULL, 10));
         write_stdin(cli, CTRL_C);
         wait_for_text(cli, OUT, said, DEADLINE);
         write_stdin(cli, CTRL_C);

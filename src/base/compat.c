@@ -28,6 +28,11 @@ extern struct role python;
 /* Attaches on a way that the checker cannot follow, and has detached again when it returns. */
 #define MAY_ATTACH CHECKED(no_thread_safety_analysis)
 
+/* What io has in C, which is always there: io itself is a file, and from 3.14 on Python starts
+ * without it, so a process that cannot read its library any more may have none. */
+#define IO_MODULE "_io"
+#define RAW_IO_BASE "_RawIOBase"
+
 /* The interpreter is ending, and whoever detaches now never comes back. */
 static bool
 is_finalizing(void)
@@ -333,9 +338,9 @@ ask_gil_holder(int fd)
 
 /* Before 3.12 a child waits for the lock on the list of thread states before it makes it anew, for
  * ever if another thread has it at the fork. One that is attached has not; a thread of ours on its
- * way in may. So fork() waits for it, the C library's too; and so does who walks over that list. But
- * not for long: under tracemalloc what is allocated for a new thread state waits for the GIL, which
- * whoever is attached would keep for ever. That comes before the list is touched. */
+ * way in may. So fork() waits for it, the C library's too; and so does who walks over that list.
+ * But not for long: under tracemalloc what is allocated for a new thread state waits for the GIL,
+ * which whoever is attached would keep for ever. That comes before the list is touched. */
 #if PY_VERSION_HEX < 0x030d0000
 static pthread_mutex_t new_state_lock = PTHREAD_MUTEX_INITIALIZER;
 

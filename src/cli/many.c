@@ -220,8 +220,9 @@ count_busy(const struct job *jobs, size_t count)
     return busy;
 }
 
-/* Waits for any of the jobs, and deals with it. Returns whether there was one. When nobody reads any
- * of our outputs, as behind an ssh that was interrupted, that is the end of all, as it is of one. */
+/* Waits for any of the jobs, and deals with it. Returns whether there was one. When nobody reads
+ * any of our outputs, as behind an ssh that was interrupted, that is the end of all, as it is of
+ * one. */
 static bool
 attend_jobs(struct job *jobs, size_t count, const struct request *request,
             size_t *documents)

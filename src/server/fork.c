@@ -468,8 +468,8 @@ static _Thread_local struct {
 } c_fork;
 
 /* Other forks in C, subprocess's or those of a library that Python code has called, are for another
- * program, and pay for no more than this look. Of one in a subinterpreter CPython is not to be told:
- * that would end the child. */
+ * program, and pay for no more than this look. Of one in a subinterpreter CPython is not to be
+ * told: that would end the child. */
 static bool
 forks_for_itself(void)
 {

@@ -156,10 +156,10 @@ remember_exception(PyObject *type, PyObject *value, PyObject *traceback)
 ATTACHED static PyObject *
 format_plainly(PyObject *exception, PyObject *traceback /* or None */)
 {
-    PyObject *io = PyImport_ImportModule("io"); /* owned */
-    PyObject *file = NULL;                      /* owned */
-    PyObject *shown = NULL;                     /* owned */
-    PyObject *text = NULL;                      /* new, handed to the caller */
+    PyObject *io = PyImport_ImportModule(IO_MODULE); /* owned */
+    PyObject *file = NULL;                           /* owned */
+    PyObject *shown = NULL;                          /* owned */
+    PyObject *text = NULL;                           /* new, handed to the caller */
     if (io != NULL) {
         file = PyObject_CallMethod(io, "StringIO", NULL);
     }
@@ -1150,10 +1150,12 @@ static PyMethodDef input_methods[] = {
 ATTACHED static PyObject *
 open_typed_input(struct session *session)
 {
-    static const struct derived derived = {
-        .name = "Input", .module = "io", .base = "RawIOBase", .methods = input_methods};
+    static const struct derived derived = {.name = "Input",
+                                           .module = IO_MODULE,
+                                           .base = RAW_IO_BASE,
+                                           .methods = input_methods};
     PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
-    PyObject *io = type == NULL ? NULL : PyImport_ImportModule("io");       /* owned */
+    PyObject *io = type == NULL ? NULL : PyImport_ImportModule(IO_MODULE);  /* owned */
     PyObject *name = PyUnicode_FromString(stream_name);                     /* owned */
     PyObject *mode = PyUnicode_FromString("r");                             /* owned */
     PyObject *raw = NULL;                                                   /* owned */

@@ -380,7 +380,7 @@ make_descriptor(int fd)
 ATTACHED static void
 refuse_fileno(const char *why)
 {
-    PyObject *io = PyImport_ImportModule("io"); /* owned */
+    PyObject *io = PyImport_ImportModule(IO_MODULE); /* owned */
     PyObject *type = io == NULL
                          ? NULL
                          : PyObject_GetAttrString(io, "UnsupportedOperation"); /* owned */
