@@ -476,8 +476,8 @@ second_ctrl_c_leaves_a_statement_that_does_not_end(void)
 static void
 ctrl_c_in_a_call_says_when_it_comes_and_that_another_leaves(void)
 {
-    static const char code[] = "import _thread, time; "
-                               "print('be' 'gun', _thread.get_native_id()); "
+    static const char code[] = "import _thread, os, time; "
+                               "os.write(1, b'begun %d\\n' % _thread.get_native_id()); "
                                "time.sleep(1000)";
     static const char said[] = "still running: KeyboardInterrupt comes when the call "
                                "returns; Ctrl-C again leaves";
@@ -496,9 +496,9 @@ ctrl_c_in_a_call_says_when_it_comes_and_that_another_leaves(void)
             wait_for_text(cli, OUT, ">>> ", DEADLINE);
             write_stdin(cli, format_text("%s\n", code));
         }
-        wait_for_text(cli, OUT, "begun ", DEADLINE);
+        wait_for_text(app, OUT, "begun ", DEADLINE);
         wait_until_asleep(
-            (pid_t)strtol(wait_for_text(cli, OUT, "\n", DEADLINE), NULL, 10));
+            (pid_t)strtol(wait_for_text(app, OUT, "\n", DEADLINE), NULL, 10));
         write_stdin(cli, CTRL_C);
         wait_for_text(cli, OUT, said, DEADLINE);
         write_stdin(cli, CTRL_C);

@@ -105,7 +105,8 @@ facts_are_read_and_other_lines_left(void **state)
         if (ident != facts_rows[i].ident || note.native_id != facts_rows[i].native_id ||
             note.holds_gil != facts_rows[i].holds_gil ||
             note.name.length != strlen(facts_rows[i].name) ||
-            strncmp(note.name.bytes, facts_rows[i].name, note.name.length) != 0) {
+            (note.name.length > 0 &&
+             memcmp(note.name.bytes, facts_rows[i].name, note.name.length) != 0)) {
             fail_msg("%s: %lu %lu %d %.*s", facts_rows[i].line, ident, note.native_id,
                      note.holds_gil, (int)note.name.length, note.name.bytes);
         }
