@@ -114,7 +114,7 @@ static void
 entry_of_sys_path_that_is_no_text_is_passed_by(void)
 {
     struct process *app =
-        start_target("import sys; sys.path[:0] = None, b'.'\n" TARGET(""));
+        start_target("import sys; sys.path.insert(0, None)\n" TARGET(""));
     wait_until_ready(app);
     assert_console_works(enter(app));
     assert_null(strstr(text_of(app, ERR), "Cannot import"));
