@@ -479,9 +479,8 @@ uwsgi_lazy_application_may_install_where_its_master_has(void)
 {
     const char *app = format_text(
         "import manhole; manhole.install(locals={'lazy': 'yes'})\n%s", WSGI_APP);
-    struct server server =
-        start_uwsgi(app, LIST("--processes", "1", "--enable-threads", "--lazy-apps"),
-                    AT_ONCE);
+    struct server server = start_uwsgi(
+        app, LIST("--processes", "1", "--enable-threads", "--lazy-apps"), AT_ONCE);
     struct brood workers = workers_of(server, 1);
     assert_serves(server); /* so it has loaded the application */
     struct client *client = client_at_prompt(workers.pids[0]);
