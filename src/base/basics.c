@@ -81,18 +81,14 @@ open_bell(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     socklen_t size = sizeof(address);
-    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); /* owned */
+    OWNED_FD int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     /* Only a family: the kernel finds an address, which is in no file system. */
-    if (fd >= 0 &&
-        (bind(fd, (struct sockaddr *)&address, sizeof(address.sun_family)) < 0 ||
-         getsockname(fd, (struct sockaddr *)&address, &size) < 0 ||
-         connect(fd, (struct sockaddr *)&address, size) < 0)) {
-        int error = errno;
-        (void)close(fd);
-        errno = error;
-        fd = -1;
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address.sun_family)) < 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &size) < 0 ||
+        connect(fd, (struct sockaddr *)&address, size) < 0) {
+        return -1;
     }
-    return fd;
+    return steal_fd(&fd);
 }
 
 /* Once made the bells stay for the life of the process: a handler or an application thread may be

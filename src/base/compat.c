@@ -28,6 +28,50 @@ extern struct role python;
 /* Attaches on a way that the checker cannot follow, and has detached again when it returns. */
 #define MAY_ATTACH CHECKED(no_thread_safety_analysis)
 
+/* A new reference that its block gives back, whichever way it is left:
+ *     OWNED PyObject *name = PyUnicode_FromString("x");
+ * One that is handed on: return steal_reference(&name). No goto may jump past the declaration, and
+ * the block may not detach() and leave without reattach(). */
+#define OWNED __attribute__((cleanup(drop_reference)))
+
+/* The clean-up of OWNED. */
+ATTACHED static inline void
+drop_reference(PyObject **owned)
+{
+    Py_XDECREF(*owned);
+}
+
+/* Takes a reference out of the hands of the block that owns it. */
+ATTACHED static inline PyObject *
+steal_reference(PyObject **owned)
+{
+    PyObject *stolen = *owned;
+    *owned = NULL;
+    return stolen;
+}
+
+/* A descriptor that its block closes, errno kept; one that is handed on: return steal_fd(&fd). */
+#define OWNED_FD __attribute__((cleanup(close_owned_fd)))
+
+/* The clean-up of OWNED_FD. */
+static inline void
+close_owned_fd(const int *owned)
+{
+    int error = errno;
+    if (*owned >= 0) {
+        (void)close(*owned);
+    }
+    errno = error;
+}
+
+static inline int
+steal_fd(int *owned)
+{
+    int stolen = *owned;
+    *owned = -1;
+    return stolen;
+}
+
 /* What io has in C, which is always there: io itself is a file, and from 3.14 on Python starts
  * without it, so a process that cannot read its library any more may have none. */
 #define IO_MODULE "_io"
@@ -100,14 +144,10 @@ ATTACHED static int
 find_sys(const char *name, PyObject **found)
 {
 #if PY_VERSION_HEX >= 0x030d0000
-    PyObject *module = PyImport_AddModuleRef("sys"); /* owned */
-    int result = -1;
+    OWNED PyObject *module = PyImport_AddModuleRef("sys");
     *found = NULL;
-    if (module != NULL) {
-        result = PyObject_GetOptionalAttrString(module, name, found) < 0 ? -1 : 0;
-    }
-    Py_XDECREF(module);
-    return result;
+    return module == NULL || PyObject_GetOptionalAttrString(module, name, found) < 0 ? -1
+                                                                                     : 0;
 #else
     *found = Py_XNewRef(PySys_GetObject(name));
     return 0;
