@@ -59,8 +59,8 @@ def get_stacks(app, text="in tick"):
 
 
 def complete(app):
-    with Client(app.address, "faults.1/edit") as console:
-        console.wait_for("\1%s\2" % PROMPT)
+    with Client(app.address, "faults.1/terminal") as console:
+        console.wait_for("\1?%s\2" % PROMPT)
         with Client(app.address, "faults.1/complete") as client:
             client.send("is\n")
             client.read_to_end()  # nothing, if it cannot be made
@@ -646,7 +646,8 @@ TYPED = [
     ("f()\r", "'abab'"),
     ("isinst\t", "ance("),
     ("1, 2)\r", "TypeError"),
-    ("while True: pass\r\r", "... "),
+    ("while True: pass\r", "... "),
+    ("\r", "\r\n"),
     ("\3", "KeyboardInterrupt"),
     ("\4", "now exiting"),
 ]
