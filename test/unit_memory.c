@@ -334,7 +334,9 @@ ATTACHED static int
 try_live_names(void)
 {
     PyObject *own = PyDict_New();
-    PyObject *names = own == NULL ? NULL : make_live_names(own, PyModule_GetDict(module));
+    PyObject *names = own == NULL ? NULL
+                                  : call_part(module, &live_names_part, "Names", own,
+                                              PyModule_GetDict(module));
     int result = names == NULL ? -1 : 0;
     Py_XDECREF(own);
     Py_XDECREF(names);
