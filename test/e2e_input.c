@@ -475,7 +475,7 @@ client_for_whom_there_is_no_thread_is_told_so(void)
 /* Imported before: the other user may not be let in where this Python is. */
 #define LIMITED(how, arguments)                                                          \
   "import manhole, os, resource, threading\n"                                            \
-  "import code, contextlib, socket, textwrap, traceback\n" how                           \
+  "import code, contextlib, socket, textwrap, tokenize, traceback\n" how                 \
   INSTALL(arguments) "free = lambda: resource.setrlimit(which, before)\n"
 
 static void
