@@ -141,8 +141,8 @@ handle_connection(PyObject *module, PyObject *client, void (*serve)(struct sessi
     if (fd < 0 || require_installed(module) < 0) {
         return NULL;
     }
-    if (current_session != NULL && !current_session->has_console &&
-        current_session->input == NULL &&
+    if (current_session != NULL && !current_session->run.has_console &&
+        current_session->run.input == NULL &&
         is_same_file(fd, kept_number(&current_session->fd))) {
         serve(current_session);
         return Py_NewRef(Py_None);

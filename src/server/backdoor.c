@@ -180,7 +180,7 @@ ATTACHED static PyObject *
 py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"conn_info", "locals", NULL};
-    struct entrance entrance = {.card = "", .wish = &backdoor_wish};
+    struct entrance entrance = {.card = "", .channel = &backdoor_channel};
     PyObject *conn = NULL;    /* borrowed */
     PyObject *address = NULL; /* borrowed */
     PyObject *locals = NULL;  /* borrowed */
@@ -205,7 +205,7 @@ py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
     }
     entrance.locals = Py_XNewRef(locals);
     tstate = detach();
-    in = admit_client(entrance.fd, &entrance.peer, entrance.wish) &&
+    in = admit_client(entrance.fd, &entrance.peer, entrance.channel) &&
          start_session(&entrance);
     wake_listener();
     reattach(tstate);

@@ -35,20 +35,20 @@ DETACHED static bool
 receive_line(struct session *session)
 {
     char *newline = NULL;
-    session->request = malloc(MAX_COMPLETION);
-    while (session->request != NULL && newline == NULL) {
-        char *next = session->request + session->request_length;
+    session->run.request = malloc(MAX_COMPLETION);
+    while (session->run.request != NULL && newline == NULL) {
+        char *next = session->run.request + session->run.request_length;
         size_t got =
-            receive_some(session, next, MAX_COMPLETION - session->request_length);
+            receive_some(session, next, MAX_COMPLETION - session->run.request_length);
         if (got == 0) {
             return false; /* no room: too long; or it does not come */
         }
         newline = memchr(next, '\n', got);
-        session->request_length += got;
+        session->run.request_length += got;
     }
     if (newline != NULL) {
         *newline = '\0';
-        session->request_length = (size_t)(newline - session->request);
+        session->run.request_length = (size_t)(newline - session->run.request);
     }
     return newline != NULL;
 }
@@ -63,9 +63,9 @@ copy_names(const struct session *asking)
     lock_leaf(&table_lock);
     for (size_t i = 0; i < MAX_SESSIONS && names == NULL; i++) {
         const struct session *session = &manhole.sessions[i];
-        if (session->state == SESSION_TAKEN && session->wish->serve == NULL &&
+        if (session->state == SESSION_TAKEN && session->channel->serve == NULL &&
             strcmp(session->card, asking->card) == 0) {
-            names = Py_XNewRef(session->names);
+            names = Py_XNewRef(session->run.names);
         }
     }
     unlock(&table_lock);
@@ -272,8 +272,8 @@ send_matches(struct session *session, PyObject *names)
     PyObject *lines = NULL;                                         /* owned */
     int result = -1;
     if (completion != NULL) {
-        text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
-                                    "strict");
+        text = PyUnicode_DecodeUTF8(session->run.request,
+                                    (Py_ssize_t)session->run.request_length, "strict");
     }
     begin_running(session);
     if (text != NULL) {
@@ -301,7 +301,8 @@ serve_completion(struct session *session, PyObject *locals)
     (void)locals;
     (void)import_needed_modules(session, NULL);
     names = copy_names(session);
-    if (names != NULL && session->request[strspn(session->request, " \t\r")] != '\0') {
+    if (names != NULL &&
+        session->run.request[strspn(session->run.request, " \t\r")] != '\0') {
         (void)send_matches(session, names);
     }
     PyErr_Clear();

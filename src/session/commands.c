@@ -445,15 +445,15 @@ commands_console(PyObject *module, PyObject *locals)
     (void)module;
     if (leave != NULL) {
         set_names(session, make_names(locals == Py_None ? NULL : locals,
-                                      session->wish->live_names));
+                                      session->channel->live_names));
     }
-    if (leave != NULL && session->names != NULL &&
-        PyDict_SetItemString(session->names, "exit", leave) == 0 &&
-        PyDict_SetItemString(session->names, "quit", leave) == 0 &&
+    if (leave != NULL && session->run.names != NULL &&
+        PyDict_SetItemString(session->run.names, "exit", leave) == 0 &&
+        PyDict_SetItemString(session->run.names, "quit", leave) == 0 &&
         open_streams(session) == 0 && send_stacks(session, NULL, true) == 0) {
         hold_console(session, false);
     }
-    if (session->raised != NULL && !PyErr_Occurred()) {
+    if (session->run.raised != NULL && !PyErr_Occurred()) {
         PyErr_SetNone(PyExc_SystemExit); /* as in commands_ask() */
     }
     raised = take_exception();
@@ -510,14 +510,14 @@ converse_by_commands(struct session *session, PyObject *locals)
     if (visit == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
         tell_missing(session, "what the shell of commands needs", take_exception(), "");
     }
-    session->input = visit == NULL ? NULL : open_typed_input(session);
+    session->run.input = visit == NULL ? NULL : open_typed_input(session);
     (void)settle_report_attached(session);
-    features = session->input == NULL ? NULL : name_features(enabled);
+    features = session->run.input == NULL ? NULL : name_features(enabled);
     if (features != NULL) {
         result = PyObject_CallFunctionObjArgs(
             visit, features, settings == NULL ? Py_None : settings,
             entries == NULL ? Py_None : entries, locals == NULL ? Py_None : locals,
-            session->input, NULL);
+            session->run.input, NULL);
     }
     if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_SystemExit)) {
         PyErr_Clear();

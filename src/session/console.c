@@ -39,9 +39,9 @@ note_progress(void)
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
-        if (session->importing && session->asked_ms != 0 && !session->answered) {
-            session->asked_ms = now_ms;
-            session->waiting_ms = session->waiting_ms == 0 ? 0 : now_ms;
+        if (session->hang.importing && session->hang.state != HANG_NONE) {
+            session->hang.asked_ms = now_ms;
+            session->hang.waiting_ms = session->hang.waiting_ms == 0 ? 0 : now_ms;
         }
         unlock(&session->out_lock);
     }
@@ -51,7 +51,7 @@ static void
 set_importing(struct session *session, bool importing)
 {
     lock_leaf(&session->out_lock);
-    session->importing = importing;
+    session->hang.importing = importing;
     unlock(&session->out_lock);
 }
 
@@ -394,10 +394,10 @@ ATTACHED static int
 show_value(struct session *session, PyObject *shown /* str */)
 {
     /* A function that calls the hook has other locals. */
-    if (session->one_act && PyUnicode_GET_LENGTH(shown) <= MAX_SHOWN &&
-        PyEval_GetLocals() == session->names) {
-        session->one_act = false;
-        append_str(&session->unsent, shown);
+    if (session->run.one_act && PyUnicode_GET_LENGTH(shown) <= MAX_SHOWN &&
+        PyEval_GetLocals() == session->run.names) {
+        session->run.one_act = false;
+        append_str(&session->outbox.unsent, shown);
         return check_unsent(session);
     }
     PyErr_Clear(); /* without any frame there are no locals */
@@ -433,9 +433,9 @@ py_displayhook(PyObject *module, PyObject *value)
     }
     shown = PyUnicode_FromFormat("%R\n", value);
     if (shown != NULL && show_value(session, shown) == 0 &&
-        (session->names == NULL ||
-         !PyDict_Check(session->names) || /* a plugin's command has none */
-         PyDict_SetItemString(session->names, "_", value) == 0)) {
+        (session->run.names == NULL ||
+         !PyDict_Check(session->run.names) || /* a plugin's command has none */
+         PyDict_SetItemString(session->run.names, "_", value) == 0)) {
         result = Py_NewRef(Py_None);
     }
     Py_XDECREF(shown);
@@ -519,8 +519,8 @@ set_names(struct session *session, PyObject *names /* new: taken over; or NULL *
 {
     PyObject *previous = NULL; /* owned */
     lock_leaf(&table_lock);
-    previous = session->names;
-    session->names = names;
+    previous = session->run.names;
+    session->run.names = names;
     unlock(&table_lock);
     Py_XDECREF(previous);
 }
@@ -560,7 +560,8 @@ skip_line(struct session *session)
     static const char message[] = "manhole: line too long (limit: 16 MiB), ignored\n";
     bool skipped = false;
     while (!skipped) {
-        PyObject *rest = PyObject_CallMethod(session->input, "readline", "i", MAX_LINE);
+        PyObject *rest =
+            PyObject_CallMethod(session->run.input, "readline", "i", MAX_LINE);
         if (rest == NULL) {
             return NULL;
         }
@@ -582,7 +583,7 @@ read_any_line(struct session *session)
     if (PyErr_CheckSignals() < 0) {
         return NULL; /* in a oneshot: read() looks only when it is interrupted */
     }
-    line = PyObject_CallMethod(session->input, "readline", "i", MAX_LINE);
+    line = PyObject_CallMethod(session->run.input, "readline", "i", MAX_LINE);
     if (line == NULL) {
         return NULL;
     }
@@ -620,9 +621,9 @@ read_line(struct session *session)
     PyObject *line = read_any_line(session); /* owned, handed to the caller */
     while (line != NULL && is_taken_back(session, line)) {
         Py_CLEAR(line);
-        atomic_store(&session->taken_back, false);
-        if (atomic_load(&session->interrupts) > 0) {
-            atomic_fetch_sub(&session->interrupts, 1);
+        atomic_store(&session->run.taken_back, false);
+        if (atomic_load(&session->run.interrupts) > 0) {
+            atomic_fetch_sub(&session->run.interrupts, 1);
             line = read_any_line(session);
         }
         else {
@@ -657,9 +658,9 @@ ATTACHED static void
 begin_running(struct session *session)
 {
     bool taken_back = false;
-    atomic_store(&session->running, true);
-    taken_back = atomic_load(&session->taken_back);
-    atomic_store(&session->interrupts, taken_back);
+    atomic_store(&session->run.running, true);
+    taken_back = atomic_load(&session->run.taken_back);
+    atomic_store(&session->run.interrupts, taken_back);
     if (taken_back) {
         strike(session, PyExc_KeyboardInterrupt);
     }
@@ -668,8 +669,8 @@ begin_running(struct session *session)
 ATTACHED static void
 end_running(struct session *session)
 {
-    atomic_store(&session->running, false);
-    if (atomic_exchange(&session->stricken, false)) {
+    atomic_store(&session->run.running, false);
+    if (atomic_exchange(&session->run.stricken, false)) {
         settle_interrupts(); /* it may have come too late */
     }
     if (session->state == SESSION_BURNT && current_session == NULL) {
@@ -703,7 +704,8 @@ judge_exception(struct session *session, PyObject *console)
     static const char message[] = "\nKeyboardInterrupt\n";
     PyObject *reset = NULL; /* owned */
     if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-        size_t skipped = session->wish->marked ? 1 : 0; /* there Ctrl-C ends the line */
+        size_t skipped =
+            session->channel->marked ? 1 : 0; /* there Ctrl-C ends the line */
         PyErr_Clear();
         if (write_client(session, message + skipped, sizeof(message) - 1 - skipped) < 0) {
             return SESSION_OVER;
@@ -832,8 +834,9 @@ run_paste(PyObject *console, PyObject *text)
 ATTACHED static PyObject *
 run_line(struct session *session, PyObject *console, PyObject *line)
 {
-    PyObject *code = session->one_act ? compile_one_act(console, line) : NULL; /* owned */
-    PyObject *ran = NULL;                                                      /* owned */
+    PyObject *code =
+        session->run.one_act ? compile_one_act(console, line) : NULL; /* owned */
+    PyObject *ran = NULL;                                             /* owned */
     PyObject *more = NULL; /* new, handed to the caller */
     if (code != NULL) {
         ran = PyObject_CallMethod(console, "runcode", "O", code);
@@ -860,11 +863,11 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
         return SESSION_OVER;
     }
     replace_streams();
-    session->one_act = begins && !is_paste && is_one_act(bare);
+    session->run.one_act = begins && !is_paste && is_one_act(bare);
     begin_running(session);
     more = is_paste ? run_paste(console, bare) : run_line(session, console, bare);
     end_running(session);
-    session->one_act = false;
+    session->run.one_act = false;
     if (more != NULL) {
         verdict = more == Py_True ? LINE_WANTS_MORE : LINE_DONE;
     }
@@ -909,11 +912,9 @@ expect_answer(struct session *session)
     int64_t now_ms = monotonic_ms();
     int64_t wakes_at_ms = -1;
     lock_leaf(&session->out_lock);
-    session->waiting_ms = now_ms;
-    session->asked_ms = session->asked_ms == 0 ? 0 : now_ms; /* 0: nobody watches it */
-    session->answered = false;
-    session->reported = false;
-    session->told = false;
+    session->hang.waiting_ms = now_ms;
+    session->hang.asked_ms = now_ms;
+    session->hang.state = HANG_ASKED;
     unlock(&session->out_lock);
     /* A listener that wakes in time anyway sees it then: most lines cost it nothing. */
     wakes_at_ms = atomic_load(&manhole.wakes_at_ms);
@@ -927,9 +928,19 @@ expect_answer(struct session *session)
 static bool
 note_answer(struct session *session)
 {
-    session->answered = true;
-    session->waiting_ms = 0;
-    return session->told;
+    bool told = session->hang.state == HANG_TOLD;
+    session->hang.state = HANG_NONE;
+    session->hang.waiting_ms = 0;
+    return told;
+}
+
+/* The client has the whole of a report. The caller has set sending. */
+static void
+note_told(struct session *session)
+{
+    lock_leaf(&session->out_lock);
+    session->hang.state = HANG_TOLD;
+    unlock(&session->out_lock);
 }
 
 /* Python has answered: no reporter has to any more. Returns as note_answer(). */
@@ -938,7 +949,8 @@ settle_report(struct session *session)
 {
     bool told = false;
     lock_leaf(&session->out_lock);
-    while (session->sending) { /* a reporter in the middle of it comes to its end */
+    while (
+        session->outbox.sending) { /* a reporter in the middle of it comes to its end */
         (void)pthread_cond_wait(&session->out_free, &session->out_lock);
     }
     told = note_answer(session);
@@ -953,7 +965,7 @@ settle_report_attached(struct session *session)
     bool sending = false;
     bool told = false;
     lock_leaf(&session->out_lock);
-    sending = session->sending;
+    sending = session->outbox.sending;
     told = !sending && note_answer(session);
     unlock(&session->out_lock);
     if (sending) {
@@ -972,7 +984,7 @@ input_fd(struct session *session)
                                                                    : &session->fd);
 }
 
-/* What is typed at a terminal: a client whose wish is marked sends its keys Ctrl-C and Ctrl-D as
+/* What is typed at a terminal: a client whose channel is marked sends its keys Ctrl-C and Ctrl-D as
  * those bytes among the text, and each is for who reads just then, be it the console, input() or
  * Pdb. What is pasted comes between two more, which make one of it to the console.
  *
@@ -984,26 +996,26 @@ enum { PASTE_BEGINS = 2, PASTE_ENDS = 5 };
 static bool
 is_key(const struct session *session, char byte)
 {
-    return session->wish->marked && (byte == CTRL_C || byte == CTRL_D ||
-                                     byte == PASTE_BEGINS || byte == PASTE_ENDS);
+    return session->channel->marked && (byte == CTRL_C || byte == CTRL_D ||
+                                        byte == PASTE_BEGINS || byte == PASTE_ENDS);
 }
 
 /* The prompt, with the marks for a client that wants them. */
 static void
 append_prompt(struct text *text, const struct session *session, const char *prompt)
 {
-    append_string(text, session->wish->marked ? "\1?" : "");
+    append_string(text, session->channel->marked ? "\1?" : "");
     append_string(text, prompt);
-    append_string(text, session->wish->marked ? "\2" : "");
+    append_string(text, session->channel->marked ? "\2" : "");
 }
 
 /* As recv(), up to the next key, or that key alone. */
 DETACHED static ssize_t
 receive_up_to_key(struct session *session, int fd, char *bytes, size_t size)
 {
-    ssize_t got = recv(fd, bytes, size, session->wish->marked ? MSG_PEEK : 0);
+    ssize_t got = recv(fd, bytes, size, session->channel->marked ? MSG_PEEK : 0);
     size_t length = 0;
-    if (got <= 0 || !session->wish->marked) {
+    if (got <= 0 || !session->channel->marked) {
         return got;
     }
     while (length < (size_t)got && !is_key(session, bytes[length])) {
@@ -1018,7 +1030,7 @@ send_read_mark(struct session *session)
 {
     const char *mark = "\1!\2";
     size_t length = strlen(mark);
-    session->says_it_reads = false;
+    session->run.says_it_reads = false;
     while (send_detached(session, &mark, &length) == EINTR) {
     }
 }
@@ -1041,7 +1053,7 @@ receive_typed(struct session *session, char *bytes, size_t size)
             error = poll(&client, 1, -1) < 0 ? errno : 0;
         }
     }
-    if (got > 0 && session->wish->marked && !session->pasting) {
+    if (got > 0 && session->channel->marked && !session->run.pasting) {
         send_read_mark(session);
     }
     if (got > 0 &&
@@ -1059,10 +1071,11 @@ ATTACHED static ssize_t
 await_typed(struct session *session, char *bytes, size_t size)
 {
     ssize_t got = -1;
-    if (session->wish->marked && !session->says_it_reads && !session->pasting) {
-        session->says_it_reads = true;
-        append_prompt(&session->unsent, session,
-                      session->prompt == NULL ? "" : session->prompt);
+    if (session->channel->marked && !session->run.says_it_reads &&
+        !session->run.pasting) {
+        session->run.says_it_reads = true;
+        append_prompt(&session->outbox.unsent, session,
+                      session->run.prompt == NULL ? "" : session->run.prompt);
         if (check_unsent(session) < 0) {
             return -1;
         }
@@ -1073,7 +1086,7 @@ await_typed(struct session *session, char *bytes, size_t size)
     if (got < 0 && !PyErr_Occurred()) {
         PyErr_SetFromErrno(PyExc_OSError);
     }
-    session->says_it_reads = session->says_it_reads && got >= 0;
+    session->run.says_it_reads = session->run.says_it_reads && got >= 0;
     return got;
 }
 
@@ -1091,9 +1104,9 @@ read_typed(struct session *session, char *bytes, size_t size)
             PyErr_SetNone(PyExc_KeyboardInterrupt);
             return -1;
         }
-        if (bytes[0] == CTRL_D || session->takes_paste) {
-            bool was_pasting = session->pasting;
-            session->pasting = bytes[0] == PASTE_BEGINS;
+        if (bytes[0] == CTRL_D || session->run.takes_paste) {
+            bool was_pasting = session->run.pasting;
+            session->run.pasting = bytes[0] == PASTE_BEGINS;
             if (bytes[0] != PASTE_ENDS || was_pasting) {
                 return 0;
             }
@@ -1202,13 +1215,13 @@ ATTACHED static PyObject *
 await_line(struct session *session)
 {
     PyObject *line = NULL; /* new, handed to the caller */
-    session->writes = 0;
-    if (session->input == NULL) {
-        session->input = open_typed_input(session);
+    session->outbox.writes = 0;
+    if (session->run.input == NULL) {
+        session->run.input = open_typed_input(session);
     }
-    line = session->input == NULL ? NULL : read_line(session);
+    line = session->run.input == NULL ? NULL : read_line(session);
     if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
-        Py_XSETREF(session->raised, take_exception());
+        Py_XSETREF(session->run.raised, take_exception());
     }
     return line;
 }
@@ -1219,12 +1232,12 @@ ATTACHED static PyObject *
 ask_line(struct session *session, const char *prompt)
 {
     PyObject *line = NULL; /* new, handed to the caller */
-    if (!session->wish->marked) {
-        append_string(&session->unsent, prompt);
+    if (!session->channel->marked) {
+        append_string(&session->outbox.unsent, prompt);
     }
-    session->prompt = prompt;
+    session->run.prompt = prompt;
     line = check_unsent(session) < 0 ? NULL : await_line(session);
-    session->prompt = NULL;
+    session->run.prompt = NULL;
     return line;
 }
 
@@ -1233,8 +1246,8 @@ ask_line(struct session *session, const char *prompt)
 ATTACHED static PyObject *
 read_paste(struct session *session)
 {
-    PyObject *text = PyObject_CallMethod(session->input, "read", "i", MAX_LINE);
-    if (text != NULL && session->pasting) {
+    PyObject *text = PyObject_CallMethod(session->run.input, "read", "i", MAX_LINE);
+    if (text != NULL && session->run.pasting) {
         Py_SETREF(text, PyUnicode_FromString(""));
     }
     return text;
@@ -1246,13 +1259,13 @@ read_input(struct session *session, const char *prompt /* NULL: it is there alre
            bool *is_paste)
 {
     PyObject *text = NULL; /* owned, handed to the caller */
-    session->takes_paste = true;
+    session->run.takes_paste = true;
     text = prompt == NULL ? await_line(session) : ask_line(session, prompt);
-    *is_paste = session->pasting;
-    if (text != NULL && session->pasting) {
+    *is_paste = session->run.pasting;
+    if (text != NULL && session->run.pasting) {
         Py_SETREF(text, read_paste(session));
     }
-    session->takes_paste = session->pasting = false;
+    session->run.takes_paste = session->run.pasting = false;
     return text;
 }
 
@@ -1305,7 +1318,7 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     if (greets) {
         append_banner(&text);
         append_prompt(&text, session, ">>> ");
-        session->says_it_reads = true;
+        session->run.says_it_reads = true;
     }
     rest = text.bytes;
     length = text.length;
@@ -1416,7 +1429,7 @@ hold_console(struct session *session, bool told)
 {
     PyObject *type = get_console_type(); /* owned */
     PyObject *console = NULL;            /* owned */
-    console = type == NULL ? NULL : PyObject_CallOneArg(type, session->names);
+    console = type == NULL ? NULL : PyObject_CallOneArg(type, session->run.names);
     /* Also without a console: the shell around it goes on. */
     told = settle_report_attached(session) || told;
     if (console != NULL) {
@@ -1459,19 +1472,19 @@ talk(struct session *session, PyObject *locals)
     bool told = false;
     if (is_inet(kept_number(&session->fd))) { /* a Unix client's: behind the prompt */
         set_importing(session, true); /* it may wait for what another session imports */
-        session->input = open_typed_input(session);
+        session->run.input = open_typed_input(session);
         set_importing(session, false);
     }
     if (PyErr_Occurred() || open_streams(session) < 0 ||
-        send_stacks(session, session->wish->no_stacks ? NULL : &dump_form, true) < 0) {
+        send_stacks(session, session->channel->no_stacks ? NULL : &dump_form, true) < 0) {
         return;
     }
     if (!HAS_GIL) {
         lend_spare(kept_number(&session->fd)); /* again: the stacks came from a copy */
     }
     told = import_needed_modules(session, "\n");
-    set_names(session, make_names(locals, session->wish->live_names));
-    if (session->names != NULL) {
+    set_names(session, make_names(locals, session->channel->live_names));
+    if (session->run.names != NULL) {
         hold_console(session, told);
     }
     if (PyErr_Occurred()) { /* what is said about it stands on a line of its own */
@@ -1488,7 +1501,7 @@ hang_up(struct session *session)
     char unread[4096];
     int fd = kept_number(&session->fd);
     begin_sending(session);
-    (void)send_copies(session, MSG_DONTWAIT);
+    (void)send_waiting(session, MSG_DONTWAIT);
     end_sending(session);
     lock_leaf(&session->out_lock);
     atomic_store(&session->over, true);
@@ -1515,7 +1528,7 @@ serve_lines(struct session *session, PyObject *locals,
     log_line("DONE.");
     send_left(session);
     close_streams(session);
-    Py_CLEAR(session->input);
+    Py_CLEAR(session->run.input);
     set_names(session, NULL);
     tstate = detach();
     hang_up(session);
@@ -1593,8 +1606,8 @@ serve_exec(struct session *session, PyObject *locals)
     PyThreadState *tstate = NULL;
     bool over = false;
     (void)import_needed_modules(session, "");
-    session->input = open_input(session);
-    while (session->input != NULL && !over) {
+    session->run.input = open_input(session);
+    while (session->run.input != NULL && !over) {
         PyObject *line = await_line(session); /* owned */
         over = line == NULL || PyUnicode_GetLength(line) == 0 ||
                exec_line(session, line, locals) < 0;
@@ -1607,7 +1620,7 @@ serve_exec(struct session *session, PyObject *locals)
     else if (PyErr_Occurred()) {
         log_exception("ManholeConnectionThread failure: ", take_exception(), "");
     }
-    Py_CLEAR(session->input);
+    Py_CLEAR(session->run.input);
     tstate = detach();
     hang_up(session);
     reattach(tstate);

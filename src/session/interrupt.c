@@ -54,8 +54,8 @@ helper_done(struct session *session)
 ATTACHED static void
 strike(struct session *session, PyObject *type)
 {
-    atomic_store(&session->stricken, true);
-    (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+    atomic_store(&session->run.stricken, true);
+    (void)PyThreadState_SetAsyncExc(atomic_load(&session->run.ident), type);
 }
 
 /* Whether a thread is in the import system's own code: an exception there may leave a lock behind
@@ -99,14 +99,14 @@ raise_in_session(struct session *session, PyObject *type)
 {
     int64_t deadline_ms = monotonic_ms() + IMPORT_PATIENCE_MS;
     bool importing = false;
-    while (atomic_load(&session->running) &&
-           (importing = is_importing(atomic_load(&session->ident))) &&
+    while (atomic_load(&session->run.running) &&
+           (importing = is_importing(atomic_load(&session->run.ident))) &&
            ms_until(deadline_ms) > 0) {
         PyThreadState *tstate = detach();
         (void)poll(NULL, 0, 1);
         reattach(tstate);
     }
-    if (atomic_load(&session->running) && !importing) {
+    if (atomic_load(&session->run.running) && !importing) {
         strike(session, type);
         settle_interrupts(); /* the session may be long in coming */
     }
@@ -123,7 +123,7 @@ interrupter_main(void *argument)
     }
     /* Before the session can go on: for what it runs next there is to be another. */
     lock_leaf(&session->out_lock);
-    session->interrupted = false;
+    session->run.interrupted = false;
     unlock(&session->out_lock);
     if (tstate != NULL) {
         leave_interpreter(tstate);
@@ -136,18 +136,18 @@ interrupter_main(void *argument)
 DETACHED static int
 interrupt_session(struct session *session)
 {
-    bool running = atomic_load(&session->running);
+    bool running = atomic_load(&session->run.running);
     bool send = false;
     lock_leaf(&session->out_lock);
-    send = running && !session->interrupted;
-    session->interrupted = session->interrupted || send;
+    send = running && !session->run.interrupted;
+    session->run.interrupted = session->run.interrupted || send;
     unlock(&session->out_lock);
     if (send && !send_helper(session, interrupter_main)) {
         lock_leaf(&session->out_lock);
-        session->interrupted = false;
+        session->run.interrupted = false;
         unlock(&session->out_lock);
     }
-    return running ? atomic_fetch_add(&session->interrupts, 1) + 1 : 0;
+    return running ? atomic_fetch_add(&session->run.interrupts, 1) + 1 : 0;
 }
 
 /* Body of a guard, for a session that no listener looks after, a oneshot's or one that outlives
@@ -198,7 +198,7 @@ send_guards(void)
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
-        bool there = session->asked_ms != 0;
+        bool there = session->hang.watched;
         unlock(&session->out_lock);
         if (there) {
             send_guard(session);

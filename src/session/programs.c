@@ -30,8 +30,8 @@ get_argv(PyObject *sys, void *unused)
     struct session *session = console_session();
     PyObject *argv = NULL; /* new, handed to the caller */
     (void)unused;
-    if (session != NULL && session->arguments != NULL) {
-        return Py_NewRef(session->arguments);
+    if (session != NULL && session->run.arguments != NULL) {
+        return Py_NewRef(session->run.arguments);
     }
     argv = PyMapping_GetItemString(PyModule_GetDict(sys), "argv");
     if (argv == NULL) {
@@ -46,12 +46,12 @@ set_argv(PyObject *sys, PyObject *value /* NULL: delete it */, void *unused)
     struct session *session = console_session();
     PyObject *names = PyModule_GetDict(sys); /* borrowed */
     (void)unused;
-    if (session != NULL && session->arguments != NULL && value == NULL) {
+    if (session != NULL && session->run.arguments != NULL && value == NULL) {
         PyErr_SetString(PyExc_AttributeError, "sys.argv cannot be deleted here");
         return -1;
     }
-    if (session != NULL && session->arguments != NULL) {
-        Py_SETREF(session->arguments, Py_NewRef(value));
+    if (session != NULL && session->run.arguments != NULL) {
+        Py_SETREF(session->run.arguments, Py_NewRef(value));
         return 0;
     }
     return value != NULL ? PyDict_SetItemString(names, "argv", value)
@@ -117,7 +117,7 @@ open_arguments(struct session *session, PyObject *arguments)
     }
     if (result == 0) {
         manhole.programs++;
-        session->arguments = Py_NewRef(arguments);
+        session->run.arguments = Py_NewRef(arguments);
     }
     else {
         Py_CLEAR(manhole.sys_class);
@@ -130,8 +130,8 @@ open_arguments(struct session *session, PyObject *arguments)
 ATTACHED static void
 close_arguments(struct session *session)
 {
-    if (session->arguments != NULL) {
-        Py_CLEAR(session->arguments);
+    if (session->run.arguments != NULL) {
+        Py_CLEAR(session->run.arguments);
         lock_attached(&sys_lock);
         manhole.programs--;
         if (manhole.programs == 0) {
@@ -219,16 +219,16 @@ receive_program(struct session *session)
     if (length > MAX_PROGRAM) {
         return refuse_request(session, "the program is larger than 16 MiB");
     }
-    session->request = malloc(length + 1);
-    if (session->request == NULL) {
+    session->run.request = malloc(length + 1);
+    if (session->run.request == NULL) {
         return refuse_request(session, "there is no memory for the program");
     }
-    session->request[length] = '\0';
-    session->request_length = length;
-    if (!receive_bytes(session, session->request, length)) {
+    session->run.request[length] = '\0';
+    session->run.request_length = length;
+    if (!receive_bytes(session, session->run.request, length)) {
         return refuse_request(session, "only a part of the program came");
     }
-    if (memchr(session->request, '\0', length) == NULL) {
+    if (memchr(session->run.request, '\0', length) == NULL) {
         return refuse_request(session, "the program has no file name");
     }
     return true;
@@ -238,7 +238,9 @@ receive_program(struct session *session)
 static const char *
 find_program(const struct session *session)
 {
-    return (const char *)memrchr(session->request, '\0', session->request_length) + 1;
+    return (const char *)memrchr(session->run.request, '\0',
+                                 session->run.request_length) +
+           1;
 }
 
 ATTACHED static PyObject *
@@ -252,7 +254,7 @@ ATTACHED static PyObject *
 make_arguments(const struct session *session)
 {
     PyObject *arguments = PyList_New(0); /* owned, handed to the caller */
-    const char *field = session->request + strlen(session->request) + 1;
+    const char *field = session->run.request + strlen(session->run.request) + 1;
     const char *end = find_program(session);
     while (arguments != NULL && field < end) {
         PyObject *argument = decode_field(field); /* owned */
@@ -272,14 +274,14 @@ add_program_names(struct session *session, PyObject *file)
     PyObject *name = PyUnicode_FromString("__main__"); /* owned */
     int result = name == NULL ? -1 : 0;
     if (result == 0) {
-        result = PyDict_SetItemString(session->names, "__name__", name);
+        result = PyDict_SetItemString(session->run.names, "__name__", name);
     }
     if (result == 0) {
-        result =
-            PyDict_SetItemString(session->names, "__builtins__", PyEval_GetBuiltins());
+        result = PyDict_SetItemString(session->run.names, "__builtins__",
+                                      PyEval_GetBuiltins());
     }
-    if (result == 0 && session->request[0] != '<') {
-        result = PyDict_SetItemString(session->names, "__file__", file);
+    if (result == 0 && session->run.request[0] != '<') {
+        result = PyDict_SetItemString(session->run.names, "__file__", file);
     }
     Py_XDECREF(name);
     return result;
@@ -295,7 +297,7 @@ run_program(struct session *session, PyObject *file)
     begin_running(session);
     code = Py_CompileStringObject(find_program(session), file, Py_file_input, NULL, -1);
     if (code != NULL) {
-        result = PyEval_EvalCode(code, session->names, session->names);
+        result = PyEval_EvalCode(code, session->run.names, session->run.names);
     }
     raised = take_exception();
     end_running(session);
@@ -358,12 +360,12 @@ end_program(struct session *session, PyObject *raised /* or NULL */, long *statu
 ATTACHED static int
 run_to_the_end(struct session *session)
 {
-    PyObject *file = decode_field(session->request); /* owned */
-    PyObject *raised = NULL;                         /* owned */
+    PyObject *file = decode_field(session->run.request); /* owned */
+    PyObject *raised = NULL;                             /* owned */
     char status_text[32];
     long status = 0;
     int result = -1;
-    log_line("Running a program: %.200s.", session->request);
+    log_line("Running a program: %.200s.", session->run.request);
     deliver_log();
     if (file != NULL && add_program_names(session, file) == 0) {
         raised = run_program(session, file);
@@ -387,12 +389,12 @@ serve_program(struct session *session, PyObject *locals)
     (void)import_needed_modules(session, "");
     arguments = make_arguments(session);
     if (arguments != NULL) {
-        set_names(session, make_names(locals, session->wish->live_names));
+        set_names(session, make_names(locals, session->channel->live_names));
     }
-    if (session->names != NULL) {
-        session->input = open_input(session);
+    if (session->run.names != NULL) {
+        session->run.input = open_input(session);
     }
-    if (session->input != NULL && open_streams(session) == 0 &&
+    if (session->run.input != NULL && open_streams(session) == 0 &&
         open_arguments(session, arguments) == 0) {
         (void)run_to_the_end(session);
     }
@@ -402,7 +404,7 @@ serve_program(struct session *session, PyObject *locals)
     }
     close_arguments(session);
     close_streams(session);
-    Py_CLEAR(session->input);
+    Py_CLEAR(session->run.input);
     set_names(session, NULL);
     tstate = detach();
     hang_up(session);

@@ -24,20 +24,20 @@ enum {
 };
 
 /* A client without a calling card: plain nc. */
-static const struct wish plain_wish = {.name = "repl"};
+static const struct channel plain_channel = {.name = "repl"};
 
 /* Of backdoor_server() and backdoor(), as eventlet's. */
-static const struct wish backdoor_wish = {.name = "backdoor",
-                                          .no_stacks = true,
-                                          .stacks_if_stuck = true,
-                                          .live_names = true,
-                                          .serve = serve_console};
+static const struct channel backdoor_channel = {.name = "backdoor",
+                                                .no_stacks = true,
+                                                .stacks_if_stuck = true,
+                                                .live_names = true,
+                                                .serve = serve_console};
 
 /* The most sessions at once of this kind. */
 static int
-most_sessions(const struct wish *wish)
+most_sessions(const struct channel *channel)
 {
-    return wish->aside ? MAX_ASIDE : manhole.options.max_sessions;
+    return channel->aside ? MAX_ASIDE : manhole.options.max_sessions;
 }
 
 /* A slot that was never used, or NULL when there is none. Under table_lock. */
@@ -56,23 +56,37 @@ make_session(void)
     return session;
 }
 
+/* What no earlier client may leave behind, and no vanished thread of a parent's. Nobody else uses the
+ * slot. */
+static void
+reset_session(struct session *session)
+{
+    session->run = (struct running){0};
+    session->outbox = (struct outbox){0};
+    session->hang = (struct hang_watch){0};
+    session->guarded = false;
+    session->helpers = 0;
+    atomic_store(&session->missed, 0);
+    atomic_store(&session->over, false);
+}
+
 /* Returns a slot for a connected socket, which it takes over; NULL when enough are taken. */
 static struct session *
-claim_session(int fd, const struct peer *peer, const struct wish *wish)
+claim_session(int fd, const struct peer *peer, const struct channel *channel)
 {
     struct session *session = NULL;
     int taken = 0;
     lock_leaf(&table_lock);
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN) {
-            taken += manhole.sessions[i].wish->aside == wish->aside &&
+            taken += manhole.sessions[i].channel->aside == channel->aside &&
                      !atomic_load(&manhole.sessions[i].over);
         }
         else if (manhole.sessions[i].state == SESSION_FREE && session == NULL) {
             session = &manhole.sessions[i];
         }
     }
-    if (taken >= most_sessions(wish)) {
+    if (taken >= most_sessions(channel)) {
         session = NULL;
     }
     else if (session == NULL) {
@@ -81,37 +95,12 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
     if (session != NULL) {
         session->state = SESSION_TAKEN;
         session->peer = *peer;
-        session->wish = wish;
-        session->names = NULL;
-        session->arguments = NULL;
-        session->request = NULL;
-        session->request_length = 0;
+        session->channel = channel;
         session->card[0] = '\0';
         session->door = NULL;
         session->locals = NULL;
-        session->asked_for_input = false;
         session->gone_ms = 0;
-        session->writes = 0;
-        session->prompt = NULL;
-        session->says_it_reads = false;
-        session->takes_paste = false;
-        session->pasting = false;
-        session->head = 0;
-        session->tail = 0;
-        session->left_end = 0;
-        session->refused = false;
-        session->missed = 0;
-        session->asked_ms = 0;
-        session->waiting_ms = 0;
-        session->answered = false;
-        session->reported = false;
-        session->told = false;
-        session->interrupted = false;
-        session->guarded = false;
-        session->importing = false;
-        session->interrupts = 0;
-        atomic_store(&session->taken_back, false);
-        atomic_store(&session->over, false);
+        reset_session(session);
         keep_fd(&session->fd, fd);
     }
     unlock(&table_lock);
@@ -124,18 +113,17 @@ release_session(struct session *session)
 {
     bool watched = false;
     lock_leaf(&session->out_lock);
-    watched = session->asked_ms != 0;
-    session->asked_ms = 0; /* the listener takes no more notice of it */
-    session->waiting_ms = 0;
+    watched = session->hang.watched;
+    session->hang = (struct hang_watch){0}; /* the listener takes no more notice of it */
     atomic_store(&session->over, true);
     (void)pthread_cond_broadcast(&session->out_free);
-    while (session->sending || session->helpers > 0) {
+    while (session->outbox.sending || session->helpers > 0) {
         (void)pthread_cond_wait(&session->out_free, &session->out_lock);
     }
-    free(session->copies);
-    session->copies = NULL;
-    free(session->request);
-    session->request = NULL;
+    free(session->ring);
+    session->ring = NULL;
+    free(session->run.request);
+    session->run.request = NULL;
     close_kept(&session->fd);
     close_kept(&session->plain_fd);
     unlock(&session->out_lock);
@@ -171,18 +159,9 @@ forget_session(struct session *session)
     else {
         session->state = SESSION_FREE;
     }
-    session->sending = false;
-    session->has_console = false;
-    session->waiting_ms = 0;
-    session->helpers = 0;
-    session->asked_ms = 0;
-    session->copies = NULL;
-    session->input = NULL;
-    session->names = NULL;
-    session->unsent = (struct text){0};
+    reset_session(session);
+    session->ring = NULL;
     session->locals = NULL;
-    session->raised = NULL;
-    atomic_store(&session->running, false);
     atomic_store(&session->viewing, false);
     close_kept(&session->fd);
     close_kept(&session->plain_fd);
@@ -242,7 +221,7 @@ take_locals(struct session *session)
     const struct door *door = session->door;
     PyObject *locals = session->locals; /* owned, handed to the caller */
     session->locals = NULL;
-    if (session->wish != &backdoor_wish) {
+    if (session->channel != &backdoor_channel) {
         locals = Py_XNewRef(manhole.options.locals);
     }
     else if (door != NULL && door->serial == session->door_serial) {
@@ -267,8 +246,8 @@ serve_session(struct session *session)
     current_session = session;
     lend_spare(kept_number(&session->fd));
     deliver_log();
-    if (session->wish->serve != NULL) {
-        session->wish->serve(session, locals);
+    if (session->channel->serve != NULL) {
+        session->channel->serve(session, locals);
     }
     else {
         serve_as_configured(session, &handler, locals);
@@ -284,7 +263,7 @@ static void
 note_waiting(struct session *session, int64_t time_ms)
 {
     lock_leaf(&session->out_lock);
-    session->waiting_ms = time_ms;
+    session->hang.waiting_ms = time_ms;
     unlock(&session->out_lock);
 }
 
@@ -301,16 +280,16 @@ session_main(void *argument)
                    (long)session->peer.pid);
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
-    atomic_store(&session->ident, PyThread_get_thread_ident());
-    if (session->wish->receive == NULL || session->wish->receive(session)) {
+    atomic_store(&session->run.ident, PyThread_get_thread_ident());
+    if (session->channel->receive == NULL || session->channel->receive(session)) {
         note_waiting(session, monotonic_ms());
         tstate = enter_interpreter();
         note_waiting(session, 0);
     }
     if (tstate != NULL) {
         serve_session(session);
-        Py_CLEAR(session->raised);
-        if (is_open() && !session->wish->unlogged) {
+        Py_CLEAR(session->run.raised);
+        if (is_open() && !session->channel->unlogged) {
             log_waiting();
         }
         deliver_log();

@@ -159,15 +159,15 @@ fuzz_card(const char *bytes, size_t length)
     memcpy(address.sun_path, bytes, length);
     card = read_card(&address, size);
     MUST(memchr(card.id, '\0', sizeof(card.id)) != NULL);
-    MUST(strpbrk(card.wish, "./") == NULL);
-    MUST((card.id[0] == '\0') <= (card.wish[0] == '\0'));
+    MUST(strpbrk(card.channel, "./") == NULL);
+    MUST((card.id[0] == '\0') <= (card.channel[0] == '\0'));
     if (card.id[0] != '\0') {
-        (void)snprintf(name, sizeof(name), "manhole-cli/%s/%s", card.id, card.wish);
+        (void)snprintf(name, sizeof(name), "manhole-cli/%s/%s", card.id, card.channel);
         MUST(length > strlen(name) && memcmp(bytes + 1, name, strlen(name)) == 0);
         MUST(length == strlen(name) + 1 || strchr(".", bytes[1 + strlen(name)]) != NULL);
     }
-    MUST(find_wish(card.wish) == &plain_wish ||
-         strcmp(find_wish(card.wish)->name, card.wish) == 0);
+    MUST(find_channel(card.channel) == &plain_channel ||
+         strcmp(find_channel(card.channel)->name, card.channel) == 0);
 }
 
 /* ---- Clients: telnet ------------------------------------------------------------------------ */
@@ -577,14 +577,14 @@ reader_main(void *argument)
     return NULL;
 }
 
-static const struct wish console_wish = {
+static const struct channel console_wish = {
     .name = "terminal-quiet", .marked = true, .no_stacks = true};
 
 /* Serves a client that sends this, in this thread, as the session's own would. Returns what it is
  * answered, to be freed. */
 ATTACHED static struct text
-converse(const struct wish *wish, void (*serve)(struct session *), const char *bytes,
-         size_t length)
+converse(const struct channel *channel, void (*serve)(struct session *),
+         const char *bytes, size_t length)
 {
     const struct peer peer = {.pid = getpid(), .uid = geteuid(), .gid = getegid()};
     struct reader reader = {.fd = -1};
@@ -597,14 +597,14 @@ converse(const struct wish *wish, void (*serve)(struct session *), const char *b
     MUST(shutdown(ends[1], SHUT_WR) == 0);
     reader.fd = ends[1];
     MUST(pthread_create(&reader.thread, NULL, reader_main, &reader) == 0);
-    session = claim_session(ends[0], &peer, wish);
+    session = claim_session(ends[0], &peer, channel);
     MUST(session != NULL);
-    atomic_store(&session->ident, PyThread_get_thread_ident());
+    atomic_store(&session->run.ident, PyThread_get_thread_ident());
     received = receive_here(session);
     if (received) {
         serve(session);
     }
-    MUST(!PyErr_Occurred() && session->names == NULL && session->input == NULL);
+    MUST(!PyErr_Occurred() && session->run.names == NULL && session->run.input == NULL);
     tstate = detach();
     hang_up(session);
     release_session(session);
@@ -674,7 +674,7 @@ fuzz_exec(const char *bytes, size_t length)
 {
     struct text lines = make_harmless(bytes, length, true);
     struct text answer =
-        converse(&plain_wish, serve_exec_here, lines.bytes, lines.length);
+        converse(&plain_channel, serve_exec_here, lines.bytes, lines.length);
     MUST(answer.length == 0);
     free_text(&lines);
     free_text(&answer);
@@ -704,16 +704,16 @@ fuzz_commands(const char *bytes, size_t length)
 ATTACHED static void
 compile_program(struct session *session)
 {
-    PyObject *argv = make_arguments(session);        /* owned */
-    PyObject *file = decode_field(session->request); /* owned */
-    PyObject *code = NULL;                           /* owned */
+    PyObject *argv = make_arguments(session);            /* owned */
+    PyObject *file = decode_field(session->run.request); /* owned */
+    PyObject *code = NULL;                               /* owned */
     struct text given = {0};
     unsigned char head[4];
     for (size_t i = 0; i < sizeof(head); i++) {
-        head[i] = (unsigned char)(session->request_length >> (24 - 8 * i));
+        head[i] = (unsigned char)(session->run.request_length >> (24 - 8 * i));
     }
     append_bytes(&given, (const char *)head, sizeof(head));
-    append_bytes(&given, session->request, session->request_length);
+    append_bytes(&given, session->run.request, session->run.request_length);
     MUST(argv != NULL && file != NULL);
     MUST(
         is_true(ask("is_argv_of", "(Oy#)", argv, given.bytes, (Py_ssize_t)given.length)));
@@ -737,7 +737,7 @@ compile_program(struct session *session)
 ATTACHED static void
 fuzz_program(const char *bytes, size_t length)
 {
-    struct text answer = converse(find_wish("exec"), compile_program, bytes, length);
+    struct text answer = converse(find_channel("exec"), compile_program, bytes, length);
     bool is_program = is_true(ask("is_program", "(y#)", bytes, (Py_ssize_t)length));
     MUST(is_program == (answer.length == 0));
     MUST(is_program ||
@@ -759,9 +759,9 @@ fuzz_completion(const char *bytes, size_t length)
     const char *table = length % 2 == 0 ? "names" : "words";
     struct text answer = {0};
     console->state = SESSION_TAKEN;
-    console->wish = &plain_wish;
+    console->channel = &plain_channel;
     console->names = PyObject_GetAttrString(helpers, table); /* owned */
-    answer = converse(find_wish("complete"), complete_here, bytes, length);
+    answer = converse(find_channel("complete"), complete_here, bytes, length);
     Py_CLEAR(console->names);
     size_t word = length == 0 || memchr(bytes, '\n', length) == NULL
                       ? 0
