@@ -206,4 +206,49 @@ send_guards(void)
     }
 }
 
+/* A statement forked, and this is the child, whose main() is our loop: there is nothing
+ * to go back to, and its client belongs to the parent. */
+ATTACHED static void
+leave_forked_child(void)
+{
+    static const char *const names[] = {"stdout", "stderr"};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
+        PyObject *stream = get_sys(names[i]); /* owned */
+        PyObject *flushed = NULL;             /* owned */
+        if (stream != NULL && stream != Py_None) {
+            flushed = PyObject_CallMethod(stream, "flush", NULL);
+        }
+        PyErr_Clear();
+        Py_XDECREF(stream);
+        Py_XDECREF(flushed);
+    }
+    remove_paths_at_exit();
+    _exit(0);
+}
+
+/* Between these two the session runs what its client sent: it may be interrupted. */
+ATTACHED static void
+begin_running(struct session *session)
+{
+    bool taken_back = false;
+    atomic_store(&session->run.running, true);
+    taken_back = atomic_load(&session->run.taken_back);
+    atomic_store(&session->run.interrupts, taken_back);
+    if (taken_back) {
+        strike(session, PyExc_KeyboardInterrupt);
+    }
+}
+
+ATTACHED static void
+end_running(struct session *session)
+{
+    atomic_store(&session->run.running, false);
+    if (atomic_exchange(&session->run.stricken, false)) {
+        settle_interrupts(); /* it may have come too late */
+    }
+    if (session->state == SESSION_BURNT && current_session == NULL) {
+        leave_forked_child();
+    }
+}
+
 #endif /* MANHOLE_SESSION_INTERRUPT_C */

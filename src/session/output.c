@@ -525,4 +525,24 @@ write_client_str(struct session *session, PyObject *str)
     return write_str_as(session, FRAME_OUTPUT, str);
 }
 
+/* No more bytes to or from this client; the descriptor is closed with the session. */
+DETACHED static void
+hang_up(struct session *session)
+{
+    char unread[4096];
+    int fd = kept_number(&session->fd);
+    begin_sending(session);
+    (void)send_waiting(session, MSG_DONTWAIT);
+    end_sending(session);
+    lock_leaf(&session->out_lock);
+    atomic_store(&session->over, true);
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
+    (void)shutdown(fd, SHUT_RDWR);
+    (void)shutdown(kept_number(&session->plain_fd), SHUT_RDWR);
+    /* What stays unread would turn into ECONNRESET behind our last bytes. */
+    while (recv(fd, unread, sizeof(unread), MSG_DONTWAIT) > 0) {
+    }
+}
+
 #endif /* MANHOLE_SESSION_OUTPUT_C */

@@ -258,15 +258,6 @@ serve_session(struct session *session)
     Py_XDECREF(handler.callable);
 }
 
-/* Notes since when the session's thread waits for Python; 0: it does not. */
-static void
-note_waiting(struct session *session, int64_t time_ms)
-{
-    lock_leaf(&session->out_lock);
-    session->hang.waiting_ms = time_ms;
-    unlock(&session->out_lock);
-}
-
 /* Body of a session's thread. That it may not get in is beyond the checker. */
 DETACHED MAY_ATTACH static void *
 session_main(void *argument)

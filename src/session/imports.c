@@ -1,0 +1,156 @@
+/* Imports: what sessions need of the standard library, and of our own parts.
+ * Runs on:  the session's thread, ATTACHED.
+ * Touches:  sys.modules, by import, under import_lock.
+ */
+#ifndef MANHOLE_SESSION_IMPORTS_C
+#define MANHOLE_SESSION_IMPORTS_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/basics.c"
+#include "../base/log.c"
+#include "../base/library.c"
+#include "../base/parts.c"
+#include "output.c"
+#include "hang.c"
+
+/* Tells the log of modules that cannot be imported, and the client, but who has a protocol of its
+ * own. Takes over the exception. Never raises. */
+ATTACHED static void
+tell_missing(struct session *session, const char *names, PyObject *why /* new, or NULL */,
+             const char *ahead /* of the client's line; NULL: it is told nothing */)
+{
+    char line[LOG_LINE_SIZE];
+    char text[LOG_LINE_SIZE / 2];
+    (void)snprintf(line, sizeof(line), "%smanhole: cannot import %s: %s\n",
+                   ahead == NULL ? "" : ahead, names,
+                   describe_exception(why, text, sizeof(text)));
+    log_line("Cannot import %s: %s", names, text);
+    deliver_log();
+    if (ahead != NULL && write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
+        PyErr_Clear(); /* it is gone: that is found out soon enough */
+    }
+    Py_XDECREF(why);
+}
+
+/* Imports what sessions need, in small steps: each lets go of the GIL for every file that it looks
+ * for, which takes its time beside threads that compute (IMPORT_FACTOR). A fork waits until that is
+ * done: the child of one in the middle of it could never import those modules, for CPython does not
+ * make their locks anew. What cannot be imported is told as tell_missing() does. Returns whether
+ * there was any. Never raises. */
+ATTACHED static bool
+import_needed_modules(struct session *session, const char *ahead)
+{
+    static const char *const names[] = {
+        "os",         "enum",     "re",        "collections", "selectors",
+        "socket",     "token",    "codecs",    "tokenize",    "linecache",
+        "contextlib", "textwrap", "traceback", "codeop",      "code"};
+    char missing[200] = "";
+    PyObject *why = NULL; /* owned: of the first that is missing */
+    set_importing(session, true);
+    lock_imports();
+    if (!is_imported("threading") && is_found_normally("threading")) {
+        import_threading();
+    }
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
+        PyObject *module = import_standard(names[i]); /* owned */
+        if (module == NULL) {
+            size_t length = strlen(missing);
+            PyObject *raised = take_exception(); /* owned */
+            (void)snprintf(missing + length, sizeof(missing) - length, "%s%s",
+                           length == 0 ? "" : ", ", names[i]);
+            why = why == NULL ? Py_XNewRef(raised) : why;
+            Py_XDECREF(raised);
+        }
+        Py_XDECREF(module);
+        note_progress();
+    }
+    unlock_imports();
+    set_importing(session, false);
+    if (missing[0] != '\0') {
+        tell_missing(session, missing, why, ahead);
+    }
+    return missing[0] != '\0';
+}
+
+/* get_from_part(), of one that imports: a fork waits for that, and it is no hang. */
+ATTACHED static PyObject *
+import_part(struct session *session, const struct part *part, const char *name)
+{
+    PyObject *found = NULL; /* new, handed to the caller */
+    set_importing(session, true);
+    lock_imports();
+    found = get_from_part(manhole.module, part, name);
+    unlock_imports();
+    set_importing(session, false);
+    return found;
+}
+
+/* A class of the standard library's with methods of ours, made at the first call and kept. */
+struct derived {
+    const char *name;
+    const char *module;      /* of the base */
+    const struct part *part; /* or one of ours, which makes it */
+    const char *base;
+    PyMethodDef *methods;
+};
+
+/* Returns a new reference to the base of such a class, or NULL with an exception. */
+ATTACHED static PyObject *
+find_base(const struct derived *derived)
+{
+    PyObject *from = NULL; /* owned */
+    PyObject *base = NULL; /* new, handed to the caller */
+    if (derived->part != NULL) {
+        return get_from_part(manhole.module, derived->part, derived->base);
+    }
+    from = import_standard(derived->module);
+    if (from != NULL) {
+        base = PyObject_GetAttrString(from, derived->base);
+        Py_DECREF(from);
+    }
+    return base;
+}
+
+/* Returns a new reference to a new class, or NULL with an exception. */
+ATTACHED static PyObject *
+make_derived(const struct derived *derived)
+{
+    PyObject *base = find_base(derived); /* owned */
+    PyObject *type = NULL;               /* owned, handed to the caller */
+    if (base == NULL) {
+        return NULL;
+    }
+    type = PyObject_CallFunction((PyObject *)Py_TYPE(base), "s(O){ss}", derived->name,
+                                 base, "__module__", "manhole");
+    for (PyMethodDef *method = derived->methods; type != NULL && method->ml_name != NULL;
+         method++) {
+        PyObject *descriptor =
+            PyDescr_NewMethod((PyTypeObject *)type, method); /* owned */
+        if (descriptor == NULL ||
+            PyObject_SetAttrString(type, method->ml_name, descriptor) < 0) {
+            Py_CLEAR(type);
+        }
+        Py_XDECREF(descriptor);
+    }
+    Py_DECREF(base);
+    return type;
+}
+
+/* Returns a new reference to the class, which is kept in *kept, the same for sessions that begin at
+ * once; NULL with an exception. */
+ATTACHED static PyObject *
+get_derived(const struct derived *derived, PyObject **kept)
+{
+    PyObject *type = NULL; /* owned, handed to the caller */
+    lock_imports();
+    if (*kept == NULL) {
+        *kept = make_derived(derived);
+    }
+    type = Py_XNewRef(*kept);
+    unlock_imports();
+    return type;
+}
+
+#endif /* MANHOLE_SESSION_IMPORTS_C */
