@@ -340,6 +340,7 @@ ATTACHED static PyObject *
 manhole_handle_oneshot(PyObject *self, PyObject *arguments)
 {
     PyObject *module = PyType_GetModule(Py_TYPE(self)); /* borrowed */
+    int result = 0;
     if (!manhole.installed && PyTuple_GET_SIZE(arguments) > 0) {
         return Py_NewRef(Py_None); /* a signal, in a child that has no manhole */
     }
@@ -350,16 +351,17 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
         log_exception("Oneshot failure: ", take_exception(), "");
         return Py_NewRef(Py_None);
     }
-    switch (serve_oneshot()) {
-    case ONESHOT_FAILED:
+
+    result = serve_oneshot();
+    if (result == ONESHOT_FAILED) {
         log_exception("Oneshot failure: ", take_exception(), "");
-        break;
-    case ONESHOT_INTERRUPTED:
+    }
+    else if (result == ONESHOT_INTERRUPTED) {
         log_line("Oneshot failure: interrupted by another signal");
-        deliver_log();
+    }
+    deliver_log();
+    if (result == ONESHOT_INTERRUPTED) {
         return NULL;
-    default:
-        break;
     }
     /* A signal that came meanwhile: the system call that we interrupt does not look again. What is
      * raised here another handler has raised; it is the application's to have. */

@@ -451,7 +451,7 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
         return -1;
     }
     log_accepted(fd, peer);
-    deliver_log();
+    deliver_log(); /* for a oneshot: there may be no listener */
     return 0;
 }
 
@@ -513,6 +513,7 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
     tstate = detach();
     release_session(session);
     reattach(tstate);
+    deliver_log();
     if (raised != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
         Py_DECREF(raised);

@@ -162,7 +162,6 @@ py_backdoor_server(PyObject *module, PyObject *arguments, PyObject *keywords)
         result = add_door(sock, fd, &address, locals);
     }
     unlock_install();
-    deliver_log();
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -212,7 +211,6 @@ py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
     if (!in) {
         Py_XDECREF(entrance.locals);
     }
-    deliver_log();
     return Py_NewRef(Py_None);
 }
 

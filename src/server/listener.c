@@ -573,7 +573,7 @@ delay_binding(void)
     }
 }
 
-/* Body of a courier: carries log lines to a Python object when no session does. */
+/* Body of a courier: carries log lines to a Python object. */
 DETACHED MAY_ATTACH static void *
 courier_main(void *unused)
 {
@@ -584,6 +584,9 @@ courier_main(void *unused)
         leave_interpreter(tstate);
     }
     atomic_store(&manhole.courier_is_out, false);
+    if (tstate != NULL && is_log_waiting()) {
+        wake_listener(); /* of a line that came since it did not send another */
+    }
     return NULL;
 }
 

@@ -395,7 +395,6 @@ commands_log(PyObject *module, PyObject *skipped)
     (void)module;
     if (text != NULL) {
         log_line("Plugin skipped: %s", text);
-        deliver_log();
     }
     return text == NULL ? NULL : Py_NewRef(Py_None);
 }

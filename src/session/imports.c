@@ -27,7 +27,6 @@ tell_missing(struct session *session, const char *names, PyObject *why /* new, o
                    ahead == NULL ? "" : ahead, names,
                    describe_exception(why, text, sizeof(text)));
     log_line("Cannot import %s: %s", names, text);
-    deliver_log();
     if (ahead != NULL && write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
         PyErr_Clear(); /* it is gone: that is found out soon enough */
     }

@@ -366,7 +366,6 @@ run_to_the_end(struct session *session)
     long status = 0;
     int result = -1;
     log_line("Running a program: %.200s.", session->run.request);
-    deliver_log();
     if (file != NULL && add_program_names(session, file) == 0) {
         raised = run_program(session, file);
         result = end_program(session, raised, &status);
@@ -409,7 +408,6 @@ serve_program(struct session *session, PyObject *locals)
     tstate = detach();
     hang_up(session);
     reattach(tstate);
-    deliver_log();
 }
 
 #endif /* MANHOLE_SESSION_PROGRAMS_C */

@@ -29,14 +29,12 @@ log_handler_exception(struct session *session, const char *prefix)
         PyErr_ExceptionMatches(PyExc_ConnectionResetError)) {
         PyErr_Clear();
         log_line("REPL client disconnected");
-        deliver_log();
         return;
     }
     exception = take_exception();
     (void)snprintf(line, sizeof(line), "manhole: %s%s.\n", prefix,
                    describe_exception(exception, text, sizeof(text)));
     log_line("%s%s.", prefix, text);
-    deliver_log();
     if (write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
         PyErr_Clear();
     }
@@ -63,7 +61,6 @@ serve_lines(struct session *session, PyObject *locals,
     hang_up(session);
     reattach(tstate);
     log_line("Cleaned up.");
-    deliver_log();
 }
 
 /* exit() in the exec handler's lines, and in a console that a command shell goes on after: Python's
@@ -96,7 +93,6 @@ exec_line(struct session *session, PyObject *line, PyObject *locals)
     append_str(&shown, repr);
     append_bytes(&shown, "", 1);
     log_line("Running: %s.", shown.failed ? "?" : shown.bytes);
-    deliver_log();
     if ((size_t)PyBytes_GET_SIZE(source) != strlen(PyBytes_AS_STRING(source))) {
         PyErr_SetString(PyExc_ValueError, "source code string cannot contain null bytes");
         goto done;
@@ -146,7 +142,6 @@ serve_exec(struct session *session, PyObject *locals)
     tstate = detach();
     hang_up(session);
     reattach(tstate);
-    deliver_log();
 }
 
 /* The socket class that the standard library was born with: gevent's and eventlet's would

@@ -245,7 +245,6 @@ serve_session(struct session *session)
     unlock(&table_lock);
     current_session = session;
     lend_spare(kept_number(&session->fd));
-    deliver_log();
     if (session->channel->serve != NULL) {
         session->channel->serve(session, locals);
     }
@@ -283,7 +282,7 @@ session_main(void *argument)
         if (is_open() && !session->channel->unlogged) {
             log_waiting();
         }
-        deliver_log();
+        deliver_log(); /* it may have outlived the listener */
         leave_interpreter(tstate);
     }
     else {
