@@ -595,9 +595,6 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->stream_type);
     Py_VISIT(state->manhole_object);
     Py_VISIT(state->streams);
-    Py_VISIT(state->console_type);
-    Py_VISIT(state->input_type);
-    Py_VISIT(state->sys_type);
     Py_VISIT(state->library);
     Py_VISIT(state->parts);
     Py_VISIT(state->already_installed);
@@ -616,9 +613,6 @@ module_clear(PyObject *module)
     Py_CLEAR(state->stream_type);
     Py_CLEAR(state->manhole_object);
     Py_CLEAR(state->streams);
-    Py_CLEAR(state->console_type);
-    Py_CLEAR(state->input_type);
-    Py_CLEAR(state->sys_type);
     Py_CLEAR(state->library);
     Py_CLEAR(state->parts);
     Py_CLEAR(state->already_installed);

@@ -168,8 +168,8 @@ MUTANTS = [
     (
         "the streams stay ours after the last client",
         "src/session/streams.c",
-        "        manhole.consoles--;\n        if (manhole.consoles == 0) {",
-        "        manhole.consoles--;\n        if (manhole.consoles < 0) {",
+        "    manhole.consoles--;\n    if (manhole.consoles == 0) {",
+        "    manhole.consoles--;\n    if (manhole.consoles < 0) {",
         "e2e_console",
         "streams_are_the_app_s_again_after_the_last_client",
     ),

@@ -313,7 +313,6 @@ static struct manhole {
     /* sys attributes, under sys_lock, attached. */
     int consoles;
     int programs;        /* sessions with an argv of their own */
-    PyObject *sys_class; /* owned, what type(sys) was before the first of them */
     struct borrowed_attribute borrowed[11];
 } manhole = {
     .sessions = session_table,
@@ -359,9 +358,6 @@ struct module_state {
     bool has_fork_hook;
     bool has_multiprocessing_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
-    PyObject *console_type; /* made at the first connection, NULL before */
-    PyObject *input_type;   /* made at the first command shell, NULL before */
-    PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *library;      /* dict, see import_standard() */
     PyObject *parts;        /* dict of name: module, see struct part */
     PyObject *already_installed;

@@ -21,15 +21,6 @@ enum {
     MAX_MATCHES = 500,
 };
 
-/* No more bytes to this client, from its own thread. */
-ATTACHED static void
-end_channel(struct session *session)
-{
-    PyThreadState *tstate = detach();
-    hang_up(session);
-    reattach(tstate);
-}
-
 /* Reads the line that is to be completed. */
 DETACHED static bool
 receive_line(struct session *session)
@@ -307,17 +298,16 @@ serve_completion(struct session *session, PyObject *locals)
     }
     PyErr_Clear();
     Py_XDECREF(names);
-    end_channel(session);
+    end_visit(session);
 }
 
 /* Never raises. */
 ATTACHED static void
 serve_look(struct session *session, const struct form *form)
 {
-    if (send_stacks(session, form, false) < 0) {
-        log_handler_exception(session, "Stacks failed with ");
-    }
-    end_channel(session);
+    (void)send_stacks(session, form, false);
+    log_failure(session, "Stacks failed with ");
+    end_visit(session);
 }
 
 /* The stack dump alone. */

@@ -28,67 +28,6 @@
 #include "input.c"
 #include "serve.c"
 
-ATTACHED static PyObject *
-console_showtraceback(PyObject *self, PyObject *unused)
-{
-    (void)self;
-    (void)unused;
-    return show_exception(false);
-}
-
-/* CPython 3.13 and newer hand the source over: the compiler's own errors have no line of it. Never
- * raises. */
-ATTACHED static void
-add_source_line(PyObject *error, PyObject *source)
-{
-    PyObject *text = PyObject_GetAttrString(error, "text");            /* owned */
-    PyObject *number = PyObject_GetAttrString(error, "lineno");        /* owned */
-    PyObject *lines = PyObject_CallMethod(source, "splitlines", NULL); /* owned */
-    if (text != NULL && number != NULL && lines != NULL && PyList_Check(lines) &&
-        PyObject_IsTrue(text) == 0) {
-        PyObject *line =
-            PyList_GetItem(lines, PyLong_AsSsize_t(number) - 1); /* borrowed */
-        if (line != NULL) {
-            (void)PyObject_SetAttrString(error, "text", line);
-        }
-    }
-    PyErr_Clear();
-    Py_XDECREF(text);
-    Py_XDECREF(number);
-    Py_XDECREF(lines);
-}
-
-ATTACHED static PyObject *
-console_showsyntaxerror(PyObject *self, PyObject *arguments, PyObject *keywords)
-{
-    PyObject *source =
-        keywords == NULL ? NULL : PyDict_GetItemString(keywords, "source"); /* borrowed */
-    PyObject *type = NULL;                                                  /* owned */
-    PyObject *value = NULL;                                                 /* owned */
-    PyObject *traceback = NULL;                                             /* owned */
-    bool undecodable = false;
-    (void)self;
-    (void)arguments;
-    PyErr_GetExcInfo(&type, &value, &traceback);
-    if (source != NULL && value != NULL &&
-        Py_TYPE(value) == (PyTypeObject *)PyExc_SyntaxError) {
-        add_source_line(value, source);
-    }
-    undecodable =
-        value != NULL && Py_TYPE(value) == (PyTypeObject *)PyExc_UnicodeEncodeError;
-    Py_XDECREF(type);
-    Py_XDECREF(value);
-    Py_XDECREF(traceback);
-    return undecodable ? show_undecodable() : show_exception(true);
-}
-
-static PyMethodDef console_methods[] = {
-    {"showtraceback", console_showtraceback, METH_NOARGS, NULL},
-    {"showsyntaxerror", (PyCFunction)(void (*)(void))console_showsyntaxerror,
-     METH_VARARGS | METH_KEYWORDS, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
 /* Python's own banner, as InteractiveConsole.interact() has it. */
 static void
 append_banner(struct text *text)
@@ -420,29 +359,23 @@ static const char plain_console_program[] =
 static const struct part plain_console_part = {.name = "plain console",
                                                .program = plain_console_program};
 
-/* Returns a new reference to the console's class, or NULL with an exception. A plain one is not
- * kept: the next session may have the other. */
+/* The session's console, or a plain one where there is no other. Returns a new reference, or NULL with
+ * an exception. */
 ATTACHED static PyObject *
-get_console_type(void)
+make_console(const struct session *session)
 {
-    static const struct derived full = {.name = "ManholeConsole",
-                                        .module = "code",
-                                        .base = "InteractiveConsole",
-                                        .methods = console_methods};
-    static const struct derived plain = {.name = "ManholeConsole",
-                                         .part = &plain_console_part,
-                                         .base = "Console",
-                                         .methods = console_methods};
-    PyObject *type = NULL; /* new, handed to the caller */
-    if (!is_found_normally("warnings")) {
-        return make_derived(&plain); /* codeop takes it from sys.modules */
+    /* codeop takes warnings from sys.modules. */
+    OWNED PyObject *code = is_found_normally("warnings") ? import_standard("code") : NULL;
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) {
+        return NULL;
     }
-    type = get_derived(&full, &installed_state()->console_type);
-    if (type == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
-        PyErr_Clear(); /* it has been told */
-        type = make_derived(&plain);
-    }
-    return type;
+    PyErr_Clear(); /* it has been told */
+    OWNED PyObject *base =
+        code == NULL ? get_from_part(manhole.module, &plain_console_part, "Console")
+                     : PyObject_GetAttrString(code, "InteractiveConsole");
+    return base == NULL ? NULL
+                        : call_part(manhole.module, &shown_part, "make_console", base,
+                                    session->run.names);
 }
 
 /* The console of a client that has been greeted; and perhaps told something behind its prompt.
@@ -450,16 +383,12 @@ get_console_type(void)
 ATTACHED static void
 hold_console(struct session *session, bool told)
 {
-    PyObject *type = get_console_type(); /* owned */
-    PyObject *console = NULL;            /* owned */
-    console = type == NULL ? NULL : PyObject_CallOneArg(type, session->run.names);
+    OWNED PyObject *console = make_console(session);
     /* Also without a console: the shell around it goes on. */
     told = settle_report_attached(session) || told;
     if (console != NULL) {
         run_console(session, console, told);
     }
-    Py_XDECREF(type);
-    Py_XDECREF(console);
 }
 
 /* The dump, then the console: its modules are imported while its client looks at the prompt.

@@ -9,11 +9,11 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/basics.c"
+#include "../base/parts.c"
 #include "output.c"
 #include "streams.c"
 #include "hang.c"
 #include "telnet.c"
-#include "imports.c"
 
 enum {
     /* Characters of one line typed at the prompt. */
@@ -198,12 +198,12 @@ read_typed(struct session *session, char *bytes, size_t size)
     }
 }
 
+/* readinto(buffer), as an object under a buffered reader has it. */
 ATTACHED static PyObject *
-input_readinto(PyObject *self, PyObject *target)
+typed_readinto(PyObject *module, PyObject *target)
 {
     Py_buffer view;
-    ssize_t got = -1;
-    (void)self;
+    (void)module;
     if (current_session == NULL) {
         PyErr_SetString(PyExc_OSError, "only a session's thread reads its client");
         return NULL;
@@ -211,23 +211,15 @@ input_readinto(PyObject *self, PyObject *target)
     if (PyObject_GetBuffer(target, &view, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
-    got = read_typed(current_session, view.buf, (size_t)view.len);
+    ssize_t got = read_typed(current_session, view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return got < 0 ? NULL : PyLong_FromSsize_t(got);
 }
 
 ATTACHED static PyObject *
-input_readable(PyObject *self, PyObject *unused)
+typed_fileno(PyObject *module, PyObject *unused)
 {
-    (void)self;
-    (void)unused;
-    return Py_NewRef(Py_True);
-}
-
-ATTACHED static PyObject *
-input_fileno(PyObject *self, PyObject *unused)
-{
-    (void)self;
+    (void)module;
     (void)unused;
     if (current_session == NULL) {
         PyErr_SetString(PyExc_OSError, "only a session's thread has its client");
@@ -236,48 +228,39 @@ input_fileno(PyObject *self, PyObject *unused)
     return make_descriptor(input_fd(current_session));
 }
 
-static PyMethodDef input_methods[] = {
-    {"readinto", input_readinto, METH_O, NULL},
-    {"readable", input_readable, METH_NOARGS, NULL},
-    {"fileno", input_fileno, METH_NOARGS, NULL},
+static PyMethodDef typed_functions[] = {
+    {"fileno", typed_fileno, METH_NOARGS, NULL},
+    {"readinto", typed_readinto, METH_O, NULL},
     {NULL, NULL, 0, NULL},
+};
+
+static const char typed_program[] =
+    "import " IO_MODULE " as io\n"
+    "class Typed(io." RAW_IO_BASE "):\n"
+    "    name = '<manhole>'\n"
+    "    fileno = staticmethod(fileno)\n"
+    "    readinto = staticmethod(readinto)\n"
+    "    def readable(self):\n"
+    "        return True\n"
+    "def open():\n"
+    "    file = io.TextIOWrapper(io.BufferedReader(Typed()), 'utf-8', "
+    "'surrogateescape')\n"
+    "    file.mode = 'r'\n"
+    "    return file\n";
+
+static const struct part typed_part = {
+    .name = "typed",
+    .program = typed_program,
+    .functions = typed_functions,
 };
 
 /* A text file over what the client types. Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
 open_typed_input(struct session *session)
 {
-    static const struct derived derived = {.name = "Input",
-                                           .module = IO_MODULE,
-                                           .base = RAW_IO_BASE,
-                                           .methods = input_methods};
-    PyObject *type = get_derived(&derived, &installed_state()->input_type); /* owned */
-    PyObject *io = type == NULL ? NULL : PyImport_ImportModule(IO_MODULE);  /* owned */
-    PyObject *name = PyUnicode_FromString(stream_name);                     /* owned */
-    PyObject *mode = PyUnicode_FromString("r");                             /* owned */
-    PyObject *raw = NULL;                                                   /* owned */
-    PyObject *buffer = NULL;                                                /* owned */
-    PyObject *text = NULL; /* new, handed to the caller */
-    if (io != NULL && name != NULL && mode != NULL && open_input_fd(session) >= 0) {
-        raw = PyObject_CallNoArgs(type);
-    }
-    if (raw != NULL && PyObject_SetAttrString(raw, "name", name) == 0) {
-        buffer = PyObject_CallMethod(io, "BufferedReader", "O", raw);
-    }
-    if (buffer != NULL) {
-        text = PyObject_CallMethod(io, "TextIOWrapper", "Oss", buffer, "utf-8",
-                                   "surrogateescape");
-    }
-    if (text != NULL && PyObject_SetAttrString(text, "mode", mode) < 0) {
-        Py_CLEAR(text);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(io);
-    Py_XDECREF(name);
-    Py_XDECREF(mode);
-    Py_XDECREF(raw);
-    Py_XDECREF(buffer);
-    return text;
+    return open_input_fd(session) < 0
+               ? NULL
+               : call_part(manhole.module, &typed_part, "open", NULL, NULL);
 }
 
 /* A text file over the client's socket, for reading; the descriptor stays the session's.

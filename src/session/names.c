@@ -1,6 +1,9 @@
 /* Names: the namespace of a console or a program.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's names, under table_lock.
+ * It has python-manhole's names, as far as they can be imported, and those of the option locals or of
+ * backdoor(): copied, or in eventlet's way looked at. There a client sees the application's mapping
+ * change, and what it assigns the application finds there; but `_` and what we add are its own.
  */
 #ifndef MANHOLE_SESSION_NAMES_C
 #define MANHOLE_SESSION_NAMES_C
@@ -8,14 +11,10 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/locks.c"
-#include "../base/library.c"
 #include "../base/parts.c"
 
-/* A namespace of eventlet's kind: the application's mapping is not copied but looked at, so that a
- * client sees it change, and what the client assigns the application finds there. But `_` and what
- * we add are the client's own. */
-static const char live_names_program[] =
-    "class Names(dict):\n"
+static const char names_program[] =
+    "class LiveNames(dict):\n"
     "    def __init__(self, own, theirs):\n"
     "        super().__init__({name: own[name] for name in own if name not in theirs})\n"
     "        self.theirs = theirs\n"
@@ -36,50 +35,52 @@ static const char live_names_program[] =
     "        else:\n"
     "            del self.theirs[name]\n"
     "    def keys(self):\n"
-    "        return super().keys() | self.theirs.keys()\n";
+    "        return super().keys() | self.theirs.keys()\n"
+    "\n"
+    "def own_names():\n"
+    /* Else exec() in a module of our own would have them see its builtins. */
+    "    names = {'__builtins__': __builtins__, 'dump_stacktraces': dump_stacktraces()}\n"
+    "    for name in 'sys', 'os', 'socket', 'traceback':\n"
+    "        try:\n"
+    "            names[name] = standard(name)\n"
+    "        except Exception:\n"
+    "            pass\n" /* the client has been told */
+    "    return names\n"
+    "\n"
+    "def copied(theirs):\n"
+    "    names = own_names()\n"
+    "    if theirs is not None:\n"
+    "        names.update(theirs)\n"
+    "    return names\n"
+    "\n"
+    "def live(theirs):\n"
+    "    return own_names() if theirs is None else LiveNames(own_names(), theirs)\n";
 
-static const struct part live_names_part = {.name = "live names",
-                                            .program = live_names_program};
-
-/* Returns a new dict of that class, or NULL with an exception. */
 ATTACHED static PyObject *
-make_live_names(PyObject *own, PyObject *theirs)
+names_dump_stacktraces(PyObject *module, PyObject *unused)
 {
-    return call_part(manhole.module, &live_names_part, "Names", own, theirs);
+    (void)module;
+    (void)unused;
+    return PyObject_GetAttrString(manhole.module, "dump_stacktraces");
 }
 
-/* The console's namespace: python-manhole's names, as far as they can be imported, then those of
- * locals, copied or as they are at any time. Returns a new dict, or NULL with an exception. */
+static PyMethodDef names_functions[] = {
+    {"dump_stacktraces", names_dump_stacktraces, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static const struct part names_part = {
+    .name = "names",
+    .program = names_program,
+    .functions = names_functions,
+};
+
+/* Returns a new dict, or NULL with an exception. */
 ATTACHED static PyObject *
-make_names(PyObject *locals, bool live)
+make_names(PyObject *locals /* or NULL */, bool live)
 {
-    static const char *const modules[] = {"sys", "os", "socket", "traceback"};
-    PyObject *dump =
-        PyObject_GetAttrString(manhole.module, "dump_stacktraces"); /* owned */
-    PyObject *names = PyDict_New(); /* owned, handed to the caller */
-    /* Else exec() in a module of our own would have them see its builtins. */
-    bool failed = dump == NULL || names == NULL ||
-                  PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0 ||
-                  PyDict_SetItemString(names, "dump_stacktraces", dump) < 0;
-    for (size_t i = 0; !failed && i < Py_ARRAY_LENGTH(modules); i++) {
-        PyObject *module = import_standard(modules[i]); /* owned */
-        failed = module != NULL && PyDict_SetItemString(names, modules[i], module) < 0;
-        if (module == NULL) {
-            PyErr_Clear(); /* it has been told */
-        }
-        Py_XDECREF(module);
-    }
-    if (!failed && locals != NULL && live) {
-        Py_SETREF(names, make_live_names(names, locals));
-    }
-    else if (!failed && locals != NULL) {
-        failed = PyDict_Update(names, locals) < 0;
-    }
-    if (failed) {
-        Py_CLEAR(names);
-    }
-    Py_XDECREF(dump);
-    return names;
+    return call_part(manhole.module, &names_part, live ? "live" : "copied",
+                     locals == NULL ? Py_None : locals, NULL);
 }
 
 /* Sets the session's namespace, which another session may be about to look at. */

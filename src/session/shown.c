@@ -1,6 +1,16 @@
 /* Shown: what a client sees of values and of exceptions.
  * Runs on:  the session's thread, ATTACHED; py_displayhook() in every thread.
  * Touches:  sys.last_exc and its relatives, through borrow_attribute().
+ *
+ * How it works. What a statement raises never reaches sys.excepthook, which may be a crash reporter's,
+ * nor another client: ManholeConsole, made below of whatever console there is, overrides the two
+ * methods by which code.InteractiveConsole reports, and sends the text to its own client. The
+ * traceback begins behind the console's own frame. It is remembered for pdb.pm(), as the interpreter
+ * would, until the last client leaves.
+ *
+ * A value is shown by sys.displayhook, which is ours while clients have consoles: `_` is a name of the
+ * session, never of builtins. Each send lets go of the GIL, which other threads may keep for some
+ * time; so the value of a statement that is over with it waits for the prompt, see is_one_act().
  */
 #ifndef MANHOLE_SESSION_SHOWN_C
 #define MANHOLE_SESSION_SHOWN_C
@@ -9,7 +19,7 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/basics.c"
-#include "../base/library.c"
+#include "../base/parts.c"
 #include "output.c"
 #include "streams.c"
 
@@ -18,138 +28,127 @@ enum {
     MAX_SHOWN = 4096,
 };
 
-/* Remembers an exception for pdb.pm() as sys.last_value and its relatives, until the last
- * client leaves. Never raises. */
-ATTACHED static void
-remember_exception(PyObject *type, PyObject *value, PyObject *traceback)
+static const char shown_program[] =
+    "sys = standard('sys')\n"
+    "UNDECODABLE = ('manhole: what came is not UTF-8, so it was not run; type it again, "
+    "'\n"
+    "               'and see that the terminal sends UTF-8\\n')\n"
+    "\n"
+    /* Where the module traceback cannot be had, which the client has been told. */
+    "def lines_of(error, trace):\n"
+    "    if trace is not None:\n"
+    "        yield 'Traceback (most recent call last):\\n'\n"
+    "    while trace is not None:\n"
+    "        code = trace.tb_frame.f_code\n"
+    "        yield (f'  File \"{code.co_filename}\", line {trace.tb_lineno}, '\n"
+    "               f'in {code.co_name}\\n')\n"
+    "        trace = trace.tb_next\n"
+    "    yield f'{type(error).__name__}: {error}\\n'\n"
+    "\n"
+    "def text_of(error, trace, alone):\n"
+    "    try:\n"
+    "        traceback = standard('traceback')\n"
+    "    except Exception:\n"
+    "        lines = lines_of(error, None if alone else trace)\n"
+    "    else:\n"
+    "        lines = (traceback.format_exception_only(type(error), error) if alone\n"
+    "                 else traceback.format_exception(type(error), error, trace))\n"
+    "    return ''.join(lines)\n"
+    "\n"
+    "def whole(error):\n"
+    "    return text_of(error, error.__traceback__, False)\n"
+    "\n"
+    /* Of a program that ends with this: what it has to say, and its exit status, as Python's own. */
+    "def last_words(error):\n"
+    "    if not isinstance(error, SystemExit):\n"
+    "        return whole(error), 1\n"
+    "    if error.code is None or isinstance(error.code, int):\n"
+    "        return '', error.code or 0\n"
+    "    return f'{error.code}\\n', 1\n"
+    "\n"
+    "def last_line(error):\n"
+    "    return text_of(error, None, True)\n"
+    "\n"
+    "def show(error, alone):\n"
+    "    trace = error.__traceback__ and error.__traceback__.tb_next\n"
+    "    remember(type(error), error, trace)\n"
+    "    write(text_of(error, trace, alone))\n"
+    "\n"
+    "class Reports:\n"
+    "    def showtraceback(self):\n"
+    "        show(sys.exc_info()[1], False)\n"
+    /* CPython 3.13 and newer hand the source over: the compiler's own errors have no line of it.
+     * Python would call what is not UTF-8 a codec's error, in a text that was never typed. */
+    "    def showsyntaxerror(self, filename=None, source='', **_):\n"
+    "        error = sys.exc_info()[1]\n"
+    "        if type(error) is UnicodeEncodeError:\n"
+    "            return write(UNDECODABLE)\n"
+    "        if type(error) is SyntaxError and source and not error.text:\n"
+    "            lines = dict(enumerate(source.splitlines(), 1))\n"
+    "            error.text = lines.get(error.lineno)\n"
+    "        show(error, True)\n"
+    "\n"
+    "types = {}\n"
+    "def make_console(base, names):\n"
+    "    if base not in types:\n"
+    "        types[base] = type('ManholeConsole', (Reports, base), {})\n"
+    "    return types[base](names)\n";
+
+/* write(text): to the client, if the calling thread has one: a forked child has none. */
+ATTACHED static PyObject *
+shown_write(PyObject *module, PyObject *text)
 {
-    struct held held;
-    const struct {
+    (void)module;
+    return current_session != NULL && write_client_str(current_session, text) < 0
+               ? NULL
+               : Py_NewRef(Py_None);
+}
+
+/* remember(type, exception, traceback): as sys.last_value and its relatives. */
+ATTACHED static PyObject *
+shown_remember(PyObject *module, PyObject *arguments)
+{
+    static const struct {
         const char *name;
-        PyObject *value;
+        Py_ssize_t argument;
     } rows[] = {
-        {"last_type", type},
-        {"last_value", value},
-        {"last_traceback", traceback},
-        {"last_exc", value},
+        {"last_type", 0},
+        {"last_value", 1},
+        {"last_traceback", 2},
+        {"last_exc", 1},
     };
+    struct held held;
+    (void)module;
     lock_sys(&held);
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
-        if (borrow_attribute(borrowed_row(rows[i].name), rows[i].value) < 0) {
+        if (borrow_attribute(borrowed_row(rows[i].name),
+                             PyTuple_GET_ITEM(arguments, rows[i].argument)) < 0) {
             PyErr_Clear();
         }
     }
     unlock_sys(&held);
+    return Py_NewRef(Py_None);
 }
 
-/* What C alone makes of an exception, where the module traceback cannot be had. Returns a new
- * str, or NULL with an exception. */
-ATTACHED static PyObject *
-format_plainly(PyObject *exception, PyObject *traceback /* or None */)
-{
-    PyObject *io = PyImport_ImportModule(IO_MODULE); /* owned */
-    PyObject *file = NULL;                           /* owned */
-    PyObject *shown = NULL;                          /* owned */
-    PyObject *text = NULL;                           /* new, handed to the caller */
-    if (io != NULL) {
-        file = PyObject_CallMethod(io, "StringIO", NULL);
-    }
-    if (file != NULL &&
-        (traceback == Py_None || PyTraceBack_Print(traceback, file) == 0)) {
-        shown = PyObject_CallMethod(file, "getvalue", NULL);
-    }
-    if (shown != NULL) {
-        text = PyUnicode_FromFormat("%U%s: %S\n", shown, Py_TYPE(exception)->tp_name,
-                                    exception);
-    }
-    Py_XDECREF(io);
-    Py_XDECREF(file);
-    Py_XDECREF(shown);
-    return text;
-}
+static PyMethodDef shown_functions[] = {
+    {"remember", shown_remember, METH_VARARGS, NULL},
+    {"write", shown_write, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
 
-/* What traceback.format_exception() makes of an exception, or without its traceback what
- * format_exception_only() does. Returns a new str, or NULL with an exception. */
-ATTACHED static PyObject *
-format_raised(PyObject *exception, PyObject *traceback /* or None */, bool alone)
-{
-    PyObject *type = (PyObject *)Py_TYPE(exception); /* borrowed */
-    PyObject *module = import_standard("traceback"); /* owned */
-    PyObject *empty = NULL;                          /* owned */
-    PyObject *lines = NULL;                          /* owned */
-    PyObject *text = NULL;                           /* new, handed to the caller */
-    if (module == NULL) {
-        PyErr_Clear(); /* it has been told */
-        return format_plainly(exception, alone ? Py_None : traceback);
-    }
-    lines = alone ? PyObject_CallMethod(module, "format_exception_only", "OO", type,
-                                        exception)
-                  : PyObject_CallMethod(module, "format_exception", "OOO", type,
-                                        exception, traceback);
-    empty = lines == NULL ? NULL : PyUnicode_FromString("");
-    text = empty == NULL ? NULL : PyUnicode_Join(empty, lines);
-    Py_DECREF(module);
-    Py_XDECREF(empty);
-    Py_XDECREF(lines);
-    return text;
-}
+static const struct part shown_part = {
+    .name = "shown",
+    .program = shown_program,
+    .functions = shown_functions,
+};
 
-/* Writes a text to the client, which it takes over. Returns None, or NULL with an exception. */
+/* What the client sees of an exception, with its traceback or without. Returns a new str, or NULL
+ * with an exception. */
 ATTACHED static PyObject *
-show_text(PyObject *text /* new, or NULL with an exception */)
+format_exception(PyObject *exception, bool alone)
 {
-    int result = text == NULL ? -1 : 0;
-    if (text != NULL && current_session != NULL) {
-        result = write_client_str(current_session, text);
-    }
-    Py_XDECREF(text);
-    return result < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-/* Shows the exception being handled, less the code module's own frame. */
-ATTACHED static PyObject *
-show_exception(bool alone)
-{
-    PyObject *type = NULL;         /* owned */
-    PyObject *value = NULL;        /* owned */
-    PyObject *raised_in = NULL;    /* owned */
-    PyObject *ours_skipped = NULL; /* owned */
-    PyObject *text = NULL;         /* new, handed to show_text() */
-    PyErr_GetExcInfo(&type, &value, &raised_in);
-    if (value == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "no exception is being handled");
-        goto done;
-    }
-    ours_skipped = raised_in == NULL || raised_in == Py_None
-                       ? Py_NewRef(Py_None)
-                       : PyObject_GetAttrString(raised_in, "tb_next");
-    if (ours_skipped == NULL) {
-        goto done;
-    }
-    if (type == NULL) {
-        type = Py_NewRef((PyObject *)Py_TYPE(value));
-    }
-    remember_exception(type, value, ours_skipped);
-    text = format_raised(value, ours_skipped, alone);
-done:
-    Py_XDECREF(type);
-    Py_XDECREF(value);
-    Py_XDECREF(raised_in);
-    Py_XDECREF(ours_skipped);
-    return show_text(text);
-}
-
-/* Python would call it a codec's error, in a text that its client never typed. */
-ATTACHED static PyObject *
-show_undecodable(void)
-{
-    static const char message[] =
-        "manhole: what came is not UTF-8, so it was not run; type it again, and see "
-        "that the terminal sends UTF-8\n";
-    struct session *session = current_session;
-    return session != NULL && write_client(session, message, sizeof(message) - 1) < 0
-               ? NULL
-               : Py_NewRef(Py_None);
+    return call_part(manhole.module, &shown_part, alone ? "last_line" : "whole",
+                     exception, NULL);
 }
 
 /* Shows a value to the client: along with the prompt when nothing is left to run before that, for
@@ -168,53 +167,50 @@ show_value(struct session *session, PyObject *shown /* str */)
     return write_client_str(session, shown);
 }
 
-/* sys.displayhook while clients have consoles: `_` is a name of the session, never of
- * builtins. */
+/* In a thread of the application's. */
+ATTACHED static PyObject *
+call_original_displayhook(PyObject *value)
+{
+    lock_attached(&sys_lock);
+    OWNED PyObject *original = Py_XNewRef(borrowed_row("displayhook")->previous);
+    unlock(&sys_lock);
+    if (original == NULL) {
+        original = get_sys("__displayhook__");
+    }
+    return original == NULL ? Py_NewRef(Py_None) : PyObject_CallOneArg(original, value);
+}
+
+/* sys.displayhook while clients have consoles. */
 ATTACHED static PyObject *
 py_displayhook(PyObject *module, PyObject *value)
 {
     struct session *session = console_session();
-    PyObject *shown = NULL;  /* owned */
-    PyObject *result = NULL; /* new, handed to the caller */
     (void)module;
     if (session == NULL) {
-        PyObject *original = NULL; /* owned */
-        lock_attached(&sys_lock);
-        original = Py_XNewRef(borrowed_row("displayhook")->previous);
-        unlock(&sys_lock);
-        if (original == NULL) {
-            original = get_sys("__displayhook__");
-        }
-        if (original != NULL) {
-            result = PyObject_CallOneArg(original, value);
-            Py_DECREF(original);
-            return result;
-        }
-        return Py_NewRef(Py_None);
+        return call_original_displayhook(value);
     }
     if (value == Py_None) {
         return Py_NewRef(Py_None);
     }
-    shown = PyUnicode_FromFormat("%R\n", value);
-    if (shown != NULL && show_value(session, shown) == 0 &&
-        (session->run.names == NULL ||
-         !PyDict_Check(session->run.names) || /* a plugin's command has none */
-         PyDict_SetItemString(session->run.names, "_", value) == 0)) {
-        result = Py_NewRef(Py_None);
+    OWNED PyObject *shown = PyUnicode_FromFormat("%R\n", value);
+    if (shown == NULL || show_value(session, shown) < 0) {
+        return NULL;
     }
-    Py_XDECREF(shown);
-    return result;
+    PyObject *names = session->run.names; /* borrowed; a plugin's command has none */
+    return names != NULL && PyDict_Check(names) &&
+                   PyDict_SetItemString(names, "_", value) < 0
+               ? NULL
+               : Py_NewRef(Py_None);
 }
 
-/* Tells the client what the compiler has given up on. Returns 0, or -1 with an exception. */
+/* Tells the client what the compiler has given up on, which it takes over. Returns 0, or -1 with an
+ * exception. */
 ATTACHED static int
 show_compiler_error(void)
 {
-    PyObject *error = take_exception();                                 /* owned */
-    PyObject *written = show_text(format_raised(error, Py_None, true)); /* owned */
-    Py_XDECREF(error);
-    Py_XDECREF(written);
-    return written == NULL ? -1 : 0;
+    OWNED PyObject *error = take_exception();
+    OWNED PyObject *text = format_exception(error, true);
+    return text == NULL ? -1 : write_client_str(current_session, text);
 }
 
 #endif /* MANHOLE_SESSION_SHOWN_C */

@@ -797,16 +797,17 @@ ATTACHED static void
 close_streams(struct session *session)
 {
     struct held held;
+    if (!session->run.has_console) {
+        return;
+    }
     lock_sys(&held);
-    if (session->run.has_console) {
-        session->run.has_console = false;
-        if (!session->channel->framed) {
-            end_viewing(session);
-        }
-        manhole.consoles--;
-        if (manhole.consoles == 0) {
-            give_back_attributes();
-        }
+    session->run.has_console = false;
+    if (!session->channel->framed) {
+        end_viewing(session);
+    }
+    manhole.consoles--;
+    if (manhole.consoles == 0) {
+        give_back_attributes();
     }
     unlock_sys(&held);
 }

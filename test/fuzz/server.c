@@ -720,8 +720,9 @@ compile_program(struct session *session)
     code = Py_CompileStringObject(find_program(session), file, Py_file_input, NULL, -1);
     MUST((code == NULL) == (PyErr_Occurred() != NULL));
     if (code == NULL) {
-        PyObject *raised = take_exception();                 /* owned */
-        PyObject *words = format_exception(session, raised); /* owned */
+        PyObject *raised = take_exception(); /* owned */
+        PyObject *words = call_part(manhole.module, &shown_part, "last_words", raised,
+                                    NULL); /* owned */
         MUST(words != NULL || PyErr_Occurred());
         PyErr_Clear();
         Py_XDECREF(words);
@@ -760,9 +761,9 @@ fuzz_completion(const char *bytes, size_t length)
     struct text answer = {0};
     console->state = SESSION_TAKEN;
     console->channel = &plain_channel;
-    console->names = PyObject_GetAttrString(helpers, table); /* owned */
+    console->run.names = PyObject_GetAttrString(helpers, table); /* owned */
     answer = converse(find_channel("complete"), complete_here, bytes, length);
-    Py_CLEAR(console->names);
+    Py_CLEAR(console->run.names);
     size_t word = length == 0 || memchr(bytes, '\n', length) == NULL
                       ? 0
                       : (size_t)((const char *)memchr(bytes, '\n', length) - bytes);
