@@ -97,8 +97,7 @@ ATTACHED static void
 give_back_sys(void)
 {
     if (manhole.programs > 0) {
-        OWNED PyObject *done =
-            call_part(manhole.module, &program_part, "end", NULL, NULL);
+        Py_XDECREF(call_part(manhole.module, &program_part, "end", NULL, NULL));
         PyErr_Clear();
     }
 }
@@ -277,9 +276,9 @@ run_program(struct session *session, PyObject *file)
     begin_running(session);
     OWNED PyObject *code =
         Py_CompileStringObject(find_program(session), file, Py_file_input, NULL, -1);
-    OWNED PyObject *result =
-        code == NULL ? NULL
-                     : PyEval_EvalCode(code, session->run.names, session->run.names);
+    if (code != NULL) {
+        Py_XDECREF(PyEval_EvalCode(code, session->run.names, session->run.names));
+    }
     PyObject *raised = take_exception(); /* new, handed to the caller */
     end_running(session);
     return raised;

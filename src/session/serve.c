@@ -193,8 +193,9 @@ serve_callable(struct session *session, PyObject *callable)
     OWNED PyObject *client = make_client_object(session);
     if (client != NULL) {
         begin_running(session);
-        OWNED PyObject *result = PyObject_CallOneArg(callable, client);
+        PyObject *result = PyObject_CallOneArg(callable, client); /* owned */
         end_running(session);
+        Py_XDECREF(result);
     }
     if (PyErr_Occurred()) {
         log_exception("ManholeConnectionThread failure: ", take_exception(), "");
