@@ -16,9 +16,9 @@
 #include "hang.c"
 
 /* Tells the log of modules that cannot be imported, and the client, but who has a protocol of its
- * own. Takes over the exception. Never raises. */
+ * own. Never raises. */
 ATTACHED static void
-tell_missing(struct session *session, const char *names, PyObject *why /* new, or NULL */,
+tell_missing(struct session *session, const char *names, PyObject *why /* or NULL */,
              const char *ahead /* of the client's line; NULL: it is told nothing */)
 {
     char line[LOG_LINE_SIZE];
@@ -30,7 +30,6 @@ tell_missing(struct session *session, const char *names, PyObject *why /* new, o
     if (ahead != NULL && write_as(session, FRAME_ERROR, line, strlen(line)) < 0) {
         PyErr_Clear(); /* it is gone: that is found out soon enough */
     }
-    Py_XDECREF(why);
 }
 
 /* Imports what sessions need, in small steps: each lets go of the GIL for every file that it looks
@@ -46,41 +45,40 @@ import_needed_modules(struct session *session, const char *ahead)
         "socket",     "token",    "codecs",    "tokenize",    "linecache",
         "contextlib", "textwrap", "traceback", "codeop",      "code"};
     char missing[200] = "";
-    PyObject *why = NULL; /* owned: of the first that is missing */
+    OWNED PyObject *why = NULL; /* of the first that is missing */
     set_importing(session, true);
     lock_imports();
     if (!is_imported("threading") && is_found_normally("threading")) {
         import_threading();
     }
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
-        PyObject *module = import_standard(names[i]); /* owned */
+        OWNED PyObject *module = import_standard(names[i]);
         if (module == NULL) {
+            OWNED PyObject *raised = take_exception();
             size_t length = strlen(missing);
-            PyObject *raised = take_exception(); /* owned */
             (void)snprintf(missing + length, sizeof(missing) - length, "%s%s",
                            length == 0 ? "" : ", ", names[i]);
-            why = why == NULL ? Py_XNewRef(raised) : why;
-            Py_XDECREF(raised);
+            why = why == NULL ? steal_reference(&raised) : why;
         }
-        Py_XDECREF(module);
         note_progress();
     }
     unlock_imports();
     set_importing(session, false);
-    if (missing[0] != '\0') {
-        tell_missing(session, missing, why, ahead);
+
+    if (missing[0] == '\0') {
+        return false;
     }
-    return missing[0] != '\0';
+    tell_missing(session, missing, why, ahead);
+    return true;
 }
 
 /* get_from_part(), of one that imports: a fork waits for that, and it is no hang. */
 ATTACHED static PyObject *
 import_part(struct session *session, const struct part *part, const char *name)
 {
-    PyObject *found = NULL; /* new, handed to the caller */
     set_importing(session, true);
     lock_imports();
-    found = get_from_part(manhole.module, part, name);
+    PyObject *found = get_from_part(manhole.module, part, name); /* new */
     unlock_imports();
     set_importing(session, false);
     return found;

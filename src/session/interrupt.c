@@ -21,26 +21,6 @@ enum {
     IMPORT_PATIENCE_MS = 1000,
 };
 
-/* Sends out a helper; the slot stays taken meanwhile. Returns whether it went. */
-DETACHED static bool
-send_helper(struct session *session, void *(*body)(void *))
-{
-    int error = 0;
-    lock_leaf(&session->out_lock);
-    session->helpers++;
-    unlock(&session->out_lock);
-    error = start_thread(NULL, body, session, SMALL_STACK_SIZE);
-    if (error != 0) {
-        lock_leaf(&session->out_lock);
-        session->helpers--;
-        (void)pthread_cond_broadcast(&session->out_free);
-        unlock(&session->out_lock);
-        log_line("Cannot start a thread for the client of %s: %s",
-                 describe_peer(&session->peer).text, error_text(error));
-    }
-    return error == 0;
-}
-
 static void
 helper_done(struct session *session)
 {
@@ -48,6 +28,22 @@ helper_done(struct session *session)
     session->helpers--;
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
+}
+
+/* Sends out a helper; the slot stays taken meanwhile. Returns whether it went. */
+DETACHED static bool
+send_helper(struct session *session, void *(*body)(void *))
+{
+    lock_leaf(&session->out_lock);
+    session->helpers++;
+    unlock(&session->out_lock);
+    int error = start_thread(NULL, body, session, SMALL_STACK_SIZE);
+    if (error != 0) {
+        helper_done(session);
+        log_line("Cannot start a thread for the client of %s: %s",
+                 describe_peer(&session->peer).text, error_text(error));
+    }
+    return error == 0;
 }
 
 /* Raises an exception in what the session runs. */
@@ -58,6 +54,17 @@ strike(struct session *session, PyObject *type)
     (void)PyThreadState_SetAsyncExc(atomic_load(&session->run.ident), type);
 }
 
+/* Whether a frame's file has a name that begins so. */
+ATTACHED static bool
+is_code_of(PyFrameObject *frame, const char *start)
+{
+    PyCodeObject *code = PyFrame_GetCode(frame); /* owned */
+    const char *file = PyUnicode_AsUTF8(code->co_filename);
+    bool is_so = file != NULL && strncmp(file, start, strlen(start)) == 0;
+    Py_DECREF(code);
+    return is_so;
+}
+
 /* Whether a thread is in the import system's own code: an exception there may leave a lock behind
  * that nobody ever opens, and the application would import nothing for the rest of its life (seen
  * after some hundred interrupts). Without a GIL it cannot be asked. Never raises. */
@@ -65,29 +72,17 @@ ATTACHED static bool
 is_importing(unsigned long ident)
 {
     static const char importlib[] = "<frozen importlib._bootstrap"; /* _external, too */
-    PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL; /* owned */
-    PyObject *key = PyLong_FromUnsignedLong(ident);                         /* owned */
-    PyObject *frames = NULL;                                                /* owned */
-    PyObject *frame = NULL;                                                 /* owned */
-    PyCodeObject *code = NULL;                                              /* owned */
-    const char *file = NULL;
-    bool importing = false;
+    OWNED PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL;
+    OWNED PyObject *key = PyLong_FromUnsignedLong(ident);
+    if (current_frames == NULL || key == NULL) {
+        PyErr_Clear();
+        return false;
+    }
     bool collecting = pause_gc(); /* as in look_at_threads() */
-    if (current_frames != NULL && key != NULL) {
-        frames = PyObject_CallNoArgs(current_frames);
-        frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
-    }
-    if (frame != NULL) {
-        code = PyFrame_GetCode((PyFrameObject *)frame);
-        file = PyUnicode_AsUTF8(code->co_filename);
-        importing = file != NULL && strncmp(file, importlib, sizeof(importlib) - 1) == 0;
-    }
+    OWNED PyObject *frames = PyObject_CallNoArgs(current_frames);
+    OWNED PyObject *frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
+    bool importing = frame != NULL && is_code_of((PyFrameObject *)frame, importlib);
     PyErr_Clear();
-    Py_XDECREF(current_frames);
-    Py_XDECREF(key);
-    Py_XDECREF(frames);
-    Py_XDECREF(frame);
-    Py_XDECREF(code);
     resume_gc(collecting);
     return importing;
 }
@@ -137,9 +132,8 @@ DETACHED static int
 interrupt_session(struct session *session)
 {
     bool running = atomic_load(&session->run.running);
-    bool send = false;
     lock_leaf(&session->out_lock);
-    send = running && !session->run.interrupted;
+    bool send = running && !session->run.interrupted;
     session->run.interrupted = session->run.interrupted || send;
     unlock(&session->out_lock);
     if (send && !send_helper(session, interrupter_main)) {
@@ -181,9 +175,8 @@ guard_main(void *argument)
 DETACHED static void
 send_guard(struct session *session)
 {
-    bool send = false;
     lock_leaf(&session->out_lock);
-    send = !session->guarded && !atomic_load(&session->over);
+    bool send = !session->guarded && !atomic_load(&session->over);
     session->guarded = session->guarded || send;
     unlock(&session->out_lock);
     if (send) {
@@ -213,14 +206,11 @@ leave_forked_child(void)
 {
     static const char *const names[] = {"stdout", "stderr"};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
-        PyObject *stream = get_sys(names[i]); /* owned */
-        PyObject *flushed = NULL;             /* owned */
+        OWNED PyObject *stream = get_sys(names[i]);
         if (stream != NULL && stream != Py_None) {
-            flushed = PyObject_CallMethod(stream, "flush", NULL);
+            Py_XDECREF(PyObject_CallMethod(stream, "flush", NULL));
         }
         PyErr_Clear();
-        Py_XDECREF(stream);
-        Py_XDECREF(flushed);
     }
     remove_paths_at_exit();
     _exit(0);
@@ -230,9 +220,8 @@ leave_forked_child(void)
 ATTACHED static void
 begin_running(struct session *session)
 {
-    bool taken_back = false;
     atomic_store(&session->run.running, true);
-    taken_back = atomic_load(&session->run.taken_back);
+    bool taken_back = atomic_load(&session->run.taken_back);
     atomic_store(&session->run.interrupts, taken_back);
     if (taken_back) {
         strike(session, PyExc_KeyboardInterrupt);

@@ -216,7 +216,7 @@ serve_as_configured(struct session *session, const struct handler *handler,
 /* The names that the session's console has beside python-manhole's. Under table_lock. Returns new,
  * or NULL. */
 ATTACHED static PyObject *
-take_locals(struct session *session)
+steal_locals(struct session *session)
 {
     const struct door *door = session->door;
     PyObject *locals = session->locals; /* owned, handed to the caller */
@@ -236,13 +236,12 @@ ATTACHED static void
 serve_session(struct session *session)
 {
     struct session *outer = current_session;
-    PyObject *locals = NULL;      /* owned */
-    struct handler handler = {0}; /* its callable is owned */
     lock_leaf(&table_lock);
-    locals = take_locals(session);
-    handler = manhole.options.connection_handler;
-    Py_XINCREF(handler.callable);
+    OWNED PyObject *locals = steal_locals(session);
+    struct handler handler = manhole.options.connection_handler;
+    OWNED PyObject *callable = Py_XNewRef(handler.callable);
     unlock(&table_lock);
+
     current_session = session;
     lend_spare(kept_number(&session->fd));
     if (session->channel->serve != NULL) {
@@ -253,8 +252,18 @@ serve_session(struct session *session)
     }
     take_spare_back();
     current_session = outer;
-    Py_XDECREF(locals);
-    Py_XDECREF(handler.callable);
+}
+
+static void
+name_session_thread(const struct session *session)
+{
+    char name[32];
+    (void)snprintf(name, sizeof(name),
+                   session->peer.address[0] == '\0' ? "Manhole < PID:%ld"
+                                                    : "Manhole < TCP",
+                   (long)session->peer.pid);
+    name[15] = '\0'; /* all that the kernel takes */
+    (void)pthread_setname_np(pthread_self(), name);
 }
 
 /* Body of a session's thread. That it may not get in is beyond the checker. */
@@ -262,14 +271,8 @@ DETACHED MAY_ATTACH static void *
 session_main(void *argument)
 {
     struct session *session = argument;
-    char name[32];
     PyThreadState *tstate = NULL;
-    (void)snprintf(name, sizeof(name),
-                   session->peer.address[0] == '\0' ? "Manhole < PID:%ld"
-                                                    : "Manhole < TCP",
-                   (long)session->peer.pid);
-    name[15] = '\0'; /* all that the kernel takes */
-    (void)pthread_setname_np(pthread_self(), name);
+    name_session_thread(session);
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     if (session->channel->receive == NULL || session->channel->receive(session)) {
         note_waiting(session, monotonic_ms());
