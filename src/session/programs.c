@@ -92,11 +92,13 @@ static const struct part program_part = {
     .functions = program_functions,
 };
 
-/* Gives sys its own class again. Under sys_lock. Never raises. */
+/* Gives sys its own class again, if it has another: also at exit, and in a forked child. Under
+ * sys_lock. Never raises. */
 ATTACHED static void
 give_back_sys(void)
 {
-    if (manhole.programs > 0) {
+    PyObject *sys = PyDict_GetItemString(PyImport_GetModuleDict(), "sys"); /* borrowed */
+    if (sys != NULL && !PyModule_CheckExact(sys)) {
         Py_XDECREF(call_part(manhole.module, &program_part, "end", NULL, NULL));
         PyErr_Clear();
     }
@@ -124,10 +126,10 @@ close_arguments(struct session *session)
     }
     Py_CLEAR(session->run.arguments);
     lock_attached(&sys_lock);
-    if (manhole.programs == 1) {
+    manhole.programs--;
+    if (manhole.programs == 0) {
         give_back_sys();
     }
-    manhole.programs--;
     unlock(&sys_lock);
 }
 

@@ -194,10 +194,10 @@ read_under_table_lock(const int *count)
 }
 
 ATTACHED static void
-serve_as_configured(struct session *session, const struct handler *handler,
+serve_as_configured(struct session *session, enum handler_kind kind, PyObject *callable,
                     PyObject *locals)
 {
-    switch (handler->kind) {
+    switch (kind) {
     case HANDLER_REPL:
         serve_console(session, locals);
         break;
@@ -208,7 +208,7 @@ serve_as_configured(struct session *session, const struct handler *handler,
         serve_commands(session, locals);
         break;
     case HANDLER_CALLABLE:
-        serve_callable(session, handler->callable);
+        serve_callable(session, callable);
         break;
     }
 }
@@ -238,8 +238,8 @@ serve_session(struct session *session)
     struct session *outer = current_session;
     lock_leaf(&table_lock);
     OWNED PyObject *locals = steal_locals(session);
-    struct handler handler = manhole.options.connection_handler;
-    OWNED PyObject *callable = Py_XNewRef(handler.callable);
+    enum handler_kind kind = manhole.options.connection_handler.kind;
+    OWNED PyObject *callable = Py_XNewRef(manhole.options.connection_handler.callable);
     unlock(&table_lock);
 
     current_session = session;
@@ -248,7 +248,7 @@ serve_session(struct session *session)
         session->channel->serve(session, locals);
     }
     else {
-        serve_as_configured(session, &handler, locals);
+        serve_as_configured(session, kind, callable, locals);
     }
     take_spare_back();
     current_session = outer;
