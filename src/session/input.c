@@ -67,15 +67,13 @@ open_input_fd(struct session *session)
 {
     int fd = kept_number(&session->fd);
     int flags = fcntl(fd, F_GETFL);
-    if (flags >= 0 && (flags & O_NONBLOCK) != 0) {
-        (void)fcntl(fd, F_SETFL,
-                    flags & ~O_NONBLOCK); /* a socket object's timeout set it */
+    if (flags >= 0 && (flags & O_NONBLOCK) != 0) { /* a socket object's timeout set it */
+        (void)fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
     }
     if (is_inet(fd) && atomic_load(&session->plain_fd.number) < 0) {
         PyThreadState *tstate = detach();
-        int error = 0;
         fd = open_telnet(session);
-        error = errno;
+        int error = errno;
         reattach(tstate);
         errno = error;
     }
@@ -282,13 +280,12 @@ skip_line(struct session *session)
     static const char message[] = "manhole: line too long (limit: 16 MiB), ignored\n";
     bool skipped = false;
     while (!skipped) {
-        PyObject *rest =
+        OWNED PyObject *rest =
             PyObject_CallMethod(session->run.input, "readline", "i", MAX_LINE);
         if (rest == NULL) {
             return NULL;
         }
         skipped = PyUnicode_GetLength(rest) == 0 || ends_line(rest);
-        Py_DECREF(rest);
     }
     return write_client(session, message, sizeof(message) - 1) < 0
                ? NULL
@@ -301,28 +298,23 @@ skip_line(struct session *session)
 ATTACHED static PyObject *
 read_any_line(struct session *session)
 {
-    PyObject *line = NULL; /* owned, handed to the caller */
     if (PyErr_CheckSignals() < 0) {
         return NULL; /* in a oneshot: read() looks only when it is interrupted */
     }
-    line = PyObject_CallMethod(session->run.input, "readline", "i", MAX_LINE);
-    if (line == NULL) {
+    OWNED PyObject *line =
+        PyObject_CallMethod(session->run.input, "readline", "i", MAX_LINE);
+    if (line == NULL || send_unsent(session) < 0) { /* it had come with the one before */
         return NULL;
     }
-    if (send_unsent(session) < 0) { /* the line had come with the one before */
-        Py_CLEAR(line);
-    }
-    else if (!PyUnicode_Check(line)) {
+    if (!PyUnicode_Check(line)) {
         PyErr_SetString(PyExc_TypeError, "sys.stdin.readline() returned no str");
-        Py_CLEAR(line);
+        return NULL;
     }
-    else if (PyUnicode_GetLength(line) == MAX_LINE && !ends_line(line)) {
-        Py_SETREF(line, skip_line(session));
+    if (PyUnicode_GetLength(line) == MAX_LINE && !ends_line(line)) {
+        return skip_line(session);
     }
-    else if (!ends_line(line) && is_gone(session)) {
-        Py_SETREF(line, PyUnicode_FromString(""));
-    }
-    return line;
+    return !ends_line(line) && is_gone(session) ? PyUnicode_FromString("")
+                                                : steal_reference(&line);
 }
 
 /* The line of a TCP client ends with Ctrl-C. Until it has been read, what came before it is
@@ -340,19 +332,18 @@ is_taken_back(struct session *session, PyObject *line)
 ATTACHED static PyObject *
 read_line(struct session *session)
 {
-    PyObject *line = read_any_line(session); /* owned, handed to the caller */
-    while (line != NULL && is_taken_back(session, line)) {
-        Py_CLEAR(line);
+    for (;;) {
+        OWNED PyObject *line = read_any_line(session);
+        if (line == NULL || !is_taken_back(session, line)) {
+            return steal_reference(&line);
+        }
         atomic_store(&session->run.taken_back, false);
-        if (atomic_load(&session->run.interrupts) > 0) {
-            atomic_fetch_sub(&session->run.interrupts, 1);
-            line = read_any_line(session);
-        }
-        else {
+        if (atomic_load(&session->run.interrupts) == 0) {
             PyErr_SetNone(PyExc_KeyboardInterrupt);
+            return NULL;
         }
+        atomic_fetch_sub(&session->run.interrupts, 1);
     }
-    return line;
 }
 
 /* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an
@@ -361,12 +352,11 @@ read_line(struct session *session)
 ATTACHED static PyObject *
 await_line(struct session *session)
 {
-    PyObject *line = NULL; /* new, handed to the caller */
     session->outbox.writes = 0;
     if (session->run.input == NULL) {
         session->run.input = open_typed_input(session);
     }
-    line = session->run.input == NULL ? NULL : read_line(session);
+    PyObject *line = session->run.input == NULL ? NULL : read_line(session); /* new */
     if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
         Py_XSETREF(session->run.raised, take_exception());
     }
@@ -378,12 +368,14 @@ await_line(struct session *session)
 ATTACHED static PyObject *
 ask_line(struct session *session, const char *prompt)
 {
-    PyObject *line = NULL; /* new, handed to the caller */
     if (!session->channel->marked) {
         append_string(&session->outbox.unsent, prompt);
     }
+    if (check_unsent(session) < 0) {
+        return NULL;
+    }
     session->run.prompt = prompt;
-    line = check_unsent(session) < 0 ? NULL : await_line(session);
+    PyObject *line = await_line(session); /* new */
     session->run.prompt = NULL;
     return line;
 }
