@@ -269,7 +269,7 @@ open_input(struct session *session)
 {
     int fd = open_input_fd(session);
     return fd < 0 ? NULL
-                  : PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape",
+                  : PyFile_FromFd(fd, "<manhole>", "r", -1, "utf-8", "surrogateescape",
                                   NULL, 0);
 }
 
