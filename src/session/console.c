@@ -354,9 +354,14 @@ make_console(const struct session *session)
     OWNED PyObject *base =
         code == NULL ? get_from_part(manhole.module, &plain_console_part, "Console")
                      : PyObject_GetAttrString(code, "InteractiveConsole");
-    return base == NULL ? NULL
-                        : call_part(manhole.module, &shown_part, "make_console", base,
-                                    session->run.names);
+    if (base == NULL) {
+        return NULL;
+    }
+    lock_imports(); /* sessions that begin at once share its class */
+    PyObject *console = call_part(manhole.module, &shown_part, "make_console", base,
+                                  session->run.names); /* new */
+    unlock_imports();
+    return console;
 }
 
 /* The console of a client that has been greeted; and perhaps told something behind its prompt.

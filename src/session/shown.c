@@ -90,10 +90,9 @@ static const char shown_program[] =
     "\n"
     "types = {}\n"
     "def make_console(base, names):\n"
-    "    kind = types.get(base)\n"
-    "    if kind is None:\n" /* of two sessions that begin at once the first makes it */
-    "        kind = types.setdefault(base, type('ManholeConsole', (Reports, base), {}))\n"
-    "    return kind(names)\n";
+    "    if base not in types:\n"
+    "        types[base] = type('ManholeConsole', (Reports, base), {})\n"
+    "    return types[base](names)\n";
 
 /* write(text): to the client, if the calling thread has one: a forked child has none. */
 ATTACHED static PyObject *
