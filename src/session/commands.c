@@ -500,7 +500,7 @@ converse_by_commands(struct session *session, PyObject *locals)
         OWNED PyObject *why = take_exception();
         tell_missing(session, "what the shell of commands needs", why, "");
     }
-    session->run.input = visit == NULL ? NULL : open_typed_input(session);
+    session->run.input = visit == NULL ? NULL : open_input(session);
     (void)settle_report_attached(session);
     if (session->run.input == NULL) {
         return;

@@ -385,7 +385,7 @@ talk(struct session *session, PyObject *locals)
     bool told = false;
     if (is_inet(kept_number(&session->fd))) { /* a Unix client's: behind the prompt */
         set_importing(session, true); /* it may wait for what another session imports */
-        session->run.input = open_typed_input(session);
+        session->run.input = open_input(session);
         set_importing(session, false);
     }
     if (PyErr_Occurred() || open_streams(session) < 0 ||

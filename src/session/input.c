@@ -1,6 +1,28 @@
 /* Input: what a client types, on its way to who reads it.
  * Runs on:  the session's thread, ATTACHED; DETACHED while it waits for its client.
  * Touches:  the session's own fields.
+ *
+ * How it works. sys.stdin is, in the session's thread, a text file over an object of class Typed, the
+ * only one that reads from the client: the console's lines, input(), Pdb and a program's stdin all
+ * come through read_typed(). To wait for the client is to let go of Python; on the way back in the
+ * session has a client that waits for an answer, see the room hang. Bytes that are no UTF-8 become
+ * lone surrogates: the line fails with an error, and the session goes on.
+ *
+ *   Keys. A client at a terminal, whose channel is marked, sends its keys Ctrl-C and Ctrl-D as those
+ *   bytes among the text, and each is for who reads just then, be it the console, input() or Pdb. So
+ *   never more is read than up to the next key: what follows is the next reader's.
+ *
+ *   Marks. What such a client hears is marked in turn, for it must know whether somebody reads, and
+ *   what the prompt is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got
+ *   something. Of input() and Pdb the prompt is the line that they have written before, and PROMPT is
+ *   empty.
+ *
+ *   A paste comes between two more keys. To the console each is the end of a read: the first ends an
+ *   empty line, by which it knows that all up to the second is one text (read_input); to all others
+ *   they are nothing.
+ *
+ *   Taken back. A TCP client's Ctrl-C cannot overtake the text before it as a side channel does. The
+ *   line that it stands in ends with it, and is none: see read_line(), and the room telnet.
  */
 #ifndef MANHOLE_SESSION_INPUT_C
 #define MANHOLE_SESSION_INPUT_C
@@ -35,13 +57,7 @@ ends_line(PyObject *line)
     return length > 0 && PyUnicode_ReadChar(line, length - 1) == '\n';
 }
 
-/* What is typed at a terminal: a client whose channel is marked sends its keys Ctrl-C and Ctrl-D as
- * those bytes among the text, and each is for who reads just then, be it the console, input() or
- * Pdb. What is pasted comes between two more, which make one of it to the console.
- *
- * What such a client hears is marked in turn, for it must know whether somebody reads, and what the
- * prompt is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got something. Of
- * input() and Pdb the prompt is the line that they have written before, and PROMPT is empty. */
+/* Keys beside Ctrl-C and Ctrl-D. */
 enum { PASTE_BEGINS = 2, PASTE_ENDS = 5 };
 
 static bool
@@ -252,25 +268,13 @@ static const struct part typed_part = {
     .functions = typed_functions,
 };
 
-/* A text file over what the client types. Returns a new reference, or NULL with an exception. */
+/* What sys.stdin is to be in the session's thread. Returns a new reference, or NULL with an exception. */
 ATTACHED static PyObject *
-open_typed_input(struct session *session)
+open_input(struct session *session)
 {
     return open_input_fd(session) < 0
                ? NULL
                : call_part(manhole.module, &typed_part, "open", NULL, NULL);
-}
-
-/* A text file over the client's socket, for reading; the descriptor stays the session's.
- * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
- * session goes on. */
-ATTACHED static PyObject *
-open_input(struct session *session)
-{
-    int fd = open_input_fd(session);
-    return fd < 0 ? NULL
-                  : PyFile_FromFd(fd, "<manhole>", "r", -1, "utf-8", "surrogateescape",
-                                  NULL, 0);
 }
 
 /* Drops the rest of a line that is too long, says so. Returns a new empty line, or NULL. */
@@ -354,7 +358,7 @@ await_line(struct session *session)
 {
     session->outbox.writes = 0;
     if (session->run.input == NULL) {
-        session->run.input = open_typed_input(session);
+        session->run.input = open_input(session);
     }
     PyObject *line = session->run.input == NULL ? NULL : read_line(session); /* new */
     if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {

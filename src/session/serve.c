@@ -133,8 +133,7 @@ serve_exec(struct session *session, PyObject *locals)
 {
     bool over = false;
     (void)import_needed_modules(session, "");
-    session->run.input = open_input(session);
-    while (session->run.input != NULL && !over) {
+    while (!over) {
         OWNED PyObject *line = await_line(session);
         over = line == NULL || PyUnicode_GetLength(line) == 0 ||
                exec_line(session, line, locals) < 0;
