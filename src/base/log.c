@@ -1,7 +1,15 @@
 /* Log: one line for each thing that happens, for the operator and for scripts.
  * Runs on:  every thread; log_line() never runs Python and never blocks.
- * Touches:  the verbose options, under log_lock. A Python destination is only ever called by
- *           deliver_log(); the lines wait for it in a bounded queue.
+ * Touches:  the verbose options, under log_lock; a Python destination, in deliver_log() alone.
+ *
+ * How it works. A line for a descriptor is written at once, if the descriptor takes it. A line for a
+ * Python object cannot be: whoever has something to say may be detached, in the middle of something,
+ * or in a session's thread, whose print() is its client's. It waits in a bounded queue, and the
+ * listener is told, which sends out a courier: a thread that attaches, delivers what waits, and
+ * leaves. Only where there may be no listener is deliver_log() called by others: at the end of
+ * install(), release() and the process, for a oneshot and what else serves its client in a thread of
+ * the application's, and when a session ends that may have outlived the listener. One thread at a
+ * time delivers, so the lines keep their order.
  */
 #ifndef MANHOLE_BASE_LOG_C
 #define MANHOLE_BASE_LOG_C
@@ -102,6 +110,9 @@ log_line(const char *format, ...)
     if (enabled && !queued) {
         write_log_fd(line, length);
     }
+    if (enabled && queued && atomic_load(&manhole.started)) {
+        wake_listener(); /* in its first turn it looks by itself */
+    }
 }
 
 /* Becomes the one thread that delivers, so that the lines keep their order. */
@@ -190,7 +201,6 @@ log_exception(const char *prefix, PyObject *exception /* new: taken over */,
 {
     char text[LOG_LINE_SIZE];
     log_line("%s%s%s", prefix, describe_exception(exception, text, sizeof(text)), suffix);
-    deliver_log();
     Py_XDECREF(exception);
 }
 

@@ -360,8 +360,8 @@ accept_guest(int listen_fd)
     if (fd >= 0) {
         struct card card = read_card(&address.un, size);
         struct peer peer = {0};
-        if (strcmp(card.wish, "interrupt") == 0) {
-            if (admit_client(fd, &peer, find_wish(card.wish))) {
+        if (strcmp(card.channel, "interrupt") == 0) {
+            if (admit_client(fd, &peer, find_channel(card.channel))) {
                 answer_interrupt(fd, &card);
             }
             fd = -1;
@@ -451,19 +451,19 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
         return -1;
     }
     log_accepted(fd, peer);
-    deliver_log();
+    deliver_log(); /* for a oneshot: there may be no listener */
     return 0;
 }
 
 /* What a connected client's card asks for. */
-static const struct wish *
-read_wish(int fd)
+static const struct channel *
+read_channel(int fd)
 {
     union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
     return getpeername(fd, &address.any, &size) < 0
-               ? &plain_wish
-               : find_wish(read_card(&address.un, size).wish);
+               ? &plain_channel
+               : find_channel(read_card(&address.un, size).channel);
 }
 
 /* As the session's own thread would, in the calling one. Returns whether there is what to serve. */
@@ -471,9 +471,9 @@ ATTACHED static bool
 receive_here(struct session *session)
 {
     bool received = true;
-    if (session->wish->receive != NULL) {
+    if (session->channel->receive != NULL) {
         PyThreadState *tstate = detach();
-        received = session->wish->receive(session);
+        received = session->channel->receive(session);
         if (!received) {
             hang_up(session);
         }
@@ -486,10 +486,11 @@ receive_here(struct session *session)
 ATTACHED static int
 serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
 {
-    const struct wish *wish = serve == serve_session ? read_wish(fd) : &plain_wish;
-    bool hangs_up = serve != serve_session || wish->serve != NULL ||
+    const struct channel *channel =
+        serve == serve_session ? read_channel(fd) : &plain_channel;
+    bool hangs_up = serve != serve_session || channel->serve != NULL ||
                     manhole.options.connection_handler.kind != HANDLER_CALLABLE;
-    struct session *session = claim_session(fd, peer, wish);
+    struct session *session = claim_session(fd, peer, channel);
     PyObject *raised = NULL; /* owned */
     PyThreadState *tstate = NULL;
     if (session == NULL) {
@@ -498,7 +499,7 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
                      manhole.options.max_sessions);
         return ONESHOT_FAILED;
     }
-    atomic_store(&session->ident, PyThread_get_thread_ident());
+    atomic_store(&session->run.ident, PyThread_get_thread_ident());
     if (hangs_up) {
         tstate = detach();
         send_guard(session);
@@ -507,11 +508,12 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
     if (receive_here(session)) {
         serve(session);
     }
-    raised = session->raised;
-    session->raised = NULL;
+    raised = session->run.raised;
+    session->run.raised = NULL;
     tstate = detach();
     release_session(session);
     reattach(tstate);
+    deliver_log();
     if (raised != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
         Py_DECREF(raised);
