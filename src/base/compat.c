@@ -516,64 +516,20 @@ is_imported(const char *name)
     return PyDict_GetItemString(PyImport_GetModuleDict(), name) != NULL;
 }
 
-/* Imports threading before a client does. Until 3.13 it takes the thread that imports it first for
- * the main thread: exit would wait for a session, and the application would never be told its own
- * main thread again. So that is put right at once. Never raises. */
-ATTACHED static void
-import_threading(void)
+/* Whether threading takes the calling thread for the main one if it imports it first. From 3.13 on
+ * threading asks CPython which one that is. Before, it is the interpreter's first: the list has the
+ * latest thread in front, and who deletes one has the GIL. */
+ATTACHED static bool
+is_to_import_threading(void)
 {
-#if PY_VERSION_HEX >= 0x030d0000
-    static const char repair[] = "import _thread, os, threading\n"
-                                 "main = threading._main_thread\n"
-                                 "if main._native_id == _thread.get_native_id() and "
-                                 "main._ident != _thread.get_ident():\n"
-                                 "    main._native_id = os.getpid()\n";
-    PyObject *names =
-        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
-    PyObject *result =
-        names == NULL ? NULL : run_source(repair, Py_file_input, names); /* owned */
-    PyErr_Clear();
-    Py_XDECREF(names);
-    Py_XDECREF(result);
+#if PY_VERSION_HEX < 0x030d0000
+    PyThreadState *first = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    for (PyThreadState *next = first; next != NULL; next = PyThreadState_Next(next)) {
+        first = next;
+    }
+    return first == PyThreadState_Get() && !is_imported("threading");
 #else
-    static const char repair[] =
-        "import _thread, os, threading\n"
-        "main = threading._main_thread\n"
-        "if main._ident == _thread.get_ident() != ident:\n"
-        "    threading._active[ident] = threading._active.pop(main._ident)\n"
-        "    main._ident, main._native_id = ident, os.getpid()\n"
-        /* The main thread may have begun to join what it takes for another one. */
-        "    if threading._SHUTTING_DOWN:\n"
-        "        with threading._shutdown_locks_lock:\n"
-        "            waits = main._tstate_lock not in threading._shutdown_locks\n"
-        "            threading._shutdown_locks.discard(main._tstate_lock)\n"
-        "        if waits: main._tstate_lock.release()\n";
-    PyThreadState *tstate = PyThreadState_Get();
-    PyThreadState *oldest = NULL;
-    bool had_lock = tstate->on_delete != NULL; /* a thread of threading's own */
-    PyObject *names = NULL;                    /* owned */
-    PyObject *result = NULL;                   /* owned */
-    bool locked = lock_new_state_soon();
-    oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
-    while (oldest->next != NULL) {
-        oldest = oldest->next;
-    }
-    unlock_new_state(locked);
-    names = Py_BuildValue("{sOsk}", "__builtins__", PyEval_GetBuiltins(), "ident",
-                          oldest->thread_id);
-    if (names != NULL) {
-        result = run_source(repair, Py_file_input, names);
-    }
-    PyErr_Clear();
-    Py_XDECREF(names);
-    Py_XDECREF(result);
-    if (tstate != oldest && !had_lock && tstate->on_delete != NULL) {
-        /* The main thread's lock: to be let go by it, not by the end of this thread. */
-        PyObject *lock = tstate->on_delete_data; /* owned, a weak reference */
-        tstate->on_delete = NULL;
-        tstate->on_delete_data = NULL;
-        Py_XDECREF(lock);
-    }
+    return false;
 #endif
 }
 

@@ -79,6 +79,30 @@ prepare(PyObject *module)
     return 0;
 }
 
+/* Before 3.13 threading takes the thread that imports it first for the main one: were that a
+ * session's, Python would wait for its client at the end. So the main thread imports it now, unless
+ * that would be a module of the application's. Never raises. */
+ATTACHED static void
+import_threading(void)
+{
+    static const char program[] =
+        "import os, sys\n"
+        "for finder in sys.meta_path:\n"
+        "    if getattr(finder, '__name__', '') == 'PathFinder':\n"
+        "        file = finder.find_spec('threading').origin\n"
+        "        if os.path.dirname(file) == os.path.dirname(os.__file__):\n"
+        "            import threading\n";
+    if (is_to_import_threading()) {
+        OWNED PyObject *names =
+            Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins());
+        OWNED PyObject *result =
+            names == NULL ? NULL : run_source(program, Py_file_input, names);
+        if (result == NULL) {
+            PyErr_Clear(); /* there is none: a client cannot import it either */
+        }
+    }
+}
+
 /* Returns 0, or -1 with an exception; uninstall() then. */
 ATTACHED static int
 start(PyObject *module)
@@ -87,6 +111,7 @@ start(PyObject *module)
     if (prepare(module) < 0) {
         return -1;
     }
+    import_threading();
     if (options->oneshot_on != 0 && watch_oneshot_on(options->oneshot_on) < 0) {
         return -1;
     }
