@@ -1,7 +1,14 @@
 /* Log: one line for each thing that happens, for the operator and for scripts.
  * Runs on:  every thread; log_line() never runs Python and never blocks.
- * Touches:  the verbose options, under log_lock. A Python destination is only ever called by
- *           deliver_log(); the lines wait for it in a bounded queue.
+ * Touches:  the verbose options, under log_lock.
+ *
+ * How it works. verbose_destination is one of two. To a descriptor the line is written at once, in
+ * one piece, if it can be taken now: whoever logs must not wait for who reads. A Python object is
+ * only ever called by deliver_log(), from a thread that is attached anyway; until then the lines
+ * wait in a queue. Where that is full, or the pipe is, a line is lost: the application goes before.
+ *
+ * The descriptor is the application's own, so it is written to only while it is the file that it
+ * was at install(): an application that has closed it may have opened one of its data files there.
  */
 #ifndef MANHOLE_BASE_LOG_C
 #define MANHOLE_BASE_LOG_C
@@ -47,11 +54,10 @@ write_log_fd(const char *line, size_t length)
 static void
 queue_log_line(const char *line, size_t length)
 {
-    struct log_entry *entry = NULL; /* owned by the queue */
     if (logger.length == LOG_QUEUE_LENGTH) {
         return;
     }
-    entry = malloc(sizeof(*entry) + length + 1);
+    struct log_entry *entry = malloc(sizeof(*entry) + length + 1); /* the queue's */
     if (entry == NULL) {
         return;
     }
@@ -73,17 +79,15 @@ log_line(const char *format, ...)
     char line[LOG_LINE_SIZE];
     struct timespec now = {0};
     va_list arguments;
-    size_t length = 0;
-    bool enabled = false;
-    bool queued = false;
     lock_leaf(&log_lock);
-    enabled = logger.enabled;
+    bool enabled = logger.enabled;
     unlock(&log_lock);
     if (!enabled) {
         return;
     }
+
     (void)clock_gettime(CLOCK_REALTIME, &now);
-    length =
+    size_t length =
         (size_t)snprintf(line, sizeof(line), "Manhole[%ld:%lld.%04ld]: ", (long)getpid(),
                          (long long)now.tv_sec, now.tv_nsec / 100000);
     va_start(arguments, format);
@@ -92,9 +96,10 @@ log_line(const char *format, ...)
     length = strlen(line);
     line[length++] = '\n';
     line[length] = '\0';
+
     lock_leaf(&log_lock);
-    enabled = logger.enabled;
-    queued = logger.object != NULL;
+    enabled = logger.enabled; /* it may have been switched off meanwhile */
+    bool queued = logger.object != NULL;
     if (enabled && queued) {
         queue_log_line(line, length);
     }
@@ -172,14 +177,13 @@ deliver_log(void)
 ATTACHED static const char *
 describe_exception(PyObject *exception /* or NULL */, char *text, size_t size)
 {
-    PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception); /* owned */
+    OWNED PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception);
     const char *utf8 = repr == NULL ? NULL : PyUnicode_AsUTF8(repr);
     if (utf8 == NULL) {
         PyErr_Clear();
         utf8 = "an exception that has no repr()";
     }
     (void)snprintf(text, size, "%s", utf8);
-    Py_XDECREF(repr);
     return text;
 }
 
@@ -207,13 +211,12 @@ has_no_stderr(void)
 ATTACHED static void
 configure_log(const struct destination *destination)
 {
-    PyObject *previous = NULL; /* owned */
-    struct log_entry *entry = NULL;
     int fd = destination == NULL ? -1 : destination->fd;
     fd = fd == STDERR_FILENO && has_no_stderr() ? -1 : fd;
+
     lock_leaf(&log_lock);
-    previous = logger.object;
-    entry = logger.first;
+    PyObject *previous = logger.object; /* owned */
+    struct log_entry *entry = logger.first; /* owned, and so are those behind it */
     logger.enabled = destination != NULL;
     logger.object = destination == NULL ? NULL : Py_XNewRef(destination->object);
     keep_fd(&logger.fd, fd);
@@ -221,6 +224,7 @@ configure_log(const struct destination *destination)
     logger.last = NULL;
     logger.length = 0;
     unlock(&log_lock);
+
     while (entry != NULL) {
         struct log_entry *next = entry->next;
         free(entry);
@@ -242,9 +246,8 @@ forget_log_lines(void)
 static bool
 is_log_waiting(void)
 {
-    bool waiting = false;
     lock_leaf(&log_lock);
-    waiting = logger.first != NULL;
+    bool waiting = logger.first != NULL;
     unlock(&log_lock);
     return waiting;
 }

@@ -1,7 +1,21 @@
-/* Socket: where the door is, and who may come through it.
- * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout, except the two
- *           functions of the module that look at a socket object.
+/* Socket: where we listen, and who may come in.
+ * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout.
  * Touches:  the doors, the death signals. Never struct session, never sys.
+ *
+ * A door is a socket that we listen on: of the options (socket_path, listen), in the first
+ * MAX_OWN_DOORS slots, or given to us by the application (src/server/backdoor.c). The options' are
+ * opened by whoever serves their clients: the listener, or handle_oneshot().
+ *
+ * A path is made so that nobody else ever gets in by it. The socket has its mode, 0600, before bind()
+ * gives it a name. What lies there already is removed only if it is a socket, ours, and nobody
+ * answers on it. When we have bound, device and inode are kept: what is removed at the end is what
+ * we have made, and a path that is lost, to a cleaner of /tmp say, is noticed and made again.
+ *
+ * A path must not outlive its process either. atexit() and Python's exit remove it, and so does a
+ * handler of those signals whose default action would end the process: only while there is a path,
+ * and only where the application has no handler of its own.
+ *
+ * Who may come in: the process's effective user, and root, as the kernel says.
  */
 #ifndef MANHOLE_DOOR_SOCKET_C
 #define MANHOLE_DOOR_SOCKET_C
@@ -210,20 +224,15 @@ DETACHED static bool
 is_answered(const struct sockaddr_un *address)
 {
     struct peer peer = {0};
-    bool answered = false;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    OWNED_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return true; /* cannot tell: leave it alone */
     }
-    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0) {
-        answered = read_peer(fd, &peer) < 0 ||
-                   (peer.pid != getpid() && !(kill(peer.pid, 0) < 0 && errno == ESRCH));
+    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0) {
+        return errno != ECONNREFUSED;
     }
-    else {
-        answered = errno != ECONNREFUSED;
-    }
-    (void)close(fd);
-    return answered;
+    return read_peer(fd, &peer) < 0 ||
+           (peer.pid != getpid() && !(kill(peer.pid, 0) < 0 && errno == ESRCH));
 }
 
 /* Removes a dead socket of ours. Returns NULL when the path is free now, else why it is
@@ -261,20 +270,16 @@ bind_path(struct door *door, int fd, const struct sockaddr_un *address)
     sigset_t before;
     struct stat there = {0};
     bool made = false;
-    int result = -1;
-    int error = 0;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     atomic_store(&door->binding, true);
+
     errno = ECANCELED;
     if (!atomic_load(&manhole.leaving)) {
-        result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
+        made = bind(fd, (const struct sockaddr *)address, sizeof(*address)) == 0;
     }
-    made = result == 0;
-    if (made) {
-        result = lstat(door->name, &there);
-    }
-    error = errno;
+    int result = made ? lstat(door->name, &there) : -1;
+    int error = errno;
     if (result == 0) {
         door->device = there.st_dev;
         door->inode = there.st_ino;
@@ -283,6 +288,7 @@ bind_path(struct door *door, int fd, const struct sockaddr_un *address)
     else if (made) {
         (void)unlink(door->name); /* nobody would know later that it is ours */
     }
+
     atomic_store(&door->binding, false);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = error;
@@ -436,21 +442,17 @@ DETACHED static bool
 open_door(struct door *door, const struct place *place)
 {
     bool tcp = is_tcp(place);
-    const char *why = NULL;
-    int fd = socket(tcp ? place->address.any.sa_family : AF_UNIX,
-                    SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
-                    0); /* owned, handed to door->listen_fd */
-    why = tcp ? open_port(door, fd, &place->address) : open_path(door, fd, place->path);
+    OWNED_FD int fd = socket(tcp ? place->address.any.sa_family : AF_UNIX,
+                             SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    const char *why =
+        tcp ? open_port(door, fd, &place->address) : open_path(door, fd, place->path);
     if (why == NULL && listen(fd, MAX_SESSIONS) < 0) {
         why = error_text(errno);
     }
     if (why == NULL) {
-        keep_fd(&door->listen_fd, fd);
+        keep_fd(&door->listen_fd, steal_fd(&fd));
         log_line("Manhole %s: %s", tcp ? "TCP address" : "UDS path", door->name);
         return true;
-    }
-    if (fd >= 0) {
-        (void)close(fd);
     }
     remove_path(door);
     log_line("Cannot listen at %s: %s", door->name, why);
