@@ -288,6 +288,24 @@ append_str(struct text *text, PyObject *str)
     append_bytes(text, PyBytes_AS_STRING(encoded), (size_t)PyBytes_GET_SIZE(encoded));
 }
 
+/* MODULE.NAME(*arguments, **keywords). Returns a new reference, or NULL with an exception: also that
+ * of who could not make the arguments. */
+ATTACHED static PyObject *
+call_imported(const char *module_name, const char *name,
+              PyObject *arguments /* new tuple, or NULL: taken over */,
+              PyObject *keywords /* new dict, or NULL: taken over */)
+{
+    OWNED PyObject *positional = arguments;
+    OWNED PyObject *named = keywords;
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    OWNED PyObject *module = PyImport_ImportModule(module_name);
+    OWNED PyObject *function =
+        module == NULL ? NULL : PyObject_GetAttrString(module, name);
+    return function == NULL ? NULL : PyObject_Call(function, positional, named);
+}
+
 static void
 free_text(struct text *text)
 {

@@ -215,7 +215,7 @@ configure_log(const struct destination *destination)
     fd = fd == STDERR_FILENO && has_no_stderr() ? -1 : fd;
 
     lock_leaf(&log_lock);
-    PyObject *previous = logger.object; /* owned */
+    PyObject *previous = logger.object;     /* owned */
     struct log_entry *entry = logger.first; /* owned, and so are those behind it */
     logger.enabled = destination != NULL;
     logger.object = destination == NULL ? NULL : Py_XNewRef(destination->object);

@@ -2,10 +2,20 @@
  * Runs on:  any thread of the application that calls them, and sessions; ATTACHED.
  * Touches:  the one name in a module or class that a probe is inserted at, and that only while what
  *           it has put there is still there.
- * A stand-in takes the function's home: a function that calls it, dressed by functools.wraps(). Its
- * probe is what one asks. Nothing of the application's runs to find a function, or is imported. A
- * probe keeps one exception, the latest, with its frames, until it is discarded. All of it is in
- * Python; what is C here gives it to who asks: the module's functions, and the commands.
+ *
+ * How it works. A stand-in takes the function's place: a function that calls it, dressed by
+ * functools.wraps(). Its probe is what one asks. It keeps one exception, the latest, with its frames,
+ * until it is discarded: a traceback, and what pdb can examine post mortem while the program goes on.
+ *
+ * A name, module:Class.method, is looked for in dictionaries alone, so nothing of the application's
+ * runs or is imported. To remove a probe is to put back what was found, and only while what stands
+ * there is our own stand-in: who has replaced it since keeps what it has set.
+ *
+ * Two threads may insert, remove and call at once. Each step that only one may do is one operation of
+ * a dict or set (by_name.setdefault(), _in_place.pop()): whoever gets the entry goes on.
+ *
+ * All of it is in Python; what is C here gives it to who asks: the module's functions, and the
+ * commands.
  */
 #ifndef MANHOLE_WATCH_PROBES_C
 #define MANHOLE_WATCH_PROBES_C
