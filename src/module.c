@@ -148,8 +148,8 @@ handle_connection(PyObject *module, PyObject *client, void (*serve)(struct sessi
     if (fd < 0 || require_installed(module) < 0) {
         return NULL;
     }
-    if (current_session != NULL && !current_session->has_console &&
-        current_session->input == NULL &&
+    if (current_session != NULL && !current_session->run.has_console &&
+        current_session->run.input == NULL &&
         is_same_file(fd, kept_number(&current_session->fd))) {
         serve(current_session);
         return Py_NewRef(Py_None);
@@ -333,6 +333,7 @@ ATTACHED static PyObject *
 manhole_handle_oneshot(PyObject *self, PyObject *arguments)
 {
     PyObject *module = PyType_GetModule(Py_TYPE(self)); /* borrowed */
+    int result = 0;
     if (!manhole.installed && PyTuple_GET_SIZE(arguments) > 0) {
         return Py_NewRef(Py_None); /* a signal, in a child that has no manhole */
     }
@@ -343,16 +344,17 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
         log_exception("Oneshot failure: ", take_exception(), "");
         return Py_NewRef(Py_None);
     }
-    switch (serve_oneshot()) {
-    case ONESHOT_FAILED:
+
+    result = serve_oneshot();
+    if (result == ONESHOT_FAILED) {
         log_exception("Oneshot failure: ", take_exception(), "");
-        break;
-    case ONESHOT_INTERRUPTED:
+    }
+    else if (result == ONESHOT_INTERRUPTED) {
         log_line("Oneshot failure: interrupted by another signal");
-        deliver_log();
+    }
+    deliver_log();
+    if (result == ONESHOT_INTERRUPTED) {
         return NULL;
-    default:
-        break;
     }
     /* A signal that came meanwhile: the system call that we interrupt does not look again. What is
      * raised here another handler has raised; it is the application's to have. */
@@ -571,9 +573,6 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->stream_type);
     Py_VISIT(state->manhole_object);
     Py_VISIT(state->streams);
-    Py_VISIT(state->console_type);
-    Py_VISIT(state->input_type);
-    Py_VISIT(state->sys_type);
     Py_VISIT(state->library);
     Py_VISIT(state->parts);
     Py_VISIT(state->already_installed);
@@ -592,9 +591,6 @@ module_clear(PyObject *module)
     Py_CLEAR(state->stream_type);
     Py_CLEAR(state->manhole_object);
     Py_CLEAR(state->streams);
-    Py_CLEAR(state->console_type);
-    Py_CLEAR(state->input_type);
-    Py_CLEAR(state->sys_type);
     Py_CLEAR(state->library);
     Py_CLEAR(state->parts);
     Py_CLEAR(state->already_installed);

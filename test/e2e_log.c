@@ -268,6 +268,23 @@ object_gets_the_lines_in_order(void)
 }
 
 static void
+object_gets_the_line_of_a_session_that_runs_on(void)
+{
+    struct process *app = start_target(
+        "import os\n"
+        "class Log:\n"
+        "    def write(self, line): os.write(1, line.encode())\n"
+        "log = Log()\n" INSTALL("verbose_destination=log, connection_handler='exec'")
+            STAY);
+    struct log log = {app, OUT, app->pid};
+    expect_opening_in(&log);
+    struct client *client = connect_to(app);
+    expect_start_in(&log);
+    client_send(client, "import time; time.sleep(3600)\n");
+    expect_in(&log, "Running: 'import time; time.sleep(3600)\\n'.");
+}
+
+static void
 log_goes_on_where_it_went_while_a_client_has_the_streams(void)
 {
     struct process *app = start_target(
@@ -584,6 +601,7 @@ main(void)
         TEST(session_of_a_callable_is_told_from_start_to_end),
         TEST(session_of_a_callable_that_raises_says_why),
         TEST(object_gets_the_lines_in_order),
+        TEST(object_gets_the_line_of_a_session_that_runs_on),
         TEST(log_goes_on_where_it_went_while_a_client_has_the_streams),
         TEST(file_that_is_opened_in_place_of_the_log_gets_no_line),
         TEST(file_that_was_opened_where_the_log_would_go_gets_no_line),

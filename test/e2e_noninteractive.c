@@ -126,6 +126,52 @@ words_behind_code_are_its_arguments_and_nobody_elses(void)
 }
 
 static void
+argparse_of_a_program_reads_that_one_s_arguments(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app("import argparse\n" TARGET(""), &app);
+    const char *code = "import argparse\n"
+                       "parser = argparse.ArgumentParser()\n"
+                       "parser.add_argument('word')\n"
+                       "print(parser.parse_args().word)";
+    assert_int_equal(run_command(CLI(pid, "-c", code, "mine"), NULL, &out, NULL), 0);
+    assert_string_equal(out, "mine\n");
+}
+
+static void
+application_has_its_own_arguments_while_a_program_runs(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *pid = start_app("import sys, threading\n"
+                                "sys.argv = ['app']\n"
+                                "asked, answered = threading.Event(), threading.Event()\n"
+                                "def look():\n"
+                                "    global seen\n"
+                                "    asked.wait()\n"
+                                "    seen = sys.argv\n"
+                                "    sys.argv = ['app', 'new']\n"
+                                "    answered.set()\n"
+                                "threading.Thread(target=look, daemon=True).start()\n" //
+                                INSTALL("") READY STAY,
+                                &app);
+    const char *code = "import __main__, sys\n"
+                       "sys.argv = ['set']\n"
+                       "__main__.asked.set()\n"
+                       "__main__.answered.wait()\n"
+                       "print(sys.argv, __main__.seen)";
+    assert_int_equal(run_command(CLI(pid, "-c", code), NULL, &out, NULL), 0);
+    assert_string_equal(out, "['set'] ['app']\n");
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    assert_string_equal(client_ask(client, "sys.argv"), "['app', 'new']\n");
+    /* Once the program's session is over. */
+    const char *is_module = "any(iter(lambda: type(sys) is type(os), True))";
+    assert_string_equal(client_ask(client, is_module), "False\n");
+}
+
+static void
 script_is_run_with_its_name_and_arguments(void)
 {
     struct process *app = NULL;
@@ -632,6 +678,8 @@ main(void)
         TEST(code_that_does_not_compile_is_a_traceback_and_1),
         TEST(code_may_stand_before_the_pid),
         TEST(words_behind_code_are_its_arguments_and_nobody_elses),
+        TEST(argparse_of_a_program_reads_that_one_s_arguments),
+        TEST(application_has_its_own_arguments_while_a_program_runs),
         TEST(script_is_run_with_its_name_and_arguments),
         TEST(script_may_come_from_standard_input),
         TEST(script_that_is_not_there_is_an_error),

@@ -54,7 +54,7 @@ new_session(void)
 {
     static struct session session;
     session = (struct session){0};
-    atomic_store(&session.ident, PyThread_get_thread_ident());
+    atomic_store(&session.run.ident, PyThread_get_thread_ident());
     return &session;
 }
 

@@ -31,8 +31,8 @@ open_client(void **state)
         return -1;
     }
     client_fd = ends[0];
-    session->head = 0;
-    session->tail = 0;
+    session->outbox.head = 0;
+    session->outbox.tail = 0;
     session->missed = 0;
     keep_fd(&session->fd, ends[1]);
     atomic_store(&manhole.owner, getpid());
@@ -46,8 +46,8 @@ close_client(void **state)
     (void)state;
     (void)close(client_fd);
     close_kept(&session->fd);
-    free(session->copies);
-    session->copies = NULL;
+    free(session->ring);
+    session->ring = NULL;
     end_viewing(session);
     return 0;
 }
@@ -57,7 +57,7 @@ close_client(void **state)
 static void
 print(const char *string)
 {
-    keep_copies(string, strlen(string));
+    echo_to_clients(string, strlen(string));
 }
 
 /* Prints that many bytes, "0123456789012...". */
@@ -69,7 +69,7 @@ print_digits(size_t count)
     for (size_t i = 0; i < count; i++) {
         bytes[i] = (char)('0' + i % 10);
     }
-    keep_copies(bytes, count);
+    echo_to_clients(bytes, count);
     free(bytes);
 }
 
@@ -90,8 +90,8 @@ static void
 receive_all(struct text *received)
 {
     do {
-        carry_copies(session);
-    } while (receive(received) || has_copies(session));
+        carry_waiting(session);
+    } while (receive(received) || has_waiting(session));
 }
 
 static void
@@ -124,7 +124,7 @@ session_that_does_not_view_is_left_alone(void **state)
     end_viewing(session);
     print("secret");
     begin_viewing(session);
-    assert_null(session->copies);
+    assert_null(session->ring);
     assert_received("");
 }
 
@@ -135,7 +135,7 @@ every_byte_comes_once_around_the_ring(void **state)
     struct text received = {0};
     size_t printed = 0;
     (void)state;
-    for (size_t length = 1; printed < 3 * (size_t)COPIES_SIZE;
+    for (size_t length = 1; printed < 3 * (size_t)RING_SIZE;
          length = length * 3 % 99991) {
         print_digits(length);
         printed += length;
@@ -159,13 +159,13 @@ print_never_waits_and_what_is_missed_is_counted(void **state)
     char note[80];
     (void)state;
     for (int i = 0; i < 100; i++) {
-        print_digits(COPIES_SIZE / 10 + 1);
+        print_digits(RING_SIZE / 10 + 1);
     }
     (void)snprintf(note, sizeof(note), "\n[manhole: %d bytes not shown]\n",
-                   100 * (COPIES_SIZE / 10 + 1) - COPIES_SIZE);
+                   100 * (RING_SIZE / 10 + 1) - RING_SIZE);
     receive_all(&received);
-    assert_int_equal(received.length, COPIES_SIZE + strlen(note));
-    assert_memory_equal(received.bytes + COPIES_SIZE, note, strlen(note));
+    assert_int_equal(received.length, RING_SIZE + strlen(note));
+    assert_memory_equal(received.bytes + RING_SIZE, note, strlen(note));
     free_text(&received);
     print("on we go\n");
     assert_received("on we go\n");
@@ -177,13 +177,13 @@ nothing_is_kept_until_the_note_is_in(void **state)
 {
     struct text received = {0};
     (void)state;
-    print_digits(COPIES_SIZE + 1);
-    carry_copies(session);
+    print_digits(RING_SIZE + 1);
+    carry_waiting(session);
     assert_true(receive(&received)); /* there is room again, but for the note only */
     print("x");
     receive_all(&received);
     append_bytes(&received, "", 1);
-    assert_string_equal(received.bytes + COPIES_SIZE, "\n[manhole: 2 bytes not shown]\n");
+    assert_string_equal(received.bytes + RING_SIZE, "\n[manhole: 2 bytes not shown]\n");
     free_text(&received);
 }
 
@@ -191,11 +191,11 @@ static void
 client_that_does_not_read_stops_nobody(void **state)
 {
     (void)state;
-    print_digits(COPIES_SIZE);
-    carry_copies(session); /* comes back, although not all can be sent */
-    assert_true(has_copies(session));
-    carry_copies(session);
-    assert_true(has_copies(session));
+    print_digits(RING_SIZE);
+    carry_waiting(session); /* comes back, although not all can be sent */
+    assert_true(has_waiting(session));
+    carry_waiting(session);
+    assert_true(has_waiting(session));
 }
 
 static void
@@ -204,8 +204,8 @@ client_that_has_left_costs_nothing_more(void **state)
     (void)state;
     print("to whom?");
     (void)shutdown(client_fd, SHUT_RDWR);
-    carry_copies(session); /* no SIGPIPE */
-    assert_false(has_copies(session));
+    carry_waiting(session); /* no SIGPIPE */
+    assert_false(has_waiting(session));
 }
 
 static void
@@ -215,7 +215,7 @@ without_memory_all_is_counted(void **state)
     no_memory = true;
     print("lost");
     no_memory = false;
-    assert_false(has_copies(session));
+    assert_false(has_waiting(session));
     print("too");
     assert_received("\n[manhole: 7 bytes not shown]\n");
 }
@@ -257,11 +257,11 @@ character_that_finds_half_of_its_room_is_missed_whole(void **state)
 {
     struct text received = {0};
     (void)state;
-    print_digits(COPIES_SIZE - 2);
+    print_digits(RING_SIZE - 2);
     print("\xe2\x82\xac");
     receive_all(&received);
     append_bytes(&received, "", 1);
-    assert_string_equal(received.bytes + COPIES_SIZE - 2,
+    assert_string_equal(received.bytes + RING_SIZE - 2,
                         "\n[manhole: 3 bytes not shown]\n");
     free_text(&received);
 }
@@ -277,7 +277,7 @@ own_output_comes_after_the_copies_before_it(void **state)
     print("copy\n");
     begin_sending(session);
     print("late\n");
-    assert_false(has_copies(session)); /* whoever sends takes them along */
+    assert_false(has_waiting(session)); /* whoever sends takes them along */
     assert_int_equal(send_own(session, &own, &length), 0);
     end_sending(session);
     assert_int_equal(length, 0);
@@ -349,7 +349,7 @@ copies_wait_for_their_client_even_when_told_not_to(void **state)
     wanted_length = sizeof(zeros) - 1;
     assert_int_equal(pthread_create(&reader, NULL, read_slowly, &received), 0);
     begin_sending(session);
-    assert_int_equal(send_copies(session, 0), 0);
+    assert_int_equal(send_waiting(session, 0), 0);
     end_sending(session);
     assert_int_equal(pthread_join(reader, NULL), 0);
     assert_int_equal(received.length, wanted_length);
@@ -360,18 +360,17 @@ copies_wait_for_their_client_even_when_told_not_to(void **state)
 static void
 report_for_a_wait_that_is_over_is_not_sent(void **state)
 {
-    static const struct wish wish = {.name = "repl"};
+    static const struct channel channel = {.name = "repl"};
     struct text report = {0};
     char bytes[16];
     (void)state;
-    session->wish = &wish;
+    session->channel = &channel;
     append_string(&report, "report\n");
-    session->answered = false;
-    session->reported = true;
+    session->hang.state = HANG_REPORTED;
     expect_answer(session);
     send_report(session, &report, 0);
     assert_int_equal(recv(client_fd, bytes, sizeof(bytes), MSG_DONTWAIT), -1);
-    session->reported = true;
+    session->hang.state = HANG_REPORTED;
     send_report(session, &report, 0);
     assert_int_equal(recv(client_fd, bytes, sizeof(bytes), MSG_DONTWAIT), 7);
     (void)settle_report(session);

@@ -78,6 +78,14 @@ ring_bell(const struct kept_fd *bell)
     }
 }
 
+/* After a change of manhole.wishes, and when log lines wait. */
+ASYNC_SAFE static void
+wake_listener(void)
+{
+    (void)sem_post(&manhole.wake);
+    ring_bell(&manhole.wake_bell);
+}
+
 static void
 silence_bell(const struct kept_fd *bell)
 {

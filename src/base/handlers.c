@@ -69,14 +69,6 @@ remove_paths(void)
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* After a change of manhole.wishes. */
-ASYNC_SAFE static void
-wake_listener(void)
-{
-    (void)sem_post(&manhole.wake);
-    ring_bell(&manhole.wake_bell);
-}
-
 /* For activate_on. Wakes the listener, which was made for this at install. */
 ASYNC_SAFE static void
 on_activate(int signum)

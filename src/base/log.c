@@ -1,14 +1,19 @@
 /* Log: one line for each thing that happens, for the operator and for scripts.
  * Runs on:  every thread; log_line() never runs Python and never blocks.
- * Touches:  the verbose options, under log_lock.
+ * Touches:  the verbose options, under log_lock; a Python destination, in deliver_log() alone.
  *
- * How it works. verbose_destination is one of two. To a descriptor the line is written at once, in
- * one piece, if it can be taken now: whoever logs must not wait for who reads. A Python object is
- * only ever called by deliver_log(), from a thread that is attached anyway; until then the lines
- * wait in a queue. Where that is full, or the pipe is, a line is lost: the application goes before.
+ * How it works. A line for a descriptor is written at once, in one piece, if the descriptor takes it
+ * now: whoever logs must not wait for who reads, and rather loses the line. The descriptor is the
+ * application's own, so it is written to only while it is the file that it was at install(): who has
+ * closed it may have opened a file with data in its place.
  *
- * The descriptor is the application's own, so it is written to only while it is the file that it
- * was at install(): an application that has closed it may have opened one of its data files there.
+ * A line for a Python object cannot be written at once: whoever has something to say may be detached,
+ * in the middle of something, or in a session's thread, whose print() is its client's. It waits in a
+ * bounded queue, and the listener is told, which sends out a courier: a thread that attaches,
+ * delivers what waits, and leaves. Only where there may be no listener is deliver_log() called by
+ * others: at the end of install(), release() and the process, for a oneshot and what else serves its
+ * client in a thread of the application's, and when a session ends that may have outlived the
+ * listener. One thread at a time delivers, so the lines keep their order.
  */
 #ifndef MANHOLE_BASE_LOG_C
 #define MANHOLE_BASE_LOG_C
@@ -107,6 +112,9 @@ log_line(const char *format, ...)
     if (enabled && !queued) {
         write_log_fd(line, length);
     }
+    if (enabled && queued && atomic_load(&manhole.started)) {
+        wake_listener(); /* in its first turn it looks by itself */
+    }
 }
 
 /* Becomes the one thread that delivers, so that the lines keep their order. */
@@ -194,7 +202,6 @@ log_exception(const char *prefix, PyObject *exception /* new: taken over */,
 {
     char text[LOG_LINE_SIZE];
     log_line("%s%s%s", prefix, describe_exception(exception, text, sizeof(text)), suffix);
-    deliver_log();
     Py_XDECREF(exception);
 }
 

@@ -93,8 +93,8 @@ struct text {
     bool failed;
 };
 
-/* What the client has asked for on its calling card. The rows are in the listener's room. */
-struct wish {
+/* What a connection is for, as the client's calling card says. The rows are in the listener's room. */
+struct channel {
     const char *name;
     bool aside;           /* needs a slot, but is none of max_sessions */
     bool no_stacks;       /* the console begins with its banner */
@@ -128,6 +128,64 @@ enum session_state {
     SESSION_BURNT, /* a forked child's own stack still uses it: never handed out again */
 };
 
+/* What a client is to hear: see the room hang. */
+enum hang_state {
+    HANG_NONE,     /* it is not waiting for Python: that has answered, or was not asked */
+    HANG_ASKED,    /* it waits */
+    HANG_REPORTED, /* too long: a reporter is on its way to tell it why */
+    HANG_TOLD,     /* it has the stacks from that, and waits on */
+};
+
+/* The client's patience. Under out_lock. */
+struct hang_watch {
+    bool watched; /* by the listener, from start_session() to release_session() */
+    enum hang_state state;
+    int64_t asked_ms; /* monotonic: since when the client waits */
+    int64_t
+        waiting_ms; /* monotonic: since when its thread waits for Python; 0: it does not */
+    bool importing; /* it waits for modules, which it or another session imports */
+};
+
+/* Bytes on their way to the client: see the room output. */
+struct outbox {
+    /* Under out_lock. Whoever has set sending may send without the lock. */
+    bool sending;
+    size_t
+        head; /* bytes ever sent and ever put into the ring: their difference waits there */
+    size_t tail;
+    size_t left_end; /* of the session's own bytes among them, see leave_to_listener() */
+    bool refused;    /* a send() of the listener's has failed: the client is gone */
+    /* The session's own thread's. */
+    int writes;         /* since it was last asked for a line */
+    struct text unsent; /* a value and a prompt: they go out when it reads or writes on */
+};
+
+/* What the session runs, and what for. The session's own thread's, but where it says more. */
+struct running {
+    _Atomic unsigned long
+        ident;               /* as threading.get_ident(): who interrupts it reads that */
+    _Atomic bool running;    /* what the client sent runs just now: may be interrupted */
+    _Atomic bool stricken;   /* an interrupt was raised in that, and may come late */
+    _Atomic int interrupts;  /* that it has got */
+    _Atomic bool taken_back; /* a Ctrl-C of telnet's is still to be read */
+    bool interrupted;        /* under out_lock: an interrupter is on its way */
+    bool has_console;        /* the std streams are this client's in its thread */
+    bool one_act;            /* the line that runs is over once it shows its value */
+    bool asked_for_input;    /* see ask_for_input() */
+    bool says_it_reads;      /* the client knows that it waits */
+    bool takes_paste;        /* it reads for the console, */
+    bool pasting;            /* which has the first part of a paste */
+    const char *prompt;      /* borrowed: shown when it says that it reads; or NULL */
+    char *request;           /* owned, malloc'd, NUL-terminated; NULL: there is none */
+    size_t request_length;
+    PyObject *input; /* owned text file that sys.stdin is in its thread */
+    /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
+     * words that may be typed; NULL: neither */
+    PyObject *names;
+    PyObject *arguments; /* owned, sys.argv in its thread; NULL: the application's */
+    PyObject *raised;    /* owned SystemExit of the application's own, out of a oneshot */
+};
+
 /* A client and what serves it. Slots of a fixed table, so that a forked child finds every
  * descriptor that it inherited, and an application thread can look at all without a
  * global lock. */
@@ -138,67 +196,34 @@ struct session {
     /* Written before the session's thread starts. */
     struct kept_fd fd; /* blocking socket */
     struct peer peer;
-    const struct wish *wish;
+    const struct channel *channel;
     char card[CARD_SIZE]; /* the id on its calling card, "" when it has none */
     /* The application's socket that it came through, or NULL: whose locals are meant, if that still
      * has this serial. */
     const struct door *door;
     unsigned door_serial;
-    PyObject *locals;     /* owned, of backdoor(), or NULL */
-    bool asked_for_input; /* by the session's own thread: see ask_for_input() */
+    PyObject *locals; /* owned, of backdoor(), or NULL */
     /* A TCP client's bytes without telnet's are read here; -1: they come over fd. */
     struct kept_fd plain_fd;
     struct kept_fd telnet_fd; /* the other end of that */
-    /* The session's own thread's. */
-    _Atomic unsigned long
-        ident;              /* as threading.get_ident(); also read by who interrupts it */
-    _Atomic bool running;   /* what the client sent runs just now: may be interrupted */
-    _Atomic bool stricken;  /* an interrupt was raised in that, and may come late */
-    _Atomic int interrupts; /* that it has got */
-    /* A Ctrl-C of telnet's is still to be read: see is_taken_back(). */
-    _Atomic bool taken_back;
-    int writes;   /* since it was last asked for a line */
-    bool one_act; /* the line that runs is over once it shows its value */
-    /* A value and a prompt, which go out when the session reads or writes on. */
-    struct text unsent;
-    const char *prompt; /* borrowed: goes along when it says that it reads; NULL: none */
-    bool says_it_reads; /* the client knows that it waits */
-    bool takes_paste;   /* it reads for the console, */
-    bool pasting;       /* which has the first part of a paste */
-    bool has_console;   /* the std streams are this client's in its thread */
-    PyObject *input;    /* owned text file that sys.stdin is in its thread */
-    /* owned, under table_lock: the console's namespace, a dict; in a command shell a tuple of the
-     * words that may be typed; NULL: neither */
-    PyObject *names;
-    PyObject *arguments; /* owned, sys.argv in its thread; NULL: the application's */
-    char *request;       /* owned, malloc'd, NUL-terminated; NULL: the wish needs none */
-    size_t request_length;
-    PyObject *raised; /* owned SystemExit of the application's own, out of a oneshot */
+    struct running run;
     /* The listener's: monotonic, when it last looked after a client that left; 0: it is there. */
     int64_t gone_ms;
-    /* Under out_lock. Whoever has set sending may send without the lock. */
+    /* The lock of all below and of the parts that name it: whatever the listener, the session's
+     * thread and its helpers tell each other, be it bytes that wait, a hang, or who still uses the
+     * slot. A leaf, held for a few instructions. */
     pthread_mutex_t out_lock;
-    pthread_cond_t out_free; /* sending or helpers has changed */
-    bool sending;
-    _Atomic bool viewing; /* wants copies of what the application prints */
-    char *_Atomic copies; /* ring of COPIES_SIZE bytes, or NULL before the first copy */
-    size_t head; /* bytes ever sent and ever kept: their difference is what waits */
-    size_t tail;
-    size_t left_end; /* of the session's own bytes among them, see leave_to_listener() */
-    bool refused;    /* a send() of the listener's has failed: the client is gone */
+    pthread_cond_t out_free; /* sending, helpers or over has changed */
+    struct outbox outbox;
+    struct hang_watch hang;
+    /* Also read without the lock, by every thread that prints: no part of what is set to zero. */
+    _Atomic bool viewing; /* the client sees what the application prints */
+    char *_Atomic ring;   /* RING_SIZE bytes, or NULL before the first echo */
     /* Bytes that found no room since the last note about it. Away from 0 and back only under
      * out_lock; in between anybody may add to it. */
     _Atomic size_t missed;
-    int64_t
-        asked_ms; /* monotonic: the listener took it in; 0: it is none of the listener's */
-    int64_t
-        waiting_ms; /* monotonic: since when its thread waits for Python; 0: it does not */
-    bool answered;  /* Python has spoken to the client */
-    bool reported;  /* a reporter was sent, because it had not */
-    bool told;      /* the client has the stacks from it */
-    bool interrupted; /* an interrupter is on its way */
-    bool guarded;     /* it has a guard */
-    bool importing;   /* it waits for modules, which it or another session imports */
+    /* Who uses the slot. */
+    bool guarded; /* it has a guard */
     _Atomic bool
         over; /* it has hung up: its place is free, a guard may go; also read unlocked */
     int helpers; /* reporters, interrupters and guards that still use the slot */
@@ -288,7 +313,6 @@ static struct manhole {
     /* sys attributes, under sys_lock, attached. */
     int consoles;
     int programs;        /* sessions with an argv of their own */
-    PyObject *sys_class; /* owned, what type(sys) was before the first of them */
     struct borrowed_attribute borrowed[11];
 } manhole = {
     .sessions = session_table,
@@ -334,9 +358,6 @@ struct module_state {
     bool has_fork_hook;
     bool has_multiprocessing_hook;
     PyObject *streams;      /* list of the last streams made, see get_stream() */
-    PyObject *console_type; /* made at the first connection, NULL before */
-    PyObject *input_type;   /* made at the first command shell, NULL before */
-    PyObject *sys_type;     /* made at the first program, NULL before */
     PyObject *library;      /* dict, see import_standard() */
     PyObject *parts;        /* dict of name: module, see struct part */
     PyObject *already_installed;

@@ -362,10 +362,10 @@ accept_guest(int listen_fd)
     int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);
     struct card card = fd < 0 ? (struct card){"", ""} : read_card(&address.un, size);
     struct peer peer = {0};
-    if (strcmp(card.wish, "interrupt") != 0) {
+    if (strcmp(card.channel, "interrupt") != 0) {
         return fd;
     }
-    if (admit_client(fd, &peer, find_wish(card.wish))) {
+    if (admit_client(fd, &peer, find_channel(card.channel))) {
         answer_interrupt(fd, &card);
     }
     errno = EAGAIN;
@@ -449,30 +449,30 @@ check_peer(PyObject *suspicious_client, int fd, struct peer *peer)
         return -1;
     }
     log_accepted(fd, peer);
-    deliver_log();
+    deliver_log(); /* for a oneshot: there may be no listener */
     return 0;
 }
 
 /* What a connected client's card asks for. */
-static const struct wish *
-read_wish(int fd)
+static const struct channel *
+read_channel(int fd)
 {
     union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
     return getpeername(fd, &address.any, &size) < 0
-               ? &plain_wish
-               : find_wish(read_card(&address.un, size).wish);
+               ? &plain_channel
+               : find_channel(read_card(&address.un, size).channel);
 }
 
 /* As the session's own thread would, in the calling one. Returns whether there is what to serve. */
 ATTACHED static bool
 receive_here(struct session *session)
 {
-    if (session->wish->receive == NULL) {
+    if (session->channel->receive == NULL) {
         return true;
     }
     PyThreadState *tstate = detach();
-    bool received = session->wish->receive(session);
+    bool received = session->channel->receive(session);
     if (!received) {
         hang_up(session);
     }
@@ -484,10 +484,11 @@ receive_here(struct session *session)
 ATTACHED static int
 serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
 {
-    const struct wish *wish = serve == serve_session ? read_wish(fd) : &plain_wish;
-    bool hangs_up = serve != serve_session || wish->serve != NULL ||
+    const struct channel *channel =
+        serve == serve_session ? read_channel(fd) : &plain_channel;
+    bool hangs_up = serve != serve_session || channel->serve != NULL ||
                     manhole.options.connection_handler.kind != HANDLER_CALLABLE;
-    struct session *session = claim_session(fd, peer, wish);
+    struct session *session = claim_session(fd, peer, channel);
     PyThreadState *tstate = NULL;
     if (session == NULL) {
         (void)close(fd);
@@ -495,7 +496,7 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
                      manhole.options.max_sessions);
         return ONESHOT_FAILED;
     }
-    atomic_store(&session->ident, PyThread_get_thread_ident());
+    atomic_store(&session->run.ident, PyThread_get_thread_ident());
     if (hangs_up) {
         tstate = detach();
         send_guard(session);
@@ -504,10 +505,11 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
     if (receive_here(session)) {
         serve(session);
     }
-    OWNED PyObject *raised = steal_reference(&session->raised);
+    OWNED PyObject *raised = steal_reference(&session->run.raised);
     tstate = detach();
     release_session(session);
     reattach(tstate);
+    deliver_log();
     if (raised != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
         return ONESHOT_INTERRUPTED;

@@ -164,7 +164,6 @@ py_backdoor_server(PyObject *module, PyObject *arguments, PyObject *keywords)
         result = add_door(sock, fd, &address, locals);
     }
     unlock_install();
-    deliver_log();
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -182,7 +181,7 @@ ATTACHED static PyObject *
 py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"conn_info", "locals", NULL};
-    struct entrance entrance = {.card = "", .wish = &backdoor_wish};
+    struct entrance entrance = {.card = "", .channel = &backdoor_channel};
     PyObject *conn = NULL;    /* borrowed */
     PyObject *address = NULL; /* borrowed */
     PyObject *locals = NULL;  /* borrowed */
@@ -205,14 +204,13 @@ py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
     }
     entrance.locals = Py_XNewRef(locals);
     PyThreadState *tstate = detach();
-    bool in = admit_client(entrance.fd, &entrance.peer, entrance.wish) &&
+    bool in = admit_client(entrance.fd, &entrance.peer, entrance.channel) &&
               start_session(&entrance);
     wake_listener();
     reattach(tstate);
     if (!in) {
         Py_XDECREF(entrance.locals);
     }
-    deliver_log();
     return Py_NewRef(Py_None);
 }
 

@@ -2,9 +2,9 @@
  * Runs on:  itself. DETACHED for life: whoever calls Python here breaks the first invariant.
  * Touches:  the socket, the slots of sessions, the copies that wait in them.
  *
- * A client may bind its socket to an abstract name before it connects, manhole-cli/ID/WISH, and the
+ * A client may bind its socket to an abstract name before it connects, manhole-cli/ID/CHANNEL, and the
  * kernel hands it to us with the connection. ID is the same for all connections of one client. Who
- * has no such card, or another WISH, gets what connection_handler says.
+ * has no such card, or another CHANNEL, gets what connection_handler says.
  *   quiet      the same without the stacks.
  *   terminal, terminal-quiet
  *              the console with and without the stacks, for who types: with keys and marks, see
@@ -22,7 +22,7 @@
  * All but a console's and interrupt's answers end with the connection; one that starts "manhole: "
  * in their place is a refusal. They run whatever connection_handler is: the credentials are what
  * lets a client in. Only exec is refused where commands are all that there is. To add one: a row in
- * wishes[].
+ * channels[].
  */
 #ifndef MANHOLE_SERVER_LISTENER_C
 #define MANHOLE_SERVER_LISTENER_C
@@ -77,7 +77,7 @@ struct entrance {
     int fd; /* owned, handed to the session */
     struct peer peer;
     const char *card; /* the id on it */
-    const struct wish *wish;
+    const struct channel *channel;
     const struct door *door; /* that the application has given; NULL: another */
     PyObject *locals;        /* owned, handed to the session; or NULL */
 };
@@ -86,21 +86,21 @@ struct entrance {
 DETACHED static bool
 start_session(const struct entrance *entrance)
 {
-    const struct wish *wish = entrance->wish;
+    const struct channel *channel = entrance->channel;
     struct session *session = NULL;
-    bool stuck = wish->aside && is_python_stuck();
+    bool stuck = channel->aside && is_python_stuck();
     int fd = entrance->fd;
     int error = 0;
-    if (stuck && wish->report == NULL) {
+    if (stuck && channel->report == NULL) {
         (void)close(fd); /* it is about Python alone, and does not want to wait */
         return false;
     }
-    session = claim_session(fd, &entrance->peer, wish);
+    session = claim_session(fd, &entrance->peer, channel);
     if (session == NULL) {
         char why[80];
         (void)snprintf(why, sizeof(why),
                        "%d clients are connected already; try again later",
-                       most_sessions(wish));
+                       most_sessions(channel));
         turn_away(fd, why);
         return false;
     }
@@ -109,8 +109,10 @@ start_session(const struct entrance *entrance)
     session->door_serial = entrance->door == NULL ? 0 : entrance->door->serial;
     session->locals = entrance->locals;
     lock_leaf(&session->out_lock);
-    session->asked_ms = monotonic_ms();
-    session->reported = stuck; /* by its own thread, at once */
+    session->hang.watched = true;
+    session->hang.asked_ms = monotonic_ms();
+    session->hang.state =
+        stuck ? HANG_REPORTED : HANG_ASKED; /* by its own thread, at once */
     unlock(&session->out_lock);
     error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
                          PYTHON_STACK_SIZE);
@@ -127,9 +129,9 @@ start_session(const struct entrance *entrance)
 
 /* Checks who an accepted client is. Returns whether it may come in; if not, it is gone. */
 DETACHED static bool
-admit_client(int fd, struct peer *peer, const struct wish *wish)
+admit_client(int fd, struct peer *peer, const struct channel *channel)
 {
-    if (!wish->unlogged) {
+    if (!channel->unlogged) {
         log_line("Started ManholeConnectionThread thread. Checking credentials ...");
     }
     if (identify_peer(fd, peer) < 0 || !may_enter(peer)) {
@@ -142,17 +144,17 @@ admit_client(int fd, struct peer *peer, const struct wish *wish)
         (void)close(fd);
         return false;
     }
-    if (!wish->unlogged) {
+    if (!channel->unlogged) {
         log_accepted(fd, peer);
     }
     return true;
 }
 
-/* A client's calling card: the abstract name that it was bound to, manhole-cli/ID/WISH, with
+/* A client's calling card: the abstract name that it was bound to, manhole-cli/ID/CHANNEL, with
  * whatever it takes to make that unique behind a dot: manhole-cli/4711.1/interrupt.2 */
 struct card {
     char id[CARD_SIZE];
-    char wish[16];
+    char channel[16];
 };
 
 /* Reads a card. A client without one, plain nc, or with another's, has empty fields. */
@@ -173,11 +175,11 @@ read_card(const struct sockaddr_un *address, socklen_t size)
     if (strncmp(name, prefix, sizeof(prefix) - 1) == 0 && slash != NULL &&
         slash >= name + sizeof(prefix) &&
         (size_t)(slash - name) - sizeof(prefix) + 1 < sizeof(card.id) &&
-        strlen(slash + 1) < sizeof(card.wish)) {
+        strlen(slash + 1) < sizeof(card.channel)) {
         memcpy(card.id, name + sizeof(prefix) - 1,
                (size_t)(slash - name) - sizeof(prefix) + 1);
-        (void)snprintf(card.wish, sizeof(card.wish), "%s", slash + 1);
-        card.wish[strcspn(card.wish, ".")] = '\0';
+        (void)snprintf(card.channel, sizeof(card.channel), "%s", slash + 1);
+        card.channel[strcspn(card.channel, ".")] = '\0';
     }
     return card;
 }
@@ -192,9 +194,9 @@ answer_interrupt(int fd, const struct card *card)
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
-        bool meant = session->asked_ms != 0 && strcmp(session->card, card->id) == 0;
+        bool meant = session->hang.watched && strcmp(session->card, card->id) == 0;
         unlock(&session->out_lock);
-        if (meant && session->wish->serve != serve_completion) {
+        if (meant && session->channel->serve != serve_completion) {
             int times = interrupt_session(session);
             answer = answers[times < 2 ? times : 2];
         }
@@ -203,11 +205,11 @@ answer_interrupt(int fd, const struct card *card)
     (void)close(fd);
 }
 
-/* The side channels; any other wish, and none, is a console's. */
-static const struct wish *
-find_wish(const char *name)
+/* The side channels; any other word on a card, and none, is a console's. */
+static const struct channel *
+find_channel(const char *name)
 {
-    static const struct wish wishes[] = {
+    static const struct channel channels[] = {
         {.name = "complete",
          .aside = true,
          .unlogged = true,
@@ -224,12 +226,12 @@ find_wish(const char *name)
         {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
     };
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(wishes); i++) {
-        if (strcmp(wishes[i].name, name) == 0) {
-            return &wishes[i];
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(channels); i++) {
+        if (strcmp(channels[i].name, name) == 0) {
+            return &channels[i];
         }
     }
-    return &plain_wish;
+    return &plain_channel;
 }
 
 /* Accepts one client. Returns 0, or -1 when there is no room for any just now. */
@@ -238,7 +240,7 @@ accept_client(const struct door *door)
 {
     struct peer peer = {0};
     struct card card;
-    const struct wish *wish = NULL;
+    const struct channel *channel = NULL;
     bool given = false;
     union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
@@ -258,18 +260,18 @@ accept_client(const struct door *door)
                    : -1;
     }
     card = read_card(&address.un, size);
-    wish = given ? &backdoor_wish : find_wish(card.wish);
-    if (!admit_client(fd, &peer, wish)) {
+    channel = given ? &backdoor_channel : find_channel(card.channel);
+    if (!admit_client(fd, &peer, channel)) {
         return 0;
     }
-    if (strcmp(card.wish, "interrupt") == 0) {
+    if (strcmp(card.channel, "interrupt") == 0) {
         answer_interrupt(fd, &card);
     }
     else {
         (void)start_session(&(struct entrance){.fd = fd,
                                                .peer = peer,
                                                .card = card.id,
-                                               .wish = wish,
+                                               .channel = channel,
                                                .door = given ? door : NULL});
     }
     return 0;
@@ -306,13 +308,13 @@ wake_at(struct watch *watch, int64_t time_ms)
 }
 
 static bool
-has_report(const struct wish *wish)
+has_report(const struct channel *channel)
 {
     enum handler_kind kind = manhole.options.connection_handler.kind;
-    if (wish->serve == NULL) {
+    if (channel->serve == NULL) {
         return kind == HANDLER_REPL || kind == HANDLER_COMMANDS;
     }
-    return wish->report != NULL || wish->serve == serve_console;
+    return channel->report != NULL || channel->serve == serve_console;
 }
 
 /* When the client must have heard something; -1: it has, or is not the listener's. */
@@ -322,10 +324,11 @@ report_time(struct session *session)
     int64_t patience_ms = seconds_to_ms(manhole.options.hang_timeout);
     int64_t time_ms = -1;
     lock_leaf(&session->out_lock);
-    if (session->asked_ms != 0 && !session->answered && !session->reported &&
-        has_report(session->wish)) {
-        bool takes_turns = HAS_GIL && session->importing;
-        time_ms = session->asked_ms + patience_ms * (takes_turns ? IMPORT_FACTOR : 1);
+    if (session->hang.watched && session->hang.state == HANG_ASKED &&
+        has_report(session->channel)) {
+        bool takes_turns = HAS_GIL && session->hang.importing;
+        time_ms =
+            session->hang.asked_ms + patience_ms * (takes_turns ? IMPORT_FACTOR : 1);
     }
     unlock(&session->out_lock);
     return time_ms;
@@ -336,7 +339,7 @@ is_listeners(struct session *session)
 {
     bool ours = false;
     lock_leaf(&session->out_lock);
-    ours = session->asked_ms != 0;
+    ours = session->hang.watched;
     unlock(&session->out_lock);
     return ours;
 }
@@ -410,7 +413,7 @@ prepare_watch(struct watch *watch)
             wake_at(watch, session->gone_ms + GONE_CHECK_MS);
         }
         else {
-            watch_fd(watch, fd, has_copies(session) ? POLLOUT : 0, NULL, session);
+            watch_fd(watch, fd, has_waiting(session) ? POLLOUT : 0, NULL, session);
         }
         if (report_time(session) >= 0) {
             wake_at(watch, report_time(session));
@@ -480,7 +483,7 @@ watch_descriptors(struct watch *watch)
             accept_clients(watch, watch->whose[i].door);
         }
         if (session != NULL && (events & POLLOUT) != 0) {
-            carry_copies(session);
+            carry_waiting(session);
         }
         if (session != NULL && (events & (POLLHUP | POLLERR | POLLNVAL)) != 0 &&
             is_gone(session)) {
@@ -570,7 +573,7 @@ delay_binding(void)
     }
 }
 
-/* Body of a courier: carries log lines to a Python object when no session does. */
+/* Body of a courier: carries log lines to a Python object. */
 DETACHED MAY_ATTACH static void *
 courier_main(void *unused)
 {
@@ -581,6 +584,9 @@ courier_main(void *unused)
         leave_interpreter(tstate);
     }
     atomic_store(&manhole.courier_is_out, false);
+    if (tstate != NULL && is_log_waiting()) {
+        wake_listener(); /* of a line that came since it did not send another */
+    }
     return NULL;
 }
 

@@ -22,22 +22,21 @@
 ATTACHES static PyThreadState *
 enter_interpreter(void)
 {
-    PyThreadState *tstate = NULL;
-    PyInterpreterState *interpreter = NULL;
-    bool may_enter = false;
     lock_leaf(&table_lock);
-    may_enter = !manhole.closing;
+    bool may_enter = !manhole.closing;
     manhole.entering += may_enter;
-    interpreter = manhole.interpreter;
+    PyInterpreterState *interpreter = manhole.interpreter;
     unlock(&table_lock);
     if (!may_enter) {
         return NULL;
     }
+
     /* Not under the lock: it may wait for all attached threads, or for the GIL. */
-    tstate = new_thread_state(interpreter);
+    PyThreadState *tstate = new_thread_state(interpreter);
     if (tstate == NULL) {
         log_line("Cannot attach a thread to Python: out of memory");
     }
+
     lock_leaf(&table_lock);
     manhole.entering--;
     manhole.inside += tstate != NULL;
@@ -55,15 +54,13 @@ enter_interpreter(void)
 ATTACHED static void
 forget_dummy_thread(void)
 {
-    PyObject *active = get_active_threads();                                /* owned */
-    PyObject *ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident()); /* owned */
+    OWNED PyObject *active = get_active_threads();
+    OWNED PyObject *ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
     if (active != NULL && ident != NULL && PyDict_Check(active) &&
         PyDict_Contains(active, ident) == 1) {
         (void)PyDict_DelItem(active, ident);
     }
     PyErr_Clear();
-    Py_XDECREF(active);
-    Py_XDECREF(ident);
 }
 
 /* A hub that gevent has made for this thread, when a statement waited in it: its descriptors are
@@ -73,17 +70,14 @@ destroy_hub(void)
 {
     PyObject *modules = PyImport_GetModuleDict();                         /* borrowed */
     PyObject *local = PyDict_GetItemString(modules, "gevent._hub_local"); /* borrowed */
-    PyObject *hub = NULL;                                                 /* owned */
-    PyObject *destroyed = NULL;                                           /* owned */
-    if (local != NULL) {
-        hub = PyObject_CallMethod(local, "get_hub_if_exists", NULL);
+    if (local == NULL) {
+        return;
     }
+    OWNED PyObject *hub = PyObject_CallMethod(local, "get_hub_if_exists", NULL);
     if (hub != NULL && hub != Py_None) {
-        destroyed = PyObject_CallMethod(hub, "destroy", "O", Py_True);
+        Py_XDECREF(PyObject_CallMethod(hub, "destroy", "O", Py_True));
     }
     PyErr_Clear();
-    Py_XDECREF(hub);
-    Py_XDECREF(destroyed);
 }
 
 /* The way back out of enter_interpreter(). */

@@ -21,34 +21,25 @@ enum {
     MAX_MATCHES = 500,
 };
 
-/* No more bytes to this client, from its own thread. */
-ATTACHED static void
-end_channel(struct session *session)
-{
-    PyThreadState *tstate = detach();
-    hang_up(session);
-    reattach(tstate);
-}
-
 /* Reads the line that is to be completed. */
 DETACHED static bool
 receive_line(struct session *session)
 {
     char *newline = NULL;
-    session->request = malloc(MAX_COMPLETION);
-    while (session->request != NULL && newline == NULL) {
-        char *next = session->request + session->request_length;
+    session->run.request = malloc(MAX_COMPLETION);
+    while (session->run.request != NULL && newline == NULL) {
+        char *next = session->run.request + session->run.request_length;
         size_t got =
-            receive_some(session, next, MAX_COMPLETION - session->request_length);
+            receive_some(session, next, MAX_COMPLETION - session->run.request_length);
         if (got == 0) {
             return false; /* no room: too long; or it does not come */
         }
         newline = memchr(next, '\n', got);
-        session->request_length += got;
+        session->run.request_length += got;
     }
     if (newline != NULL) {
         *newline = '\0';
-        session->request_length = (size_t)(newline - session->request);
+        session->run.request_length = (size_t)(newline - session->run.request);
     }
     return newline != NULL;
 }
@@ -58,22 +49,18 @@ receive_line(struct session *session)
 ATTACHED static PyObject *
 copy_names(const struct session *asking)
 {
-    PyObject *names = NULL; /* owned */
-    PyObject *copy = NULL;  /* new, handed to the caller */
+    OWNED PyObject *names = NULL;
     lock_leaf(&table_lock);
     for (size_t i = 0; i < MAX_SESSIONS && names == NULL; i++) {
         const struct session *session = &manhole.sessions[i];
-        if (session->state == SESSION_TAKEN && session->wish->serve == NULL &&
+        if (session->state == SESSION_TAKEN && session->channel->serve == NULL &&
             strcmp(session->card, asking->card) == 0) {
-            names = Py_XNewRef(session->names);
+            names = Py_XNewRef(session->run.names);
         }
     }
     unlock(&table_lock);
-    if (names != NULL) {
-        copy = PyDict_Check(names) ? PyDict_Copy(names) : Py_NewRef(names);
-        Py_DECREF(names);
-    }
-    return copy;
+    return names != NULL && PyDict_Check(names) ? PyDict_Copy(names)
+                                                : steal_reference(&names);
 }
 
 /* Completes what stands before the cursor, a match being the whole line as it would become. It is
@@ -246,7 +233,7 @@ static const char completion_program[] =
     "        text = line.rpartition(' ')[2]\n"
     "        found = (word for word in names if word.startswith(text))\n"
     "    elif quotes == '#':\n"
-    "        return []\n"
+    "        return ''\n"
     "    elif quotes:\n"
     "        text = line[start:]\n"
     "        found = in_string(text, quotes, line[:start - len(quotes)], names)\n"
@@ -255,7 +242,7 @@ static const char completion_program[] =
     "    start = line[:len(line) - len(text)]\n"
     "    found = (start + word + '\\n' for word in found if '\\n' not in word)\n"
     "    found = list(dict.fromkeys(itertools.islice(found, most)))\n"
-    "    return found if isinstance(names, tuple) else sorted(found)\n";
+    "    return ''.join(found if isinstance(names, tuple) else sorted(found))\n";
 
 static const struct part completion_part = {.name = "completion",
                                             .program = completion_program};
@@ -264,59 +251,51 @@ static const struct part completion_part = {.name = "completion",
 ATTACHED static int
 send_matches(struct session *session, PyObject *names)
 {
-    PyObject *text = NULL; /* owned */
-    PyObject *completion =
-        import_part(current_session, &completion_part, "complete"); /* owned */
-    PyObject *matches = NULL;                                       /* owned */
-    PyObject *empty = PyUnicode_FromString("");                     /* owned */
-    PyObject *lines = NULL;                                         /* owned */
-    int result = -1;
-    if (completion != NULL) {
-        text = PyUnicode_DecodeUTF8(session->request, (Py_ssize_t)session->request_length,
-                                    "strict");
+    OWNED PyObject *complete = import_part(session, &completion_part, "complete");
+    if (complete == NULL) {
+        return -1;
+    }
+    OWNED PyObject *text = PyUnicode_DecodeUTF8(
+        session->run.request, (Py_ssize_t)session->run.request_length, "strict");
+    if (text == NULL) {
+        return -1;
     }
     begin_running(session);
-    if (text != NULL) {
-        matches = PyObject_CallFunction(completion, "OOi", text, names, (int)MAX_MATCHES);
-    }
+    OWNED PyObject *matches =
+        PyObject_CallFunction(complete, "OOi", text, names, (int)MAX_MATCHES);
     end_running(session);
-    lines = matches == NULL || empty == NULL ? NULL : PyUnicode_Join(empty, matches);
-    if (lines != NULL) {
-        result = write_client_str(session, lines);
-    }
-    Py_XDECREF(text);
-    Py_XDECREF(completion);
-    Py_XDECREF(matches);
-    Py_XDECREF(empty);
-    Py_XDECREF(lines);
-    return result;
+    return matches == NULL ? -1 : write_client_str(session, matches);
 }
 
-/* What the line may become that the client has typed so far; nothing at all on any error.
- * Never raises. */
+/* Sends what the line may become that the client has typed so far. May leave an exception. */
+ATTACHED static void
+complete_line(struct session *session)
+{
+    (void)import_needed_modules(session, NULL);
+    OWNED PyObject *names = copy_names(session);
+    if (names != NULL &&
+        session->run.request[strspn(session->run.request, " \t\r")] != '\0') {
+        (void)send_matches(session, names);
+    }
+}
+
+/* Nothing at all is sent on any error. Never raises. */
 ATTACHED static void
 serve_completion(struct session *session, PyObject *locals)
 {
-    PyObject *names = NULL; /* owned */
     (void)locals;
-    (void)import_needed_modules(session, NULL);
-    names = copy_names(session);
-    if (names != NULL && session->request[strspn(session->request, " \t\r")] != '\0') {
-        (void)send_matches(session, names);
-    }
+    complete_line(session);
     PyErr_Clear();
-    Py_XDECREF(names);
-    end_channel(session);
+    end_visit(session);
 }
 
 /* Never raises. */
 ATTACHED static void
 serve_look(struct session *session, const struct form *form)
 {
-    if (send_stacks(session, form, false) < 0) {
-        log_handler_exception(session, "Stacks failed with ");
-    }
-    end_channel(session);
+    (void)send_stacks(session, form, false);
+    log_failure(session, "Stacks failed with ");
+    end_visit(session);
 }
 
 /* The stack dump alone. */

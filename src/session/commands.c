@@ -341,25 +341,17 @@ ATTACHED static PyObject *
 commands_run(PyObject *module, PyObject *callable_and_arguments)
 {
     struct session *session = current_session; /* which a forked child has none of */
-    PyObject *arguments =
-        PyTuple_GetSlice(callable_and_arguments, 1, PY_SSIZE_T_MAX); /* owned */
-    PyObject *result = NULL; /* new, handed to the caller */
+    PyObject *callable = PyTuple_GET_ITEM(callable_and_arguments, 0); /* borrowed */
+    OWNED PyObject *arguments =
+        PyTuple_GetSlice(callable_and_arguments, 1, PY_SSIZE_T_MAX);
     (void)module;
-    if (arguments != NULL) {
-        begin_running(session);
-        result =
-            PyObject_CallObject(PyTuple_GET_ITEM(callable_and_arguments, 0), arguments);
-        end_running(session);
-        Py_DECREF(arguments);
+    if (arguments == NULL) {
+        return NULL;
     }
+    begin_running(session);
+    PyObject *result = PyObject_CallObject(callable, arguments); /* new */
+    end_running(session);
     return result;
-}
-
-ATTACHED static PyObject *
-commands_write(PyObject *module, PyObject *text)
-{
-    (void)module;
-    return write_client_str(current_session, text) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* offer(words): a tuple of what may be typed next. */
@@ -393,11 +385,11 @@ commands_log(PyObject *module, PyObject *skipped)
 {
     const char *text = PyUnicode_AsUTF8(skipped);
     (void)module;
-    if (text != NULL) {
-        log_line("Plugin skipped: %s", text);
-        deliver_log();
+    if (text == NULL) {
+        return NULL;
     }
-    return text == NULL ? NULL : Py_NewRef(Py_None);
+    log_line("Plugin skipped: %s", text);
+    return Py_NewRef(Py_None);
 }
 
 /* native(name[, argument]): what other rooms have, as text. */
@@ -435,32 +427,36 @@ commands_native(PyObject *module, PyObject *arguments)
     return NULL;
 }
 
+/* exit() leaves the console, not the shell around it. Returns 0, or -1 with an exception. */
+ATTACHED static int
+add_exit(PyObject *names)
+{
+    OWNED PyObject *leave = PyObject_GetAttrString(manhole.module, "_exit");
+    return leave == NULL || PyDict_SetItemString(names, "exit", leave) < 0
+               ? -1
+               : PyDict_SetItemString(names, "quit", leave);
+}
+
 /* console(locals): the Python console, on the client's own lines. */
 ATTACHED static PyObject *
 commands_console(PyObject *module, PyObject *locals)
 {
     struct session *session = current_session;
-    PyObject *leave = PyObject_GetAttrString(manhole.module, "_exit"); /* owned */
-    PyObject *raised = NULL; /* owned, or NULL */
     (void)module;
-    if (leave != NULL) {
-        set_names(session, make_names(locals == Py_None ? NULL : locals,
-                                      session->wish->live_names));
-    }
-    if (leave != NULL && session->names != NULL &&
-        PyDict_SetItemString(session->names, "exit", leave) == 0 &&
-        PyDict_SetItemString(session->names, "quit", leave) == 0 &&
+    set_names(session, make_names(locals == Py_None ? NULL : locals,
+                                  session->channel->live_names));
+    if (session->run.names != NULL && add_exit(session->run.names) == 0 &&
         open_streams(session) == 0 && send_stacks(session, NULL, true) == 0) {
         hold_console(session, false);
     }
-    if (session->raised != NULL && !PyErr_Occurred()) {
+    if (session->run.raised != NULL && !PyErr_Occurred()) {
         PyErr_SetNone(PyExc_SystemExit); /* as in commands_ask() */
     }
-    raised = take_exception();
+
+    PyObject *raised = take_exception(); /* owned, handed back */
     close_streams(session);
     put_back_exception(raised);
-    Py_XDECREF(leave);
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    return raised != NULL ? NULL : Py_NewRef(Py_None);
 }
 
 static PyMethodDef commands_functions[] = {
@@ -472,7 +468,7 @@ static PyMethodDef commands_functions[] = {
     {"offer", commands_offer, METH_O, NULL},
     {"open_streams", commands_open_streams, METH_NOARGS, NULL},
     {"run", commands_run, METH_VARARGS, NULL},
-    {"write", commands_write, METH_O, NULL},
+    {"write", shown_write, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -482,51 +478,41 @@ static const struct part commands_part = {
     .functions = commands_functions,
 };
 
-/* Returns a new tuple of the features' names, or NULL with an exception. */
-ATTACHED static PyObject *
-name_features(unsigned enabled)
+/* For Python, which has no NULL. Returns a borrowed reference. */
+static PyObject *
+or_none(PyObject *object /* or NULL */)
 {
-    return Py_BuildValue("ss", (enabled & FEATURE_CONSOLE) != 0 ? "console" : "",
-                         (enabled & FEATURE_DEBUGGER) != 0 ? "debugger" : "");
+    return object == NULL ? Py_None : object;
 }
 
 /* The client's whole visit. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 converse_by_commands(struct session *session, PyObject *locals)
 {
-    unsigned enabled = 0;
-    PyObject *entries = NULL;  /* owned, or NULL */
-    PyObject *settings = NULL; /* owned, or NULL */
-    PyObject *visit = NULL;    /* owned */
-    PyObject *features = NULL; /* owned */
-    PyObject *result = NULL;   /* owned */
     lock_leaf(&table_lock);
-    enabled = manhole.options.enable;
-    entries = Py_XNewRef(manhole.options.plugins);
-    settings = Py_XNewRef(manhole.options.settings);
+    unsigned enabled = manhole.options.enable;
+    OWNED PyObject *entries = Py_XNewRef(manhole.options.plugins);
+    OWNED PyObject *settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
     (void)import_needed_modules(session, "");
-    visit = import_part(session, &commands_part, "visit");
+    OWNED PyObject *visit = import_part(session, &commands_part, "visit");
     if (visit == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
-        tell_missing(session, "what the shell of commands needs", take_exception(), "");
+        OWNED PyObject *why = take_exception();
+        tell_missing(session, "what the shell of commands needs", why, "");
     }
-    session->input = visit == NULL ? NULL : open_typed_input(session);
+    session->run.input = visit == NULL ? NULL : open_typed_input(session);
     (void)settle_report_attached(session);
-    features = session->input == NULL ? NULL : name_features(enabled);
-    if (features != NULL) {
-        result = PyObject_CallFunctionObjArgs(
-            visit, features, settings == NULL ? Py_None : settings,
-            entries == NULL ? Py_None : entries, locals == NULL ? Py_None : locals,
-            session->input, NULL);
+    if (session->run.input == NULL) {
+        return;
     }
-    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_SystemExit)) {
+
+    OWNED PyObject *result = PyObject_CallFunction(
+        visit, "(ss)OOOO", (enabled & FEATURE_CONSOLE) != 0 ? "console" : "",
+        (enabled & FEATURE_DEBUGGER) != 0 ? "debugger" : "", or_none(settings),
+        or_none(entries), or_none(locals), session->run.input);
+    if (result == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
         PyErr_Clear();
     }
-    Py_XDECREF(entries);
-    Py_XDECREF(settings);
-    Py_XDECREF(visit);
-    Py_XDECREF(features);
-    Py_XDECREF(result);
 }
 
 /* Serves the session's client with the shell of commands. Never raises. */

@@ -21,26 +21,6 @@ enum {
     IMPORT_PATIENCE_MS = 1000,
 };
 
-/* Sends out a helper; the slot stays taken meanwhile. Returns whether it went. */
-DETACHED static bool
-send_helper(struct session *session, void *(*body)(void *))
-{
-    int error = 0;
-    lock_leaf(&session->out_lock);
-    session->helpers++;
-    unlock(&session->out_lock);
-    error = start_thread(NULL, body, session, SMALL_STACK_SIZE);
-    if (error != 0) {
-        lock_leaf(&session->out_lock);
-        session->helpers--;
-        (void)pthread_cond_broadcast(&session->out_free);
-        unlock(&session->out_lock);
-        log_line("Cannot start a thread for the client of %s: %s",
-                 describe_peer(&session->peer).text, error_text(error));
-    }
-    return error == 0;
-}
-
 static void
 helper_done(struct session *session)
 {
@@ -50,12 +30,39 @@ helper_done(struct session *session)
     unlock(&session->out_lock);
 }
 
+/* Sends out a helper; the slot stays taken meanwhile. Returns whether it went. */
+DETACHED static bool
+send_helper(struct session *session, void *(*body)(void *))
+{
+    lock_leaf(&session->out_lock);
+    session->helpers++;
+    unlock(&session->out_lock);
+    int error = start_thread(NULL, body, session, SMALL_STACK_SIZE);
+    if (error != 0) {
+        helper_done(session);
+        log_line("Cannot start a thread for the client of %s: %s",
+                 describe_peer(&session->peer).text, error_text(error));
+    }
+    return error == 0;
+}
+
 /* Raises an exception in what the session runs. */
 ATTACHED static void
 strike(struct session *session, PyObject *type)
 {
-    atomic_store(&session->stricken, true);
-    (void)PyThreadState_SetAsyncExc(atomic_load(&session->ident), type);
+    atomic_store(&session->run.stricken, true);
+    (void)PyThreadState_SetAsyncExc(atomic_load(&session->run.ident), type);
+}
+
+/* Whether a frame's file has a name that begins so. */
+ATTACHED static bool
+is_code_of(PyFrameObject *frame, const char *start)
+{
+    PyCodeObject *code = PyFrame_GetCode(frame); /* owned */
+    const char *file = PyUnicode_AsUTF8(code->co_filename);
+    bool is_so = file != NULL && strncmp(file, start, strlen(start)) == 0;
+    Py_DECREF(code);
+    return is_so;
 }
 
 /* Whether a thread is in the import system's own code: an exception there may leave a lock behind
@@ -65,29 +72,17 @@ ATTACHED static bool
 is_importing(unsigned long ident)
 {
     static const char importlib[] = "<frozen importlib._bootstrap"; /* _external, too */
-    PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL; /* owned */
-    PyObject *key = PyLong_FromUnsignedLong(ident);                         /* owned */
-    PyObject *frames = NULL;                                                /* owned */
-    PyObject *frame = NULL;                                                 /* owned */
-    PyCodeObject *code = NULL;                                              /* owned */
-    const char *file = NULL;
-    bool importing = false;
+    OWNED PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL;
+    OWNED PyObject *key = PyLong_FromUnsignedLong(ident);
+    if (current_frames == NULL || key == NULL) {
+        PyErr_Clear();
+        return false;
+    }
     bool collecting = pause_gc(); /* as in look_at_threads() */
-    if (current_frames != NULL && key != NULL) {
-        frames = PyObject_CallNoArgs(current_frames);
-        frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
-    }
-    if (frame != NULL) {
-        code = PyFrame_GetCode((PyFrameObject *)frame);
-        file = PyUnicode_AsUTF8(code->co_filename);
-        importing = file != NULL && strncmp(file, importlib, sizeof(importlib) - 1) == 0;
-    }
+    OWNED PyObject *frames = PyObject_CallNoArgs(current_frames);
+    OWNED PyObject *frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
+    bool importing = frame != NULL && is_code_of((PyFrameObject *)frame, importlib);
     PyErr_Clear();
-    Py_XDECREF(current_frames);
-    Py_XDECREF(key);
-    Py_XDECREF(frames);
-    Py_XDECREF(frame);
-    Py_XDECREF(code);
     resume_gc(collecting);
     return importing;
 }
@@ -99,14 +94,14 @@ raise_in_session(struct session *session, PyObject *type)
 {
     int64_t deadline_ms = monotonic_ms() + IMPORT_PATIENCE_MS;
     bool importing = false;
-    while (atomic_load(&session->running) &&
-           (importing = is_importing(atomic_load(&session->ident))) &&
+    while (atomic_load(&session->run.running) &&
+           (importing = is_importing(atomic_load(&session->run.ident))) &&
            ms_until(deadline_ms) > 0) {
         PyThreadState *tstate = detach();
         (void)poll(NULL, 0, 1);
         reattach(tstate);
     }
-    if (atomic_load(&session->running) && !importing) {
+    if (atomic_load(&session->run.running) && !importing) {
         strike(session, type);
         settle_interrupts(); /* the session may be long in coming */
     }
@@ -123,7 +118,7 @@ interrupter_main(void *argument)
     }
     /* Before the session can go on: for what it runs next there is to be another. */
     lock_leaf(&session->out_lock);
-    session->interrupted = false;
+    session->run.interrupted = false;
     unlock(&session->out_lock);
     if (tstate != NULL) {
         leave_interpreter(tstate);
@@ -136,18 +131,17 @@ interrupter_main(void *argument)
 DETACHED static int
 interrupt_session(struct session *session)
 {
-    bool running = atomic_load(&session->running);
-    bool send = false;
+    bool running = atomic_load(&session->run.running);
     lock_leaf(&session->out_lock);
-    send = running && !session->interrupted;
-    session->interrupted = session->interrupted || send;
+    bool send = running && !session->run.interrupted;
+    session->run.interrupted = session->run.interrupted || send;
     unlock(&session->out_lock);
     if (send && !send_helper(session, interrupter_main)) {
         lock_leaf(&session->out_lock);
-        session->interrupted = false;
+        session->run.interrupted = false;
         unlock(&session->out_lock);
     }
-    return running ? atomic_fetch_add(&session->interrupts, 1) + 1 : 0;
+    return running ? atomic_fetch_add(&session->run.interrupts, 1) + 1 : 0;
 }
 
 /* Body of a guard, for a session that no listener looks after, a oneshot's or one that outlives
@@ -181,9 +175,8 @@ guard_main(void *argument)
 DETACHED static void
 send_guard(struct session *session)
 {
-    bool send = false;
     lock_leaf(&session->out_lock);
-    send = !session->guarded && !atomic_load(&session->over);
+    bool send = !session->guarded && !atomic_load(&session->over);
     session->guarded = session->guarded || send;
     unlock(&session->out_lock);
     if (send) {
@@ -198,11 +191,52 @@ send_guards(void)
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
-        bool there = session->asked_ms != 0;
+        bool there = session->hang.watched;
         unlock(&session->out_lock);
         if (there) {
             send_guard(session);
         }
+    }
+}
+
+/* A statement forked, and this is the child, whose main() is our loop: there is nothing
+ * to go back to, and its client belongs to the parent. */
+ATTACHED static void
+leave_forked_child(void)
+{
+    static const char *const names[] = {"stdout", "stderr"};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
+        OWNED PyObject *stream = get_sys(names[i]);
+        if (stream != NULL && stream != Py_None) {
+            Py_XDECREF(PyObject_CallMethod(stream, "flush", NULL));
+        }
+        PyErr_Clear();
+    }
+    remove_paths_at_exit();
+    _exit(0);
+}
+
+/* Between these two the session runs what its client sent: it may be interrupted. */
+ATTACHED static void
+begin_running(struct session *session)
+{
+    atomic_store(&session->run.running, true);
+    bool taken_back = atomic_load(&session->run.taken_back);
+    atomic_store(&session->run.interrupts, taken_back);
+    if (taken_back) {
+        strike(session, PyExc_KeyboardInterrupt);
+    }
+}
+
+ATTACHED static void
+end_running(struct session *session)
+{
+    atomic_store(&session->run.running, false);
+    if (atomic_exchange(&session->run.stricken, false)) {
+        settle_interrupts(); /* it may have come too late */
+    }
+    if (session->state == SESSION_BURNT && current_session == NULL) {
+        leave_forked_child();
     }
 }
 

@@ -9,11 +9,11 @@
  * wait at all. `sending` is the right to call send(), and with it goes the duty to send first what
  * waits already, so that a client sees everything in the order in which it was written.
  *
- *   The ring. A client with a console has a ring of COPIES_SIZE bytes, made with the first copy. A
+ *   The ring. A client with a console has a ring of RING_SIZE bytes, made with the first copy. A
  *   thread of the application puts a copy of what it prints into the ring of every such client
- *   (keep_copy) and goes on; where nothing waited before, and nobody sends just now, it rings for
+ *   (echo_to_client) and goes on; where nothing waited before, and nobody sends just now, it rings for
  *   the listener. Between head and tail is what waits; both only grow, and the remainder by
- *   COPIES_SIZE is the place in the ring.
+ *   RING_SIZE is the place in the ring.
  *
  *   What is missed. Bytes that find no room are counted, and from then on all others are, until
  *   the ring has run empty. Then one line says how many were not shown. So no line is torn, and a
@@ -39,7 +39,7 @@
 enum {
     /* Bytes of the application's output kept for a slow client; and of a session's own among them,
      * once a statement has written so often. */
-    COPIES_SIZE = 1024 * 1024,
+    RING_SIZE = 1024 * 1024,
     MAX_LEFT = 256 * 1024,
     FLOOD_BEGINS = 16,
     /* Bytes in one frame of a program's output. */
@@ -50,18 +50,18 @@ enum {
 static size_t
 ring_room(const struct session *session)
 {
-    return COPIES_SIZE - (session->tail - session->head);
+    return RING_SIZE - (session->outbox.tail - session->outbox.head);
 }
 
 /* Under out_lock, and there is room. */
 static void
 fill_ring(struct session *session, const char *bytes, size_t length)
 {
-    size_t start = session->tail % COPIES_SIZE;
-    size_t first = length < COPIES_SIZE - start ? length : COPIES_SIZE - start;
-    memcpy(session->copies + start, bytes, first);
-    memcpy(session->copies, bytes + first, length - first);
-    session->tail += length;
+    size_t start = session->outbox.tail % RING_SIZE;
+    size_t first = length < RING_SIZE - start ? length : RING_SIZE - start;
+    memcpy(session->ring + start, bytes, first);
+    memcpy(session->ring, bytes + first, length - first);
+    session->outbox.tail += length;
 }
 
 /* The longest prefix of at most room bytes that does not cut a UTF-8 character. */
@@ -83,7 +83,7 @@ static bool
 add_to_missed(struct session *session, size_t length)
 {
     size_t missed = atomic_load(&session->missed);
-    while (missed > 0 && atomic_load(&session->copies) != NULL) {
+    while (missed > 0 && atomic_load(&session->ring) != NULL) {
         if (atomic_compare_exchange_weak(&session->missed, &missed, missed + length)) {
             return true;
         }
@@ -94,7 +94,7 @@ add_to_missed(struct session *session, size_t length)
 /* Leaves a copy for one client. What does not fit is counted, and so is all that follows
  * until the ring has been emptied and the note about it put in: no torn lines in between. */
 static void
-keep_copy(struct session *session, const char *bytes, size_t length)
+echo_to_client(struct session *session, const char *bytes, size_t length)
 {
     bool wake = false;
     if (add_to_missed(session, length)) {
@@ -104,15 +104,15 @@ keep_copy(struct session *session, const char *bytes, size_t length)
     if (!atomic_load(&session->viewing)) {
         goto done;
     }
-    if (session->copies == NULL) {
-        session->copies = malloc(COPIES_SIZE);
+    if (session->ring == NULL) {
+        session->ring = malloc(RING_SIZE);
     }
-    if (session->copies == NULL || session->missed > 0) {
+    if (session->ring == NULL || session->missed > 0) {
         atomic_fetch_add(&session->missed, length);
     }
     else {
         size_t kept = utf8_prefix(bytes, length, ring_room(session));
-        wake = !session->sending && session->head == session->tail;
+        wake = !session->outbox.sending && session->outbox.head == session->outbox.tail;
         fill_ring(session, bytes, kept);
         session->missed = length - kept;
     }
@@ -145,12 +145,12 @@ end_viewing(struct session *session)
 /* Leaves a copy for every client that has a console. In a child that has not forgotten its parent
  * yet a thread that is gone may hold their locks. */
 static void
-keep_copies(const char *bytes, size_t length)
+echo_to_clients(const char *bytes, size_t length)
 {
     size_t end = is_owner() ? atomic_load(&manhole.viewers_end) : 0;
     for (size_t i = 0; i < end; i++) {
         if (atomic_load(&manhole.sessions[i].viewing)) {
-            keep_copy(&manhole.sessions[i], bytes, length);
+            echo_to_client(&manhole.sessions[i], bytes, length);
         }
     }
 }
@@ -158,21 +158,21 @@ keep_copies(const char *bytes, size_t length)
 /* The next piece of the ring in one stretch; puts the note about what was missed in when
  * the ring is empty. Returns its length, 0: nothing waits. Under out_lock. */
 static size_t
-next_copies(struct session *session, const char **piece)
+next_waiting(struct session *session, const char **piece)
 {
     size_t start = 0;
     size_t waiting = 0;
-    if (session->head == session->tail && session->missed > 0 &&
-        session->copies != NULL) {
+    if (session->outbox.head == session->outbox.tail && session->missed > 0 &&
+        session->ring != NULL) {
         char note[80];
         int length = snprintf(note, sizeof(note), "\n[manhole: %zu bytes not shown]\n",
                               atomic_exchange(&session->missed, 0));
         fill_ring(session, note, (size_t)length);
     }
-    start = session->head % COPIES_SIZE;
-    waiting = session->tail - session->head;
-    *piece = session->copies == NULL ? NULL : session->copies + start;
-    return waiting < COPIES_SIZE - start ? waiting : COPIES_SIZE - start;
+    start = session->outbox.head % RING_SIZE;
+    waiting = session->outbox.tail - session->outbox.head;
+    *piece = session->ring == NULL ? NULL : session->ring + start;
+    return waiting < RING_SIZE - start ? waiting : RING_SIZE - start;
 }
 
 /* As send(), and waits for a client that does not read, also where somebody has set O_NONBLOCK on
@@ -193,14 +193,14 @@ send_patiently(struct session *session, const char *bytes, size_t length, int fl
  * nothing waits any more, else an errno value (EAGAIN: the client does not read just
  * now). */
 DETACHED static int
-send_copies(struct session *session, int flags)
+send_waiting(struct session *session, int flags)
 {
     for (;;) {
         const char *piece = NULL;
         size_t length = 0;
         ssize_t sent = 0;
         lock_leaf(&session->out_lock);
-        length = next_copies(session, &piece);
+        length = next_waiting(session, &piece);
         unlock(&session->out_lock);
         if (length == 0) {
             return 0;
@@ -210,7 +210,7 @@ send_copies(struct session *session, int flags)
             return errno;
         }
         lock_leaf(&session->out_lock);
-        session->head += (size_t)sent;
+        session->outbox.head += (size_t)sent;
         unlock(&session->out_lock);
     }
 }
@@ -218,41 +218,41 @@ send_copies(struct session *session, int flags)
 /* Copies that a session's own sending has left behind, or that a stalled client has: the
  * listener's to carry. */
 static bool
-has_copies(struct session *session)
+has_waiting(struct session *session)
 {
     bool waiting = false;
     lock_leaf(&session->out_lock);
-    waiting = !session->sending && atomic_load(&session->viewing) &&
-              (session->head != session->tail ||
-               (session->missed > 0 && session->copies != NULL));
+    waiting = !session->outbox.sending && atomic_load(&session->viewing) &&
+              (session->outbox.head != session->outbox.tail ||
+               (session->missed > 0 && session->ring != NULL));
     unlock(&session->out_lock);
     return waiting;
 }
 
 /* The listener's part: sends what the client takes without waiting for it. */
 DETACHED static void
-carry_copies(struct session *session)
+carry_waiting(struct session *session)
 {
     int error = 0;
     lock_leaf(&session->out_lock);
-    if (session->sending || !atomic_load(&session->viewing)) {
+    if (session->outbox.sending || !atomic_load(&session->viewing)) {
         unlock(&session->out_lock);
         return;
     }
-    session->sending = true;
+    session->outbox.sending = true;
     unlock(&session->out_lock);
-    error = send_copies(session, MSG_DONTWAIT);
+    error = send_waiting(session, MSG_DONTWAIT);
     lock_leaf(&session->out_lock);
     if (error == ENOBUFS || error == ENOMEM) {
-        session->missed += session->tail - session->head;
-        session->head = session->tail;
+        session->missed += session->outbox.tail - session->outbox.head;
+        session->outbox.head = session->outbox.tail;
     }
     else if (error != 0 && error != EAGAIN && error != EINTR) {
-        session->head = session->tail; /* gone: its own thread finds out */
-        session->refused = true;
+        session->outbox.head = session->outbox.tail; /* gone: its own thread finds out */
+        session->outbox.refused = true;
         session->missed = 0;
     }
-    session->sending = false;
+    session->outbox.sending = false;
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
 }
@@ -261,10 +261,10 @@ DETACHED static void
 begin_sending(struct session *session)
 {
     lock_leaf(&session->out_lock);
-    while (session->sending) {
+    while (session->outbox.sending) {
         (void)pthread_cond_wait(&session->out_free, &session->out_lock);
     }
-    session->sending = true;
+    session->outbox.sending = true;
     unlock(&session->out_lock);
 }
 
@@ -273,8 +273,8 @@ end_sending(struct session *session)
 {
     bool left = false;
     lock_leaf(&session->out_lock);
-    session->sending = false;
-    left = session->head != session->tail || session->missed > 0;
+    session->outbox.sending = false;
+    left = session->outbox.head != session->outbox.tail || session->missed > 0;
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
     if (left) {
@@ -288,7 +288,7 @@ end_sending(struct session *session)
 DETACHED static int
 send_own(struct session *session, const char **bytes, size_t *length)
 {
-    int error = send_copies(session, 0);
+    int error = send_waiting(session, 0);
     while (error == 0 && *length > 0) {
         ssize_t sent = send_patiently(session, *bytes, *length, 0);
         if (sent < 0) {
@@ -354,21 +354,22 @@ leave_to_listener(struct session *session, const char *bytes, size_t length)
 {
     bool left = false;
     bool wake = false;
-    if (session->writes < FLOOD_BEGINS) {
-        session->writes++;
+    if (session->outbox.writes < FLOOD_BEGINS) {
+        session->outbox.writes++;
         return false;
     }
     lock_leaf(&session->out_lock);
-    if (session->copies == NULL) {
-        session->copies = malloc(COPIES_SIZE);
+    if (session->ring == NULL) {
+        session->ring = malloc(RING_SIZE);
     }
-    left = session->copies != NULL && session->asked_ms != 0 && !session->guarded &&
-           !session->refused && atomic_load(&session->viewing) && session->missed == 0 &&
-           length <= MAX_LEFT && session->tail - session->head <= MAX_LEFT - length;
+    left = session->ring != NULL && session->hang.watched && !session->guarded &&
+           !session->outbox.refused && atomic_load(&session->viewing) &&
+           session->missed == 0 && length <= MAX_LEFT &&
+           session->outbox.tail - session->outbox.head <= MAX_LEFT - length;
     if (left) {
-        wake = !session->sending && session->head == session->tail;
+        wake = !session->outbox.sending && session->outbox.head == session->outbox.tail;
         fill_ring(session, bytes, length);
-        session->left_end = session->tail;
+        session->outbox.left_end = session->outbox.tail;
     }
     unlock(&session->out_lock);
     if (wake) {
@@ -381,8 +382,8 @@ leave_to_listener(struct session *session, const char *bytes, size_t length)
 ATTACHED static int
 check_unsent(struct session *session)
 {
-    if (session->unsent.failed) {
-        free_text(&session->unsent);
+    if (session->outbox.unsent.failed) {
+        free_text(&session->outbox.unsent);
         PyErr_NoMemory();
         return -1;
     }
@@ -394,15 +395,15 @@ check_unsent(struct session *session)
 DETACHED static int
 send_unsent_detached(struct session *session)
 {
-    const char *rest = session->unsent.bytes;
-    size_t length = session->unsent.length;
+    const char *rest = session->outbox.unsent.bytes;
+    size_t length = session->outbox.unsent.length;
     int error = length == 0 ? 0 : send_detached(session, &rest, &length);
     if (error == EINTR) {
-        memmove(session->unsent.bytes, rest, length);
-        session->unsent.length = length;
+        memmove(session->outbox.unsent.bytes, rest, length);
+        session->outbox.unsent.length = length;
     }
     else {
-        free_text(&session->unsent);
+        free_text(&session->outbox.unsent);
     }
     return error;
 }
@@ -412,10 +413,10 @@ send_unsent_detached(struct session *session)
 ATTACHED static int
 send_unsent(struct session *session)
 {
-    struct text unsent = session->unsent;
+    struct text unsent = session->outbox.unsent;
     int result = 0;
     if (unsent.length > 0) {
-        session->unsent = (struct text){0};
+        session->outbox.unsent = (struct text){0};
         result = send_client(session, unsent.bytes, unsent.length);
         free_text(&unsent);
     }
@@ -429,7 +430,7 @@ send_left(struct session *session)
 {
     bool waits = false;
     lock_leaf(&session->out_lock);
-    waits = session->head < session->left_end;
+    waits = session->outbox.head < session->outbox.left_end;
     unlock(&session->out_lock);
     if (send_unsent(session) < 0 || (waits && send_client(session, "", 0) < 0)) {
         PyErr_Clear();
@@ -449,7 +450,7 @@ enum frame_kind {
 ATTACHED static int
 write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
 {
-    if (!session->wish->framed) {
+    if (!session->channel->framed) {
         if (send_unsent(session) < 0) {
             return -1;
         }
@@ -478,8 +479,8 @@ ATTACHED static void
 ask_for_input(struct session *session)
 {
     static const char head[5] = {FRAME_WANTS_INPUT};
-    if (session->wish->framed && !session->asked_for_input) {
-        session->asked_for_input = true;
+    if (session->channel->framed && !session->run.asked_for_input) {
+        session->run.asked_for_input = true;
         if (send_client(session, head, sizeof(head)) < 0) {
             PyErr_Clear();
             /* The input is at its end, also where the client is still there and waits. */
@@ -522,6 +523,26 @@ ATTACHED static int
 write_client_str(struct session *session, PyObject *str)
 {
     return write_str_as(session, FRAME_OUTPUT, str);
+}
+
+/* No more bytes to or from this client; the descriptor is closed with the session. */
+DETACHED static void
+hang_up(struct session *session)
+{
+    char unread[4096];
+    int fd = kept_number(&session->fd);
+    begin_sending(session);
+    (void)send_waiting(session, MSG_DONTWAIT);
+    end_sending(session);
+    lock_leaf(&session->out_lock);
+    atomic_store(&session->over, true);
+    (void)pthread_cond_broadcast(&session->out_free);
+    unlock(&session->out_lock);
+    (void)shutdown(fd, SHUT_RDWR);
+    (void)shutdown(kept_number(&session->plain_fd), SHUT_RDWR);
+    /* What stays unread would turn into ECONNRESET behind our last bytes. */
+    while (recv(fd, unread, sizeof(unread), MSG_DONTWAIT) > 0) {
+    }
 }
 
 #endif /* MANHOLE_SESSION_OUTPUT_C */

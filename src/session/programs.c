@@ -1,9 +1,13 @@
 /* Programs: code that a client sends whole, with arguments, and whose status it waits for.
  * Runs on:  the session's thread: DETACHED while the request comes, then ATTACHED.
- * Touches:  the session's own fields; the type of the module sys, under sys_lock.
- * sys.argv is the session's own as its streams are. Nothing stands in for the list, though, for C
- * code asks what is a list and reads its memory: while programs run, sys is of a class of ours that
- * has argv as a property. What is in sys.__dict__ stays, and that is what C code sees.
+ * Touches:  the session's own fields; the class of the module sys, under sys_lock.
+ *
+ * How sys.argv is the program's own. What a program imports, argparse above all, reads sys.argv by
+ * itself, so a namespace with another sys in it is not enough; and the application, which may start
+ * itself again by its arguments, or hand them to the children of multiprocessing, must never see the
+ * program's. Nothing can stand in for the list, for C code asks what is a list and reads its memory.
+ * So it is the attribute that answers by thread: while programs run, sys is of a class derived from
+ * its own, with a property argv. sys.__dict__, which is what C code sees, stays as it is.
  */
 #ifndef MANHOLE_SESSION_PROGRAMS_C
 #define MANHOLE_SESSION_PROGRAMS_C
@@ -13,9 +17,15 @@
 #include "../base/locks.c"
 #include "../base/basics.c"
 #include "../base/log.c"
+#include "../base/parts.c"
 #include "output.c"
 #include "streams.c"
-#include "console.c"
+#include "interrupt.c"
+#include "imports.c"
+#include "shown.c"
+#include "names.c"
+#include "input.c"
+#include "serve.c"
 
 enum {
     /* Bytes of a request on a side channel: a program with its arguments. */
@@ -24,121 +34,103 @@ enum {
     REQUEST_TIMEOUT_MS = 10000,
 };
 
+static const char program_program[] =
+    "sys = standard('sys')\n"
+    "def get_argv(module):\n"
+    "    arguments = own_argv()\n"
+    "    if arguments is not None:\n"
+    "        return arguments\n"
+    "    try:\n"
+    "        return module.__dict__['argv']\n"
+    "    except KeyError:\n"
+    "        raise AttributeError(\"module 'sys' has no attribute 'argv'\") from None\n"
+    "def set_argv(module, arguments):\n"
+    "    if own_argv() is None:\n"
+    "        module.__dict__['argv'] = arguments\n"
+    "    else:\n"
+    "        own_argv(arguments)\n"
+    "argv = property(get_argv, set_argv)\n"
+    "def is_ours(kind):\n"
+    "    return kind.__dict__.get('argv') is argv\n"
+    "def begin():\n"
+    "    kind = type(sys)\n"
+    "    if not is_ours(kind):\n"
+    "        names = {'argv': argv, '__module__': 'builtins'}\n"
+    "        sys.__class__ = type(kind.__name__, (kind,), names)\n"
+    "def end():\n" /* where ours is still in place */
+    "    if is_ours(type(sys)):\n"
+    "        sys.__class__ = type(sys).__base__\n";
+
+/* own_argv([value]): the list, or what has been set in its place, of the program that runs in the
+ * calling thread; None: there is none. */
 ATTACHED static PyObject *
-get_argv(PyObject *sys, void *unused)
+program_own_argv(PyObject *module, PyObject *arguments)
 {
     struct session *session = console_session();
-    PyObject *argv = NULL; /* new, handed to the caller */
-    (void)unused;
-    if (session != NULL && session->arguments != NULL) {
-        return Py_NewRef(session->arguments);
+    PyObject *value = NULL; /* borrowed */
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "|O", &value)) {
+        return NULL;
     }
-    argv = PyMapping_GetItemString(PyModule_GetDict(sys), "argv");
-    if (argv == NULL) {
-        PyErr_SetString(PyExc_AttributeError, "module 'sys' has no attribute 'argv'");
+    if (session == NULL || session->run.arguments == NULL) {
+        return Py_NewRef(Py_None);
     }
-    return argv;
+    if (value != NULL) {
+        Py_SETREF(session->run.arguments, Py_NewRef(value));
+    }
+    return Py_NewRef(session->run.arguments);
 }
 
-ATTACHED static int
-set_argv(PyObject *sys, PyObject *value /* NULL: delete it */, void *unused)
-{
-    struct session *session = console_session();
-    PyObject *names = PyModule_GetDict(sys); /* borrowed */
-    (void)unused;
-    if (session != NULL && session->arguments != NULL && value == NULL) {
-        PyErr_SetString(PyExc_AttributeError, "sys.argv cannot be deleted here");
-        return -1;
-    }
-    if (session != NULL && session->arguments != NULL) {
-        Py_SETREF(session->arguments, Py_NewRef(value));
-        return 0;
-    }
-    return value != NULL ? PyDict_SetItemString(names, "argv", value)
-                         : PyDict_DelItemString(names, "argv");
-}
+static PyMethodDef program_functions[] = {
+    {"own_argv", program_own_argv, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
 
-static PyGetSetDef argv_attribute = {"argv", get_argv, set_argv, NULL, NULL};
+static const struct part program_part = {
+    .name = "program",
+    .program = program_program,
+    .functions = program_functions,
+};
 
-/* The class of sys while programs run: a subclass of what it is without us. Returns a new
- * reference, or NULL with an exception. */
-ATTACHED static PyObject *
-get_sys_type(PyTypeObject *base)
-{
-    struct module_state *state = installed_state();
-    PyObject *descriptor = NULL; /* owned */
-    PyObject *type = NULL;       /* owned, handed to the caller */
-    if (state->sys_type != NULL && ((PyTypeObject *)state->sys_type)->tp_base == base) {
-        return Py_NewRef(state->sys_type);
-    }
-    type = PyObject_CallFunction((PyObject *)&PyType_Type, "s(O){ss}", base->tp_name,
-                                 base, "__module__", "builtins");
-    if (type != NULL) {
-        descriptor = PyDescr_NewGetSet((PyTypeObject *)type, &argv_attribute);
-    }
-    if (descriptor == NULL || PyObject_SetAttrString(type, "argv", descriptor) < 0) {
-        Py_CLEAR(type);
-    }
-    else {
-        Py_XSETREF(state->sys_type, Py_NewRef(type)); /* kept: never freed while in use */
-    }
-    Py_XDECREF(descriptor);
-    return type;
-}
-
-/* Gives sys its own class again, where ours is still in place. Under sys_lock. Never raises. */
+/* Gives sys its own class again, if it has another: also at exit, and in a forked child. Under
+ * sys_lock. Never raises. */
 ATTACHED static void
 give_back_sys(void)
 {
     PyObject *sys = PyDict_GetItemString(PyImport_GetModuleDict(), "sys"); /* borrowed */
-    if (sys != NULL && manhole.sys_class != NULL &&
-        (PyObject *)Py_TYPE(sys) == installed_state()->sys_type &&
-        PyObject_SetAttrString(sys, "__class__", manhole.sys_class) < 0) {
+    if (sys != NULL && !PyModule_CheckExact(sys)) {
+        Py_XDECREF(call_part(manhole.module, &program_part, "end", NULL, NULL));
         PyErr_Clear();
     }
-    Py_CLEAR(manhole.sys_class);
 }
 
 /* From here on sys.argv is the session's in its thread. Returns 0, or -1 with an exception. */
 ATTACHED static int
 open_arguments(struct session *session, PyObject *arguments)
 {
-    PyObject *sys = NULL;  /* borrowed */
-    PyObject *type = NULL; /* owned */
-    int result = -1;
     lock_attached(&sys_lock);
-    sys = PyDict_GetItemString(PyImport_GetModuleDict(), "sys");
-    if (manhole.programs > 0) {
-        result = 0;
-    }
-    else if (sys != NULL && (type = get_sys_type(Py_TYPE(sys))) != NULL) {
-        manhole.sys_class = Py_NewRef((PyObject *)Py_TYPE(sys));
-        result = PyObject_SetAttrString(sys, "__class__", type);
-    }
-    if (result == 0) {
+    OWNED PyObject *begun = call_part(manhole.module, &program_part, "begin", NULL, NULL);
+    if (begun != NULL) {
         manhole.programs++;
-        session->arguments = Py_NewRef(arguments);
-    }
-    else {
-        Py_CLEAR(manhole.sys_class);
+        session->run.arguments = Py_NewRef(arguments);
     }
     unlock(&sys_lock);
-    Py_XDECREF(type);
-    return result;
+    return begun == NULL ? -1 : 0;
 }
 
 ATTACHED static void
 close_arguments(struct session *session)
 {
-    if (session->arguments != NULL) {
-        Py_CLEAR(session->arguments);
-        lock_attached(&sys_lock);
-        manhole.programs--;
-        if (manhole.programs == 0) {
-            give_back_sys();
-        }
-        unlock(&sys_lock);
+    if (session->run.arguments == NULL) {
+        return;
     }
+    Py_CLEAR(session->run.arguments);
+    lock_attached(&sys_lock);
+    manhole.programs--;
+    if (manhole.programs == 0) {
+        give_back_sys();
+    }
+    unlock(&sys_lock);
 }
 
 /* Reads some bytes of a request. Returns how many; 0: the client stalls, leaves or ends them. */
@@ -219,16 +211,16 @@ receive_program(struct session *session)
     if (length > MAX_PROGRAM) {
         return refuse_request(session, "the program is larger than 16 MiB");
     }
-    session->request = malloc(length + 1);
-    if (session->request == NULL) {
+    session->run.request = malloc(length + 1);
+    if (session->run.request == NULL) {
         return refuse_request(session, "there is no memory for the program");
     }
-    session->request[length] = '\0';
-    session->request_length = length;
-    if (!receive_bytes(session, session->request, length)) {
+    session->run.request[length] = '\0';
+    session->run.request_length = length;
+    if (!receive_bytes(session, session->run.request, length)) {
         return refuse_request(session, "only a part of the program came");
     }
-    if (memchr(session->request, '\0', length) == NULL) {
+    if (memchr(session->run.request, '\0', length) == NULL) {
         return refuse_request(session, "the program has no file name");
     }
     return true;
@@ -238,7 +230,9 @@ receive_program(struct session *session)
 static const char *
 find_program(const struct session *session)
 {
-    return (const char *)memrchr(session->request, '\0', session->request_length) + 1;
+    return (const char *)memrchr(session->run.request, '\0',
+                                 session->run.request_length) +
+           1;
 }
 
 ATTACHED static PyObject *
@@ -251,163 +245,118 @@ decode_field(const char *field)
 ATTACHED static PyObject *
 make_arguments(const struct session *session)
 {
-    PyObject *arguments = PyList_New(0); /* owned, handed to the caller */
-    const char *field = session->request + strlen(session->request) + 1;
+    OWNED PyObject *arguments = PyList_New(0);
+    const char *field = session->run.request + strlen(session->run.request) + 1;
     const char *end = find_program(session);
-    while (arguments != NULL && field < end) {
-        PyObject *argument = decode_field(field); /* owned */
+    for (; arguments != NULL && field < end; field += strlen(field) + 1) {
+        OWNED PyObject *argument = decode_field(field);
         if (argument == NULL || PyList_Append(arguments, argument) < 0) {
-            Py_CLEAR(arguments);
+            return NULL;
         }
-        Py_XDECREF(argument);
-        field += strlen(field) + 1;
     }
-    return arguments;
+    return steal_reference(&arguments);
 }
 
 /* Makes the session's namespace that of a program. Returns 0, or -1 with an exception. */
 ATTACHED static int
 add_program_names(struct session *session, PyObject *file)
 {
-    PyObject *name = PyUnicode_FromString("__main__"); /* owned */
-    int result = name == NULL ? -1 : 0;
-    if (result == 0) {
-        result = PyDict_SetItemString(session->names, "__name__", name);
+    OWNED PyObject *name = PyUnicode_FromString("__main__");
+    PyObject *names = session->run.names; /* borrowed */
+    if (name == NULL || PyDict_SetItemString(names, "__name__", name) < 0 ||
+        PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0) {
+        return -1;
     }
-    if (result == 0) {
-        result =
-            PyDict_SetItemString(session->names, "__builtins__", PyEval_GetBuiltins());
-    }
-    if (result == 0 && session->request[0] != '<') {
-        result = PyDict_SetItemString(session->names, "__file__", file);
-    }
-    Py_XDECREF(name);
-    return result;
+    return session->run.request[0] == '<' ? 0
+                                          : PyDict_SetItemString(names, "__file__", file);
 }
 
 /* Runs the program. Returns what it raised, new, or NULL. */
 ATTACHED static PyObject *
 run_program(struct session *session, PyObject *file)
 {
-    PyObject *code = NULL;   /* owned */
-    PyObject *result = NULL; /* owned */
-    PyObject *raised = NULL; /* new, handed to the caller */
     begin_running(session);
-    code = Py_CompileStringObject(find_program(session), file, Py_file_input, NULL, -1);
+    OWNED PyObject *code =
+        Py_CompileStringObject(find_program(session), file, Py_file_input, NULL, -1);
     if (code != NULL) {
-        result = PyEval_EvalCode(code, session->names, session->names);
+        Py_XDECREF(PyEval_EvalCode(code, session->run.names, session->run.names));
     }
-    raised = take_exception();
+    PyObject *raised = take_exception(); /* new, handed to the caller */
     end_running(session);
-    Py_XDECREF(code);
-    Py_XDECREF(result);
     return raised;
 }
 
-/* As format_raised(), with the traceback. The exception's __str__() may be anything: it can be
- * interrupted. Returns a new str, or NULL with an exception. */
-ATTACHED static PyObject *
-format_exception(struct session *session, PyObject *exception)
-{
-    PyObject *traceback = PyException_GetTraceback(exception); /* owned, or NULL */
-    PyObject *text = NULL; /* new, handed to the caller */
-    begin_running(session);
-    text = format_raised(exception, traceback == NULL ? Py_None : traceback, false);
-    end_running(session);
-    Py_XDECREF(traceback);
-    return text;
-}
-
 /* Shows what a program raised, and sets its exit status, as Python itself would at its end: the
- * number or text of SystemExit, the traceback of all else. Returns 0, or -1 with an exception. */
+ * number or text of SystemExit, the traceback of all else. Its __str__() may be anything: it can be
+ * interrupted. Returns 0, or -1 with an exception. */
 ATTACHED static int
-end_program(struct session *session, PyObject *raised /* or NULL */, long *status)
+end_program(struct session *session, PyObject *raised, long *status)
 {
-    PyObject *code = NULL; /* owned */
-    PyObject *text = NULL; /* owned */
-    int result = -1;
-    *status = raised == NULL ? 0 : 1;
-    if (raised == NULL) {
-        return 0;
-    }
-    if (!PyErr_GivenExceptionMatches(raised, PyExc_SystemExit)) {
-        text = format_exception(session, raised);
-    }
-    else if ((code = PyObject_GetAttrString(raised, "code")) != NULL) {
-        if (code == Py_None || PyLong_Check(code)) {
-            *status = code == Py_None ? 0 : PyLong_AsLong(code);
-            PyErr_Clear();
-            Py_DECREF(code);
-            return 0;
-        }
-        text = PyUnicode_FromFormat("%S\n", code);
-    }
-    if (text == NULL) {
+    PyObject *text = NULL; /* borrowed from words */
+    begin_running(session);
+    OWNED PyObject *words =
+        call_part(manhole.module, &shown_part, "last_words", raised, NULL);
+    end_running(session);
+    if (words == NULL) {
+        char plain[200];
+        (void)snprintf(plain, sizeof(plain), "%s\n", Py_TYPE(raised)->tp_name);
         PyErr_Clear();
-        text = PyUnicode_FromFormat("%s\n", Py_TYPE(raised)->tp_name);
+        *status = 1;
+        return write_as(session, FRAME_ERROR, plain, strlen(plain));
     }
-    if (text != NULL) {
-        result = write_str_as(session, FRAME_ERROR, text);
-    }
-    Py_XDECREF(code);
-    Py_XDECREF(text);
-    return result;
+    text = PyTuple_GET_ITEM(words, 0);
+    *status = PyLong_AsLong(PyTuple_GET_ITEM(words, 1));
+    PyErr_Clear(); /* one that is no C long is -1 */
+    return write_str_as(session, FRAME_ERROR, text);
 }
 
 /* All of a program's life once everything is in place. Returns 0, or -1 with an exception. */
 ATTACHED static int
 run_to_the_end(struct session *session)
 {
-    PyObject *file = decode_field(session->request); /* owned */
-    PyObject *raised = NULL;                         /* owned */
     char status_text[32];
     long status = 0;
-    int result = -1;
-    log_line("Running a program: %.200s.", session->request);
-    deliver_log();
-    if (file != NULL && add_program_names(session, file) == 0) {
-        raised = run_program(session, file);
-        result = end_program(session, raised, &status);
+    log_line("Running a program: %.200s.", session->run.request);
+    OWNED PyObject *file = decode_field(session->run.request);
+    if (file == NULL || add_program_names(session, file) < 0) {
+        return -1;
     }
-    if (result == 0) {
-        int length = snprintf(status_text, sizeof(status_text), "%ld", status);
-        result = write_as(session, FRAME_STATUS, status_text, (size_t)length);
+    OWNED PyObject *raised = run_program(session, file);
+    if (raised != NULL && end_program(session, raised, &status) < 0) {
+        return -1;
     }
-    Py_XDECREF(file);
-    Py_XDECREF(raised);
-    return result;
+    int length = snprintf(status_text, sizeof(status_text), "%ld", status);
+    return write_as(session, FRAME_STATUS, status_text, (size_t)length);
+}
+
+/* May leave an exception. */
+ATTACHED static void
+converse_by_program(struct session *session, PyObject *locals)
+{
+    (void)import_needed_modules(session, "");
+    OWNED PyObject *arguments = make_arguments(session);
+    if (arguments == NULL) {
+        return;
+    }
+    set_names(session, make_names(locals, session->channel->live_names));
+    if (session->run.names == NULL) {
+        return;
+    }
+    session->run.input = open_input(session);
+    if (session->run.input != NULL && open_streams(session) == 0 &&
+        open_arguments(session, arguments) == 0) {
+        (void)run_to_the_end(session);
+    }
 }
 
 /* Runs the program that the client has sent. Never raises. */
 ATTACHED static void
 serve_program(struct session *session, PyObject *locals)
 {
-    PyObject *arguments = NULL; /* owned */
-    PyThreadState *tstate = NULL;
-    (void)import_needed_modules(session, "");
-    arguments = make_arguments(session);
-    if (arguments != NULL) {
-        set_names(session, make_names(locals, session->wish->live_names));
-    }
-    if (session->names != NULL) {
-        session->input = open_input(session);
-    }
-    if (session->input != NULL && open_streams(session) == 0 &&
-        open_arguments(session, arguments) == 0) {
-        (void)run_to_the_end(session);
-    }
-    Py_XDECREF(arguments);
-    if (PyErr_Occurred()) {
-        log_handler_exception(session, "Program failed with ");
-    }
+    converse_by_program(session, locals);
+    log_failure(session, "Program failed with ");
     close_arguments(session);
-    close_streams(session);
-    Py_CLEAR(session->input);
-    set_names(session, NULL);
-    tstate = detach();
-    hang_up(session);
-    reattach(tstate);
-    deliver_log();
+    end_visit(session);
 }
 
 #endif /* MANHOLE_SESSION_PROGRAMS_C */

@@ -6,15 +6,15 @@
  * thread or else from a reporter. The times and flags are in struct session, under out_lock.
  *
  *   1. The listener takes a session in at asked_ms; or, later, a line comes from the client, and
- *      expect_answer() sets asked_ms anew and clears answered, reported and told. waiting_ms is
- *      since when the session's thread waits to get into Python.
- *   2. Python answers: the session's thread is in, sets answered (note_answer) and goes on. This is
- *      all that happens in a healthy process.
+ *      expect_answer() sets asked_ms anew, and HANG_ASKED. waiting_ms is since when the
+ *      session's thread waits to get into Python.
+ *   2. Python answers: the session's thread is in, sets HANG_NONE (note_answer) and goes on. This
+ *      is all that happens in a healthy process.
  *   3. Python does not: the listener, which slept until asked_ms + hang_timeout (report_time), sets
- *      reported and sends out a reporter. That makes a frozen copy, which may take a while, and it
+ *      HANG_REPORTED and sends out a reporter. That makes a frozen copy, which may take a while, and it
  *      may be told meanwhile that it is late: is_report_due() asks once more while it has the right
  *      to send, so a report and an answer never come both at once.
- *   4. told says that the client has the whole report. When Python answers after all, the console
+ *   4. HANG_TOLD says that the client has the whole report. When Python answers after all, the console
  *      leaves out the stacks, which the client has seen, and begins with its prompt.
  *
  * A side channel that asks for stacks alone gets the report in place of its answer, and is done.
@@ -49,9 +49,9 @@ waiting_since(void)
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
         lock_leaf(&session->out_lock);
-        if (session->waiting_ms != 0 &&
-            (since_ms == 0 || session->waiting_ms < since_ms)) {
-            since_ms = session->waiting_ms;
+        if (session->hang.waiting_ms != 0 &&
+            (since_ms == 0 || session->hang.waiting_ms < since_ms)) {
+            since_ms = session->hang.waiting_ms;
         }
         unlock(&session->out_lock);
     }
@@ -81,7 +81,7 @@ DETACHED static void
 report_to_console(struct text *text, const struct session *session)
 {
     append_silence(text);
-    if (!session->wish->no_stacks || session->wish->stacks_if_stuck) {
+    if (!session->channel->no_stacks || session->channel->stacks_if_stuck) {
         append_string(text, "The stacks, from a frozen copy of the process:\n");
         append_snapshot(text);
     }
@@ -110,8 +110,8 @@ report_json(struct text *text, const struct session *session)
 DETACHED static void
 append_report(struct text *text, const struct session *session)
 {
-    if (session->wish->report != NULL) {
-        session->wish->report(text, session);
+    if (session->channel->report != NULL) {
+        session->channel->report(text, session);
     }
     else {
         report_to_console(text, session);
@@ -125,7 +125,7 @@ is_report_due(struct session *session)
 {
     bool due = false;
     lock_leaf(&session->out_lock);
-    due = session->reported && !session->answered;
+    due = session->hang.state == HANG_REPORTED;
     unlock(&session->out_lock);
     return due;
 }
@@ -142,16 +142,18 @@ send_report(struct session *session, const struct text *report, int flags)
         return;
     }
     if (flags == 0) {
-        bool cut = report->failed && session->wish->report != NULL;
+        bool cut = report->failed && session->channel->report != NULL;
         const char *bytes = cut ? too_little : report->bytes;
         size_t length = cut ? sizeof(too_little) - 1 : report->length;
-        session->told = send_own(session, &bytes, &length) == 0 && !report->failed;
+        if (send_own(session, &bytes, &length) == 0 && !report->failed) {
+            note_told(session);
+        }
     }
     else {
         (void)send(kept_number(&session->fd), report->bytes, report->length,
                    flags | MSG_NOSIGNAL);
     }
-    if (session->wish->report != NULL) {
+    if (session->channel->report != NULL) {
         (void)shutdown(kept_number(&session->fd), SHUT_RDWR); /* that was all of it */
     }
     end_sending(session);
@@ -191,7 +193,7 @@ report_session(struct session *session)
 {
     struct text text = {0};
     lock_leaf(&session->out_lock);
-    session->reported = true;
+    session->hang.state = HANG_REPORTED;
     unlock(&session->out_lock);
     if (send_helper(session, reporter_main)) {
         return;

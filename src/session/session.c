@@ -24,20 +24,20 @@ enum {
 };
 
 /* A client without a calling card: plain nc. */
-static const struct wish plain_wish = {.name = "repl"};
+static const struct channel plain_channel = {.name = "repl"};
 
 /* Of backdoor_server() and backdoor(), as eventlet's. */
-static const struct wish backdoor_wish = {.name = "backdoor",
-                                          .no_stacks = true,
-                                          .stacks_if_stuck = true,
-                                          .live_names = true,
-                                          .serve = serve_console};
+static const struct channel backdoor_channel = {.name = "backdoor",
+                                                .no_stacks = true,
+                                                .stacks_if_stuck = true,
+                                                .live_names = true,
+                                                .serve = serve_console};
 
 /* The most sessions at once of this kind. */
 static int
-most_sessions(const struct wish *wish)
+most_sessions(const struct channel *channel)
 {
-    return wish->aside ? MAX_ASIDE : manhole.options.max_sessions;
+    return channel->aside ? MAX_ASIDE : manhole.options.max_sessions;
 }
 
 /* A slot that was never used, or NULL when there is none. Under table_lock. */
@@ -56,23 +56,37 @@ make_session(void)
     return session;
 }
 
+/* What no earlier client may leave behind, and no vanished thread of a parent's. Nobody else uses the
+ * slot. */
+static void
+reset_session(struct session *session)
+{
+    session->run = (struct running){0};
+    session->outbox = (struct outbox){0};
+    session->hang = (struct hang_watch){0};
+    session->guarded = false;
+    session->helpers = 0;
+    atomic_store(&session->missed, 0);
+    atomic_store(&session->over, false);
+}
+
 /* Returns a slot for a connected socket, which it takes over; NULL when enough are taken. */
 static struct session *
-claim_session(int fd, const struct peer *peer, const struct wish *wish)
+claim_session(int fd, const struct peer *peer, const struct channel *channel)
 {
     struct session *session = NULL;
     int taken = 0;
     lock_leaf(&table_lock);
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         if (manhole.sessions[i].state == SESSION_TAKEN) {
-            taken += manhole.sessions[i].wish->aside == wish->aside &&
+            taken += manhole.sessions[i].channel->aside == channel->aside &&
                      !atomic_load(&manhole.sessions[i].over);
         }
         else if (manhole.sessions[i].state == SESSION_FREE && session == NULL) {
             session = &manhole.sessions[i];
         }
     }
-    if (taken >= most_sessions(wish)) {
+    if (taken >= most_sessions(channel)) {
         session = NULL;
     }
     else if (session == NULL) {
@@ -81,37 +95,12 @@ claim_session(int fd, const struct peer *peer, const struct wish *wish)
     if (session != NULL) {
         session->state = SESSION_TAKEN;
         session->peer = *peer;
-        session->wish = wish;
-        session->names = NULL;
-        session->arguments = NULL;
-        session->request = NULL;
-        session->request_length = 0;
+        session->channel = channel;
         session->card[0] = '\0';
         session->door = NULL;
         session->locals = NULL;
-        session->asked_for_input = false;
         session->gone_ms = 0;
-        session->writes = 0;
-        session->prompt = NULL;
-        session->says_it_reads = false;
-        session->takes_paste = false;
-        session->pasting = false;
-        session->head = 0;
-        session->tail = 0;
-        session->left_end = 0;
-        session->refused = false;
-        session->missed = 0;
-        session->asked_ms = 0;
-        session->waiting_ms = 0;
-        session->answered = false;
-        session->reported = false;
-        session->told = false;
-        session->interrupted = false;
-        session->guarded = false;
-        session->importing = false;
-        session->interrupts = 0;
-        atomic_store(&session->taken_back, false);
-        atomic_store(&session->over, false);
+        reset_session(session);
         keep_fd(&session->fd, fd);
     }
     unlock(&table_lock);
@@ -124,18 +113,17 @@ release_session(struct session *session)
 {
     bool watched = false;
     lock_leaf(&session->out_lock);
-    watched = session->asked_ms != 0;
-    session->asked_ms = 0; /* the listener takes no more notice of it */
-    session->waiting_ms = 0;
+    watched = session->hang.watched;
+    session->hang = (struct hang_watch){0}; /* the listener takes no more notice of it */
     atomic_store(&session->over, true);
     (void)pthread_cond_broadcast(&session->out_free);
-    while (session->sending || session->helpers > 0) {
+    while (session->outbox.sending || session->helpers > 0) {
         (void)pthread_cond_wait(&session->out_free, &session->out_lock);
     }
-    free(session->copies);
-    session->copies = NULL;
-    free(session->request);
-    session->request = NULL;
+    free(session->ring);
+    session->ring = NULL;
+    free(session->run.request);
+    session->run.request = NULL;
     close_kept(&session->fd);
     close_kept(&session->plain_fd);
     unlock(&session->out_lock);
@@ -171,18 +159,9 @@ forget_session(struct session *session)
     else {
         session->state = SESSION_FREE;
     }
-    session->sending = false;
-    session->has_console = false;
-    session->waiting_ms = 0;
-    session->helpers = 0;
-    session->asked_ms = 0;
-    session->copies = NULL;
-    session->input = NULL;
-    session->names = NULL;
-    session->unsent = (struct text){0};
+    reset_session(session);
+    session->ring = NULL;
     session->locals = NULL;
-    session->raised = NULL;
-    atomic_store(&session->running, false);
     atomic_store(&session->viewing, false);
     close_kept(&session->fd);
     close_kept(&session->plain_fd);
@@ -215,10 +194,10 @@ read_under_table_lock(const int *count)
 }
 
 ATTACHED static void
-serve_as_configured(struct session *session, const struct handler *handler,
+serve_as_configured(struct session *session, enum handler_kind kind, PyObject *callable,
                     PyObject *locals)
 {
-    switch (handler->kind) {
+    switch (kind) {
     case HANDLER_REPL:
         serve_console(session, locals);
         break;
@@ -229,7 +208,7 @@ serve_as_configured(struct session *session, const struct handler *handler,
         serve_commands(session, locals);
         break;
     case HANDLER_CALLABLE:
-        serve_callable(session, handler->callable);
+        serve_callable(session, callable);
         break;
     }
 }
@@ -237,12 +216,12 @@ serve_as_configured(struct session *session, const struct handler *handler,
 /* The names that the session's console has beside python-manhole's. Under table_lock. Returns new,
  * or NULL. */
 ATTACHED static PyObject *
-take_locals(struct session *session)
+steal_locals(struct session *session)
 {
     const struct door *door = session->door;
     PyObject *locals = session->locals; /* owned, handed to the caller */
     session->locals = NULL;
-    if (session->wish != &backdoor_wish) {
+    if (session->channel != &backdoor_channel) {
         locals = Py_XNewRef(manhole.options.locals);
     }
     else if (door != NULL && door->serial == session->door_serial) {
@@ -257,35 +236,34 @@ ATTACHED static void
 serve_session(struct session *session)
 {
     struct session *outer = current_session;
-    PyObject *locals = NULL;      /* owned */
-    struct handler handler = {0}; /* its callable is owned */
     lock_leaf(&table_lock);
-    locals = take_locals(session);
-    handler = manhole.options.connection_handler;
-    Py_XINCREF(handler.callable);
+    OWNED PyObject *locals = steal_locals(session);
+    enum handler_kind kind = manhole.options.connection_handler.kind;
+    OWNED PyObject *callable = Py_XNewRef(manhole.options.connection_handler.callable);
     unlock(&table_lock);
+
     current_session = session;
     lend_spare(kept_number(&session->fd));
-    deliver_log();
-    if (session->wish->serve != NULL) {
-        session->wish->serve(session, locals);
+    if (session->channel->serve != NULL) {
+        session->channel->serve(session, locals);
     }
     else {
-        serve_as_configured(session, &handler, locals);
+        serve_as_configured(session, kind, callable, locals);
     }
     take_spare_back();
     current_session = outer;
-    Py_XDECREF(locals);
-    Py_XDECREF(handler.callable);
 }
 
-/* Notes since when the session's thread waits for Python; 0: it does not. */
 static void
-note_waiting(struct session *session, int64_t time_ms)
+name_session_thread(const struct session *session)
 {
-    lock_leaf(&session->out_lock);
-    session->waiting_ms = time_ms;
-    unlock(&session->out_lock);
+    char name[32];
+    (void)snprintf(name, sizeof(name),
+                   session->peer.address[0] == '\0' ? "Manhole < PID:%ld"
+                                                    : "Manhole < TCP",
+                   (long)session->peer.pid);
+    name[15] = '\0'; /* all that the kernel takes */
+    (void)pthread_setname_np(pthread_self(), name);
 }
 
 /* Body of a session's thread. That it may not get in is beyond the checker. */
@@ -293,27 +271,21 @@ DETACHED MAY_ATTACH static void *
 session_main(void *argument)
 {
     struct session *session = argument;
-    char name[32];
     PyThreadState *tstate = NULL;
-    (void)snprintf(name, sizeof(name),
-                   session->peer.address[0] == '\0' ? "Manhole < PID:%ld"
-                                                    : "Manhole < TCP",
-                   (long)session->peer.pid);
-    name[15] = '\0'; /* all that the kernel takes */
-    (void)pthread_setname_np(pthread_self(), name);
-    atomic_store(&session->ident, PyThread_get_thread_ident());
-    if (session->wish->receive == NULL || session->wish->receive(session)) {
+    name_session_thread(session);
+    atomic_store(&session->run.ident, PyThread_get_thread_ident());
+    if (session->channel->receive == NULL || session->channel->receive(session)) {
         note_waiting(session, monotonic_ms());
         tstate = enter_interpreter();
         note_waiting(session, 0);
     }
     if (tstate != NULL) {
         serve_session(session);
-        Py_CLEAR(session->raised);
-        if (is_open() && !session->wish->unlogged) {
+        Py_CLEAR(session->run.raised);
+        if (is_open() && !session->channel->unlogged) {
             log_waiting();
         }
-        deliver_log();
+        deliver_log(); /* it may have outlived the listener */
         leave_interpreter(tstate);
     }
     else {

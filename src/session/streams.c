@@ -52,15 +52,15 @@ struct stream {
 static struct session *
 console_session(void)
 {
-    return current_session != NULL && current_session->has_console ? current_session
-                                                                   : NULL;
+    return current_session != NULL && current_session->run.has_console ? current_session
+                                                                       : NULL;
 }
 
 /* Whether the session wants sys.stderr: a program's errors are always its client's. */
 static bool
 wants_stderr(const struct session *session)
 {
-    return session->wish->framed || manhole.options.redirect_stderr;
+    return session->channel->framed || manhole.options.redirect_stderr;
 }
 
 /* The session whose client this stream is in the calling thread, or NULL: the original is. */
@@ -123,8 +123,8 @@ stream_target(PyObject *self)
         if (stream->is_input) {
             ask_for_input(session);
         }
-        if (!stream->is_input || session->input != NULL) {
-            return stream->is_input ? session->input : self;
+        if (!stream->is_input || session->run.input != NULL) {
+            return stream->is_input ? session->run.input : self;
         }
     }
     return stream->original == Py_None && !stream->is_input ? self : stream->original;
@@ -245,26 +245,26 @@ write_to_session(struct session *session, enum frame_kind kind, PyObject *data)
 /* Leaves a copy of what an application thread has printed: a str, or the bytes that a wrapper of a
  * session's buffer has made of it. Never raises. */
 ATTACHED static void
-copy_to_clients(PyObject *str)
+echo_str(PyObject *str)
 {
     Py_ssize_t length = 0;
     const char *bytes = NULL;
     if (PyBytes_Check(str)) {
-        keep_copies(PyBytes_AS_STRING(str), (size_t)PyBytes_GET_SIZE(str));
+        echo_to_clients(PyBytes_AS_STRING(str), (size_t)PyBytes_GET_SIZE(str));
     }
     if (!PyUnicode_Check(str)) {
         return;
     }
     bytes = PyUnicode_AsUTF8AndSize(str, &length);
     if (bytes != NULL) {
-        keep_copies(bytes, (size_t)length);
+        echo_to_clients(bytes, (size_t)length);
     }
     else {
         struct text text = {0};
         PyErr_Clear();
         append_str(&text, str);
         if (text.length > 0) {
-            keep_copies(text.bytes, text.length);
+            echo_to_clients(text.bytes, text.length);
         }
         free_text(&text);
     }
@@ -340,7 +340,7 @@ stream_write(PyObject *self, PyObject *data)
     }
     if (result != NULL && !is_copied && atomic_load(&manhole.viewers) > 0 &&
         !(stream->is_error && !manhole.options.redirect_stderr)) {
-        copy_to_clients(data);
+        echo_str(data);
     }
     return result;
 }
@@ -403,7 +403,7 @@ stream_fileno(PyObject *self, PyObject *unused)
                         "the original stream is None and has no descriptor");
         return NULL;
     }
-    if (session->wish->framed) {
+    if (session->channel->framed) {
         refuse_fileno("what a program writes goes to its client in frames: there is no "
                       "descriptor for it");
         return NULL;
@@ -779,8 +779,8 @@ open_streams(struct session *session)
     }
     if (result == 0) {
         manhole.consoles++;
-        session->has_console = true;
-        if (!session->wish->framed) {
+        session->run.has_console = true;
+        if (!session->channel->framed) {
             begin_viewing(session);
         }
     }
@@ -797,16 +797,17 @@ ATTACHED static void
 close_streams(struct session *session)
 {
     struct held held;
+    if (!session->run.has_console) {
+        return;
+    }
     lock_sys(&held);
-    if (session->has_console) {
-        session->has_console = false;
-        if (!session->wish->framed) {
-            end_viewing(session);
-        }
-        manhole.consoles--;
-        if (manhole.consoles == 0) {
-            give_back_attributes();
-        }
+    session->run.has_console = false;
+    if (!session->channel->framed) {
+        end_viewing(session);
+    }
+    manhole.consoles--;
+    if (manhole.consoles == 0) {
+        give_back_attributes();
     }
     unlock_sys(&held);
 }

@@ -240,7 +240,7 @@ is_being_interrupted(struct session *session)
 {
     bool interrupted = false;
     lock_leaf(&session->out_lock);
-    interrupted = session->interrupted;
+    interrupted = session->run.interrupted;
     unlock(&session->out_lock);
     return interrupted;
 }
@@ -259,7 +259,7 @@ DETACHED static void
 pass_interrupt(struct session *session, struct telnet *telnet)
 {
     telnet->interrupted = false;
-    atomic_store(&session->taken_back, true);
+    atomic_store(&session->run.taken_back, true);
     (void)interrupt_session(session);
     for (int ms = 0; ms < INTERRUPT_PATIENCE_MS && is_being_interrupted(session); ms++) {
         (void)poll(NULL, 0, 1);
@@ -323,7 +323,7 @@ pass_text(struct session *session, struct telnet *telnet)
         pass_interrupt(session, telnet);
     }
     else if (has_read_all(session)) {
-        atomic_store(&session->taken_back, false);
+        atomic_store(&session->run.taken_back, false);
     }
     while (telnet->length > 0) {
         ssize_t sent =

@@ -167,8 +167,8 @@ is_waiting_session(unsigned long ident)
 {
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         const struct session *session = &manhole.sessions[i];
-        if (atomic_load(&session->fd.number) >= 0 && session->ident == ident &&
-            !atomic_load(&session->running)) {
+        if (atomic_load(&session->fd.number) >= 0 && session->run.ident == ident &&
+            !atomic_load(&session->run.running)) {
             return true;
         }
     }

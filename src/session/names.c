@@ -1,0 +1,98 @@
+/* Names: the namespace of a console or a program.
+ * Runs on:  the session's thread, ATTACHED.
+ * Touches:  the session's names, under table_lock.
+ * It has python-manhole's names, as far as they can be imported, and those of the option locals or of
+ * backdoor(): copied, or in eventlet's way looked at. There a client sees the application's mapping
+ * change, and what it assigns the application finds there; but `_` and what we add are its own.
+ */
+#ifndef MANHOLE_SESSION_NAMES_C
+#define MANHOLE_SESSION_NAMES_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/parts.c"
+
+static const char names_program[] =
+    "class LiveNames(dict):\n"
+    "    def __init__(self, own, theirs):\n"
+    "        super().__init__({name: own[name] for name in own if name not in theirs})\n"
+    "        self.theirs = theirs\n"
+    "    def is_own(self, name):\n"
+    "        return name == '_' or super().__contains__(name)\n"
+    "    def __missing__(self, name):\n"
+    "        return self.theirs[name]\n"
+    "    def __contains__(self, name):\n"
+    "        return super().__contains__(name) or name in self.theirs\n"
+    "    def __setitem__(self, name, value):\n"
+    "        if self.is_own(name):\n"
+    "            super().__setitem__(name, value)\n"
+    "        else:\n"
+    "            self.theirs[name] = value\n"
+    "    def __delitem__(self, name):\n"
+    "        if self.is_own(name):\n"
+    "            super().__delitem__(name)\n"
+    "        else:\n"
+    "            del self.theirs[name]\n"
+    "    def keys(self):\n"
+    "        return super().keys() | self.theirs.keys()\n"
+    "\n"
+    "def own_names():\n"
+    /* Else exec() in a module of our own would have them see its builtins. */
+    "    names = {'__builtins__': __builtins__, 'dump_stacktraces': dump_stacktraces()}\n"
+    "    for name in 'sys', 'os', 'socket', 'traceback':\n"
+    "        try:\n"
+    "            names[name] = standard(name)\n"
+    "        except Exception:\n"
+    "            pass\n" /* the client has been told */
+    "    return names\n"
+    "\n"
+    "def copied(theirs):\n"
+    "    names = own_names()\n"
+    "    if theirs is not None:\n"
+    "        names.update(theirs)\n"
+    "    return names\n"
+    "\n"
+    "def live(theirs):\n"
+    "    return own_names() if theirs is None else LiveNames(own_names(), theirs)\n";
+
+ATTACHED static PyObject *
+names_dump_stacktraces(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return PyObject_GetAttrString(manhole.module, "dump_stacktraces");
+}
+
+static PyMethodDef names_functions[] = {
+    {"dump_stacktraces", names_dump_stacktraces, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static const struct part names_part = {
+    .name = "names",
+    .program = names_program,
+    .functions = names_functions,
+};
+
+/* Returns a new dict, or NULL with an exception. */
+ATTACHED static PyObject *
+make_names(PyObject *locals /* or NULL */, bool live)
+{
+    return call_part(manhole.module, &names_part, live ? "live" : "copied",
+                     locals == NULL ? Py_None : locals, NULL);
+}
+
+/* Sets the session's namespace, which another session may be about to look at. */
+ATTACHED static void
+set_names(struct session *session, PyObject *names /* new: taken over; or NULL */)
+{
+    PyObject *previous = NULL; /* owned */
+    lock_leaf(&table_lock);
+    previous = session->run.names;
+    session->run.names = names;
+    unlock(&table_lock);
+    Py_XDECREF(previous);
+}
+
+#endif /* MANHOLE_SESSION_NAMES_C */

@@ -1,0 +1,216 @@
+/* Shown: what a client sees of values and of exceptions.
+ * Runs on:  the session's thread, ATTACHED; py_displayhook() in every thread.
+ * Touches:  sys.last_exc and its relatives, through borrow_attribute().
+ *
+ * How it works. What a statement raises never reaches sys.excepthook, which may be a crash reporter's,
+ * nor another client: ManholeConsole, made below of whatever console there is, overrides the two
+ * methods by which code.InteractiveConsole reports, and sends the text to its own client. The
+ * traceback begins behind the console's own frame. It is remembered for pdb.pm(), as the interpreter
+ * would, until the last client leaves.
+ *
+ * A value is shown by sys.displayhook, which is ours while clients have consoles: `_` is a name of the
+ * session, never of builtins. Each send lets go of the GIL, which other threads may keep for some
+ * time; so the value of a statement that is over with it waits for the prompt, see is_one_act().
+ */
+#ifndef MANHOLE_SESSION_SHOWN_C
+#define MANHOLE_SESSION_SHOWN_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/locks.c"
+#include "../base/basics.c"
+#include "../base/parts.c"
+#include "output.c"
+#include "streams.c"
+
+enum {
+    /* Characters of a value that goes out with the prompt. */
+    MAX_SHOWN = 4096,
+};
+
+static const char shown_program[] =
+    "sys = standard('sys')\n"
+    "UNDECODABLE = ('manhole: what came is not UTF-8, so it was not run; type it again, "
+    "'\n"
+    "               'and see that the terminal sends UTF-8\\n')\n"
+    "\n"
+    /* Where the module traceback cannot be had, which the client has been told. */
+    "def lines_of(error, trace):\n"
+    "    if trace is not None:\n"
+    "        yield 'Traceback (most recent call last):\\n'\n"
+    "    while trace is not None:\n"
+    "        code = trace.tb_frame.f_code\n"
+    "        yield (f'  File \"{code.co_filename}\", line {trace.tb_lineno}, '\n"
+    "               f'in {code.co_name}\\n')\n"
+    "        trace = trace.tb_next\n"
+    "    yield f'{type(error).__name__}: {error}\\n'\n"
+    "\n"
+    "def text_of(error, trace, alone):\n"
+    "    try:\n"
+    "        traceback = standard('traceback')\n"
+    "    except Exception:\n"
+    "        lines = lines_of(error, None if alone else trace)\n"
+    "    else:\n"
+    "        lines = (traceback.format_exception_only(type(error), error) if alone\n"
+    "                 else traceback.format_exception(type(error), error, trace))\n"
+    "    return ''.join(lines)\n"
+    "\n"
+    "def whole(error):\n"
+    "    return text_of(error, error.__traceback__, False)\n"
+    "\n"
+    /* Of a program that ends with this: what it has to say, and its exit status, as Python's own. */
+    "def last_words(error):\n"
+    "    if not isinstance(error, SystemExit):\n"
+    "        return whole(error), 1\n"
+    "    if error.code is None or isinstance(error.code, int):\n"
+    "        return '', error.code or 0\n"
+    "    return f'{error.code}\\n', 1\n"
+    "\n"
+    "def last_line(error):\n"
+    "    return text_of(error, None, True)\n"
+    "\n"
+    "def show(error, alone):\n"
+    "    trace = error.__traceback__ and error.__traceback__.tb_next\n"
+    "    remember(type(error), error, trace)\n"
+    "    write(text_of(error, trace, alone))\n"
+    "\n"
+    "class Reports:\n"
+    "    def showtraceback(self):\n"
+    "        show(sys.exc_info()[1], False)\n"
+    /* CPython 3.13 and newer hand the source over: the compiler's own errors have no line of it.
+     * Python would call what is not UTF-8 a codec's error, in a text that was never typed. */
+    "    def showsyntaxerror(self, filename=None, source='', **_):\n"
+    "        error = sys.exc_info()[1]\n"
+    "        if type(error) is UnicodeEncodeError:\n"
+    "            return write(UNDECODABLE)\n"
+    "        if type(error) is SyntaxError and source and not error.text:\n"
+    "            lines = dict(enumerate(source.splitlines(), 1))\n"
+    "            error.text = lines.get(error.lineno)\n"
+    "        show(error, True)\n"
+    "\n"
+    "types = {}\n"
+    "def make_console(base, names):\n"
+    "    if base not in types:\n"
+    "        types[base] = type('ManholeConsole', (Reports, base), {})\n"
+    "    return types[base](names)\n";
+
+/* write(text): to the client, if the calling thread has one: a forked child has none. */
+ATTACHED static PyObject *
+shown_write(PyObject *module, PyObject *text)
+{
+    (void)module;
+    return current_session != NULL && write_client_str(current_session, text) < 0
+               ? NULL
+               : Py_NewRef(Py_None);
+}
+
+/* remember(type, exception, traceback): as sys.last_value and its relatives. */
+ATTACHED static PyObject *
+shown_remember(PyObject *module, PyObject *arguments)
+{
+    static const struct {
+        const char *name;
+        Py_ssize_t argument;
+    } rows[] = {
+        {"last_type", 0},
+        {"last_value", 1},
+        {"last_traceback", 2},
+        {"last_exc", 1},
+    };
+    struct held held;
+    (void)module;
+    lock_sys(&held);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        if (borrow_attribute(borrowed_row(rows[i].name),
+                             PyTuple_GET_ITEM(arguments, rows[i].argument)) < 0) {
+            PyErr_Clear();
+        }
+    }
+    unlock_sys(&held);
+    return Py_NewRef(Py_None);
+}
+
+static PyMethodDef shown_functions[] = {
+    {"remember", shown_remember, METH_VARARGS, NULL},
+    {"write", shown_write, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static const struct part shown_part = {
+    .name = "shown",
+    .program = shown_program,
+    .functions = shown_functions,
+};
+
+/* What the client sees of an exception, with its traceback or without. Returns a new str, or NULL
+ * with an exception. */
+ATTACHED static PyObject *
+format_exception(PyObject *exception, bool alone)
+{
+    return call_part(manhole.module, &shown_part, alone ? "last_line" : "whole",
+                     exception, NULL);
+}
+
+/* Shows a value to the client: along with the prompt when nothing is left to run before that, for
+ * each send lets go of the GIL, which other threads may keep for some time. */
+ATTACHED static int
+show_value(struct session *session, PyObject *shown /* str */)
+{
+    /* A function that calls the hook has other locals. */
+    if (session->run.one_act && PyUnicode_GET_LENGTH(shown) <= MAX_SHOWN &&
+        PyEval_GetLocals() == session->run.names) {
+        session->run.one_act = false;
+        append_str(&session->outbox.unsent, shown);
+        return check_unsent(session);
+    }
+    PyErr_Clear(); /* without any frame there are no locals */
+    return write_client_str(session, shown);
+}
+
+/* In a thread of the application's. */
+ATTACHED static PyObject *
+call_original_displayhook(PyObject *value)
+{
+    lock_attached(&sys_lock);
+    OWNED PyObject *original = Py_XNewRef(borrowed_row("displayhook")->previous);
+    unlock(&sys_lock);
+    if (original == NULL) {
+        original = get_sys("__displayhook__");
+    }
+    return original == NULL ? Py_NewRef(Py_None) : PyObject_CallOneArg(original, value);
+}
+
+/* sys.displayhook while clients have consoles. */
+ATTACHED static PyObject *
+py_displayhook(PyObject *module, PyObject *value)
+{
+    struct session *session = console_session();
+    (void)module;
+    if (session == NULL) {
+        return call_original_displayhook(value);
+    }
+    if (value == Py_None) {
+        return Py_NewRef(Py_None);
+    }
+    OWNED PyObject *shown = PyUnicode_FromFormat("%R\n", value);
+    if (shown == NULL || show_value(session, shown) < 0) {
+        return NULL;
+    }
+    PyObject *names = session->run.names; /* borrowed; a plugin's command has none */
+    return names != NULL && PyDict_Check(names) &&
+                   PyDict_SetItemString(names, "_", value) < 0
+               ? NULL
+               : Py_NewRef(Py_None);
+}
+
+/* Tells the client what the compiler has given up on, which it takes over. Returns 0, or -1 with an
+ * exception. */
+ATTACHED static int
+show_compiler_error(void)
+{
+    OWNED PyObject *error = take_exception();
+    OWNED PyObject *text = format_exception(error, true);
+    return text == NULL ? -1 : write_client_str(current_session, text);
+}
+
+#endif /* MANHOLE_SESSION_SHOWN_C */
