@@ -564,39 +564,27 @@ module_exec(PyObject *module)
     return 0;
 }
 
+enum {
+    STATE_REFERENCES = offsetof(struct module_state, has_fork_hook) / sizeof(PyObject *),
+};
+
 ATTACHED static int
-/* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_VISIT is an if */
 module_traverse(PyObject *module, visitproc visit, void *arg)
 {
-    struct module_state *state = PyModule_GetState(module);
-    Py_VISIT(state->manhole_type);
-    Py_VISIT(state->stream_type);
-    Py_VISIT(state->manhole_object);
-    Py_VISIT(state->streams);
-    Py_VISIT(state->library);
-    Py_VISIT(state->parts);
-    Py_VISIT(state->already_installed);
-    Py_VISIT(state->not_installed);
-    Py_VISIT(state->configuration_conflict);
-    Py_VISIT(state->suspicious_client);
+    PyObject **references = PyModule_GetState(module);
+    for (size_t i = 0; i < STATE_REFERENCES; i++) {
+        Py_VISIT(references[i]);
+    }
     return 0;
 }
 
 ATTACHED static int
-/* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_CLEAR is an if */
 module_clear(PyObject *module)
 {
-    struct module_state *state = PyModule_GetState(module);
-    Py_CLEAR(state->manhole_type);
-    Py_CLEAR(state->stream_type);
-    Py_CLEAR(state->manhole_object);
-    Py_CLEAR(state->streams);
-    Py_CLEAR(state->library);
-    Py_CLEAR(state->parts);
-    Py_CLEAR(state->already_installed);
-    Py_CLEAR(state->not_installed);
-    Py_CLEAR(state->configuration_conflict);
-    Py_CLEAR(state->suspicious_client);
+    PyObject **references = PyModule_GetState(module);
+    for (size_t i = 0; i < STATE_REFERENCES; i++) {
+        Py_CLEAR(references[i]);
+    }
     return 0;
 }
 

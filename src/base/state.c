@@ -312,7 +312,7 @@ static struct manhole {
     _Atomic int viewers;        /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */
     int consoles;
-    int programs;        /* sessions with an argv of their own */
+    int programs; /* sessions with an argv of their own */
     struct borrowed_attribute borrowed[11];
 } manhole = {
     .sessions = session_table,
@@ -350,20 +350,20 @@ static struct {
 /* The session that the calling thread serves, NULL in all threads of the application. */
 static _Thread_local struct session *current_session;
 
-/* What the module owns in one interpreter. */
+/* What the module owns in one interpreter. First the references: see module_traverse(). */
 struct module_state {
     PyObject *manhole_type;
     PyObject *stream_type;
     PyObject *manhole_object; /* what install() returns */
-    bool has_fork_hook;
-    bool has_multiprocessing_hook;
-    PyObject *streams;      /* list of the last streams made, see get_stream() */
-    PyObject *library;      /* dict, see import_standard() */
-    PyObject *parts;        /* dict of name: module, see struct part */
+    PyObject *streams;        /* list of the last streams made, see get_stream() */
+    PyObject *library;        /* dict, see import_standard() */
+    PyObject *parts;          /* dict of name: module, see struct part */
     PyObject *already_installed;
     PyObject *not_installed;
     PyObject *configuration_conflict;
     PyObject *suspicious_client;
+    bool has_fork_hook; /* the first that is none */
+    bool has_multiprocessing_hook;
 };
 
 static struct PyModuleDef manhole_module;

@@ -687,7 +687,7 @@ fuzz_commands(const char *bytes, size_t length)
     answer = converse(&console_channel, serve_commands_here, bytes, length);
     MUST(is_utf8(&answer));
     MUST(memmem(answer.bytes, answer.length, "\1?(manhole:", 11) != NULL);
-    Py_XDECREF(reset_probes());
+    Py_XDECREF(call_part(manhole.module, &probes_part, "unprobe_all", NULL, NULL));
     PyErr_Clear();
     free_text(&answer);
 }
