@@ -380,17 +380,17 @@ static PyMethodDef manhole_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* The name of a place: of a TCP one that is open, with the port that it has got. Returns new, or
+/* The name of an endpoint: of a TCP one that is open, with the port that it has got. Returns new, or
  * NULL. */
 ATTACHED static PyObject *
-name_place(const struct place *place, const struct door *door)
+name_endpoint(const struct endpoint *endpoint, const struct door *door)
 {
     char name[SOCKET_PATH_SIZE];
-    if (!is_tcp(place)) {
-        (void)expand_path(place->path, name, sizeof(name));
+    if (!is_tcp(endpoint)) {
+        (void)expand_path(endpoint->path, name, sizeof(name));
         return PyUnicode_DecodeFSDefault(name);
     }
-    format_address(&place->address, name);
+    format_address(&endpoint->address, name);
     return PyUnicode_FromString(is_door_open(door) ? door->name : name);
 }
 
@@ -398,11 +398,11 @@ ATTACHED static PyObject *
 manhole_addresses(PyObject *self, void *unused)
 {
     OWNED PyObject *list = PyList_New(0);
-    struct place place;
+    struct endpoint endpoint;
     (void)self;
     (void)unused;
-    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
-        OWNED PyObject *name = name_place(&place, &manhole.doors[i]);
+    for (size_t i = 0; get_endpoint(&manhole.options, i, &endpoint); i++) {
+        OWNED PyObject *name = name_endpoint(&endpoint, &manhole.doors[i]);
         if (list == NULL || name == NULL || PyList_Append(list, name) < 0) {
             return NULL;
         }
@@ -413,12 +413,12 @@ manhole_addresses(PyObject *self, void *unused)
 ATTACHED static PyObject *
 manhole_uds_name(PyObject *self, void *unused)
 {
-    struct place place;
+    struct endpoint endpoint;
     (void)self;
     (void)unused;
-    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
-        if (!is_tcp(&place)) {
-            return name_place(&place, &manhole.doors[i]);
+    for (size_t i = 0; get_endpoint(&manhole.options, i, &endpoint); i++) {
+        if (!is_tcp(&endpoint)) {
+            return name_endpoint(&endpoint, &manhole.doors[i]);
         }
     }
     return Py_NewRef(Py_None);

@@ -78,12 +78,19 @@ ring_bell(const struct kept_fd *bell)
     }
 }
 
-/* After a change of manhole.wishes, and when log lines wait. */
+/* Has the listener look again: at its orders, at what waits in the log or for a client. */
 ASYNC_SAFE static void
 wake_listener(void)
 {
     (void)sem_post(&manhole.wake);
     ring_bell(&manhole.wake_bell);
+}
+
+ASYNC_SAFE static void
+tell_listener(enum listener_order order)
+{
+    atomic_fetch_or(&manhole.orders, (unsigned)order);
+    wake_listener();
 }
 
 static void

@@ -76,8 +76,7 @@ on_activate(int signum)
     int saved_errno = errno;
     (void)signum;
     if (is_owner()) {
-        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-        wake_listener();
+        tell_listener(ORDER_OPEN);
     }
     else {
         atomic_store(&manhole.activated_child, getpid());

@@ -120,9 +120,9 @@ expand_path(const char *template, char *path, size_t size)
 }
 
 static bool
-is_tcp(const struct place *place)
+is_tcp(const struct endpoint *endpoint)
 {
-    return place->address.any.sa_family != AF_UNSPEC;
+    return endpoint->address.any.sa_family != AF_UNSPEC;
 }
 
 /* The path is the process's own: a child may have one too. */
@@ -132,48 +132,48 @@ is_path_per_process(const char *template)
     return template == NULL || strstr(template, "%(pid)s") != NULL;
 }
 
-/* A forked child can try to open this place, too. */
+/* A forked child can try to open this endpoint, too. */
 static bool
-may_child_have(const struct place *place)
+may_child_have(const struct endpoint *endpoint)
 {
-    return is_tcp(place) || is_path_per_process(place->path);
+    return is_tcp(endpoint) || is_path_per_process(endpoint->path);
 }
 
-/* The n-th place of the options: first socket_path, whose default listen replaces. What it owns
+/* The n-th endpoint of the options: first socket_path, whose default listen replaces. What it owns
  * stays the options'. Returns false when there is none. */
 static bool
-get_place(const struct options *options, size_t n, struct place *place)
+get_endpoint(const struct options *options, size_t n, struct endpoint *endpoint)
 {
     const size_t first = options->socket_path != NULL || options->listen.count == 0;
     if (n < first) {
-        *place = (struct place){.path = options->socket_path};
+        *endpoint = (struct endpoint){.path = options->socket_path};
         return true;
     }
     if (n - first < options->listen.count) {
-        *place = options->listen.rows[n - first];
+        *endpoint = options->listen.rows[n - first];
         return true;
     }
     return false;
 }
 
 static bool
-has_place_for_child(const struct options *options)
+has_endpoint_for_child(const struct options *options)
 {
-    struct place place;
+    struct endpoint endpoint;
     bool has = false;
-    for (size_t i = 0; !has && get_place(options, i, &place); i++) {
-        has = may_child_have(&place);
+    for (size_t i = 0; !has && get_endpoint(options, i, &endpoint); i++) {
+        has = may_child_have(&endpoint);
     }
     return has;
 }
 
 static void
-free_places(struct places *places)
+free_endpoints(struct endpoints *endpoints)
 {
-    for (size_t i = 0; i < places->count; i++) {
-        free(places->rows[i].path);
+    for (size_t i = 0; i < endpoints->count; i++) {
+        free(endpoints->rows[i].path);
     }
-    places->count = 0;
+    endpoints->count = 0;
 }
 
 /* Who is on the other side of a connected Unix socket. Returns 0, or -1 with errno and a uid of
@@ -439,13 +439,13 @@ has_given_door(void)
 
 /* Returns whether the door is open now; if not, after a log line that says why. */
 DETACHED static bool
-open_door(struct door *door, const struct place *place)
+open_door(struct door *door, const struct endpoint *endpoint)
 {
-    bool tcp = is_tcp(place);
-    OWNED_FD int fd = socket(tcp ? place->address.any.sa_family : AF_UNIX,
+    bool tcp = is_tcp(endpoint);
+    OWNED_FD int fd = socket(tcp ? endpoint->address.any.sa_family : AF_UNIX,
                              SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    const char *why =
-        tcp ? open_port(door, fd, &place->address) : open_path(door, fd, place->path);
+    const char *why = tcp ? open_port(door, fd, &endpoint->address)
+                          : open_path(door, fd, endpoint->path);
     if (why == NULL && listen(fd, MAX_SESSIONS) < 0) {
         why = error_text(errno);
     }
@@ -462,7 +462,7 @@ open_door(struct door *door, const struct place *place)
 /* Opens a door, if it is not open, or again where its path or descriptor was lost. Returns whether
  * it has. */
 DETACHED static bool
-see_to_door(struct door *door, const struct place *place)
+see_to_door(struct door *door, const struct endpoint *endpoint)
 {
     if (is_door_open(door)) {
         if (!is_path_lost(door) && !is_lost(&door->listen_fd)) {
@@ -470,20 +470,20 @@ see_to_door(struct door *door, const struct place *place)
         }
         close_door(door);
     }
-    if (manhole.is_child && !may_child_have(place)) {
+    if (manhole.is_child && !may_child_have(endpoint)) {
         return false;
     }
-    return open_door(door, place);
+    return open_door(door, endpoint);
 }
 
 /* Opens those doors of the options that are not open. Returns how many that were. */
 DETACHED static int
 open_doors(void)
 {
-    struct place place;
+    struct endpoint endpoint;
     int opened = 0;
-    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
-        opened += see_to_door(&manhole.doors[i], &place);
+    for (size_t i = 0; get_endpoint(&manhole.options, i, &endpoint); i++) {
+        opened += see_to_door(&manhole.doors[i], &endpoint);
     }
     if (!is_open()) {
         unwatch_death_signals();

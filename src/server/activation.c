@@ -100,13 +100,6 @@ has_closed_door(void)
     return !is_open() || is_listener_deaf();
 }
 
-static void
-wish(unsigned wishes)
-{
-    atomic_fetch_or(&manhole.wishes, wishes);
-    wake_listener();
-}
-
 /* Returns 0, or an errno value: no thread is to be had, or no descriptor to wake it by. */
 static int
 start_listener(void)
@@ -116,7 +109,7 @@ start_listener(void)
     atomic_store(&manhole.polling, false);
     atomic_store(&manhole.wakes_at_ms, -1);
     /* One to open may have come in a child's first instant; one to stop was another listener's. */
-    (void)atomic_fetch_and(&manhole.wishes, (unsigned)WISH_OPEN);
+    (void)atomic_fetch_and(&manhole.orders, (unsigned)ORDER_OPEN);
     (void)sem_init(&manhole.wake, 0, 0);
     if (error == 0) {
         error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
@@ -130,7 +123,7 @@ static void
 forget_listener(void)
 {
     manhole.has_listener = false;
-    atomic_store(&manhole.wishes, 0);
+    atomic_store(&manhole.orders, 0);
     atomic_store(&manhole.courier_is_out, false);
     atomic_store(&manhole.oneshot, false);
     oneshot_notice = NULL; /* MADV_DONTFORK */
@@ -146,7 +139,7 @@ stop_listener(void)
         close_doors(); /* a oneshot's, which may wait at them in another thread */
         return;
     }
-    wish(WISH_STOP);
+    tell_listener(ORDER_STOP);
     PyThreadState *tstate = detach();
     if (is_listener_deaf()) {
         (void)pthread_detach(manhole.listener);

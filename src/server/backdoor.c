@@ -181,7 +181,7 @@ ATTACHED static PyObject *
 py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"conn_info", "locals", NULL};
-    struct entrance entrance = {.card = "", .channel = &backdoor_channel};
+    struct client client = {.card = "", .channel = &backdoor_channel};
     PyObject *conn = NULL;    /* borrowed */
     PyObject *address = NULL; /* borrowed */
     PyObject *locals = NULL;  /* borrowed */
@@ -198,18 +198,18 @@ py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
         return NULL;
     }
 
-    entrance.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    if (entrance.fd < 0) {
+    client.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (client.fd < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    entrance.locals = Py_XNewRef(locals);
+    client.locals = Py_XNewRef(locals);
     PyThreadState *tstate = detach();
-    bool in = admit_client(entrance.fd, &entrance.peer, entrance.channel) &&
-              start_session(&entrance);
+    bool in =
+        admit_client(client.fd, &client.peer, client.channel) && start_session(&client);
     wake_listener();
     reattach(tstate);
     if (!in) {
-        Py_XDECREF(entrance.locals);
+        Py_XDECREF(client.locals);
     }
     return Py_NewRef(Py_None);
 }

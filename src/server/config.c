@@ -59,14 +59,14 @@ static const char config_program[] =
 
 static const struct part config_part = {.name = "config", .program = config_program};
 
-/* Returns 0, or -1 with an exception that names the place. */
+/* Returns 0, or -1 with an exception that names it. */
 ATTACHED static int
 apply_listen(struct options *options, PyObject *section, PyObject *text)
 {
     OWNED PyObject *bare = PyObject_CallMethod(text, "strip", NULL);
-    OWNED PyObject *places = bare == NULL ? NULL : PyUnicode_Splitlines(bare, 0);
+    OWNED PyObject *lines = bare == NULL ? NULL : PyUnicode_Splitlines(bare, 0);
     enum parsed parsed =
-        places == NULL ? PARSED_FAILED : parse_listen(places, &options->listen);
+        lines == NULL ? PARSED_FAILED : parse_listen(lines, &options->listen);
     if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
         OWNED PyObject *raised = take_exception();
         PyErr_Format(PyExc_ValueError, "install() option 'config': %R: [%U] listen: %S",

@@ -69,7 +69,7 @@ drop_options(struct options *options)
     Py_CLEAR(options->plugins);
     free(options->socket_path);
     options->socket_path = NULL;
-    free_places(&options->listen);
+    free_endpoints(&options->listen);
 }
 
 /* Registers the exit callback as the last, which is called first. It stays for the life of the
@@ -212,7 +212,7 @@ wait_for_sessions(void)
 {
     int interrupted = 0;
     if (manhole.installed && manhole.has_listener) {
-        wish(WISH_CLOSE);
+        tell_listener(ORDER_CLOSE);
         interrupted = wait_for_news(has_closed_door, -1);
     }
     if (interrupted == 0 && !manhole.options.daemon_connection && !is_finalizing()) {
@@ -375,8 +375,7 @@ on_thread_end(void *unused)
     (void)unused;
     if (is_owner() && manhole.has_listener && count_process_threads() == 2) {
         remove_paths();
-        atomic_fetch_or(&manhole.wishes, WISH_STOP);
-        wake_listener();
+        tell_listener(ORDER_STOP);
     }
 }
 
@@ -392,7 +391,7 @@ make_last_thread_key(void)
 static bool
 may_reinstall(const struct options *options)
 {
-    return options->patch_fork && has_place_for_child(options);
+    return options->patch_fork && has_endpoint_for_child(options);
 }
 
 /* In a child that has forgotten its parent, whose manhole it may have: starts its own. */
@@ -406,7 +405,7 @@ start_in_child(void)
     (void)pthread_once(&last_thread_once, make_last_thread_key);
     (void)pthread_setspecific(last_thread_key, &manhole);
     if (atomic_load(&manhole.activated_child) == getpid()) {
-        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+        atomic_fetch_or(&manhole.orders, ORDER_OPEN);
     }
     if (options->oneshot_on != 0) {
         put_up_oneshot_notice(options->oneshot_on);

@@ -45,7 +45,7 @@ log_fork_policy(const struct options *options)
                  activates ? "Activation" : "Oneshot activation",
                  activates ? options->activate_on : options->oneshot_on);
     }
-    else if (!has_place_for_child(options)) {
+    else if (!has_endpoint_for_child(options)) {
         log_line("Not patching os.fork and os.forkpty. Using user socket path %s",
                  options->socket_path != NULL ? options->socket_path
                                               : options->listen.rows[0].path);

@@ -400,30 +400,30 @@ parse_address(PyObject *value, union address *address)
 
 /* An address, or what has a slash in it or is no str: a path. */
 ATTACHED static enum parsed
-parse_place(PyObject *value, struct places *places)
+parse_endpoint(PyObject *value, struct endpoints *endpoints)
 {
-    struct place *place = &places->rows[places->count];
+    struct endpoint *endpoint = &endpoints->rows[endpoints->count];
     enum parsed parsed = PARSED_OK;
-    if (places->count == MAX_PLACES) {
+    if (endpoints->count == MAX_ENDPOINTS) {
         return PARSED_WRONG_VALUE;
     }
-    *place = (struct place){.path = NULL};
+    *endpoint = (struct endpoint){.path = NULL};
     if (PyUnicode_Check(value) &&
         PyUnicode_FindChar(value, '/', 0, PyUnicode_GetLength(value), 1) < 0) {
-        parsed = parse_address(value, &place->address);
+        parsed = parse_address(value, &endpoint->address);
     }
     else {
-        parsed = copy_path(value, "listen", &place->path);
+        parsed = copy_path(value, "listen", &endpoint->path);
     }
-    places->count += parsed == PARSED_OK;
+    endpoints->count += parsed == PARSED_OK;
     return parsed;
 }
 
 ATTACHED static enum parsed
 parse_listen(PyObject *value, void *target)
 {
-    struct places *field = target;
-    struct places places = {0};
+    struct endpoints *field = target;
+    struct endpoints endpoints = {0};
     const bool is_list = PyList_Check(value) || PyTuple_Check(value);
     OWNED PyObject *rows = is_list            ? PySequence_Tuple(value)
                            : value == Py_None ? PyTuple_New(0)
@@ -437,14 +437,14 @@ parse_listen(PyObject *value, void *target)
 
     enum parsed parsed = PARSED_OK;
     for (Py_ssize_t i = 0; parsed == PARSED_OK && i < PyTuple_GET_SIZE(rows); i++) {
-        parsed = parse_place(PyTuple_GET_ITEM(rows, i), &places);
+        parsed = parse_endpoint(PyTuple_GET_ITEM(rows, i), &endpoints);
     }
     if (parsed == PARSED_OK) {
-        free_places(field);
-        *field = places;
+        free_endpoints(field);
+        *field = endpoints;
     }
     else {
-        free_places(&places);
+        free_endpoints(&endpoints);
     }
     return parsed;
 }
