@@ -1,5 +1,10 @@
 /* C API: manhole.h.
  * Runs on:  threads of the embedding program; each function's contract is in the header.
+ * Touches:  sys.modules: manhole, when the program did not put it into the inittab.
+ *
+ * manhole_install() is install() of the module with the fields of its struct as keywords, so options
+ * are checked, and errors told, in one place. `import manhole` in the program's Python code finds
+ * this copy, which has the state, and no other that may be installed.
  */
 #ifndef MANHOLE_C_API_C
 #define MANHOLE_C_API_C
@@ -15,23 +20,15 @@
 ATTACHED static PyObject *
 make_module(void)
 {
-    PyObject *machinery = PyImport_ImportModule("importlib.machinery"); /* owned */
-    PyObject *spec = NULL;                                              /* owned */
-    PyObject *module = NULL; /* owned, handed to the caller */
-    if (machinery != NULL) {
-        spec = PyObject_CallMethod(machinery, "ModuleSpec", "sO", "manhole", Py_None);
+    OWNED PyObject *spec = call_imported("importlib.machinery", "ModuleSpec",
+                                         Py_BuildValue("(sO)", "manhole", Py_None), NULL);
+    OWNED PyObject *module =
+        spec == NULL ? NULL : PyModule_FromDefAndSpec(&manhole_module, spec);
+    if (module == NULL || PyModule_ExecDef(module, &manhole_module) < 0 ||
+        PyDict_SetItemString(PyImport_GetModuleDict(), "manhole", module) < 0) {
+        return NULL;
     }
-    if (spec != NULL) {
-        module = PyModule_FromDefAndSpec(&manhole_module, spec);
-    }
-    if (module != NULL &&
-        (PyModule_ExecDef(module, &manhole_module) < 0 ||
-         PyDict_SetItemString(PyImport_GetModuleDict(), "manhole", module) < 0)) {
-        Py_CLEAR(module);
-    }
-    Py_XDECREF(machinery);
-    Py_XDECREF(spec);
-    return module;
+    return steal_reference(&module);
 }
 
 /* This very copy of the module. Returns new, or NULL with an exception. */
@@ -64,7 +61,7 @@ signal_object(int signum)
 ATTACHED static PyObject *
 make_keywords(const manhole_options *options)
 {
-    PyObject *keywords = Py_BuildValue(
+    OWNED PyObject *keywords = Py_BuildValue(
         "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz sz sz sz sO}", "verbose",
         PyBool_FromLong(options->verbose), "verbose_destination",
         options->verbose_destination, "strict", PyBool_FromLong(options->strict),
@@ -80,37 +77,26 @@ make_keywords(const manhole_options *options)
         options->socket_path, "listen", options->listen, "config", options->config,
         "enable", options->enable, "locals",
         options->locals == NULL ? Py_None : options->locals);
-    PyObject *handler = NULL; /* owned */
     if (keywords != NULL &&
         options->connection_handler != NULL) { /* which is never None */
-        handler = PyUnicode_FromString(options->connection_handler);
+        OWNED PyObject *handler = PyUnicode_FromString(options->connection_handler);
         if (handler == NULL ||
             PyDict_SetItemString(keywords, "connection_handler", handler) < 0) {
-            Py_CLEAR(keywords);
+            return NULL;
         }
-        Py_XDECREF(handler);
     }
-    return keywords;
+    return steal_reference(&keywords);
 }
 
 ATTACHED int
 manhole_install(const manhole_options *options)
 {
     static const manhole_options defaults = MANHOLE_OPTIONS_DEFAULT;
-    PyObject *module = get_module();  /* owned */
-    PyObject *empty = PyTuple_New(0); /* owned */
-    PyObject *keywords = NULL;        /* owned */
-    PyObject *result = NULL;          /* owned */
-    if (module != NULL && empty != NULL) {
-        keywords = make_keywords(options == NULL ? &defaults : options);
-    }
-    if (keywords != NULL) {
-        result = install(module, empty, keywords);
-    }
-    Py_XDECREF(module);
-    Py_XDECREF(empty);
-    Py_XDECREF(keywords);
-    Py_XDECREF(result);
+    OWNED PyObject *module = get_module();
+    OWNED PyObject *empty = module == NULL ? NULL : PyTuple_New(0);
+    OWNED PyObject *keywords =
+        empty == NULL ? NULL : make_keywords(options == NULL ? &defaults : options);
+    OWNED PyObject *result = keywords == NULL ? NULL : install(module, empty, keywords);
     return result == NULL ? -1 : 0;
 }
 
@@ -137,22 +123,31 @@ write_all(int fd, const char *bytes, size_t length)
     return 0;
 }
 
-/* Appends the dump, made with the interpreter's help. Returns 0, or -1 with errno. */
+/* Appends the dump, made with the interpreter's help, and keeps the current exception. Returns 0, or
+ * -1 with errno. */
 ATTACHED static int
 append_dump_without_error(struct text *dump)
 {
-    PyObject *type = NULL;      /* owned */
-    PyObject *value = NULL;     /* owned */
-    PyObject *traceback = NULL; /* owned */
-    int result = 0;
-    PyErr_Fetch(&type, &value, &traceback);
-    result = append_stacks(dump, &dump_form);
+    PyObject *exception = take_exception(); /* owned, handed back */
+    int result = append_stacks(dump, &dump_form);
     if (result < 0) {
         PyErr_Clear();
         errno = ENOMEM;
     }
-    PyErr_Restore(type, value, traceback);
+    put_back_exception(exception);
     return result;
+}
+
+/* The same from a frozen copy, which install() prepares. */
+DETACHED static int
+append_snapshot_if_ready(struct text *dump)
+{
+    if (!is_owner() || snapshot.signum == 0) {
+        errno = ENOTSUP;
+        return -1;
+    }
+    append_snapshot(dump);
+    return 0;
 }
 
 MAY_ATTACH
@@ -160,24 +155,12 @@ int
 manhole_dump_stacks(int fd)
 {
     struct text dump = {0};
-    PyThreadState *tstate = NULL;
     const bool attached = is_attached();
-    const bool looks =
-        attached && HAS_GIL; /* else a frozen copy does, which install() prepares */
-    int result = 0;
-    int saved_errno = 0;
-    if (looks) {
-        result = append_dump_without_error(&dump);
-    }
-    if (attached) {
-        tstate = detach();
-    }
-    if (!looks && (atomic_load(&manhole.owner) != getpid() || snapshot.signum == 0)) {
-        errno = ENOTSUP;
-        result = -1;
-    }
-    else if (!looks) {
-        append_snapshot(&dump);
+    const bool looks = attached && HAS_GIL;
+    int result = looks ? append_dump_without_error(&dump) : 0;
+    PyThreadState *tstate = attached ? detach() : NULL;
+    if (!looks) {
+        result = append_snapshot_if_ready(&dump);
     }
     if (result == 0 && dump.failed) {
         errno = ENOMEM;
@@ -186,7 +169,8 @@ manhole_dump_stacks(int fd)
     if (result == 0) {
         result = write_all(fd, dump.bytes, dump.length);
     }
-    saved_errno = errno;
+
+    int saved_errno = errno;
     free_text(&dump);
     if (attached) {
         reattach(tstate);

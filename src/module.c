@@ -1,5 +1,14 @@
 /* Module: what Python sees as `manhole`.
  * Runs on:  any thread of the application, ATTACHED.
+ * Touches:  struct module_state, of which each interpreter that imports this has one.
+ *
+ * The process has one manhole, in the interpreter that called install(): struct manhole, whose
+ * module keeps the types, streams and parts that sessions use. In other interpreters the module can
+ * be imported, too, and says the same of that one manhole.
+ *
+ * Multi-phase initialisation (PEP 489) makes that possible. Rooms that have functions of their own
+ * for the module add them in a row of module_slots[]. Names with an underscore are callbacks, for
+ * atexit, os.register_at_fork, multiprocessing and sys.
  */
 #ifndef MANHOLE_MODULE_C
 #define MANHOLE_MODULE_C
@@ -55,21 +64,19 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 py_dump_stacktraces(PyObject *module, PyObject *unused)
 {
-    PyObject *text = make_dump(); /* owned */
-    PyObject *file = NULL;        /* owned */
-    int result = -1;
+    OWNED PyObject *text = make_dump();
     (void)module;
     (void)unused;
-    if (text != NULL) {
-        file = get_sys(manhole.installed && !manhole.options.redirect_stderr ? "stdout"
-                                                                             : "stderr");
-        result = file == NULL || file == Py_None
-                     ? 0
-                     : PyFile_WriteObject(text, file, Py_PRINT_RAW);
+    if (text == NULL) {
+        return NULL;
     }
-    Py_XDECREF(text);
-    Py_XDECREF(file);
-    return result < 0 ? NULL : Py_NewRef(Py_None);
+    OWNED PyObject *file = get_sys(
+        manhole.installed && !manhole.options.redirect_stderr ? "stdout" : "stderr");
+    if (file != NULL && file != Py_None &&
+        PyFile_WriteObject(text, file, Py_PRINT_RAW) < 0) {
+        return NULL;
+    }
+    return Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(
@@ -162,9 +169,8 @@ ATTACHED static void
 serve_with_locals(struct session *session, void (*serve)(struct session *, PyObject *))
 {
     struct session *outer = current_session;
-    PyObject *locals = NULL; /* owned */
     lock_leaf(&table_lock);
-    locals = Py_XNewRef(manhole.options.locals);
+    PyObject *locals = Py_XNewRef(manhole.options.locals); /* owned */
     unlock(&table_lock);
     current_session = session;
     serve(session, locals);
@@ -234,18 +240,15 @@ py_handle_connection_exec(PyObject *module, PyObject *client)
 ATTACHED static PyObject *
 eval_install(PyObject *module, PyObject *text)
 {
-    PyObject *call = PyUnicode_FromFormat("install(%U)", text); /* owned */
-    PyObject *names = PyDict_Copy(PyModule_GetDict(module));    /* owned */
-    PyObject *result = NULL;                                    /* new */
+    OWNED PyObject *call = PyUnicode_FromFormat("install(%U)", text);
+    OWNED PyObject *names = PyDict_Copy(PyModule_GetDict(module));
     const char *source = call == NULL ? NULL : PyUnicode_AsUTF8(call);
-    if (source != NULL && names != NULL &&
-        PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) == 0 &&
-        PyDict_SetItemString(names, "manhole", module) == 0) {
-        result = run_source(source, Py_eval_input, names);
+    if (source == NULL || names == NULL ||
+        PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0 ||
+        PyDict_SetItemString(names, "manhole", module) < 0) {
+        return NULL;
     }
-    Py_XDECREF(call);
-    Py_XDECREF(names);
-    return result;
+    return run_source(source, Py_eval_input, names);
 }
 
 PyDoc_STRVAR(
@@ -259,16 +262,11 @@ PyDoc_STRVAR(
 ATTACHED static bool
 ignores_environment(void)
 {
-    PyObject *flags = get_sys("flags"); /* owned */
-    PyObject *flag = NULL;              /* owned */
-    bool ignores = false;
-    if (flags != NULL) {
-        flag = PyObject_GetAttrString(flags, "ignore_environment");
-    }
-    ignores = flag != NULL && PyObject_IsTrue(flag) == 1;
+    OWNED PyObject *flags = get_sys("flags");
+    OWNED PyObject *flag =
+        flags == NULL ? NULL : PyObject_GetAttrString(flags, "ignore_environment");
+    bool ignores = flag != NULL && PyObject_IsTrue(flag) == 1;
     PyErr_Clear();
-    Py_XDECREF(flags);
-    Py_XDECREF(flag);
     return ignores;
 }
 
@@ -277,23 +275,18 @@ py_install_from_environment(PyObject *module, PyObject *unused)
 {
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): Python's start-up, one thread */
     const char *value = getenv("PYTHONMANHOLE");
-    PyObject *text = NULL;   /* owned */
-    PyObject *result = NULL; /* owned */
     (void)unused;
     /* Both files may be there more than once. */
     if (value == NULL || is_owner() || ignores_environment()) {
         return Py_NewRef(Py_None);
     }
-    text = PyUnicode_DecodeFSDefault(value);
-    result = text == NULL ? NULL : eval_install(module, text);
+    OWNED PyObject *text = PyUnicode_DecodeFSDefault(value);
+    OWNED PyObject *result = text == NULL ? NULL : eval_install(module, text);
     if (result == NULL) {
-        PyObject *exception = take_exception(); /* owned */
+        OWNED PyObject *exception = take_exception();
         PySys_FormatStderr("Failed to manhole.install(%s): %R\n", value, exception);
-        Py_XDECREF(exception);
     }
     PyErr_Clear();
-    Py_XDECREF(text);
-    Py_XDECREF(result);
     return Py_NewRef(Py_None);
 }
 
@@ -387,46 +380,45 @@ static PyMethodDef manhole_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* The name of a place: of a TCP one that is open, with the port that it has got. Returns new, or
+/* The name of an endpoint: of a TCP one that is open, with the port that it has got. Returns new, or
  * NULL. */
 ATTACHED static PyObject *
-name_place(const struct place *place, const struct door *door)
+name_endpoint(const struct endpoint *endpoint, const struct door *door)
 {
     char name[SOCKET_PATH_SIZE];
-    if (!is_tcp(place)) {
-        (void)expand_path(place->path, name, sizeof(name));
+    if (!is_tcp(endpoint)) {
+        (void)expand_path(endpoint->path, name, sizeof(name));
         return PyUnicode_DecodeFSDefault(name);
     }
-    format_address(&place->address, name);
+    format_address(&endpoint->address, name);
     return PyUnicode_FromString(is_door_open(door) ? door->name : name);
 }
 
 ATTACHED static PyObject *
 manhole_addresses(PyObject *self, void *unused)
 {
-    PyObject *list = PyList_New(0); /* owned, handed to the caller */
-    struct place place;
+    OWNED PyObject *list = PyList_New(0);
+    struct endpoint endpoint;
     (void)self;
     (void)unused;
-    for (size_t i = 0; list != NULL && get_place(&manhole.options, i, &place); i++) {
-        PyObject *name = name_place(&place, &manhole.doors[i]); /* owned */
-        if (name == NULL || PyList_Append(list, name) < 0) {
-            Py_CLEAR(list);
+    for (size_t i = 0; get_endpoint(&manhole.options, i, &endpoint); i++) {
+        OWNED PyObject *name = name_endpoint(&endpoint, &manhole.doors[i]);
+        if (list == NULL || name == NULL || PyList_Append(list, name) < 0) {
+            return NULL;
         }
-        Py_XDECREF(name);
     }
-    return list;
+    return steal_reference(&list);
 }
 
 ATTACHED static PyObject *
 manhole_uds_name(PyObject *self, void *unused)
 {
-    struct place place;
+    struct endpoint endpoint;
     (void)self;
     (void)unused;
-    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
-        if (!is_tcp(&place)) {
-            return name_place(&place, &manhole.doors[i]);
+    for (size_t i = 0; get_endpoint(&manhole.options, i, &endpoint); i++) {
+        if (!is_tcp(&endpoint)) {
+            return name_endpoint(&endpoint, &manhole.doors[i]);
         }
     }
     return Py_NewRef(Py_None);
@@ -435,22 +427,15 @@ manhole_uds_name(PyObject *self, void *unused)
 ATTACHED static PyObject *
 manhole_repr(PyObject *self)
 {
-    static const char separator[] = ", ";
-    PyObject *addresses = manhole_addresses(self, NULL); /* owned */
-    PyObject *comma = PyUnicode_FromString(separator);   /* owned */
-    PyObject *names = NULL;                              /* owned */
-    PyObject *repr = NULL;                               /* new */
-    if (addresses != NULL && comma != NULL) {
-        names = PyUnicode_Join(comma, addresses);
+    OWNED PyObject *addresses = manhole_addresses(self, NULL);
+    OWNED PyObject *comma = PyUnicode_FromString(", ");
+    if (addresses == NULL || comma == NULL) {
+        return NULL;
     }
-    if (names != NULL) {
-        repr = PyUnicode_FromFormat("<manhole.Manhole at %R%s>", names,
-                                    manhole.installed ? "" : ", released");
-    }
-    Py_XDECREF(addresses);
-    Py_XDECREF(comma);
-    Py_XDECREF(names);
-    return repr;
+    OWNED PyObject *names = PyUnicode_Join(comma, addresses);
+    return names == NULL ? NULL
+                         : PyUnicode_FromFormat("<manhole.Manhole at %R%s>", names,
+                                                manhole.installed ? "" : ", released");
 }
 
 static PyGetSetDef manhole_attributes[] = {
@@ -497,32 +482,23 @@ static PyType_Spec manhole_spec = {
 ATTACHED static PyObject *
 make_all_signals(void)
 {
-    PyObject *module = PyImport_ImportModule("_signal"); /* owned */
-    PyObject *numbers = PySet_New(NULL);                 /* owned */
-    PyObject *sorted = NULL;                             /* owned */
-    PyObject *all = NULL;                                /* new, handed to the caller */
-    PyObject *name = NULL;                               /* borrowed */
-    PyObject *value = NULL;                              /* borrowed */
+    OWNED PyObject *module = PyImport_ImportModule("_signal");
+    OWNED PyObject *numbers = PySet_New(NULL);
+    PyObject *name = NULL;  /* borrowed */
+    PyObject *value = NULL; /* borrowed */
     Py_ssize_t position = 0;
     if (module == NULL || numbers == NULL) {
-        goto done;
+        return NULL;
     }
     while (PyDict_Next(PyModule_GetDict(module), &position, &name, &value)) {
         const char *text = PyUnicode_AsUTF8(name);
         if (text == NULL || (strncmp(text, "SIG", 3) == 0 && strchr(text, '_') == NULL &&
                              PySet_Add(numbers, value) < 0)) {
-            goto done;
+            return NULL;
         }
     }
-    sorted = PySequence_List(numbers);
-    if (sorted != NULL && PyList_Sort(sorted) == 0) {
-        all = PyList_AsTuple(sorted);
-    }
-done:
-    Py_XDECREF(module);
-    Py_XDECREF(numbers);
-    Py_XDECREF(sorted);
-    return all;
+    OWNED PyObject *sorted = PySequence_List(numbers);
+    return sorted == NULL || PyList_Sort(sorted) < 0 ? NULL : PyList_AsTuple(sorted);
 }
 
 /* Adds value to the module, dropping the new reference. Returns 0, or -1 with an
@@ -530,34 +506,36 @@ done:
 ATTACHED static int
 add_object(PyObject *module, const char *name, PyObject *value /* new, or NULL */)
 {
-    int result = value == NULL ? -1 : PyObject_SetAttrString(module, name, value);
-    Py_XDECREF(value);
-    return result;
+    OWNED PyObject *added = value;
+    return added == NULL ? -1 : PyObject_SetAttrString(module, name, added);
 }
 
-/* Makes an exception type, a member of the module and its state. Returns 0, or -1. */
-ATTACHED static int
-add_exception(PyObject *module, PyObject **slot, const char *name, const char *doc)
-{
-    *slot = PyErr_NewExceptionWithDoc(name, doc, NULL, NULL);
-    return add_object(module, strchr(name, '.') + 1, Py_XNewRef(*slot));
-}
-
+/* Makes the exception types, members of the module and of its state. Returns 0, or -1. */
 ATTACHED static int
 add_exceptions(PyObject *module, struct module_state *state)
 {
-    return add_exception(module, &state->already_installed, "manhole.AlreadyInstalled",
-                         "install() with strict=True found a manhole installed.") < 0 ||
-                   add_exception(module, &state->not_installed, "manhole.NotInstalled",
-                                 "What was called needs an installed manhole.") < 0 ||
-                   add_exception(module, &state->configuration_conflict,
-                                 "manhole.ConfigurationConflict",
-                                 "activate_on and oneshot_on are the same signal.") < 0 ||
-                   add_exception(
-                       module, &state->suspicious_client, "manhole.SuspiciousClient",
-                       "The client is neither root nor this process's user.") < 0
-               ? -1
-               : 0;
+    const struct {
+        PyObject **slot;
+        const char *name;
+        const char *doc;
+    } rows[] = {
+        {&state->already_installed, "manhole.AlreadyInstalled",
+         "install() with strict=True found a manhole installed."},
+        {&state->not_installed, "manhole.NotInstalled",
+         "What was called needs an installed manhole."},
+        {&state->configuration_conflict, "manhole.ConfigurationConflict",
+         "activate_on and oneshot_on are the same signal."},
+        {&state->suspicious_client, "manhole.SuspiciousClient",
+         "The client is neither root nor this process's user."},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
+        *rows[i].slot = PyErr_NewExceptionWithDoc(rows[i].name, rows[i].doc, NULL, NULL);
+        if (add_object(module, strchr(rows[i].name, '.') + 1, Py_XNewRef(*rows[i].slot)) <
+            0) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 ATTACHED static int
@@ -586,39 +564,27 @@ module_exec(PyObject *module)
     return 0;
 }
 
+enum {
+    STATE_REFERENCES = offsetof(struct module_state, has_fork_hook) / sizeof(PyObject *),
+};
+
 ATTACHED static int
-/* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_VISIT is an if */
 module_traverse(PyObject *module, visitproc visit, void *arg)
 {
-    struct module_state *state = PyModule_GetState(module);
-    Py_VISIT(state->manhole_type);
-    Py_VISIT(state->stream_type);
-    Py_VISIT(state->manhole_object);
-    Py_VISIT(state->streams);
-    Py_VISIT(state->library);
-    Py_VISIT(state->parts);
-    Py_VISIT(state->already_installed);
-    Py_VISIT(state->not_installed);
-    Py_VISIT(state->configuration_conflict);
-    Py_VISIT(state->suspicious_client);
+    PyObject **references = PyModule_GetState(module);
+    for (size_t i = 0; i < STATE_REFERENCES; i++) {
+        Py_VISIT(references[i]);
+    }
     return 0;
 }
 
 ATTACHED static int
-/* NOLINTNEXTLINE(readability-function-cognitive-complexity): Py_CLEAR is an if */
 module_clear(PyObject *module)
 {
-    struct module_state *state = PyModule_GetState(module);
-    Py_CLEAR(state->manhole_type);
-    Py_CLEAR(state->stream_type);
-    Py_CLEAR(state->manhole_object);
-    Py_CLEAR(state->streams);
-    Py_CLEAR(state->library);
-    Py_CLEAR(state->parts);
-    Py_CLEAR(state->already_installed);
-    Py_CLEAR(state->not_installed);
-    Py_CLEAR(state->configuration_conflict);
-    Py_CLEAR(state->suspicious_client);
+    PyObject **references = PyModule_GetState(module);
+    for (size_t i = 0; i < STATE_REFERENCES; i++) {
+        Py_CLEAR(references[i]);
+    }
     return 0;
 }
 

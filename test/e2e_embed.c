@@ -186,9 +186,9 @@ static void
 threading_that_a_client_imports_first_knows_the_main_thread(void)
 {
     struct process *app = start_script(
-        "import sys, _thread; main = _thread.get_ident()\n"
-        "sys.modules.pop('threading', None) # a .pth file may be to blame\n" //
-        EXECUTE);
+        "import manhole, sys, _thread; main = _thread.get_ident()\n"
+        "sys.modules.pop('threading', None) # a .pth file may be to blame\n"
+        "manhole.install(strict=False, activate_on='USR1', locals=globals())\n" EXECUTE);
     struct client *client = open_manhole(app);
     client_ask(client, "import threading");
     assert_string_equal(client_ask(client, "threading.main_thread().ident == main"),

@@ -170,44 +170,14 @@ daemon_connection_lets_every_statement_go(void)
     }
 }
 
-/* In the moment between the import of threading and what makes the main thread its own again. */
-static void
-end_that_comes_while_threading_is_imported_waits_for_nobody(void)
-{
-    struct process *app = start_target(
-        "import os, sys, time\n"
-        "class Slow(type(sys)):\n"
-        "    @property\n"
-        "    def _main_thread(self):\n"
-        "        os.write(1, b'imported\\n')\n"
-        "        while not self.__dict__['_SHUTTING_DOWN']: time.sleep(0.001)\n"
-        "        time.sleep(0.2)\n"
-        "        return self.__dict__['_main_thread']\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name != 'threading': return None\n"
-        "        sys.meta_path.remove(self)\n"
-        "        spec = sys.meta_path[-1].find_spec(name, None)\n"
-        "        execute = spec.loader.exec_module\n"
-        "        def exec_module(module): execute(module); module.__class__ = Slow\n"
-        "        spec.loader.exec_module = exec_module\n"
-        "        return spec\n"
-        "sys.modules.pop('threading', None)\n" /* as some site-packages import it */
-        "sys.meta_path.insert(0, Finder())\n"  //
-        ENDING(DROPS, "sys.exit(5)"));
-    struct client *client = connect_to(app);
-    wait_for_text(app, OUT, "imported\n", DEADLINE);
-    assert_int_equal(end_of(app), 5);
-    client_read_until_eof(client);
-}
-
 /* CPython before 3.13 takes the thread that imports threading for the main one, and joins
  * it at exit. */
 static void
 client_that_imports_threading_first_does_not_pass_for_the_main_thread(void)
 {
     struct process *app =
-        start_target("import _thread\n" //
+        start_target("import _thread, sys\n"
+                     "sys.modules.pop('threading', None)\n" /* as some .pth import it */
                      ENDING(DROPS ", locals={'me': _thread.get_ident()}", "sys.exit(5)"));
     struct client *client = client_at_prompt(app);
     client_ask(client, "import threading");
@@ -674,7 +644,6 @@ main(void)
         TEST(daemon_connection_lets_a_client_at_the_prompt_go),
         TEST(daemon_connection_lets_every_statement_go),
         TEST(client_that_imports_threading_first_does_not_pass_for_the_main_thread),
-        TEST(end_that_comes_while_threading_is_imported_waits_for_nobody),
         TEST(statement_that_outlasts_the_manhole_does_not_end_the_process),
         TEST(daemon_connection_lets_a_client_that_does_not_read_go),
         TEST(daemon_connection_lets_a_handler_of_the_program_go),

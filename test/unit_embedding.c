@@ -722,7 +722,7 @@ static _Atomic bool is_in;
 static void *
 enter_slowly(void *is_on_its_way)
 {
-    lock_new_state();
+    assert_true(lock_new_state_soon());
     (void)sem_post(is_on_its_way);
     while (!main_thread_sleeps()) {
         (void)sched_yield();

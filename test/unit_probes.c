@@ -26,16 +26,7 @@ enter_shop(void **state)
     return 0;
 }
 
-ATTACHED static int
-leave_shop(void **state)
-{
-    (void)state;
-    Py_XDECREF(reset_probes());
-    PyErr_Clear();
-    return 0;
-}
-
-/* What a command prints: its text, or its exception's; "" for None. */
+/* Its text, or its exception's; "" for None. */
 ATTACHED static const char *
 printed(PyObject *result /* new, or NULL */)
 {
@@ -51,14 +42,21 @@ printed(PyObject *result /* new, or NULL */)
     return buffer;
 }
 
-/* What a command on one probe prints. */
+/* What a command prints. */
 ATTACHED static const char *
-printed_of(PyObject *(*command)(PyObject *), const char *name)
+command(const char *command_name, const char *probe_name /* or NULL */)
 {
-    PyObject *str = PyUnicode_FromString(name);
-    const char *text = printed(command(str));
-    Py_DECREF(str);
-    return text;
+    OWNED PyObject *word = PyUnicode_FromString(command_name);
+    OWNED PyObject *name = probe_name == NULL ? NULL : PyUnicode_FromString(probe_name);
+    return printed(run_probe_command(word, name));
+}
+
+ATTACHED static int
+leave_shop(void **state)
+{
+    (void)state;
+    (void)command("reset", NULL);
+    return 0;
 }
 
 ATTACHED static void
@@ -71,14 +69,14 @@ ATTACHED static void
 probes_are_listed_as_ispyd_lists_them(void **state)
 {
     (void)state;
-    assert_string_equal(printed(list_probes()), "[]");
-    assert_string_equal(printed_of(insert_probe, "shop:sell"), "");
-    assert_string_equal(printed_of(insert_probe, "shop:give"), "");
-    assert_string_equal(printed(list_probes()), "['shop:give', 'shop:sell']");
-    assert_string_equal(printed_of(remove_probe, "shop:give"), "");
-    assert_string_equal(printed(list_probes()), "['shop:sell']");
-    assert_string_equal(printed(reset_probes()), "");
-    assert_string_equal(printed(list_probes()), "[]");
+    assert_string_equal(command("list", NULL), "[]");
+    assert_string_equal(command("insert", "shop:sell"), "");
+    assert_string_equal(command("insert", "shop:give"), "");
+    assert_string_equal(command("list", NULL), "['shop:give', 'shop:sell']");
+    assert_string_equal(command("remove", "shop:give"), "");
+    assert_string_equal(command("list", NULL), "['shop:sell']");
+    assert_string_equal(command("reset", NULL), "");
+    assert_string_equal(command("list", NULL), "[]");
 }
 
 ATTACHED static void
@@ -86,26 +84,25 @@ tracebacks_are_those_of_probes_that_have_one(void **state)
 {
     static const char start[] = "{'shop:sell': <traceback object at 0x";
     (void)state;
-    (void)printed_of(insert_probe, "shop:sell");
-    (void)printed_of(insert_probe, "shop:give");
-    assert_string_equal(printed(probe_tracebacks()), "{}");
+    (void)command("insert", "shop:sell");
+    (void)command("insert", "shop:give");
+    assert_string_equal(command("tracebacks", NULL), "{}");
     fail_once();
-    assert_memory_equal(printed(probe_tracebacks()), start, sizeof(start) - 1);
-    assert_non_null(strstr(printed_of(print_probe, "shop:sell"),
+    assert_memory_equal(command("tracebacks", NULL), start, sizeof(start) - 1);
+    assert_non_null(strstr(command("print", "shop:sell"),
                            "in sell\nZeroDivisionError: division by zero\n"));
-    assert_string_equal(printed_of(discard_probe, "shop:sell"), "");
-    assert_string_equal(printed(probe_tracebacks()), "{}");
+    assert_string_equal(command("discard", "shop:sell"), "");
+    assert_string_equal(command("tracebacks", NULL), "{}");
 }
 
 ATTACHED static void
 commands_on_what_is_not_there_say_what_is(void **state)
 {
-    static PyObject *(*const commands[])(PyObject *) = {remove_probe, discard_probe,
-                                                        print_probe, debug_probe};
+    static const char *const commands[] = {"remove", "discard", "print", "debug"};
     (void)state;
-    (void)printed_of(insert_probe, "shop:sell");
+    (void)command("insert", "shop:sell");
     for (size_t i = 0; i < Py_ARRAY_LENGTH(commands); i++) {
-        assert_string_equal(printed_of(commands[i], "shop:give"),
+        assert_string_equal(command(commands[i], "shop:give"),
                             "there is no probe 'shop:give'; there are ['shop:sell']");
     }
 }
@@ -117,10 +114,10 @@ nothing_is_examined_where_nothing_failed(void **state)
         "'shop:sell' has no traceback: in 1 calls since the probe was "
         "inserted 0 exceptions have left it, and none is kept";
     (void)state;
-    (void)printed_of(insert_probe, "shop:sell");
+    (void)command("insert", "shop:sell");
     Py_DECREF(run("sell(1)", Py_eval_input));
-    assert_string_equal(printed_of(print_probe, "shop:sell"), message);
-    assert_string_equal(printed_of(debug_probe, "shop:sell"), message);
+    assert_string_equal(command("print", "shop:sell"), message);
+    assert_string_equal(command("debug", "shop:sell"), message);
 }
 
 ATTACHED static void

@@ -55,10 +55,10 @@
 enum {
     /* The most that the option max_sessions can be. */
     MAX_SESSIONS = 256,
-    /* Places that the option listen can name. */
-    MAX_PLACES = 8,
-    /* Doors of the options: those places and socket_path. */
-    MAX_OWN_DOORS = MAX_PLACES + 1,
+    /* Endpoints that the option listen can name. */
+    MAX_ENDPOINTS = 8,
+    /* Doors of the options: those endpoints and socket_path. */
+    MAX_OWN_DOORS = MAX_ENDPOINTS + 1,
     /* With the sockets that the application has given us to listen on. */
     MAX_DOORS = MAX_OWN_DOORS + 8,
     /* HOST:PORT of a TCP address, with the NUL: [ffff:...]:65535 */

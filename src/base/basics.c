@@ -1,4 +1,16 @@
-/* Descriptors, clocks, threads, text: what the rooms above build on. */
+/* Basics: descriptors, clocks, threads, text.
+ * Runs on:  any thread, attached or not, but for append_str().
+ * Touches:  what it is given.
+ *
+ * An application that makes itself a daemon closes every descriptor there is, ours too, and opens
+ * its own under the same numbers. So what we keep for long, a struct kept_fd, knows what it was by
+ * device and inode, and is asked (kept_number()) before each use: we never read, write or close
+ * what has become the application's. is_lost() has the listener open its own anew.
+ *
+ * Two bells stay for the life of a process: wake_bell wakes the listener, news_bell whoever waits in
+ * install(), release() or at exit for what the listener or a session has done. To ring one is safe
+ * in a signal handler.
+ */
 #ifndef MANHOLE_BASE_BASICS_C
 #define MANHOLE_BASE_BASICS_C
 
@@ -66,12 +78,19 @@ ring_bell(const struct kept_fd *bell)
     }
 }
 
-/* After a change of manhole.wishes, and when log lines wait. */
+/* Has the listener look again: at its orders, at what waits in the log or for a client. */
 ASYNC_SAFE static void
 wake_listener(void)
 {
     (void)sem_post(&manhole.wake);
     ring_bell(&manhole.wake_bell);
+}
+
+ASYNC_SAFE static void
+tell_listener(enum listener_order order)
+{
+    atomic_fetch_or(&manhole.orders, (unsigned)order);
+    wake_listener();
 }
 
 static void
@@ -129,11 +148,10 @@ monotonic_ms(void)
 static int
 ms_until(int64_t deadline_ms)
 {
-    int64_t left = 0;
     if (deadline_ms < 0) {
         return -1;
     }
-    left = deadline_ms - monotonic_ms();
+    int64_t left = deadline_ms - monotonic_ms();
     if (left < 0) {
         return 0;
     }
@@ -163,9 +181,8 @@ static struct seconds_text
 format_seconds(double seconds)
 {
     struct seconds_text formatted;
-    size_t point = 0;
     (void)snprintf(formatted.text, sizeof(formatted.text), "%g", seconds);
-    point = strspn(formatted.text, "0123456789");
+    size_t point = strspn(formatted.text, "0123456789");
     if (formatted.text[point] == ',') {
         formatted.text[point] = '.';
     }
@@ -257,9 +274,8 @@ append_format(struct text *text, const char *format, ...)
 {
     char piece[256];
     va_list arguments;
-    int length = 0;
     va_start(arguments, format);
-    length = vsnprintf(piece, sizeof(piece), format, arguments);
+    int length = vsnprintf(piece, sizeof(piece), format, arguments);
     va_end(arguments);
     if (length > 0) {
         size_t size = (size_t)length;
@@ -278,15 +294,31 @@ append_str(struct text *text, PyObject *str)
         return;
     }
     PyErr_Clear();
-    PyObject *encoded =
-        PyUnicode_AsEncodedString(str, "utf-8", "backslashreplace"); /* owned */
+    OWNED PyObject *encoded = PyUnicode_AsEncodedString(str, "utf-8", "backslashreplace");
     if (encoded == NULL) {
         PyErr_Clear();
         append_string(text, "?");
         return;
     }
     append_bytes(text, PyBytes_AS_STRING(encoded), (size_t)PyBytes_GET_SIZE(encoded));
-    Py_DECREF(encoded);
+}
+
+/* MODULE.NAME(*arguments, **keywords). Returns a new reference, or NULL with an exception: also that
+ * of who could not make the arguments. */
+ATTACHED static PyObject *
+call_imported(const char *module_name, const char *name,
+              PyObject *arguments /* new tuple, or NULL: taken over */,
+              PyObject *keywords /* new dict, or NULL: taken over */)
+{
+    OWNED PyObject *positional = arguments;
+    OWNED PyObject *named = keywords;
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    OWNED PyObject *module = PyImport_ImportModule(module_name);
+    OWNED PyObject *function =
+        module == NULL ? NULL : PyObject_GetAttrString(module, name);
+    return function == NULL ? NULL : PyObject_Call(function, positional, named);
 }
 
 static void

@@ -1,5 +1,17 @@
-/* Markers and version shims: who may call what, and the CPythons' differences.
- * The only room with PY_VERSION_HEX in it.
+/* Compatibility: the markers that say who may call what, references and descriptors that their
+ * block gives back, and the differences between CPython 3.9 and 3.15.
+ * Runs on:  any thread; each function's marker says whether attached.
+ *
+ * This is the only room with PY_VERSION_HEX in it, and the only one that names what is CPython's
+ * own: a name with an underscore, a field of a struct. Each such use says which versions need it,
+ * and what there is no public function for. They are of four kinds:
+ *
+ *   Is the interpreter ending, is this thread attached: public from 3.13 on.
+ *   Frames and exceptions: the same functions everywhere, by the names of the newest versions.
+ *   What a frozen copy reads of its memory (src/stacks/copy.c): a thread state's fields, an object's
+ *   attributes. It has no thread state of its own, so it can call no function that wants one.
+ *   Locks of CPython's that a fork or an interrupt can leave in a bad state: new_state_lock,
+ *   settle_interrupts().
  */
 #ifndef MANHOLE_BASE_COMPAT_C
 #define MANHOLE_BASE_COMPAT_C
@@ -221,18 +233,16 @@ take_exception(void)
 #if PY_VERSION_HEX >= 0x030c0000
     return PyErr_GetRaisedException();
 #else
-    PyObject *type = NULL;      /* owned */
-    PyObject *value = NULL;     /* owned, handed to the caller */
-    PyObject *traceback = NULL; /* owned */
+    OWNED PyObject *type = NULL;
+    OWNED PyObject *traceback = NULL;
+    PyObject *value = NULL; /* owned, handed to the caller */
     PyErr_Fetch(&type, &value, &traceback);
     if (type != NULL) {
         PyErr_NormalizeException(&type, &value, &traceback);
-        if (traceback != NULL) {
-            (void)PyException_SetTraceback(value, traceback);
-        }
     }
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
+    if (traceback != NULL) {
+        (void)PyException_SetTraceback(value, traceback);
+    }
     return value;
 #endif
 }
@@ -381,22 +391,18 @@ ask_gil_holder(int fd)
  * way in may. So fork() waits for it, the C library's too; and so does who walks over that list.
  * But not for long: under tracemalloc what is allocated for a new thread state waits for the GIL,
  * which whoever is attached would keep for ever. That comes before the list is touched. */
-#if PY_VERSION_HEX < 0x030d0000
-static pthread_mutex_t new_state_lock = PTHREAD_MUTEX_INITIALIZER;
+enum { FORKS_WAIT_FOR_NEW_STATES = PY_VERSION_HEX < 0x030d0000 };
 
-static void
-lock_new_state(void)
-{
-    (void)pthread_mutex_lock(&new_state_lock);
-}
+static pthread_mutex_t new_state_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Returns whether it is locked. */
 static bool
 lock_new_state_soon(void)
 {
     enum { PATIENCE_MS = 100 };
-    bool locked = pthread_mutex_trylock(&new_state_lock) == 0;
-    for (int ms = 0; !locked && ms < PATIENCE_MS; ms++) {
+    bool locked =
+        FORKS_WAIT_FOR_NEW_STATES && pthread_mutex_trylock(&new_state_lock) == 0;
+    for (int ms = 0; FORKS_WAIT_FOR_NEW_STATES && !locked && ms < PATIENCE_MS; ms++) {
         (void)poll(NULL, 0, 1);
         locked = pthread_mutex_trylock(&new_state_lock) == 0;
     }
@@ -417,30 +423,6 @@ make_new_state_lock_anew(void)
 {
     (void)pthread_mutex_init(&new_state_lock, NULL);
 }
-
-#else
-static void
-lock_new_state(void)
-{
-}
-
-static bool
-lock_new_state_soon(void)
-{
-    return false;
-}
-
-static void
-unlock_new_state(bool locked)
-{
-    (void)locked;
-}
-
-static void
-make_new_state_lock_anew(void)
-{
-}
-#endif
 
 /* The calling thread's thread state, attached or not; NULL: Python does not know the thread. */
 static PyThreadState *
@@ -472,10 +454,8 @@ is_in_python_code(const PyThreadState *tstate)
 ATTACHED static PyObject *
 run_source(const char *source, int start, PyObject *names)
 {
-    PyObject *code = Py_CompileString(source, "<string>", start); /* owned */
-    PyObject *result = code == NULL ? NULL : PyEval_EvalCode(code, names, names);
-    Py_XDECREF(code);
-    return result;
+    OWNED PyObject *code = Py_CompileString(source, "<string>", start);
+    return code == NULL ? NULL : PyEval_EvalCode(code, names, names);
 }
 
 /* Takes back what the calling thread was to be interrupted with, if it was. Before 3.13 an
@@ -488,13 +468,13 @@ settle_interrupts(void)
 {
     PyObject *const nobodys = PyExc_StopAsyncIteration; /* no signal handler raises it */
     PyObject *raised = take_exception();                /* owned, handed back */
-    PyObject *names = PyDict_New();                     /* owned */
-    PyObject *code = Py_CompileString("0", "<string>", Py_eval_input); /* owned */
+    OWNED PyObject *names = PyDict_New();
+    OWNED PyObject *code = Py_CompileString("0", "<string>", Py_eval_input);
     bool out = names == NULL || code == NULL;
     PyErr_Clear();
     (void)PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), out ? NULL : nobodys);
     for (int attempts = 3; !out && attempts > 0; attempts--) {
-        PyObject *result = PyEval_EvalCode(code, names, names); /* owned */
+        OWNED PyObject *result = PyEval_EvalCode(code, names, names);
         out = result != NULL || PyErr_ExceptionMatches(nobodys);
         if (out) {
             PyErr_Clear();
@@ -502,10 +482,7 @@ settle_interrupts(void)
         else {
             PyErr_WriteUnraisable(NULL); /* a signal came just now */
         }
-        Py_XDECREF(result);
     }
-    Py_XDECREF(names);
-    Py_XDECREF(code);
     put_back_exception(raised);
 }
 
@@ -516,64 +493,20 @@ is_imported(const char *name)
     return PyDict_GetItemString(PyImport_GetModuleDict(), name) != NULL;
 }
 
-/* Imports threading before a client does. Until 3.13 it takes the thread that imports it first for
- * the main thread: exit would wait for a session, and the application would never be told its own
- * main thread again. So that is put right at once. Never raises. */
-ATTACHED static void
-import_threading(void)
+/* Whether threading takes the calling thread for the main one if it imports it first. From 3.13 on
+ * threading asks CPython which one that is. Before, it is the interpreter's first: the list has the
+ * latest thread in front, and who deletes one has the GIL. */
+ATTACHED static bool
+is_to_import_threading(void)
 {
-#if PY_VERSION_HEX >= 0x030d0000
-    static const char repair[] = "import _thread, os, threading\n"
-                                 "main = threading._main_thread\n"
-                                 "if main._native_id == _thread.get_native_id() and "
-                                 "main._ident != _thread.get_ident():\n"
-                                 "    main._native_id = os.getpid()\n";
-    PyObject *names =
-        Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins()); /* owned */
-    PyObject *result =
-        names == NULL ? NULL : run_source(repair, Py_file_input, names); /* owned */
-    PyErr_Clear();
-    Py_XDECREF(names);
-    Py_XDECREF(result);
+#if PY_VERSION_HEX < 0x030d0000
+    PyThreadState *first = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    for (PyThreadState *next = first; next != NULL; next = PyThreadState_Next(next)) {
+        first = next;
+    }
+    return first == PyThreadState_Get() && !is_imported("threading");
 #else
-    static const char repair[] =
-        "import _thread, os, threading\n"
-        "main = threading._main_thread\n"
-        "if main._ident == _thread.get_ident() != ident:\n"
-        "    threading._active[ident] = threading._active.pop(main._ident)\n"
-        "    main._ident, main._native_id = ident, os.getpid()\n"
-        /* The main thread may have begun to join what it takes for another one. */
-        "    if threading._SHUTTING_DOWN:\n"
-        "        with threading._shutdown_locks_lock:\n"
-        "            waits = main._tstate_lock not in threading._shutdown_locks\n"
-        "            threading._shutdown_locks.discard(main._tstate_lock)\n"
-        "        if waits: main._tstate_lock.release()\n";
-    PyThreadState *tstate = PyThreadState_Get();
-    PyThreadState *oldest = NULL;
-    bool had_lock = tstate->on_delete != NULL; /* a thread of threading's own */
-    PyObject *names = NULL;                    /* owned */
-    PyObject *result = NULL;                   /* owned */
-    bool locked = lock_new_state_soon();
-    oldest = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
-    while (oldest->next != NULL) {
-        oldest = oldest->next;
-    }
-    unlock_new_state(locked);
-    names = Py_BuildValue("{sOsk}", "__builtins__", PyEval_GetBuiltins(), "ident",
-                          oldest->thread_id);
-    if (names != NULL) {
-        result = run_source(repair, Py_file_input, names);
-    }
-    PyErr_Clear();
-    Py_XDECREF(names);
-    Py_XDECREF(result);
-    if (tstate != oldest && !had_lock && tstate->on_delete != NULL) {
-        /* The main thread's lock: to be let go by it, not by the end of this thread. */
-        PyObject *lock = tstate->on_delete_data; /* owned, a weak reference */
-        tstate->on_delete = NULL;
-        tstate->on_delete_data = NULL;
-        Py_XDECREF(lock);
-    }
+    return false;
 #endif
 }
 
@@ -581,10 +514,11 @@ import_threading(void)
 DETACHED static PyThreadState *
 new_thread_state(PyInterpreterState *interpreter)
 {
-    PyThreadState *tstate = NULL;
-    lock_new_state();
-    tstate = PyThreadState_New(interpreter);
-    unlock_new_state(true);
+    if (FORKS_WAIT_FOR_NEW_STATES) {
+        (void)pthread_mutex_lock(&new_state_lock);
+    }
+    PyThreadState *tstate = PyThreadState_New(interpreter);
+    unlock_new_state(FORKS_WAIT_FOR_NEW_STATES);
     return tstate;
 }
 

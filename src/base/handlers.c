@@ -2,6 +2,17 @@
  * functions here; errno saved first and restored last.
  * Runs on:  whichever thread the kernel picks, at any instruction.
  * Touches:  atomics, and a door's path while bound says that it is whole.
+ *
+ * on_activate() opens nothing itself, for it may have hit a thread in the middle of malloc(): it
+ * sets a bit for the listener, which was made at install() for this, and wakes it. In a child that
+ * C code has forked the handler finds itself in a process that owns nothing. It notes the child's
+ * pid, and the fork hook, if Python's own fork it was, opens the socket then.
+ *
+ * on_death() stands in for SIG_DFL, where that is what the process had (watch_death_signals()). It
+ * removes the sockets' paths, then dies of the same signal. Two races are closed. The path may just
+ * be being made: bind() and the note that it is ours (bound) are one step for signals of the same
+ * thread, which are blocked meanwhile, and the handler in another thread waits for that (binding).
+ * Or the listener is about to make one: leaving, set first, forbids it.
  */
 #ifndef MANHOLE_BASE_HANDLERS_C
 #define MANHOLE_BASE_HANDLERS_C
@@ -65,8 +76,7 @@ on_activate(int signum)
     int saved_errno = errno;
     (void)signum;
     if (is_owner()) {
-        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-        wake_listener();
+        tell_listener(ORDER_OPEN);
     }
     else {
         atomic_store(&manhole.activated_child, getpid());

@@ -122,27 +122,22 @@ static const char library_program[] =
 ATTACHED static PyObject *
 get_finder(PyObject *library)
 {
-    PyObject *finder = Py_XNewRef(PyDict_GetItemString(library, "")); /* new */
-    PyObject *names = NULL;                                           /* owned */
-    PyObject *result = NULL;                                          /* owned */
-    if (finder != NULL) {
-        return finder;
+    PyObject *kept = PyDict_GetItemString(library, ""); /* borrowed */
+    if (kept != NULL) {
+        return Py_NewRef(kept);
     }
-    names = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(), "__name__",
-                          "manhole");
-    if (names != NULL) {
-        result = run_source(library_program, Py_file_input, names);
+    OWNED PyObject *names = Py_BuildValue("{sOss}", "__builtins__", PyEval_GetBuiltins(),
+                                          "__name__", "manhole");
+    OWNED PyObject *result =
+        names == NULL ? NULL : run_source(library_program, Py_file_input, names);
+    OWNED PyObject *finder =
+        result == NULL ? NULL : PyMapping_GetItemString(names, "find");
+
+    if (finder == NULL || PyDict_SetItemString(library, "", finder) < 0) {
+        PyErr_Clear();
+        return NULL;
     }
-    if (result != NULL) {
-        finder = PyMapping_GetItemString(names, "find");
-    }
-    if (finder != NULL && PyDict_SetItemString(library, "", finder) < 0) {
-        Py_CLEAR(finder);
-    }
-    PyErr_Clear();
-    Py_XDECREF(names);
-    Py_XDECREF(result);
-    return finder;
+    return steal_reference(&finder);
 }
 
 /* What we have of the standard library in this interpreter: modules by their names, the program
@@ -160,41 +155,34 @@ ATTACHED static PyObject *
 import_standard(const char *name)
 {
     PyObject *library = find_library(); /* borrowed */
-    PyObject *finder = NULL;            /* owned */
-    PyObject *module = NULL;            /* new, handed to the caller */
     if (library == NULL) {
         return PyImport_ImportModule(name);
     }
-    module = Py_XNewRef(PyDict_GetItemString(library, name));
-    if (module != NULL) {
-        return module;
+    PyObject *kept = PyDict_GetItemString(library, name); /* borrowed */
+    if (kept != NULL) {
+        return Py_NewRef(kept);
     }
-    finder = get_finder(library);
-    module = finder == NULL ? PyImport_ImportModule(name)
-                            : PyObject_CallFunction(finder, "s", name);
-    if (module != NULL && PyDict_SetItemString(library, name, module) < 0) {
-        Py_CLEAR(module);
+    OWNED PyObject *finder = get_finder(library);
+    OWNED PyObject *module = finder == NULL ? PyImport_ImportModule(name)
+                                            : PyObject_CallFunction(finder, "s", name);
+    if (module == NULL || PyDict_SetItemString(library, name, module) < 0) {
+        return NULL;
     }
-    Py_XDECREF(finder);
-    return module;
+    return steal_reference(&module);
 }
 
 /* Whether who imports this gets the standard library's. Never raises. */
 ATTACHED static bool
 is_found_normally(const char *name)
 {
-    PyObject *library = find_library();                              /* borrowed */
-    PyObject *finder = library == NULL ? NULL : get_finder(library); /* owned */
-    PyObject *answer = NULL;                                         /* owned */
-    bool normally = true;
-    if (finder != NULL) {
-        answer = PyObject_CallMethod(finder, "is_found_normally", "s", name);
-        normally = answer != Py_False;
+    PyObject *library = find_library(); /* borrowed */
+    OWNED PyObject *finder = library == NULL ? NULL : get_finder(library);
+    if (finder == NULL) {
+        return true;
     }
+    OWNED PyObject *answer = PyObject_CallMethod(finder, "is_found_normally", "s", name);
     PyErr_Clear();
-    Py_XDECREF(finder);
-    Py_XDECREF(answer);
-    return normally;
+    return answer != Py_False;
 }
 
 #endif /* MANHOLE_BASE_LIBRARY_C */

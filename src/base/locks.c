@@ -1,10 +1,21 @@
-/* Locks. Two kinds, never mixed:
- *   install_lock, sys_lock, import_lock   may be held while Python runs; taken by lock_attached(),
- *                            and import_lock by lock_imports() and whoever forks.
+/* Locks: which there are, and what may happen while one is held.
+ * Runs on:  any thread; a function's marker says where it must be attached.
+ *
+ * The GIL is one more lock, which a session may have to wait for as long as the application likes,
+ * and free-threaded builds have none. So no lock of ours relies on it, and there are two kinds,
+ * never mixed:
+ *
+ *   install_lock, sys_lock, import_lock   may be held while Python runs. lock_attached() waits for
+ *       one detached: its holder may need the GIL to come to its end. import_lock is also taken by
+ *       lock_imports() and by whoever forks.
  *   leaves: table_lock, log_lock, out_lock of a session. Held for a few instructions, never while
- *   attaching, detaching, sending or running Python; so they may be taken in either state.
- *   snapshot_lock            held while a frozen copy is made and waited for: who is attached may
- *                            try it, but not wait for it.
+ *       attaching, detaching, sending or running Python; so they may be taken in either state. Two
+ *       are never held at once.
+ *   snapshot_lock   is apart: held while a frozen copy is made and waited for. Who is attached may
+ *       try it, but not wait for it.
+ *
+ * A signal handler in Python runs in the middle of whatever its thread does, and may call us:
+ * import_lock counts how often its thread has it, and install_lock refuses by an exception.
  * A forked child makes all of them anew: the thread that held one is gone.
  */
 #ifndef MANHOLE_BASE_LOCKS_C

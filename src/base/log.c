@@ -2,14 +2,18 @@
  * Runs on:  every thread; log_line() never runs Python and never blocks.
  * Touches:  the verbose options, under log_lock; a Python destination, in deliver_log() alone.
  *
- * How it works. A line for a descriptor is written at once, if the descriptor takes it. A line for a
- * Python object cannot be: whoever has something to say may be detached, in the middle of something,
- * or in a session's thread, whose print() is its client's. It waits in a bounded queue, and the
- * listener is told, which sends out a courier: a thread that attaches, delivers what waits, and
- * leaves. Only where there may be no listener is deliver_log() called by others: at the end of
- * install(), release() and the process, for a oneshot and what else serves its client in a thread of
- * the application's, and when a session ends that may have outlived the listener. One thread at a
- * time delivers, so the lines keep their order.
+ * How it works. A line for a descriptor is written at once, in one piece, if the descriptor takes it
+ * now: whoever logs must not wait for who reads, and rather loses the line. The descriptor is the
+ * application's own, so it is written to only while it is the file that it was at install(): who has
+ * closed it may have opened a file with data in its place.
+ *
+ * A line for a Python object cannot be written at once: whoever has something to say may be detached,
+ * in the middle of something, or in a session's thread, whose print() is its client's. It waits in a
+ * bounded queue, and the listener is told, which sends out a courier: a thread that attaches,
+ * delivers what waits, and leaves. Only where there may be no listener is deliver_log() called by
+ * others: at the end of install(), release() and the process, for a oneshot and what else serves its
+ * client in a thread of the application's, and when a session ends that may have outlived the
+ * listener. One thread at a time delivers, so the lines keep their order.
  */
 #ifndef MANHOLE_BASE_LOG_C
 #define MANHOLE_BASE_LOG_C
@@ -55,11 +59,10 @@ write_log_fd(const char *line, size_t length)
 static void
 queue_log_line(const char *line, size_t length)
 {
-    struct log_entry *entry = NULL; /* owned by the queue */
     if (logger.length == LOG_QUEUE_LENGTH) {
         return;
     }
-    entry = malloc(sizeof(*entry) + length + 1);
+    struct log_entry *entry = malloc(sizeof(*entry) + length + 1); /* the queue's */
     if (entry == NULL) {
         return;
     }
@@ -81,17 +84,15 @@ log_line(const char *format, ...)
     char line[LOG_LINE_SIZE];
     struct timespec now = {0};
     va_list arguments;
-    size_t length = 0;
-    bool enabled = false;
-    bool queued = false;
     lock_leaf(&log_lock);
-    enabled = logger.enabled;
+    bool enabled = logger.enabled;
     unlock(&log_lock);
     if (!enabled) {
         return;
     }
+
     (void)clock_gettime(CLOCK_REALTIME, &now);
-    length =
+    size_t length =
         (size_t)snprintf(line, sizeof(line), "Manhole[%ld:%lld.%04ld]: ", (long)getpid(),
                          (long long)now.tv_sec, now.tv_nsec / 100000);
     va_start(arguments, format);
@@ -100,9 +101,10 @@ log_line(const char *format, ...)
     length = strlen(line);
     line[length++] = '\n';
     line[length] = '\0';
+
     lock_leaf(&log_lock);
-    enabled = logger.enabled;
-    queued = logger.object != NULL;
+    enabled = logger.enabled; /* it may have been switched off meanwhile */
+    bool queued = logger.object != NULL;
     if (enabled && queued) {
         queue_log_line(line, length);
     }
@@ -183,14 +185,13 @@ deliver_log(void)
 ATTACHED static const char *
 describe_exception(PyObject *exception /* or NULL */, char *text, size_t size)
 {
-    PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception); /* owned */
+    OWNED PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception);
     const char *utf8 = repr == NULL ? NULL : PyUnicode_AsUTF8(repr);
     if (utf8 == NULL) {
         PyErr_Clear();
         utf8 = "an exception that has no repr()";
     }
     (void)snprintf(text, size, "%s", utf8);
-    Py_XDECREF(repr);
     return text;
 }
 
@@ -217,13 +218,12 @@ has_no_stderr(void)
 ATTACHED static void
 configure_log(const struct destination *destination)
 {
-    PyObject *previous = NULL; /* owned */
-    struct log_entry *entry = NULL;
     int fd = destination == NULL ? -1 : destination->fd;
     fd = fd == STDERR_FILENO && has_no_stderr() ? -1 : fd;
+
     lock_leaf(&log_lock);
-    previous = logger.object;
-    entry = logger.first;
+    PyObject *previous = logger.object;     /* owned */
+    struct log_entry *entry = logger.first; /* owned, and so are those behind it */
     logger.enabled = destination != NULL;
     logger.object = destination == NULL ? NULL : Py_XNewRef(destination->object);
     keep_fd(&logger.fd, fd);
@@ -231,6 +231,7 @@ configure_log(const struct destination *destination)
     logger.last = NULL;
     logger.length = 0;
     unlock(&log_lock);
+
     while (entry != NULL) {
         struct log_entry *next = entry->next;
         free(entry);
@@ -252,9 +253,8 @@ forget_log_lines(void)
 static bool
 is_log_waiting(void)
 {
-    bool waiting = false;
     lock_leaf(&log_lock);
-    waiting = logger.first != NULL;
+    bool waiting = logger.first != NULL;
     unlock(&log_lock);
     return waiting;
 }

@@ -1,13 +1,20 @@
 /* Parts: what of manhole.c is written in Python, compiled at its first use.
  * Runs on:  any thread, ATTACHED.
  * Touches:  nothing but what a part itself says.
- * What wraps functions of the application is best made of what Python wraps functions with: a
- * function that functools.wraps() has dressed is one to inspect, pickle, weakref and every
- * framework. A part is a module that stands in no sys.modules: an interpreter has it once, import
- * of manhole compiles none. Threads may run it at the same time, without a GIL as well, so a part
- * keeps to what is one step there: a read or write of an attribute, a method of a set, dict or list
- * in C. Locks it has none: whoever holds one could be gone with a fork, or be interrupted by a
- * signal handler that wants it.
+ *
+ * Why Python. What wraps functions of the application is best made of what Python wraps functions
+ * with: a function that functools.wraps() has dressed is one to inspect, pickle, weakref and every
+ * framework.
+ *
+ * How it works. A part is a module that stands in no sys.modules: an interpreter has it once, in
+ * module_state.parts, and import of manhole compiles none. Beside what its own row names it finds
+ * two functions of C in its namespace: standard(), which is import_standard(), and counter().
+ *
+ * Threads may run it at the same time, without a GIL as well, so a part keeps to what is one step
+ * there: a read or write of an attribute, a method of a set, dict or list in C. Locks it has none:
+ * whoever holds one could be gone with a fork, or be interrupted by a signal handler that wants it.
+ *
+ * To add one: its text and a static const struct part in the room that calls it.
  */
 #ifndef MANHOLE_BASE_PARTS_C
 #define MANHOLE_BASE_PARTS_C
@@ -31,19 +38,13 @@ ATTACHED static int
 run_part(PyObject *module, const struct part *part)
 {
     PyObject *names = PyModule_GetDict(module); /* borrowed */
-    PyObject *code = NULL;                      /* owned */
-    PyObject *result = NULL;                    /* owned */
     if (PyModule_AddFunctions(module, part_functions) < 0 ||
         (part->functions != NULL && PyModule_AddFunctions(module, part->functions) < 0) ||
         PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0) {
         return -1;
     }
-    code = Py_CompileString(part->program, "<manhole>", Py_file_input);
-    if (code != NULL) {
-        result = PyEval_EvalCode(code, names, names);
-    }
-    Py_XDECREF(code);
-    Py_XDECREF(result);
+    OWNED PyObject *code = Py_CompileString(part->program, "<manhole>", Py_file_input);
+    OWNED PyObject *result = code == NULL ? NULL : PyEval_EvalCode(code, names, names);
     return result == NULL ? -1 : 0;
 }
 
@@ -52,23 +53,20 @@ run_part(PyObject *module, const struct part *part)
 ATTACHED static PyObject *
 load_part(PyObject *parts /* dict */, const struct part *part)
 {
-    PyObject *name = PyUnicode_FromString(part->name); /* owned */
-    PyObject *loaded = NULL;                           /* borrowed: parts keeps it */
-    PyObject *module = NULL;                           /* owned */
+    OWNED PyObject *name = PyUnicode_FromString(part->name);
     if (name == NULL) {
         return NULL;
     }
-    loaded = PyDict_GetItemWithError(parts, name);
-    if (loaded == NULL && PyErr_Occurred() == NULL) {
-        module = PyModule_New("manhole");
-        if (module != NULL && run_part(module, part) == 0) {
-            loaded = PyDict_SetDefault(parts, name, module);
-        }
+    PyObject *loaded =
+        PyDict_GetItemWithError(parts, name); /* borrowed: parts keeps it */
+    if (loaded != NULL || PyErr_Occurred() != NULL) {
+        return Py_XNewRef(loaded);
     }
-    Py_XINCREF(loaded);
-    Py_XDECREF(module);
-    Py_DECREF(name);
-    return loaded;
+    OWNED PyObject *module = PyModule_New("manhole");
+    if (module == NULL || run_part(module, part) < 0) {
+        return NULL;
+    }
+    return Py_XNewRef(PyDict_SetDefault(parts, name, module));
 }
 
 /* Returns a new reference to what a part defines by a name, or NULL with an exception. */
@@ -76,13 +74,8 @@ ATTACHED static PyObject *
 get_from_part(PyObject *manhole_py, const struct part *part, const char *name)
 {
     struct module_state *state = PyModule_GetState(manhole_py);
-    PyObject *module = load_part(state->parts, part); /* owned */
-    PyObject *found = NULL;                           /* new, handed to the caller */
-    if (module != NULL) {
-        found = PyObject_GetAttrString(module, name);
-        Py_DECREF(module);
-    }
-    return found;
+    OWNED PyObject *module = load_part(state->parts, part);
+    return module == NULL ? NULL : PyObject_GetAttrString(module, name);
 }
 
 /* Calls a function of a part. Returns a new reference, or NULL with an exception. */
@@ -91,13 +84,9 @@ call_part(PyObject *manhole_py, const struct part *part, const char *function,
           PyObject *first /* borrowed, or NULL: no argument */,
           PyObject *second /* the same */)
 {
-    PyObject *callable = get_from_part(manhole_py, part, function); /* owned */
-    PyObject *result = NULL; /* new, handed to the caller */
-    if (callable != NULL) {
-        result = PyObject_CallFunctionObjArgs(callable, first, second, NULL);
-        Py_DECREF(callable);
-    }
-    return result;
+    OWNED PyObject *callable = get_from_part(manhole_py, part, function);
+    return callable == NULL ? NULL
+                            : PyObject_CallFunctionObjArgs(callable, first, second, NULL);
 }
 
 /* For parts: import_standard(), for what the application may have a module of the same name as. */
@@ -136,21 +125,17 @@ ATTACHED static PyObject *
 part_counter(PyObject *self, PyObject *unused)
 {
     _Atomic uint64_t *total = PyMem_Calloc(1, sizeof(*total)); /* owned */
-    PyObject *capsule = NULL;                                  /* owned */
-    PyObject *counter = NULL; /* new, handed to the caller */
     (void)self;
     (void)unused;
     if (total == NULL) {
         return PyErr_NoMemory();
     }
-    capsule = PyCapsule_New(total, NULL, free_total);
+    OWNED PyObject *capsule = PyCapsule_New(total, NULL, free_total);
     if (capsule == NULL) {
         PyMem_Free(total);
         return NULL;
     }
-    counter = PyCFunction_New(&count_method, capsule);
-    Py_DECREF(capsule);
-    return counter;
+    return PyCFunction_New(&count_method, capsule);
 }
 
 static PyMethodDef part_functions[] = {

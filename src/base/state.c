@@ -21,14 +21,14 @@ union address {
 };
 
 /* Where to listen. */
-struct place {
+struct endpoint {
     char *path; /* owned, malloc'd, may have %(pid)s; NULL: /tmp/manhole-%(pid)s */
     union address address; /* of the family AF_INET or AF_INET6 when it is no path */
 };
 
-struct places {
+struct endpoints {
     size_t count;
-    struct place rows[MAX_PLACES];
+    struct endpoint rows[MAX_ENDPOINTS];
 };
 
 /* Where log lines go. */
@@ -67,7 +67,7 @@ struct options {
     int thread;
     sigset_t sigmask;
     char *socket_path; /* owned, malloc'd; NULL: /tmp/manhole-%(pid)s, but for listen */
-    struct places listen;
+    struct endpoints listen;
     double reinstall_delay; /* seconds */
     double start_timeout;   /* seconds */
     double oneshot_timeout; /* seconds */
@@ -229,11 +229,11 @@ struct session {
     int helpers; /* reporters, interrupters and guards that still use the slot */
 };
 
-/* Wishes to the listener, bits of manhole.wishes. Each is followed by wake_listener(). */
-enum {
-    WISH_OPEN = 1,  /* the activating signal came */
-    WISH_CLOSE = 2, /* close the socket, remove its path */
-    WISH_STOP = 4,  /* end the thread */
+/* What the listener can be told, bits of manhole.orders: see tell_listener(). */
+enum listener_order {
+    ORDER_OPEN = 1,  /* the activating signal came */
+    ORDER_CLOSE = 2, /* close the socket, remove its path */
+    ORDER_STOP = 4,  /* end the thread */
 };
 
 /* An attribute of sys that we have set, and what was there before. */
@@ -290,7 +290,7 @@ static struct manhole {
     _Atomic int64_t
         wakes_at_ms; /* monotonic: then it looks at all sessions again; -1: who knows */
     struct kept_fd news_bell; /* rings when a session ends, or the listener has started */
-    _Atomic unsigned wishes;
+    _Atomic unsigned orders;
     _Atomic pid_t activated_child; /* has got activate_on before its fork hook ran */
     _Atomic bool started;          /* has bound, failed to, or sleeps until activated */
     int bind_delay_ms;             /* for the listener of a forked child */
@@ -312,7 +312,7 @@ static struct manhole {
     _Atomic int viewers;        /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */
     int consoles;
-    int programs;        /* sessions with an argv of their own */
+    int programs; /* sessions with an argv of their own */
     struct borrowed_attribute borrowed[11];
 } manhole = {
     .sessions = session_table,
@@ -350,20 +350,20 @@ static struct {
 /* The session that the calling thread serves, NULL in all threads of the application. */
 static _Thread_local struct session *current_session;
 
-/* What the module owns in one interpreter. */
+/* What the module owns in one interpreter. First the references: see module_traverse(). */
 struct module_state {
     PyObject *manhole_type;
     PyObject *stream_type;
     PyObject *manhole_object; /* what install() returns */
-    bool has_fork_hook;
-    bool has_multiprocessing_hook;
-    PyObject *streams;      /* list of the last streams made, see get_stream() */
-    PyObject *library;      /* dict, see import_standard() */
-    PyObject *parts;        /* dict of name: module, see struct part */
+    PyObject *streams;        /* list of the last streams made, see get_stream() */
+    PyObject *library;        /* dict, see import_standard() */
+    PyObject *parts;          /* dict of name: module, see struct part */
     PyObject *already_installed;
     PyObject *not_installed;
     PyObject *configuration_conflict;
     PyObject *suspicious_client;
+    bool has_fork_hook; /* the first that is none */
+    bool has_multiprocessing_hook;
 };
 
 static struct PyModuleDef manhole_module;

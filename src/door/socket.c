@@ -1,7 +1,21 @@
-/* Socket: where the door is, and who may come through it.
- * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout, except the two
- *           functions of the module that look at a socket object.
+/* Socket: where we listen, and who may come in.
+ * Runs on:  the listener thread; the main thread for oneshot. DETACHED throughout.
  * Touches:  the doors, the death signals. Never struct session, never sys.
+ *
+ * A door is a socket that we listen on: of the options (socket_path, listen), in the first
+ * MAX_OWN_DOORS slots, or given to us by the application (src/server/backdoor.c). The options' are
+ * opened by whoever serves their clients: the listener, or handle_oneshot().
+ *
+ * A path is made so that nobody else ever gets in by it. The socket has its mode, 0600, before bind()
+ * gives it a name. What lies there already is removed only if it is a socket, ours, and nobody
+ * answers on it. When we have bound, device and inode are kept: what is removed at the end is what
+ * we have made, and a path that is lost, to a cleaner of /tmp say, is noticed and made again.
+ *
+ * A path must not outlive its process either. atexit() and Python's exit remove it, and so does a
+ * handler of those signals whose default action would end the process: only while there is a path,
+ * and only where the application has no handler of its own.
+ *
+ * Who may come in: the process's effective user, and root, as the kernel says.
  */
 #ifndef MANHOLE_DOOR_SOCKET_C
 #define MANHOLE_DOOR_SOCKET_C
@@ -106,9 +120,9 @@ expand_path(const char *template, char *path, size_t size)
 }
 
 static bool
-is_tcp(const struct place *place)
+is_tcp(const struct endpoint *endpoint)
 {
-    return place->address.any.sa_family != AF_UNSPEC;
+    return endpoint->address.any.sa_family != AF_UNSPEC;
 }
 
 /* The path is the process's own: a child may have one too. */
@@ -118,48 +132,48 @@ is_path_per_process(const char *template)
     return template == NULL || strstr(template, "%(pid)s") != NULL;
 }
 
-/* A forked child can try to open this place, too. */
+/* A forked child can try to open this endpoint, too. */
 static bool
-may_child_have(const struct place *place)
+may_child_have(const struct endpoint *endpoint)
 {
-    return is_tcp(place) || is_path_per_process(place->path);
+    return is_tcp(endpoint) || is_path_per_process(endpoint->path);
 }
 
-/* The n-th place of the options: first socket_path, whose default listen replaces. What it owns
+/* The n-th endpoint of the options: first socket_path, whose default listen replaces. What it owns
  * stays the options'. Returns false when there is none. */
 static bool
-get_place(const struct options *options, size_t n, struct place *place)
+get_endpoint(const struct options *options, size_t n, struct endpoint *endpoint)
 {
     const size_t first = options->socket_path != NULL || options->listen.count == 0;
     if (n < first) {
-        *place = (struct place){.path = options->socket_path};
+        *endpoint = (struct endpoint){.path = options->socket_path};
         return true;
     }
     if (n - first < options->listen.count) {
-        *place = options->listen.rows[n - first];
+        *endpoint = options->listen.rows[n - first];
         return true;
     }
     return false;
 }
 
 static bool
-has_place_for_child(const struct options *options)
+has_endpoint_for_child(const struct options *options)
 {
-    struct place place;
+    struct endpoint endpoint;
     bool has = false;
-    for (size_t i = 0; !has && get_place(options, i, &place); i++) {
-        has = may_child_have(&place);
+    for (size_t i = 0; !has && get_endpoint(options, i, &endpoint); i++) {
+        has = may_child_have(&endpoint);
     }
     return has;
 }
 
 static void
-free_places(struct places *places)
+free_endpoints(struct endpoints *endpoints)
 {
-    for (size_t i = 0; i < places->count; i++) {
-        free(places->rows[i].path);
+    for (size_t i = 0; i < endpoints->count; i++) {
+        free(endpoints->rows[i].path);
     }
-    places->count = 0;
+    endpoints->count = 0;
 }
 
 /* Who is on the other side of a connected Unix socket. Returns 0, or -1 with errno and a uid of
@@ -210,20 +224,15 @@ DETACHED static bool
 is_answered(const struct sockaddr_un *address)
 {
     struct peer peer = {0};
-    bool answered = false;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    OWNED_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return true; /* cannot tell: leave it alone */
     }
-    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0) {
-        answered = read_peer(fd, &peer) < 0 ||
-                   (peer.pid != getpid() && !(kill(peer.pid, 0) < 0 && errno == ESRCH));
+    if (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0) {
+        return errno != ECONNREFUSED;
     }
-    else {
-        answered = errno != ECONNREFUSED;
-    }
-    (void)close(fd);
-    return answered;
+    return read_peer(fd, &peer) < 0 ||
+           (peer.pid != getpid() && !(kill(peer.pid, 0) < 0 && errno == ESRCH));
 }
 
 /* Removes a dead socket of ours. Returns NULL when the path is free now, else why it is
@@ -261,20 +270,16 @@ bind_path(struct door *door, int fd, const struct sockaddr_un *address)
     sigset_t before;
     struct stat there = {0};
     bool made = false;
-    int result = -1;
-    int error = 0;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
     atomic_store(&door->binding, true);
+
     errno = ECANCELED;
     if (!atomic_load(&manhole.leaving)) {
-        result = bind(fd, (const struct sockaddr *)address, sizeof(*address));
+        made = bind(fd, (const struct sockaddr *)address, sizeof(*address)) == 0;
     }
-    made = result == 0;
-    if (made) {
-        result = lstat(door->name, &there);
-    }
-    error = errno;
+    int result = made ? lstat(door->name, &there) : -1;
+    int error = errno;
     if (result == 0) {
         door->device = there.st_dev;
         door->inode = there.st_ino;
@@ -283,6 +288,7 @@ bind_path(struct door *door, int fd, const struct sockaddr_un *address)
     else if (made) {
         (void)unlink(door->name); /* nobody would know later that it is ours */
     }
+
     atomic_store(&door->binding, false);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = error;
@@ -433,24 +439,20 @@ has_given_door(void)
 
 /* Returns whether the door is open now; if not, after a log line that says why. */
 DETACHED static bool
-open_door(struct door *door, const struct place *place)
+open_door(struct door *door, const struct endpoint *endpoint)
 {
-    bool tcp = is_tcp(place);
-    const char *why = NULL;
-    int fd = socket(tcp ? place->address.any.sa_family : AF_UNIX,
-                    SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
-                    0); /* owned, handed to door->listen_fd */
-    why = tcp ? open_port(door, fd, &place->address) : open_path(door, fd, place->path);
+    bool tcp = is_tcp(endpoint);
+    OWNED_FD int fd = socket(tcp ? endpoint->address.any.sa_family : AF_UNIX,
+                             SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    const char *why = tcp ? open_port(door, fd, &endpoint->address)
+                          : open_path(door, fd, endpoint->path);
     if (why == NULL && listen(fd, MAX_SESSIONS) < 0) {
         why = error_text(errno);
     }
     if (why == NULL) {
-        keep_fd(&door->listen_fd, fd);
+        keep_fd(&door->listen_fd, steal_fd(&fd));
         log_line("Manhole %s: %s", tcp ? "TCP address" : "UDS path", door->name);
         return true;
-    }
-    if (fd >= 0) {
-        (void)close(fd);
     }
     remove_path(door);
     log_line("Cannot listen at %s: %s", door->name, why);
@@ -460,7 +462,7 @@ open_door(struct door *door, const struct place *place)
 /* Opens a door, if it is not open, or again where its path or descriptor was lost. Returns whether
  * it has. */
 DETACHED static bool
-see_to_door(struct door *door, const struct place *place)
+see_to_door(struct door *door, const struct endpoint *endpoint)
 {
     if (is_door_open(door)) {
         if (!is_path_lost(door) && !is_lost(&door->listen_fd)) {
@@ -468,20 +470,20 @@ see_to_door(struct door *door, const struct place *place)
         }
         close_door(door);
     }
-    if (manhole.is_child && !may_child_have(place)) {
+    if (manhole.is_child && !may_child_have(endpoint)) {
         return false;
     }
-    return open_door(door, place);
+    return open_door(door, endpoint);
 }
 
 /* Opens those doors of the options that are not open. Returns how many that were. */
 DETACHED static int
 open_doors(void)
 {
-    struct place place;
+    struct endpoint endpoint;
     int opened = 0;
-    for (size_t i = 0; get_place(&manhole.options, i, &place); i++) {
-        opened += see_to_door(&manhole.doors[i], &place);
+    for (size_t i = 0; get_endpoint(&manhole.options, i, &endpoint); i++) {
+        opened += see_to_door(&manhole.doors[i], &endpoint);
     }
     if (!is_open()) {
         unwatch_death_signals();

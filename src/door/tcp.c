@@ -7,6 +7,11 @@
  * user of a socket is only told as long as somebody has it open: one that was closed has no inode
  * and, as it seems, root's uid; and once the connection is over its addresses may be another's. So
  * a socket without an inode is nobody's, and the connection must live after we have asked.
+ *
+ * Where a process may have no netlink socket (RestrictAddressFamilies= of a systemd unit, gVisor)
+ * the same is read from /proc/net/tcp: the list of all connections, so no longer than it may take.
+ * That the kernel has no diagnostics of TCP cannot be told from that there is no such socket, ENOENT
+ * either way: then nobody comes in by TCP.
  */
 #ifndef MANHOLE_DOOR_TCP_C
 #define MANHOLE_DOOR_TCP_C
@@ -156,20 +161,18 @@ ask_diagnostics(const struct ends *ends, struct far_socket *found)
                         .idiag_cookie = {INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE}}},
     };
     union diagnosis answer = {.header = {.nlmsg_len = 0}};
-    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG); /* owned */
-    ssize_t got = -1;
-    int error = 0;
+    OWNED_FD int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
     copy_host(request.body.id.idiag_src, &ends->far);
     copy_host(request.body.id.idiag_dst, &ends->own);
-    if (fd >= 0 && send(fd, &request, sizeof(request), MSG_DONTWAIT) >= 0) {
-        got = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT);
+    if (fd < 0 || send(fd, &request, sizeof(request), MSG_DONTWAIT) < 0) {
+        return -1;
     }
-    error = got < 0 ? errno : read_diagnosis(&answer, (size_t)got, ends, found);
-    if (fd >= 0) {
-        (void)close(fd);
+    ssize_t got = recv(fd, &answer, sizeof(answer), MSG_DONTWAIT);
+    if (got < 0) {
+        return -1;
     }
-    errno = error;
-    return error == 0 ? 0 : -1;
+    errno = read_diagnosis(&answer, (size_t)got, ends, found);
+    return errno == 0 ? 0 : -1;
 }
 
 /* The address as /proc/net/tcp has it: words as they are in memory. text: ADDRESS_SIZE bytes. */

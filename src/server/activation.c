@@ -1,6 +1,22 @@
 /* Activation: signals in, waiting for threads, and the oneshot session.
  * Runs on:  the threads that call install(), release() and handle_oneshot(), ATTACHED.
  * Touches:  the dispositions of activate_on and oneshot_on, the listener's thread.
+ *
+ * activate_on has a handler in C, on_activate(), which wakes the listener. So it works while the
+ * main thread is stuck in C, and with SA_RESTART it cuts no system call of the application short.
+ * oneshot_on is to run Python in the main thread, so its handler is Python's own, by
+ * signal.signal(); it comes as soon as that thread is back in the interpreter. Both are put back at
+ * release(), unless the application has set a handler of its own since: ours is compared first.
+ * faulthandler's signal, for frozen copies, is settled here too, for the same dispositions.
+ *
+ * A oneshot serves one client in the thread that calls handle_oneshot(). It opens the options' doors
+ * itself, and while it does they are not the listener's (manhole.oneshot). It waits in poll() for
+ * SIGNAL_CHECK_MS at a time, so that other signals of the application are handled meanwhile, and at
+ * most for oneshot_timeout. The session itself is the same as in a thread of its own; a guard
+ * (src/session/interrupt.c) stands in for the listener, which does not know it.
+ *
+ * Whoever waits for the listener or for sessions waits for the news bell (wait_for_news()): detached,
+ * with the application's signals handled.
  */
 #ifndef MANHOLE_SERVER_ACTIVATION_C
 #define MANHOLE_SERVER_ACTIVATION_C
@@ -16,6 +32,11 @@
 #include "../session/console.c"
 #include "../session/session.c"
 #include "listener.c"
+
+/* A page that nobody uses, or NULL. Its name in /proc/self/maps tells manhole-cli which signal
+ * oneshot_on is, as the listener's name does of activate_on: here there is no thread to bear it,
+ * and an application that closes all descriptors leaves it alone. */
+static void *oneshot_notice;
 
 /* Waits, detached, until is_done() or the monotonic deadline (-1: none). Signals of the
  * application are handled meanwhile. Returns 0 when done, 1 when late, -1 with an
@@ -79,13 +100,6 @@ has_closed_door(void)
     return !is_open() || is_listener_deaf();
 }
 
-static void
-wish(unsigned wishes)
-{
-    atomic_fetch_or(&manhole.wishes, wishes);
-    wake_listener();
-}
-
 /* Returns 0, or an errno value: no thread is to be had, or no descriptor to wake it by. */
 static int
 start_listener(void)
@@ -95,7 +109,7 @@ start_listener(void)
     atomic_store(&manhole.polling, false);
     atomic_store(&manhole.wakes_at_ms, -1);
     /* One to open may have come in a child's first instant; one to stop was another listener's. */
-    (void)atomic_fetch_and(&manhole.wishes, (unsigned)WISH_OPEN);
+    (void)atomic_fetch_and(&manhole.orders, (unsigned)ORDER_OPEN);
     (void)sem_init(&manhole.wake, 0, 0);
     if (error == 0) {
         error = start_thread(&manhole.listener, listener_main, NULL, SMALL_STACK_SIZE);
@@ -104,31 +118,41 @@ start_listener(void)
     return error;
 }
 
+/* In a child: the parent's has not come along, nor has what it was told. */
+static void
+forget_listener(void)
+{
+    manhole.has_listener = false;
+    atomic_store(&manhole.orders, 0);
+    atomic_store(&manhole.courier_is_out, false);
+    atomic_store(&manhole.oneshot, false);
+    oneshot_notice = NULL; /* MADV_DONTFORK */
+    close_kept(&manhole.wake_bell);
+    close_kept(&manhole.news_bell);
+}
+
+/* Sessions that the listener has watched get guards instead. */
 ATTACHED static void
 stop_listener(void)
 {
-    if (manhole.has_listener) {
-        PyThreadState *tstate = NULL;
-        wish(WISH_STOP);
-        if (is_listener_deaf()) {
-            (void)pthread_detach(manhole.listener);
-            close_doors();
-        }
-        else {
-            tstate = detach();
-            (void)pthread_join(manhole.listener, NULL);
-            reattach(tstate);
-        }
-        if (!manhole.closing) {
-            tstate = detach();
-            send_guards();
-            reattach(tstate);
-        }
-        manhole.has_listener = false;
+    if (!manhole.has_listener) {
+        close_doors(); /* a oneshot's, which may wait at them in another thread */
+        return;
+    }
+    tell_listener(ORDER_STOP);
+    PyThreadState *tstate = detach();
+    if (is_listener_deaf()) {
+        (void)pthread_detach(manhole.listener);
+        close_doors();
     }
     else {
-        close_doors(); /* a oneshot's, which may wait at them in another thread */
+        (void)pthread_join(manhole.listener, NULL);
     }
+    if (!manhole.closing) {
+        send_guards();
+    }
+    reattach(tstate);
+    manhole.has_listener = false;
 }
 
 /* A real-time signal that nobody uses, from the top; 0: there is none. */
@@ -146,24 +170,12 @@ find_free_signal(void)
     return 0;
 }
 
-/* faulthandler.METHOD(signum, **keywords), keywords new, or NULL, also with an exception.
- * Returns 0, or -1 with an exception. */
+/* faulthandler.METHOD(signum, **keywords). Returns 0, or -1 with an exception. */
 ATTACHED static int
-call_faulthandler(const char *method, PyObject *keywords /* new: taken over */)
+call_faulthandler(const char *method, PyObject *keywords /* new, or NULL: taken over */)
 {
-    PyObject *module =
-        PyErr_Occurred() ? NULL : PyImport_ImportModule("faulthandler"); /* owned */
-    PyObject *function = module == NULL ? NULL : PyObject_GetAttrString(module, method);
-    PyObject *arguments = Py_BuildValue("(i)", snapshot.signum); /* owned */
-    PyObject *result = NULL;                                     /* owned */
-    if (function != NULL && arguments != NULL) {
-        result = PyObject_Call(function, arguments, keywords);
-    }
-    Py_XDECREF(module);
-    Py_XDECREF(function);
-    Py_XDECREF(arguments);
-    Py_XDECREF(keywords);
-    Py_XDECREF(result);
+    OWNED PyObject *result = call_imported(
+        "faulthandler", method, Py_BuildValue("(i)", snapshot.signum), keywords);
     return result == NULL ? -1 : 0;
 }
 
@@ -244,19 +256,9 @@ unwatch_activate_on(int signum)
 ATTACHED static PyObject *
 set_python_handler(int signum, PyObject *handler)
 {
-    PyObject *module = PyImport_ImportModule("_signal"); /* owned */
-    PyObject *previous = NULL;                           /* new, handed to the caller */
-    if (module != NULL) {
-        previous = PyObject_CallMethod(module, "signal", "iO", signum, handler);
-    }
-    Py_XDECREF(module);
-    return previous;
+    return call_imported("_signal", "signal", Py_BuildValue("(iO)", signum, handler),
+                         NULL);
 }
-
-/* A page that nobody uses, or NULL. Its name in /proc/self/maps tells manhole-cli which signal
- * oneshot_on is, as the listener's name does of activate_on: here there is no thread to bear it,
- * and an application that closes all descriptors leaves it alone. */
-static void *oneshot_notice;
 
 static void
 remove_oneshot_notice(void)
@@ -272,14 +274,9 @@ static void
 put_up_oneshot_notice(int signum)
 {
     char name[32];
-    void *page = MAP_FAILED;
-    int fd = -1; /* owned */
     (void)snprintf(name, sizeof(name), "manhole oneshot_on=%d", signum);
-    fd = memfd_create(name, MFD_CLOEXEC);
-    if (fd >= 0) {
-        page = mmap(NULL, 1, PROT_NONE, MAP_SHARED, fd, 0);
-        (void)close(fd);
-    }
+    OWNED_FD int fd = memfd_create(name, MFD_CLOEXEC);
+    void *page = fd < 0 ? MAP_FAILED : mmap(NULL, 1, PROT_NONE, MAP_SHARED, fd, 0);
     if (page != MAP_FAILED) {
         (void)madvise(page, 1, MADV_DONTFORK);
         oneshot_notice = page;
@@ -290,38 +287,37 @@ ATTACHED static int
 watch_oneshot_on(int signum)
 {
     struct sigaction action = {.sa_handler = SIG_DFL};
-    PyObject *handler = PyObject_GetAttrString(installed_state()->manhole_object,
-                                               "handle_oneshot"); /* owned */
+    OWNED PyObject *handler =
+        PyObject_GetAttrString(installed_state()->manhole_object, "handle_oneshot");
     (void)sigaction(signum, NULL, &manhole.previous_oneshot_action);
     if (handler != NULL) {
         Py_XSETREF(manhole.previous_oneshot, set_python_handler(signum, handler));
-        Py_DECREF(handler);
+    }
+    if (manhole.previous_oneshot == NULL) {
+        return -1;
     }
     (void)sigaction(signum, NULL, &action);
     manhole.oneshot_handler = action.sa_handler;
     put_up_oneshot_notice(signum);
-    return handler == NULL || manhole.previous_oneshot == NULL ? -1 : 0;
+    return 0;
 }
 
 /* Whether the handler is still ours, not one that the application has set since. Never raises. */
 ATTACHED static bool
 is_oneshot_ours(int signum)
 {
-    PyObject *object = installed_state()->manhole_object;              /* borrowed */
-    PyObject *ours = PyObject_GetAttrString(object, "handle_oneshot"); /* owned */
-    PyObject *module = PyImport_ImportModule("_signal");               /* owned */
-    PyObject *current = NULL;                                          /* owned */
-    bool same = false;
     struct sigaction action = {.sa_handler = SIG_DFL};
     (void)sigaction(signum, NULL, &action);
-    if (module != NULL && ours != NULL && action.sa_handler == manhole.oneshot_handler) {
-        current = PyObject_CallMethod(module, "getsignal", "i", signum);
-        same = current != NULL && PyObject_RichCompareBool(current, ours, Py_EQ) == 1;
+    if (action.sa_handler != manhole.oneshot_handler) {
+        return false;
     }
+    OWNED PyObject *ours =
+        PyObject_GetAttrString(installed_state()->manhole_object, "handle_oneshot");
+    OWNED PyObject *current =
+        call_imported("_signal", "getsignal", Py_BuildValue("(i)", signum), NULL);
+    bool same = ours != NULL && current != NULL &&
+                PyObject_RichCompareBool(current, ours, Py_EQ) == 1;
     PyErr_Clear();
-    Py_XDECREF(ours);
-    Py_XDECREF(module);
-    Py_XDECREF(current);
     return same;
 }
 
@@ -332,13 +328,13 @@ unwatch_oneshot_on(int signum)
 {
     remove_oneshot_notice();
     if (manhole.previous_oneshot != NULL && is_oneshot_ours(signum)) {
-        PyObject *ours = NULL; /* owned */
-        if (manhole.previous_oneshot != Py_None) {
-            ours = set_python_handler(signum, manhole.previous_oneshot);
+        OWNED PyObject *ours = manhole.previous_oneshot == Py_None
+                                   ? NULL
+                                   : set_python_handler(signum, manhole.previous_oneshot);
+        if (ours == NULL) {
             PyErr_Clear(); /* not the main thread: Python's record stays, the handler goes */
         }
         (void)sigaction(signum, &manhole.previous_oneshot_action, NULL);
-        Py_XDECREF(ours);
     }
     Py_CLEAR(manhole.previous_oneshot);
 }
@@ -357,18 +353,16 @@ accept_guest(int listen_fd)
     union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
     int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);
-    if (fd >= 0) {
-        struct card card = read_card(&address.un, size);
-        struct peer peer = {0};
-        if (strcmp(card.channel, "interrupt") == 0) {
-            if (admit_client(fd, &peer, find_channel(card.channel))) {
-                answer_interrupt(fd, &card);
-            }
-            fd = -1;
-            errno = EAGAIN;
-        }
+    struct card card = fd < 0 ? (struct card){"", ""} : read_card(&address.un, size);
+    struct peer peer = {0};
+    if (strcmp(card.channel, "interrupt") != 0) {
+        return fd;
     }
-    return fd;
+    if (admit_client(fd, &peer, find_channel(card.channel))) {
+        answer_interrupt(fd, &card);
+    }
+    errno = EAGAIN;
+    return -1;
 }
 
 /* Waits for a client at the open doors, or as long as may be before signals are looked at. Returns
@@ -401,9 +395,6 @@ wait_for_client(void)
     int64_t deadline_ms = monotonic_ms() + seconds_to_ms(manhole.options.oneshot_timeout);
     for (;;) {
         int timeout = ms_until(deadline_ms);
-        int fd = -1;
-        int error = 0;
-        PyThreadState *tstate = NULL;
         if (!is_open()) {
             PyErr_SetString(PyExc_RuntimeError, "the manhole was released meanwhile");
             return ONESHOT_FAILED;
@@ -411,11 +402,11 @@ wait_for_client(void)
         if (timeout == 0) {
             PyErr_Format(PyExc_TimeoutError, "no client came to %s in time",
                          manhole.doors[0].name);
-            return -1;
+            return ONESHOT_FAILED;
         }
-        tstate = detach();
-        fd = accept_at_doors(timeout);
-        error = errno;
+        PyThreadState *tstate = detach();
+        int fd = accept_at_doors(timeout);
+        int error = errno;
         reattach(tstate);
         if (fd >= 0) {
             return fd;
@@ -423,7 +414,7 @@ wait_for_client(void)
         if (error != EAGAIN && error != ECONNABORTED && error != EINTR) {
             errno = error;
             PyErr_SetFromErrno(PyExc_OSError);
-            return -1;
+            return ONESHOT_FAILED;
         }
         if (PyErr_CheckSignals() < 0) {
             return ONESHOT_INTERRUPTED;
@@ -470,15 +461,15 @@ read_channel(int fd)
 ATTACHED static bool
 receive_here(struct session *session)
 {
-    bool received = true;
-    if (session->channel->receive != NULL) {
-        PyThreadState *tstate = detach();
-        received = session->channel->receive(session);
-        if (!received) {
-            hang_up(session);
-        }
-        reattach(tstate);
+    if (session->channel->receive == NULL) {
+        return true;
     }
+    PyThreadState *tstate = detach();
+    bool received = session->channel->receive(session);
+    if (!received) {
+        hang_up(session);
+    }
+    reattach(tstate);
     return received;
 }
 
@@ -491,7 +482,6 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
     bool hangs_up = serve != serve_session || channel->serve != NULL ||
                     manhole.options.connection_handler.kind != HANDLER_CALLABLE;
     struct session *session = claim_session(fd, peer, channel);
-    PyObject *raised = NULL; /* owned */
     PyThreadState *tstate = NULL;
     if (session == NULL) {
         (void)close(fd);
@@ -508,28 +498,38 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
     if (receive_here(session)) {
         serve(session);
     }
-    raised = session->run.raised;
-    session->run.raised = NULL;
+    OWNED PyObject *raised = steal_reference(&session->run.raised);
     tstate = detach();
     release_session(session);
     reattach(tstate);
     deliver_log();
     if (raised != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
-        Py_DECREF(raised);
         return ONESHOT_INTERRUPTED;
     }
     return 0;
+}
+
+/* Waits for a client at the open doors, and serves it. Returns 0, or how it failed. */
+ATTACHED static int
+serve_next_client(void)
+{
+    struct peer peer = {0};
+    int fd = wait_for_client(); /* owned until serve_here() takes it */
+    if (fd < 0) {
+        return fd;
+    }
+    if (check_peer(installed_state()->suspicious_client, fd, &peer) < 0) {
+        (void)close(fd);
+        return ONESHOT_FAILED;
+    }
+    return serve_here(fd, &peer, serve_session);
 }
 
 /* Opens the socket, takes one client, serves it. Returns 0, or how it failed. */
 ATTACHED static int
 serve_oneshot(void)
 {
-    struct peer peer = {0};
-    PyThreadState *tstate = NULL;
-    int opened = 0;
-    int fd = -1; /* owned until serve_here() takes it */
     int result = ONESHOT_FAILED;
     if (is_open()) {
         PyErr_Format(PyExc_RuntimeError, "already listening at %s",
@@ -537,28 +537,18 @@ serve_oneshot(void)
         return ONESHOT_FAILED;
     }
     atomic_store(&manhole.oneshot, true);
-    tstate = detach();
-    opened = open_doors();
+    PyThreadState *tstate = detach();
+    int opened = open_doors();
     reattach(tstate);
-    if (opened == 0) {
+    if (opened > 0) {
+        log_waiting();
+        deliver_log();
+        result = serve_next_client();
+        close_doors();
+    }
+    else {
         PyErr_Format(PyExc_OSError, "cannot listen at %s", manhole.doors[0].name);
-        goto done;
     }
-    log_waiting();
-    deliver_log();
-    fd = wait_for_client();
-    if (fd >= 0 && check_peer(installed_state()->suspicious_client, fd, &peer) == 0) {
-        result = serve_here(fd, &peer, serve_session);
-        fd = -1;
-    }
-    else if (fd == ONESHOT_INTERRUPTED) {
-        result = ONESHOT_INTERRUPTED;
-    }
-    if (fd >= 0) {
-        (void)close(fd);
-    }
-    close_doors();
-done:
     atomic_store(&manhole.oneshot, false);
     wake_listener(); /* it may have been asked to open one of its own meanwhile */
     return result;

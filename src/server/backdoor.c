@@ -1,8 +1,15 @@
 /* Backdoor: eventlet.backdoor's two functions, for sockets that the application has.
  * Runs on:  any thread or greenlet of the application, ATTACHED; neither waits for a client.
- * Touches:  the doors from MAX_OWN_DOORS on.
- * The listener has a duplicate of a listening socket, so its clients are served though the
- * application's hub, or Python itself, is stuck.
+ * Touches:  the doors from MAX_OWN_DOORS on; O_NONBLOCK of the application's socket.
+ *
+ * The listener gets a duplicate of a listening socket (listen_fd), so its clients are served though
+ * the application's hub, or Python itself, is stuck. The application keeps its own (given_fd), to
+ * close it: the listener looks at that before each turn, and gives up its duplicate (is_done_with()).
+ * Both descriptors are one socket to the kernel, which so must not block while it is ours: another
+ * process that has it too may accept first.
+ *
+ * Who calls these need not have called install(): then one without a door of its own is made, which
+ * any install() later replaces.
  */
 #ifndef MANHOLE_SERVER_BACKDOOR_C
 #define MANHOLE_SERVER_BACKDOOR_C
@@ -76,8 +83,6 @@ ATTACHED static int
 add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
 {
     struct door *door = manhole.doors + MAX_OWN_DOORS;
-    int listen_fd = -1; /* owned, handed to the door */
-    int flags = 0;
     while (door < manhole.doors + MAX_DOORS && is_door_open(door)) {
         door++;
     }
@@ -86,16 +91,13 @@ add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
                      MAX_DOORS - MAX_OWN_DOORS);
         return -1;
     }
-    listen_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    flags = fcntl(fd, F_GETFL);
-    /* Another process may accept first: the listener must not wait then. */
+    OWNED_FD int listen_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    int flags = fcntl(fd, F_GETFL);
     if (listen_fd < 0 || flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
-        if (listen_fd >= 0) {
-            (void)close(listen_fd);
-        }
         return -1;
     }
+
     if (is_inet(fd)) {
         format_address(address, door->name);
     }
@@ -105,7 +107,7 @@ add_door(PyObject *sock, int fd, const union address *address, PyObject *locals)
     fill_door(door, sock, locals);
     door->was_blocking = (flags & O_NONBLOCK) == 0;
     keep_fd(&door->given_fd, fd);
-    keep_fd(&door->listen_fd, listen_fd);
+    keep_fd(&door->listen_fd, steal_fd(&listen_fd));
     log_line("Backdoor server listening on %s", door->name);
     wake_listener();
     return 0;
@@ -179,37 +181,35 @@ ATTACHED static PyObject *
 py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"conn_info", "locals", NULL};
-    struct entrance entrance = {.card = "", .channel = &backdoor_channel};
+    struct client client = {.card = "", .channel = &backdoor_channel};
     PyObject *conn = NULL;    /* borrowed */
     PyObject *address = NULL; /* borrowed */
     PyObject *locals = NULL;  /* borrowed */
-    PyThreadState *tstate = NULL;
     int fd = -1;
-    int result = -1;
-    bool in = false;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "(OO)|O:backdoor", names, &conn,
                                      &address, &locals) ||
         check_locals(&locals, "backdoor") < 0 ||
         (fd = PyObject_AsFileDescriptor(conn)) < 0 || lock_install() < 0) {
         return NULL;
     }
-    result = provide_listener(module);
+    int result = provide_listener(module);
     unlock_install();
     if (result < 0) {
         return NULL;
     }
-    entrance.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    if (entrance.fd < 0) {
+
+    client.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (client.fd < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    entrance.locals = Py_XNewRef(locals);
-    tstate = detach();
-    in = admit_client(entrance.fd, &entrance.peer, entrance.channel) &&
-         start_session(&entrance);
+    client.locals = Py_XNewRef(locals);
+    PyThreadState *tstate = detach();
+    bool in =
+        admit_client(client.fd, &client.peer, client.channel) && start_session(&client);
     wake_listener();
     reattach(tstate);
     if (!in) {
-        Py_XDECREF(entrance.locals);
+        Py_XDECREF(client.locals);
     }
     return Py_NewRef(Py_None);
 }

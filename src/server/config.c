@@ -1,7 +1,11 @@
 /* Configuration file: what the option config names, an INI file as ispyd has it.
  * Runs on:  the thread that calls install(), ATTACHED.
  * Touches:  that file, once; the struct options that it is given.
- * A file that is wrong in any way is refused. Sections that are not in KNOWN are the plugins' own.
+ *
+ * configparser reads it, in a part (src/base/parts.c); what it says is then parsed as install()'s
+ * own options are. What install() is told itself wins over the file. A file that is wrong in any way
+ * is refused, by a ValueError that names it. Sections that are not in KNOWN are the plugins' own:
+ * the parser is kept for them (options.settings).
  * To add a setting: its key in KNOWN, and what it means at the end of read().
  */
 #ifndef MANHOLE_SERVER_CONFIG_C
@@ -55,19 +59,18 @@ static const char config_program[] =
 
 static const struct part config_part = {.name = "config", .program = config_program};
 
-/* Returns 0, or -1 with an exception that names the place. */
+/* Returns 0, or -1 with an exception that names it. */
 ATTACHED static int
 apply_listen(struct options *options, PyObject *section, PyObject *text)
 {
-    PyObject *bare = PyObject_CallMethod(text, "strip", NULL);              /* owned */
-    PyObject *places = bare == NULL ? NULL : PyUnicode_Splitlines(bare, 0); /* owned */
+    OWNED PyObject *bare = PyObject_CallMethod(text, "strip", NULL);
+    OWNED PyObject *lines = bare == NULL ? NULL : PyUnicode_Splitlines(bare, 0);
     enum parsed parsed =
-        places == NULL ? PARSED_FAILED : parse_listen(places, &options->listen);
+        lines == NULL ? PARSED_FAILED : parse_listen(lines, &options->listen);
     if (parsed == PARSED_FAILED && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
-        PyObject *raised = take_exception(); /* owned */
+        OWNED PyObject *raised = take_exception();
         PyErr_Format(PyExc_ValueError, "install() option 'config': %R: [%U] listen: %S",
                      options->config, section, raised);
-        Py_DECREF(raised);
     }
     else if (parsed == PARSED_WRONG_TYPE || parsed == PARSED_WRONG_VALUE) {
         PyErr_Format(PyExc_ValueError,
@@ -75,8 +78,6 @@ apply_listen(struct options *options, PyObject *section, PyObject *text)
                      "path with a '/' in it, or up to 8 of these on a line each, not %R",
                      options->config, section, text);
     }
-    Py_XDECREF(bare);
-    Py_XDECREF(places);
     return parsed == PARSED_OK ? 0 : -1;
 }
 
@@ -84,17 +85,17 @@ apply_listen(struct options *options, PyObject *section, PyObject *text)
 ATTACHED static PyObject *
 list_given(PyObject *keywords /* dict, or NULL */)
 {
-    PyObject *given = PySet_New(NULL); /* owned, handed to the caller */
-    PyObject *name = NULL;             /* borrowed */
-    PyObject *value = NULL;            /* borrowed */
+    OWNED PyObject *given = PySet_New(NULL);
+    PyObject *name = NULL;  /* borrowed */
+    PyObject *value = NULL; /* borrowed */
     Py_ssize_t position = 0;
     while (given != NULL && keywords != NULL &&
            PyDict_Next(keywords, &position, &name, &value)) {
         if (value != Py_None && PySet_Add(given, name) < 0) {
-            Py_CLEAR(given);
+            return NULL;
         }
     }
-    return given;
+    return steal_reference(&given);
 }
 
 /* Fills in what the file says and install() was not told. Returns 0, or -1 with an exception. */
@@ -102,40 +103,34 @@ ATTACHED static int
 apply_config(PyObject *module, struct options *options,
              PyObject *keywords /* dict, or NULL */)
 {
-    PyObject *given = NULL;   /* owned */
-    PyObject *said = NULL;    /* owned */
-    PyObject *section = NULL; /* borrowed from it, and so are all of these */
+    PyObject *settings = NULL; /* borrowed from what the file says, and so are these */
+    PyObject *section = NULL;
     PyObject *listen = NULL;
     PyObject *plugins = NULL;
     int has_console = 0;
     int has_debugger = 0;
     int has_commands = 0;
-    int result = -1;
     if (options->config == NULL) {
         return 0;
     }
-    given = list_given(keywords);
-    said = given == NULL
-               ? NULL
-               : call_part(module, &config_part, "read", options->config, given);
+    OWNED PyObject *given = list_given(keywords);
+    OWNED PyObject *said =
+        given == NULL ? NULL
+                      : call_part(module, &config_part, "read", options->config, given);
     if (said == NULL ||
-        !PyArg_ParseTuple(said, "OOOOppp", &options->settings, &section, &listen,
-                          &plugins, &has_console, &has_debugger, &has_commands)) {
-        options->settings = NULL;
-        goto done;
+        !PyArg_ParseTuple(said, "OOOOppp", &settings, &section, &listen, &plugins,
+                          &has_console, &has_debugger, &has_commands)) {
+        return -1;
     }
-    Py_INCREF(options->settings);
+
+    options->settings = Py_NewRef(settings);
     options->plugins = plugins == Py_None ? NULL : Py_NewRef(plugins);
     options->enable |= has_console ? (unsigned)FEATURE_CONSOLE : 0;
     options->enable |= has_debugger ? (unsigned)FEATURE_DEBUGGER : 0;
     if (has_commands) {
         options->connection_handler.kind = HANDLER_COMMANDS;
     }
-    result = listen == Py_None ? 0 : apply_listen(options, section, listen);
-done:
-    Py_XDECREF(given);
-    Py_XDECREF(said);
-    return result;
+    return listen == Py_None ? 0 : apply_listen(options, section, listen);
 }
 
 #endif /* MANHOLE_SERVER_CONFIG_C */

@@ -69,7 +69,7 @@ drop_options(struct options *options)
     Py_CLEAR(options->plugins);
     free(options->socket_path);
     options->socket_path = NULL;
-    free_places(&options->listen);
+    free_endpoints(&options->listen);
 }
 
 /* Registers the exit callback as the last, which is called first. It stays for the life of the
@@ -78,18 +78,14 @@ ATTACHED static int
 add_exit_callback(void)
 {
     static const char *const methods[] = {"unregister", "register"};
-    PyObject *module = PyImport_ImportModule("atexit"); /* owned */
-    PyObject *result = NULL;                            /* owned */
-    for (size_t i = 0; module != NULL && i < Py_ARRAY_LENGTH(methods); i++) {
-        Py_XSETREF(result,
-                   PyObject_CallMethod(module, methods[i], "O", manhole.exit_callback));
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(methods); i++) {
+        OWNED PyObject *result = call_imported(
+            "atexit", methods[i], Py_BuildValue("(O)", manhole.exit_callback), NULL);
         if (result == NULL) {
-            break;
+            return -1;
         }
     }
-    Py_XDECREF(module);
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
+    return 0;
 }
 
 /* From here on nothing is installed. */
@@ -209,20 +205,14 @@ abandon_sessions(void)
     unlock(&table_lock);
 }
 
-/* atexit: no new client; the connected ones are waited for, or with daemon_connection are
- * let go; then nobody attaches any more. A second Ctrl-C ends the waiting. */
-ATTACHED static PyObject *
-py_at_exit(PyObject *module, PyObject *unused)
+/* No new client from here on. The connected ones are waited for, unless daemon_connection is set. A
+ * second Ctrl-C ends the waiting. */
+ATTACHED static void
+wait_for_sessions(void)
 {
-    struct held held;
     int interrupted = 0;
-    (void)module;
-    (void)unused;
-    if (!is_owner() || manhole.interpreter != PyInterpreterState_Get()) {
-        return Py_NewRef(Py_None);
-    }
     if (manhole.installed && manhole.has_listener) {
-        wish(WISH_CLOSE);
+        tell_listener(ORDER_CLOSE);
         interrupted = wait_for_news(has_closed_door, -1);
     }
     if (interrupted == 0 && !manhole.options.daemon_connection && !is_finalizing()) {
@@ -231,6 +221,12 @@ py_at_exit(PyObject *module, PyObject *unused)
     if (interrupted < 0) {
         PyErr_WriteUnraisable(NULL);
     }
+}
+
+/* Nobody attaches any more, and who is inside has a moment to get out. */
+ATTACHED static void
+let_nobody_in(void)
+{
     lock_leaf(&table_lock);
     manhole.closing = true;
     unlock(&table_lock);
@@ -238,6 +234,7 @@ py_at_exit(PyObject *module, PyObject *unused)
     while (wait_for_news(has_nobody_entering, -1) < 0) {
         PyErr_WriteUnraisable(NULL);
     }
+
     dismiss_sessions();
     /* In a subinterpreter that ends with the main one it is too late for them to get out. */
     if (!is_finalizing() &&
@@ -245,16 +242,31 @@ py_at_exit(PyObject *module, PyObject *unused)
         PyErr_WriteUnraisable(NULL);
     }
     abandon_sessions();
+}
+
+/* What atexit calls. */
+ATTACHED static PyObject *
+py_at_exit(PyObject *module, PyObject *unused)
+{
+    struct held held;
+    (void)module;
+    (void)unused;
+    if (!is_owner() || manhole.interpreter != PyInterpreterState_Get()) {
+        return Py_NewRef(Py_None);
+    }
+    wait_for_sessions();
+    let_nobody_in();
+
     lock_sys(&held);
     give_back_attributes();
     give_back_sys();
     unlock_sys(&held);
+
     if (lock_install() < 0) {
         return NULL;
     }
     if (manhole.installed) {
-        manhole.options.activate_on =
-            0; /* its handler stays: one that comes late must not kill */
+        manhole.options.activate_on = 0; /* its handler stays: a late one must not kill */
         uninstall();
         drop_given_doors();
     }
@@ -272,17 +284,18 @@ tell_multiprocessing(void)
 {
     PyObject *modules = PyImport_GetModuleDict();                           /* borrowed */
     PyObject *util = PyDict_GetItemString(modules, "multiprocessing.util"); /* borrowed */
-    PyObject *hook =
-        PyObject_GetAttrString(manhole.module, "_finalize_with_multiprocessing");
-    PyObject *result = NULL; /* owned */
-    if (util != NULL && hook != NULL && !installed_state()->has_multiprocessing_hook) {
-        result = PyObject_CallMethod(util, "register_after_fork", "OO",
-                                     installed_state()->manhole_type, hook);
-        installed_state()->has_multiprocessing_hook = result != NULL;
+    struct module_state *state = installed_state();
+    if (util == NULL || state->has_multiprocessing_hook) {
+        return;
     }
+    OWNED PyObject *hook =
+        PyObject_GetAttrString(manhole.module, "_finalize_with_multiprocessing");
+    OWNED PyObject *result = hook == NULL
+                                 ? NULL
+                                 : PyObject_CallMethod(util, "register_after_fork", "OO",
+                                                       state->manhole_type, hook);
+    state->has_multiprocessing_hook = result != NULL;
     PyErr_Clear();
-    Py_XDECREF(hook);
-    Py_XDECREF(result);
 }
 
 /* In a child of multiprocessing, called by it, or by install() when that comes later. It would hide
@@ -290,33 +303,17 @@ tell_multiprocessing(void)
 ATTACHED static PyObject *
 py_finalize_with_multiprocessing(PyObject *module, PyObject *unused)
 {
-    PyObject *util = PyImport_ImportModule("multiprocessing.util"); /* owned */
-    PyObject *finalize = NULL;                                      /* owned */
-    PyObject *arguments = NULL;                                     /* owned */
-    PyObject *keywords = NULL;                                      /* owned */
-    PyObject *result = NULL;                                        /* owned */
     (void)module;
     (void)unused;
-    if (util != NULL && manhole.exit_callback != NULL) {
-        finalize = PyObject_GetAttrString(util, "Finalize");
+    if (manhole.exit_callback != NULL) {
+        OWNED PyObject *result =
+            call_imported("multiprocessing.util", "Finalize",
+                          Py_BuildValue("(OO)", Py_None, manhole.exit_callback),
+                          Py_BuildValue("{si}", "exitpriority", -1000));
+        if (result == NULL) {
+            log_exception("The socket will be left behind: ", take_exception(), "");
+        }
     }
-    if (finalize != NULL) {
-        arguments = Py_BuildValue("(OO)", Py_None, manhole.exit_callback);
-    }
-    if (arguments != NULL) {
-        keywords = Py_BuildValue("{si}", "exitpriority", -1000);
-    }
-    if (keywords != NULL) {
-        result = PyObject_Call(finalize, arguments, keywords);
-    }
-    if (PyErr_Occurred()) {
-        log_exception("The socket will be left behind: ", take_exception(), "");
-    }
-    Py_XDECREF(util);
-    Py_XDECREF(finalize);
-    Py_XDECREF(arguments);
-    Py_XDECREF(keywords);
-    Py_XDECREF(result);
     return Py_NewRef(Py_None);
 }
 
@@ -328,17 +325,13 @@ finalize_in_child(void)
     PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
     PyObject *process =
         PyDict_GetItemString(modules, "multiprocessing.process"); /* borrowed */
-    PyObject *parent = NULL;                                      /* owned */
-    PyObject *result = NULL;                                      /* owned */
-    if (process != NULL) {
-        parent = PyObject_CallMethod(process, "parent_process", NULL);
-    }
-    if (parent != NULL && parent != Py_None) {
-        result = py_finalize_with_multiprocessing(manhole.module, NULL);
-    }
+    OWNED PyObject *parent =
+        process == NULL ? NULL : PyObject_CallMethod(process, "parent_process", NULL);
     PyErr_Clear();
-    Py_XDECREF(parent);
-    Py_XDECREF(result);
+    if (parent != NULL && parent != Py_None) {
+        OWNED PyObject *result = py_finalize_with_multiprocessing(manhole.module, NULL);
+        (void)result;
+    }
 }
 
 /* In a child, while it has no other thread: forgets the parent's threads, clients and sockets. */
@@ -349,14 +342,8 @@ forget_parent(void)
     forget_sessions();
     forget_doors();
     forget_log_lines();
-    oneshot_notice = NULL; /* it did not come along */
-    manhole.has_listener = false;
-    atomic_store(&manhole.courier_is_out, false);
-    atomic_store(&manhole.oneshot, false);
+    forget_listener();
     atomic_store(&manhole.leaving, false);
-    atomic_store(&manhole.wishes, 0);
-    close_kept(&manhole.wake_bell);
-    close_kept(&manhole.news_bell);
 }
 
 /* The same, and what takes Python to be given up. */
@@ -388,8 +375,7 @@ on_thread_end(void *unused)
     (void)unused;
     if (is_owner() && manhole.has_listener && count_process_threads() == 2) {
         remove_paths();
-        atomic_fetch_or(&manhole.wishes, WISH_STOP);
-        wake_listener();
+        tell_listener(ORDER_STOP);
     }
 }
 
@@ -405,7 +391,7 @@ make_last_thread_key(void)
 static bool
 may_reinstall(const struct options *options)
 {
-    return options->patch_fork && has_place_for_child(options);
+    return options->patch_fork && has_endpoint_for_child(options);
 }
 
 /* In a child that has forgotten its parent, whose manhole it may have: starts its own. */
@@ -419,7 +405,7 @@ start_in_child(void)
     (void)pthread_once(&last_thread_once, make_last_thread_key);
     (void)pthread_setspecific(last_thread_key, &manhole);
     if (atomic_load(&manhole.activated_child) == getpid()) {
-        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
+        atomic_fetch_or(&manhole.orders, ORDER_OPEN);
     }
     if (options->oneshot_on != 0) {
         put_up_oneshot_notice(options->oneshot_on);
@@ -638,31 +624,17 @@ add_fork_hook(void)
         {"after_in_parent", "_after_fork_in_parent"},
         {"after_in_child", "_after_fork_in_child"},
     };
-    PyObject *posix = PyImport_ImportModule("posix"); /* owned */
-    PyObject *function = NULL;                        /* owned */
-    PyObject *keywords = PyDict_New();                /* owned */
-    PyObject *arguments = PyTuple_New(0);             /* owned */
-    PyObject *result = NULL;                          /* owned */
-    int error = posix == NULL || keywords == NULL || arguments == NULL ? -1 : 0;
-    for (size_t i = 0; error == 0 && i < sizeof(hooks) / sizeof(*hooks); i++) {
-        PyObject *hook =
-            PyObject_GetAttrString(manhole.module, hooks[i].name); /* owned */
-        error = hook == NULL ? -1 : PyDict_SetItemString(keywords, hooks[i].when, hook);
-        Py_XDECREF(hook);
+    OWNED PyObject *keywords = PyDict_New();
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(hooks); i++) {
+        OWNED PyObject *hook = PyObject_GetAttrString(manhole.module, hooks[i].name);
+        if (keywords == NULL || hook == NULL ||
+            PyDict_SetItemString(keywords, hooks[i].when, hook) < 0) {
+            return -1;
+        }
     }
-    if (error == 0) {
-        function = PyObject_GetAttrString(posix, "register_at_fork");
-    }
-    if (function != NULL) {
-        result = PyObject_Call(function, arguments, keywords);
-    }
-    error = result == NULL ? -1 : 0;
-    Py_XDECREF(posix);
-    Py_XDECREF(function);
-    Py_XDECREF(keywords);
-    Py_XDECREF(arguments);
-    Py_XDECREF(result);
-    return error;
+    OWNED PyObject *result = call_imported("posix", "register_at_fork", PyTuple_New(0),
+                                           steal_reference(&keywords));
+    return result == NULL ? -1 : 0;
 }
 
 #endif /* MANHOLE_SERVER_FORK_C */

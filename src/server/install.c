@@ -1,5 +1,15 @@
 /* Install: putting it all in place, and saying so.
  * Runs on:  the thread that calls install() or release(), ATTACHED, under install_lock.
+ * Touches:  all that manhole.c's head names, in the order in which it must be there.
+ *
+ * What a signal, a fork or the end of the process needs comes first (prepare()), then oneshot_on,
+ * the listener, and last activate_on: its handler finds all that it needs. A start that fails in the
+ * middle is undone as a whole, by the same uninstall() that release() calls.
+ *
+ * What goes wrong with the options is an exception. What goes wrong outside, a path that cannot be
+ * bound or a thread that is not to be had, is a line in the log: the application goes on without.
+ * When install() returns the socket is there: it waits for the listener, but for no longer than
+ * start_timeout, and not under the lock.
  */
 #ifndef MANHOLE_SERVER_INSTALL_C
 #define MANHOLE_SERVER_INSTALL_C
@@ -29,16 +39,13 @@ log_fork_policy(const struct options *options)
     if (!options->patch_fork) {
         return;
     }
-    if (options->activate_on != 0) {
-        log_line("Not patching os.fork and os.forkpty. Activation is done by signal %d",
-                 options->activate_on);
+    if (options->activate_on != 0 || options->oneshot_on != 0) {
+        const bool activates = options->activate_on != 0;
+        log_line("Not patching os.fork and os.forkpty. %s is done by signal %d",
+                 activates ? "Activation" : "Oneshot activation",
+                 activates ? options->activate_on : options->oneshot_on);
     }
-    else if (options->oneshot_on != 0) {
-        log_line("Not patching os.fork and os.forkpty. Oneshot activation is done by "
-                 "signal %d",
-                 options->oneshot_on);
-    }
-    else if (!has_place_for_child(options)) {
+    else if (!has_endpoint_for_child(options)) {
         log_line("Not patching os.fork and os.forkpty. Using user socket path %s",
                  options->socket_path != NULL ? options->socket_path
                                               : options->listen.rows[0].path);
@@ -79,6 +86,30 @@ prepare(PyObject *module)
     return 0;
 }
 
+/* Before 3.13 threading takes the thread that imports it first for the main one: were that a
+ * session's, Python would wait for its client at the end. So the main thread imports it now, unless
+ * that would be a module of the application's. Never raises. */
+ATTACHED static void
+import_threading(void)
+{
+    static const char program[] =
+        "import os, sys\n"
+        "for finder in sys.meta_path:\n"
+        "    if getattr(finder, '__name__', '') == 'PathFinder':\n"
+        "        file = finder.find_spec('threading').origin\n"
+        "        if os.path.dirname(file) == os.path.dirname(os.__file__):\n"
+        "            import threading\n";
+    if (is_to_import_threading()) {
+        OWNED PyObject *names =
+            Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins());
+        OWNED PyObject *result =
+            names == NULL ? NULL : run_source(program, Py_file_input, names);
+        if (result == NULL) {
+            PyErr_Clear(); /* there is none: a client cannot import it either */
+        }
+    }
+}
+
 /* Returns 0, or -1 with an exception; uninstall() then. */
 ATTACHED static int
 start(PyObject *module)
@@ -87,6 +118,7 @@ start(PyObject *module)
     if (prepare(module) < 0) {
         return -1;
     }
+    import_threading();
     if (options->oneshot_on != 0 && watch_oneshot_on(options->oneshot_on) < 0) {
         return -1;
     }
@@ -108,14 +140,13 @@ start(PyObject *module)
 ATTACHED static int
 wait_for_listener(void)
 {
-    int late = 0;
-    if (manhole.has_listener) {
-        late = wait_for_news(
-            has_started, monotonic_ms() + seconds_to_ms(manhole.options.start_timeout));
-        if (late > 0) {
-            log_line("WARNING: Waited %s seconds but Manhole thread didn't start yet :(",
-                     format_seconds(manhole.options.start_timeout).text);
-        }
+    const double patience = manhole.options.start_timeout;
+    int late = manhole.has_listener
+                   ? wait_for_news(has_started, monotonic_ms() + seconds_to_ms(patience))
+                   : 0;
+    if (late > 0) {
+        log_line("WARNING: Waited %s seconds but Manhole thread didn't start yet :(",
+                 format_seconds(patience).text);
     }
     return late < 0 ? -1 : 0;
 }
@@ -144,10 +175,9 @@ install_locked(PyObject *module, struct options *options)
     *options = (struct options){0};
     configure_log(manhole.options.verbose ? &manhole.options.verbose_destination : NULL);
     if (start(module) < 0) {
-        PyObject *exception = take_exception(); /* owned */
+        PyObject *exception = take_exception(); /* owned, handed back */
         uninstall();
-        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
-        Py_DECREF(exception);
+        put_back_exception(exception);
         return -1;
     }
     manhole.installed = true;

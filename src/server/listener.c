@@ -2,9 +2,25 @@
  * Runs on:  itself. DETACHED for life: whoever calls Python here breaks the first invariant.
  * Touches:  the socket, the slots of sessions, the copies that wait in them.
  *
- * A client may bind its socket to an abstract name before it connects, manhole-cli/ID/CHANNEL, and the
- * kernel hands it to us with the connection. ID is the same for all connections of one client. Who
- * has no such card, or another CHANNEL, gets what connection_handler says.
+ * How it sleeps. One turn of listener_main() does what it was told (obey_orders()), then watches:
+ * poll() without a timeout while nothing is due, so an idle process is never woken. What it waits for
+ * is the wake bell, the doors, and each session's descriptor, the latter to see that a client leaves
+ * while its thread is busy, or that it can take again what waits for it. A timeout there is only for
+ * who waits too long for Python (hang_timeout), for what a vanished client has left running, and
+ * after an accept() that found no room.
+ *
+ * How it is told. tell_listener() sets a bit of manhole.orders, posts the semaphore and rings the
+ * bell; a signal handler may do it. The semaphore is what is slept on while there is nothing to poll:
+ * it needs no descriptor. Whoever waits for what the listener then does waits for the news bell.
+ *
+ * What an application may do to us. It may close every descriptor: poll() returns at once for those
+ * (POLLNVAL), and they are opened anew (recover_descriptors()). It may use up all descriptors: then
+ * accept() is tried again after ACCEPT_PAUSE_MS, and said once.
+ *
+ * The calling card. A client may bind its socket to an abstract name before it connects,
+ * manhole-cli/ID/CHANNEL, and the kernel hands it to us with the connection. ID is the same for all
+ * connections of one client. Who has no such card, or another CHANNEL, gets what connection_handler
+ * says.
  *   quiet      the same without the stacks.
  *   terminal, terminal-quiet
  *              the console with and without the stacks, for who types: with keys and marks, see
@@ -73,7 +89,7 @@ is_python_stuck(void)
 }
 
 /* A client that may come in. */
-struct entrance {
+struct client {
     int fd; /* owned, handed to the session */
     struct peer peer;
     const char *card; /* the id on it */
@@ -82,45 +98,49 @@ struct entrance {
     PyObject *locals;        /* owned, handed to the session; or NULL */
 };
 
-/* Returns whether the client is in; if not, it is gone, and locals still the caller's. */
-DETACHED static bool
-start_session(const struct entrance *entrance)
+/* Fills a new session's slot with what the listener knows of the client. stuck: its own thread tells
+ * the client at once, and nobody else has to. */
+static void
+note_client(struct session *session, const struct client *client, bool stuck)
 {
-    const struct channel *channel = entrance->channel;
-    struct session *session = NULL;
-    bool stuck = channel->aside && is_python_stuck();
-    int fd = entrance->fd;
-    int error = 0;
-    if (stuck && channel->report == NULL) {
-        (void)close(fd); /* it is about Python alone, and does not want to wait */
-        return false;
-    }
-    session = claim_session(fd, &entrance->peer, channel);
-    if (session == NULL) {
-        char why[80];
-        (void)snprintf(why, sizeof(why),
-                       "%d clients are connected already; try again later",
-                       most_sessions(channel));
-        turn_away(fd, why);
-        return false;
-    }
-    (void)snprintf(session->card, sizeof(session->card), "%s", entrance->card);
-    session->door = entrance->door;
-    session->door_serial = entrance->door == NULL ? 0 : entrance->door->serial;
-    session->locals = entrance->locals;
+    (void)snprintf(session->card, sizeof(session->card), "%s", client->card);
+    session->door = client->door;
+    session->door_serial = client->door == NULL ? 0 : client->door->serial;
+    session->locals = client->locals;
     lock_leaf(&session->out_lock);
     session->hang.watched = true;
     session->hang.asked_ms = monotonic_ms();
-    session->hang.state =
-        stuck ? HANG_REPORTED : HANG_ASKED; /* by its own thread, at once */
+    session->hang.state = stuck ? HANG_REPORTED : HANG_ASKED;
     unlock(&session->out_lock);
-    error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
-                         PYTHON_STACK_SIZE);
+}
+
+/* Returns whether the client is in; if not, it is gone, and locals still the caller's. */
+DETACHED static bool
+start_session(const struct client *client)
+{
+    const struct channel *channel = client->channel;
+    bool stuck = channel->aside && is_python_stuck();
+    char why[120];
+    if (stuck && channel->report == NULL) {
+        (void)close(client->fd); /* it is about Python alone, and does not want to wait */
+        return false;
+    }
+    struct session *session = claim_session(client->fd, &client->peer, channel);
+    if (session == NULL) {
+        (void)snprintf(why, sizeof(why),
+                       "%d clients are connected already; try again later",
+                       most_sessions(channel));
+        turn_away(client->fd, why);
+        return false;
+    }
+
+    note_client(session, client, stuck);
+    int error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
+                             PYTHON_STACK_SIZE);
     if (error != 0) {
-        char why[120];
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
                        error_text(error));
-        turn_away(fcntl(fd, F_DUPFD_CLOEXEC, 0), why);
+        turn_away(fcntl(client->fd, F_DUPFD_CLOEXEC, 0), why);
         session->locals = NULL;
         release_session(session);
     }
@@ -234,45 +254,46 @@ find_channel(const char *name)
     return &plain_channel;
 }
 
+/* accept() has failed, but the next one may do: the client has left again; or our descriptor is lost,
+ * which recover_descriptors() sees to, or shut down, which is_done_with() finds. */
+static bool
+is_passing(int error)
+{
+    return error == EAGAIN || error == ECONNABORTED || error == EINTR || error == EBADF ||
+           error == EINVAL;
+}
+
 /* Accepts one client. Returns 0, or -1 when there is no room for any just now. */
 DETACHED static int
 accept_client(const struct door *door)
 {
-    struct peer peer = {0};
-    struct card card;
-    const struct channel *channel = NULL;
-    bool given = false;
     union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
     int listen_fd = kept_number(&door->listen_fd);
-    int fd = -1; /* owned */
-    given = atomic_load(&door->given_fd.number) >= 0;
+    bool given = atomic_load(&door->given_fd.number) >= 0;
     if (given) { /* a process that shares it may have had it block again */
         (void)fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
     }
-    fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);
+    int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC); /* owned */
     if (fd < 0) {
-        /* The client has left again; recover_descriptors() sees to it; or it is shut down, which
-         * is_done_with() finds. All else may last. */
-        return errno == EAGAIN || errno == ECONNABORTED || errno == EINTR ||
-                       errno == EBADF || errno == EINVAL
-                   ? 0
-                   : -1;
+        return is_passing(errno) ? 0 : -1;
     }
-    card = read_card(&address.un, size);
-    channel = given ? &backdoor_channel : find_channel(card.channel);
-    if (!admit_client(fd, &peer, channel)) {
+
+    struct card card = read_card(&address.un, size);
+    struct client client = {
+        .fd = fd,
+        .card = card.id,
+        .channel = given ? &backdoor_channel : find_channel(card.channel),
+        .door = given ? door : NULL,
+    };
+    if (!admit_client(fd, &client.peer, client.channel)) {
         return 0;
     }
     if (strcmp(card.channel, "interrupt") == 0) {
         answer_interrupt(fd, &card);
     }
     else {
-        (void)start_session(&(struct entrance){.fd = fd,
-                                               .peer = peer,
-                                               .card = card.id,
-                                               .channel = channel,
-                                               .door = given ? door : NULL});
+        (void)start_session(&client);
     }
     return 0;
 }
@@ -453,42 +474,54 @@ look_after(struct session *session)
     }
 }
 
-/* Sleeps until there is something to do, then does it. With nothing to watch but the bell it
- * sleeps on the semaphore instead, which an application that closes all descriptors cannot close:
- * activate_on still works. */
-DETACHED static void
-watch_descriptors(struct watch *watch)
+/* Sleeps until there is something to do. With nothing to watch but the bell it sleeps on the
+ * semaphore, which an application that closes all descriptors cannot close: activate_on still works.
+ * Returns how many descriptors have something. */
+DETACHED static int
+wait_for_events(struct watch *watch)
 {
-    int ready = 0;
-    prepare_watch(watch);
     if (watch->count == 1 && watch->wake_ms < 0) {
         (void)sem_wait(&manhole.wake);
         silence_bell(&manhole.wake_bell);
-        return;
+        return -1;
     }
     atomic_store(&manhole.wakes_at_ms, watch->wake_ms);
     atomic_store(&manhole.polling, true);
-    ready = poll(watch->fds, watch->count, ms_until(watch->wake_ms));
+    int ready = poll(watch->fds, watch->count, ms_until(watch->wake_ms));
     atomic_store(&manhole.polling, false);
-    if (ready < 0) {
-        return;
-    }
     if (watch->fds[0].revents != 0) {
         silence_bell(&manhole.wake_bell);
     }
+    return ready;
+}
+
+/* A session's descriptor takes what waits for it, or its client has left. */
+DETACHED static void
+serve_events(struct session *session, short events)
+{
+    if ((events & POLLOUT) != 0) {
+        carry_waiting(session);
+    }
+    if ((events & (POLLHUP | POLLERR | POLLNVAL)) != 0 && is_gone(session)) {
+        session->gone_ms = monotonic_ms();
+        (void)interrupt_session(session);
+    }
+}
+
+/* One turn: waits, then does what is due. */
+DETACHED static void
+watch_descriptors(struct watch *watch)
+{
+    prepare_watch(watch);
+    if (wait_for_events(watch) < 0) {
+        return;
+    }
     for (nfds_t i = 1; i < watch->count; i++) {
-        struct session *session = watch->whose[i].session;
-        short events = watch->fds[i].revents;
-        if (session == NULL && events != 0) {
+        if (watch->whose[i].session != NULL) {
+            serve_events(watch->whose[i].session, watch->fds[i].revents);
+        }
+        else if (watch->fds[i].revents != 0) {
             accept_clients(watch, watch->whose[i].door);
-        }
-        if (session != NULL && (events & POLLOUT) != 0) {
-            carry_waiting(session);
-        }
-        if (session != NULL && (events & (POLLHUP | POLLERR | POLLNVAL)) != 0 &&
-            is_gone(session)) {
-            session->gone_ms = monotonic_ms();
-            (void)interrupt_session(session);
         }
     }
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
@@ -499,29 +532,29 @@ watch_descriptors(struct watch *watch)
     }
 }
 
-/* Does what the others have wished for. Returns the wishes that it found. */
+/* Does what it was told. Returns the orders that it found. */
 DETACHED static unsigned
-obey_wishes(void)
+obey_orders(void)
 {
-    unsigned wishes = 0;
+    unsigned orders = 0;
     while (sem_trywait(&manhole.wake) == 0) {
     }
-    wishes = atomic_exchange(&manhole.wishes, 0);
-    if ((wishes & WISH_CLOSE) != 0) {
+    orders = atomic_exchange(&manhole.orders, 0);
+    if ((orders & ORDER_CLOSE) != 0) {
         close_given_doors();
     }
-    if ((wishes & (WISH_CLOSE | WISH_STOP)) != 0) {
+    if ((orders & (ORDER_CLOSE | ORDER_STOP)) != 0) {
         close_doors();
         ring_bell(&manhole.news_bell);
     }
-    else if ((wishes & WISH_OPEN) != 0 && atomic_load(&manhole.oneshot)) {
-        atomic_fetch_or(&manhole.wishes,
-                        WISH_OPEN); /* again when that is over, which wakes us */
+    else if ((orders & ORDER_OPEN) != 0 && atomic_load(&manhole.oneshot)) {
+        atomic_fetch_or(&manhole.orders,
+                        ORDER_OPEN); /* again when that is over, which wakes us */
     }
-    else if ((wishes & WISH_OPEN) != 0 && open_doors() > 0) {
+    else if ((orders & ORDER_OPEN) != 0 && open_doors() > 0) {
         log_waiting();
     }
-    return wishes;
+    return orders;
 }
 
 static bool
@@ -565,7 +598,7 @@ delay_binding(void)
         log_line("Delaying UDS binding %s seconds ...",
                  format_seconds(manhole.options.reinstall_delay).text);
     }
-    while (atomic_load(&manhole.wishes) == 0 && ms_until(deadline_ms) > 0 &&
+    while (atomic_load(&manhole.orders) == 0 && ms_until(deadline_ms) > 0 &&
            recover_descriptors()) {
         struct pollfd wake = {.fd = atomic_load(&manhole.wake_bell.number),
                               .events = POLLIN};
@@ -627,10 +660,9 @@ listener_main(void *unused)
     name_listener();
     delay_binding();
     if (opens_at_once(&manhole.options)) {
-        atomic_fetch_or(&manhole.wishes, WISH_OPEN);
-        wake_listener();
+        tell_listener(ORDER_OPEN);
     }
-    while (recover_descriptors() && (obey_wishes() & WISH_STOP) == 0) {
+    while (recover_descriptors() && (obey_orders() & ORDER_STOP) == 0) {
         if (!atomic_exchange(&manhole.started, true)) {
             ring_bell(&manhole.news_bell);
         }

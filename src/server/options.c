@@ -2,6 +2,15 @@
  * come from it.
  * Runs on:  the thread that calls install(), ATTACHED.
  * Touches:  the struct options that it is given, nothing else.
+ *
+ * How it works. A row names the option, its parser, its default as the signature shows it, and its
+ * help. All options are parsed before anything is installed, so a wrong one changes nothing. A
+ * parser checks and converts one value, and has no words for what is wrong with it: it returns an
+ * enum parsed, and parse_option() makes the message, which names the option, what it may be
+ * (ALLOWED_parse_...) and what was given. PyArg_ParseTupleAndKeywords() would do for the parsing,
+ * but its converters do not know whose value they have, and its errors do not say which options
+ * there are.
+ *
  * To add an option: a field in struct options, a row here, one in manhole.h, one in
  * docs/options.rst.
  */
@@ -76,11 +85,10 @@ ATTACHED static enum parsed
 parse_bool(PyObject *value, void *target)
 {
     int *field = target;
-    int is_true = 0;
     if (value != Py_None && !PyLong_Check(value)) {
         return PARSED_WRONG_TYPE;
     }
-    is_true = PyObject_IsTrue(value); /* a subclass may say what it likes */
+    int is_true = PyObject_IsTrue(value); /* a subclass may say what it likes */
     if (is_true < 0) {
         return PARSED_FAILED;
     }
@@ -92,11 +100,10 @@ ATTACHED static enum parsed
 parse_seconds(PyObject *value, void *target)
 {
     double *field = target;
-    double seconds = 0.0;
     if ((!PyFloat_Check(value) && !PyLong_Check(value)) || PyBool_Check(value)) {
         return PARSED_WRONG_TYPE;
     }
-    seconds = PyFloat_AsDouble(value);
+    double seconds = PyFloat_AsDouble(value);
     if (seconds < 0.0 || !isfinite(seconds) || PyErr_Occurred()) {
         PyErr_Clear();
         return PARSED_WRONG_VALUE;
@@ -109,11 +116,10 @@ ATTACHED static enum parsed
 parse_count(PyObject *value, void *target)
 {
     int *field = target;
-    long count = 0;
     if (!PyLong_Check(value) || PyBool_Check(value)) {
         return PARSED_WRONG_TYPE;
     }
-    count = PyLong_AsLong(value);
+    long count = PyLong_AsLong(value);
     PyErr_Clear();
     if (count < 1 || count > MAX_SESSIONS) {
         return PARSED_WRONG_VALUE;
@@ -126,45 +132,42 @@ parse_count(PyObject *value, void *target)
 ATTACHED static enum parsed
 parse_signal_name(PyObject *name, int *field)
 {
-    PyObject *module = PyImport_ImportModule("_signal"); /* owned */
-    PyObject *upper =
-        module == NULL ? NULL : PyObject_CallMethod(name, "upper", NULL); /* owned */
-    PyObject *number = NULL;                                              /* owned */
+    OWNED PyObject *module = PyImport_ImportModule("_signal");
+    OWNED PyObject *upper =
+        module == NULL ? NULL : PyObject_CallMethod(name, "upper", NULL);
     const char *text = upper == NULL ? NULL : PyUnicode_AsUTF8(upper);
     char full[32];
-    enum parsed parsed = PARSED_WRONG_VALUE;
     if (text == NULL) {
         PyErr_Clear();
+        return PARSED_WRONG_VALUE;
     }
-    else if (strchr(text, '_') == NULL && strlen(text) < sizeof(full) - 3 &&
-             strlen(text) == (size_t)PyUnicode_GET_LENGTH(upper)) {
-        (void)snprintf(full, sizeof(full), "%s%s",
-                       strncmp(text, "SIG", 3) == 0 ? "" : "SIG", text);
-        number = PyObject_GetAttrString(module, full);
-        if (number != NULL) {
-            *field = (int)PyLong_AsLong(number);
-            parsed = PARSED_OK;
-        }
+    /* SIG_BLOCK and the like are no signals; nor is what has a NUL in it, or no end. */
+    if (strchr(text, '_') != NULL || strlen(text) >= sizeof(full) - 3 ||
+        strlen(text) != (size_t)PyUnicode_GET_LENGTH(upper)) {
+        return PARSED_WRONG_VALUE;
+    }
+    (void)snprintf(full, sizeof(full), "%s%s", strncmp(text, "SIG", 3) == 0 ? "" : "SIG",
+                   text);
+    OWNED PyObject *number = PyObject_GetAttrString(module, full);
+    if (number == NULL) {
         PyErr_Clear();
+        return PARSED_WRONG_VALUE;
     }
-    Py_XDECREF(module);
-    Py_XDECREF(upper);
-    Py_XDECREF(number);
-    return parsed;
+    *field = (int)PyLong_AsLong(number);
+    return PARSED_OK;
 }
 
 ATTACHED static enum parsed
 parse_any_signal(PyObject *value, int *field)
 {
     sigset_t set;
-    long number = 0;
     if (PyUnicode_Check(value)) {
         return parse_signal_name(value, field);
     }
     if (!PyLong_Check(value) || PyBool_Check(value)) {
         return PARSED_WRONG_TYPE;
     }
-    number = PyLong_AsLong(value);
+    long number = PyLong_AsLong(value);
     PyErr_Clear();
     (void)sigemptyset(&set);
     if (number < 1 || number > INT_MAX || sigaddset(&set, (int)number) < 0) {
@@ -180,10 +183,7 @@ parse_signal(PyObject *value, void *target)
 {
     int *field = target;
     int number = 0;
-    enum parsed parsed = PARSED_OK;
-    if (value != Py_None) {
-        parsed = parse_any_signal(value, &number);
-    }
+    enum parsed parsed = value == Py_None ? PARSED_OK : parse_any_signal(value, &number);
     if (parsed != PARSED_OK) {
         return parsed;
     }
@@ -210,8 +210,7 @@ ATTACHED static enum parsed
 parse_signals(PyObject *value, void *target)
 {
     sigset_t *field = target;
-    PyObject *iterator = NULL; /* owned */
-    PyObject *item = NULL;     /* owned */
+    PyObject *item = NULL; /* owned */
     enum parsed parsed = PARSED_OK;
     (void)sigemptyset(field);
     if (value == Py_None) {
@@ -223,7 +222,8 @@ parse_signals(PyObject *value, void *target)
         spare_faults(field);
         return PARSED_OK;
     }
-    iterator = PyUnicode_Check(value) ? NULL : PyObject_GetIter(value);
+
+    OWNED PyObject *iterator = PyUnicode_Check(value) ? NULL : PyObject_GetIter(value);
     if (iterator == NULL) {
         PyErr_Clear();
         return PARSED_WRONG_TYPE;
@@ -236,7 +236,6 @@ parse_signals(PyObject *value, void *target)
         }
         Py_DECREF(item);
     }
-    Py_DECREF(iterator);
     spare_faults(field);
     return PyErr_Occurred() ? PARSED_FAILED : parsed;
 }
@@ -268,8 +267,7 @@ parse_destination(PyObject *value, void *target)
 ATTACHED static enum parsed
 copy_path(PyObject *value, const char *option, char **copy)
 {
-    PyObject *bytes = NULL; /* owned */
-    size_t length = 0;
+    OWNED PyObject *bytes = NULL;
     if (!PyUnicode_FSConverter(value, &bytes)) {
         if (PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear();
@@ -277,18 +275,17 @@ copy_path(PyObject *value, const char *option, char **copy)
         }
         return PARSED_FAILED;
     }
-    length = expand_path(PyBytes_AS_STRING(bytes), NULL, 0);
+
+    size_t length = expand_path(PyBytes_AS_STRING(bytes), NULL, 0);
     if (length == 0 || length >= SOCKET_PATH_SIZE) {
         PyErr_Format(
             PyExc_ValueError,
             "install() option '%s' is %zu bytes long; a socket's path may have 1 "
             "to %d",
             option, length, SOCKET_PATH_SIZE - 1);
-        Py_DECREF(bytes);
         return PARSED_FAILED;
     }
     *copy = strdup(PyBytes_AS_STRING(bytes));
-    Py_DECREF(bytes);
     if (*copy == NULL) {
         PyErr_NoMemory();
         return PARSED_FAILED;
@@ -317,7 +314,6 @@ split_address(const char *text, char *host, size_t size, uint16_t *port)
     const char *colon = strrchr(text, ':');
     const char *start = text;
     const char *end = colon;
-    size_t digits = 0;
     if (colon == NULL) {
         return false;
     }
@@ -328,7 +324,7 @@ split_address(const char *text, char *host, size_t size, uint16_t *port)
     else if (strchr(text, ':') != colon || strpbrk(text, "[]") != NULL) {
         return false;
     }
-    digits = strspn(colon + 1, "0123456789");
+    size_t digits = strspn(colon + 1, "0123456789");
     if (end <= start || (size_t)(end - start) >= size || digits < 1 || digits > 5 ||
         colon[1 + digits] != '\0' || strtoul(colon + 1, NULL, 10) > UINT16_MAX) {
         return false;
@@ -381,9 +377,6 @@ parse_address(PyObject *value, union address *address)
     struct addrinfo *found = NULL; /* owned */
     char host[NI_MAXHOST];
     uint16_t port = 0;
-    enum parsed parsed = PARSED_FAILED;
-    PyThreadState *tstate = NULL;
-    int error = 0;
     const char *text = PyUnicode_AsUTF8(value);
     if (text == NULL) {
         return PARSED_FAILED;
@@ -391,66 +384,67 @@ parse_address(PyObject *value, union address *address)
     if (!split_address(text, host, sizeof(host), &port)) {
         return PARSED_WRONG_VALUE;
     }
-    tstate = detach();
-    error = getaddrinfo(host, NULL, &hints, &found);
+
+    PyThreadState *tstate = detach();
+    int error = getaddrinfo(host, NULL, &hints, &found);
     reattach(tstate);
     if (error != 0) {
         PyErr_Format(PyExc_ValueError, "install() option 'listen' is %R, but %s: %s",
                      value, host, gai_strerror(error));
         return PARSED_FAILED;
     }
-    parsed = choose_address(found, port, address);
+    enum parsed parsed = choose_address(found, port, address);
     freeaddrinfo(found);
     return parsed;
 }
 
 /* An address, or what has a slash in it or is no str: a path. */
 ATTACHED static enum parsed
-parse_place(PyObject *value, struct places *places)
+parse_endpoint(PyObject *value, struct endpoints *endpoints)
 {
-    struct place *place = &places->rows[places->count];
+    struct endpoint *endpoint = &endpoints->rows[endpoints->count];
     enum parsed parsed = PARSED_OK;
-    if (places->count == MAX_PLACES) {
+    if (endpoints->count == MAX_ENDPOINTS) {
         return PARSED_WRONG_VALUE;
     }
-    *place = (struct place){.path = NULL};
+    *endpoint = (struct endpoint){.path = NULL};
     if (PyUnicode_Check(value) &&
         PyUnicode_FindChar(value, '/', 0, PyUnicode_GetLength(value), 1) < 0) {
-        parsed = parse_address(value, &place->address);
+        parsed = parse_address(value, &endpoint->address);
     }
     else {
-        parsed = copy_path(value, "listen", &place->path);
+        parsed = copy_path(value, "listen", &endpoint->path);
     }
-    places->count += parsed == PARSED_OK;
+    endpoints->count += parsed == PARSED_OK;
     return parsed;
 }
 
 ATTACHED static enum parsed
 parse_listen(PyObject *value, void *target)
 {
-    struct places *field = target;
-    struct places places = {0};
-    PyObject *rows = NULL; /* owned */
+    struct endpoints *field = target;
+    struct endpoints endpoints = {0};
+    const bool is_list = PyList_Check(value) || PyTuple_Check(value);
+    OWNED PyObject *rows = is_list            ? PySequence_Tuple(value)
+                           : value == Py_None ? PyTuple_New(0)
+                                              : PyTuple_Pack(1, value);
+    if (rows == NULL) {
+        return PARSED_FAILED;
+    }
+    if (is_list && PyTuple_GET_SIZE(rows) == 0) {
+        return PARSED_WRONG_VALUE;
+    }
+
     enum parsed parsed = PARSED_OK;
-    if (PyList_Check(value) || PyTuple_Check(value)) {
-        rows = PySequence_Tuple(value);
-        parsed = rows == NULL                  ? PARSED_FAILED
-                 : PyTuple_GET_SIZE(rows) == 0 ? PARSED_WRONG_VALUE
-                                               : PARSED_OK;
-        for (Py_ssize_t i = 0; parsed == PARSED_OK && i < PyTuple_GET_SIZE(rows); i++) {
-            parsed = parse_place(PyTuple_GET_ITEM(rows, i), &places);
-        }
+    for (Py_ssize_t i = 0; parsed == PARSED_OK && i < PyTuple_GET_SIZE(rows); i++) {
+        parsed = parse_endpoint(PyTuple_GET_ITEM(rows, i), &endpoints);
     }
-    else if (value != Py_None) {
-        parsed = parse_place(value, &places);
-    }
-    Py_XDECREF(rows);
     if (parsed == PARSED_OK) {
-        free_places(field);
-        *field = places;
+        free_endpoints(field);
+        *field = endpoints;
     }
     else {
-        free_places(&places);
+        free_endpoints(&endpoints);
     }
     return parsed;
 }
@@ -467,15 +461,30 @@ parse_mapping(PyObject *value, void *target)
     return PARSED_OK;
 }
 
+/* A word that an option may have, and what it stands for. */
+struct word {
+    const char *text;
+    unsigned meaning;
+};
+
+/* The row of this word; NULL: it is none of them. */
+ATTACHED static const struct word *
+find_word(PyObject *value, const struct word *words, size_t count)
+{
+    for (size_t i = 0; i < count && PyUnicode_Check(value); i++) {
+        if (PyUnicode_CompareWithASCIIString(value, words[i].text) == 0) {
+            return &words[i];
+        }
+    }
+    return NULL;
+}
+
 ATTACHED static enum parsed
 parse_handler(PyObject *value, void *target)
 {
-    struct handler *field = target;
-    static const struct {
-        const char *name;
-        enum handler_kind kind;
-    } rows[] = {
+    static const struct word words[] = {
         {"repl", HANDLER_REPL}, {"exec", HANDLER_EXEC}, {"commands", HANDLER_COMMANDS}};
+    struct handler *field = target;
     if (PyCallable_Check(value)) {
         field->kind = HANDLER_CALLABLE;
         Py_XSETREF(field->callable, Py_NewRef(value));
@@ -484,13 +493,12 @@ parse_handler(PyObject *value, void *target)
     if (!PyUnicode_Check(value)) {
         return PARSED_WRONG_TYPE;
     }
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
-        if (PyUnicode_CompareWithASCIIString(value, rows[i].name) == 0) {
-            field->kind = rows[i].kind;
-            return PARSED_OK;
-        }
+    const struct word *word = find_word(value, words, Py_ARRAY_LENGTH(words));
+    if (word == NULL) {
+        return PARSED_WRONG_VALUE;
     }
-    return PARSED_WRONG_VALUE;
+    field->kind = (enum handler_kind)word->meaning;
+    return PARSED_OK;
 }
 
 /* Keeps the path, whatever os.fspath() takes; the file is read later. */
@@ -510,58 +518,38 @@ parse_file(PyObject *value, void *target)
     return PARSED_OK;
 }
 
-/* The bit of a feature's name, 0: there is none such. */
-ATTACHED static unsigned
-feature_bit(PyObject *name)
-{
-    static const struct {
-        const char *name;
-        enum feature bit;
-    } rows[] = {{"console", FEATURE_CONSOLE}, {"debugger", FEATURE_DEBUGGER}};
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
-        if (PyUnicode_Check(name) &&
-            PyUnicode_CompareWithASCIIString(name, rows[i].name) == 0) {
-            return rows[i].bit;
-        }
-    }
-    return 0;
-}
-
 /* Names in an iterable, or in one text with commas or blanks between them. */
 ATTACHED static enum parsed
 parse_features(PyObject *value, void *target)
 {
+    static const struct word words[] = {{"console", FEATURE_CONSOLE},
+                                        {"debugger", FEATURE_DEBUGGER}};
     unsigned *field = target;
-    PyObject *spaced = NULL; /* owned */
-    PyObject *names = NULL;  /* owned */
     unsigned bits = 0;
-    enum parsed parsed = PARSED_OK;
     if (value == Py_None) {
         *field = 0;
         return PARSED_OK;
     }
-    if (PyUnicode_Check(value)) {
-        spaced = PyObject_CallMethod(value, "replace", "ss", ",", " ");
-        names = spaced == NULL ? NULL : PyObject_CallMethod(spaced, "split", NULL);
-        Py_XDECREF(spaced);
-    }
-    else {
-        names = PySequence_List(value);
-    }
+    OWNED PyObject *spaced = PyUnicode_Check(value)
+                                 ? PyObject_CallMethod(value, "replace", "ss", ",", " ")
+                                 : Py_NewRef(value);
+    OWNED PyObject *names = spaced == NULL           ? NULL
+                            : PyUnicode_Check(value) ? PyUnicode_Split(spaced, NULL, -1)
+                                                     : PySequence_List(spaced);
     if (names == NULL) {
         PyErr_Clear();
         return PARSED_WRONG_TYPE;
     }
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(names); i++) {
-        unsigned bit = feature_bit(PyList_GET_ITEM(names, i));
-        parsed = bit == 0 ? PARSED_WRONG_VALUE : parsed;
-        bits |= bit;
+        const struct word *word =
+            find_word(PyList_GET_ITEM(names, i), words, Py_ARRAY_LENGTH(words));
+        if (word == NULL) {
+            return PARSED_WRONG_VALUE;
+        }
+        bits |= word->meaning;
     }
-    Py_DECREF(names);
-    if (parsed == PARSED_OK) {
-        *field = bits;
-    }
-    return parsed;
+    *field = bits;
+    return PARSED_OK;
 }
 
 /* A kind of option: its parser, and what its error message says is allowed. */
@@ -629,13 +617,10 @@ ATTACHED static int
 parse_option(struct options *options, const struct option_row *row, PyObject *value)
 {
     enum parsed parsed = row->parse(value, (char *)options + row->offset);
-    if (parsed == PARSED_WRONG_TYPE) {
-        PyErr_Format(PyExc_TypeError, "install() option '%s' must be %s, not %R",
-                     row->name, row->allowed, value);
-    }
-    else if (parsed == PARSED_WRONG_VALUE) {
-        PyErr_Format(PyExc_ValueError, "install() option '%s' must be %s, not %R",
-                     row->name, row->allowed, value);
+    if (parsed == PARSED_WRONG_TYPE || parsed == PARSED_WRONG_VALUE) {
+        PyErr_Format(parsed == PARSED_WRONG_TYPE ? PyExc_TypeError : PyExc_ValueError,
+                     "install() option '%s' must be %s, not %R", row->name, row->allowed,
+                     value);
     }
     return parsed == PARSED_OK ? 0 : -1;
 }

@@ -396,35 +396,19 @@ commands_log(PyObject *module, PyObject *skipped)
 ATTACHED static PyObject *
 commands_native(PyObject *module, PyObject *arguments)
 {
-    static const struct {
-        const char *name;
-        PyObject *(*look)(void); /* one of these */
-        PyObject *(*act)(PyObject *argument);
-    } natives[] = {
-        {.name = "debug", .act = debug_probe},
-        {.name = "discard", .act = discard_probe},
-        {.name = "insert", .act = insert_probe},
-        {.name = "list", .look = list_probes},
-        {.name = "print", .act = print_probe},
-        {.name = "remove", .act = remove_probe},
-        {.name = "requests", .look = describe_requests},
-        {.name = "reset", .look = reset_probes},
-        {.name = "threads", .look = make_dump},
-        {.name = "tracebacks", .look = probe_tracebacks},
-    };
-    const char *name = NULL;
+    PyObject *name = NULL;     /* borrowed */
     PyObject *argument = NULL; /* borrowed */
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "s|O", &name, &argument)) {
+    if (!PyArg_ParseTuple(arguments, "U|O", &name, &argument)) {
         return NULL;
     }
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(natives); i++) {
-        if (strcmp(natives[i].name, name) == 0) {
-            return natives[i].look != NULL ? natives[i].look() : natives[i].act(argument);
-        }
+    if (PyUnicode_CompareWithASCIIString(name, "threads") == 0) {
+        return make_dump();
     }
-    PyErr_SetString(PyExc_LookupError, name);
-    return NULL;
+    if (PyUnicode_CompareWithASCIIString(name, "requests") == 0) {
+        return describe_requests();
+    }
+    return run_probe_command(name, argument);
 }
 
 /* exit() leaves the console, not the shell around it. Returns 0, or -1 with an exception. */

@@ -48,9 +48,6 @@ import_needed_modules(struct session *session, const char *ahead)
     OWNED PyObject *why = NULL; /* of the first that is missing */
     set_importing(session, true);
     lock_imports();
-    if (!is_imported("threading") && is_found_normally("threading")) {
-        import_threading();
-    }
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
         OWNED PyObject *module = import_standard(names[i]);
         if (module == NULL) {

@@ -2,10 +2,20 @@
  * Runs on:  any thread of the application that calls them, and sessions; ATTACHED.
  * Touches:  the one name in a module or class that a probe is inserted at, and that only while what
  *           it has put there is still there.
- * A stand-in takes the function's home: a function that calls it, dressed by functools.wraps(). Its
- * probe is what one asks. Nothing of the application's runs to find a function, or is imported. A
- * probe keeps one exception, the latest, with its frames, until it is discarded. All of it is in
- * Python; what is C here gives it to who asks: the module's functions, and the commands.
+ *
+ * How it works. A stand-in takes the function's place: a function that calls it, dressed by
+ * functools.wraps(). Its probe is what one asks. It keeps one exception, the latest, with its frames,
+ * until it is discarded: a traceback, and what pdb can examine post mortem while the program goes on.
+ *
+ * A name, module:Class.method, is looked for in dictionaries alone, so nothing of the application's
+ * runs or is imported. To remove a probe is to put back what was found, and only while what stands
+ * there is our own stand-in: who has replaced it since keeps what it has set.
+ *
+ * Two threads may insert, remove and call at once. Each step that only one may do is one operation of
+ * a dict or set (by_name.setdefault(), _in_place.pop()): whoever gets the entry goes on.
+ *
+ * All of it is in Python; what is C here gives it to who asks: the module's functions, and the
+ * commands.
  */
 #ifndef MANHOLE_WATCH_PROBES_C
 #define MANHOLE_WATCH_PROBES_C
@@ -371,28 +381,28 @@ static const char probes_program[] =
     "    if failure is not None:\n"
     "        raise failure\n"
 
-    "def insert(name):\n"
-    "    probe(name)\n"
-
-    "def text_of(name):\n"
-    "    return find_probe(name)._get_text()\n"
-
-    "def discard(name):\n"
-    "    find_probe(name).discard()\n"
-
-    "def debug(name):\n"
-    "    find_probe(name).debug()\n"
-
-    "def list_names():\n"
-    "    return repr(sorted(list(by_name)))\n"
-
     "def list_tracebacks():\n"
     "    kept = {}\n"
     "    for probe in probes():\n"
     "        exception, frames = probe._get_kept()\n"
     "        if exception is not None:\n"
     "            kept[probe.name] = frames\n"
-    "    return repr(kept)\n";
+    "    return repr(kept)\n"
+
+    /* What a client types in the shell of commands: each returns what to print, or None. */
+    "commands = {\n"
+    "    'debug': lambda name: find_probe(name).debug(),\n"
+    "    'discard': lambda name: find_probe(name).discard(),\n"
+    "    'insert': lambda name: probe(name) and None,\n"
+    "    'list': lambda: repr(sorted(list(by_name))),\n"
+    "    'print': lambda name: find_probe(name)._get_text(),\n"
+    "    'remove': unprobe,\n"
+    "    'reset': unprobe_all,\n"
+    "    'tracebacks': list_tracebacks,\n"
+    "}\n"
+
+    "def run_command(name, *argument):\n"
+    "    return commands[name](*argument)\n";
 
 static const struct part probes_part = {
     .name = "probes",
@@ -460,58 +470,12 @@ exec_probes(PyObject *module)
     return PyModule_AddFunctions(module, probe_functions);
 }
 
-/* ---- The same for commands that a client types ---------------------------------------------
- * Each returns a new str to print, or None, or NULL with an exception whose message is for the
- * client. In a session's thread. */
-
+/* A command that a client types, in a session's thread. Returns a new str to print, or None; or NULL
+ * with an exception whose message is for the client. */
 ATTACHED static PyObject *
-insert_probe(PyObject *name)
+run_probe_command(PyObject *name, PyObject *argument /* a probe's name, or NULL */)
 {
-    return call_part(manhole.module, &probes_part, "insert", name, NULL);
-}
-
-ATTACHED static PyObject *
-remove_probe(PyObject *name)
-{
-    return call_part(manhole.module, &probes_part, "unprobe", name, NULL);
-}
-
-ATTACHED static PyObject *
-discard_probe(PyObject *name)
-{
-    return call_part(manhole.module, &probes_part, "discard", name, NULL);
-}
-
-ATTACHED static PyObject *
-debug_probe(PyObject *name)
-{
-    return call_part(manhole.module, &probes_part, "debug", name, NULL);
-}
-
-ATTACHED static PyObject *
-print_probe(PyObject *name)
-{
-    return call_part(manhole.module, &probes_part, "text_of", name, NULL);
-}
-
-ATTACHED static PyObject *
-reset_probes(void)
-{
-    return call_part(manhole.module, &probes_part, "unprobe_all", NULL, NULL);
-}
-
-/* The names of all, sorted. */
-ATTACHED static PyObject *
-list_probes(void)
-{
-    return call_part(manhole.module, &probes_part, "list_names", NULL, NULL);
-}
-
-/* A dict of name: traceback, of those that have one. */
-ATTACHED static PyObject *
-probe_tracebacks(void)
-{
-    return call_part(manhole.module, &probes_part, "list_tracebacks", NULL, NULL);
+    return call_part(manhole.module, &probes_part, "run_command", name, argument);
 }
 
 #endif /* MANHOLE_WATCH_PROBES_C */

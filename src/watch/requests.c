@@ -2,10 +2,18 @@
  * Runs on:  any thread that serves or asks, ATTACHED.
  * Touches:  nothing of the application's. What it returns is passed on as it is where the server
  *           may know its type (a file), else behind an iterable that has its close().
- * A request is in flight from the call until close(), or until nobody has its response any more:
- * then its record dies, and with that the weak reference by which it is listed. So nothing here
- * keeps a request that a server has forgotten. Python is what serves; C looks at the stacks, all
- * of them in one go, which no Python code could.
+ *
+ * How it works. manhole.wsgi() wraps an application. Each call makes a Record, which is listed by a
+ * weak reference and kept alive by whoever has the response. A request is in progress from the call
+ * until close(), or until nobody has its response any more: then the record dies, and its entry in
+ * the list with it. So nothing here keeps a request that a server has forgotten.
+ *
+ * A record notes which thread, or greenlet, works at it: that may change while a response is sent.
+ * requests() looks at the stacks of those workers, all of them in one go: a thread's own by its
+ * ident; a suspended greenlet's by its frame. That is C, for no Python code could look at all of
+ * them at one moment; what serves a request is Python.
+ *
+ * A forked child has its parent's records and must not show them: a record knows its process.
  */
 #ifndef MANHOLE_WATCH_REQUESTS_C
 #define MANHOLE_WATCH_REQUESTS_C
@@ -22,7 +30,7 @@ static const char requests_program[] =
     "weakref = standard('weakref')\n"
 
     /* Weak references to the records. Each goes of itself when its record dies. */
-    "in_flight = set()\n"
+    "records = set()\n"
     /* The records of files that the server sends in a way of its own, by weak reference to them. */
     "of_files = {}\n"
     "next_id = counter()\n"
@@ -40,8 +48,8 @@ static const char requests_program[] =
     "        self.start = time.time()\n"
     "        self.begun = time.monotonic()\n"
     "        self.note_worker()\n"
-    "        self.reference = weakref.ref(self, in_flight.discard)\n"
-    "        in_flight.add(self.reference)\n"
+    "        self.reference = weakref.ref(self, records.discard)\n"
+    "        records.add(self.reference)\n"
 
     /* The calling thread works at it, in a greenlet perhaps. Not a strong reference: a greenlet
      * that nobody else has is to end. */
@@ -50,7 +58,7 @@ static const char requests_program[] =
     "        self.worker = ident(), greenlet and weakref.ref(greenlet.getcurrent())\n"
 
     "    def end(self):\n"
-    "        in_flight.discard(self.reference)\n"
+    "        records.discard(self.reference)\n"
 
     /* Stands for the iterable that an application returned. */
     "class Response:\n"
@@ -118,7 +126,8 @@ static const char requests_program[] =
     "    return functools.update_wrapper(observed, application, updated=())\n"
 
     "class Request:\n"
-    "    '''A request in flight, as requests() has seen it. Its text is that of ispyd's\n"
+    "    '''A request in progress, as requests() has seen it. Its text is that of "
+    "ispyd's\n"
     "    command.'''\n"
 
     "    def __init__(self, record, stack):\n"
@@ -154,9 +163,9 @@ static const char requests_program[] =
 
     /* Not those of the parent, in a child that was forked. */
     "def list_records():\n"
-    "    records = [reference() for reference in list(in_flight)]\n"
     "    process = os.getpid()\n"
-    "    return sorted((record for record in records\n"
+    "    alive = [reference() for reference in list(records)]\n"
+    "    return sorted((record for record in alive\n"
     "                   if record is not None and record.process == process),\n"
     "                  key=lambda record: record.id)\n"
 
@@ -196,13 +205,10 @@ static const struct part requests_part = {
 ATTACHED static PyObject *
 get_suspended_frame(PyObject *reference /* weak, or None */)
 {
-    PyObject *greenlet = reference == Py_None ? NULL : PyObject_CallNoArgs(reference);
-    PyObject *frame = find_attribute(greenlet, "gr_frame"); /* owned, handed over */
-    if (frame != NULL && !PyFrame_Check(frame)) {
-        Py_CLEAR(frame);
-    }
-    Py_XDECREF(greenlet);
-    return frame;
+    OWNED PyObject *greenlet =
+        reference == Py_None ? NULL : PyObject_CallNoArgs(reference);
+    OWNED PyObject *frame = find_attribute(greenlet, "gr_frame");
+    return frame != NULL && PyFrame_Check(frame) ? steal_reference(&frame) : NULL;
 }
 
 /* Returns a new list with the frame of each worker's greenlet, None where it has none; NULL with an
@@ -212,16 +218,16 @@ ATTACHED static PyObject *
 look_at_workers(PyObject *workers /* list of (ident, weak reference or None) */,
                 struct stacks *stacks)
 {
-    PyObject *frames = PyList_New(PyList_GET_SIZE(workers)); /* new */
-    if (frames != NULL && open_stacks(stacks) < 0) {
-        Py_CLEAR(frames);
+    OWNED PyObject *frames = PyList_New(PyList_GET_SIZE(workers));
+    if (frames == NULL || open_stacks(stacks) < 0) {
+        return NULL;
     }
-    for (Py_ssize_t i = 0; frames != NULL && i < PyList_GET_SIZE(frames); i++) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frames); i++) {
         PyObject *reference = PyTuple_GET_ITEM(PyList_GET_ITEM(workers, i), 1);
         PyObject *frame = get_suspended_frame(reference); /* new, handed over */
         PyList_SET_ITEM(frames, i, frame != NULL ? frame : Py_NewRef(Py_None));
     }
-    return frames;
+    return steal_reference(&frames);
 }
 
 /* The text of a worker's stack. Returns a new str, or NULL with an exception. */
@@ -229,19 +235,13 @@ ATTACHED static PyObject *
 describe_stack(struct stacks *stacks, PyObject *worker, PyObject *frame)
 {
     struct text text = {0};
-    PyObject *stack = NULL; /* new, handed to the caller */
-    int result = 0;
-    if (frame == Py_None) {
-        unsigned long ident = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(worker, 0));
-        result = append_stack_of(&text, stacks, ident);
-    }
-    else {
-        result = append_stack_from(&text, stacks, frame);
-    }
-    if (result == 0) {
-        stack =
-            PyUnicode_DecodeUTF8(text.bytes, (Py_ssize_t)text.length, "backslashreplace");
-    }
+    unsigned long ident = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(worker, 0));
+    int result = frame == Py_None ? append_stack_of(&text, stacks, ident)
+                                  : append_stack_from(&text, stacks, frame);
+    PyObject *stack = result < 0
+                          ? NULL
+                          : PyUnicode_DecodeUTF8(text.bytes, (Py_ssize_t)text.length,
+                                                 "backslashreplace"); /* new */
     free_text(&text);
     return stack;
 }
@@ -251,42 +251,32 @@ ATTACHED static PyObject *
 describe_stacks(PyObject *workers)
 {
     struct stacks stacks = {0};
-    PyObject *frames = look_at_workers(workers, &stacks);    /* owned */
+    OWNED PyObject *frames = look_at_workers(workers, &stacks);
     PyObject *texts = frames == NULL ? NULL : PyList_New(0); /* owned, handed over */
     for (Py_ssize_t i = 0; texts != NULL && i < PyList_GET_SIZE(frames); i++) {
-        PyObject *text = describe_stack(&stacks, PyList_GET_ITEM(workers, i),
-                                        PyList_GET_ITEM(frames, i)); /* owned */
+        OWNED PyObject *text = describe_stack(&stacks, PyList_GET_ITEM(workers, i),
+                                              PyList_GET_ITEM(frames, i));
         if (text == NULL || PyList_Append(texts, text) < 0) {
             Py_CLEAR(texts);
         }
-        Py_XDECREF(text);
     }
     close_stacks(&stacks);
-    Py_XDECREF(frames);
     return texts;
 }
 
-/* Those in flight, by id. Returns a new list, or NULL with an exception. */
+/* Those in progress, by id. Returns a new list, or NULL with an exception. */
 ATTACHED static PyObject *
 get_requests(PyObject *module)
 {
-    PyObject *records = call_part(module, &requests_part, "list_records", NULL, NULL);
-    PyObject *workers = NULL;  /* owned list */
-    PyObject *stacks = NULL;   /* owned list */
-    PyObject *requests = NULL; /* new, handed to the caller */
-    if (records != NULL) {
-        workers = call_part(module, &requests_part, "list_workers", records, NULL);
-    }
-    if (workers != NULL) {
-        stacks = describe_stacks(workers);
-    }
-    if (stacks != NULL) {
-        requests = call_part(module, &requests_part, "make_requests", records, stacks);
-    }
-    Py_XDECREF(records);
-    Py_XDECREF(workers);
-    Py_XDECREF(stacks);
-    return requests;
+    OWNED PyObject *records =
+        call_part(module, &requests_part, "list_records", NULL, NULL);
+    OWNED PyObject *workers = records == NULL ? NULL
+                                              : call_part(module, &requests_part,
+                                                          "list_workers", records, NULL);
+    OWNED PyObject *stacks = workers == NULL ? NULL : describe_stacks(workers);
+    return stacks == NULL
+               ? NULL
+               : call_part(module, &requests_part, "make_requests", records, stacks);
 }
 
 /* For a command that a client types, in a session's thread: what ispyd prints for `requests`.
@@ -294,14 +284,10 @@ get_requests(PyObject *module)
 ATTACHED static PyObject *
 describe_requests(void)
 {
-    PyObject *requests = get_requests(manhole.module); /* owned */
-    PyObject *text = NULL;                             /* new, handed to the caller */
-    if (requests != NULL) {
-        text = call_part(manhole.module, &requests_part, "describe_requests", requests,
-                         NULL);
-        Py_DECREF(requests);
-    }
-    return text;
+    OWNED PyObject *requests = get_requests(manhole.module);
+    return requests == NULL ? NULL
+                            : call_part(manhole.module, &requests_part,
+                                        "describe_requests", requests, NULL);
 }
 
 /* ---- The module's functions ------------------------------------------------------- */
@@ -310,7 +296,7 @@ PyDoc_STRVAR(
     py_wsgi_doc,
     "wsgi(application, /)\n--\n\n"
     "Return a WSGI application that does as the given one, and whose requests are in\n"
-    "requests() while they are in flight. It is a function; the given one is its\n"
+    "requests() while they are in progress. It is a function; the given one is its\n"
     "__wrapped__.\n\n"
     "    application = manhole.wsgi(application)\n"
     "    app.wsgi_app = manhole.wsgi(app.wsgi_app)    # Flask");

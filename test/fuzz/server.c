@@ -458,17 +458,17 @@ fuzz_environ(const char *bytes, size_t length)
 /* ---- Options, configuration file ------------------------------------------------------------ */
 
 static void
-check_places(const struct places *places)
+check_endpoints(const struct endpoints *endpoints)
 {
-    MUST(places->count <= MAX_PLACES);
-    for (size_t i = 0; i < places->count; i++) {
-        const struct place *place = &places->rows[i];
-        if (place->path == NULL) {
-            MUST(is_loopback(&place->address));
+    MUST(endpoints->count <= MAX_ENDPOINTS);
+    for (size_t i = 0; i < endpoints->count; i++) {
+        const struct endpoint *endpoint = &endpoints->rows[i];
+        if (endpoint->path == NULL) {
+            MUST(is_loopback(&endpoint->address));
         }
         else {
-            MUST(place->path[0] != '\0' &&
-                 expand_path(place->path, NULL, 0) < SOCKET_PATH_SIZE);
+            MUST(endpoint->path[0] != '\0' &&
+                 expand_path(endpoint->path, NULL, 0) < SOCKET_PATH_SIZE);
         }
     }
 }
@@ -478,7 +478,7 @@ check_options(const struct options *options)
 {
     const double seconds[] = {options->reinstall_delay, options->start_timeout,
                               options->oneshot_timeout, options->hang_timeout};
-    check_places(&options->listen);
+    check_endpoints(&options->listen);
     MUST(options->max_sessions >= 1 && options->max_sessions <= MAX_SESSIONS);
     MUST(options->activate_on >= 0 && options->activate_on <= SIGRTMAX);
     MUST(options->oneshot_on >= 0 && options->oneshot_on <= SIGRTMAX);
@@ -534,27 +534,27 @@ fuzz_config(const char *bytes, size_t length)
     drop_options(&options);
 }
 
-/* A place to listen at; and an address is read as it was written. */
+/* An endpoint to listen at; and an address is read as it was written. */
 ATTACHED static void
-fuzz_place(const char *bytes, size_t length)
+fuzz_endpoint(const char *bytes, size_t length)
 {
-    struct places places = {0};
+    struct endpoints endpoints = {0};
     PyObject *value =
         PyUnicode_DecodeUTF8(bytes, (Py_ssize_t)length, "surrogateescape"); /* owned */
-    enum parsed parsed = parse_place(value, &places);
+    enum parsed parsed = parse_endpoint(value, &endpoints);
     MUST((parsed == PARSED_FAILED) == (PyErr_Occurred() != NULL));
     PyErr_Clear();
-    check_places(&places);
-    MUST(places.count == (parsed == PARSED_OK));
-    if (places.count == 1 && places.rows[0].path == NULL) {
+    check_endpoints(&endpoints);
+    MUST(endpoints.count == (parsed == PARSED_OK));
+    if (endpoints.count == 1 && endpoints.rows[0].path == NULL) {
         char written[ADDRESS_SIZE];
         char host[NI_MAXHOST];
         uint16_t port = 0;
-        format_address(&places.rows[0].address, written);
+        format_address(&endpoints.rows[0].address, written);
         MUST(split_address(written, host, sizeof(host), &port));
-        MUST(htons(port) == places.rows[0].address.v4.sin_port);
+        MUST(htons(port) == endpoints.rows[0].address.v4.sin_port);
     }
-    free_places(&places);
+    free_endpoints(&endpoints);
     Py_XDECREF(value);
 }
 
@@ -709,7 +709,7 @@ fuzz_commands(const char *bytes, size_t length)
     answer = converse(&console_channel, serve_commands_here, bytes, length);
     MUST(is_utf8(&answer));
     MUST(memmem(answer.bytes, answer.length, "\1?(manhole:", 11) != NULL);
-    Py_XDECREF(reset_probes());
+    Py_XDECREF(call_part(manhole.module, &probes_part, "unprobe_all", NULL, NULL));
     PyErr_Clear();
     free_text(&answer);
 }
@@ -803,7 +803,7 @@ static const struct fuzz_target targets[] = {
     {.name = "environ", .attempt = fuzz_environ, .most = 256, .needs_python = true},
     {.name = "options", .attempt = fuzz_options, .most = 256, .needs_python = true},
     {.name = "settings", .attempt = fuzz_config, .most = 512, .needs_python = true},
-    {.name = "place", .attempt = fuzz_place, .most = 128, .needs_python = true},
+    {.name = "place", .attempt = fuzz_endpoint, .most = 128, .needs_python = true},
     {.name = "console", .attempt = fuzz_console, .most = 512, .needs_python = true},
     {.name = "exec", .attempt = fuzz_exec, .most = 256, .needs_python = true},
     {.name = "commands", .attempt = fuzz_commands, .most = 256, .needs_python = true},
