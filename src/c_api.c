@@ -7,7 +7,6 @@
 #include "base/compat.c"
 #include "base/state.c"
 #include "base/basics.c"
-#include "stacks/snapshot.c"
 #include "stacks/dump.c"
 #include "server/install.c"
 
@@ -177,7 +176,7 @@ manhole_dump_stacks(int fd)
         result = -1;
     }
     else if (!looks) {
-        append_snapshot(&dump);
+        append_snapshot(&dump, &dump_form);
     }
     if (result == 0 && dump.failed) {
         errno = ENOMEM;
