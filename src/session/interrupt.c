@@ -14,6 +14,7 @@
 #include "../base/basics.c"
 #include "../base/log.c"
 #include "../door/socket.c"
+#include "../stacks/look.c"
 #include "attach.c"
 
 enum {
@@ -65,29 +66,22 @@ ATTACHED static bool
 is_importing(unsigned long ident)
 {
     static const char importlib[] = "<frozen importlib._bootstrap"; /* _external, too */
-    PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL; /* owned */
-    PyObject *key = PyLong_FromUnsignedLong(ident);                         /* owned */
-    PyObject *frames = NULL;                                                /* owned */
-    PyObject *frame = NULL;                                                 /* owned */
-    PyCodeObject *code = NULL;                                              /* owned */
-    const char *file = NULL;
     bool importing = false;
     bool collecting = pause_gc(); /* as in look_at_threads() */
-    if (current_frames != NULL && key != NULL) {
-        frames = PyObject_CallNoArgs(current_frames);
-        frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
+    {
+        OWNED PyObject *frames = HAS_GIL ? collect_frames() : NULL;
+        OWNED PyObject *key = PyLong_FromUnsignedLong(ident);
+        PyObject *frame = frames == NULL || key == NULL
+                              ? NULL
+                              : PyDict_GetItemWithError(frames, key); /* borrowed */
+        if (frame != NULL) {
+            OWNED PyObject *code = (PyObject *)PyFrame_GetCode((PyFrameObject *)frame);
+            const char *file = PyUnicode_AsUTF8(((PyCodeObject *)code)->co_filename);
+            importing =
+                file != NULL && strncmp(file, importlib, sizeof(importlib) - 1) == 0;
+        }
+        PyErr_Clear();
     }
-    if (frame != NULL) {
-        code = PyFrame_GetCode((PyFrameObject *)frame);
-        file = PyUnicode_AsUTF8(code->co_filename);
-        importing = file != NULL && strncmp(file, importlib, sizeof(importlib) - 1) == 0;
-    }
-    PyErr_Clear();
-    Py_XDECREF(current_frames);
-    Py_XDECREF(key);
-    Py_XDECREF(frames);
-    Py_XDECREF(frame);
-    Py_XDECREF(code);
     resume_gc(collecting);
     return importing;
 }

@@ -5,7 +5,8 @@
  * The application stands still for the look alone, so that does as little as it can:
  *
  *   1. look_at_threads() takes each thread's topmost frame from sys._current_frames(), goes outwards,
- *      and notes for each frame its code object and instruction. Nothing in it lets go of the GIL:
+ *      and notes for each frame its code object and instruction. (Where other interpreters may have
+ *      a GIL of their own, it asks each thread of ours instead: their frames would not stand still.) Nothing in it lets go of the GIL:
  *      what it sees was so at one moment. The cyclic collector is paused for it, since it may run
  *      any Python code, and making frame objects may set it off.
  *   2. describe_thread() and describe_position() then find names, files and line numbers. That
@@ -68,16 +69,47 @@ record_stack(struct stacks *stacks, PyObject *top)
     return stacks->frame_count - first;
 }
 
-/* Nothing in it lets go of the GIL, where there is one. Returns 0, or -1 with an exception. */
-ATTACHED static int
-record_threads(struct stacks *stacks)
+/* The topmost frame of each thread of our interpreter, by ident. Returns a new dict, or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+collect_own_frames(void)
 {
+    OWNED PyObject *frames = PyDict_New();
+    PyThreadState *tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    for (; frames != NULL && tstate != NULL; tstate = PyThreadState_Next(tstate)) {
+        OWNED PyObject *frame = (PyObject *)PyThreadState_GetFrame(tstate);
+        if (frame == NULL) {
+            continue;
+        }
+        OWNED PyObject *ident = PyLong_FromUnsignedLong(tstate->thread_id);
+        if (ident == NULL || PyDict_SetItem(frames, ident, frame) < 0) {
+            return NULL;
+        }
+    }
+    return steal_reference(&frames);
+}
+
+/* The topmost frame of each thread, by ident; of other interpreters too, where that is safe. Nothing
+ * in it lets go of the GIL, where there is one. Returns a new dict, or NULL with an exception. */
+ATTACHED static PyObject *
+collect_frames(void)
+{
+    if (!may_ask_for_frames()) {
+        return collect_own_frames();
+    }
     PyObject *current_frames = PySys_GetObject("_current_frames"); /* borrowed */
     if (current_frames == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "sys._current_frames is gone");
-        return -1;
+        return NULL;
     }
-    OWNED PyObject *frames = PyObject_CallNoArgs(current_frames);
+    return PyObject_CallNoArgs(current_frames);
+}
+
+/* Returns 0, or -1 with an exception. */
+ATTACHED static int
+record_threads(struct stacks *stacks)
+{
+    OWNED PyObject *frames = collect_frames();
     if (frames == NULL) {
         return -1;
     }
