@@ -81,6 +81,8 @@ static const struct {
      "Thread-7 (_worker)"},
     {"@ 1 2 0 @ 3 4 1 odd name", 1, 2, false, "@ 3 4 1 odd name"},
     {"! 140001", 140001, 0, true, ""},
+    {"? 140001", 140001, 0, false, ""},
+    {"?", 0, 0, false, ""},
     {"", 0, 0, false, ""},
     {"@", 0, 0, false, ""},
     {"@ ", 0, 0, false, ""},
@@ -586,7 +588,7 @@ other_threads_are_those_without_facts(void **state)
 /* ---- Copies ---------------------------------------------------------------------------------- */
 
 /* What becomes of each copy in turn, the last one of all that follow. */
-enum fate { LIVES, DIES_AT_ONCE, DIES_LATE, HANGS };
+enum fate { LIVES, DIES_AT_ONCE, DIES_LATE, DIES_AT_TWO, HANGS };
 
 static const enum fate *fates;
 static size_t fate_count;
@@ -607,6 +609,11 @@ on_snapshot(int signum)
     }
     if (fate == HANGS) {
         (void)poll(NULL, 0, -1);
+    }
+    if (fate == DIES_AT_TWO) {
+        static const char two[] = "Thread 0x2 (most recent call first):\n";
+        (void)!write(STDERR_FILENO, two, sizeof(two) - 1);
+        fate = is_unreadable(2) ? LIVES : fate;
     }
     if (fate != LIVES) {
         (void)syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
@@ -707,6 +714,53 @@ best_of_dead_copies_is_shown(void **state)
     assert_snapshot("The frozen copies of the process died; what the best one told:\n"
                     "\n######### ");
     assert_int_equal(atomic_load(&copies_made->count), SNAPSHOT_ATTEMPTS);
+}
+
+/* It hid all threads behind it. */
+static void
+thread_that_copies_die_of_is_left_out(void **state)
+{
+    (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
+    SET_FATES(DIES_AT_TWO);
+    assert_snapshot("ThreadID=1 #########\n  one\n"
+                    "\n######### ");
+    assert_int_equal(atomic_load(&copies_made->count), DEATHS_AT_ONE_THREAD + 1);
+    SET_FATES(DIES_AT_TWO, DIES_AT_ONCE, DIES_AT_TWO);
+    atomic_store(&copies_made->count, 0);
+    assert_snapshot("ThreadID=2 #########\n  <its frames cannot be read>\n");
+    assert_int_equal(atomic_load(&copies_made->count), 2 + DEATHS_AT_ONE_THREAD + 1);
+}
+
+/* Exits with 0 in a child. */
+ATTACHED static PyObject *
+py_forget_frames(PyObject *self, PyObject *unused)
+{
+    PyThreadState *tstate = PyThreadState_Get();
+    int status = 1;
+    pid_t child = fork();
+    (void)self;
+    (void)unused;
+    if (child == 0) {
+        const bool was_in_code = is_in_python_code(tstate);
+        forget_frames(tstate);
+        _exit(was_in_code && PyThreadState_GetFrame(tstate) == NULL ? 0 : 2);
+    }
+    (void)waitpid(child, &status, 0);
+    return PyLong_FromLong(status);
+}
+
+ATTACHED static void
+frames_that_are_forgotten_are_not_walked(void **state)
+{
+    static PyMethodDef method = {"forget", py_forget_frames, METH_NOARGS, NULL};
+    PyObject *function = PyCFunction_New(&method, NULL);
+    (void)state;
+    (void)PyDict_SetItemString(PyModule_GetDict(PyImport_AddModule("__main__")), "forget",
+                               function);
+    assert_int_equal(PyRun_SimpleString("def f(): return forget()\nassert f() == 0\n"),
+                     0);
+    Py_DECREF(function);
 }
 
 static void
@@ -860,6 +914,8 @@ main(void)
         WITH_COPIES(copy_that_dies_is_made_again),
         WITH_COPIES(copy_that_hangs_is_ended_and_made_again),
         WITH_COPIES(best_of_dead_copies_is_shown),
+        WITH_COPIES(thread_that_copies_die_of_is_left_out),
+        cmocka_unit_test(frames_that_are_forgotten_are_not_walked),
         WITH_COPIES(signal_that_the_application_took_makes_no_copy),
         WITH_COPIES(without_descriptors_no_copy_is_made),
         WITH_COPIES(threads_are_known_by_name_and_native_id),

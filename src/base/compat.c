@@ -479,6 +479,19 @@ is_in_python_code(const PyThreadState *tstate)
 #endif
 }
 
+/* Takes a thread's frames away, for who walks them next. Writes memory alone: a frozen copy's. */
+ASYNC_SAFE static void
+forget_frames(PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    tstate->current_frame = NULL;
+#elif PY_VERSION_HEX >= 0x030b0000
+    tstate->cframe->current_frame = NULL;
+#else
+    tstate->frame = NULL;
+#endif
+}
+
 /* Runs a program of ours, an expression or statements. PyRun_String() in a thread of ours would
  * make CPython forget that the application is about to end with a KeyboardInterrupt, and its
  * exit status with it. Returns a new reference, or NULL with an exception. */

@@ -10,6 +10,7 @@
  *     @@                                              the stacks are complete
  *     @ 139849 4711 1 MainThread                      facts: ident, native id, has the GIL, name
  *     ! 139849                                        has the GIL, as CPython before 3.12 knows it
+ *     ? 139850                                        left out: copies have died of its frames
  *
  * Each line of a stack becomes the key of a code position, as it is, and so is taken to pieces once
  * however many threads are there. The text stays with the stacks: their keys point into it.
@@ -61,6 +62,7 @@ struct copied_facts {
     unsigned long ident; /* 0: it is none of those lines */
     unsigned long native_id;
     bool holds_gil;
+    bool is_unreadable;
     struct slice name;
 };
 
@@ -77,7 +79,7 @@ remove_number(const char **text, unsigned long *number)
     return true;
 }
 
-/* Reads "@ IDENT NATIVE_ID HOLDS_GIL NAME" or "! IDENT". */
+/* Reads "@ IDENT NATIVE_ID HOLDS_GIL NAME", "! IDENT" or "? IDENT". */
 static struct copied_facts
 parse_facts(const struct slice *line)
 {
@@ -85,7 +87,7 @@ parse_facts(const struct slice *line)
     struct copied_facts facts = {0};
     char copy[80]; /* the numbers end in it */
     const char *text = copy + 2;
-    unsigned long holder = 1;
+    unsigned long holder = 0;
     size_t length = line->length < sizeof(copy) ? line->length : sizeof(copy) - 1;
     memcpy(copy, line->bytes, length);
     copy[length] = '\0';
@@ -96,11 +98,27 @@ parse_facts(const struct slice *line)
         facts.name.length =
             strnlen(facts.name.bytes, line->length - (size_t)(text - copy));
     }
-    else if (!starts_with(line, "! ") || !remove_number(&text, &facts.ident)) {
+    else if ((starts_with(line, "! ") || starts_with(line, "? ")) &&
+             remove_number(&text, &facts.ident)) {
+        facts.is_unreadable = copy[0] == '?';
+        holder = copy[0] == '!';
+    }
+    else {
         return none;
     }
     facts.holds_gil = holder != 0;
     return facts;
+}
+
+/* Shows a line in place of a thread's frames, which are none. */
+static void
+replace_frames(struct stacks *stacks, struct thread_stack *thread)
+{
+    static const char line[] = "  <its frames cannot be read>";
+    const struct position_key key = {.line = {line, sizeof(line) - 1}};
+    thread->is_shown = true;
+    thread->first = stacks->frame_count;
+    thread->count = add_frame(stacks, &key) != NULL;
 }
 
 /* Reads the part that the copy itself has written. A thread without a stack is added, too: so it is
@@ -120,6 +138,9 @@ read_facts(struct stacks *stacks, struct slice text)
             continue;
         }
 
+        if (facts.is_unreadable) {
+            replace_frames(stacks, thread);
+        }
         if (facts.holds_gil) {
             thread->holds_gil = ANSWER_YES;
         }
