@@ -73,10 +73,11 @@
 
 /* What every thread is doing, asked of Python or of a frozen copy. */
 #include "src/stacks/copy.c"
-#include "src/stacks/copied.c"
 #include "src/stacks/kernel.c"
 #include "src/stacks/sources.c"
-#include "src/stacks/snapshot.c"
+#include "src/stacks/model.c"
+#include "src/stacks/copied.c"
+#include "src/stacks/look.c"
 #include "src/stacks/dump.c"
 #include "src/stacks/json.c"
 

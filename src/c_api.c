@@ -12,7 +12,6 @@
 #include "base/compat.c"
 #include "base/state.c"
 #include "base/basics.c"
-#include "stacks/snapshot.c"
 #include "stacks/dump.c"
 #include "server/install.c"
 
@@ -146,7 +145,7 @@ append_snapshot_if_ready(struct text *dump)
         errno = ENOTSUP;
         return -1;
     }
-    append_snapshot(dump);
+    append_snapshot(dump, &dump_form);
     return 0;
 }
 

@@ -594,6 +594,38 @@ stuck_subinterpreter_shows_its_own_stacks(void)
     assert_contains(dump, "in hang\n");
 }
 
+/* Its frames come and go while ours stand still. */
+static void
+look_does_no_harm_beside_an_interpreter_with_a_gil_of_its_own(void)
+{
+    require_gil();
+    struct process *app = start_target(
+        "import manhole, os, sys, threading\n"
+        "if sys.version_info < (3, 12):\n"
+        "    subs = None\n"
+        "elif sys.version_info < (3, 13):\n"
+        "    import _xxsubinterpreters as subs; sub = subs.create(isolated=True)\n"
+        "else:\n"
+        "    import _interpreters as subs; sub = subs.create('isolated')\n"
+        "manhole.install(verbose=False)\n"
+        "code = 'def leaf(n): return n and leaf(n - 1)\\nwhile True: leaf(20)'\n"
+        "if subs: threading.Thread(target=subs.run_string, args=(sub, code),\n"
+        "                          daemon=True).start()\n"
+        "def wait_here():\n"
+        "    os.write(1, b'ready\\n' if subs else b'none\\n')\n"
+        "    threading.Event().wait()\n"
+        "wait_here()\n");
+    if (strstr(wait_for_text(app, OUT, "\n", DEADLINE), "none") != NULL) {
+        skip_test("such interpreters came with CPython 3.12");
+    }
+    for (int i = 0; i < 50; i++) {
+        struct client *client = connect_to(app);
+        client_wait_for(client, "in wait_here\n");
+        client_wait_for(client, ">>> ");
+        client_close(client);
+    }
+}
+
 static void
 signal_that_the_application_took_stays_its_own(void)
 {
@@ -941,6 +973,7 @@ main(void)
         TEST(want_of_a_free_signal_is_told),
         TEST(threads_without_proc_are_not_said_to_be_gone),
         TEST(stuck_subinterpreter_shows_its_own_stacks),
+        TEST(look_does_no_harm_beside_an_interpreter_with_a_gil_of_its_own),
         TEST(signal_that_the_application_took_stays_its_own),
         TEST(limit_of_processes_is_told),
         TEST(limit_of_threads_is_told),

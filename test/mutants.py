@@ -52,8 +52,8 @@ MUTANTS = [
     ),
     (
         "a look leaks a reference to each code object",
-        "src/stacks/dump.c",
-        "        Py_DECREF(look->frames[i].code);\n",
+        "src/stacks/model.c",
+        "        Py_XDECREF(stacks->positions[i].key.code);\n",
         "",
         "unit_dump",
         "*",

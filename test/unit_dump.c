@@ -87,29 +87,38 @@ same_stack_is_shown_once_with_all_its_threads(void **state)
     run(end_threads);
 }
 
-/* Two calls in one line are two places: the stacks look alike and are not the same. */
+/* Two calls in one line are two positions: the stacks look alike and are not the same. */
 static void
-same_hash_is_not_the_same_stack(void **state)
+stacks_that_only_look_alike_are_not_the_same(void **state)
 {
-    struct frame_record frames[] = {
+    const struct position_key keys[] = {
         {.code = (PyCodeObject *)1, .instruction = 10},
         {.code = (PyCodeObject *)2, .instruction = 10},
         {.code = (PyCodeObject *)1, .instruction = 12},
         {.code = (PyCodeObject *)1, .instruction = 10},
+        {.line = {"one", 3}},
+        {.line = {"one, two", 3}},
+        {.line = {"two", 3}},
     };
-    struct look look = {.frames = frames, .frame_count = 4};
-    const struct thread_record threads[] = {
-        {.first = 0, .count = 1}, {.first = 1, .count = 1},
-        {.first = 2, .count = 1}, {.first = 3, .count = 1},
-        {.first = 3, .count = 0}, {.first = 3, .count = 1, .hash = 1},
-    };
-    static const bool same[] = {true, false, false, true, false, false};
+    static const size_t groups[] = {0, 1, 2, 0, 4, 4, 6};
+    struct stacks stacks = {.is_frozen = false};
     (void)state;
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(threads); i++) {
-        if (is_same_stack(&look, &threads[0], &threads[i]) != same[i]) {
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(keys); i++) {
+        struct thread_stack *thread = add_thread(&stacks, i + 1);
+        thread->is_shown = true;
+        thread->count = 1;
+        assert_non_null(add_frame(&stacks, &keys[i]));
+    }
+    group_threads(&stacks);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(keys); i++) {
+        if (stacks.threads[i].group != groups[i]) {
             fail_msg("thread %zu", i);
         }
     }
+    for (size_t i = 0; i < stacks.position_count; i++) {
+        stacks.positions[i].key.code = NULL; /* none of them is one */
+    }
+    free_stacks(&stacks);
 }
 
 /* ---- Names ------------------------------------------------------------------------------ */
@@ -130,9 +139,9 @@ name_that_cannot_be_had_is_none(void **state)
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
         PyObject *names = PyDict_Copy(PyEval_GetBuiltins());
         PyObject *active = PyRun_String(rows[i], Py_eval_input, names, names);
-        struct thread_record thread = {.ident = 7};
+        struct thread_stack thread = {.ident = 7};
         describe_thread(&thread, active);
-        if (thread.name.object != NULL || PyErr_Occurred() != NULL) {
+        if (thread.name.bytes != NULL || PyErr_Occurred() != NULL) {
             fail_msg("%s", rows[i]);
         }
         Py_DECREF(active);
@@ -361,7 +370,7 @@ main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_stack_is_shown_once_with_all_its_threads),
-        cmocka_unit_test(same_hash_is_not_the_same_stack),
+        cmocka_unit_test(stacks_that_only_look_alike_are_not_the_same),
         cmocka_unit_test(name_that_cannot_be_had_is_none),
         cmocka_unit_test(threads_have_no_names_without_threading),
         cmocka_unit_test(line_is_found_wherever_it_is),

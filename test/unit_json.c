@@ -85,31 +85,38 @@ lone_surrogates_of_a_str_stay_readable(void **state)
     struct text text = {0};
     PyObject *str = NULL;
     PyObject *loaded = NULL;
-    struct name name;
+    struct text name;
     (void)state;
     Py_Initialize();
     str = PyUnicode_DecodeUTF8("a\xff\"", 3, "surrogateescape");
-    name = take_name(str);
-    append_json_string(&text, name.utf8);
+    name = copy_str(str);
+    append_json_text(&text, &name);
     loaded = load(&text);
     assert_non_null(loaded);
     assert_int_equal(PyUnicode_CompareWithASCIIString(loaded, "a\\udcff\""), 0);
-    Py_DECREF(name.object);
+    Py_DECREF(str);
     Py_DECREF(loaded);
+    free_text(&name);
     free_text(&text);
 }
 
 static void
 name_that_is_not_known_is_null(void **state)
 {
-    static const char *const rows[][2] = {{NULL, "\"name\": null,"},
-                                          {"", "\"name\": \"\","}};
+    char empty[] = "";
+    struct {
+        struct text name;
+        const char *wanted;
+    } rows[] = {
+        {{.bytes = NULL}, "\"name\": null,"},
+        {{.bytes = empty}, "\"name\": \"\","},
+    };
     (void)state;
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
         struct text text = {0};
-        begin_json_thread(&text, &(struct thread_view){.name = {rows[i][0], 0}});
+        begin_json_thread(&text, &(struct thread_stack){.name = rows[i].name});
         append_bytes(&text, "", 1);
-        assert_non_null(strstr(text.bytes, rows[i][1]));
+        assert_non_null(strstr(text.bytes, rows[i].wanted));
         free_text(&text);
     }
 }

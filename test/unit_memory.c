@@ -189,22 +189,24 @@ try_dump(void)
 ATTACHED static int
 try_copied_threads(void)
 {
-    static const char stacks[] = "Thread 0x1 (most recent call first):\n"
-                                 "  File \"" __FILE__ "\", line 1 in f\n"
-                                 "  File \"caf\\xe9\", line 2 in g\n";
-    static const char facts[] = "@ 1 1 1 MainThread\n";
-    struct copied copied = {0};
+    static const char whole[] = "Thread 0x1 (most recent call first):\n"
+                                "  File \"" __FILE__ "\", line 1 in f\n"
+                                "  File \"caf\\xe9\", line 2 in g\n"
+                                "@@\n"
+                                "@ 1 1 1 MainThread\n";
+    struct stacks copied = {.is_frozen = true};
     struct text text = {0};
     PyThreadState *tstate = detach();
-    read_stacks(&copied, (struct slice){stacks, strlen(stacks)});
-    read_all_facts(&copied, (struct slice){facts, strlen(facts)});
-    append_copied_threads(&text, &copied);
-    append_other_threads(&text, &copied);
+    append_bytes(&copied.copy, whole, sizeof(whole));
+    if (!copied.copy.failed) {
+        read_copy(&copied);
+        append_dump(&text, &copied);
+    }
     reattach(tstate);
-    if (text.failed || copied.failed) {
+    if (text.failed || copied.failed || copied.copy.failed) {
         PyErr_NoMemory();
     }
-    free_copied(&copied);
+    free_stacks(&copied);
     free_text(&text);
     return PyErr_Occurred() == NULL ? 0 : -1;
 }

@@ -202,6 +202,19 @@ resume_gc(bool was_enabled)
 #endif
 }
 
+/* Whether sys._current_frames() may be called. It goes through all interpreters, and from 3.12 on one
+ * may have a GIL of its own, and frames that run on meanwhile: CPython dies of that. A new one comes
+ * first in the list, and takes our GIL to be made, so the main one at its head is alone. */
+ATTACHED static bool
+may_ask_for_frames(void)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    return PyInterpreterState_Head() == PyInterpreterState_Main();
+#else
+    return true;
+#endif
+}
+
 /* Where in its code a frame is: PyCode_Addr2Line() makes a line of it when there is time. */
 ATTACHED static int
 get_instruction(PyFrameObject *frame)
@@ -445,6 +458,19 @@ is_in_python_code(const PyThreadState *tstate)
     return tstate->cframe->current_frame != NULL;
 #else
     return tstate->frame != NULL;
+#endif
+}
+
+/* Takes a thread's frames away, for who walks them next. Writes memory alone: a frozen copy's. */
+ASYNC_SAFE static void
+forget_frames(PyThreadState *tstate)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    tstate->current_frame = NULL;
+#elif PY_VERSION_HEX >= 0x030b0000
+    tstate->cframe->current_frame = NULL;
+#else
+    tstate->frame = NULL;
 #endif
 }
 

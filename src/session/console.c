@@ -250,11 +250,11 @@ append_greeting(struct session *session, struct text *text)
 ATTACHED static int
 send_stacks(struct session *session, const struct form *form /* or NULL */, bool greets)
 {
-    struct look look = {.frame_count = 0};
+    struct stacks stacks = {.is_frozen = false};
     struct text text = {0};
     int error = 0;
     PyThreadState *tstate =
-        form == NULL ? detach() : detach_with_stacks(&text, form, &look);
+        form == NULL ? detach() : detach_with_stacks(&text, form, &stacks);
     if (!text.failed && settle_report(session)) {
         free_text(&text);
     }
@@ -280,7 +280,7 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
     else if (!PyErr_Occurred()) {
         PyErr_NoMemory();
     }
-    free_look(&look);
+    free_stacks(&stacks);
     free_text(&text);
     return result;
 }

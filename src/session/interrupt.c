@@ -14,6 +14,7 @@
 #include "../base/basics.c"
 #include "../base/log.c"
 #include "../door/socket.c"
+#include "../stacks/look.c"
 #include "attach.c"
 
 enum {
@@ -72,15 +73,11 @@ ATTACHED static bool
 is_importing(unsigned long ident)
 {
     static const char importlib[] = "<frozen importlib._bootstrap"; /* _external, too */
-    OWNED PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL;
     OWNED PyObject *key = PyLong_FromUnsignedLong(ident);
-    if (current_frames == NULL || key == NULL) {
-        PyErr_Clear();
-        return false;
-    }
     bool collecting = pause_gc(); /* as in look_at_threads() */
-    OWNED PyObject *frames = PyObject_CallNoArgs(current_frames);
-    OWNED PyObject *frame = frames == NULL ? NULL : PyObject_GetItem(frames, key);
+    OWNED PyObject *frames = HAS_GIL && key != NULL ? collect_frames() : NULL;
+    PyObject *frame =
+        frames == NULL ? NULL : PyDict_GetItemWithError(frames, key); /* borrowed */
     bool importing = frame != NULL && is_code_of((PyFrameObject *)frame, importlib);
     PyErr_Clear();
     resume_gc(collecting);

@@ -30,8 +30,8 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/basics.c"
-#include "../stacks/copied.c"
-#include "../stacks/snapshot.c"
+#include "../stacks/model.c"
+#include "../stacks/dump.c"
 #include "../stacks/json.c"
 #include "output.c"
 #include "interrupt.c"
@@ -83,7 +83,7 @@ report_to_console(struct text *text, const struct session *session)
     append_silence(text);
     if (!session->channel->no_stacks || session->channel->stacks_if_stuck) {
         append_string(text, "The stacks, from a frozen copy of the process:\n");
-        append_snapshot(text);
+        append_snapshot(text, &dump_form);
     }
     append_string(text, prompt_follows);
 }
@@ -95,7 +95,7 @@ report_stacks(struct text *text, const struct session *session)
     (void)session;
     append_silence(text);
     append_string(text, "The stacks, from a frozen copy of the process:\n");
-    append_snapshot(text);
+    append_snapshot(text, &dump_form);
 }
 
 /* For a client that asked for them as JSON. */
@@ -103,7 +103,7 @@ DETACHED static void
 report_json(struct text *text, const struct session *session)
 {
     (void)session;
-    append_json_snapshot(text);
+    append_snapshot(text, &json_form);
 }
 
 /* Appends what the session's client is told when Python does not answer. */
@@ -201,7 +201,7 @@ report_session(struct session *session)
     append_silence(&text);
     append_string(&text,
                   "No thread can be started to make a frozen copy of the process.\n");
-    append_other_threads(&text, &(struct copied){0});
+    append_other_threads(&text, &(struct stacks){0});
     append_string(&text, prompt_follows);
     send_report(session, &text, MSG_DONTWAIT);
     free_text(&text);

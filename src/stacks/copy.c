@@ -9,8 +9,8 @@
  * How a copy is made.
  *
  *   1. take_snapshot() makes one copy at a time, under snapshot_lock. One that dies is made again
- *      after a pause, so that the thread that was in the middle of a change can get on; the longest
- *      text is taken.
+ *      after a pause, so that the thread that was in the middle of a change can get on. Where three
+ *      die at the same thread, the next leaves out its frames. If all die the longest text is taken.
  *   2. try_copy() opens the memory file; where the process has no descriptor left, the spare one is
  *      closed for it. Then a raw clone without any flag: the child shares nothing, tells its parent
  *      nothing when it ends (exit signal 0), and is seen by waitpid(__WALL) alone.
@@ -39,6 +39,8 @@ enum {
      * does not die. Beside threads that run Python flat out about every third dies on 3.13. */
     SNAPSHOT_TIMEOUT_MS = 1000,
     SNAPSHOT_ATTEMPTS = 12,
+    /* So many at the same thread in a row, and the next does without its frames. */
+    DEATHS_AT_ONE_THREAD = 3,
     /* Before the second copy; twice that before the third. */
     SNAPSHOT_PAUSE_MS = 3,
     /* As many threads as faulthandler shows (its MAX_NTHREADS). */
@@ -200,6 +202,55 @@ find_thread_object(struct thread_facts *facts)
     }
 }
 
+/* Idents of threads at whose frames copies have died: the next ones leave these out. Of a thread
+ * that is stuck while it makes a frame, say, each copy dies, and all threads behind it in the list
+ * would stay unknown. Under snapshot_lock. */
+static struct {
+    unsigned long idents[SNAPSHOT_ATTEMPTS];
+    size_t count;
+} unreadable;
+
+COPY_ONLY static bool
+is_unreadable(unsigned long ident)
+{
+    for (size_t i = 0; i < unreadable.count; i++) {
+        if (unreadable.idents[i] == ident) {
+            return true;
+        }
+    }
+    return false;
+}
+
+COPY_ONLY static void
+forget_unreadable(PyInterpreterState *interpreter)
+{
+    for (PyThreadState *tstate = PyInterpreterState_ThreadHead(interpreter);
+         tstate != NULL; tstate = tstate->next) {
+        if (is_unreadable(tstate->thread_id)) {
+            forget_frames(tstate);
+        }
+    }
+}
+
+/* The thread that faulthandler was at when a copy came no further; 0: none. */
+static unsigned long
+last_thread(const struct text *raw)
+{
+    static const char mark[] = "hread 0x";
+    const size_t length = sizeof(mark) - 1;
+    unsigned long ident = 0;
+    for (size_t i = 0; i + length < raw->length; i++) {
+        if (memcmp(raw->bytes + i, mark, length) == 0) {
+            char digits[17] = "";
+            size_t rest = raw->length - i - length;
+            memcpy(digits, raw->bytes + i + length,
+                   rest < sizeof(digits) ? rest : sizeof(digits) - 1);
+            ident = strtoul(digits, NULL, 16);
+        }
+    }
+    return ident;
+}
+
 /* Has faulthandler write the stacks. It goes through no more than THREADS_AT_ONCE, and through the
  * list of the main interpreter, for this thread has no state: it is asked again and again, with the
  * next ones linked behind the head of that list, which it so repeats. */
@@ -245,8 +296,15 @@ COPY_ONLY static void
 describe_copy(int fd)
 {
     pid_t pid = atomic_load(&manhole.owner);
+    forget_unreadable(PyInterpreterState_Main());
+    forget_unreadable(snapshot.interpreter);
     write_stacks(fd);
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
+    for (size_t i = 0; i < unreadable.count; i++) {
+        char line[40];
+        int length = snprintf(line, sizeof(line), "? %lu\n", unreadable.idents[i]);
+        (void)!write(fd, line, (size_t)length);
+    }
     for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
          tstate != NULL; tstate = tstate->next) {
         struct thread_facts facts = {.ident = tstate->thread_id,
@@ -387,18 +445,30 @@ DETACHED static enum copy_result
 take_snapshot(struct text *raw)
 {
     enum copy_result result = COPY_DIED;
+    unsigned long died_at =
+        0; /* the thread that the last copies came to, so many in a row */
+    int deaths = 0;
     int saved_errno = 0;
     lock_leaf(&snapshot_lock);
+    unreadable.count = 0;
     for (int attempt = 0; attempt < SNAPSHOT_ATTEMPTS && result == COPY_DIED; attempt++) {
         struct text tried = {0};
         /* The thread that was caught in the middle of a change may not run just now. */
         (void)poll(NULL, 0, attempt * SNAPSHOT_PAUSE_MS);
         result = try_copy(&tried);
         saved_errno = errno;
-        if (tried.length > raw->length) {
-            struct text shorter = *raw;
+        if (result == COPY_DIED) {
+            const unsigned long ident = last_thread(&tried);
+            deaths = ident == died_at ? deaths + 1 : 1;
+            died_at = ident;
+            if (ident != 0 && deaths == DEATHS_AT_ONE_THREAD) { /* not by chance */
+                unreadable.idents[unreadable.count++] = ident;
+            }
+        }
+        if (result == COPY_DONE || tried.length > raw->length) {
+            struct text worse = *raw;
             *raw = tried;
-            tried = shorter;
+            tried = worse;
         }
         free_text(&tried);
     }

@@ -1,9 +1,13 @@
-/* JSON: the same stacks for programs. {"pid", "python", "source", "threads": [{"id", "native_id",
- * "name", "state", "holds_gil", "daemon", "frames": [{"file", "line", "function", "source"}]}]},
- * null for what is not known, frames outermost first; a "note" where a frozen copy is not whole, an
- * "error" where there are no stacks at all.
- * Runs on:  sessions, ATTACHED, for the look; helpers, DETACHED, for the frozen copy.
- * Touches:  nothing but frames, source files and the file's own structs.
+/* JSON: the same stacks for programs. test/stacks.schema.json describes the document.
+ * Runs on:  sessions and helpers, DETACHED.
+ * Touches:  /proc/self/task, read.
+ *
+ *     {"pid", "python", "source", "threads": [{"id", "native_id", "name", "state", "holds_gil",
+ *      "daemon", "frames": [{"file", "line", "function", "source"}]}], "note"}
+ *
+ * null stands for what is not known, frames come outermost first. There is a "note" where a frozen
+ * copy is not whole. Each thread has frames of its own, also where two are the same. A document may
+ * come from a process in any state, and still be one: what is no UTF-8 in it becomes U+FFFD.
  */
 #ifndef MANHOLE_STACKS_JSON_C
 #define MANHOLE_STACKS_JSON_C
@@ -11,10 +15,9 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/basics.c"
-#include "copied.c"
 #include "kernel.c"
 #include "sources.c"
-#include "snapshot.c"
+#include "model.c"
 #include "dump.c"
 
 /* The length of the UTF-8 character that the bytes begin with, 0: they begin with none. */
@@ -42,10 +45,14 @@ utf8_size(struct slice bytes)
     return size;
 }
 
-/* Appends a string. A byte that is no UTF-8 becomes U+FFFD. */
+/* Appends a string; null where there is none. A byte that is no UTF-8 becomes U+FFFD. */
 static void
 append_json_string(struct text *text, struct slice string)
 {
+    if (string.bytes == NULL) {
+        append_string(text, "null");
+        return;
+    }
     append_string(text, "\"");
     while (string.length > 0) {
         unsigned char first = (unsigned char)string.bytes[0];
@@ -67,6 +74,13 @@ append_json_string(struct text *text, struct slice string)
         string.length -= size;
     }
     append_string(text, "\"");
+}
+
+/* A string, or NULL, as a slice. */
+static struct slice
+as_slice(const char *string)
+{
+    return (struct slice){string, string == NULL ? 0 : strlen(string)};
 }
 
 /* The same, for what a text has gathered. */
@@ -106,53 +120,25 @@ append_json_answer(struct text *text, const char *key, enum answer answer)
     append_format(text, "\"%s\": %s", key, words[answer]);
 }
 
-/* Up to the threads. source: a literal. */
-static void
-begin_json(struct text *text, const char *source)
-{
-    const char *version = Py_GetVersion();
-    append_format(text, "{\"pid\": %ld, \"python\": ", (long)getpid());
-    append_json_string(text, (struct slice){version, strcspn(version, " ")});
-    append_format(text, ", \"source\": \"%s\", \"threads\": [", source);
-}
-
-/* What is known of a thread but its frames. */
-struct thread_view {
-    unsigned long ident;
-    unsigned long native_id; /* 0: not known */
-    enum answer holds_gil;
-    enum answer daemon;
-    struct slice name; /* its bytes NULL: not known */
-};
-
 /* Up to the frames. */
-static void
-begin_json_thread(struct text *text, const struct thread_view *view)
+DETACHED static void
+begin_json_thread(struct text *text, const struct thread_stack *thread)
 {
-    const char *state = view->native_id == 0 ? NULL : read_state(view->native_id);
     append_json_comma(text);
     append_string(text, "{");
-    append_json_id(text, "id", view->ident);
+    append_json_id(text, "id", thread->ident);
     append_string(text, ", ");
-    append_json_id(text, "native_id", view->native_id);
+    append_json_id(text, "native_id", thread->native_id);
+
+    const char *state = thread->native_id == 0 ? NULL : read_state(thread->native_id);
     append_string(text, ", \"state\": ");
-    if (state == NULL) {
-        append_string(text, "null");
-    }
-    else {
-        append_json_string(text, (struct slice){state, strlen(state)});
-    }
+    append_json_string(text, as_slice(state));
     append_string(text, ", ");
-    append_json_answer(text, "holds_gil", view->holds_gil);
+    append_json_answer(text, "holds_gil", thread->holds_gil);
     append_string(text, ", ");
-    append_json_answer(text, "daemon", view->daemon);
+    append_json_answer(text, "daemon", thread->daemon);
     append_string(text, ", \"name\": ");
-    if (view->name.bytes == NULL) {
-        append_string(text, "null");
-    }
-    else {
-        append_json_string(text, view->name);
-    }
+    append_json_text(text, &thread->name);
     append_string(text, ", \"frames\": [");
 }
 
@@ -160,101 +146,61 @@ static void
 append_json_frame(struct text *text, const struct shown_frame *frame)
 {
     append_string(text, "{\"file\": ");
-    append_json_string(text, frame->path);
+    append_json_string(text, as_slice(frame->path));
     append_format(text, ", \"line\": %ld, \"function\": ", frame->line);
     append_json_string(text, frame->function);
     append_string(text, ", \"source\": ");
-    if (frame->source.length > 0) {
-        append_json_string(text, frame->source);
-    }
-    else {
-        append_string(text, "null");
-    }
+    append_json_string(text, frame->source.length > 0 ? frame->source : as_slice(NULL));
     append_string(text, "}");
 }
 
-/* One thread of a frozen copy. */
+/* A position is copied from where it is in the text already: threads of one kind share most of
+ * theirs, and escaping it each time is what writing a thousand of them would spend its time on. */
 DETACHED static void
-append_json_copied_thread(struct text *text, const struct copied_thread *thread,
-                          struct sources *sources)
+append_json_thread(struct text *text, struct stacks *stacks,
+                   const struct thread_stack *thread)
 {
-    const struct thread_note *note = &thread->note;
-    const struct thread_view view = {
-        .ident = thread->ident,
-        .native_id = note->native_id,
-        .holds_gil = !HAS_GIL          ? ANSWER_UNKNOWN
-                     : note->holds_gil ? ANSWER_YES
-                                       : ANSWER_NO,
-        .daemon = ANSWER_UNKNOWN,
-        .name = {note->name.length == 0 ? NULL : note->name.bytes, note->name.length},
-    };
-    struct slice lines[MAX_COPIED_FRAMES];
-    size_t count = split_frames(thread, lines);
-    begin_json_thread(text, &view);
-    while (count > 0) {
-        struct copied_frame frame = {.shown.line = 0};
-        if (!read_copied_frame(&frame, lines[--count], sources)) {
+    begin_json_thread(text, thread);
+    for (size_t i = thread->first + thread->count; i > thread->first; i--) {
+        struct code_position *position = &stacks->positions[stacks->frames[i - 1]];
+        if (!position->has_file) {
             continue;
         }
         append_json_comma(text);
-        append_json_frame(text, &frame.shown);
-        free_copied_frame(&frame);
+        if (position->length > 0) {
+            append_again(text, position->start, position->length);
+            continue;
+        }
+        const struct shown_frame frame = show_frame(stacks, i - 1);
+        position->start = text->length;
+        append_json_frame(text, &frame);
+        position->length = text->length - position->start;
     }
     append_string(text, "]}");
 }
 
-/* Appends the whole document of a process whose interpreter does not answer. */
+/* Appends the whole document. */
 DETACHED static void
-append_json_snapshot(struct text *text)
+append_json(struct text *text, struct stacks *stacks)
 {
-    struct examination examination = {.error = 0};
-    struct sources sources = {0};
-    struct text note = {0};
-    examine_copy(&examination);
-    begin_json(text, "frozen copy");
-    for (size_t i = 0; i < examination.copied.count; i++) {
-        if (is_copied_stack(&examination.copied.threads[i])) {
-            append_json_copied_thread(text, &examination.copied.threads[i], &sources);
+    const char *version = Py_GetVersion();
+    append_format(text, "{\"pid\": %ld, \"python\": ", (long)getpid());
+    append_json_string(text, (struct slice){version, strcspn(version, " ")});
+    append_format(text, ", \"source\": \"%s\", \"threads\": [",
+                  stacks->is_frozen ? "frozen copy" : "attached");
+    for (size_t i = 0; i < stacks->thread_count; i++) {
+        if (stacks->threads[i].is_shown) {
+            append_json_thread(text, stacks, &stacks->threads[i]);
         }
     }
     append_string(text, "]");
-    append_lone_copy_note(&note, &examination);
-    if (note.length > 0) {
+    if (stacks->note.length > 0) {
         append_string(text, ", \"note\": ");
-        append_json_text(text, &note);
+        append_json_text(text, &stacks->note);
     }
     append_string(text, "}\n");
-    free_sources(&sources);
-    free_text(&note);
-    free_examination(&examination);
 }
 
-/* One thread of the look, up to its frames. The looker itself has the GIL while it looks. */
-static bool
-append_json_thread(struct text *text, struct look *look, size_t index)
-{
-    const struct thread_record *thread = &look->threads[index];
-    begin_json_thread(text, &(struct thread_view){.ident = thread->ident,
-                                                  .native_id = thread->native_id,
-                                                  .daemon = thread->daemon,
-                                                  .name = thread->name.utf8});
-    return true;
-}
-
-static void
-begin_json_look(struct text *text)
-{
-    begin_json(text, "attached");
-}
-
-static const struct form json_form = {
-    .begin = begin_json_look,
-    .begin_thread = append_json_thread,
-    .separate_frames = append_json_comma,
-    .append_frame = append_json_frame,
-    .thread_end = "]}",
-    .end = "]}\n",
-    .append_snapshot = append_json_snapshot,
-};
+static const struct form json_form = {append_json};
 
 #endif /* MANHOLE_STACKS_JSON_C */

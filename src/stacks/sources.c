@@ -1,6 +1,14 @@
 /* Sources: lines of source files, read without Python.
- * Runs on:  any native thread, DETACHED.
- * Touches:  the source files that frames name, mapped for as long as a dump is written.
+ * Runs on:  any native thread, DETACHED where files are read.
+ * Touches:  the source files that frames name, read whole.
+ *
+ * A frame is easier to recognize by its line than by its number, but Python may be stuck, and
+ * linecache with it; and what a thread does is told before it goes on. So the files are read here,
+ * each once a dump, and their lines counted. Where that is not what Python sees (another encoding,
+ * a lone CR, no such file) and Python answers, linecache is asked: see the room look.
+ *
+ * A name can be anything: a FIFO, a terminal, a file of gigabytes. Only regular files are read, up
+ * to MAX_SOURCE, and opened so that it neither waits nor becomes the controlling terminal.
  */
 #ifndef MANHOLE_STACKS_SOURCES_C
 #define MANHOLE_STACKS_SOURCES_C
@@ -8,27 +16,70 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/basics.c"
-#include "copy.c"
-#include "copied.c"
 
 enum {
-    /* Bytes of a source file that a snapshot reads lines from. */
+    /* Bytes of a source file that lines are read from. */
     MAX_SOURCE = 4 * 1024 * 1024,
 };
 
+/* ---- Pieces of text ------------------------------------------------------------------ */
+
+/* A piece of text that somebody else owns. */
+struct slice {
+    const char *bytes;
+    size_t length;
+};
+
+/* Takes a line, without its newline, off the front of rest. Returns false at the end. */
+static bool
+next_line(struct slice *rest, struct slice *line)
+{
+    if (rest->length == 0) {
+        return false;
+    }
+    const char *newline = memchr(rest->bytes, '\n', rest->length);
+    line->bytes = rest->bytes;
+    line->length = newline == NULL ? rest->length : (size_t)(newline - rest->bytes);
+    rest->bytes += line->length + (newline != NULL);
+    rest->length -= line->length + (newline != NULL);
+    return true;
+}
+
+static bool
+starts_with(const struct slice *slice, const char *prefix)
+{
+    size_t length = strlen(prefix);
+    return slice->length >= length && memcmp(slice->bytes, prefix, length) == 0;
+}
+
+/* Room for one more element of an array, behind so many. Returns where it is then; NULL without
+ * memory: it is where it was. */
+static void *
+with_room(void *array, size_t count, size_t *capacity, size_t size)
+{
+    if (count < *capacity) {
+        return array;
+    }
+    size_t more = *capacity == 0 ? 64 : *capacity * 2;
+    void *grown = realloc(array, more * size);
+    if (grown != NULL) {
+        *capacity = more;
+    }
+    return grown;
+}
+
+/* ---- Files --------------------------------------------------------------------------- */
+
 struct source {
     char *path;  /* owned */
-    char *bytes; /* owned, of map_pages(); NULL: not to be had */
-    size_t size;
-    size_t length;       /* what of that is text */
-    struct slice *lines; /* owned, of map_pages(); may be NULL */
+    char *bytes; /* owned; NULL: not to be had */
+    size_t length;
+    struct slice *lines; /* owned; may be NULL */
     size_t line_count;
-    bool loaded;     /* or tried to */
-    bool is_special; /* no regular file: to read it may never end */
-    /* Of a look: */
-    bool seen;            /* the rest is known */
+    bool loaded;          /* or tried to */
+    bool is_special;      /* no regular file: to read it may never end */
     bool python_is_asked; /* linecache may have what the file system has not */
-    size_t frame;         /* one of those that are in this file */
+    size_t position;      /* index of a code position in this file, the first one seen */
 };
 
 /* Source files, each read once a dump. */
@@ -36,36 +87,24 @@ struct sources {
     struct source *files; /* owned */
     size_t count;
     size_t capacity;
+    size_t settled; /* so many need not be looked for any more */
 };
-
-/* Memory that goes back to the system at once: of what free() gets, each thread's arena keeps some.
- * Returns NULL when there is none. */
-static void *
-map_pages(size_t size)
-{
-    void *pages =
-        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return pages == MAP_FAILED ? NULL : pages;
-}
-
-/* Makes room for the text. */
-static void
-map_bytes(struct source *source, size_t size)
-{
-    source->bytes = map_pages(size);
-    source->size = size;
-}
 
 /* Reads a regular file of a reasonable size whole. */
 DETACHED static void
 read_file(struct source *source)
 {
     struct stat status = {0};
-    int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    source->is_special = fd >= 0 && fstat(fd, &status) == 0 && !S_ISREG(status.st_mode);
-    if (fd >= 0 && S_ISREG(status.st_mode) && status.st_size <= MAX_SOURCE) {
-        map_bytes(source, (size_t)status.st_size + 1);
+    OWNED_FD int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 || fstat(fd, &status) < 0) {
+        return;
     }
+    source->is_special = !S_ISREG(status.st_mode);
+    if (source->is_special || status.st_size > MAX_SOURCE) {
+        return;
+    }
+
+    source->bytes = malloc((size_t)status.st_size + 1);
     while (source->bytes != NULL && source->length < (size_t)status.st_size) {
         ssize_t got = read(fd, source->bytes + source->length,
                            (size_t)status.st_size - source->length);
@@ -73,9 +112,6 @@ read_file(struct source *source)
             break;
         }
         source->length += (size_t)got;
-    }
-    if (fd >= 0) {
-        (void)close(fd);
     }
 }
 
@@ -94,8 +130,9 @@ index_lines(struct source *source)
     }
     for (struct slice each = rest; next_line(&each, &line); count++) {
     }
+
     if (count > 0) {
-        source->lines = map_pages(count * sizeof(*source->lines));
+        source->lines = malloc(count * sizeof(*source->lines));
     }
     while (source->lines != NULL && next_line(&rest, &line)) {
         source->lines[source->line_count++] = line;
@@ -113,12 +150,8 @@ load_source(struct source *source)
 static void
 forget_lines(struct source *source)
 {
-    if (source->bytes != NULL) {
-        (void)munmap(source->bytes, source->size);
-    }
-    if (source->lines != NULL) {
-        (void)munmap(source->lines, source->line_count * sizeof(*source->lines));
-    }
+    free(source->bytes);
+    free(source->lines);
     source->bytes = NULL;
     source->length = 0;
     source->lines = NULL;
@@ -130,22 +163,20 @@ forget_lines(struct source *source)
 static struct source *
 add_source(struct sources *sources, const char *path)
 {
-    struct source *source = NULL;
     for (size_t i = 0; i < sources->count; i++) {
         if (strcmp(sources->files[i].path, path) == 0) {
             return &sources->files[i];
         }
     }
-    if (sources->count == sources->capacity) {
-        size_t capacity = sources->capacity == 0 ? 16 : sources->capacity * 2;
-        struct source *grown = realloc(sources->files, capacity * sizeof(*grown));
-        if (grown == NULL) {
-            return NULL;
-        }
-        sources->files = grown;
-        sources->capacity = capacity;
+
+    struct source *files =
+        with_room(sources->files, sources->count, &sources->capacity, sizeof(*files));
+    if (files == NULL) {
+        return NULL;
     }
-    source = &sources->files[sources->count];
+    sources->files = files;
+
+    struct source *source = &files[sources->count];
     *source = (struct source){.path = strdup(path)};
     if (source->path == NULL) {
         return NULL;
@@ -165,6 +196,8 @@ free_sources(struct sources *sources)
     *sources = (struct sources){0};
 }
 
+/* ---- Lines --------------------------------------------------------------------------- */
+
 /* The number-th line of a source, without blanks around it; empty when there is none. */
 static struct slice
 source_line(const struct source *source, long number)
@@ -173,6 +206,7 @@ source_line(const struct source *source, long number)
     if (number < 1 || (unsigned long)number > source->line_count) {
         return line;
     }
+
     line = source->lines[number - 1];
     while (line.length > 0 && strchr(" \t\r\f", line.bytes[line.length - 1]) != NULL) {
         line.length--;
@@ -184,36 +218,74 @@ source_line(const struct source *source, long number)
     return line;
 }
 
-/* faulthandler writes what is not ASCII as \xe9, \u20ac, \U0001f40d: back to UTF-8. */
-static void
-append_unescaped(struct text *text, struct slice slice)
+/* Whether a line names an encoding other than UTF-8, as PEP 263 has it: `coding[:=]\s*([-\w.]+)` in
+ * a comment. */
+static bool
+names_other_encoding(struct slice line)
 {
-    while (slice.length > 0) {
-        size_t digits = 0;
-        size_t used = 1;
-        if (slice.length > 1 && slice.bytes[0] == '\\') {
-            const char *kinds = "xuU";
-            const char *kind = strchr(kinds, slice.bytes[1]);
-            digits = kind == NULL || *kind == '\0' ? 0 : (size_t)2 << (kind - kinds);
-        }
-        if (digits > 0 && slice.length >= 2 + digits) {
-            char number[9] = "";
-            char *end = NULL;
-            unsigned long character = 0;
-            memcpy(number, slice.bytes + 2, digits);
-            character = strtoul(number, &end, 16);
-            if (*end == '\0' && character <= 0x10FFFF && !is_surrogate(character)) {
-                char bytes[4];
-                append_bytes(text, bytes, put_utf8(bytes, character));
-                used = 2 + digits;
-            }
-        }
-        if (used == 1) {
-            append_bytes(text, slice.bytes, 1);
-        }
-        slice.bytes += used;
-        slice.length -= used;
+    static const char word[] = "coding";
+    char comment[200] = ""; /* of a line that is longer, so much */
+    const char *name = comment;
+    memcpy(comment, line.bytes,
+           line.length < sizeof(comment) ? line.length : sizeof(comment) - 1);
+    if (comment[strspn(comment, " \t\f")] != '#') {
+        return false;
     }
+
+    while ((name = strstr(name, word)) != NULL) {
+        name += sizeof(word) - 1;
+        if (*name == ':' || *name == '=') {
+            name += 1 + strspn(name + 1, " \t");
+            return strncasecmp(name, "utf-8", 5) != 0 &&
+                   strncasecmp(name, "utf_8", 5) != 0 &&
+                   strncasecmp(name, "utf8", 4) != 0;
+        }
+    }
+    return false;
+}
+
+/* Whether what was read is what Python sees: in UTF-8, and no line ends with a lone CR. */
+static bool
+is_as_python_reads_it(const struct source *source)
+{
+    const char *rest = source->bytes;
+    size_t length = source->length;
+    const char *cr = NULL;
+    for (size_t i = 0; i < source->line_count && i < 2; i++) {
+        if (names_other_encoding(source->lines[i])) {
+            return false;
+        }
+    }
+
+    while (length > 0 && (cr = memchr(rest, '\r', length)) != NULL) {
+        length -= (size_t)(cr + 1 - rest);
+        rest = cr + 1;
+        if (length == 0 || *rest != '\n') {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Reads the files that have come since. What is called <string> is none. Returns whether Python
+ * would have other lines for some. */
+DETACHED static bool
+read_sources(struct sources *sources)
+{
+    bool more = false;
+    for (size_t i = sources->settled; i < sources->count; i++) {
+        struct source *source = &sources->files[i];
+        const size_t length = strlen(source->path);
+        if (source->loaded ||
+            (source->path[0] == '<' && source->path[length - 1] == '>')) {
+            continue;
+        }
+        load_source(source);
+        source->python_is_asked =
+            source->bytes == NULL ? !source->is_special : !is_as_python_reads_it(source);
+        more = more || source->python_is_asked;
+    }
+    return more;
 }
 
 #endif /* MANHOLE_STACKS_SOURCES_C */

@@ -371,21 +371,21 @@ fuzz_netlink(const char *bytes, size_t length)
 /* What any source file has in it. */
 static const char source_file[] = "one\n\ttwo \n\n\xff\xfe\x1b[31m\nfive\r\n\"six\\";
 
-/* Checks that slices are of the text. */
+/* Checks that all that is shown of a frame is of the text, or of a source. */
 static void
-check_copied(const struct copied *copied, const struct text *raw)
+check_stacks(const struct stacks *stacks)
 {
-    MUST(copied->count <= raw->length);
-    for (size_t i = 0; i < copied->count; i++) {
-        const struct slice *frames = &copied->threads[i].frames;
-        const struct slice *name = &copied->threads[i].note.name;
-        MUST(copied->threads[i].ident != 0);
-        MUST(frames->length == 0 ||
-             (frames->bytes >= raw->bytes &&
-              frames->bytes + frames->length <= raw->bytes + raw->length));
-        MUST(name->length == 0 ||
-             (name->bytes >= raw->bytes &&
-              name->bytes + name->length <= raw->bytes + raw->length));
+    const struct text *copy = &stacks->copy;
+    MUST(stacks->thread_count <= copy->length && stacks->frame_count <= copy->length);
+    for (size_t i = 0; i < stacks->thread_count; i++) {
+        const struct thread_stack *thread = &stacks->threads[i];
+        MUST(thread->ident != 0);
+        MUST(thread->first + thread->count <= stacks->frame_count);
+    }
+    for (size_t i = 0; i < stacks->position_count; i++) {
+        const struct slice *line = &stacks->positions[i].key.line;
+        MUST(line->bytes >= copy->bytes &&
+             line->bytes + line->length <= copy->bytes + copy->length);
     }
 }
 
@@ -394,28 +394,24 @@ CHECKED(no_thread_safety_analysis)
 static void
 fuzz_snapshot(const char *bytes, size_t length)
 {
-    struct text raw = {.bytes = copy_of(bytes, length), .length = length + 1};
-    struct copied copied = read_copied(&raw);
-    struct sources sources = {0};
+    struct stacks stacks = {
+        .is_frozen = true,
+        .copy = {.bytes = copy_of(bytes, length), .length = length + 1},
+    };
     struct text json = {0};
     struct text dump = {0};
     (void)file_with(source_file, sizeof(source_file) - 1);
-    check_copied(&copied, &raw);
-    begin_json(&json, "frozen copy");
-    for (size_t i = 0; i < copied.count; i++) {
-        append_json_copied_thread(&json, &copied.threads[i], &sources);
-    }
-    append_string(&json, "]}");
+    read_copy(&stacks);
+    check_stacks(&stacks);
+    append_json(&json, &stacks);
     MUST(is_true(ask("is_snapshot", "(y#)", json.bytes, (Py_ssize_t)json.length)));
-    append_copied_threads(&dump, &copied);
-    for (size_t i = 0; i < copied.count; i++) {
-        MUST(copied.threads[i].shown || !is_copied_stack(&copied.threads[i]));
+    append_threads(&dump, &stacks);
+    for (size_t i = 0; i < stacks.thread_count; i++) {
+        MUST(stacks.threads[i].group <= i);
     }
-    free_sources(&sources);
     free_text(&json);
     free_text(&dump);
-    free_copied(&copied);
-    free_text(&raw);
+    free_stacks(&stacks);
 }
 
 /* ---- JSON, environ -------------------------------------------------------------------------- */
@@ -425,16 +421,19 @@ fuzz_json(const char *bytes, size_t length)
 {
     char *given = copy_of(bytes, length); /* owned */
     struct text text = {0};
-    struct name name; /* owned */
+    PyObject *str = NULL; /* owned */
+    struct text name;
     append_json_string(&text, (struct slice){given, length});
     MUST(is_true(ask("is_json_of", "(y#y#)", text.bytes, (Py_ssize_t)text.length, bytes,
                      (Py_ssize_t)length)));
     free_text(&text);
-    name = take_name(PyUnicode_DecodeUTF8(bytes, (Py_ssize_t)length, "surrogateescape"));
-    append_json_string(&text, name.utf8);
+    str = PyUnicode_DecodeUTF8(bytes, (Py_ssize_t)length, "surrogateescape");
+    name = copy_str(str);
+    append_json_text(&text, &name);
     MUST(is_utf8(&text));
     free_text(&text);
-    Py_XDECREF(name.object);
+    free_text(&name);
+    Py_XDECREF(str);
     free(given);
 }
 

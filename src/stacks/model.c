@@ -1,0 +1,275 @@
+/* Model: the stacks of a process: threads, their frames, and what is known of each.
+ * Runs on:  any thread. Only memory; nothing here waits or fails otherwise than for want of it.
+ *
+ * There are two ways to fill it, and whoever writes it need not know which it was:
+ *
+ *     look.c    asks the living interpreter, ATTACHED      \   struct   /  dump.c  text for people
+ *     copied.c  reads what a frozen copy of it has written /   stacks   \  json.c  for programs
+ *
+ * A frame is no more than the index of a code position, for the same function stands at the same
+ * line in many threads: a thousand workers that wait have a few dozen positions among them. So a
+ * look at them is quick, each position is described once, and two threads have the same stack when
+ * their indexes are the same.
+ *
+ * What tells two positions apart depends on who fills: the code object and the instruction, or the
+ * line in faulthandler's words. Two calls in one line are two positions then, and look alike.
+ *
+ * Without memory it stays as complete as it is, and says so in `failed`.
+ */
+#ifndef MANHOLE_STACKS_MODEL_C
+#define MANHOLE_STACKS_MODEL_C
+
+#include "../base/compat.c"
+#include "../base/state.c"
+#include "../base/basics.c"
+#include "sources.c"
+
+enum {
+    /* Of the table that finds a code position. */
+    POSITION_ROWS = 512,
+};
+
+/* What may be known or not. */
+enum answer {
+    ANSWER_NO,
+    ANSWER_YES,
+    ANSWER_UNKNOWN,
+};
+
+/* What tells a code position from others. One of both is empty. */
+struct position_key {
+    PyCodeObject *code; /* owned by the position */
+    int instruction;
+    struct slice line; /* a copy's, in the copy's text */
+};
+
+/* Where in the code some frames are. */
+struct code_position {
+    struct position_key key;
+    PyObject *
+        globals; /* owned, of an attached look: they know the loader, which has the source */
+    size_t next; /* index + 1 of one with the same hash */
+    /* Described afterwards, which takes ten times as long as the look: */
+    bool has_file; /* else it is shown in faulthandler's words: "..." */
+    size_t source; /* index of its file */
+    struct text function;
+    long line;
+    /* Once written as JSON: where it stands in that text. */
+    size_t start;
+    size_t length; /* 0: not written yet */
+};
+
+struct thread_stack {
+    unsigned long ident;
+    bool is_shown; /* else its facts alone are there, or it is one of ours that waits */
+    size_t first;  /* index of the innermost frame */
+    size_t count;
+    size_t group; /* index of the first thread that has the same stack */
+    /* What threading and the kernel call it: */
+    struct text name;        /* its bytes NULL: not known */
+    unsigned long native_id; /* 0: not known */
+    enum answer holds_gil;
+    enum answer daemon;
+};
+
+struct stacks {
+    struct thread_stack *threads; /* owned */
+    size_t thread_count;
+    size_t thread_capacity;
+    size_t *frames; /* owned: indexes of positions; a thread's lie together */
+    size_t frame_count;
+    size_t frame_capacity;
+    struct code_position *positions; /* owned */
+    size_t position_count;
+    size_t position_capacity;
+    size_t latest[POSITION_ROWS]; /* of each hash: index + 1 of the latest position */
+    struct sources sources;
+    bool is_frozen;   /* a frozen copy told it, whose text is here */
+    struct text copy; /* owned: what it wrote */
+    struct text note; /* owned: why that is not all, for people */
+    bool failed;      /* there was no memory for all */
+};
+
+/* Returns a new thread, whose frames come next; NULL without memory. It stays where it is until the
+ * next is added. */
+static struct thread_stack *
+add_thread(struct stacks *stacks, unsigned long ident)
+{
+    struct thread_stack *threads = with_room(stacks->threads, stacks->thread_count,
+                                             &stacks->thread_capacity, sizeof(*threads));
+    if (threads == NULL) {
+        stacks->failed = true;
+        return NULL;
+    }
+
+    stacks->threads = threads;
+    threads[stacks->thread_count] = (struct thread_stack){
+        .ident = ident, .first = stacks->frame_count, .daemon = ANSWER_UNKNOWN};
+    return &threads[stacks->thread_count++];
+}
+
+static struct thread_stack *
+find_thread(const struct stacks *stacks, unsigned long ident)
+{
+    for (size_t i = 0; i < stacks->thread_count; i++) {
+        if (stacks->threads[i].ident == ident) {
+            return &stacks->threads[i];
+        }
+    }
+    return NULL;
+}
+
+static size_t
+hash_key(const struct position_key *key)
+{
+    const size_t prime = 0x100000001b3U;
+    size_t hash = (((size_t)key->code >> 4) ^ (size_t)key->instruction) * prime;
+    for (size_t i = 0; i < key->line.length; i++) {
+        hash = (hash ^ (unsigned char)key->line.bytes[i]) * prime;
+    }
+    return hash % POSITION_ROWS;
+}
+
+static bool
+is_same_position(const struct position_key *one, const struct position_key *other)
+{
+    return one->code == other->code && one->instruction == other->instruction &&
+           one->line.length == other->line.length &&
+           (one->line.length == 0 ||
+            memcmp(one->line.bytes, other->line.bytes, one->line.length) == 0);
+}
+
+/* The index of this position, a new one's if there is none yet; SIZE_MAX without memory. */
+static size_t
+find_position(struct stacks *stacks, const struct position_key *key)
+{
+    size_t *latest = &stacks->latest[hash_key(key)];
+    for (size_t i = *latest; i != 0; i = stacks->positions[i - 1].next) {
+        if (is_same_position(&stacks->positions[i - 1].key, key)) {
+            return i - 1;
+        }
+    }
+
+    struct code_position *positions =
+        with_room(stacks->positions, stacks->position_count, &stacks->position_capacity,
+                  sizeof(*positions));
+    if (positions == NULL) {
+        return SIZE_MAX;
+    }
+    stacks->positions = positions;
+    positions[stacks->position_count] =
+        (struct code_position){.key = *key, .next = *latest};
+    *latest = ++stacks->position_count;
+    return stacks->position_count - 1;
+}
+
+/* Adds the next frame outwards. Returns its position, which stays where it is until the next frame
+ * is added; NULL without memory. */
+static struct code_position *
+add_frame(struct stacks *stacks, const struct position_key *key)
+{
+    size_t *frames = with_room(stacks->frames, stacks->frame_count,
+                               &stacks->frame_capacity, sizeof(*frames));
+    if (frames != NULL) {
+        stacks->frames = frames;
+    }
+    size_t position = frames == NULL ? SIZE_MAX : find_position(stacks, key);
+    if (position == SIZE_MAX) {
+        stacks->failed = true;
+        return NULL;
+    }
+    frames[stacks->frame_count++] = position;
+    return &stacks->positions[position];
+}
+
+/* Says in which file, function and line a position is. Takes over what function holds. */
+static void
+describe_as(struct stacks *stacks, size_t index, const char *path, struct text function,
+            long line)
+{
+    struct code_position *position = &stacks->positions[index];
+    struct source *source = add_source(&stacks->sources, path);
+    position->has_file = source != NULL;
+    position->function = function;
+    position->line = line;
+    if (source == NULL) {
+        stacks->failed = true;
+        return;
+    }
+    position->source = (size_t)(source - stacks->sources.files);
+}
+
+static bool
+is_same_stack(const struct stacks *stacks, const struct thread_stack *one,
+              const struct thread_stack *other)
+{
+    return one->count == other->count &&
+           (one->count == 0 ||
+            memcmp(&stacks->frames[one->first], &stacks->frames[other->first],
+                   one->count * sizeof(*stacks->frames)) == 0);
+}
+
+/* Finds the threads with the same stacks. */
+static void
+group_threads(struct stacks *stacks)
+{
+    for (size_t i = 0; i < stacks->thread_count; i++) {
+        struct thread_stack *thread = &stacks->threads[i];
+        thread->group = i;
+        for (size_t k = 0; k < i && thread->is_shown; k++) {
+            const struct thread_stack *earlier = &stacks->threads[k];
+            if (earlier->is_shown && earlier->group == k &&
+                is_same_stack(stacks, earlier, thread)) {
+                thread->group = k;
+                break;
+            }
+        }
+    }
+}
+
+/* A frame as it is shown. */
+struct shown_frame {
+    const char *path; /* NULL: there is a line of another form alone, in function */
+    struct slice function;
+    long line;
+    struct slice source; /* empty: not to be had */
+};
+
+static struct shown_frame
+show_frame(const struct stacks *stacks, size_t frame)
+{
+    const struct code_position *position = &stacks->positions[stacks->frames[frame]];
+    if (!position->has_file) {
+        return (struct shown_frame){.function = position->key.line};
+    }
+    const struct source *source = &stacks->sources.files[position->source];
+    return (struct shown_frame){
+        .path = source->path,
+        .function = {position->function.bytes, position->function.length},
+        .line = position->line,
+        .source = source_line(source, position->line),
+    };
+}
+
+/* ATTACHED, if it was filled so. */
+static void
+free_stacks(struct stacks *stacks)
+{
+    for (size_t i = 0; i < stacks->thread_count; i++) {
+        free_text(&stacks->threads[i].name);
+    }
+    for (size_t i = 0; i < stacks->position_count; i++) {
+        Py_XDECREF(stacks->positions[i].key.code);
+        Py_XDECREF(stacks->positions[i].globals);
+        free_text(&stacks->positions[i].function);
+    }
+    free(stacks->threads);
+    free(stacks->frames);
+    free(stacks->positions);
+    free_sources(&stacks->sources);
+    free_text(&stacks->copy);
+    free_text(&stacks->note);
+    *stacks = (struct stacks){0};
+}
+
+#endif /* MANHOLE_STACKS_MODEL_C */
