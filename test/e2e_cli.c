@@ -318,10 +318,9 @@ static const struct mistake {
     MEANS("argument -t/--timeout: invalid float value: 'abc'", "-t", "abc", "1"),
     MEANS("argument -t/--timeout: invalid float value: ''", "--timeout=", "1"),
     MEANS("argument -t/--timeout: invalid float value: '0x1'", "-t0x1", "1"),
-    MEANS("argument -t/--timeout: invalid float value: '1__0'", "-t1__0", "1"),
+    MEANS("argument -t/--timeout: invalid float value: '1_0'", "-t1_0", "1"),
+    MEANS("argument -t/--timeout: invalid float value: '--'", "-t", "--", "1"),
     MEANS("argument -t/--timeout: expected one argument", "1", "-t"),
-    MEANS("argument -t/--timeout: expected one argument", "-t", "-5", "1"),
-    MEANS("argument -t/--timeout: expected one argument", "-t", "--", "1"),
     MEANS("argument -s/--signal: expected one argument", "1", "-s"),
     MEANS("argument -s/--signal: Invalid signal number 99. Expected one "
           "of: " SIGNAL_NUMBERS,
@@ -341,11 +340,9 @@ static const struct mistake {
     MEANS("argument -1/-USR1: not allowed with argument -s/--signal", "-s9", "-1", "1"),
     MEANS("argument -s/--signal: not allowed with argument -1/-USR1", "-1s9", "1"),
     MEANS("ambiguous option: -U could match -USR1, -USR2", "-U", "1"),
-    MEANS("ambiguous option: --=3 could match --help, --timeout, --signal", "--=3"),
-    MEANS("argument -1/-USR1: ignored explicit argument 'x'", "-1x", "1"),
-    MEANS("argument -1/-USR1: ignored explicit argument 'x'", "-h1x"),
-    MEANS("argument -1/-USR1: ignored explicit argument '3'", "-1=3", "1"),
-    MEANS("argument -h/--help: ignored explicit argument '3'", "--help=3"),
+    MEANS("unrecognized arguments: -1x", "-1x", "1"),
+    MEANS("unrecognized arguments: -1=3", "-1=3", "1"),
+    MEANS("unrecognized arguments: --stacks=3", "--stacks=3", "1"),
 };
 
 static void
@@ -467,7 +464,6 @@ static const struct spelling {
     SENDS(SIGUSR2, "-s", "SIGUSR2", "PID"),
     SENDS(SIGUSR2, "-s", "sigusr2", "PID"),
     SENDS(SIGUSR2, "-s", "usr2", "PID"),
-    SENDS(SIGUSR2, "-s", " 1_2 ", "PID"),
     SENDS(SIGHUP, "-s", "hup", "PID"),
     SENDS(SIGWINCH, "-s1", "-s", "winch", "PID"),
     SENDS(LAST, "-srtmax", "PID"),

@@ -102,8 +102,8 @@ MUTANTS = [
     (
         "the client trusts every server of the process asked for",
         "src/cli/connection.c",
-        "           (server->uid == 0 || server->uid == geteuid() || server->uid == *owner);",
-        "           (server->uid != (uid_t)-1 || *owner == 0);",
+        "            server.uid == find_owner(target));",
+        "            server.uid != find_owner(target));",
         "e2e_cli",
         "user_is_not_taken_in_by_the_process_of_another",
     ),
@@ -264,8 +264,8 @@ MUTANTS = [
     (
         "a signal goes to a manhole that does not wait for it",
         "src/cli/connection.c",
-        "    if (notice.is_there && !is_awaited) {",
-        "    if (notice.is_there && !is_awaited && number == 0) {",
+        "    if (advert.is_there && !is_awaited) {",
+        "    if (advert.is_there && !is_awaited && number == 0) {",
         "e2e_ways",
         "no_kind_of_process_is_sent_what_would_end_it",
     ),

@@ -1,52 +1,85 @@
-/* Side channels: a second connection, whose calling card says what it wants to know of the
- * first one's session. The console's own bytes stay what they always were.
+/* Side channels: a second connection, whose calling card says what it wants to know of the first
+ * one's session: "interrupt" what it runs, "complete" a name. So the console's own bytes stay what
+ * they always were, and the server's listener answers also while the session is busy.
+ *
+ * Ctrl-C is such a question. The answer tells whether anything was running; a KeyboardInterrupt
+ * comes only when a call returns, so after a second without effect the user is told, once, and the
+ * next Ctrl-C leaves.
  */
 #ifndef MANHOLE_CLI_CHANNELS_C
 #define MANHOLE_CLI_CHANNELS_C
 
-#include "terminal.c"
+#include "messages.c"
+#include "buffer.c"
 #include "target.c"
+#include "signals.c"
+#include "hindrances.c"
 #include "connection.c"
 
-/* After an interrupted or premature call the next poll() decides anew. */
-static bool
-is_passing(int error)
+/* The process at the other end, as the kernel recorded it when that began to listen; 0: it is not
+ * known, or not to be seen from here. */
+static pid_t
+server_pid(int server)
 {
-    return error == EINTR || error == EAGAIN;
+    struct ucred credentials = {.pid = 0};
+    socklen_t size = sizeof(credentials);
+
+    (void)getsockopt(server, SOL_SOCKET, SO_PEERCRED, &credentials, &size);
+    return credentials.pid;
 }
 
-/* Asks and adds the answer, to its end or that of the patience. Returns false, with whatever
- * has come until then, when that was not the end. */
+/* Sends what the server takes of it. Returns false, with nothing left to send, once it is gone, which
+ * shows better when we read: it may still have something to say. */
 static bool
-ask_aside(const struct target *target, const char *wish, const struct buffer *question,
-          int patience_ms, struct buffer *answer)
+send_some(int server, struct buffer *unsent)
 {
-    static unsigned count;
-    double deadline = now_s() + patience_ms / 1e3;
+    if (unsent->length == 0) {
+        return true;
+    }
+    ssize_t count = send(server, unsent->data, unsent->length, MSG_NOSIGNAL);
+    if (count >= 0) {
+        drop(unsent, (size_t)count);
+    }
+    else if (errno == EPIPE || errno == ECONNRESET) {
+        empty(unsent);
+        return false;
+    }
+    else if (!is_passing(errno)) {
+        fail(STATUS_TROUBLE, "cannot send to the process: %m");
+    }
+    return true;
+}
+
+/* Asks and adds the answer, to its end or that of the patience. */
+static void
+ask_aside(const struct target *target, const char *channel, const struct buffer *question,
+          struct buffer *answer)
+{
+    static unsigned asked; /* so that each question has a card of its own */
+    double deadline = now_s() + INTERRUPT_PATIENCE_MS / 1e3;
     char name[32];
     char bytes[4096];
-    ssize_t length = -1;
-    struct pollfd server = {.events = POLLIN};
+    ssize_t length = 1;
 
-    (void)snprintf(name, sizeof(name), "%s.%u", wish, ++count);
-    server.fd = open_socket(name);
-    if (connect_once(server.fd, target) == 0 && is_right_server(server.fd, target)) {
-        if (question != NULL) {
-            (void)send(server.fd, question->data, question->length, MSG_NOSIGNAL);
-        }
-        while (length != 0) {
-            double left_ms = (deadline - now_s()) * 1e3;
-            if (left_ms <= 0 || poll(&server, 1, (int)left_ms + 1) != 1) {
-                break;
-            }
-            length = recv(server.fd, bytes, sizeof(bytes), 0);
-            append(answer, bytes, length > 0 ? (size_t)length : 0);
-            length = length < 0 && is_passing(errno) ? 1 : length < 0 ? 0 : length;
-        }
+    (void)snprintf(name, sizeof(name), "%s.%u", channel, ++asked);
+    OWNED_FD fd = open_socket(name);
+    struct pollfd server = {.fd = fd, .events = POLLIN};
+    if (connect_once(fd, target) < 0 || !is_right_server(fd, target)) {
+        return;
     }
-    (void)close(server.fd);
-    return length == 0;
+    if (question != NULL) {
+        (void)send(fd, question->data, question->length, MSG_NOSIGNAL);
+    }
+    while (length > 0 || (length < 0 && is_passing(errno))) {
+        if (poll(&server, 1, patience_until(deadline)) != 1) {
+            return;
+        }
+        length = recv(fd, bytes, sizeof(bytes), 0);
+        append(answer, bytes, length > 0 ? (size_t)length : 0);
+    }
 }
+
+/* ---- Ctrl-C ------------------------------------------------------------------------ */
 
 enum interruption {
     SESSION_INTERRUPTED,
@@ -54,7 +87,7 @@ enum interruption {
     SESSION_LEFT, /* the client is to go */
 };
 
-/* The last Ctrl-C that interrupted something. */
+/* The last one that interrupted something. */
 static struct interrupt {
     double sent_s;
     bool is_due;  /* what it was for has not ended yet, */
@@ -64,6 +97,8 @@ static struct interrupt {
 static const char interrupt_is_late[] =
     "manhole-cli: still running: KeyboardInterrupt comes when the call returns; Ctrl-C "
     "again leaves";
+
+static const char nothing_is_running[] = "manhole-cli: nothing is running; Ctrl-D leaves";
 
 /* Whether it has had no effect for some time. That is to be said, once. */
 static bool
@@ -89,44 +124,62 @@ until_interrupt_is_late(int patience_ms)
     return left_ms > 0 ? (int)left_ms + 1 : 0;
 }
 
-/* Ctrl-C: the first one interrupts what our session runs. A second one leaves it running, if that
- * still runs, when it comes soon after, or when the user was told; so does the first one with a
- * server that knows no interrupts. */
+/* The first Ctrl-C interrupts what our session runs. A second one leaves it running, if that still
+ * runs, when it comes soon after, or when the user was told; so does the first one with a server
+ * that knows no interrupts. */
 static enum interruption
 interrupt_session(const struct target *target)
 {
-    struct buffer answer = {.data = NULL}; /* owned */
+    OWNED_BUFFER answer = {.data = NULL};
     bool is_early =
         interrupt.is_told || now_s() - interrupt.sent_s < INTERRUPT_PATIENCE_MS / 1e3;
-    enum interruption outcome = SESSION_LEFT;
 
-    (void)ask_aside(target, "interrupt", NULL, INTERRUPT_PATIENCE_MS, &answer);
+    ask_aside(target, "interrupt", NULL, &answer);
+    bool is_still_running = strcmp(text_of(&answer), "still running\n") == 0;
     if (strcmp(text_of(&answer), "idle\n") == 0) {
-        outcome = SESSION_IDLE;
+        return SESSION_IDLE;
     }
-    else if (strcmp(text_of(&answer), "interrupted\n") == 0 ||
-             (strcmp(text_of(&answer), "still running\n") == 0 && !is_early)) {
+    if (strcmp(text_of(&answer), "interrupted\n") == 0 ||
+        (is_still_running && !is_early)) {
         interrupt = (struct interrupt){.sent_s = now_s(), .is_due = true};
-        outcome = SESSION_INTERRUPTED;
+        return SESSION_INTERRUPTED;
     }
-    else if (strcmp(text_of(&answer), "still running\n") == 0) {
+    if (is_still_running) {
         (void)fprintf(stderr,
                       "\nmanhole-cli: left; the statement has not ended yet and is "
                       "interrupted again by the process every second until it does\n");
     }
-    free(answer.data);
-    return outcome;
+    return SESSION_LEFT;
 }
 
-/* As the kernel recorded it when the server began to listen. */
-static pid_t
-server_pid(int server)
-{
-    struct ucred credentials = {.pid = 0};
-    socklen_t size = sizeof(credentials);
+/* ---- Waiting for the session ------------------------------------------------------- */
 
-    (void)getsockopt(server, SOL_SOCKET, SO_PEERCRED, &credentials, &size);
-    return credentials.pid;
+/* As poll_with_signals(). Remarks that a Ctrl-C is late; and says once, when not a byte has come for
+ * a while, what keeps the process from answering. */
+static int
+poll_session(struct pollfd fds[], nfds_t count, int server, bool *is_silent,
+             void (*remark)(const char *text))
+{
+    int patience_ms = *is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : -1;
+    int ready = poll_with_signals(fds, count, until_interrupt_is_late(patience_ms));
+
+    if (is_interrupt_late()) {
+        remark(interrupt_is_late);
+    }
+    else if (ready == 0) {
+        *is_silent = false;
+        (void)say_hindrance(server_pid(server));
+    }
+    return ready;
+}
+
+/* Says that the server has closed before it should have, and whether it was its process's end. */
+static enum exit_status
+say_cut(int server, const struct target *target, const char *what)
+{
+    say_error("process %s has %s before %s", label_of(target).text,
+              has_ended(server_pid(server)) ? "ended" : "closed the connection", what);
+    return STATUS_CUT;
 }
 
 #endif /* MANHOLE_CLI_CHANNELS_C */

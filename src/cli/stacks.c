@@ -1,37 +1,43 @@
-/* Stacks: --stacks and --json, a text that the server sends and then closes. */
+/* Stacks: --stacks and --json, a text that the server sends and then closes. A dump is shown as it
+ * comes, in colour on a terminal. JSON that is cut is none: it is shown when it is whole.
+ */
 #ifndef MANHOLE_CLI_STACKS_C
 #define MANHOLE_CLI_STACKS_C
 
+#include "messages.c"
+#include "buffer.c"
 #include "terminal.c"
 #include "target.c"
 #include "options.c"
-#include "connection.c"
 #include "signals.c"
 #include "channels.c"
-#include "relay.c"
 #include "run.c"
 
-/* Writes the lines that are whole, in colour where there is any. At the end also the rest. */
+/* Writes the lines that are whole, each behind the label if there is one, in colour where there is
+ * any. At the end also the rest. */
 static void
-show_lines(struct buffer *text, bool is_end)
+show_lines(int fd, const char *label, struct buffer *text, bool is_end)
 {
-    struct buffer shown = {.data = NULL}; /* owned */
+    OWNED_BUFFER shown = {.data = NULL};
+    bool is_plain = isatty(fd) != 1 || (terminal.is_raw && label == NULL);
     size_t done = 0;
     size_t length = 0;
 
     while ((length = next_line(text, done, is_end)) > 0) {
-        bool is_whole = text->data[done + length - 1] == '\n';
-        if (!terminal.is_shown_on || terminal.is_raw) {
-            append(&shown, text->data + done, length);
+        const char *line = text->data + done;
+        size_t visible = line[length - 1] == '\n' ? length - 1 : length;
+        append_format(&shown, label != NULL ? "%s: " : "%s", label != NULL ? label : "");
+        if (is_plain) {
+            append(&shown, line, visible);
+            append_text(&shown, visible < length || label != NULL ? "\n" : "");
         }
         else {
-            append_line(&shown, text->data + done, is_whole ? length - 1 : length);
+            append_line(&shown, line, visible);
         }
         done += length;
     }
     drop(text, done);
-    write_all(STDOUT_FILENO, text_of(&shown), shown.length);
-    free(shown.data);
+    write_all(fd, text_of(&shown), shown.length);
 }
 
 /* One line that says why there is nothing, instead of stacks. */
@@ -46,10 +52,10 @@ is_refusal(const struct buffer *text)
 static enum exit_status
 say_no_stacks(const struct buffer *text, int server, const struct target *target)
 {
-    struct outlet err = open_outlet(STDERR_FILENO);
+    struct output err = open_output(STDERR_FILENO);
 
     if (text->length > 0) {
-        let_out(&err, text->data, text->length);
+        write_output(&err, text->data, text->length);
     }
     else if (has_ended(server_pid(server))) {
         return say_cut(server, target, "its stacks were there");
@@ -58,19 +64,8 @@ say_no_stacks(const struct buffer *text, int server, const struct target *target
         say_error("process %s has closed the connection without a word",
                   label_of(target).text);
     }
-    free(err.unfinished.data);
+    free_buffer(&err.unfinished);
     return STATUS_NO_CONNECTION;
-}
-
-/* What it comes to when the server has closed. */
-static enum exit_status
-conclude_stacks(const struct buffer *text, bool is_begun, bool is_whole, int server,
-                const struct target *target)
-{
-    if (!is_begun) {
-        return say_no_stacks(text, server, target);
-    }
-    return is_whole ? STATUS_OK : say_cut(server, target, "its stacks were complete");
 }
 
 /* The line that ends a dump, and all of JSON, which is one line. */
@@ -78,43 +73,41 @@ static bool
 has_end_of_stacks(const struct buffer *text, bool is_json)
 {
     static const char end[] = "#############################################\n";
-    return !is_json
-               ? strstr(text_of(text), end) != NULL
-               : text->length >= 2 && strcmp(text->data + text->length - 2, "}\n") == 0;
+    return is_json ? ends_with(text, "}\n") : strstr(text_of(text), end) != NULL;
 }
 
-/* A dump is shown as it comes. JSON that is cut is none: it is shown when it is whole. */
 static enum exit_status
 show_stacks(int server, const struct request *request, const struct target *target)
 {
-    struct errand errand = {
+    struct task task = {
         .server = server, .target = target, .deadline = request->deadline};
-    struct buffer text = {.data = NULL}; /* owned */
-    struct pollfd fds[1] = {{.fd = server, .events = POLLIN}};
-    bool is_json = (request->flags & FLAG_JSON) != 0;
+    OWNED_BUFFER text = {.data = NULL};
+    struct pollfd fds[1 + 2] = {{.fd = server, .events = POLLIN}};
+    bool is_json = is_given(request, OPTION_JSON);
     bool is_begun = false;
     bool is_whole = false;
 
     follow_signal(SIGINT);
     (void)shutdown(server, SHUT_WR);
-    while (!errand.is_over) {
-        if (!wait_on_errand(&errand, fds, 1)) {
+    while (!task.is_over) {
+        if (!wait_on_task(&task, fds, 1)) {
             continue;
         }
-        bool is_end = !read_answer(&errand, &text);
+        bool is_end = !read_answer(&task, &text);
+        size_t readable = is_end ? text.length : line_length(&text);
         is_whole = is_whole || has_end_of_stacks(&text, is_json);
-        is_begun = is_begun || ((is_end ? text.length : line_length(&text)) > 0 &&
-                                !is_refusal(&text));
+        is_begun = is_begun || (readable > 0 && !is_refusal(&text));
         if (is_begun && (!is_json || (is_end && is_whole))) {
-            show_lines(&text, is_end);
+            show_lines(STDOUT_FILENO, NULL, &text, is_end);
         }
         if (is_end) {
-            end_errand(&errand,
-                       conclude_stacks(&text, is_begun, is_whole, server, target));
+            end_task(&task, !is_begun ? say_no_stacks(&text, server, target)
+                            : is_whole
+                                ? STATUS_OK
+                                : say_cut(server, target, "its stacks were complete"));
         }
     }
-    free(text.data);
-    return errand.status;
+    return task.status;
 }
 
 #endif /* MANHOLE_CLI_STACKS_C */
