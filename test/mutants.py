@@ -256,8 +256,8 @@ MUTANTS = [
     (
         "a signal goes to who does not catch it",
         "src/cli/connection.c",
-        "    if ((strtoull(bits, NULL, 16) >> (number - 1) & 1) == 0) {",
-        "    if (bits[0] == '\\0') {",
+        "    if ((strtoull(bits.text, NULL, 16) >> (number - 1) & 1) == 0) {",
+        "    if (bits.text[0] == '\\0') {",
         "e2e_ways",
         "no_kind_of_process_is_sent_what_would_end_it",
     ),

@@ -11,9 +11,6 @@
 #ifndef MANHOLE_CLI_ADVERTS_C
 #define MANHOLE_CLI_ADVERTS_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "values.c"
 #include "target.c"
 
 enum {
@@ -72,9 +69,7 @@ read_advert(pid_t pid)
 
     while (next_number(tasks, "", &task)) {
         OWNED_BUFFER name = {.data = NULL};
-        char comm[32];
-        (void)snprintf(comm, sizeof(comm), "task/%d/comm", (int)task);
-        (void)read_proc(pid, comm, &name);
+        (void)read_proc(pid, print("task/%d/comm", (int)task).text, &name);
         read_thread_name(&advert, text_of(&name));
     }
     (void)read_proc(pid, "maps", &maps);
@@ -90,32 +85,23 @@ opening_signal(const struct advert *advert)
 }
 
 /* What opens it and how, for messages. */
-static struct quoted
+static struct text
 describe_opening(pid_t pid, const struct advert *advert)
 {
-    struct quoted text;
     int number = opening_signal(advert);
     const char *name = signal_name(number);
 
     if (number == 0) {
-        (void)snprintf(text.text, sizeof(text.text), "it waits for no signal: %s %d",
-                       program, (int)pid);
+        return print("it waits for no signal: %s %d", program, (int)pid);
     }
-    else if (name == NULL) { /* which manhole-cli sends to nobody, see parse_signal() */
-        (void)snprintf(text.text, sizeof(text.text),
-                       "it opens on signal %d: kill -%d %d, then %s %d", number, number,
-                       (int)pid, program, (int)pid);
+    if (name == NULL) { /* which manhole-cli sends to nobody, see parse_signal() */
+        return print("it opens on signal %d: kill -%d %d, then %s %d", number, number,
+                     (int)pid, program, (int)pid);
     }
-    else {
-        bool is_digit_enough = number == SIGUSR1 || number == SIGUSR2;
-        (void)snprintf(text.text, sizeof(text.text), "it opens on %s: %s %d -%s%s", name,
-                       program, (int)pid,
-                       number == SIGUSR1   ? "1"
-                       : number == SIGUSR2 ? "2"
-                                           : "s ",
-                       is_digit_enough ? "" : name);
-    }
-    return text;
+    struct text option = number == SIGUSR1   ? print("-1")
+                         : number == SIGUSR2 ? print("-2")
+                                             : print("-s %s", name);
+    return print("it opens on %s: %s %d %s", name, program, (int)pid, option.text);
 }
 
 /* ---- Where it listens -------------------------------------------------------------- */
@@ -135,13 +121,12 @@ find_manhole_sockets(pid_t pid)
     pid_t fd = 0;
 
     while (inodes.count < MOST_SOCKETS && next_number(fds, "", &fd)) {
-        char name[16];
+        struct text name = print("%d", (int)fd);
         char link[64] = "";
         struct stat status;
-        (void)snprintf(name, sizeof(name), "%d", (int)fd);
-        (void)!readlinkat(dirfd(fds), name, link, sizeof(link) - 1);
+        (void)!readlinkat(dirfd(fds), name.text, link, sizeof(link) - 1);
         if (strncmp(link, "socket:[", 8) == 0 &&
-            fstatat(dirfd(fds), name, &status, 0) == 0 &&
+            fstatat(dirfd(fds), name.text, &status, 0) == 0 &&
             status.st_mode == (S_IFSOCK | S_IRUSR | S_IWUSR)) {
             inodes.list[inodes.count++] = (unsigned long)status.st_ino;
         }
@@ -280,7 +265,7 @@ search_paths(struct target *target, const struct inodes *inodes)
         if (path == NULL) {
             continue;
         }
-        struct short_text root =
+        struct text root =
             path[0] == '/' ? root_of(target->pid) : proc_path(target->pid, "cwd/");
         if (try_path(target, root.text, path) || try_path(target, "", path)) {
             return FOUND;

@@ -9,11 +9,6 @@
 #ifndef MANHOLE_CLI_CHANNELS_C
 #define MANHOLE_CLI_CHANNELS_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "target.c"
-#include "signals.c"
-#include "hindrances.c"
 #include "connection.c"
 
 /* The process at the other end, as the kernel recorded it when that began to listen; 0: it is not
@@ -57,12 +52,9 @@ ask_aside(const struct target *target, const char *channel, const struct buffer 
 {
     static unsigned asked; /* so that each question has a card of its own */
     double deadline = now_s() + INTERRUPT_PATIENCE_MS / 1e3;
-    char name[32];
     char bytes[4096];
     ssize_t length = 1;
-
-    (void)snprintf(name, sizeof(name), "%s.%u", channel, ++asked);
-    OWNED_FD fd = open_socket(name);
+    OWNED_FD fd = open_socket(print("%s.%u", channel, ++asked).text);
     struct pollfd server = {.fd = fd, .events = POLLIN};
     if (connect_once(fd, target) < 0 || !is_right_server(fd, target)) {
         return;

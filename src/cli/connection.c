@@ -12,13 +12,7 @@
 #ifndef MANHOLE_CLI_CONNECTION_C
 #define MANHOLE_CLI_CONNECTION_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "values.c"
-#include "target.c"
-#include "options.c"
 #include "signals.c"
-#include "adverts.c"
 #include "hindrances.c"
 #include "tcp.c"
 
@@ -229,11 +223,11 @@ static void
 check_signal(pid_t pid, int number)
 {
     struct advert advert = read_advert(pid);
+    struct text bits = read_status(pid, "SigCgt");
     const char *name = signal_name(number);
     bool is_awaited = number == advert.signals[0] || number == advert.signals[1];
-    char bits[32];
 
-    if (!is_proc_ours() || !find_status(pid, "SigCgt", bits, sizeof(bits))) {
+    if (!is_proc_ours() || bits.text[0] == '\0') {
         fail(STATUS_NO_SIGNAL,
              "nothing was sent: /proc does not tell whether process %d catches signal %d "
              "(%s), which may end it otherwise; run manhole-cli where /proc shows it",
@@ -249,7 +243,7 @@ check_signal(pid_t pid, int number)
              "(%s), which may end it; %s",
              (int)pid, number, name, describe_opening(pid, &advert).text);
     }
-    if ((strtoull(bits, NULL, 16) >> (number - 1) & 1) == 0) {
+    if ((strtoull(bits.text, NULL, 16) >> (number - 1) & 1) == 0) {
         fail(STATUS_NO_SIGNAL,
              "nothing was sent: process %d does not catch signal %d (%s), which may end "
              "it, and has no manhole that waits for one",
@@ -327,18 +321,13 @@ check_server(int fd, const struct target *target)
 {
     struct ucred server = find_server(fd, target);
     uid_t owner = find_owner(target);
-    struct short_text expected;
 
     if (is_right_server(fd, target)) {
         return;
     }
-    if (target->pid != 0) {
-        (void)snprintf(expected.text, sizeof(expected.text), "PID:%d UID:%u",
-                       (int)target->pid, owner);
-    }
-    else {
-        (void)snprintf(expected.text, sizeof(expected.text), "UID:%u or root", owner);
-    }
+    struct text expected = target->pid != 0
+                               ? print("PID:%d UID:%u", (int)target->pid, owner)
+                               : print("UID:%u or root", owner);
     fail(STATUS_REFUSED,
          "%s is served by PID:%d UID:%u GID:%u, not by %s; nothing was sent. Look who "
          "that is, and connect as that user if you trust it",

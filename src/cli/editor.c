@@ -18,14 +18,6 @@
 #ifndef MANHOLE_CLI_EDITOR_C
 #define MANHOLE_CLI_EDITOR_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "terminal.c"
-#include "target.c"
-#include "signals.c"
-#include "channels.c"
-#include "marks.c"
-#include "history.c"
 #include "relay.c"
 
 enum {
@@ -67,7 +59,6 @@ static struct editor {
     struct buffer block; /* lines to be sent with it */
     bool is_block;       /* it is one of several, or a whole one was pasted */
     bool is_pasting;     /* a paste has begun, and not ended */
-    struct buffer local; /* the line that was typed in the local shell */
 } editor;
 
 /* ---- What the server says ---------------------------------------------------------- */

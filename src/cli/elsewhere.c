@@ -8,9 +8,6 @@
 #ifndef MANHOLE_CLI_ELSEWHERE_C
 #define MANHOLE_CLI_ELSEWHERE_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "terminal.c"
 #include "options.c"
 
 /* As a shell reads it as one word. */

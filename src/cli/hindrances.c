@@ -4,10 +4,6 @@
 #ifndef MANHOLE_CLI_HINDRANCES_C
 #define MANHOLE_CLI_HINDRANCES_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "values.c"
-#include "target.c"
 #include "adverts.c"
 
 /* What keeps a process from answering. */
@@ -40,21 +36,16 @@ say_hindrance(pid_t pid)
     }
 }
 
-static struct short_text
+static struct text
 user_of(uid_t uid)
 {
-    struct short_text name;
     char names[4096];
     struct passwd entry;
     struct passwd *found = NULL;
+    bool is_known =
+        getpwuid_r(uid, &entry, names, sizeof(names), &found) == 0 && found != NULL;
 
-    if (getpwuid_r(uid, &entry, names, sizeof(names), &found) == 0 && found != NULL) {
-        (void)snprintf(name.text, sizeof(name.text), "%s", found->pw_name);
-    }
-    else {
-        (void)snprintf(name.text, sizeof(name.text), "%u", (unsigned)uid);
-    }
-    return name;
+    return is_known ? print("%s", found->pw_name) : print("%u", (unsigned)uid);
 }
 
 /* Whether it is another user's, and so for him and root alone. */
@@ -155,7 +146,7 @@ say_why(const struct target *target, int signal)
     }
     struct advert advert = read_advert(pid);
     bool is_awaiting = opening_signal(&advert) != 0;
-    struct quoted opening = describe_opening(pid, &advert);
+    struct text opening = describe_opening(pid, &advert);
     if (find_listening_socket(&hidden) == HIDDEN) {
         say_error("process %d listens at %s, which leads there no more: the file was "
                   "removed, or only the process sees it (nsenter -m -t %d); %s",

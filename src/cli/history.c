@@ -7,7 +7,6 @@
 #ifndef MANHOLE_CLI_HISTORY_C
 #define MANHOLE_CLI_HISTORY_C
 
-#include "buffer.c"
 #include "terminal.c"
 
 enum {

@@ -9,13 +9,6 @@
 #ifndef MANHOLE_CLI_LOCAL_SHELL_C
 #define MANHOLE_CLI_LOCAL_SHELL_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "values.c"
-#include "terminal.c"
-#include "target.c"
-#include "tcp.c"
-#include "history.c"
 #include "editor.c"
 #include "processes.c"
 

@@ -2,15 +2,6 @@
 #ifndef MANHOLE_CLI_MAIN_C
 #define MANHOLE_CLI_MAIN_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "signals.c"
-#include "run.c"
-#include "serve.c"
-#include "processes.c"
 #include "many.c"
 #include "elsewhere.c"
 #include "local_shell.c"

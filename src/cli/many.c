@@ -8,14 +8,6 @@
 #ifndef MANHOLE_CLI_MANY_C
 #define MANHOLE_CLI_MANY_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "signals.c"
-#include "run.c"
-#include "stacks.c"
 #include "serve.c"
 #include "processes.c"
 
@@ -90,14 +82,12 @@ show_block(struct job *job)
 {
     OWNED_BUFFER shown = {.data = NULL};
     OWNED_BUFFER command = {.data = NULL};
-    char title[sizeof(struct quoted) + 8];
 
     if (job->text[0].length == 0) {
         return;
     }
     find_command(job->target->pid, &command);
-    (void)snprintf(title, sizeof(title), "==> %s ", label_of(job->target).text);
-    append_paint(&shown, PROMPT, title);
+    append_paint(&shown, PROMPT, print("==> %s ", label_of(job->target).text).text);
     append_harmless(&shown, text_of(&command), command.length);
     append_text(&shown, " <==\n");
     write_all(STDOUT_FILENO, shown.data, shown.length);

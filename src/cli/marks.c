@@ -12,7 +12,6 @@
 #ifndef MANHOLE_CLI_MARKS_C
 #define MANHOLE_CLI_MARKS_C
 
-#include "buffer.c"
 #include "channels.c"
 
 enum { MARK_BEGIN = 1, MARK_END = 2, MARK_SIZE = 256 };

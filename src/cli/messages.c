@@ -19,9 +19,19 @@ static const char usage[] =
 
 /* A text by value, so that what makes one can stand in a call: quote(word).text lives until the end
  * of that full expression. */
-struct quoted {
+struct text {
     char text[QUOTED_SIZE];
 };
+
+static struct text __attribute__((format(printf, 1, 2))) print(const char *format, ...)
+{
+    struct text text;
+    va_list arguments;
+    va_start(arguments, format);
+    (void)vsnprintf(text.text, sizeof(text.text), format, arguments);
+    va_end(arguments);
+    return text;
+}
 
 /* The length of the UTF-8 sequence at the start of text, and its character. 0: there is none, for
  * what is overlong, a surrogate or beyond Unicode is none. Reads no further than a NUL. */
@@ -81,10 +91,10 @@ quote_character(const char *text, char mark, char *out, size_t size)
 
 /* Quotes are double only where that saves a backslash. What is too long is cut, with three dots,
  * and at no place inside a character. */
-static struct quoted
+static struct text
 quote(const char *text)
 {
-    struct quoted quoted;
+    struct text quoted;
     char mark = strchr(text, '\'') != NULL && strchr(text, '"') == NULL ? '"' : '\'';
     size_t length = 0;
 

@@ -14,9 +14,6 @@
 #ifndef MANHOLE_CLI_OPTIONS_C
 #define MANHOLE_CLI_OPTIONS_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "values.c"
 #include "terminal.c"
 #include "target.c"
 
@@ -170,24 +167,20 @@ dashes_of(const struct known_option *option)
 }
 
 /* "-s/--signal", for messages; "-s SIGNAL, --signal SIGNAL", for --help. */
-static struct short_text
+static struct text
 title_of(const struct known_option *option, const char *gap, const char *argument)
 {
-    struct short_text title = {.text = ""};
-    int length = 0;
+    struct text name = {.text = ""};
 
-    if (option->letter != NULL) {
-        length = snprintf(title.text, sizeof(title.text), "-%s%s%s", option->letter,
-                          argument, option->name != NULL ? gap : "");
-    }
     if (option->name != NULL) {
-        (void)snprintf(title.text + length, sizeof(title.text) - (size_t)length, "%s%s%s",
-                       dashes_of(option), option->name, argument);
+        name = print("%s%s%s", dashes_of(option), option->name, argument);
     }
-    return title;
+    return option->letter == NULL ? name
+                                  : print("-%s%s%s%s", option->letter, argument,
+                                          option->name != NULL ? gap : "", name.text);
 }
 
-static struct short_text
+static struct text
 name_of(enum option_name name)
 {
     return title_of(&options[name], "/", "");
@@ -221,14 +214,12 @@ print_help(void)
     print_entry("PID",
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
     for (size_t i = 0; i < OPTIONS; i++) {
-        char argument[16] = "";
-        if (options[i].metavar != NULL) {
-            (void)snprintf(argument, sizeof(argument), " %s", options[i].metavar);
-        }
+        const char *metavar = options[i].metavar;
+        struct text argument = metavar != NULL ? print(" %s", metavar) : print("%s", "");
         if (options[i].heading != NULL) {
             (void)printf("\n%s:\n", options[i].heading);
         }
-        print_entry(title_of(&options[i], ", ", argument).text, options[i].help);
+        print_entry(title_of(&options[i], ", ", argument.text).text, options[i].help);
     }
     leave(STATUS_OK);
 }

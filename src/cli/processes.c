@@ -9,16 +9,6 @@
 #ifndef MANHOLE_CLI_PROCESSES_C
 #define MANHOLE_CLI_PROCESSES_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "values.c"
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "signals.c"
-#include "adverts.c"
-#include "hindrances.c"
-#include "tcp.c"
 #include "connection.c"
 
 enum {
@@ -174,14 +164,11 @@ look_at_port(const struct target *target)
 static int
 knock_at(struct process *process, size_t number)
 {
-    char channel[32];
-
     if (process->target.port != 0) {
         process->condition = look_at_port(&process->target);
         return -1;
     }
-    (void)snprintf(channel, sizeof(channel), "interrupt.l%zu", number);
-    int fd = open_socket(channel);
+    int fd = open_socket(print("interrupt.l%zu", number).text);
     process->condition = SILENT;
     if (connect_once(fd, &process->target) == 0) {
         return fd;
@@ -236,29 +223,22 @@ knock(struct processes *processes)
 /* ---- --list ------------------------------------------------------------------------ */
 
 /* How long it has been running, in the two greatest units. */
-static struct short_text
+static struct text
 age_of(pid_t pid)
 {
     enum { START_TIME = 22 };
-    struct short_text age;
     struct timespec now = {.tv_sec = 0};
     long ticks = strtol(read_stat(pid, START_TIME).text, NULL, 10);
 
     (void)clock_gettime(CLOCK_BOOTTIME, &now);
     long seconds = (long)now.tv_sec - ticks / sysconf(_SC_CLK_TCK);
     if (seconds >= 86400) {
-        (void)snprintf(age.text, sizeof(age.text), "%ldd%02ldh", seconds / 86400,
-                       seconds / 3600 % 24);
+        return print("%ldd%02ldh", seconds / 86400, seconds / 3600 % 24);
     }
-    else if (seconds >= 3600) {
-        (void)snprintf(age.text, sizeof(age.text), "%ldh%02ldm", seconds / 3600,
-                       seconds / 60 % 60);
+    if (seconds >= 3600) {
+        return print("%ldh%02ldm", seconds / 3600, seconds / 60 % 60);
     }
-    else {
-        (void)snprintf(age.text, sizeof(age.text), "%ldm%02lds", seconds / 60,
-                       seconds % 60);
-    }
-    return age;
+    return print("%ldm%02lds", seconds / 60, seconds % 60);
 }
 
 /* A row. number: before it, in a list to choose from; 0: none. */
@@ -270,31 +250,29 @@ print_process(const struct process *process, size_t number)
                                         [DENIED] = "not for you",
                                         [SILENT] = "silent",
                                         [ANSWERS] = "answers"};
+    const struct advert *advert = &process->advert;
     const pid_t pid = process->target.pid;
+    struct text condition = print("%s", words[process->condition]);
     OWNED_BUFFER command = {.data = NULL};
-    char condition[32];
-    char version[16] = "-";
-    int signal = opening_signal(&process->advert);
-    const char *name = signal_name(signal);
+    int signal = opening_signal(advert);
 
-    (void)snprintf(condition, sizeof(condition), "%s", words[process->condition]);
-    if (process->condition == CLOSED && name != NULL) {
-        (void)snprintf(condition, sizeof(condition), "-s %s", name);
-    }
-    else if (process->condition == CLOSED && signal != 0) {
-        (void)snprintf(condition, sizeof(condition), "signal %d", signal);
-    }
-    if (process->is_alive) {
-        (void)snprintf(version, sizeof(version),
-                       process->advert.python > 0 ? "3.%d" : "?", process->advert.python);
+    if (process->condition == CLOSED && signal != 0) {
+        const char *name = signal_name(signal);
+        condition = name != NULL ? print("-s %s", name) : print("signal %d", signal);
     }
     append_harmless(&command, text_of(&process->command), process->command.length);
     if (number > 0) {
         (void)printf("%3zu. ", number);
     }
+    if (!process->is_alive) {
+        (void)printf("%7d %-10s %-6s %9s  %-11s  %s\n", (int)pid,
+                     user_of(process->uid).text, "-", "-", condition.text,
+                     process->target.path);
+        return;
+    }
     (void)printf("%7d %-10s %-6s %9s  %-11s  %s\n", (int)pid, user_of(process->uid).text,
-                 version, process->is_alive ? age_of(pid).text : "-", condition,
-                 process->is_alive ? text_of(&command) : process->target.path);
+                 advert->python > 0 ? print("3.%d", advert->python).text : "?",
+                 age_of(pid).text, condition.text, text_of(&command));
 }
 
 /* Sockets without a process come last, and not more than a few of them. */

@@ -10,12 +10,6 @@
 #ifndef MANHOLE_CLI_RELAY_C
 #define MANHOLE_CLI_RELAY_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "terminal.c"
-#include "target.c"
-#include "signals.c"
-#include "channels.c"
 #include "marks.c"
 #include "history.c"
 

@@ -12,13 +12,6 @@
 #ifndef MANHOLE_CLI_RUN_C
 #define MANHOLE_CLI_RUN_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "signals.c"
-#include "hindrances.c"
 #include "channels.c"
 
 enum {

@@ -4,14 +4,7 @@
 #ifndef MANHOLE_CLI_SERVE_C
 #define MANHOLE_CLI_SERVE_C
 
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "connection.c"
-#include "history.c"
-#include "relay.c"
 #include "editor.c"
-#include "run.c"
 #include "stacks.c"
 
 static bool

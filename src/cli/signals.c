@@ -8,7 +8,6 @@
 #ifndef MANHOLE_CLI_SIGNALS_C
 #define MANHOLE_CLI_SIGNALS_C
 
-#include "messages.c"
 #include "buffer.c"
 
 static struct {

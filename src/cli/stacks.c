@@ -4,13 +4,6 @@
 #ifndef MANHOLE_CLI_STACKS_C
 #define MANHOLE_CLI_STACKS_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "signals.c"
-#include "channels.c"
 #include "run.c"
 
 /* Writes the lines that are whole, each behind the label if there is one, in colour where there is

@@ -8,7 +8,6 @@
 #ifndef MANHOLE_CLI_TARGET_C
 #define MANHOLE_CLI_TARGET_C
 
-#include "messages.c"
 #include "buffer.c"
 #include "values.c"
 
@@ -27,23 +26,11 @@ struct target {
 
 /* ---- /proc ------------------------------------------------------------------------- */
 
-/* By value, like struct quoted. */
-struct short_text {
-    char text[64];
-};
-
 /* 0: our own. */
-static struct short_text
+static struct text
 proc_path(pid_t pid, const char *name)
 {
-    struct short_text path;
-    if (pid == 0) {
-        (void)snprintf(path.text, sizeof(path.text), "/proc/self/%s", name);
-    }
-    else {
-        (void)snprintf(path.text, sizeof(path.text), "/proc/%d/%s", (int)pid, name);
-    }
-    return path;
+    return pid == 0 ? print("/proc/self/%s", name) : print("/proc/%d/%s", (int)pid, name);
 }
 
 /* Adds the content of /proc/PID/name. False when it cannot be read. */
@@ -73,45 +60,38 @@ next_number(DIR *folder, const char *prefix, pid_t *number)
     return false;
 }
 
-/* What stands behind this name in /proc/PID/status, without the blanks before it; false when there
- * is no such line. */
-static bool
-find_status(pid_t pid, const char *name, char *value, size_t size)
+/* What stands behind this name in /proc/PID/status, without the blanks before it; "" when there is
+ * no such line. */
+static struct text
+read_status(pid_t pid, const char *name)
 {
     OWNED_BUFFER status = {.data = NULL};
-    char key[32];
-    int length = snprintf(key, sizeof(key), "\n%s:", name);
+    struct text key = print("\n%s:", name);
 
-    if (!read_proc(pid, "status", &status)) {
-        return false;
-    }
-    const char *line = strstr(text_of(&status), key);
+    (void)read_proc(pid, "status", &status);
+    const char *line = strstr(text_of(&status), key.text);
     if (line == NULL) {
-        return false;
+        return print("%s", "");
     }
-    line += (size_t)length + strspn(line + length, " \t");
-    (void)snprintf(value, size, "%.*s", (int)strcspn(line, "\n"), line);
-    return true;
+    line += strlen(key.text);
+    line += strspn(line, " \t");
+    return print("%.*s", (int)strcspn(line, "\n"), line);
 }
 
 /* A field of /proc/PID/stat by its number in proc(5), from 3 on; "" when there is no such process.
  * The second one, the program's name in parentheses, may have anything in it, newlines, too. */
-static struct short_text
+static struct text
 read_stat(pid_t pid, int field)
 {
     OWNED_BUFFER content = {.data = NULL};
-    struct short_text value = {.text = ""};
 
     (void)read_proc(pid, "stat", &content);
     const char *at = strrchr(text_of(&content), ')');
     for (int i = 2; at != NULL && i < field; i++) {
         at = strchr(at + 1, ' ');
     }
-    if (at != NULL) {
-        (void)snprintf(value.text, sizeof(value.text), "%.*s", (int)strcspn(at + 1, " "),
-                       at + 1);
-    }
-    return value;
+    return at == NULL ? print("%s", "")
+                      : print("%.*s", (int)strcspn(at + 1, " "), at + 1);
 }
 
 /* The state letter of a process as the kernel has it, 0 when there is no such process. Of one that
@@ -141,22 +121,18 @@ has_ended(pid_t pid)
 static pid_t
 thread_group(pid_t pid)
 {
-    char number[16];
-    bool is_known = find_status(pid, "Tgid", number, sizeof(number));
-    return is_known ? (pid_t)strtol(number, NULL, 10) : pid;
+    long group = strtol(read_status(pid, "Tgid").text, NULL, 10);
+    return group > 0 ? (pid_t)group : pid;
 }
 
 /* The process's number in its own pid namespace, as its own socket has it. */
 static pid_t
 inner_pid(pid_t pid)
 {
-    char numbers[512];
-
-    if (!find_status(pid, "NStgid", numbers, sizeof(numbers))) {
-        return pid;
-    }
-    const char *last = strrchr(numbers, '\t');
-    return (pid_t)strtol(last != NULL ? last : numbers, NULL, 10);
+    struct text numbers = read_status(pid, "NStgid");
+    const char *last = strrchr(numbers.text, '\t');
+    long inner = strtol(last != NULL ? last : numbers.text, NULL, 10);
+    return inner > 0 ? (pid_t)inner : pid;
 }
 
 /* The effective uid of a process; false when there is no such process. Not the owner of /proc/PID:
@@ -164,15 +140,14 @@ inner_pid(pid_t pid)
 static bool
 find_uid(pid_t pid, uid_t *uid)
 {
-    char numbers[64];
+    struct text numbers = read_status(pid, "Uid");
     char *effective = NULL;
 
-    if (!find_status(pid, "Uid", numbers, sizeof(numbers))) {
-        return false;
+    (void)strtoul(numbers.text, &effective, 10);
+    if (numbers.text[0] != '\0') {
+        *uid = (uid_t)strtoul(effective, NULL, 10);
     }
-    (void)strtoul(numbers, &effective, 10);
-    *uid = (uid_t)strtoul(effective, NULL, 10);
-    return true;
+    return numbers.text[0] != '\0';
 }
 
 /* Whether two names stand for one file; also where that cannot be found out. */
@@ -194,10 +169,10 @@ shares_namespace(pid_t pid, const char *kind)
 
 /* What stands here before the absolute paths of a process: nothing, if it sees the files that we
  * see. */
-static struct short_text
+static struct text
 root_of(pid_t pid)
 {
-    struct short_text root = proc_path(pid, "root");
+    struct text root = proc_path(pid, "root");
 
     if (is_same_file(root.text, "/") && shares_namespace(pid, "ns/mnt")) {
         root.text[0] = '\0';
@@ -236,16 +211,10 @@ parse_pid(const char *text)
 }
 
 /* What the messages call it: its number, or the path that was given. */
-static struct quoted
+static struct text
 label_of(const struct target *target)
 {
-    struct quoted label;
-
-    if (target->pid == 0) {
-        return quote(target->path);
-    }
-    (void)snprintf(label.text, sizeof(label.text), "%d", (int)target->pid);
-    return label;
+    return target->pid == 0 ? quote(target->path) : print("%d", (int)target->pid);
 }
 
 /* The process of that id and its socket. In a container, a service with a /tmp of its own or a
@@ -255,7 +224,7 @@ target_of(pid_t pid)
 {
     struct target target = {.pid = pid > 0 ? thread_group(pid) : 0};
 
-    (void)snprintf(target.path, sizeof(target.path), "%s/tmp/manhole-%d",
+    (void)snprintf(target.path, sizeof(target.path), "%.32s/tmp/manhole-%d",
                    pid > 0 ? root_of(target.pid).text : "",
                    pid > 0 ? (int)inner_pid(target.pid) : 0);
     return target;

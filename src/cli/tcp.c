@@ -8,9 +8,6 @@
 #ifndef MANHOLE_CLI_TCP_C
 #define MANHOLE_CLI_TCP_C
 
-#include "messages.c"
-#include "buffer.c"
-#include "target.c"
 #include "options.c"
 #include "adverts.c"
 

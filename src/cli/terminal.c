@@ -10,7 +10,6 @@
 #ifndef MANHOLE_CLI_TERMINAL_C
 #define MANHOLE_CLI_TERMINAL_C
 
-#include "messages.c"
 #include "buffer.c"
 
 enum paint { PLAIN, PROMPT, HEADER, ERROR, FAINT };

@@ -681,7 +681,7 @@ static void
 fuzz_values(const char *bytes, size_t length)
 {
     char *text = copy_of(bytes, length); /* owned */
-    struct quoted quoted = quote(text);
+    struct text quoted = quote(text);
     char written_pid[32];
     double number = 0;
     long whole = 0;
@@ -722,7 +722,6 @@ fuzz_proc(const char *bytes, size_t length)
     struct tcp_listener listener;
     char *rest = NULL;
     const char *path = NULL;
-    char bits[32];
     size_t listeners = 0;
     uid_t uid = 0;
     (void)file_with(bytes, length);
@@ -737,7 +736,7 @@ fuzz_proc(const char *bytes, size_t length)
     read_maps(&advert, line);
     MUST(strlen(describe_opening(1, &advert).text) > 0);
     (void)thread_group(1);
-    (void)find_status(1, "SigCgt", bits, sizeof(bits));
+    (void)read_status(1, "SigCgt");
     find_command(1, &command);
     MUST(command.length <= length + 1);
     MUST(strlen(text_of(&command)) == command.length);
