@@ -145,17 +145,6 @@ has_inode(const struct inodes *inodes, unsigned long inode)
     return false;
 }
 
-/* The field of a line whose fields are parted by blanks, from 0 on; NULL when it has fewer. */
-static char *
-find_field(char *line, int number)
-{
-    for (line += strspn(line, " "); number > 0 && line != NULL; number--) {
-        line = strchr(line, ' ');
-        line = line != NULL ? line + strspn(line, " ") : NULL;
-    }
-    return line;
-}
-
 /* A socket that is listened at, as a line of /proc/net/tcp or tcp6 has it. */
 struct tcp_listener {
     char address[INET6_ADDRSTRLEN + 16]; /* HOST:PORT or [HOST]:PORT */
@@ -164,32 +153,30 @@ struct tcp_listener {
     unsigned long inode;
 };
 
-/* Reads such a line; false when it tells of something else. */
+/* Reads such a line; false when it tells of something else. The address stands there as words of
+ * four bytes, each as it is in memory. */
 static bool
-parse_tcp_line(char *line, struct tcp_listener *found)
+parse_tcp_line(const char *line, struct tcp_listener *found)
 {
-    enum { LOCAL_ADDRESS = 1, STATE = 3, UID = 7, INODE = 9, LISTENING = 0x0a };
-    const char *address = find_field(line, LOCAL_ADDRESS);
-    const char *state = find_field(line, STATE);
-    const char *uid = find_field(line, UID);
-    const char *inode = find_field(line, INODE);
-    const char *colon = address != NULL ? strchr(address, ':') : NULL;
-    uint32_t host[4] = {0}; /* words as they are in memory */
+    enum { LISTENING = 0x0a };
+    uint32_t host[4];
+    unsigned state = 0;
+    unsigned port = 0;
     char text[INET6_ADDRSTRLEN] = "";
 
-    if (colon == NULL || inode == NULL || strtol(state, NULL, 16) != LISTENING) {
+    /* NOLINTBEGIN(cert-err34-c): the kernel writes no number that is too great */
+    bool is_v4 = sscanf(line, " %*u: %8x:%x %*s %x %*s %*s %*s %u %*s %lu", &host[0],
+                        &port, &state, &found->uid, &found->inode) == 5;
+    bool is_v6 =
+        !is_v4 && sscanf(line, " %*u: %8x%8x%8x%8x:%x %*s %x %*s %*s %*s %u %*s %lu",
+                         &host[0], &host[1], &host[2], &host[3], &port, &state,
+                         &found->uid, &found->inode) == 8;
+    /* NOLINTEND(cert-err34-c) */
+    if (!(is_v4 || is_v6) || state != LISTENING) {
         return false;
     }
-    bool is_v6 = colon - address == 32;
-    for (size_t i = 0; i < (is_v6 ? 4 : 1); i++) {
-        char word[9];
-        (void)snprintf(word, sizeof(word), "%.8s", address + 8 * i);
-        host[i] = (uint32_t)strtoul(word, NULL, 16);
-    }
     (void)inet_ntop(is_v6 ? AF_INET6 : AF_INET, host, text, sizeof(text));
-    found->port = (int)(uint16_t)strtoul(colon + 1, NULL, 16);
-    found->uid = (uid_t)strtoul(uid, NULL, 10);
-    found->inode = strtoul(inode, NULL, 10);
+    found->port = (int)(uint16_t)port;
     (void)snprintf(found->address, sizeof(found->address), is_v6 ? "[%s]:%d" : "%s:%d",
                    text, found->port);
     return true;
@@ -221,14 +208,18 @@ next_tcp_listener(char **rest, struct tcp_listener *found)
 /* The path of the socket that this line of /proc/net/unix tells of, if it is one of these. Else
  * NULL. */
 static const char *
-listening_path(char *line, const struct inodes *inodes)
+listening_path(const char *line, const struct inodes *inodes)
 {
-    const char *flags = find_field(line, 3);
-    const char *number = find_field(line, 6);
-    const char *path = find_field(line, 7);
-    bool is_one = path != NULL && (strtoul(flags, NULL, 16) & ACCEPTS_CONNECTIONS) != 0 &&
-                  has_inode(inodes, strtoul(number, NULL, 10));
-    return is_one ? path : NULL;
+    unsigned flags = 0;
+    unsigned long inode = 0;
+    int path = 0;
+
+    /* NOLINTNEXTLINE(cert-err34-c): as above */
+    int fields = sscanf(line, "%*s %*s %*s %x %*s %*s %lu %n", &flags, &inode, &path);
+    return fields == 2 && path > 0 && line[path] != '\0' &&
+                   (flags & ACCEPTS_CONNECTIONS) != 0 && has_inode(inodes, inode)
+               ? line + path
+               : NULL;
 }
 
 enum reach {

@@ -81,10 +81,10 @@ enum interruption {
 
 /* The last one that interrupted something. */
 static struct interrupt {
-    double sent_s;
-    bool is_due;  /* what it was for has not ended yet, */
-    bool is_told; /* and the user knows */
-} interrupt = {.sent_s = -1e9};
+    double
+        late_s; /* when the user is to be told that it had no effect; HUGE_VAL: not (any more) */
+    bool is_told; /* he was, and what it was for has not ended yet */
+} interrupt = {.late_s = HUGE_VAL};
 
 static const char interrupt_is_late[] =
     "manhole-cli: still running: KeyboardInterrupt comes when the call returns; Ctrl-C "
@@ -92,14 +92,22 @@ static const char interrupt_is_late[] =
 
 static const char nothing_is_running[] = "manhole-cli: nothing is running; Ctrl-D leaves";
 
+/* Somebody reads again. */
+static void
+forget_interrupt(void)
+{
+    interrupt = (struct interrupt){.late_s = HUGE_VAL};
+}
+
 /* Whether it has had no effect for some time. That is to be said, once. */
 static bool
 is_interrupt_late(void)
 {
-    bool is_late = interrupt.is_due && !interrupt.is_told &&
-                   now_s() - interrupt.sent_s >= INTERRUPT_PATIENCE_MS / 1e3;
+    bool is_late = now_s() >= interrupt.late_s;
 
-    interrupt.is_told = interrupt.is_told || is_late;
+    if (is_late) {
+        interrupt = (struct interrupt){.late_s = HUGE_VAL, .is_told = true};
+    }
     return is_late;
 }
 
@@ -107,13 +115,9 @@ is_interrupt_late(void)
 static int
 until_interrupt_is_late(int patience_ms)
 {
-    double left_ms = (interrupt.sent_s - now_s()) * 1e3 + INTERRUPT_PATIENCE_MS;
-
-    if (!interrupt.is_due || interrupt.is_told ||
-        (patience_ms >= 0 && patience_ms <= left_ms)) {
-        return patience_ms;
-    }
-    return left_ms > 0 ? (int)left_ms + 1 : 0;
+    int left_ms = patience_until(interrupt.late_s);
+    return left_ms >= 0 && (patience_ms < 0 || left_ms < patience_ms) ? left_ms
+                                                                      : patience_ms;
 }
 
 /* The first Ctrl-C interrupts what our session runs. A second one leaves it running, if that still
@@ -123,8 +127,7 @@ static enum interruption
 interrupt_session(const struct target *target)
 {
     OWNED_BUFFER answer = {.data = NULL};
-    bool is_early =
-        interrupt.is_told || now_s() - interrupt.sent_s < INTERRUPT_PATIENCE_MS / 1e3;
+    bool is_second = interrupt.is_told || interrupt.late_s < HUGE_VAL;
 
     ask_aside(target, "interrupt", NULL, &answer);
     bool is_still_running = strcmp(text_of(&answer), "still running\n") == 0;
@@ -132,8 +135,8 @@ interrupt_session(const struct target *target)
         return SESSION_IDLE;
     }
     if (strcmp(text_of(&answer), "interrupted\n") == 0 ||
-        (is_still_running && !is_early)) {
-        interrupt = (struct interrupt){.sent_s = now_s(), .is_due = true};
+        (is_still_running && !is_second)) {
+        interrupt.late_s = now_s() + INTERRUPT_PATIENCE_MS / 1e3;
         return SESSION_INTERRUPTED;
     }
     if (is_still_running) {

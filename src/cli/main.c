@@ -19,7 +19,8 @@ keep_standard_descriptors(void)
     close_fd(&fd);
 }
 
-/* Does it for those that --all, --children or --match mean: of the console there can be one. */
+/* Does it for those that --all, --children or --match mean, or asks which: of the console there can
+ * be one. */
 static enum exit_status
 serve_selected(const struct request *request)
 {
@@ -32,22 +33,22 @@ serve_selected(const struct request *request)
              "none of the processes that are meant has a manhole for you; "
              "see manhole-cli --list");
     }
-    if (request->action == ACTION_CONSOLE) {
-        if (processes.count == 1 && is_selection(request)) {
-            return serve(request, &processes.list[0].target, &answered);
-        }
-        if (!is_interactive()) {
-            fail(STATUS_USAGE,
-                 "%zu processes are meant, a console is of one; see manhole-cli --list",
-                 processes.count);
-        }
-        return serve(request, ask_which(&processes), &answered);
-    }
     OWNED struct target *targets = allocate(processes.count, sizeof(*targets));
     for (size_t i = 0; i < processes.count; i++) {
         targets[i] = processes.list[i].target;
     }
-    return serve_many(request, targets, processes.count);
+    if (request->action != ACTION_CONSOLE) {
+        return serve_many(request, targets, processes.count);
+    }
+    if (processes.count == 1 && is_selection(request)) {
+        return serve(request, targets, &answered);
+    }
+    if (!is_interactive()) {
+        fail(STATUS_USAGE,
+             "%zu processes are meant, a console is of one; see manhole-cli --list",
+             processes.count);
+    }
+    return serve(request, ask_which(&processes), &answered);
 }
 
 /* Does it for the PIDs of the command line. */

@@ -60,7 +60,7 @@ take_mark(char byte)
     }
     marks.is_asked = marks.text.length == 1 || strcmp(marks.text.data, "?... ") == 0;
     marks.are_put = true;
-    interrupt.is_due = interrupt.is_told = false;
+    forget_interrupt();
     return MARK_WAITS;
 }
 
