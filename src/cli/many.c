@@ -52,6 +52,7 @@ do_job(const struct jobs *jobs, size_t number, const int out[2], pid_t parent)
     leave(serve(&own, jobs->list[number].target, &jobs->has_answered[number]));
 }
 
+/* Forks the child of a job, and keeps the reading ends of its two pipes. */
 static void
 start_job(struct jobs *jobs, size_t number)
 {
