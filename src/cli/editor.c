@@ -1,24 +1,23 @@
-/* Editor: the console at a terminal, when libedit is there: lines are edited, remembered
- * and completed here, and what the process says meanwhile appears above them.
+/* Editor: the console at a terminal, when libedit is there: lines are edited, remembered and
+ * completed here, and what the process says meanwhile appears above them.
  *
- * The last line of what the server wrote, as long as no newline ends it, is the editor's
- * prompt; all before it is output. So each prompt works, that of pdb or input() as well.
- * Marks tell when it is one, see take_mark(): what arrives behind it, until a line is sent or the
- * reader has one that was sent before, was written by other threads and never becomes part of it.
+ * The last line of what the server wrote, as long as no newline ends it, is the editor's prompt;
+ * all before it is output. So each prompt works, that of pdb or input() as well. Marks (see there)
+ * tell when it is one: what arrives behind it, until a line is sent or the reader has one that was
+ * sent before, was written by other threads, waits in aside and never becomes part of it.
  *
- * libedit calls read_key() whenever it wants a key, and all waiting is done there, for the
- * keys, the server and signals alike. The latter are blocked everywhere else.
+ * libedit calls read_key() whenever it wants a key, and all waiting is done there, for the keys,
+ * the server and signals alike. To show output, the line being typed is wiped off the screen, the
+ * output written in its place, and libedit asked to draw its line again; for that we reckon where
+ * on the screen its prompt and its cursor are. Why it gave up reading keys is editor.way_out.
+ *
+ * What is pasted stands between two sequences of the terminal's. Its lines are shown as if typed,
+ * gather in block, and go to the server as one; a last line without end becomes the next one that
+ * is edited, and all of it waits for Enter.
  */
 #ifndef MANHOLE_CLI_EDITOR_C
 #define MANHOLE_CLI_EDITOR_C
 
-#include "messages.c"
-#include "terminal.c"
-#include "target.c"
-#include "connection.c"
-#include "signals.c"
-#include "channels.c"
-#include "history.c"
 #include "relay.c"
 
 enum {
@@ -28,7 +27,7 @@ enum {
 #ifdef HAVE_LIBEDIT
 
 /* Cells and columns: where the cursor is after text that began in column 0. */
-struct place {
+struct cell {
     int row;
     int column;
 };
@@ -40,53 +39,53 @@ static struct editor {
     History *history;
     const struct target *target;
     int server;
-    bool is_waiting;         /* somebody reads there, nothing was sent since */
-    bool is_typing;          /* libedit shows a line */
-    bool was_farewell;       /* what came last */
-    enum way_out way_out;    /* why read_key() gave up */
-    struct buffer line;      /* of the session, since its last newline */
-    size_t asked;            /* bytes at its end that are the console's prompt */
-    struct buffer aside;     /* the same of other threads, while a prompt stands */
-    struct buffer out;       /* lines on their way to the terminal */
-    struct buffer prompt;    /* as libedit wants it */
-    struct place prompt_end; /* where it ends on the screen */
-    bool is_stale;           /* what is shown of it is not what it should be */
-    struct buffer unsent;    /* to the server */
-    struct buffer keys;      /* read, and not yet asked for */
-    struct buffer paste;     /* what was pasted behind the line that is being typed */
-    struct buffer block;     /* lines to be sent with it */
-    bool is_block;           /* it is one of several, or a whole one was pasted */
-    struct buffer preset;    /* what the next line begins with */
-    bool is_pasting;         /* a paste has begun, and not ended */
+    bool is_begun;          /* the terminal and its signals are ours */
+    bool is_waiting;        /* somebody reads there, nothing was sent since */
+    bool is_typing;         /* libedit shows a line */
+    bool is_silent;         /* not a byte has come, and nothing was said of that */
+    bool was_farewell;      /* what came last */
+    enum way_out way_out;   /* why read_key() gave up */
+    struct buffer line;     /* of the session, since its last newline */
+    size_t asked;           /* bytes at its end that are the console's prompt */
+    struct buffer aside;    /* the same of other threads, while a prompt stands */
+    struct buffer out;      /* lines on their way to the terminal */
+    struct buffer prompt;   /* as libedit wants it */
+    struct cell prompt_end; /* where it ends on the screen */
+    bool is_stale;          /* what is shown of it is not what it should be */
+    struct buffer unsent;   /* to the server */
+    struct buffer keys;     /* read, and not yet asked for */
+    struct buffer
+        paste; /* pasted behind the line that is typed: lines, and the next one's start */
+    struct buffer block; /* lines to be sent with it */
+    bool is_block;       /* it is one of several, or a whole one was pasted */
+    bool is_pasting;     /* a paste has begun, and not ended */
 } editor;
 
 /* ---- What the server says ---------------------------------------------------------- */
 
-/* How many cells of the terminal a character takes. */
-static int
-cells_of(wchar_t c)
-{
-    int cells = wcwidth(c);
-    return c < 0x20 || c == 0x7f ? 2 : cells >= 0 ? cells : 1;
-}
-
+/* Moves over a character, which takes no, one or two cells; eight at most where it is a tab.
+ * libedit shows a control character as two, and begins a new row as soon as one is full. */
 static void
-move_over(struct place *place, wchar_t c, int columns)
+move_over(struct cell *cell, wchar_t c, int columns)
 {
-    int cells = c == '\t' ? 8 - place->column % 8 : cells_of(c);
+    int width = wcwidth(c);
+    int cells = c == L'\t'              ? 8 - cell->column % 8
+                : c < 0x20 || c == 0x7f ? 2
+                : width >= 0            ? width
+                                        : 1;
 
-    if (place->column + cells > columns) {
-        place->row++;
-        place->column = 0;
+    if (cell->column + cells > columns) {
+        cell->row++;
+        cell->column = 0;
     }
-    place->column += cells;
-    if (place->column >= columns) {
-        place->row++;
-        place->column = 0;
+    cell->column += cells;
+    if (cell->column >= columns) {
+        cell->row++;
+        cell->column = 0;
     }
 }
 
-/* Returns 80 where the terminal does not say. */
+/* How wide the terminal is; 80 where it does not say. */
 static int
 count_columns(void)
 {
@@ -95,24 +94,24 @@ count_columns(void)
                                                                            : 80;
 }
 
-/* How many bytes of a line without end fill whole rows of the terminal, so that a newline
- * behind them is not seen. 0: it is shorter than a row. */
+/* Returns how many bytes of the text fill whole rows of the terminal, so that a newline behind them
+ * is not seen. */
 static size_t
-whole_rows(const struct buffer *line)
+move_over_text(struct cell *cell, const struct buffer *text)
 {
-    struct place place = {.row = 0};
     int columns = count_columns();
     size_t whole = 0;
 
-    for (size_t i = 0; i < line->length;) {
-        const unsigned char *text = (const unsigned char *)line->data + i;
-        size_t length = sequence_length(text);
-        int row = place.row;
-        move_over(&place, length > 0 ? decode(text, length) : L'?', columns);
-        if (place.row > row) {
-            whole = place.column == 0 ? i + length : i;
+    for (size_t i = 0; i < text->length;) {
+        wchar_t c = L'?';
+        int row = cell->row;
+        size_t length = decode(text->data + i, &c);
+        move_over(cell, length > 0 ? c : L'?', columns);
+        length += length == 0;
+        if (cell->row > row) {
+            whole = cell->column == 0 ? i + length : i;
         }
-        i += length > 0 ? length : 1;
+        i += length;
     }
     return whole;
 }
@@ -121,15 +120,17 @@ whole_rows(const struct buffer *line)
 static void
 shorten(struct buffer *line)
 {
-    size_t whole = whole_rows(line);
+    size_t whole = move_over_text(&(struct cell){.row = 0}, line);
     if (whole > 0) {
         append_line(&editor.out, line->data, whole);
         drop(line, whole);
     }
 }
 
+/* A byte of output goes to the line of whoever writes: the session, or other threads while a prompt
+ * stands. */
 static void
-take_text(char byte)
+add_output(char byte)
 {
     struct buffer *line = editor.is_waiting ? &editor.aside : &editor.line;
 
@@ -170,7 +171,7 @@ end_waiting(void)
 
 /* The reader has a line that was sent before he asked: the console's prompt asks for no other. */
 static void
-take_back_prompt(void)
+withdraw_prompt(void)
 {
     if (editor.is_waiting) {
         editor.line.length -= editor.asked;
@@ -179,12 +180,13 @@ take_back_prompt(void)
     }
 }
 
+/* A byte from the server: output, or a part of a mark. */
 static void
-take_byte(char byte)
+receive_byte(char byte)
 {
-    switch (take_mark(byte)) {
+    switch (parse_mark(byte)) {
     case NO_MARK:
-        take_text(byte);
+        add_output(byte);
         break;
     case MARK_UNFINISHED:
         break;
@@ -192,22 +194,14 @@ take_byte(char byte)
         begin_waiting(marks.text.data + 1);
         break;
     case MARK_HAS_READ:
-        take_back_prompt();
+        withdraw_prompt();
         break;
     case MARK_BROKEN:
         for (size_t i = 0; i < marks.text.length; i++) {
-            take_text(marks.text.data[i]);
+            add_output(marks.text.data[i]);
         }
         break;
     }
-}
-
-static bool
-ends_with(const struct buffer *line, const char *text)
-{
-    size_t length = strlen(text);
-    return line->length >= length &&
-           strcmp(line->data + line->length - length, text) == 0;
 }
 
 /* For a server that puts no marks: a prompt is what looks like one and has nothing behind it. */
@@ -226,9 +220,9 @@ guess_prompt(struct buffer *line)
 
 /* Takes what has arrived: output, a new prompt, or the end. */
 static void
-take_output(void)
+receive_output(void)
 {
-    static char bytes[CHUNK_SIZE];
+    char bytes[CHUNK_SIZE];
     ssize_t count = recv(editor.server, bytes, sizeof(bytes), 0);
 
     if (count == 0 || (count < 0 && !is_passing(errno))) {
@@ -236,7 +230,7 @@ take_output(void)
         return;
     }
     for (ssize_t i = 0; i < count; i++) {
-        take_byte(bytes[i]);
+        receive_byte(bytes[i]);
     }
     editor.was_farewell = count > 0 && is_farewell(bytes, (size_t)count);
     if (!marks.are_put) {
@@ -249,18 +243,6 @@ take_output(void)
 
 /* ---- The screen -------------------------------------------------------------------- */
 
-static void
-move_over_text(struct place *place, const struct buffer *shown)
-{
-    int columns = count_columns();
-    for (size_t i = 0; i < shown->length;) {
-        const unsigned char *text = (const unsigned char *)shown->data + i;
-        size_t length = sequence_length(text);
-        move_over(place, length > 0 ? decode(text, length) : L'?', columns);
-        i += length > 0 ? length : 1;
-    }
-}
-
 /* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with the
  * character behind it, and not at all when there is none: so where the colour ends, the blank that
  * ends the prompt is written once more. */
@@ -270,20 +252,18 @@ prompt_of(EditLine *el)
     const char *line = text_of(&editor.line);
     const char *carriage_return = memrchr(line, '\r', editor.line.length);
     const char *text = carriage_return != NULL ? carriage_return + 1 : line;
-    struct buffer shown = {.data = NULL}; /* owned */
-    bool is_painted = false;
+    OWNED_BUFFER shown = {.data = NULL};
 
     (void)el;
     append_harmless(&shown, text, editor.line.length - (size_t)(text - line));
-    is_painted = terminal.has_colours && editor.asked > 0 && ends_with(&shown, " ");
+    bool is_painted = terminal.has_colours && editor.asked > 0 && ends_with(&shown, " ");
     empty(&editor.prompt);
-    append_text(&editor.prompt, is_painted ? "\1\033[1;32m\1" : "");
-    append(&editor.prompt, text_of(&shown), shown.length - (is_painted ? 1 : 0));
-    append_text(&editor.prompt, is_painted ? "\1 \033[0m\b\1 " : "");
-    editor.prompt_end = (struct place){.row = 0};
-    move_over_text(&editor.prompt_end, &shown);
+    append_format(&editor.prompt,
+                  is_painted ? "\1\033[1;32m\1%.*s\1 \033[0m\b\1 " : "%.*s",
+                  (int)shown.length - (is_painted ? 1 : 0), text_of(&shown));
+    editor.prompt_end = (struct cell){.row = 0};
+    (void)move_over_text(&editor.prompt_end, &shown);
     editor.is_stale = false;
-    free(shown.data);
     return editor.prompt.data;
 }
 
@@ -291,33 +271,40 @@ prompt_of(EditLine *el)
 static void
 hide_line(void)
 {
-    struct place place = editor.prompt_end;
+    struct cell cell = editor.prompt_end;
     const LineInfoW *line = el_wline(editor.el);
     int columns = count_columns();
 
     for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
-        move_over(&place, *c, columns);
+        move_over(&cell, *c, columns);
     }
     (void)fputs("\r", stdout);
-    if (place.row > 0) {
-        (void)printf("\033[%dA", place.row);
+    if (cell.row > 0) {
+        (void)printf("\033[%dA", cell.row);
     }
     (void)fputs("\033[J", stdout);
+}
+
+/* Has libedit draw the line that is being typed, if there is one. */
+static void
+draw_line(void)
+{
+    if (editor.is_typing) {
+        (void)el_set(editor.el, EL_REFRESH);
+    }
 }
 
 /* Shows what has gathered, above the line being typed if there is one, and that again. */
 static void
 show_output(void)
 {
-    bool is_due = editor.out.length > 0 || (editor.is_typing && editor.is_stale);
-
-    if (is_due && editor.is_typing) {
-        hide_line();
-    }
-    (void)fwrite(text_of(&editor.out), 1, editor.out.length, stdout);
-    empty(&editor.out);
-    if (is_due && editor.is_typing) {
-        (void)el_set(editor.el, EL_REFRESH);
+    if (editor.out.length > 0 || (editor.is_typing && editor.is_stale)) {
+        if (editor.is_typing) {
+            hide_line();
+        }
+        (void)fwrite(text_of(&editor.out), 1, editor.out.length, stdout);
+        empty(&editor.out);
+        draw_line();
     }
     /* EIO: the terminal is gone. */
     if (fflush(stdout) != 0 && (errno == EPIPE || errno == EIO)) {
@@ -351,23 +338,6 @@ release_terminal(void)
     }
 }
 
-static void
-send_unsent(void)
-{
-    ssize_t count = editor.unsent.length == 0 ? 0
-                                              : send(editor.server, editor.unsent.data,
-                                                     editor.unsent.length, MSG_NOSIGNAL);
-    if (count > 0) {
-        drop(&editor.unsent, (size_t)count);
-    }
-    else if (count < 0 && is_gone(errno)) {
-        empty(&editor.unsent);
-    }
-    else if (count < 0 && !is_passing(errno)) {
-        fail(STATUS_TROUBLE, "cannot send on what was typed: %m");
-    }
-}
-
 /* ---- Signals ----------------------------------------------------------------------- */
 
 /* Has the signal do what it does to a program that does not care. */
@@ -382,7 +352,7 @@ suffer(int number)
     (void)sigaddset(&set, number);
     (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     (void)pthread_sigmask(SIG_BLOCK, &set, NULL); /* after a stop */
-    (void)set_handler(number, on_signal);
+    set_handler(number, on_signal);
 }
 
 /* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. */
@@ -393,9 +363,7 @@ stop_for_a_while(void)
     suffer(SIGTSTP);
     hold_terminal(true);
     el_resize(editor.el);
-    if (editor.is_typing) {
-        (void)el_set(editor.el, EL_REFRESH);
-    }
+    draw_line();
 }
 
 /* A line, or a key: the prompt that stands is answered by it. */
@@ -405,24 +373,10 @@ send_typed(const char *bytes, size_t count)
     empty(&editor.line);
     end_waiting();
     append(&editor.unsent, bytes, count);
-    send_unsent();
+    (void)send_some(editor.server, &editor.unsent);
 }
 
-/* Ctrl-C for who reads. A console that takes no keys forgets the block of which it has the first
- * lines when there is a NUL, for no source has one. */
-static void
-interrupt_reader(void)
-{
-    static const char key[] = {KEY_INTERRUPT};
-
-    if (marks.are_put) {
-        send_typed(key, sizeof(key));
-    }
-    else {
-        send_typed("\0\n", 2);
-    }
-}
-
+/* What was pasted and is not sent goes with the line that it was pasted into. */
 static void
 forget_paste(void)
 {
@@ -431,9 +385,11 @@ forget_paste(void)
     editor.is_block = false;
 }
 
-/* Ctrl-C drops what is being typed, and interrupts what the process runs. */
+/* Ctrl-C drops what is being typed, and interrupts who reads, or what the process runs. A console
+ * that takes no keys forgets the block of which it has the first lines when there is a NUL, for no
+ * source has one. */
 static void
-take_interrupt(void)
+handle_interrupt(void)
 {
     const LineInfoW *line = el_wline(editor.el);
     bool has_text =
@@ -451,65 +407,58 @@ take_interrupt(void)
         editor.way_out = LINE_CANCELLED;
     }
     if (is_asked) {
-        interrupt_reader();
+        const char key[] = {KEY_INTERRUPT};
+        send_typed(marks.are_put ? key : "\0\n", marks.are_put ? 1 : 2);
         return;
     }
-    switch (editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target)) {
-    case SESSION_IDLE:
-        if (!has_text) {
-            say_note("manhole-cli: nothing is running; Ctrl-D leaves");
-        }
-        break;
-    case SESSION_INTERRUPTED:
-        if (!has_text) {
-            append_text(&editor.out, "^C\n"); /* as the terminal would show it */
-        }
-        break;
-    case SESSION_LEFT:
+    enum interruption outcome =
+        editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target);
+    if (outcome == SESSION_LEFT) {
         editor.way_out = LEFT;
-        break;
+    }
+    else if (!has_text && outcome == SESSION_IDLE) {
+        say_note(nothing_is_running);
+    }
+    else if (!has_text) {
+        append_text(&editor.out, "^C\n"); /* as the terminal would show it */
     }
 }
 
 /* Deals with those that came while we waited. */
 static void
-take_signals(void)
+handle_signals(void)
 {
     static const int endings[] = {SIGTERM, SIGHUP, SIGQUIT};
 
     for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
-        if (take_due(endings[i])) {
+        if (consume_signal(endings[i])) {
             release_terminal();
             suffer(endings[i]);
         }
     }
-    if (take_due(SIGWINCH)) {
+    if (consume_signal(SIGWINCH)) {
         el_resize(editor.el);
-        if (editor.is_typing) {
-            hide_line();
-            (void)el_set(editor.el, EL_REFRESH);
-        }
+        editor.is_stale = true;
     }
-    if (take_due(SIGTSTP)) {
+    if (consume_signal(SIGTSTP)) {
         stop_for_a_while();
     }
-    if (take_due(SIGINT)) {
-        take_interrupt();
+    if (consume_signal(SIGINT)) {
+        handle_interrupt();
     }
 }
 
 /* ---- Waiting ----------------------------------------------------------------------- */
 
+/* Its end is that of the terminal, for Ctrl-D is a key of libedit's. */
 static void
 read_keys(void)
 {
     char bytes[512];
     ssize_t count = read(terminal.input, bytes, sizeof(bytes));
 
-    if (count > 0) {
-        append(&editor.keys, bytes, (size_t)count);
-    }
-    else if (count == 0 || !is_passing(errno)) {
+    append(&editor.keys, bytes, count > 0 ? (size_t)count : 0);
+    if (count == 0 || (count < 0 && !is_passing(errno))) {
         editor.way_out = INPUT_ENDED;
     }
 }
@@ -518,69 +467,54 @@ read_keys(void)
 static void
 wait_for_news(bool wants_keys)
 {
-    static bool is_silent = true; /* not a byte has come, and nothing was said of that */
     struct pollfd fds[2] = {
         {.fd = wants_keys ? terminal.input : -1, .events = POLLIN},
         {.fd = editor.server,
          .events = (short)(POLLIN | (editor.unsent.length > 0 ? POLLOUT : 0))},
     };
-    int patience_ms = is_silent && editor.server >= 0 ? FIRST_BYTE_PATIENCE_S * 1000 : -1;
-    int ready = 0;
 
     show_output();
-    ready = poll_with_signals(fds, 2, until_interrupt_is_late(patience_ms));
-    if (is_interrupt_late()) {
-        say_note(interrupt_is_late);
-    }
-    else if (ready == 0 && is_silent) {
-        is_silent = false;
-        (void)say_hindrance(server_pid(editor.server));
-        return;
-    }
+    int ready = poll_session(fds, 2, editor.server, &editor.is_silent, say_note);
     if (ready > 0 && fds[1].revents != 0) {
-        is_silent = false;
-        send_unsent();
-        take_output();
+        editor.is_silent = false;
+        (void)send_some(editor.server, &editor.unsent);
+        receive_output();
     }
     if (ready > 0 && fds[0].revents != 0) {
         read_keys();
     }
-    take_signals();
+    handle_signals();
 }
 
 /* Takes a whole character from the keys; false while there is none. What is no UTF-8 is
  * passed over. */
 static bool
-take_key(wchar_t *key)
+next_key(wchar_t *key)
 {
-    size_t length = 0;
-
     while (editor.keys.length >
            count_unfinished(text_of(&editor.keys), editor.keys.length)) {
-        const unsigned char *text = (const unsigned char *)editor.keys.data;
-        length = sequence_length(text);
+        size_t length = decode(editor.keys.data, key);
+        drop(&editor.keys, length > 0 ? length : 1);
         if (length > 0) {
-            *key = decode(text, length);
-            drop(&editor.keys, length);
             return true;
         }
-        drop(&editor.keys, 1);
     }
     return false;
 }
 
-/* libedit's way to a key. Returns how many there are, 1; 0 at the end; -1 to give up. */
+/* libedit's way to a key; what was pasted for the line comes first. Returns how many there are, 1;
+ * 0 at the end; -1 to give up. */
 static int
 read_key(EditLine *el, wchar_t *key)
 {
-    if (editor.preset.length > 0) {
+    if (editor.paste.length > 0 && !editor.is_pasting) {
         hide_line();
-        (void)el_insertstr(el, editor.preset.data);
-        empty(&editor.preset);
+        (void)el_insertstr(el, editor.paste.data);
+        empty(&editor.paste);
         (void)el_set(el, EL_REFRESH);
     }
     while (editor.way_out == NO_WAY_OUT) {
-        if (take_key(key)) {
+        if (next_key(key)) {
             return 1;
         }
         wait_for_news(true);
@@ -638,52 +572,43 @@ show_matches(const struct buffer *matches, const char *line)
     size_t column = 0;
     size_t length = 0;
 
-    for (size_t i = 0; i < matches->length; i += length + 1) {
-        length = strcspn(matches->data + i, "\n");
-        width = length - hidden + 2 > width ? length - hidden + 2 : width;
+    for (size_t i = 0; i < matches->length; i += length) {
+        length = next_line(matches, i, true);
+        width = length - hidden + 1 > width ? length - hidden + 1 : width;
     }
-    for (size_t i = 0; i < matches->length; i += length + 1) {
-        length = strcspn(matches->data + i, "\n");
-        append_harmless(&editor.out, matches->data + i + hidden, length - hidden);
+    for (size_t i = 0; i < matches->length; i += length) {
+        length = next_line(matches, i, true);
+        size_t shown = length - hidden - 1;
+        append_harmless(&editor.out, matches->data + i + hidden, shown);
         column += width;
-        if (column + width > columns || i + length + 1 >= matches->length) {
+        if (column + width > columns || i + length >= matches->length) {
             append_text(&editor.out, "\n");
             column = 0;
         }
-        for (size_t pad = length - hidden; column > 0 && pad < width; pad++) {
-            append_text(&editor.out, " ");
+        else {
+            append_format(&editor.out, "%*s", (int)(width - shown), "");
         }
     }
     show_output();
 }
 
-/* What stands before the cursor, as UTF-8, with a newline. */
+/* Adds a character as UTF-8. */
 static void
-find_start(EditLine *el, struct buffer *start)
+append_character(struct buffer *out, wchar_t c)
 {
-    const LineInfoW *line = el_wline(el);
-
-    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
-        char utf8[MB_LEN_MAX + 1];
-        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)*c);
-        append_text(start, utf8);
-    }
-    append_text(start, "\n");
+    append_format(out, "%lc", (wint_t)c);
 }
 
 /* Whether each line begins with the start and goes on behind it. */
 static bool
 are_matches(const struct buffer *lines, const char *start)
 {
-    size_t length = 0;
-
-    for (size_t i = 0; i < lines->length; i += length + 1) {
-        length = strcspn(lines->data + i, "\n");
+    for (size_t i = 0; i < lines->length; i += next_line(lines, i, true)) {
         if (strncmp(lines->data + i, start, strlen(start)) != 0) {
             return false;
         }
     }
-    return lines->length > 0 && lines->data[lines->length - 1] == '\n';
+    return lines->length > 0 && ends_with(lines, "\n");
 }
 
 /* Inserts a name, without the quote and bracket at its end that stand there already. */
@@ -716,22 +641,25 @@ insert_name(EditLine *el, char *name)
 static unsigned char
 on_tab(EditLine *el, int key)
 {
-    struct buffer start = {.data = NULL};   /* owned */
-    struct buffer matches = {.data = NULL}; /* owned */
-    size_t common = 0;
+    const LineInfoW *line = el_wline(el);
+    OWNED_BUFFER start = {.data = NULL};
+    OWNED_BUFFER matches = {.data = NULL};
 
     (void)key;
-    find_start(el, &start);
-    if (start.data[strspn(start.data, " \t")] == '\n' || editor.server < 0) {
-        free(start.data);
-        return editor.server < 0               ? CC_ERROR
-               : el_insertstr(el, "    ") == 0 ? CC_REFRESH
-                                               : CC_ERROR;
+    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
+        append_character(&start, *c);
     }
-    (void)ask_aside(editor.target, "complete", &start, INTERRUPT_PATIENCE_MS, &matches);
+    append_text(&start, "\n");
+    if (editor.server < 0) {
+        return CC_ERROR;
+    }
+    if (start.data[strspn(start.data, " \t")] == '\n') {
+        return el_insertstr(el, "    ") == 0 ? CC_REFRESH : CC_ERROR;
+    }
+    ask_aside(editor.target, "complete", &start, &matches);
     start.data[--start.length] = '\0'; /* the newline */
-    if (matches.data != NULL && are_matches(&matches, start.data)) {
-        common = common_length(&matches);
+    if (are_matches(&matches, start.data)) {
+        size_t common = common_length(&matches);
         if (common > start.length) {
             matches.data[common] = '\0';
             insert_name(el, matches.data + start.length);
@@ -740,48 +668,41 @@ on_tab(EditLine *el, int key)
             show_matches(&matches, start.data);
         }
     }
-    free(start.data);
-    free(matches.data);
     return CC_REFRESH;
 }
 
 /* ---- Pasted text ------------------------------------------------------------------- */
 
-/* The terminal puts it between two sequences; the first one has just been read. Whole lines go to
- * the process as one; when no newline ends the last, they wait until that has been finished. What
- * would be a key there is left out. */
+/* The first of the two sequences has just been read. What would be a key to the process is left
+ * out. */
 static unsigned char
 on_paste(EditLine *el, int key)
 {
     static const char end[] = "\033[201~";
-    struct buffer text = {.data = NULL}; /* owned */
+    OWNED_BUFFER text = {.data = NULL};
     wchar_t c = 0;
-    size_t length = 0;
 
     (void)key;
     editor.is_pasting = true;
-    while (text.length < strlen(end) ||
-           strcmp(text.data + text.length - strlen(end), end) != 0) {
-        char utf8[MB_LEN_MAX + 1];
+    while (!ends_with(&text, end)) {
         if (read_key(el, &c) != 1) {
             editor.is_pasting = false;
-            free(text.data);
             return CC_EOF;
         }
-        (void)snprintf(utf8, sizeof(utf8), "%lc", (wint_t)(c == L'\r' ? L'\n' : c));
-        append_text(&text, c >= KEY_PASTE && c <= KEY_PASTED ? "" : utf8);
+        if (c < KEY_PASTE || c > KEY_PASTED) {
+            append_character(&text, c == L'\r' ? L'\n' : c);
+        }
     }
     editor.is_pasting = false;
     text.data[text.length -= strlen(end)] = '\0';
-    length = line_length(&text);
-    if (length > 0) {
+    size_t length = line_length(&text);
+    if (length > 0) { /* all lines but the first one wait until that is accepted */
         append(&editor.paste, text.data + length, text.length - length);
         text.data[length - 1] = '\0';
         editor.is_block = true;
     }
     (void)el_insertstr(el, text.data);
     el_push(el, length > 0 ? "\n" : "");
-    free(text.data);
     return CC_REFRESH;
 }
 
@@ -803,52 +724,40 @@ static void
 send_block(void)
 {
     static const char keys[] = {KEY_PASTE, KEY_PASTED};
-    struct buffer bytes = {.data = NULL}; /* owned */
+    OWNED_BUFFER bytes = {.data = NULL};
 
     append(&bytes, keys, marks.are_put ? 1 : 0);
     append(&bytes, text_of(&editor.block), editor.block.length);
     append(&bytes, keys + 1, marks.are_put ? 1 : 0);
     send_typed(bytes.data, bytes.length);
-    free(bytes.data);
     forget_paste();
 }
 
-/* Shows a pasted line as if it had been typed. */
+/* Takes whole lines of the paste into the block, shown as if they had been typed. If that is all,
+ * sends it. */
 static void
-show_pasted_line(const char *line, size_t length)
-{
-    struct buffer copy = {.data = NULL}; /* owned */
-
-    append(&copy, line, length);
-    append_paint(&editor.out, editor.asked > 0 ? PROMPT : PLAIN, text_of(&editor.line));
-    append_harmless(&editor.out, copy.data, copy.length);
-    keep_line(copy.data, copy.length);
-    free(copy.data);
-}
-
-/* Takes whole lines of the paste into the block. If that is all, sends it. */
-static void
-take_paste(void)
+accept_paste(void)
 {
     size_t length = 0;
-    size_t taken = 0;
 
     empty(&editor.line);
     append_text(&editor.line, editor.asked > 0 ? "... " : "");
     editor.asked = editor.line.length;
     editor.is_stale = true;
-    while ((length = next_line(&editor.paste, taken, false)) > 0) {
-        show_pasted_line(editor.paste.data + taken, length);
-        taken += length;
+    while ((length = line_length(&editor.paste)) > 0) {
+        OWNED_BUFFER line = {.data = NULL};
+        append(&line, editor.paste.data, length);
+        drop(&editor.paste, length);
+        append_paint(&editor.out, editor.asked > 0 ? PROMPT : PLAIN,
+                     text_of(&editor.line));
+        append_harmless(&editor.out, line.data, length);
+        keep_line(line.data, length);
+        append(&editor.block, line.data, length);
     }
-    append(&editor.block, text_of(&editor.paste), taken);
-    drop(&editor.paste, taken);
     show_output();
     if (editor.paste.length == 0) {
         send_block();
     }
-    append(&editor.preset, text_of(&editor.paste), editor.paste.length);
-    empty(&editor.paste);
 }
 
 /* A line that was typed, given with its newline. */
@@ -858,7 +767,7 @@ accept_line(const char *line, size_t length)
     keep_line(line, length);
     if (editor.is_block) {
         append(&editor.block, line, length);
-        take_paste();
+        accept_paste();
     }
     else {
         send_typed(line, length);
@@ -871,13 +780,11 @@ accept_line(const char *line, size_t length)
 static const char *
 edit_line(int *count)
 {
-    const char *line = NULL;
-
     (void)el_set(editor.el, EL_PREP_TERM, 1);
     editor.is_typing = true;
-    line = el_gets(editor.el, count);
+    const char *line = el_gets(editor.el, count);
     editor.is_typing = false;
-    return line;
+    return *count > 0 ? line : NULL;
 }
 
 /* Ctrl-D is the end of what is typed for who reads; for all where the server takes no keys. */
@@ -903,7 +810,7 @@ type_line(void)
     int count = 0;
     const char *line = edit_line(&count);
 
-    if (line != NULL && count > 0) {
+    if (line != NULL) {
         accept_line(line, (size_t)count);
     }
     else if (editor.way_out == NO_WAY_OUT) {
@@ -912,53 +819,50 @@ type_line(void)
 }
 
 /* Lets a line be typed at a prompt of our own, while there is no server; what was pasted behind the
- * last one comes first. Returns it with its newline, valid until the next; NULL at the end. */
-static const char *
-type_local_line(const char *prompt)
+ * last one comes first. Adds it with its newline; returns false at the end. */
+static bool
+type_local_line(const char *prompt, struct buffer *line)
 {
-    static struct buffer line;
     size_t length = line_length(&editor.paste);
     const char *typed = NULL;
     int count = 0;
+    HistEvent event;
 
-    empty(&line);
     empty(&editor.line);
     append_text(&editor.line, prompt);
     editor.asked = editor.line.length;
     editor.server = -1;
     editor.is_waiting = editor.is_stale = true;
     if (length > 0) {
-        append(&line, editor.paste.data, length);
+        append(line, editor.paste.data, length);
         drop(&editor.paste, length);
         append_text(&editor.out, prompt);
-        append_harmless(&editor.out, line.data, length);
+        append_harmless(&editor.out, line->data, length);
         show_output();
-        return line.data;
+        return true;
     }
     do {
         editor.way_out = NO_WAY_OUT;
         typed = edit_line(&count);
     } while (editor.way_out == LINE_CANCELLED);
     editor.is_block = false;
-    if (typed != NULL && count > 0) {
-        HistEvent event;
-        (void)history(editor.history, &event, H_ENTER, typed);
-        append(&line, typed, (size_t)count);
-        return line.data;
+    if (typed == NULL) {
+        (void)fputs("\n", stdout);
+        return false;
     }
-    (void)fputs("\n", stdout);
-    return NULL;
+    (void)history(editor.history, &event, H_ENTER, typed);
+    append(line, typed, (size_t)count);
+    return true;
 }
 
 /* ---- The conversation -------------------------------------------------------------- */
 
+/* libedit knows the lines of former sessions, too. */
 static void
 load_history(void)
 {
     HistEvent event;
-    char *line = NULL; /* owned */
-    size_t size = 0;
-    FILE *file = history_path[0] == '\0' ? NULL : fopen(history_path, "re"); /* owned */
+    OWNED_BUFFER lines = {.data = NULL};
 
     editor.history = history_init();
     if (editor.history == NULL) {
@@ -966,15 +870,15 @@ load_history(void)
     }
     (void)history(editor.history, &event, H_SETSIZE, HISTORY_LINES);
     (void)history(editor.history, &event, H_SETUNIQUE, 1);
-    while (file != NULL && getline(&line, &size, file) > 0) {
-        if (mbstowcs(NULL, line, 0) !=
-            (size_t)-1) { /* libedit goes back to no line else */
-            (void)history(editor.history, &event, H_ENTER, line);
+    (void)read_file(history_path, &lines);
+    char *rest = lines.data;
+    for (char *line = strsep(&rest, "\n"); line != NULL; line = strsep(&rest, "\n")) {
+        OWNED_BUFFER whole = {.data = NULL};
+        append_format(&whole, "%s\n", line);
+        /* libedit goes back to no line that is no text. */
+        if (line[0] != '\0' && mbstowcs(NULL, line, 0) != (size_t)-1) {
+            (void)history(editor.history, &event, H_ENTER, whole.data);
         }
-    }
-    free(line);
-    if (file != NULL) {
-        (void)fclose(file);
     }
 }
 
@@ -994,7 +898,7 @@ open_editor(void)
     if (editor.el != NULL) {
         return true;
     }
-    if (terminal.is_typed_on && terminal.is_shown_on && terminal.is_capable) {
+    if (is_interactive() && terminal.is_capable) {
         editor.el = el_init(program, stdin, stdout, stderr);
     }
     if (editor.el == NULL) {
@@ -1015,16 +919,41 @@ open_editor(void)
     return true;
 }
 
-/* What there is still to show when no more lines come. */
+/* Takes the terminal, and the signals that concern it. A second time does nothing. */
 static void
-show_the_rest(void)
+begin_editing(void)
 {
-    while (editor.way_out == NO_WAY_OUT) {
+    static const int concerned[] = {SIGINT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGQUIT};
+
+    if (editor.is_begun) {
+        return;
+    }
+    editor.is_begun = true;
+    for (size_t i = 0; i < sizeof(concerned) / sizeof(concerned[0]); i++) {
+        follow_signal(concerned[i]);
+    }
+    (void)atexit(release_terminal);
+    hold_terminal(true);
+}
+
+/* Begins with a server: what was pasted behind the line that led here is for its first prompt. */
+static void
+begin_session(int server, const struct target *target)
+{
+    editor.server = server;
+    editor.target = target;
+    editor.is_silent = true;
+    marks = (struct marks){.text = marks.text};
+    empty(&editor.line);
+    end_waiting();
+    while (editor.paste.length > 0 && !editor.is_waiting &&
+           editor.way_out == NO_WAY_OUT) {
         wait_for_news(false);
     }
-    append_harmless(&editor.out, text_of(&editor.line), editor.line.length);
-    append_harmless(&editor.out, text_of(&editor.aside), editor.aside.length);
-    show_output();
+    if (editor.paste.length > 0) {
+        editor.is_block = true;
+        accept_paste();
+    }
 }
 
 /* Tells the server that no more lines come, behind the last of them. */
@@ -1041,21 +970,16 @@ end_input(void)
     (void)shutdown(editor.server, SHUT_WR);
 }
 
-/* Takes the terminal, and the signals that concern it. A second time does nothing. */
+/* What there is still to show when no more lines come. */
 static void
-begin_editing(void)
+show_the_rest(void)
 {
-    static const int followed[] = {SIGINT, SIGTSTP, SIGWINCH, SIGTERM, SIGHUP, SIGQUIT};
-    static bool is_begun;
-
-    for (size_t i = 0; i < sizeof(followed) / sizeof(followed[0]) && !is_begun; i++) {
-        follow_signal(followed[i]);
+    while (editor.way_out == NO_WAY_OUT) {
+        wait_for_news(false);
     }
-    if (!is_begun) {
-        (void)atexit(release_terminal);
-        hold_terminal(true);
-    }
-    is_begun = true;
+    append_harmless(&editor.out, text_of(&editor.line), editor.line.length);
+    append_harmless(&editor.out, text_of(&editor.aside), editor.aside.length);
+    show_output();
 }
 
 /* The console at a terminal, until the server closes or Ctrl-C says that that is enough. */
@@ -1063,19 +987,7 @@ static enum exit_status
 converse(int server, const struct target *target)
 {
     begin_editing();
-    editor.server = server;
-    editor.target = target;
-    marks = (struct marks){.text = marks.text};
-    empty(&editor.line);
-    end_waiting();
-    while (editor.paste.length > 0 && !editor.is_waiting &&
-           editor.way_out == NO_WAY_OUT) { /* what was pasted behind what led here */
-        wait_for_news(false);
-    }
-    if (editor.paste.length > 0) {
-        editor.is_block = true;
-        take_paste();
-    }
+    begin_session(server, target);
     while (editor.way_out == NO_WAY_OUT || editor.way_out == LINE_CANCELLED) {
         editor.way_out = NO_WAY_OUT;
         type_line();

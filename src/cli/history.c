@@ -1,6 +1,8 @@
-/* History: what was typed at a terminal, for the next time. A line each, as readline
- * keeps it. Clients side by side append under a lock, a line in one write(), so their lines
- * do not mix; who finds the file too long when he starts keeps its last half, in place.
+/* History: what was typed at a terminal, for the next time. A line each, as readline keeps it.
+ *
+ * Clients side by side append under a lock, a line in one write(), so their lines do not mix; who
+ * finds the file too long when he starts keeps its last half, in place. To have no history is no
+ * error: who wants none kept has a link to /dev/null there.
  */
 #ifndef MANHOLE_CLI_HISTORY_C
 #define MANHOLE_CLI_HISTORY_C
@@ -13,16 +15,14 @@ enum {
 
 static char history_path[PATH_MAX]; /* "": nothing is kept */
 
-/* Returns it locked, or -1. To have no history is no error. */
+/* Returns it locked, or -1. */
 static int
 lock_history(int flags)
 {
+    const int all_flags = flags | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
     struct stat status;
-    int fd = history_path[0] == '\0'
-                 ? -1
-                 : open(history_path, flags | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK,
-                        0600);
-    /* Who wants none kept has a link to /dev/null there. */
+    int fd = history_path[0] == '\0' ? -1 : open(history_path, all_flags, 0600);
+
     if (fd >= 0 &&
         (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) || flock(fd, LOCK_EX) < 0)) {
         (void)close(fd);
@@ -32,32 +32,24 @@ lock_history(int flags)
     return fd;
 }
 
-/* Keeps the last half of a file that has grown too long. */
+/* Keeps the last half of a file that has grown too long. In this order nothing is lost when we end
+ * in between. */
 static void
 shorten_history(int fd)
 {
     struct stat status;
-    struct buffer kept = {.data = NULL}; /* owned */
-    char bytes[4096];
-    off_t from = 0;
-    ssize_t count = 0;
-    size_t start = 0;
+    OWNED_BUFFER kept = {.data = NULL};
 
-    if (fstat(fd, &status) < 0 || status.st_size <= HISTORY_SIZE) {
+    if (fstat(fd, &status) < 0 || status.st_size <= HISTORY_SIZE ||
+        lseek(fd, status.st_size - HISTORY_SIZE / 2, SEEK_SET) < 0 ||
+        !read_all(fd, &kept)) {
         return;
     }
-    from = status.st_size - HISTORY_SIZE / 2;
-    while ((count = pread(fd, bytes, sizeof(bytes), from)) > 0) {
-        append(&kept, bytes, (size_t)count);
-        from += count;
+    size_t start = line_length(&kept);
+    size_t left = kept.length - start;
+    if (pwrite(fd, text_of(&kept) + start, left, 0) == (ssize_t)left) {
+        (void)!ftruncate(fd, (off_t)left);
     }
-    start = line_length(&kept);
-    /* In this order nothing is lost when we end in between. */
-    if (count == 0 && pwrite(fd, text_of(&kept) + start, kept.length - start, 0) ==
-                          (ssize_t)(kept.length - start)) {
-        (void)!ftruncate(fd, (off_t)(kept.length - start));
-    }
-    free(kept.data);
 }
 
 /* Finds ~/.manhole_history if lines will come from a terminal. */
@@ -69,7 +61,6 @@ find_history(void)
     char names[4096];
     struct passwd entry;
     struct passwd *found = NULL;
-    int fd = -1;
 
     if (!terminal.is_typed_on) {
         return;
@@ -84,44 +75,36 @@ find_history(void)
             (int)sizeof(history_path)) {
         history_path[0] = '\0';
     }
-    fd = lock_history(O_RDWR);
+    OWNED_FD fd = lock_history(O_RDWR);
     if (fd >= 0) {
         (void)fchmod(fd, 0600);
         shorten_history(fd);
-        (void)close(fd);
     }
 }
 
-/* Appends a line, given with its newline. Neither an empty one is kept nor one beyond the
- * limit. */
+/* Appends a line, given with its newline. Neither an empty one is kept nor one beyond the limit. */
 static void
 remember_line(const char *line, size_t length)
 {
-    int fd = -1;
-
     if (length <= 1 || length > HISTORY_LINE_SIZE) {
         return;
     }
-    fd = lock_history(O_WRONLY | O_APPEND);
+    OWNED_FD fd = lock_history(O_WRONLY | O_APPEND);
     if (fd >= 0) {
         (void)!write(fd, line, length);
-        (void)close(fd);
     }
 }
 
-/* Gathers what was read into lines. */
+/* The same of what was read, by lines that gather in typed. */
 static void
-remember_typed(const char *bytes, size_t count)
+remember_typed(struct buffer *typed, const char *bytes, size_t count)
 {
-    static struct buffer typed;
     size_t length = 0;
 
-    if (history_path[0] != '\0') {
-        append(&typed, bytes, count);
-        while ((length = line_length(&typed)) > 0) {
-            remember_line(typed.data, length);
-            drop(&typed, length);
-        }
+    append(typed, bytes, history_path[0] != '\0' ? count : 0);
+    while ((length = line_length(typed)) > 0) {
+        remember_line(typed->data, length);
+        drop(typed, length);
     }
 }
 

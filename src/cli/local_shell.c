@@ -1,76 +1,67 @@
 /* Local shell: which process a configuration file means, ispyd's way. It ends with a target, that
  * of connect, and the program goes on as if its socket had been given; or without one.
- * To add a command: a row in local_commands[].
+ *
+ * The file is the one that install(config=...) reads over there. All that is wanted of it here is
+ * where to listen: "/path/%(pid)s", where any number may stand for the marker, or "host:port". So
+ * it is read for its sections and that key alone; whether the rest is right is install()'s
+ * business.
+ * To add a command: a row in local_commands[], and its case in obey_locally().
  */
 #ifndef MANHOLE_CLI_LOCAL_SHELL_C
 #define MANHOLE_CLI_LOCAL_SHELL_C
 
-#include "messages.c"
-#include "values.c"
-#include "terminal.c"
-#include "target.c"
-#include "connection.c"
-#include "channels.c"
-#include "history.c"
 #include "editor.c"
 #include "processes.c"
 
 static const char local_prompt[] = "(manhole) ";
+static const char blanks[] = " \t\r\n";
 
-/* What the file says of where to listen: "/path/%(pid)s" or "host:port". */
+/* ---- The file ---------------------------------------------------------------------- */
+
+/* What the file says of where to listen. */
 struct config {
     const char *name;     /* of the file */
     struct buffer listen; /* owned */
     bool has_section;     /* [manhole] or [ispyd] */
     bool is_in_section;   /* while it is read: the line is below that */
-    bool is_in_value;     /* and what is indented by more than its key goes on with it */
-    bool is_in_listen;    /* of which nothing has come yet */
-    size_t indent;        /* of the key */
+    bool is_in_listen;    /* and a listen of which nothing has come yet */
 };
 
-/* Cuts off the blanks and the comment at a line's end, which begins with " ;" as in ispyd. */
-static void
-trim_end(char *text)
+/* Cuts off the blanks and the comment at a line's end, which begins with " ;" as in ispyd. Returns
+ * where the line begins. */
+static char *
+trim(char *line)
 {
-    size_t length = 0;
-
-    for (char *c = strchr(text, ';'); c != NULL; c = strchr(c + 1, ';')) {
-        if (c > text && (c[-1] == ' ' || c[-1] == '\t')) {
+    line += strspn(line, blanks);
+    for (char *c = strchr(line, ';'); c != NULL; c = strchr(c + 1, ';')) {
+        if (c == line || strchr(blanks, c[-1]) != NULL) {
             *c = '\0';
             break;
         }
     }
-    length = strlen(text);
-    while (length > 0 && strchr(" \t\r\n", text[length - 1]) != NULL) {
-        text[--length] = '\0';
+    size_t length = strlen(line);
+    while (length > 0 && strchr(blanks, line[length - 1]) != NULL) {
+        line[--length] = '\0';
     }
+    return line;
 }
 
-/* Takes a line of the file. Of a listen with several places the first one is meant. */
+/* Takes a line of the file. A value may go on, or begin, in lines that are indented. Of a listen
+ * with several places the first one is meant. */
 static void
-take_config_line(struct config *config, char *line, int number)
+parse_config_line(struct config *config, char *line, int number)
 {
-    static const char blanks[] = " \t";
-    static const char mark[] = "\xef\xbb\xbf"; /* that some editors begin a file with */
-    char *value = NULL;
-    size_t indent = 0;
+    bool is_indented = line[0] == ' ' || line[0] == '\t';
 
-    trim_end(line);
-    if (number == 1 && strncmp(line, mark, strlen(mark)) == 0) {
-        line += strlen(mark);
-    }
-    indent = strspn(line, blanks);
-    line += indent;
-    if (line[0] == '\0' || line[0] == '#' || line[0] == ';') {
+    line = trim(line);
+    if (line[0] == '\0' || line[0] == '#') {
         return;
     }
-    if (config->is_in_value && indent > config->indent) {
-        append_text(&config->listen, config->is_in_listen ? line : "");
+    if (config->is_in_listen && is_indented) {
+        append_text(&config->listen, line);
         config->is_in_listen = false;
         return;
     }
-    config->indent = indent;
-    config->is_in_value = line[0] != '[';
     config->is_in_listen = false;
     if (line[0] == '[') {
         config->is_in_section =
@@ -78,14 +69,16 @@ take_config_line(struct config *config, char *line, int number)
         config->has_section = config->has_section || config->is_in_section;
         return;
     }
-    value = strpbrk(line, "=:");
-    if (value == NULL) {
+    char *value = strpbrk(line, "=:");
+    if (value == NULL && !is_indented) {
         fail(STATUS_TROUBLE, "%s, line %d: %s is neither [section] nor key = value",
              quote(config->name).text, number, quote(line).text);
     }
+    if (value == NULL || !config->is_in_section) {
+        return;
+    }
     *value++ = '\0';
-    trim_end(line);
-    if (config->is_in_section && strcasecmp(line, "listen") == 0) {
+    if (strcasecmp(trim(line), "listen") == 0) {
         empty(&config->listen);
         append_text(&config->listen, value + strspn(value, blanks));
         config->is_in_listen = config->listen.length == 0;
@@ -96,23 +89,22 @@ take_config_line(struct config *config, char *line, int number)
 static struct config
 read_config(const char *name)
 {
+    static const char byte_order_mark[] =
+        "\xef\xbb\xbf"; /* some editors begin a file so */
     struct config config = {.name = name};
-    char *line = NULL; /* owned */
-    size_t size = 0;
+    OWNED_BUFFER content = {.data = NULL};
     int number = 0;
-    FILE *file = fopen(name, "re"); /* owned */
 
-    if (file == NULL) {
+    if (!read_file(name, &content)) {
         fail(STATUS_TROUBLE, "cannot read %s: %m", quote(name).text);
     }
-    while (getline(&line, &size, file) > 0) {
-        take_config_line(&config, line, ++number);
+    if (strncmp(text_of(&content), byte_order_mark, 3) == 0) {
+        drop(&content, 3);
     }
-    if (feof(file) == 0) {
-        fail(STATUS_TROUBLE, "cannot read %s: %m", quote(name).text);
+    char *rest = content.data;
+    for (char *line = strsep(&rest, "\n"); line != NULL; line = strsep(&rest, "\n")) {
+        parse_config_line(&config, line, ++number);
     }
-    (void)fclose(file);
-    free(line);
     if (!config.has_section) {
         fail(STATUS_TROUBLE, "%s has no section [manhole] or [ispyd]", quote(name).text);
     }
@@ -122,6 +114,12 @@ read_config(const char *name)
     return config;
 }
 
+/* ---- Where it leads ---------------------------------------------------------------- */
+
+static const char pid_marker[] = "%(pid)s";
+
+/* pid: 0 where the file does not tell. Who answers at the path is who is meant, as if it had been
+ * given. */
 static void
 add_server(struct processes *servers, const char *path, pid_t pid, int port)
 {
@@ -135,8 +133,6 @@ add_server(struct processes *servers, const char *path, pid_t pid, int port)
     (void)snprintf(server.target.path, sizeof(server.target.path), "%s", path);
     add_process(servers, &server);
 }
-
-static const char pid_marker[] = "%(pid)s";
 
 /* The number that a path has where the template has its marker, each time the same; 0: it is not of
  * this template. */
@@ -167,9 +163,8 @@ match_path(const char *template, const char *path)
 static void
 find_sockets(const char *template, struct processes *servers)
 {
-    struct buffer pattern = {.data = NULL}; /* owned */
-    glob_t matches = {.gl_pathc = 0};       /* owned */
-    int result = 0;
+    OWNED_BUFFER pattern = {.data = NULL};
+    glob_t matches = {.gl_pathc = 0}; /* owned */
 
     for (const char *c = template; *c != '\0'; c++) {
         bool is_marker = strncmp(c, pid_marker, strlen(pid_marker)) == 0;
@@ -178,20 +173,19 @@ find_sockets(const char *template, struct processes *servers)
         c += is_marker ? strlen(pid_marker) - 1 : 0;
     }
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
-    result = glob(text_of(&pattern), GLOB_NOSORT, NULL, &matches);
+    int result = glob(text_of(&pattern), GLOB_NOSORT, NULL, &matches);
     if (result == GLOB_NOSPACE) {
         fail(STATUS_TROUBLE, "out of memory");
     }
-    if (result == 0) {
-        for (size_t i = 0; i < matches.gl_pathc; i++) {
-            pid_t pid = match_path(template, matches.gl_pathv[i]);
-            if (pid != 0 && is_socket(matches.gl_pathv[i])) {
-                add_server(servers, matches.gl_pathv[i], pid, 0);
-            }
+    for (size_t i = 0; result == 0 && i < matches.gl_pathc; i++) {
+        pid_t pid = match_path(template, matches.gl_pathv[i]);
+        if (pid != 0 && is_socket(matches.gl_pathv[i])) {
+            add_server(servers, matches.gl_pathv[i], pid, 0);
         }
+    }
+    if (result == 0) {
         globfree(&matches);
     }
-    free(pattern.data);
 }
 
 /* The port of "host:port"; ends the program when there is none. */
@@ -228,12 +222,12 @@ find_servers(const struct config *config)
     else {
         add_server(&servers, listen, 0, 0);
     }
-    if (servers.count > 0) {
-        qsort(servers.list, servers.count, sizeof(*servers.list), compare_processes);
-    }
-    knock(&servers);
+    sort_processes(&servers);
+    ask_all(&servers);
     return servers;
 }
+
+/* ---- Commands ---------------------------------------------------------------------- */
 
 /* The shell, and what it has come to. */
 struct local_shell {
@@ -243,29 +237,34 @@ struct local_shell {
     bool is_over;
 };
 
-struct local_command {
+enum local_command { CONNECT, EXIT, HELP, SERVERS, LOCAL_COMMANDS };
+
+static const struct {
     const char *name;
     const char *arguments; /* as help shows them */
     const char *help;
-    void (*run)(struct local_shell *shell, const char *argument);
+} local_commands[LOCAL_COMMANDS] = {
+    [CONNECT] = {"connect", " [N]",
+                 "Connect to the Nth server of the list, or to the only one there is."},
+    [EXIT] = {"exit", "", "Leave."},
+    [HELP] = {"help", " [COMMAND]", "List the commands, or say what one does."},
+    [SERVERS] = {"servers", "", "List the processes that can be connected to."},
 };
 
 /* As Python prints the pairs of which ispyd's list consists: family and address. */
 static void
-list_servers(struct local_shell *shell, const char *argument)
+list_servers(struct local_shell *shell)
 {
-    static const char *const remarks[] = {[NO_DOOR] = " dead",
-                                          [DEAD_DOOR] = " dead",
-                                          [DENIED_DOOR] = " not for you",
-                                          [SILENT_DOOR] = " silent",
-                                          [OPEN_DOOR] = ""};
-    (void)argument;
+    static const char *const remarks[] = {[CLOSED] = " dead",
+                                          [DEAD] = " dead",
+                                          [DENIED] = " not for you",
+                                          [SILENT] = " silent",
+                                          [ANSWERS] = ""};
     free(shell->servers.list);
     shell->servers = find_servers(&shell->config);
     for (size_t i = 0; i < shell->servers.count; i++) {
-        const struct process *server = &shell->servers.list[i];
-        struct target target = server->target;
-        const char *remark = remarks[server->door];
+        struct target target = shell->servers.list[i].target;
+        const char *remark = remarks[shell->servers.list[i].condition];
         if (target.port == 0) {
             (void)printf("%zu: (%d, %s)%s\n", i + 1, AF_UNIX, quote(target.path).text,
                          remark);
@@ -286,24 +285,25 @@ select_server(const struct local_shell *shell, const char *argument)
     if (shell->servers.count == 0) {
         (void)printf("No servers to connect to: there is no socket like %s.\n",
                      quote(shell->config.listen.data).text);
-        return NULL;
     }
-    if (argument[0] == '\0' && shell->servers.count > 1) {
+    else if (argument[0] == '\0' && shell->servers.count > 1) {
         (void)printf("Multiple servers, which should be used? \"servers\" lists them.\n");
-        return NULL;
     }
-    if (argument[0] != '\0' && !parse_int(argument, &number)) {
+    else if (argument[0] != '\0' && !parse_int(argument, &number)) {
         (void)printf("Server selection not an integer.\n");
-        return NULL;
     }
-    if (number < 1 || number > (long)shell->servers.count) {
+    else if (number < 1 || number > (long)shell->servers.count) {
         (void)printf("Invalid server selected: there are 1 to %zu.\n",
                      shell->servers.count);
-        return NULL;
     }
-    return &shell->servers.list[number - 1];
+    else {
+        return &shell->servers.list[number - 1];
+    }
+    return NULL;
 }
 
+/* Ends the shell when somebody is there. One that is silent may only be busy: the program then
+ * waits for it as for any other. */
 static void
 connect_server(struct local_shell *shell, const char *argument)
 {
@@ -313,8 +313,8 @@ connect_server(struct local_shell *shell, const char *argument)
     if (server == NULL) {
         return;
     }
-    knock(&alone);
-    if (server->door == DEAD_DOOR || server->door == NO_DOOR) {
+    ask_all(&alone);
+    if (server->condition == DEAD || server->condition == CLOSED) {
         (void)printf("Nobody answers at %s any more; \"servers\" looks again.\n",
                      quote(server->target.path).text);
         return;
@@ -323,61 +323,35 @@ connect_server(struct local_shell *shell, const char *argument)
     shell->is_over = true;
 }
 
-static void
-leave_local_shell(struct local_shell *shell, const char *argument)
-{
-    (void)argument;
-    shell->is_over = true;
-}
-
-static const struct local_command local_commands[] = {
-    {.name = "connect",
-     .arguments = " [N]",
-     .help = "Connect to the Nth server of the list, or to the only one there is.",
-     .run = connect_server},
-    {.name = "exit", .arguments = "", .help = "Leave.", .run = leave_local_shell},
-    {.name = "help",
-     .arguments = " [COMMAND]",
-     .help = "List the commands, or say what one does."}, /* done by obey_locally() */
-    {.name = "servers",
-     .arguments = "",
-     .help = "List the processes that can be connected to.",
-     .run = list_servers},
-};
-
-enum { LOCAL_COMMANDS = sizeof(local_commands) / sizeof(local_commands[0]) };
-
-static const struct local_command *
+/* Returns LOCAL_COMMANDS where there is none of that name. */
+static enum local_command
 find_local_command(const char *name)
 {
-    for (size_t i = 0; i < LOCAL_COMMANDS; i++) {
-        if (strcmp(local_commands[i].name, name) == 0) {
-            return &local_commands[i];
-        }
+    int i = 0;
+    while (i < LOCAL_COMMANDS && strcmp(local_commands[i].name, name) != 0) {
+        i++;
     }
-    return NULL;
+    return (enum local_command)i;
 }
 
 /* As Python's module cmd, and so ispyd, lays it out. */
 static void
 help_locally(const char *topic)
 {
-    static const char title[] = "Documented commands (type help <topic>):";
-    const struct local_command *command = find_local_command(topic);
+    enum local_command command = find_local_command(topic);
 
-    if (command != NULL) {
-        (void)printf("%s%s\n    %s\n", command->name, command->arguments, command->help);
+    if (command != LOCAL_COMMANDS) {
+        (void)printf("%s%s\n    %s\n", topic, local_commands[command].arguments,
+                     local_commands[command].help);
     }
     else if (topic[0] != '\0') {
         (void)printf("*** No help on %s\n", quote(topic).text);
     }
     else {
-        (void)printf("\n%s\n", title);
-        for (size_t i = 0; i < strlen(title); i++) {
-            (void)putchar('=');
-        }
+        (void)printf("\nDocumented commands (type help <topic>):\n"
+                     "========================================\n");
         for (size_t i = 0; i < LOCAL_COMMANDS; i++) {
-            (void)printf("%s%s", i == 0 ? "\n" : "  ", local_commands[i].name);
+            (void)printf("%s%s", i == 0 ? "" : "  ", local_commands[i].name);
         }
         (void)printf("\n\n");
     }
@@ -387,28 +361,36 @@ help_locally(const char *topic)
 static void
 obey_locally(struct local_shell *shell, char *line)
 {
-    static const char blanks[] = " \t\r\n";
     char *word = line + strspn(line, blanks);
     char *argument = word + strcspn(word, blanks);
-    const struct local_command *command = NULL;
 
     if (*argument != '\0') {
         *argument++ = '\0';
         argument += strspn(argument, blanks);
         argument[strcspn(argument, blanks)] = '\0';
     }
-    command = find_local_command(word);
-    if (command != NULL && command->run != NULL) {
-        command->run(shell, argument);
-    }
-    else if (command != NULL || strcmp(word, "?") == 0) {
+    switch (find_local_command(strcmp(word, "?") == 0 ? "help" : word)) {
+    case CONNECT:
+        connect_server(shell, argument);
+        break;
+    case EXIT:
+        shell->is_over = true;
+        break;
+    case HELP:
         help_locally(argument);
-    }
-    else if (word[0] != '\0') {
-        (void)printf("*** Unknown syntax: %s; \"help\" lists the commands\n",
-                     quote(word).text);
+        break;
+    case SERVERS:
+        list_servers(shell);
+        break;
+    default:
+        if (word[0] != '\0') {
+            (void)printf("*** Unknown syntax: %s; \"help\" lists the commands\n",
+                         quote(word).text);
+        }
     }
 }
+
+/* ---- The shell --------------------------------------------------------------------- */
 
 /* Reads a line from standard input and no byte more, for those behind it may be the server's.
  * Returns false at the end. */
@@ -439,15 +421,12 @@ read_line(struct buffer *line)
 
 /* The same by the editor, where there can be one. */
 static bool
-take_line(struct buffer *line)
+ask_line(struct buffer *line)
 {
 #ifdef HAVE_LIBEDIT
     if (open_editor()) {
-        const char *typed = NULL;
         begin_editing();
-        typed = type_local_line(local_prompt);
-        append_text(line, typed != NULL ? typed : "");
-        return typed != NULL;
+        return type_local_line(local_prompt, line);
     }
 #endif
     return read_line(line);
@@ -459,22 +438,20 @@ static bool
 choose_server(const char *config, struct target *target)
 {
     struct local_shell shell = {.config = read_config(config)};
-    struct buffer line = {.data = NULL}; /* owned */
-    bool is_chosen = false;
+    OWNED_BUFFER line = {.data = NULL};
 
     find_history();
     shell.servers = find_servers(&shell.config);
-    while (!shell.is_over && take_line(&line)) {
+    while (!shell.is_over && ask_line(&line)) {
         obey_locally(&shell, line.data);
         (void)fflush(stdout);
         empty(&line);
     }
-    is_chosen = shell.chosen != NULL;
+    bool is_chosen = shell.chosen != NULL;
     if (is_chosen) {
         *target = shell.chosen->target;
     }
-    free(line.data);
-    free(shell.config.listen.data);
+    free_buffer(&shell.config.listen);
     free(shell.servers.list);
     return is_chosen;
 }

@@ -1,18 +1,13 @@
-/* Side by side: -c and --stacks for several processes at once, each in a child of ours that
- * does what it does for one. What a child says comes here through pipes and is labelled:
- * code's output line by line as it comes, stacks as a block when they are complete.
+/* Side by side: -c and --stacks for several processes at once, so that none waits for another.
+ *
+ * Each is a job: a child of ours that does what we would do for one process, with /dev/null for its
+ * input and pipes for its output. What comes through these is labelled: code's output line by line
+ * as it comes, stacks as a block when they are complete, JSON as an element of one array. A child
+ * dies with us, and its session with it.
  */
 #ifndef MANHOLE_CLI_MANY_C
 #define MANHOLE_CLI_MANY_C
 
-#include "messages.c"
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "signals.c"
-#include "channels.c"
-#include "run.c"
-#include "stacks.c"
 #include "serve.c"
 #include "processes.c"
 
@@ -28,12 +23,40 @@ struct job {
     enum exit_status status;
 };
 
-/* Where a child leaves word that its process answered: the status alone may be the code's own. */
-static bool *has_answered; /* shared, one for each job */
+struct jobs {
+    const struct request *request;
+    struct job *list; /* owned */
+    size_t count;
+    size_t begun;
+    size_t documents;   /* of JSON that were written */
+    bool *has_answered; /* shared with the children, for a status may be the code's own */
+    struct readers readers;
+};
 
-static void
-start_job(struct job *job, const struct request *request, bool *answered)
+/* In the child. It is not to outlive who shows what it says. */
+static _Noreturn void
+do_job(const struct jobs *jobs, size_t number, const int out[2], pid_t parent)
 {
+    struct request own = *jobs->request;
+    int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent) {
+        leave(STATUS_OUTPUT_GONE);
+    }
+    (void)dup2(nothing, STDIN_FILENO);
+    (void)dup2(out[0], STDOUT_FILENO);
+    (void)dup2(out[1], STDERR_FILENO);
+    look_at_terminal();
+    terminal.is_raw = true;             /* whoever shows it sees to that */
+    own.deadline = find_deadline(&own); /* from now on, however many came before */
+    leave(serve(&own, jobs->list[number].target, &jobs->has_answered[number]));
+}
+
+/* Forks the child of a job, and keeps the reading ends of its two pipes. */
+static void
+start_job(struct jobs *jobs, size_t number)
+{
+    struct job *job = &jobs->list[number];
     int out[2];
     int err[2];
     const pid_t parent = getpid();
@@ -44,18 +67,7 @@ start_job(struct job *job, const struct request *request, bool *answered)
              "cannot start a process for each: %m; ask for fewer at once");
     }
     if (job->child == 0) {
-        struct request own = *request;
-        int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
-        /* Not to outlive who shows what it says; the process then ends what was left to it. */
-        if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent) {
-            leave(STATUS_OUTPUT_GONE);
-        }
-        (void)dup2(nothing, STDIN_FILENO);
-        (void)dup2(out[1], STDOUT_FILENO);
-        (void)dup2(err[1], STDERR_FILENO);
-        look_at_terminal(true);
-        own.deadline = find_deadline(request); /* from now on, however many came before */
-        leave(serve(&own, job->target, answered));
+        do_job(jobs, number, (const int[]){out[1], err[1]}, parent);
     }
     (void)close(out[1]);
     (void)close(err[1]);
@@ -63,80 +75,50 @@ start_job(struct job *job, const struct request *request, bool *answered)
     job->fd[1] = err[0];
 }
 
-/* Writes the lines that are whole, labelled; at the end also the rest. */
-static void
-show_labelled(struct job *job, int stream, bool is_end)
-{
-    struct buffer *text = &job->text[stream];
-    struct buffer shown = {.data = NULL}; /* owned */
-    const int fd = STDOUT_FILENO + stream;
-    const bool is_terminal = isatty(fd) == 1;
-    size_t done = 0;
-    size_t length = 0;
-
-    while ((length = next_line(text, done, is_end)) > 0) {
-        size_t visible = text->data[done + length - 1] == '\n' ? length - 1 : length;
-        append_text(&shown, label_of(job->target).text);
-        append_text(&shown, ": ");
-        if (is_terminal) {
-            append_line(&shown, text->data + done, visible);
-        }
-        else {
-            append(&shown, text->data + done, visible);
-            append_text(&shown, "\n");
-        }
-        done += length;
-    }
-    drop(text, done);
-    write_all(fd, text_of(&shown), shown.length);
-    free(shown.data);
-}
+/* ---- What a job says --------------------------------------------------------------- */
 
 /* All of the stacks under a title. */
 static void
 show_block(struct job *job)
 {
-    struct buffer shown = {.data = NULL};   /* owned */
-    struct buffer command = {.data = NULL}; /* owned */
-    char title[sizeof(struct quoted) + 8];
+    OWNED_BUFFER shown = {.data = NULL};
+    OWNED_BUFFER command = {.data = NULL};
 
-    if (job->text[0].length > 0) {
-        find_command(job->target->pid, &command);
-        (void)snprintf(title, sizeof(title), "==> %s ", label_of(job->target).text);
-        append_paint(&shown, PROMPT, title);
-        append_harmless(&shown, text_of(&command), command.length);
-        append_text(&shown, " <==\n");
-        write_all(STDOUT_FILENO, shown.data, shown.length);
-        show_lines(&job->text[0], true);
+    if (job->text[0].length == 0) {
+        return;
     }
-    free(shown.data);
-    free(command.data);
+    find_command(job->target->pid, &command);
+    append_paint(&shown, PROMPT, print("==> %s ", label_of(job->target).text).text);
+    append_harmless(&shown, text_of(&command), command.length);
+    append_text(&shown, " <==\n");
+    write_all(STDOUT_FILENO, shown.data, shown.length);
+    show_lines(STDOUT_FILENO, NULL, &job->text[0], true);
 }
 
 /* An element of one array with the documents of all. */
 static void
 show_document(struct job *job, bool is_first)
 {
-    struct buffer shown = {.data = NULL}; /* owned */
+    struct buffer *text = &job->text[0];
+    OWNED_BUFFER shown = {.data = NULL};
 
     append_text(&shown, is_first ? "[" : ",\n");
-    while (job->text[0].length > 0 &&
-           job->text[0].data[job->text[0].length - 1] == '\n') {
-        job->text[0].data[--job->text[0].length] = '\0';
+    while (ends_with(text, "\n")) {
+        text->data[--text->length] = '\0';
     }
-    if (job->text[0].length > 0 && terminal.is_shown_on) {
-        append_harmless(&shown, job->text[0].data, job->text[0].length);
+    if (text->length == 0) {
+        append_format(
+            &shown,
+            "{\"pid\": %s, \"python\": null, \"source\": null, \"threads\": null}",
+            job->target->pid == 0 ? "null" : label_of(job->target).text);
     }
-    else if (job->text[0].length > 0) {
-        append(&shown, job->text[0].data, job->text[0].length);
+    else if (terminal.is_shown_on) {
+        append_harmless(&shown, text->data, text->length);
     }
     else {
-        append_text(&shown, "{\"pid\": ");
-        append_text(&shown, job->target->pid == 0 ? "null" : label_of(job->target).text);
-        append_text(&shown, ", \"python\": null, \"source\": null, \"threads\": null}");
+        append(&shown, text->data, text->length);
     }
     write_all(STDOUT_FILENO, shown.data, shown.length);
-    free(shown.data);
 }
 
 /* Takes the child's exit status, unless something worse is known. */
@@ -160,7 +142,7 @@ end_job(struct job *job)
 }
 
 static bool
-is_busy_job(const struct job *job)
+is_busy(const struct job *job)
 {
     return job->fd[0] >= 0 || job->fd[1] >= 0;
 }
@@ -169,14 +151,11 @@ is_busy_job(const struct job *job)
 static void
 read_job(struct job *job, int stream)
 {
-    char bytes[16 * 1024];
+    char bytes[CHUNK_SIZE];
     ssize_t count = read(job->fd[stream], bytes, sizeof(bytes));
 
-    if (count > 0) {
-        append(&job->text[stream], bytes, (size_t)count);
-        return;
-    }
-    if (count < 0 && is_passing(errno)) {
+    append(&job->text[stream], bytes, count > 0 ? (size_t)count : 0);
+    if (count > 0 || (count < 0 && is_passing(errno))) {
         return;
     }
     if (count < 0) {
@@ -185,112 +164,102 @@ read_job(struct job *job, int stream)
     }
     (void)close(job->fd[stream]);
     job->fd[stream] = -1;
-    if (!is_busy_job(job)) {
+    if (!is_busy(job)) {
         end_job(job);
     }
 }
 
 /* Shows what is to be shown of a job after it was read from. */
 static void
-show_job(struct job *job, const struct request *request, int stream, size_t *documents)
+show_job(struct jobs *jobs, struct job *job, int stream)
 {
-    bool is_over = !is_busy_job(job);
+    bool is_end = job->fd[stream] < 0;
 
-    if (request->action == ACTION_RUN || stream == 1) {
-        show_labelled(job, stream, job->fd[stream] < 0);
+    if (jobs->request->action == ACTION_RUN || stream == 1) {
+        show_lines(STDOUT_FILENO + stream, label_of(job->target).text, &job->text[stream],
+                   is_end);
     }
-    else if (is_over || job->fd[stream] < 0) {
-        if ((request->flags & FLAG_JSON) != 0) {
-            show_document(job, (*documents)++ == 0);
-        }
-        else {
-            show_block(job);
-        }
+    else if (is_end && is_given(jobs->request, OPTION_JSON)) {
+        show_document(job, jobs->documents++ == 0);
+    }
+    else if (is_end) {
+        show_block(job);
     }
 }
 
-static size_t
-count_busy(const struct job *jobs, size_t count)
+/* ---- All of them ------------------------------------------------------------------- */
+
+/* Begins as many as may be at once, and returns whether any is not over. */
+static bool
+begin_jobs(struct jobs *jobs)
 {
     size_t busy = 0;
 
-    for (size_t i = 0; i < count; i++) {
-        busy += is_busy_job(&jobs[i]);
+    for (size_t i = 0; i < jobs->begun; i++) {
+        busy += is_busy(&jobs->list[i]);
     }
-    return busy;
+    for (; jobs->begun < jobs->count && busy < JOBS_AT_ONCE; busy++) {
+        start_job(jobs, jobs->begun++);
+    }
+    return busy > 0;
 }
 
-/* Waits for any of the jobs, and deals with it. Returns whether there was one. When nobody reads
- * any of our outputs, as behind an ssh that was interrupted, that is the end of all, as it is of
- * one. */
-static bool
-attend_jobs(struct job *jobs, size_t count, const struct request *request,
-            size_t *documents)
+/* Waits for any of the jobs, and deals with it. */
+static void
+attend_jobs(struct jobs *jobs)
 {
-    static bool is_unread[2]; /* nobody reads our standard output, error */
-    struct pollfd *fds = calloc(2 * count + 2, sizeof(*fds)); /* owned */
-    bool is_busy = false;
+    const size_t streams = 2 * jobs->begun;
+    OWNED struct pollfd *fds = allocate(streams + 2, sizeof(*fds));
 
-    if (fds == NULL) {
-        fail(STATUS_TROUBLE, "out of memory");
+    for (size_t i = 0; i < streams; i++) {
+        fds[i] = (struct pollfd){.fd = jobs->list[i / 2].fd[i % 2], .events = POLLIN};
     }
-    for (size_t i = 0; i < 2 * count; i++) {
-        fds[i] = (struct pollfd){.fd = jobs[i / 2].fd[i % 2], .events = POLLIN};
-        is_busy = is_busy || fds[i].fd >= 0;
+    watch_readers(&jobs->readers, fds + streams);
+    if (poll_many(fds, streams + 2, -1) <= 0) {
+        return;
     }
-    for (int i = 0; i < 2; i++) {
-        fds[2 * count + (size_t)i].fd = is_unread[i] ? -1 : STDOUT_FILENO + i;
+    if (lost_readers(&jobs->readers, fds + streams)) {
+        leave(STATUS_OUTPUT_GONE);
     }
-    if (is_busy && poll_many(fds, 2 * count + 2, -1) > 0) {
-        for (size_t i = 0; i < 2; i++) {
-            is_unread[i] = is_unread[i] || fds[2 * count + i].revents != 0;
-        }
-        if (is_unread[0] && is_unread[1]) {
-            leave(STATUS_OUTPUT_GONE);
-        }
-        for (size_t i = 0; i < 2 * count; i++) {
-            if (fds[i].fd >= 0 && fds[i].revents != 0) {
-                read_job(&jobs[i / 2], (int)(i % 2));
-                show_job(&jobs[i / 2], request, (int)(i % 2), documents);
-            }
+    for (size_t i = 0; i < streams; i++) {
+        if (fds[i].fd >= 0 && fds[i].revents != 0) {
+            read_job(&jobs->list[i / 2], (int)(i % 2));
+            show_job(jobs, &jobs->list[i / 2], (int)(i % 2));
         }
     }
-    free(fds);
-    return is_busy;
 }
 
 /* Serves all; the status is the worst of theirs. */
 static enum exit_status
 serve_many(const struct request *request, const struct target *targets, size_t count)
 {
-    struct job *jobs = calloc(count, sizeof(*jobs)); /* owned */
+    struct jobs jobs = {.request = request, .count = count};
     enum exit_status status = STATUS_OK;
-    size_t documents = 0;
     size_t answered = 0;
-    size_t begun = 0;
 
-    has_answered =
+    jobs.list = allocate(count, sizeof(*jobs.list));
+    jobs.has_answered =
         mmap(NULL, count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (jobs == NULL || has_answered == MAP_FAILED) {
+    if (jobs.has_answered == MAP_FAILED) {
         fail(STATUS_TROUBLE, "out of memory");
+    }
+    for (size_t i = 0; i < count; i++) {
+        jobs.list[i].target = &targets[i];
     }
     /* Who ignores it, or was started so, learns of no child how it ended. */
     (void)signal(SIGCHLD, SIG_DFL);
-    do {
-        for (; begun < count && count_busy(jobs, begun) < JOBS_AT_ONCE; begun++) {
-            jobs[begun].target = &targets[begun];
-            start_job(&jobs[begun], request, &has_answered[begun]);
-        }
-    } while (attend_jobs(jobs, begun, request, &documents));
-    write_all(STDOUT_FILENO, "]\n", documents > 0 ? 2 : 0);
-    for (size_t i = 0; i < count; i++) {
-        answered += has_answered[i];
-        status = jobs[i].status > status ? jobs[i].status : status;
+    while (begin_jobs(&jobs)) {
+        attend_jobs(&jobs);
     }
-    if ((request->flags & FLAG_QUIET) == 0) {
+    write_all(STDOUT_FILENO, "]\n", jobs.documents > 0 ? 2 : 0);
+    for (size_t i = 0; i < count; i++) {
+        answered += jobs.has_answered[i];
+        status = jobs.list[i].status > status ? jobs.list[i].status : status;
+    }
+    if (!is_given(request, OPTION_QUIET)) {
         (void)fprintf(stderr, "manhole-cli: %zu of %zu answered\n", answered, count);
     }
-    free(jobs);
+    free(jobs.list);
     return status;
 }
 

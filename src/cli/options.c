@@ -1,296 +1,201 @@
-/* Command line: a table of options, read by rules that are argparse's to the letter:
- *   - every word before a "--" that begins with "-" is an option, "-" alone excepted, and a
- *     word with a space in it that is none; so "-5" is never a number here
- *   - a name may be cut short where only one option begins like that: --sig, --t
- *   - options of one letter may stand together, the last with its argument: -1t2
- *   - an argument may follow as the next word, glued on (-t2), or after "=" (-t=2)
- *   - the first mistake from the left is told, save that an ambiguous name comes before all
- *     others, and unknown words come last
- * To add an option: a row in options[], its function, the usage line, a test.
+/* Command line: a table of options, read by getopt_long_only().
+ *
+ * So a name may be cut short where only one option begins like that (--sig), options of one letter
+ * may stand together, the last with its argument (-1t2), and an argument is the next word, whatever
+ * that looks like, or is glued on (-t2, -t=2, --timeout=2). Words that are no options are taken in
+ * their order: the first is the PID, and so are all others, but behind -c and -f they are the
+ * code's arguments. Messages are argparse's: scripts that looked for those of python-manhole's
+ * client find them.
+ *
+ * What a row was given is request.given[]; how it reads is up to whoever uses it, but for what is
+ * wrong or right by itself, see apply_option().
+ * To add an option: its name in enum option_name, a row in options[], a test.
  */
 #ifndef MANHOLE_CLI_OPTIONS_C
 #define MANHOLE_CLI_OPTIONS_C
 
-#include "messages.c"
-#include "values.c"
 #include "terminal.c"
 #include "target.c"
 
-enum {
-    TITLE_SIZE = 64,  /* bytes of an option's names, for --help and messages */
-    MAX_OPTIONS = 32, /* rows of options[], for each has a bit */
+#include <getopt.h>
+
+/* As --help lists them. */
+enum option_name {
+    OPTION_HELP,
+    OPTION_TIMEOUT,
+    OPTION_USR1,
+    OPTION_USR2,
+    OPTION_SIGNAL,
+    OPTION_NO_DUMP,
+    OPTION_QUIET,
+    OPTION_RAW,
+    OPTION_VERSION,
+    OPTION_CODE,
+    OPTION_FILE,
+    OPTION_STACKS,
+    OPTION_JSON,
+    OPTION_LIST,
+    OPTION_CLEAN,
+    OPTION_ALL,
+    OPTION_CHILDREN,
+    OPTION_MATCH,
+    OPTION_HOST,
+    OPTION_EXEC,
+    OPTIONS,
 };
 
 /* What the command line asks for. */
 enum action { ACTION_CONSOLE, ACTION_RUN, ACTION_STACKS, ACTION_LIST, ACTION_CLEAN };
 
-enum { FLAG_JSON = 1, FLAG_ALL = 2, FLAG_NO_DUMP = 4, FLAG_QUIET = 8, FLAG_RAW = 16 };
-
 struct request {
+    const char
+        *given[OPTIONS]; /* its argument, "" for one without; NULL: was not given */
     enum action action;
-    unsigned flags;
     struct target target;       /* the first one */
     const char *pid[MAX_WORDS]; /* all that were given, as they were */
     size_t pids;
+    const char *argument[MAX_WORDS]; /* of the code */
+    size_t arguments;
     double timeout_s; /* may be inf or nan; nan is over at once, as is what is negative */
     double deadline;  /* of what is run, by now_s() */
     int signal;       /* 0: none is sent */
-    const char *code; /* of -c */
-    const char *file; /* of -f */
-    const char *argument[MAX_WORDS]; /* of the code */
-    size_t arguments;
+    pid_t ancestor;   /* of --children; 0: not given */
     struct buffer source;
-    pid_t ancestor; /* of --children; 0: not given */
-    const char *match;
-    const char *host;
-    const char *command;
-    unsigned taken;                 /* bit i: options[i] was given, */
-    const char *given[MAX_OPTIONS]; /* and with this argument */
 };
 
 /* Which options go ill together. */
 enum group { NO_GROUP, SIGNAL_GROUP, ACTION_GROUP, PLACE_GROUP };
 
-struct option {
-    const char *heading;  /* in --help, before this row; NULL: the group goes on */
-    const char *names[2]; /* the second may be NULL */
-    const char *metavar;  /* NULL: takes no argument */
-    const char *help;
-    enum group group; /* at most one of these may be given */
-    int constant;     /* of the signal, the action or the flag that it stands for */
-    bool
-        is_new; /* not python-manhole's: its name may not be what makes another ambiguous */
-    bool is_literal;   /* its argument is the next word, whatever that looks like */
-    bool is_elsewhere; /* says where, and is not said again over there */
-    /* argument: NULL without metavar */
-    void (*take)(const struct option *option, const char *argument,
-                 struct request *request);
-};
-
 #define NUMBER_TEXT(number) NUMBER_TEXT_(number)
 #define NUMBER_TEXT_(number) #number
 #define DEFAULT_TIMEOUT_S 1
 
-#define TAKES(name)                                                                      \
-  static void name(const struct option *option, const char *argument,                    \
-                   struct request *request)
-TAKES(take_help);
-TAKES(take_version);
-TAKES(take_timeout);
-TAKES(take_constant_signal);
-TAKES(take_signal);
-TAKES(take_code);
-TAKES(take_file);
-TAKES(take_action);
-TAKES(take_flag);
-TAKES(take_ancestor);
-TAKES(take_match);
-TAKES(take_host);
-TAKES(take_command);
-
-static const struct option options[] = {
-    {
-        .heading = "options", /* python-manhole's scripts look for it */
-        .names = {"-h", "--help"},
-        .help = "show this help message and exit",
-        .take = take_help,
-    },
-    {
-        .names = {"-t", "--timeout"},
-        .metavar = "TIMEOUT",
-        .help = "Timeout to use. Default: " NUMBER_TEXT(DEFAULT_TIMEOUT_S) " seconds.",
-        .take = take_timeout,
-    },
-    {
-        .names = {"-1", "-USR1"},
-        .help = "Send USR1 (" NUMBER_TEXT(SIGUSR1) ") to the process before connecting.",
-        .group = SIGNAL_GROUP,
-        .constant = SIGUSR1,
-        .take = take_constant_signal,
-    },
-    {
-        .names = {"-2", "-USR2"},
-        .help = "Send USR2 (" NUMBER_TEXT(SIGUSR2) ") to the process before connecting.",
-        .group = SIGNAL_GROUP,
-        .constant = SIGUSR2,
-        .take = take_constant_signal,
-    },
-    {
-        .names = {"-s", "--signal"},
-        .metavar = "SIGNAL",
-        .help = "Send the given SIGNAL to the process before connecting.",
-        .group = SIGNAL_GROUP,
-        .take = take_signal,
-    },
-    {
-        .names = {"--no-dump"},
-        .help = "A console without the stacks at its start.",
-        .constant = FLAG_NO_DUMP,
-        .is_new = true,
-        .take = take_flag,
-    },
-    {
-        .names = {"--quiet"},
-        .help = "The same, and no remarks of manhole-cli; errors are still told.",
-        .constant = FLAG_QUIET | FLAG_NO_DUMP,
-        .is_new = true,
-        .take = take_flag,
-    },
-    {
-        .names = {"--raw"},
-        .help = "Let control characters from the process through to the terminal.",
-        .constant = FLAG_RAW,
-        .is_new = true,
-        .take = take_flag,
-    },
-    {
-        .names = {"--version"},
-        .help = "show the version and exit",
-        .is_new = true,
-        .take = take_version,
-    },
-    {
-        .heading = "run and print",
-        .names = {"-c"},
-        .metavar = "CODE",
-        .help =
-            "Run CODE in the process, print its output only, and exit with its status. "
-            "Words behind it are its sys.argv.",
-        .group = ACTION_GROUP,
-        .is_new = true,
-        .is_literal = true,
-        .take = take_code,
-    },
-    {
-        .names = {"-f"},
-        .metavar = "FILE",
-        .help = "The same with the code in FILE; \"-\" is standard input.",
-        .group = ACTION_GROUP,
-        .is_new = true,
-        .is_literal = true,
-        .take = take_file,
-    },
-    {
-        .names = {"--stacks"},
-        .help = "Print the stacks of all threads and exit, also when the process hangs.",
-        .group = ACTION_GROUP,
-        .constant = ACTION_STACKS,
-        .is_new = true,
-        .take = take_action,
-    },
-    {
-        .names = {"--json"},
-        .help = "Print the stacks as one JSON document.",
-        .constant = FLAG_JSON,
-        .is_new = true,
-        .take = take_flag,
-    },
-    {
-        .heading = "which processes",
-        .names = {"--list"},
-        .help = "List the processes that have a manhole, and whether they answer.",
-        .group = ACTION_GROUP,
-        .constant = ACTION_LIST,
-        .is_new = true,
-        .take = take_action,
-    },
-    {
-        .names = {"--clean"},
-        .help = "Remove sockets of yours that nobody serves any more.",
-        .group = ACTION_GROUP,
-        .constant = ACTION_CLEAN,
-        .is_new = true,
-        .take = take_action,
-    },
-    {
-        .names = {"--all"},
-        .help = "Instead of PID: all processes of yours that have a manhole.",
-        .constant = FLAG_ALL,
-        .is_new = true,
-        .take = take_flag,
-    },
-    {
-        .names = {"--children"},
-        .metavar = "PID",
-        .help = "Of these, PID and all that come from it: a master with its workers.",
-        .is_new = true,
-        .take = take_ancestor,
-    },
-    {
-        .names = {"--match"},
-        .metavar = "REGEX",
-        .help = "Of these, those whose command line matches REGEX.",
-        .is_new = true,
-        .take = take_match,
-    },
-    {
-        .heading = "elsewhere",
-        .names = {"--host"},
-        .metavar = "HOST",
-        .help = "On another machine, by ssh and the manhole-cli there.",
-        .group = PLACE_GROUP,
-        .is_new = true,
-        .is_elsewhere = true,
-        .take = take_host,
-    },
-    {
-        .names = {"--exec"},
-        .metavar = "COMMAND",
-        .help = "In a container, by the manhole-cli there: \"docker exec -i NAME\".",
-        .group = PLACE_GROUP,
-        .is_new = true,
-        .is_elsewhere = true,
-        .take = take_command,
-    },
+static const struct known_option {
+    const char *heading; /* in --help, before this row; NULL: the group goes on */
+    const char *letter;  /* may be NULL, */
+    const char *name;    /* or this one */
+    const char *metavar; /* NULL: takes no argument */
+    const char *help;
+    enum group group; /* at most one of these may be given */
+} options[OPTIONS] = {
+    [OPTION_HELP] = {.heading = "options", /* python-manhole's scripts look for it */
+                     .letter = "h",
+                     .name = "help",
+                     .help = "show this help message and exit"},
+    [OPTION_TIMEOUT] = {.letter = "t",
+                        .name = "timeout",
+                        .metavar = "TIMEOUT",
+                        .help = "Timeout to use. Default: " NUMBER_TEXT(
+                            DEFAULT_TIMEOUT_S) " seconds."},
+    [OPTION_USR1] = {.letter = "1",
+                     .name = "USR1",
+                     .help = "Send USR1 (" NUMBER_TEXT(
+                         SIGUSR1) ") to the process before connecting.",
+                     .group = SIGNAL_GROUP},
+    [OPTION_USR2] = {.letter = "2",
+                     .name = "USR2",
+                     .help = "Send USR2 (" NUMBER_TEXT(
+                         SIGUSR2) ") to the process before connecting.",
+                     .group = SIGNAL_GROUP},
+    [OPTION_SIGNAL] = {.letter = "s",
+                       .name = "signal",
+                       .metavar = "SIGNAL",
+                       .help = "Send the given SIGNAL to the process before connecting.",
+                       .group = SIGNAL_GROUP},
+    [OPTION_NO_DUMP] = {.name = "no-dump",
+                        .help = "A console without the stacks at its start."},
+    [OPTION_QUIET] =
+        {.name = "quiet",
+         .help = "The same, and no remarks of manhole-cli; errors are still told."},
+    [OPTION_RAW] =
+        {.name = "raw",
+         .help = "Let control characters from the process through to the terminal."},
+    [OPTION_VERSION] = {.name = "version", .help = "show the version and exit"},
+    [OPTION_CODE] =
+        {.heading = "run and print",
+         .letter = "c",
+         .metavar = "CODE",
+         .help = "Run CODE in the process, print its output only, and exit with its "
+                 "status. Words behind it are its sys.argv.",
+         .group = ACTION_GROUP},
+    [OPTION_FILE] = {.letter = "f",
+                     .metavar = "FILE",
+                     .help = "The same with the code in FILE; \"-\" is standard input.",
+                     .group = ACTION_GROUP},
+    [OPTION_STACKS] =
+        {.name = "stacks",
+         .help = "Print the stacks of all threads and exit, also when the process "
+                 "hangs.",
+         .group = ACTION_GROUP},
+    [OPTION_JSON] = {.name = "json", .help = "Print the stacks as one JSON document."},
+    [OPTION_LIST] =
+        {.heading = "which processes",
+         .name = "list",
+         .help = "List the processes that have a manhole, and whether they answer.",
+         .group = ACTION_GROUP},
+    [OPTION_CLEAN] = {.name = "clean",
+                      .help = "Remove sockets of yours that nobody serves any more.",
+                      .group = ACTION_GROUP},
+    [OPTION_ALL] = {.name = "all",
+                    .help =
+                        "Instead of PID: all processes of yours that have a manhole."},
+    [OPTION_CHILDREN] = {.name = "children",
+                         .metavar = "PID",
+                         .help =
+                             "Of these, PID and all that come from it: a master with its "
+                             "workers."},
+    [OPTION_MATCH] = {.name = "match",
+                      .metavar = "REGEX",
+                      .help = "Of these, those whose command line matches REGEX."},
+    [OPTION_HOST] = {.heading = "elsewhere",
+                     .name = "host",
+                     .metavar = "HOST",
+                     .help = "On another machine, by ssh and the manhole-cli there.",
+                     .group = PLACE_GROUP},
+    [OPTION_EXEC] =
+        {.name = "exec",
+         .metavar = "COMMAND",
+         .help = "In a container, by the manhole-cli there: \"docker exec -i NAME\".",
+         .group = PLACE_GROUP},
 };
 
-#define OPTIONS (sizeof(options) / sizeof(options[0]))
-_Static_assert(OPTIONS <= (size_t)MAX_OPTIONS, "struct request has room for all options");
-
-/* All names of an option, for messages ("-s/--signal") and for --help ("-s SIGNAL,
- * --signal SIGNAL"). By value, like struct quoted. */
-struct title {
-    char text[TITLE_SIZE];
-};
-
-static struct title
-title_of(const struct option *option)
+/* "-USR1" has one dash, as it has in python-manhole. */
+static const char *
+dashes_of(const struct known_option *option)
 {
-    struct title title;
-    bool is_single = option->names[1] == NULL;
-    (void)snprintf(title.text, sizeof(title.text), "%s%s%s", option->names[0],
-                   is_single ? "" : "/", is_single ? "" : option->names[1]);
-    return title;
+    return option->name[0] == 'U' ? "-" : "--";
 }
 
-static struct title
-synopsis_of(const struct option *option)
+/* "-s/--signal", for messages; "-s SIGNAL, --signal SIGNAL", for --help. */
+static struct text
+title_of(const struct known_option *option, const char *gap, const char *argument)
 {
-    struct title title;
-    const char *gap = option->metavar != NULL ? " " : "";
-    const char *metavar = option->metavar != NULL ? option->metavar : "";
-    int length = snprintf(title.text, sizeof(title.text), "%s%s%s", option->names[0], gap,
-                          metavar);
-    if (option->names[1] != NULL) {
-        (void)snprintf(title.text + length, sizeof(title.text) - (size_t)length,
-                       ", %s%s%s", option->names[1], gap, metavar);
+    struct text name = {.text = ""};
+
+    if (option->name != NULL) {
+        name = print("%s%s%s", dashes_of(option), option->name, argument);
     }
-    return title;
+    return option->letter == NULL ? name
+                                  : print("-%s%s%s%s", option->letter, argument,
+                                          option->name != NULL ? gap : "", name.text);
 }
 
-/* One entry of --help, in the layout of argparse on a terminal of 80 columns: the text
- * starts in column 24, below the title if that is too long, and ends before column 78. */
+static struct text
+name_of(enum option_name name)
+{
+    return title_of(&options[name], "/", "");
+}
+
+/* ---- --help ------------------------------------------------------------------------ */
+
+/* One entry, in the layout of argparse on a terminal of 80 columns: the text starts in column 24,
+ * below the title if that is too long, and ends before column 78. */
 static void
 print_entry(const char *title, const char *text)
 {
     const size_t width = 78 - 24;
 
-    if (strlen(title) <= 20) {
-        (void)printf("  %-20s  ", title);
-    }
-    else {
-        (void)printf("  %s\n%24s", title, "");
-    }
+    (void)printf(strlen(title) <= 20 ? "  %-20s  " : "  %s\n%24s", title, "");
     while (strlen(text) > width) {
         size_t length = width;
         while (text[length] != ' ') {
@@ -302,527 +207,326 @@ print_entry(const char *title, const char *text)
     (void)printf("%s\n", text);
 }
 
-/* Those that the rows name. What they are given has been matched to the row: an argument
- * is there exactly when the row has a metavar. This one does not return. */
-static void
-take_help(const struct option *option, const char *argument, struct request *request)
+/* In the groups of the table; python-manhole's own options come first, and as it has them. */
+static _Noreturn void
+print_help(void)
 {
-    (void)option;
-    (void)argument;
-    (void)request;
     (void)printf("%s\nConnect to a manhole.\n\npositional arguments:\n", usage);
     print_entry("PID",
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
     for (size_t i = 0; i < OPTIONS; i++) {
+        const char *metavar = options[i].metavar;
+        struct text argument = metavar != NULL ? print(" %s", metavar) : print("%s", "");
         if (options[i].heading != NULL) {
             (void)printf("\n%s:\n", options[i].heading);
         }
-        print_entry(synopsis_of(&options[i]).text, options[i].help);
+        print_entry(title_of(&options[i], ", ", argument.text).text, options[i].help);
     }
     leave(STATUS_OK);
 }
 
-static void
-take_version(const struct option *option, const char *argument, struct request *request)
+static _Noreturn void
+print_version(void)
 {
-    (void)option;
-    (void)argument;
-    (void)request;
 #ifdef HAVE_LIBEDIT
-    static const char editing[] = " (lines are edited by libedit)";
+    static const char editing[] = "lines are edited by libedit";
 #else
-    static const char editing[] = " (no line editing)";
+    static const char editing[] = "no line editing";
 #endif
-    (void)printf("%s %s%s\n", program, MANHOLE_VERSION, editing);
+    (void)printf("%s %s (%s)\n", program, MANHOLE_VERSION, editing);
     leave(STATUS_OK);
 }
 
-static void
-take_code(const struct option *option, const char *argument, struct request *request)
-{
-    (void)option;
-    request->action = ACTION_RUN;
-    request->code = argument;
-}
-
-static void
-take_file(const struct option *option, const char *argument, struct request *request)
-{
-    (void)option;
-    request->action = ACTION_RUN;
-    request->file = argument;
-}
-
-static void
-take_action(const struct option *option, const char *argument, struct request *request)
-{
-    (void)argument;
-    request->action = (enum action)option->constant;
-}
-
-static void
-take_flag(const struct option *option, const char *argument, struct request *request)
-{
-    (void)argument;
-    request->flags |= (unsigned)option->constant;
-}
-
-static void
-take_ancestor(const struct option *option, const char *argument, struct request *request)
-{
-    request->ancestor = parse_pid(argument);
-    if (request->ancestor == 0) {
-        fail_usage(
-            "argument %s: PID must be in one of these forms: 1234 or /tmp/manhole-1234",
-            title_of(option).text);
-    }
-}
-
-static void
-take_match(const struct option *option, const char *argument, struct request *request)
-{
-    (void)option;
-    request->match = argument;
-}
-
-static void
-take_host(const struct option *option, const char *argument, struct request *request)
-{
-    (void)option;
-    request->host = argument;
-}
-
-static void
-take_command(const struct option *option, const char *argument, struct request *request)
-{
-    (void)option;
-    request->command = argument;
-}
-
-static void
-take_timeout(const struct option *option, const char *argument, struct request *request)
-{
-    if (!parse_float(argument, &request->timeout_s)) {
-        fail_usage("argument %s: invalid float value: %s", title_of(option).text,
-                   quote(argument).text);
-    }
-}
-
-static void
-take_constant_signal(const struct option *option, const char *argument,
-                     struct request *request)
-{
-    (void)argument;
-    request->signal = option->constant;
-}
+/* ---- What options are given -------------------------------------------------------- */
 
 /* Names the numbers that may be given: those that have a name. */
 static _Noreturn void
-fail_signal_number(const struct option *option, long number)
+fail_signal_number(long number)
 {
-    char known[512] = "";
-    size_t length = 0;
+    OWNED_BUFFER known = {.data = NULL};
 
     for (int candidate = 1; candidate <= SIGRTMAX; candidate++) {
         if (signal_name(candidate) != NULL) {
-            length += (size_t)snprintf(known + length, sizeof(known) - length, "%s%d",
-                                       length > 0 ? ", " : "", candidate);
+            append_format(&known, "%s%d", known.length > 0 ? ", " : "", candidate);
         }
     }
-    fail_usage("argument %s: Invalid signal number %ld. Expected one of: %s",
-               title_of(option).text, number, known);
+    fail(STATUS_USAGE, "argument %s: Invalid signal number %ld. Expected one of: %s",
+         name_of(OPTION_SIGNAL).text, number, text_of(&known));
 }
 
-/* Shows the name as it was looked up, in upper case; letters beyond ASCII stay as they are. */
-static _Noreturn void
-fail_signal_name(const struct option *option, const char *name)
-{
-    char upper[QUOTED_SIZE];
-
-    (void)snprintf(upper, sizeof(upper), "%s", name);
-    for (char *c = upper; *c != '\0'; c++) {
-        *c = (char)(*c >= 'a' && *c <= 'z' ? *c - 'a' + 'A' : *c);
-    }
-    fail_usage("argument %s: Invalid signal name %s.", title_of(option).text,
-               quote(upper).text);
-}
-
-/* A number wins over a name, as no signal is called by one. Only numbers with a name are
- * taken, so that none of the C library's own real-time signals is sent by mistake. */
-static void
-take_signal(const struct option *option, const char *argument, struct request *request)
+/* A number wins over a name, as no signal is called by one. Only numbers with a name are taken, so
+ * that none of the C library's own real-time signals is sent by mistake. */
+static int
+parse_signal(const char *argument)
 {
     long number = 0;
 
-    if (!parse_int(argument, &number)) {
-        number = signal_number(argument);
-        if (number == 0) {
-            fail_signal_name(option, argument);
+    if (parse_int(argument, &number)) {
+        if (signal_name(number) == NULL) {
+            fail_signal_number(number);
         }
+        return (int)number;
     }
-    else if (signal_name(number) == NULL) {
-        fail_signal_number(option, number);
-    }
-    request->signal = (int)number;
-}
-
-/* What one word of the command line is by itself, whatever stands before it. Found anew
- * each time it is asked for, which costs nothing worth a table of results. */
-struct word {
-    bool is_option;
-    bool is_long;                /* begins with "--" */
-    const struct option *option; /* NULL: it looks like one, but there is none such */
-    const char *argument;        /* what is glued to the option; NULL: nothing is */
-};
-
-/* The option with exactly this name, which need not end where its string ends. */
-static const struct option *
-find_option(const char *name, size_t length)
-{
-    for (size_t i = 0; i < OPTIONS; i++) {
-        for (size_t j = 0; j < 2; j++) {
-            const char *candidate = options[i].names[j];
-            if (candidate != NULL && strlen(candidate) == length &&
-                strncmp(candidate, name, length) == 0) {
-                return &options[i];
-            }
+    number = signal_number(argument);
+    if (number == 0) {
+        char upper[QUOTED_SIZE]; /* as it was looked up; letters beyond ASCII stay */
+        (void)snprintf(upper, sizeof(upper), "%s", argument);
+        for (char *c = upper; *c != '\0'; c++) {
+            *c = (char)(*c >= 'a' && *c <= 'z' ? *c - 'a' + 'A' : *c);
         }
+        fail(STATUS_USAGE, "argument %s: Invalid signal name %s.",
+             name_of(OPTION_SIGNAL).text, quote(upper).text);
     }
-    return NULL;
+    return (int)number;
 }
 
-/* Whether text may stand for this name: "--sig=9" for --signal, "-t5" for -t, "-US" for
- * -USR1. argument: what then follows the name, or NULL. */
-static bool
-may_mean(const char *text, const char *name, const char **argument)
-{
-    bool is_long = text[1] == '-';
-    const char *equals = is_long ? strchr(text, '=') : NULL;
-    size_t length = equals != NULL ? (size_t)(equals - text) : strlen(text);
-
-    *argument = equals != NULL ? equals + 1 : NULL;
-    if (!is_long && strlen(name) == 2 && strncmp(text, name, 2) == 0) {
-        *argument = text + 2;
-        return true;
-    }
-    return strncmp(text, name, length) == 0;
-}
-
-/* Finds what a shortened name, or one with its argument glued to it, stands for. Ends the
- * program when that may be several. */
-static struct word
-resolve_option(const char *text)
-{
-    struct word word = {.is_option = true, .is_long = text[1] == '-'};
-    char names[OPTIONS * TITLE_SIZE] = "";
-    size_t length = 0;
-    size_t found = 0;
-
-    /* What is short for one of python-manhole's options stays so. */
-    for (size_t i = 0; i < OPTIONS && (found == 0 || !options[i].is_new); i++) {
-        for (size_t j = 0; j < 2; j++) {
-            const char *name = options[i].names[j];
-            const char *argument = NULL;
-            if (name != NULL && may_mean(text, name, &argument)) {
-                word.option = &options[i];
-                word.argument = argument;
-                length += (size_t)snprintf(names + length, sizeof(names) - length, "%s%s",
-                                           found > 0 ? ", " : "", name);
-                found++;
-            }
-        }
-    }
-    if (found > 1) {
-        fail_usage("ambiguous option: %s could match %s", text, names);
-    }
-    return word;
-}
-
-/* Says what a word is, in the order in which argparse asks. */
-static struct word
-classify_word(const char *text)
-{
-    size_t name_length = strcspn(text, "=");
-    struct word word = {.is_option = true};
-
-    if (text[0] != '-' || text[1] == '\0') {
-        return (struct word){.is_option = false};
-    }
-    word.is_long = text[1] == '-';
-    word.option = find_option(text, strlen(text));
-    if (word.option == NULL && text[name_length] == '=') {
-        word.option = find_option(text, name_length);
-        word.argument = text + name_length + 1;
-    }
-    if (word.option == NULL) {
-        word = resolve_option(text);
-    }
-    if (word.option == NULL && strchr(text, ' ') != NULL) {
-        word.is_option = false;
-    }
-    return word;
-}
-
-/* Does what an option asks for, unless it goes ill with one that came before. A wrong
- * argument is told before such a conflict. The same option may come again: the last wins. */
+/* Takes an option, of which the last wins. A wrong argument is told before what it goes ill with.
+ */
 static void
-take_option(const struct option *option, const char *argument, struct request *request)
+apply_option(struct request *request, enum option_name name, const char *argument)
 {
-    option->take(option, argument, request);
-    for (size_t i = 0; option->group != NO_GROUP && i < OPTIONS; i++) {
-        if (options[i].group == option->group && &options[i] != option &&
-            (request->taken & 1U << i) != 0) {
-            fail_usage("argument %s: not allowed with argument %s", title_of(option).text,
-                       title_of(&options[i]).text);
+    enum group group = options[name].group;
+
+    switch (name) {
+    case OPTION_HELP:
+        print_help();
+    case OPTION_VERSION:
+        print_version();
+    case OPTION_TIMEOUT:
+        if (!parse_float(argument, &request->timeout_s)) {
+            fail(STATUS_USAGE, "argument %s: invalid float value: %s", name_of(name).text,
+                 quote(argument).text);
+        }
+        break;
+    case OPTION_USR1:
+    case OPTION_USR2:
+        request->signal = name == OPTION_USR1 ? SIGUSR1 : SIGUSR2;
+        break;
+    case OPTION_SIGNAL:
+        request->signal = parse_signal(argument);
+        break;
+    case OPTION_CHILDREN:
+        request->ancestor = parse_pid(argument);
+        if (request->ancestor == 0) {
+            fail(STATUS_USAGE, "argument %s: %s", name_of(name).text, not_a_pid);
+        }
+        break;
+    default:
+        break;
+    }
+    for (size_t i = 0; group != NO_GROUP && i < OPTIONS; i++) {
+        if (options[i].group == group && i != name && request->given[i] != NULL) {
+            fail(STATUS_USAGE, "argument %s: not allowed with argument %s",
+                 name_of(name).text, name_of((enum option_name)i).text);
         }
     }
-    request->taken |= 1U << (option - options);
-    request->given[option - options] = argument;
+    request->given[name] = argument;
 }
 
-/* The option that comes next in a bundle, by its letter: what is glued to an option
- * without an argument. Ends the program when there is none such. */
-static const struct option *
-next_in_bundle(const struct word *word)
-{
-    const char name[] = {'-', word->argument[0]};
-    const struct option *option = NULL;
-
-    if (!word->is_long && word->argument[0] != '\0') {
-        option = find_option(name, sizeof(name));
-    }
-    if (option == NULL) {
-        fail_usage("argument %s: ignored explicit argument %s",
-                   title_of(word->option).text, quote(word->argument).text);
-    }
-    return option;
-}
-
-/* Follows the options bundled in one word: "-1t2", or "-1" alone. next: the following
- * word if it can be an argument, or NULL. request: NULL on a first round, which only
- * looks for mistakes; these come before any of the options has its effect. Returns
- * whether next was taken. */
-static bool
-walk_bundle(struct word word, const char *next, struct request *request)
-{
-    while (word.option != NULL) {
-        bool takes_argument = word.option->metavar != NULL;
-        bool takes_next = takes_argument && word.argument == NULL;
-        const char *argument = takes_next ? next : word.argument;
-        const struct option *following = NULL;
-
-        if (takes_next && next == NULL) {
-            fail_usage("argument %s: expected one argument", title_of(word.option).text);
-        }
-        if (!takes_argument && argument != NULL) {
-            following = next_in_bundle(&word);
-        }
-        if (request != NULL) {
-            take_option(word.option, argument, request);
-        }
-        if (takes_next) {
-            return true;
-        }
-        word.option = following;
-        if (following != NULL) {
-            word.argument = argument[1] != '\0' ? argument + 1 : NULL;
-        }
-    }
-    return false;
-}
-
-/* The words after the program's name. Those before the first "--" may be options. What
- * nobody takes is moved to the front, to be named at the end. */
-struct words {
-    char **text;
-    int count;
-    int dashes; /* where the first "--" stands; count: nowhere */
-    int extra;  /* how many nobody took */
-};
+/* ---- Words ------------------------------------------------------------------------- */
 
 static bool
-takes_literal(const char *text)
+is_given(const struct request *request, enum option_name name)
 {
-    const struct option *option = find_option(text, strlen(text));
-    return option != NULL && option->is_literal;
-}
-
-/* Whether the word at i is one that an option before it takes as it is. Of such options in a row
- * every other one is itself a word that was taken: -c -c x */
-static bool
-is_literal(const struct words *words, int i)
-{
-    int row = 0;
-    while (row < i && takes_literal(words->text[i - 1 - row])) {
-        row++;
-    }
-    return row % 2 == 1 && i < words->count && i - 1 < words->dashes;
-}
-
-/* Whether there is a word at i and it is no option; the first "--" is neither. */
-static bool
-is_argument(const struct words *words, int i)
-{
-    return is_literal(words, i) ||
-           (i < words->count && i != words->dashes &&
-            (i > words->dashes || !classify_word(words->text[i]).is_option));
+    return request->given[name] != NULL;
 }
 
 /* Whether the processes are known without a PID. */
 static bool
 is_selection(const struct request *request)
 {
-    return (request->flags & FLAG_ALL) != 0 || request->ancestor != 0 ||
-           request->match != NULL;
+    return is_given(request, OPTION_ALL) || is_given(request, OPTION_CHILDREN) ||
+           is_given(request, OPTION_MATCH);
 }
 
-/* Takes a word that stands behind -c or -f and is neither an option nor the PID. */
-static int
-take_argument_of_code(const struct words *words, int i, struct request *request)
+/* Whether the PIDs mean processes over there. */
+static bool
+is_elsewhere(const struct request *request)
 {
-    if (request->action != ACTION_RUN || (request->pids == 0 && !is_selection(request))) {
-        return 0;
-    }
-    if (i == words->dashes) {
-        return 1;
-    }
-    if (!is_argument(words, i) || request->arguments == MAX_WORDS) {
-        return 0;
-    }
-    request->argument[request->arguments++] = words->text[i];
-    return 1;
+    return is_given(request, OPTION_HOST) || is_given(request, OPTION_EXEC);
 }
 
-/* Takes the PID if it is here, with a "--" before or behind it. Returns how many words
- * that was, as the next function does. */
-static int
-take_pid(const struct words *words, int i, struct request *request)
+static bool
+is_code_given(const struct request *request)
 {
-    int at = i == words->dashes ? i + 1 : i;
-
-    if (request->pids > 0 || !is_argument(words, at)) {
-        return 0;
-    }
-    request->pid[request->pids++] = words->text[at];
-    if (request->host == NULL &&
-        request->command == NULL) { /* else it means one over there */
-        request->target = parse_target(words->text[at]);
-    }
-    return at + 1 == words->dashes ? 2 : at + 1 - i;
+    return is_given(request, OPTION_CODE) || is_given(request, OPTION_FILE);
 }
 
-/* Takes the options of one word, and the argument of the last of them from the next word
- * where it needs one. An option that does not exist is left for the complaint at the end:
- * a missing PID, a wrong argument are told first. */
-static int
-take_bundle(const struct words *words, int i, struct request *request)
-{
-    const char *next = is_argument(words, i + 1) ? words->text[i + 1] : NULL;
-    struct word word = {.is_option = false};
-
-    if (i < words->dashes) {
-        word = classify_word(words->text[i]);
-    }
-    if (!word.is_option || word.option == NULL) {
-        return 0;
-    }
-    (void)walk_bundle(word, next, NULL);
-    return walk_bundle(word, next, request) ? 2 : 1;
-}
-
-/* Names what nobody took. Left as it was typed, as argparse does. */
-static _Noreturn void
-fail_extra_words(const struct words *words)
-{
-    char all[PATH_MAX] = "";
-    size_t length = 0;
-
-    for (int i = 0; i < words->extra && length < sizeof(all); i++) {
-        length +=
-            (size_t)snprintf(all + length, sizeof(all) - length, " %s", words->text[i]);
-    }
-    fail_usage("unrecognized arguments:%s", all);
-}
-
-/* Takes more PIDs, where what is asked for can be had of several. */
+/* Takes a word that is no option: the PID, and behind -c and -f an argument of the code. */
 static void
-take_more_pids(struct words *words, struct request *request)
+add_word(struct request *request, const char *word, struct buffer *unknown)
 {
-    bool may_be_several = request->action == ACTION_RUN ||
-                          request->action == ACTION_STACKS ||
-                          (request->flags & FLAG_JSON) != 0; /* which means --stacks */
+    bool has_process = request->pids > 0 || is_selection(request);
+    bool is_argument = is_code_given(request) && has_process;
+    size_t *count = is_argument ? &request->arguments : &request->pids;
 
-    for (int i = 0; i < words->extra; i++) {
-        if (!may_be_several || words->text[i][0] == '-' || request->pids == MAX_WORDS) {
-            fail_extra_words(words);
+    if (*count == MAX_WORDS) {
+        append_format(unknown, " %s", word);
+        return;
+    }
+    (is_argument ? request->argument : request->pid)[(*count)++] = word;
+}
+
+/* A word that getopt does not know. Complains at once of a name that is cut too short, else notes
+ * it, for a wrong argument and a missing PID are told first. */
+static void
+note_unknown(const char *word, struct buffer *unknown)
+{
+    OWNED_BUFFER names = {.data = NULL};
+    const char *name = word + strspn(word, "-");
+    size_t matches = 0;
+
+    for (size_t i = 0; i < OPTIONS && name[0] != '\0'; i++) {
+        if (options[i].name != NULL &&
+            strncmp(options[i].name, name, strlen(name)) == 0) {
+            append_format(&names, "%s%s%s", matches++ > 0 ? ", " : "",
+                          dashes_of(&options[i]), options[i].name);
         }
-        request->pid[request->pids++] = words->text[i];
+    }
+    if (matches > 1) {
+        fail(STATUS_USAGE, "ambiguous option: %s could match %s", word, text_of(&names));
+    }
+    append_format(unknown, " %s", word);
+}
+
+enum {
+    FIRST_VALUE = 256, /* of what getopt returns for options[0]: beyond its letters */
+    LETTERS_SIZE = 3 * OPTIONS,
+    NAMES_SIZE = 2 * OPTIONS + 1,
+};
+
+/* What getopt_long_only() wants. Each letter is a name, too, so that -s=9 is no cut --signal. The
+ * letters begin with what asks for other words in their order, and tells what lacks an argument. */
+static void
+build_tables(char letters[LETTERS_SIZE], struct option names[NAMES_SIZE])
+{
+    size_t length = (size_t)snprintf(letters, LETTERS_SIZE, "-:");
+
+    for (int i = 0; i < OPTIONS; i++) {
+        const char *each[] = {options[i].letter, options[i].name};
+        bool has_argument = options[i].metavar != NULL;
+        if (each[0] != NULL) {
+            length += (size_t)snprintf(letters + length, LETTERS_SIZE - length, "%s%s",
+                                       each[0], has_argument ? ":" : "");
+        }
+        for (size_t j = 0; j < 2; j++) {
+            if (each[j] != NULL) {
+                *names++ = (struct option){
+                    .name = each[j], .has_arg = has_argument, .val = FIRST_VALUE + i};
+            }
+        }
+    }
+    *names = (struct option){.name = NULL};
+}
+
+/* The row that getopt's value stands for: a letter, or what build_tables() gave the name. */
+static enum option_name
+find_option(int value)
+{
+    int found = value - FIRST_VALUE;
+
+    for (int i = 0; i < OPTIONS && value < FIRST_VALUE; i++) {
+        found = options[i].letter != NULL && options[i].letter[0] == value ? i : found;
+    }
+    return (enum option_name)found;
+}
+
+/* Begins anew behind a word that is unknown: getopt would go on in the middle of it. */
+static void
+parse_words(int argc, char **argv, struct request *request, struct buffer *unknown)
+{
+    char letters[LETTERS_SIZE];
+    struct option names[NAMES_SIZE];
+    int value = 0;
+
+    build_tables(letters, names);
+    opterr = 0;
+    optind = 0; /* begins anew */
+    while (value != -1) {
+        int at = optind > 0 ? optind : 1;
+        /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
+        value = getopt_long_only(argc, argv, letters, names, NULL);
+        if (value == 1) {
+            add_word(request, optarg, unknown);
+        }
+        else if (value == ':') {
+            fail(STATUS_USAGE, "argument %s: expected one argument",
+                 name_of(find_option(optopt)).text);
+        }
+        else if (value == '?') {
+            note_unknown(argv[at], unknown);
+            argv += at;
+            argc -= at;
+            optind = 0;
+        }
+        else if (value != -1) {
+            bool is_glued = optarg != NULL && optarg != argv[optind - 1];
+            const char *argument = optarg == NULL ? "" : optarg;
+            apply_option(request, find_option(value),
+                         argument + (is_glued && argument[0] == '=')); /* -t=2 */
+        }
+    }
+    for (int i = optind; i < argc; i++) { /* behind "--" */
+        add_word(request, argv[i], unknown);
     }
 }
 
-/* What the options say together that none says alone. */
-static void
-settle_request(struct request *request)
+/* The action that the options ask for together. */
+static enum action
+find_action(const struct request *request)
 {
-    if ((request->flags & FLAG_JSON) != 0 && request->action == ACTION_CONSOLE) {
-        request->action = ACTION_STACKS;
-    }
-    if ((request->flags & FLAG_JSON) != 0 && request->action != ACTION_STACKS) {
-        fail_usage("argument --json: only with --stacks");
-    }
-    for (size_t i = 0;
-         i < request->pids && request->host == NULL && request->command == NULL; i++) {
-        struct target target =
-            request->pids > 1 ? parse_target(request->pid[i]) : request->target;
+    return is_code_given(request)             ? ACTION_RUN
+           : is_given(request, OPTION_LIST)   ? ACTION_LIST
+           : is_given(request, OPTION_CLEAN)  ? ACTION_CLEAN
+           : is_given(request, OPTION_STACKS) ? ACTION_STACKS
+           : is_given(request, OPTION_JSON)   ? ACTION_STACKS
+                                              : ACTION_CONSOLE;
+}
+
+/* Finds what the PIDs mean. */
+static void
+parse_targets(struct request *request)
+{
+    for (size_t i = 0; i < request->pids && !is_elsewhere(request); i++) {
+        struct target target = parse_target(request->pid[i]);
         if (target.config != NULL && request->action != ACTION_CONSOLE) {
-            fail_usage("argument PID: %s is a configuration file, which opens a shell to "
-                       "choose a process in; give the PID or the socket of one",
-                       quote(target.config).text);
+            fail(STATUS_USAGE,
+                 "argument PID: %s is a configuration file, which opens a shell to "
+                 "choose a process in; give the PID or the socket of one",
+                 quote(target.config).text);
+        }
+        if (i == 0) {
+            request->target = target;
         }
     }
 }
 
-/* Reads the command line; ends the program when it is wrong or asks for help. Options
- * count from left to right, the PID stands anywhere between them. */
+/* Reads the command line; ends the program when it is wrong or asks for help. */
 static void
 parse_command_line(int argc, char **argv, struct request *request)
 {
-    struct words words = {.text = argv + 1, .count = argc > 0 ? argc - 1 : 0};
-    bool needs_pid = false;
+    OWNED_BUFFER unknown = {.data = NULL};
 
-    /* An option that is ambiguous is an error before any other takes effect. */
-    words.dashes = words.count;
-    for (int i = 0; i < words.dashes; i++) {
-        if (!is_literal(&words, i)) {
-            if (strcmp(words.text[i], "--") == 0) {
-                words.dashes = i;
-                break;
-            }
-            (void)classify_word(words.text[i]);
-        }
+    parse_words(argc, argv, request, &unknown);
+    enum action action = find_action(request);
+    bool may_be_several = action == ACTION_RUN || action == ACTION_STACKS;
+    bool may_be_none = action == ACTION_LIST || action == ACTION_CLEAN ||
+                       is_selection(request) || (argc <= 1 && is_interactive());
+
+    request->action = action;
+    if (request->pids == 0 && !may_be_none) {
+        fail(STATUS_USAGE, "the following arguments are required: PID");
     }
-    for (int i = 0; i < words.count;) {
-        int taken = take_argument_of_code(&words, i, request);
-        if (taken == 0) {
-            taken = take_pid(&words, i, request);
-        }
-        if (taken == 0) {
-            taken = take_bundle(&words, i, request);
-        }
-        if (taken == 0) {
-            words.text[words.extra++] = words.text[i];
-            taken = 1;
-        }
-        i += taken;
+    for (size_t i = 1; i < request->pids && !may_be_several; i++) {
+        append_format(&unknown, " %s", request->pid[i]);
     }
-    needs_pid = request->action != ACTION_LIST && request->action != ACTION_CLEAN &&
-                !is_selection(request) &&
-                !(words.count == 0 && terminal.is_typed_on && terminal.is_shown_on);
-    if (request->pids == 0 && needs_pid) {
-        fail_usage("the following arguments are required: PID");
+    if (unknown.length > 0) {
+        fail(STATUS_USAGE, "unrecognized arguments:%s", unknown.data);
     }
-    take_more_pids(&words, request);
-    settle_request(request);
+    if (is_given(request, OPTION_JSON) && action != ACTION_STACKS) {
+        fail(STATUS_USAGE, "argument --json: only with --stacks");
+    }
+    parse_targets(request);
 }
 
 #endif /* MANHOLE_CLI_OPTIONS_C */

@@ -1,39 +1,36 @@
-/* Processes: those with a manhole, as /proc and their sockets show them.
- * A manhole is there where a socket is, or what struct notice tells of.
+/* Processes: those with a manhole, for --list, --clean and the selections.
+ *
+ * A manhole is there where a socket is at the usual path, or what an advert tells of. Whether one
+ * answers is asked of all at once: the server's listener does, without Python, when told to
+ * interrupt a session that is not there. Sockets that no process of their number can serve are
+ * listed, too, for --clean.
  * To add a column to --list: print_process() and its title.
  */
 #ifndef MANHOLE_CLI_PROCESSES_C
 #define MANHOLE_CLI_PROCESSES_C
 
-#include "messages.c"
-#include "values.c"
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
 #include "connection.c"
-#include "signals.c"
-#include "run.c"
 
 enum {
-    KNOCK_PATIENCE_MS = 500, /* for an answer at --list */
-    MAX_ORPHANS = 10,        /* sockets without a process that --list names */
+    ANSWER_PATIENCE_MS = 500, /* at --list */
+    MAX_ORPHANS = 10,         /* sockets without a process that --list names */
 };
 
 /* What is at the place of a process's socket. */
-enum door {
-    NO_DOOR,     /* nothing; a signal may open it */
-    DEAD_DOOR,   /* a socket that nobody serves any more */
-    DENIED_DOOR, /* not for us */
-    SILENT_DOOR, /* somebody serves it, who does not answer */
-    OPEN_DOOR,
+enum condition {
+    CLOSED, /* nothing; a signal may open it */
+    DEAD,   /* a socket that nobody serves any more */
+    DENIED, /* not for us */
+    SILENT, /* somebody serves it, who does not answer */
+    ANSWERS,
 };
 
 struct process {
     struct target target;
-    enum door door;
+    enum condition condition;
     uid_t uid;
     bool is_alive;
-    int signal;            /* that opens the door; 0: none */
+    struct advert advert;
     struct buffer command; /* the words of its command line */
 };
 
@@ -42,94 +39,56 @@ struct processes {
     size_t count;
 };
 
-/* A field of /proc/PID/stat by its number in proc(5), from 3 on; 0: no such process. */
-static unsigned long long
-read_stat(pid_t pid, int field)
-{
-    struct buffer content = {.data = NULL}; /* owned */
-    const char *at = NULL;
-    unsigned long long value = 0;
-
-    if (read_proc(pid, "stat", &content)) {
-        at = strrchr(text_of(&content), ')');
-        for (int i = 2; at != NULL && i < field; i++) {
-            at = strchr(at + 1, ' ');
-        }
-        value = at != NULL ? strtoull(at, NULL, 10) : 0;
-    }
-    free(content.data);
-    return value;
-}
-
-/* Calls for each number that is a name in the folder, behind the prefix. */
-static void
-for_each_number(const char *folder, const char *prefix,
-                void (*call)(pid_t number, void *argument), void *argument)
-{
-    const struct dirent *entry = NULL;
-    DIR *entries = opendir(folder); /* owned */
-
-    /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
-    while (entries != NULL && (entry = readdir(entries)) != NULL) {
-        size_t length = strlen(prefix);
-        const char *digits = entry->d_name + length;
-        if (strncmp(entry->d_name, prefix, length) == 0 && is_digit(digits[0]) &&
-            digits[strspn(digits, "0123456789")] == '\0' && strlen(digits) < 10) {
-            call((pid_t)strtol(digits, NULL, 10), argument);
-        }
-    }
-    if (entries != NULL) {
-        (void)closedir(entries);
-    }
-}
+/* ---- Finding them ------------------------------------------------------------------ */
 
 /* Its command line, words apart by blanks; or its name in brackets, as ps shows it. */
 static void
 find_command(pid_t pid, struct buffer *command)
 {
-    struct buffer bytes = {.data = NULL}; /* owned */
+    size_t begin = command->length;
 
-    if (read_proc(pid, "cmdline", &bytes) && bytes.length > 0) {
-        while (bytes.length > 0 && bytes.data[bytes.length - 1] == '\0') {
-            bytes.length--;
+    if (read_proc(pid, "cmdline", command) && command->length > begin) {
+        while (command->length > begin && command->data[command->length - 1] == '\0') {
+            command->length--;
         }
-        for (size_t i = 0; i < bytes.length; i++) {
-            bytes.data[i] =
-                (char)(strchr("\n\t\r", bytes.data[i]) != NULL ? ' ' : bytes.data[i]);
+        for (size_t i = begin; i < command->length; i++) {
+            char *c = &command->data[i];
+            *c = (char)(strchr("\n\t\r", *c) != NULL ? ' ' : *c); /* a NUL, too */
         }
+        return;
     }
-    else if (read_proc(pid, "comm", &bytes) && bytes.length > 1) {
-        append_text(command, "[");
-        bytes.data[bytes.length - 1] = ']';
+    append_text(command, "[");
+    if (read_proc(pid, "comm", command) && command->length > begin + 1) {
+        command->data[command->length - 1] = ']';
     }
-    append(command, text_of(&bytes), bytes.length);
-    free(bytes.data);
+    else {
+        command->data[command->length = begin] = '\0';
+    }
 }
 
+/* The list may move. */
 static void
 add_process(struct processes *processes, const struct process *process)
 {
-    struct process *list =
-        realloc(processes->list, (processes->count + 1) * sizeof(*processes->list));
-    if (list == NULL) {
+    size_t size = (processes->count + 1) * sizeof(*process);
+
+    processes->list = realloc(processes->list, size);
+    if (processes->list == NULL) {
         fail(STATUS_TROUBLE, "out of memory");
     }
-    processes->list = list;
     processes->list[processes->count++] = *process;
 }
 
 /* Adds the process if it has a manhole. */
 static void
-consider_process(pid_t pid, void *argument)
+consider_process(struct processes *processes, pid_t pid)
 {
-    struct processes *processes = argument;
     struct process process = {.target = target_of(pid), .is_alive = true};
-    struct notice notice = read_notice(pid);
-    bool has_socket_file = is_socket(process.target.path);
 
-    if ((has_socket_file || notice.is_there) && find_uid(pid, &process.uid)) {
-        (void)find_door(&process.target);
-        process.signal = opening_signal(&notice);
+    process.advert = read_advert(pid);
+    if ((is_socket(process.target.path) || process.advert.is_there) &&
+        find_uid(pid, &process.uid)) {
+        (void)find_listening_socket(&process.target);
         find_command(pid, &process.command);
         add_process(processes, &process);
     }
@@ -137,7 +96,7 @@ consider_process(pid_t pid, void *argument)
 
 /* Adds a socket that no process of this number can serve. */
 static void
-consider_socket(pid_t pid, void *argument)
+consider_socket(struct processes *processes, pid_t pid)
 {
     struct process process = {.target = {.pid = pid}};
     struct stat status;
@@ -147,169 +106,174 @@ consider_socket(pid_t pid, void *argument)
     if (process_state(pid) == 0 && lstat(process.target.path, &status) == 0 &&
         S_ISSOCK(status.st_mode)) {
         process.uid = status.st_uid;
-        add_process(argument, &process);
+        add_process(processes, &process);
     }
 }
 
+/* By number, sockets without a process last. */
 static int
 compare_processes(const void *a, const void *b)
 {
     const struct process *first = a;
     const struct process *second = b;
-    pid_t pid = first->target.pid;
-    pid_t other = second->target.pid;
-    return first->is_alive != second->is_alive ? (first->is_alive ? -1 : 1)
-                                               : (pid > other) - (pid < other);
+    long one = first->target.pid + (first->is_alive ? 0L : INT_MAX);
+    long other = second->target.pid + (second->is_alive ? 0L : INT_MAX);
+    return (one > other) - (one < other);
 }
 
+static void
+sort_processes(struct processes *processes)
+{
+    if (processes->count > 0) {
+        qsort(processes->list, processes->count, sizeof(*processes->list),
+              compare_processes);
+    }
+}
+
+/* All that can be seen from here, of all users. */
 static struct processes
 find_processes(void)
 {
     struct processes processes = {.list = NULL};
+    OWNED_FOLDER numbers = opendir("/proc");
+    OWNED_FOLDER sockets = opendir("/tmp");
+    pid_t pid = 0;
 
-    for_each_number("/proc", "", consider_process, &processes);
-    for_each_number("/tmp", "manhole-", consider_socket, &processes);
-    if (processes.count > 0) {
-        qsort(processes.list, processes.count, sizeof(*processes.list),
-              compare_processes);
+    while (next_number(numbers, "", &pid)) {
+        consider_process(&processes, pid);
     }
+    while (next_number(sockets, "manhole-", &pid)) {
+        consider_socket(&processes, pid);
+    }
+    sort_processes(&processes);
     return processes;
 }
 
-/* Returns a descriptor to hear the answer at, or -1 when there will be none. */
-static int
-knock_at(struct process *process, size_t number)
-{
-    char wish[32];
-    int fd = -1;
+/* ---- Whether they answer ----------------------------------------------------------- */
 
-    if (process->target.port != 0) { /* there a connection would be a session */
-        struct listeners listeners = {.port = process->target.port};
-        char network[16] = "self";
-        bool can_tell = false;
-        if (process->target.pid != 0) {
-            (void)snprintf(network, sizeof(network), "%d", (int)process->target.pid);
-        }
-        can_tell = for_each_listener(network, consider_listener, &listeners);
-        process->door = !can_tell             ? SILENT_DOOR
-                        : listeners.count > 0 ? OPEN_DOOR
-                                              : DEAD_DOOR;
+/* By TCP a connection would be a session: the kernel's list has to do. */
+static enum condition
+look_at_port(const struct target *target)
+{
+    struct listeners listeners;
+
+    return !find_listeners(target->pid, target, &listeners) ? SILENT
+           : listeners.count > 0                            ? ANSWERS
+                                                            : DEAD;
+}
+
+/* Returns a descriptor at which the answer is to come, or -1 when there will be none. */
+static int
+ask_one(struct process *process, size_t number)
+{
+    if (process->target.port != 0) {
+        process->condition = look_at_port(&process->target);
         return -1;
     }
-    (void)snprintf(wish, sizeof(wish), "interrupt.l%zu", number);
-    fd = open_socket(wish);
-    process->door = SILENT_DOOR;
-    if (connect_once(fd, &process->target) < 0) {
-        process->door = errno == ECONNREFUSED               ? DEAD_DOOR
-                        : errno == EACCES || errno == EPERM ? DENIED_DOOR
-                        : errno == EAGAIN                   ? SILENT_DOOR
-                                                            : NO_DOOR;
-        (void)close(fd);
-        fd = -1;
+    int fd = open_socket(print("interrupt.l%zu", number).text);
+    process->condition = SILENT;
+    if (connect_once(fd, &process->target) == 0) {
+        return fd;
     }
-    return fd;
+    process->condition = errno == ECONNREFUSED               ? DEAD
+                         : errno == EACCES || errno == EPERM ? DENIED
+                         : errno == EAGAIN                   ? SILENT
+                                                             : CLOSED;
+    (void)close(fd);
+    return -1;
 }
 
 /* Takes the answer, if it is there. Returns whether it was. */
 static bool
-hear(struct process *process, struct pollfd *fd)
+receive_answer(struct process *process, struct pollfd *fd)
 {
     char byte = 0;
 
     if (fd->fd < 0 || fd->revents == 0) {
         return false;
     }
-    process->door = recv(fd->fd, &byte, 1, 0) == 1 ? OPEN_DOOR : DENIED_DOOR;
+    process->condition = recv(fd->fd, &byte, 1, 0) == 1 ? ANSWERS : DENIED;
     (void)close(fd->fd);
     fd->fd = -1;
     return true;
 }
 
-/* Knocks at all doors at once, and waits a moment for who answers: the listener does, without
- * Python, when asked to interrupt a session that is not there. */
+/* Knocks at all at once, and waits a moment for who answers. */
 static void
-knock(struct processes *processes)
+ask_all(struct processes *processes)
 {
-    double deadline = now_s() + KNOCK_PATIENCE_MS / 1e3;
-    struct pollfd *fds = calloc(processes->count + 1, sizeof(*fds)); /* owned */
+    double deadline = now_s() + ANSWER_PATIENCE_MS / 1e3;
+    OWNED struct pollfd *fds = allocate(processes->count, sizeof(*fds));
     size_t waiting = 0;
 
-    if (fds == NULL) {
-        fail(STATUS_TROUBLE, "out of memory");
-    }
     for (size_t i = 0; i < processes->count; i++) {
-        fds[i] =
-            (struct pollfd){.fd = knock_at(&processes->list[i], i), .events = POLLIN};
+        fds[i] = (struct pollfd){.fd = ask_one(&processes->list[i], i), .events = POLLIN};
         waiting += fds[i].fd >= 0;
     }
     while (waiting > 0 &&
            poll_many(fds, processes->count, patience_until(deadline)) > 0) {
         for (size_t i = 0; i < processes->count; i++) {
-            waiting -= hear(&processes->list[i], &fds[i]);
+            waiting -= receive_answer(&processes->list[i], &fds[i]);
         }
     }
     for (size_t i = 0; i < processes->count; i++) {
-        if (fds[i].fd >= 0) {
-            (void)close(fds[i].fd); /* its card is ours to show again */
-        }
+        close_fd(&fds[i].fd); /* its card is ours to show again */
     }
-    free(fds);
 }
+
+/* ---- --list ------------------------------------------------------------------------ */
 
 /* How long it has been running, in the two greatest units. */
-static void
-find_age(pid_t pid, char *age, size_t size)
+static struct text
+age_of(pid_t pid)
 {
+    enum { START_TIME = 22 };
     struct timespec now = {.tv_sec = 0};
-    long ticks_per_s = sysconf(_SC_CLK_TCK);
-    long seconds = 0;
+    long ticks = strtol(read_stat(pid, START_TIME).text, NULL, 10);
 
     (void)clock_gettime(CLOCK_BOOTTIME, &now);
-    seconds =
-        (long)now.tv_sec - (long)(read_stat(pid, 22) / (unsigned long long)ticks_per_s);
+    long seconds = (long)now.tv_sec - ticks / sysconf(_SC_CLK_TCK);
     if (seconds >= 86400) {
-        (void)snprintf(age, size, "%ldd%02ldh", seconds / 86400, seconds / 3600 % 24);
+        return print("%ldd%02ldh", seconds / 86400, seconds / 3600 % 24);
     }
-    else if (seconds >= 3600) {
-        (void)snprintf(age, size, "%ldh%02ldm", seconds / 3600, seconds / 60 % 60);
+    if (seconds >= 3600) {
+        return print("%ldh%02ldm", seconds / 3600, seconds / 60 % 60);
     }
-    else {
-        (void)snprintf(age, size, "%ldm%02lds", seconds / 60, seconds % 60);
-    }
+    return print("%ldm%02lds", seconds / 60, seconds % 60);
 }
 
-/* A row of --list. number: before it, in a list to choose from; 0: none. */
+/* A row. number: before it, in a list to choose from; 0: none. */
 static void
 print_process(const struct process *process, size_t number)
 {
-    static const char *const doors[] = {[NO_DOOR] = "closed",
-                                        [DEAD_DOOR] = "dead",
-                                        [DENIED_DOOR] = "not for you",
-                                        [SILENT_DOOR] = "silent",
-                                        [OPEN_DOOR] = "answers"};
-    struct buffer command = {.data = NULL}; /* owned */
-    char door[32];
-    char version[8] = "-";
-    char age[32] = "-";
+    static const char *const words[] = {[CLOSED] = "closed",
+                                        [DEAD] = "dead",
+                                        [DENIED] = "not for you",
+                                        [SILENT] = "silent",
+                                        [ANSWERS] = "answers"};
+    const struct advert *advert = &process->advert;
+    const pid_t pid = process->target.pid;
+    struct text condition = print("%s", words[process->condition]);
+    OWNED_BUFFER command = {.data = NULL};
+    int signal = opening_signal(advert);
 
-    (void)snprintf(door, sizeof(door), "%s", doors[process->door]);
-    if (process->door == NO_DOOR && process->signal != 0) {
-        const char *name = signal_name(process->signal);
-        (void)snprintf(door, sizeof(door), name != NULL ? "-s %s" : "%ssignal %d",
-                       name != NULL ? name : "", process->signal);
-    }
-    if (process->is_alive) {
-        find_version(process->target.pid, version, sizeof(version));
-        find_age(process->target.pid, age, sizeof(age));
+    if (process->condition == CLOSED && signal != 0) {
+        const char *name = signal_name(signal);
+        condition = name != NULL ? print("-s %s", name) : print("signal %d", signal);
     }
     append_harmless(&command, text_of(&process->command), process->command.length);
     if (number > 0) {
         (void)printf("%3zu. ", number);
     }
-    (void)printf("%7d %-10s %-6s %9s  %-11s  %s\n", (int)process->target.pid,
-                 find_user(process->uid), version, age, door,
-                 process->is_alive ? text_of(&command) : process->target.path);
-    free(command.data);
+    if (!process->is_alive) {
+        (void)printf("%7d %-10s %-6s %9s  %-11s  %s\n", (int)pid,
+                     user_of(process->uid).text, "-", "-", condition.text,
+                     process->target.path);
+        return;
+    }
+    (void)printf("%7d %-10s %-6s %9s  %-11s  %s\n", (int)pid, user_of(process->uid).text,
+                 advert->python > 0 ? print("3.%d", advert->python).text : "?",
+                 age_of(pid).text, condition.text, text_of(&command));
 }
 
 /* Sockets without a process come last, and not more than a few of them. */
@@ -333,58 +297,52 @@ print_processes(const struct processes *processes, bool is_numbered)
     }
 }
 
-/* --list */
+/* A list that nobody reads to its end, as behind head, is no error to tell of. */
 static enum exit_status
 list_processes(void)
 {
     struct processes processes = find_processes();
-    int result = 0;
 
-    knock(&processes);
+    ask_all(&processes);
     print_processes(&processes, false);
-    result = fflush(stdout);
-    if (result != 0 && errno != EPIPE) {
+    if (fflush(stdout) == 0) {
+        return STATUS_OK;
+    }
+    if (errno != EPIPE) {
         fail(STATUS_TROUBLE, "cannot write to standard output: %m");
     }
-    return result == 0 ? STATUS_OK : STATUS_OUTPUT_GONE;
+    return STATUS_OUTPUT_GONE;
 }
+
+/* ---- --clean ----------------------------------------------------------------------- */
 
 /* Whether nobody serves the socket at this moment. */
 static bool
 is_dead(const struct target *target)
 {
-    int fd = open_socket("interrupt.lc");
-    bool is_refused = connect_once(fd, target) < 0 && errno == ECONNREFUSED;
-
-    (void)close(fd);
-    return is_refused;
+    OWNED_FD fd = open_socket("interrupt.lc");
+    return connect_once(fd, target) < 0 && errno == ECONNREFUSED;
 }
 
-/* --clean: removes the sockets that nobody serves and that are ours. Between the look and the
- * removal a new process may have taken the number. */
+/* Removes the sockets that nobody serves and that are ours. Between the look and the removal a new
+ * process may have taken the number. */
 static enum exit_status
 clean_sockets(void)
 {
     struct processes processes = find_processes();
     enum exit_status status = STATUS_OK;
 
-    knock(&processes);
+    ask_all(&processes);
     for (size_t i = 0; i < processes.count; i++) {
         const struct process *process = &processes.list[i];
         const char *path = process->target.path;
         struct stat file;
-        bool is_known = false;
-        if (process->door != DEAD_DOOR || strncmp(path, "/tmp/", 5) != 0) {
+        if (process->condition != DEAD || strncmp(path, "/tmp/", 5) != 0 ||
+            lstat(path, &file) < 0 || !S_ISSOCK(file.st_mode) ||
+            file.st_uid != geteuid() || !is_dead(&process->target)) {
             continue;
         }
-        is_known = lstat(path, &file) == 0;
-        if (is_known && (!S_ISSOCK(file.st_mode) || file.st_uid != geteuid())) {
-            continue;
-        }
-        if (is_known && !is_dead(&process->target)) { /* since the look */
-            continue;
-        }
-        if (is_known && unlink(path) == 0) {
+        if (unlink(path) == 0) {
             (void)printf("removed %s\n", path);
         }
         else if (errno != ENOENT) {
@@ -395,53 +353,52 @@ clean_sockets(void)
     return status;
 }
 
+/* ---- Selections -------------------------------------------------------------------- */
+
 /* Whether a process is this one or comes from it. */
 static bool
 is_descendant(pid_t pid, pid_t ancestor)
 {
+    enum { PARENT = 4 };
+
     for (int depth = 0; depth < 64 && pid > 0; depth++) {
         if (pid == ancestor) {
             return true;
         }
-        pid = (pid_t)read_stat(pid, 4);
+        pid = (pid_t)strtol(read_stat(pid, PARENT).text, NULL, 10);
     }
     return false;
 }
 
-/* Leaves those that --children, --match and --all mean, of the processes that live and whose door
- * is not closed to us. */
+/* Leaves those that --children, --match and --all mean, of the processes that live and whose
+ * manhole is not closed to us. */
 static void
 select_processes(struct processes *processes, const struct request *request)
 {
+    const char *match = request->given[OPTION_MATCH];
     regex_t expression;
     size_t kept = 0;
+    int error = match != NULL ? regcomp(&expression, match, REG_EXTENDED | REG_NOSUB) : 0;
 
-    if (request->match != NULL) {
-        int error = regcomp(&expression, request->match, REG_EXTENDED | REG_NOSUB);
-        if (error != 0) {
-            char reason[128];
-            (void)regerror(error, &expression, reason, sizeof(reason));
-            fail_usage("argument --match: %s: %s", quote(request->match).text, reason);
-        }
+    if (error != 0) {
+        char reason[128];
+        (void)regerror(error, &expression, reason, sizeof(reason));
+        fail(STATUS_USAGE, "argument --match: %s: %s", quote(match).text, reason);
     }
     for (size_t i = 0; i < processes->count; i++) {
         const struct process *process = &processes->list[i];
-        bool is_meant =
-            process->is_alive && (geteuid() == 0 || process->uid == geteuid());
-        if (is_meant && request->ancestor != 0) {
-            is_meant = is_descendant(process->target.pid, request->ancestor);
-        }
-        if (is_meant && request->match != NULL) {
-            is_meant = regexec(&expression, text_of(&process->command), 0, NULL, 0) == 0;
-        }
-        if (is_meant) {
+        if (process->is_alive && (geteuid() == 0 || process->uid == geteuid()) &&
+            (request->ancestor == 0 ||
+             is_descendant(process->target.pid, request->ancestor)) &&
+            (match == NULL ||
+             regexec(&expression, text_of(&process->command), 0, NULL, 0) == 0)) {
             processes->list[kept++] = *process;
         }
     }
-    if (request->match != NULL) {
+    processes->count = kept;
+    if (match != NULL) {
         regfree(&expression);
     }
-    processes->count = kept;
 }
 
 /* Shows the processes, numbered, and asks which one. Ends the program without an answer. */
@@ -453,11 +410,10 @@ ask_which(struct processes *processes)
 
     if (processes->count == 0) {
         fail(STATUS_NO_CONNECTION,
-             "no process of yours has a manhole: it wants "
-             "manhole.install(), or PYTHONMANHOLE in its environment, "
-             "when it starts");
+             "no process of yours has a manhole: it wants manhole.install(), or "
+             "PYTHONMANHOLE in its environment, when it starts");
     }
-    knock(processes);
+    ask_all(processes);
     print_processes(processes, true);
     while (number < 1 || number > (long)processes->count) {
         (void)printf("Which one? [1-%zu] ", processes->count);

@@ -1,33 +1,33 @@
-/* Serve: one process, the way the command line says: its console, code, or stacks. */
+/* Serve: one process, the way the command line says: its console, code, or stacks. The word for
+ * each on the calling card is the server's, see its channels.
+ */
 #ifndef MANHOLE_CLI_SERVE_C
 #define MANHOLE_CLI_SERVE_C
 
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "connection.c"
-#include "history.c"
-#include "relay.c"
 #include "editor.c"
-#include "run.c"
 #include "stacks.c"
+
+static bool
+has_no_dump(const struct request *request)
+{
+    return is_given(request, OPTION_NO_DUMP) || is_given(request, OPTION_QUIET);
+}
 
 /* The console of a process: with the line editor where there can be one. */
 static enum exit_status
 hold_console(const struct request *request, struct target *target)
 {
-    bool is_quiet = (request->flags & FLAG_NO_DUMP) != 0;
-    const char *wish = terminal.is_typed_on ? (is_quiet ? "terminal-quiet" : "terminal")
-                       : is_quiet           ? "quiet"
-                                            : "repl";
+    static const char *const channels[2][2] = {{"repl", "quiet"},
+                                               {"terminal", "terminal-quiet"}};
+    const char *channel = channels[terminal.is_typed_on][has_no_dump(request)];
 
     find_history();
 #ifdef HAVE_LIBEDIT
     if (open_editor()) {
-        return converse(open_connection(request, target, wish), target);
+        return converse(open_connection(request, target, channel), target);
     }
 #endif
-    return relay(open_connection(request, target, wish), target);
+    return relay_session(open_connection(request, target, channel), target);
 }
 
 /* Does for one process what is asked for. */
@@ -35,22 +35,19 @@ static enum exit_status
 serve(const struct request *request, const struct target *asked, bool *answered)
 {
     struct target target = *asked; /* and where it was found */
-    bool is_json = (request->flags & FLAG_JSON) != 0;
-    enum exit_status status = STATUS_OK;
 
-    switch (request->action) {
-    case ACTION_RUN:
-        return run_code(open_connection(request, &target, "exec"), request, &target,
-                        answered);
-    case ACTION_STACKS:
-        status =
-            show_stacks(open_connection(request, &target, is_json ? "json" : "stacks"),
-                        request, &target);
+    if (request->action == ACTION_RUN) {
+        int server = open_connection(request, &target, "exec");
+        return run_code(server, request, &target, answered);
+    }
+    if (request->action == ACTION_STACKS) {
+        const char *channel = is_given(request, OPTION_JSON) ? "json" : "stacks";
+        int server = open_connection(request, &target, channel);
+        enum exit_status status = show_stacks(server, request, &target);
         *answered = status == STATUS_OK;
         return status;
-    default:
-        return hold_console(request, &target);
     }
+    return hold_console(request, &target);
 }
 
 #endif /* MANHOLE_CLI_SERVE_C */

@@ -1,38 +1,10 @@
-/* Stacks: --stacks and --json, a text that the server sends and then closes. */
+/* Stacks: --stacks and --json, a text that the server sends and then closes. A dump is shown as it
+ * comes, in colour on a terminal. JSON that is cut is none: it is shown when it is whole.
+ */
 #ifndef MANHOLE_CLI_STACKS_C
 #define MANHOLE_CLI_STACKS_C
 
-#include "terminal.c"
-#include "target.c"
-#include "options.c"
-#include "connection.c"
-#include "signals.c"
-#include "channels.c"
-#include "relay.c"
 #include "run.c"
-
-/* Writes the lines that are whole, in colour where there is any. At the end also the rest. */
-static void
-show_lines(struct buffer *text, bool is_end)
-{
-    struct buffer shown = {.data = NULL}; /* owned */
-    size_t done = 0;
-    size_t length = 0;
-
-    while ((length = next_line(text, done, is_end)) > 0) {
-        bool is_whole = text->data[done + length - 1] == '\n';
-        if (!terminal.is_shown_on || terminal.is_raw) {
-            append(&shown, text->data + done, length);
-        }
-        else {
-            append_line(&shown, text->data + done, is_whole ? length - 1 : length);
-        }
-        done += length;
-    }
-    drop(text, done);
-    write_all(STDOUT_FILENO, text_of(&shown), shown.length);
-    free(shown.data);
-}
 
 /* One line that says why there is nothing, instead of stacks. */
 static bool
@@ -44,12 +16,10 @@ is_refusal(const struct buffer *text)
 
 /* Nothing came, or a refusal. */
 static enum exit_status
-say_no_stacks(const struct buffer *text, int server, const struct target *target)
+say_no_stacks(struct buffer *text, int server, const struct target *target)
 {
-    struct outlet err = open_outlet(STDERR_FILENO);
-
     if (text->length > 0) {
-        let_out(&err, text->data, text->length);
+        show_lines(STDERR_FILENO, NULL, text, true);
     }
     else if (has_ended(server_pid(server))) {
         return say_cut(server, target, "its stacks were there");
@@ -58,19 +28,7 @@ say_no_stacks(const struct buffer *text, int server, const struct target *target
         say_error("process %s has closed the connection without a word",
                   label_of(target).text);
     }
-    free(err.unfinished.data);
     return STATUS_NO_CONNECTION;
-}
-
-/* What it comes to when the server has closed. */
-static enum exit_status
-conclude_stacks(const struct buffer *text, bool is_begun, bool is_whole, int server,
-                const struct target *target)
-{
-    if (!is_begun) {
-        return say_no_stacks(text, server, target);
-    }
-    return is_whole ? STATUS_OK : say_cut(server, target, "its stacks were complete");
 }
 
 /* The line that ends a dump, and all of JSON, which is one line. */
@@ -78,43 +36,42 @@ static bool
 has_end_of_stacks(const struct buffer *text, bool is_json)
 {
     static const char end[] = "#############################################\n";
-    return !is_json
-               ? strstr(text_of(text), end) != NULL
-               : text->length >= 2 && strcmp(text->data + text->length - 2, "}\n") == 0;
+    return is_json ? ends_with(text, "}\n") : strstr(text_of(text), end) != NULL;
 }
 
-/* A dump is shown as it comes. JSON that is cut is none: it is shown when it is whole. */
+/* A refusal is one line, so with the first whole line it is known whether stacks come. */
 static enum exit_status
 show_stacks(int server, const struct request *request, const struct target *target)
 {
-    struct errand errand = {
+    struct task task = {
         .server = server, .target = target, .deadline = request->deadline};
-    struct buffer text = {.data = NULL}; /* owned */
-    struct pollfd fds[1] = {{.fd = server, .events = POLLIN}};
-    bool is_json = (request->flags & FLAG_JSON) != 0;
+    OWNED_BUFFER text = {.data = NULL};
+    struct pollfd fds[1 + 2] = {{.fd = server, .events = POLLIN}};
+    bool is_json = is_given(request, OPTION_JSON);
     bool is_begun = false;
     bool is_whole = false;
 
     follow_signal(SIGINT);
     (void)shutdown(server, SHUT_WR);
-    while (!errand.is_over) {
-        if (!wait_on_errand(&errand, fds, 1)) {
+    while (!task.is_over) {
+        if (!wait_on_task(&task, fds, 1)) {
             continue;
         }
-        bool is_end = !read_answer(&errand, &text);
+        bool is_end = !read_answer(&task, &text);
+        size_t readable = is_end ? text.length : line_length(&text);
         is_whole = is_whole || has_end_of_stacks(&text, is_json);
-        is_begun = is_begun || ((is_end ? text.length : line_length(&text)) > 0 &&
-                                !is_refusal(&text));
+        is_begun = is_begun || (readable > 0 && !is_refusal(&text));
         if (is_begun && (!is_json || (is_end && is_whole))) {
-            show_lines(&text, is_end);
+            show_lines(STDOUT_FILENO, NULL, &text, is_end);
         }
         if (is_end) {
-            end_errand(&errand,
-                       conclude_stacks(&text, is_begun, is_whole, server, target));
+            end_task(&task, !is_begun ? say_no_stacks(&text, server, target)
+                            : is_whole
+                                ? STATUS_OK
+                                : say_cut(server, target, "its stacks were complete"));
         }
     }
-    free(text.data);
-    return errand.status;
+    return task.status;
 }
 
 #endif /* MANHOLE_CLI_STACKS_C */

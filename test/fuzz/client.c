@@ -4,6 +4,7 @@
 #endif
 #include <errno.h>
 #include <fcntl.h>
+#include <sanitizer/lsan_interface.h>
 #include <setjmp.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -31,13 +32,11 @@ static size_t told_length;
 
 static _Noreturn void leave_target(int status);
 static int open_file(const char *path, int flags, ...);
-static FILE *open_stream(const char *path, const char *mode);
 static ssize_t write_down(int fd, const void *bytes, size_t count);
 static ssize_t take_incoming(int fd, void *bytes, size_t size, int flags);
 
 #define exit leave_target
 #define open open_file
-#define fopen open_stream
 #define write write_down
 #define recv take_incoming
 #define isatty(fd) ((fd) >= 0)
@@ -46,7 +45,6 @@ int manhole_cli_main(int argc, char **argv);
 #include "../../manhole_cli.c"
 #undef exit
 #undef open
-#undef fopen
 #undef write
 #undef recv
 #undef isatty
@@ -73,12 +71,6 @@ static int
 open_file(const char *path, int flags, ...)
 {
     return open(is_played(path) ? file_path : path, flags, 0600);
-}
-
-static FILE *
-open_stream(const char *path, const char *mode)
-{
-    return fopen(is_played(path) ? file_path : path, mode);
 }
 
 static ssize_t
@@ -199,18 +191,15 @@ take_seed(const char **bytes, size_t *length)
 static struct buffer
 tame_in_pieces(const char *bytes, size_t length, uint32_t seed)
 {
-    static struct flow shown;
+    struct buffer unfinished = {.data = NULL};
     struct buffer all = {.data = NULL};
     while (length > 0) {
         size_t count = next_piece(&seed, length);
-        memcpy(shown.bytes, bytes, count);
-        shown.end = count;
-        tame(&shown);
-        MUST(shown.end <= GROWTH * (count + MB_LEN_MAX));
-        append(&all, shown.bytes, shown.end);
+        append_piece(&all, &unfinished, bytes, count);
         bytes += count;
         length -= count;
     }
+    free(unfinished.data);
     return all;
 }
 
@@ -243,7 +232,7 @@ show_in_pieces(const char *bytes, size_t length, uint32_t seed)
         append(&text, bytes, count);
         bytes += count;
         length -= count;
-        show_lines(&text, length == 0);
+        show_lines(STDOUT_FILENO, NULL, &text, length == 0);
     }
     MUST(text.length == 0 || strcmp(text.data, "#########\n") == 0);
     free(text.data);
@@ -266,18 +255,17 @@ fuzz_stacks(const char *bytes, size_t length)
 static struct buffer
 label_in_pieces(const char *bytes, size_t length, uint32_t seed)
 {
-    struct target target = {.pid = 7};
-    struct job job = {.target = &target};
+    struct buffer text = {.data = NULL};
     (void)paint_of_line("#########");
     while (length > 0) {
         size_t count = next_piece(&seed, length);
-        append(&job.text[0], bytes, count);
+        append(&text, bytes, count);
         bytes += count;
         length -= count;
-        show_labelled(&job, 0, length == 0);
+        show_lines(STDOUT_FILENO, "7", &text, length == 0);
     }
-    MUST(job.text[0].length == 0);
-    free(job.text[0].data);
+    MUST(text.length == 0);
+    free(text.data);
     return take_told();
 }
 
@@ -299,7 +287,7 @@ fuzz_labels(const char *bytes, size_t length)
 
 /* ---- Frames of -c and -f -------------------------------------------------------------------- */
 
-/* What they come to, in other words than take_frames() has. */
+/* What they come to, in other words than parse_frames() has. */
 struct reading {
     struct buffer output;
     long status;
@@ -346,13 +334,13 @@ fuzz_frames(const char *bytes, size_t length)
     struct reading reading = read_frames(bytes, length);
     struct answer answer = {
         .status = -1, .out = {.fd = STDOUT_FILENO}, .err = {.fd = STDERR_FILENO}};
-    struct errand errand = {.server = -1};
+    struct task task = {.server = -1};
     struct buffer shown;
     incoming.bytes = bytes;
     incoming.length = length;
     incoming.seed = seed;
-    while (!answer.is_refusal && read_answer(&errand, &answer.bytes)) {
-        take_frames(&answer);
+    while (!answer.is_refusal && read_answer(&task, &answer.bytes)) {
+        parse_frames(&answer);
     }
     shown = take_told();
     MUST(is_same(&shown, &reading.output));
@@ -370,6 +358,7 @@ static void
 fuzz_refusal(const char *bytes, size_t length)
 {
     struct target target = {.pid = 1};
+    struct task task = {.server = -1, .target = &target};
     struct buffer text = {.data = NULL};
     struct buffer shown;
     struct answer answer = {.status = -1,
@@ -377,18 +366,17 @@ fuzz_refusal(const char *bytes, size_t length)
                             .err = {.fd = STDERR_FILENO, .is_terminal = true}};
     append_text(&answer.bytes, "manhole: ");
     append(&answer.bytes, bytes, length);
-    MUST(conclude(&answer, -1, &target, false) == STATUS_NO_CONNECTION);
+    MUST(conclude(&answer, &task) == STATUS_NO_CONNECTION);
     shown = take_told();
-    MUST(is_tame(text_of(&shown), shown.length));
+    MUST(is_tame_in_colours(text_of(&shown), shown.length));
     free(shown.data);
     append(&text, bytes, length);
     append(&text, "\n", 1); /* so that no character is left over */
     MUST(say_no_stacks(&text, -1, &target) == STATUS_NO_CONNECTION);
     shown = take_told();
-    MUST(is_tame(text_of(&shown), shown.length));
+    MUST(is_tame_in_colours(text_of(&shown), shown.length));
     free(shown.data);
     free(answer.bytes.data);
-    free(answer.err.unfinished.data);
     free(text.data);
 }
 
@@ -438,7 +426,7 @@ edit_in_pieces(const char *bytes, size_t length, uint32_t seed)
     incoming.seed = seed;
     marks.are_put = true; /* else a prompt is guessed, by what arrives together */
     while (editor.way_out == NO_WAY_OUT) {
-        take_output();
+        receive_output();
         MUST(editor.line.length <= HISTORY_LINE_SIZE);
         MUST(editor.aside.length <= HISTORY_LINE_SIZE);
         append(&all, text_of(&editor.out), editor.out.length);
@@ -462,7 +450,7 @@ is_narrow(const char *bytes, size_t length)
         count = newline == NULL ? length - i : (size_t)(newline - bytes) - i;
         empty(&line);
         append(&line, bytes + i, count);
-        is_good = is_good && whole_rows(&line) == 0;
+        is_good = is_good && move_over_text(&(struct cell){.row = 0}, &line) == 0;
     }
     free(line.data);
     return is_good;
@@ -485,7 +473,7 @@ fuzz_editor(const char *bytes, size_t length)
     incoming.length = length;
     incoming.seed = seed;
     while (editor.way_out == NO_WAY_OUT) {
-        take_output();
+        receive_output();
         MUST(is_tame_in_colours(text_of(&editor.out), editor.out.length));
         MUST(is_tame_prompt(prompt_of(NULL)));
         empty(&editor.out);
@@ -529,7 +517,7 @@ fuzz_keys(const char *bytes, size_t length)
     struct buffer pieces = {.data = NULL};
     wchar_t key = 0;
     append(&editor.keys, bytes, length);
-    while (take_key(&key)) {
+    while (next_key(&key)) {
         MUST(key >= 0 && key <= 0x10ffff && !(key >= 0xd800 && key <= 0xdfff));
         append(&whole, &key, sizeof(key));
     }
@@ -538,7 +526,7 @@ fuzz_keys(const char *bytes, size_t length)
     for (size_t i = 0, count = 0; i < length; i += count) {
         count = next_piece(&seed, length - i);
         append(&editor.keys, bytes + i, count);
-        while (take_key(&key)) {
+        while (next_key(&key)) {
             append(&pieces, &key, sizeof(key));
         }
     }
@@ -575,6 +563,7 @@ understand(char *words, size_t length, struct understood *understood)
     understood->request.timeout_s = DEFAULT_TIMEOUT_S;
     understood->is_good = false;
     way_back = &back;
+    __lsan_disable();        /* what a way out leaves behind goes with the program */
     if (setjmp(back) == 0) { /* NOLINT(cert-err52-cpp) */
         parse_command_line(argc, argv, &understood->request);
         understood->is_good = true;
@@ -582,6 +571,7 @@ understand(char *words, size_t length, struct understood *understood)
     else {
         MUST(left_with == STATUS_USAGE || left_with == STATUS_OK);
     }
+    __lsan_enable();
     way_back = NULL;
 }
 
@@ -601,13 +591,16 @@ is_same_number(double one, double other)
 static bool
 asks_the_same(const struct request *one, const struct request *other)
 {
-    bool is_alike = one->action == other->action && one->flags == other->flags &&
-                    one->signal == other->signal && one->ancestor == other->ancestor &&
-                    one->pids == other->pids && one->arguments == other->arguments &&
-                    is_same_number(one->timeout_s, other->timeout_s) &&
-                    is_same_text(one->code, other->code) &&
-                    is_same_text(one->match, other->match) &&
-                    (one->file == NULL) == (other->file == NULL);
+    bool is_alike = one->action == other->action && one->signal == other->signal &&
+                    one->ancestor == other->ancestor && one->pids == other->pids &&
+                    one->arguments == other->arguments &&
+                    is_same_number(one->timeout_s, other->timeout_s);
+    for (int i = 0; is_alike && i < OPTIONS; i++) {
+        bool is_there = options[i].group != PLACE_GROUP && i != OPTION_FILE;
+        is_alike = is_there ? is_same_text(one->given[i], other->given[i])
+                            : i != OPTION_FILE ||
+                                  (one->given[i] == NULL) == (other->given[i] == NULL);
+    }
     for (size_t i = 0; is_alike && i < one->pids; i++) {
         is_alike = is_same_text(one->pid[i], other->pid[i]);
     }
@@ -663,19 +656,16 @@ fuzz_arguments(const char *bytes, size_t length)
     static struct understood here;
     static struct understood there;
     char *words = copy_of(bytes, length); /* owned */
-    struct buffer list = {.data = NULL};
     struct buffer quoted = {.data = NULL};
-    struct buffer unquoted = {.data = NULL};
+    struct buffer list = {.data = NULL};
     understand(words, length, &here);
     if (here.is_good) {
         MUST(here.request.signal >= 0 && here.request.signal <= SIGRTMAX);
         MUST(here.request.pids <= MAX_WORDS && here.request.arguments <= MAX_WORDS);
         MUST(here.request.pids > 0 || is_selection(&here.request) ||
              here.request.action == ACTION_LIST || here.request.action == ACTION_CLEAN);
-        build_command(&here.request, append_word, &list);
-        build_command(&here.request, append_quoted, &quoted);
-        unquoted = unquote(quoted.data);
-        MUST(is_same(&list, &unquoted));
+        build_command(&here.request, &quoted);
+        list = unquote(quoted.data);
         understand(list.data, list.length, &there);
         MUST(there.is_good || !is_every_pid_good(&here.request));
         MUST(!there.is_good || asks_the_same(&here.request, &there.request));
@@ -683,7 +673,6 @@ fuzz_arguments(const char *bytes, size_t length)
     free(words);
     free(list.data);
     free(quoted.data);
-    free(unquoted.data);
 }
 
 /* Numbers, signals, PIDs and what is quoted of them. */
@@ -691,7 +680,7 @@ static void
 fuzz_values(const char *bytes, size_t length)
 {
     char *text = copy_of(bytes, length); /* owned */
-    struct quoted quoted = quote(text);
+    struct text quoted = quote(text);
     char written_pid[32];
     double number = 0;
     long whole = 0;
@@ -721,50 +710,49 @@ fuzz_values(const char *bytes, size_t length)
 /* ---- /proc ---------------------------------------------------------------------------------- */
 
 static void
-count_listener(const struct tcp_listener *listener, void *argument)
-{
-    MUST(strrchr(listener->place, ':') != NULL && listener->port >= 0);
-    ++*(size_t *)argument;
-}
-
-static void
 fuzz_proc(const char *bytes, size_t length)
 {
     struct buffer command = {.data = NULL};
+    struct buffer lists = {.data = NULL};
     struct target target = {.pid = 1, .path = "/tmp/manhole-1"};
     char *line = copy_of(bytes, length); /* owned */
-    const struct doors doors = {.inodes = {1, 12345}, .count = 2};
-    struct search search = {.target = &target, .doors = doors};
-    struct notice notice = {.is_there = false};
+    const struct inodes inodes = {.list = {1, 12345}, .count = 2};
+    struct advert advert = {.is_there = false};
+    struct tcp_listener listener;
+    char *rest = NULL;
     const char *path = NULL;
-    char bits[32];
-    char version[8];
-    char age[32];
     size_t listeners = 0;
     uid_t uid = 0;
     (void)file_with(bytes, length);
     (void)inner_pid(1);
     (void)read_stat(1, 4);
     (void)process_state(1);
+    (void)has_ended(1);
     (void)find_uid(1, &uid);
-    find_age(1, age, sizeof(age));
-    find_version(1, version, sizeof(version));
-    MUST(strcmp(version, "?") == 0 || strncmp(version, "3.", 2) == 0);
-    take_thread_name(&notice, line);
-    MUST(notice.is_there || notice.signals[0] == 0);
-    MUST(strlen(describe_opening(1, &notice).text) > 0);
+    MUST(strlen(age_of(1).text) > 0);
+    read_thread_name(&advert, line);
+    MUST(advert.is_there || advert.signals[0] == 0);
+    read_maps(&advert, line);
+    MUST(strlen(describe_opening(1, &advert).text) > 0);
     (void)thread_group(1);
-    (void)find_status(1, "SigCgt", bits, sizeof(bits));
+    (void)read_status(1, "SigCgt");
     find_command(1, &command);
     MUST(command.length <= length + 1);
     MUST(strlen(text_of(&command)) == command.length);
-    (void)for_each_listener("1", count_listener, &listeners);
+    (void)read_tcp_lists(1, &lists);
+    rest = lists.data;
+    while (next_tcp_listener(&rest, &listener)) {
+        MUST(strrchr(listener.address, ':') != NULL && listener.port >= 0);
+        listeners++;
+    }
     MUST(listeners <= 2 * (length / 8));
-    search_paths(&search);
+    (void)search_paths(&target, &inodes);
     MUST(strlen(target.path) < sizeof(target.path));
-    path = door_path(line, &doors);
+    line[strcspn(line, "\n")] = '\0';
+    path = listening_path(line, &inodes);
     MUST(path == NULL || strchr(path, '\n') == NULL);
     free(command.data);
+    free(lists.data);
     free(line);
 }
 
@@ -786,7 +774,7 @@ fuzz_config(const char *bytes, size_t length)
         int number = 0;
         for (char *line = strtok_r(text, "\n", &rest); line != NULL;
              line = strtok_r(NULL, "\n", &rest)) {
-            take_config_line(&config, line, ++number);
+            parse_config_line(&config, line, ++number);
         }
         MUST(config.has_section || config.listen.length == 0);
         if (config.listen.length > 0 && config.listen.data[0] != '/') {
@@ -858,13 +846,14 @@ fuzz_history(const char *bytes, size_t length)
     uint32_t seed = take_seed(&bytes, &length);
     int fd = file_with("", 0);
     struct buffer input = {.data = NULL};
+    struct buffer typed = {.data = NULL};
     ssize_t count = 0;
     append(&input, bytes, length);
     append(&input, "\n", 1);
     (void)snprintf(history_path, sizeof(history_path), "%s", file_path);
     for (size_t i = 0, piece = 0; i < input.length; i += piece) {
         piece = next_piece(&seed, input.length - i);
-        remember_typed(input.data + i, piece);
+        remember_typed(&typed, input.data + i, piece);
     }
     count = pread(fd, kept, sizeof(kept), 0);
     MUST(count >= 0 && (size_t)count <= input.length);
@@ -887,6 +876,7 @@ fuzz_history(const char *bytes, size_t length)
         MUST(count >= HISTORY_SIZE / 2 - (ssize_t)input.length);
     }
     free(input.data);
+    free(typed.data);
     history_path[0] = '\0';
 }
 

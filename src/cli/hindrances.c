@@ -1,0 +1,177 @@
+/* Hindrances: why nobody answers, as far as /proc shows it.
+ *
+ * "Timeout" helps nobody at three in the morning: a process that is stopped, is held by a debugger,
+ * belongs to another user, waits for a signal to open its manhole, or has none, looks the same from
+ * its socket. So whoever has waited in vain asks here. Each say_...() writes one line with what to
+ * do next, or is silent and returns false when it sees no such thing. Nothing is guessed: what may
+ * not be looked at is not spoken of.
+ * To add a reason: a function of this kind, its turn in say_why(), and a test.
+ */
+#ifndef MANHOLE_CLI_HINDRANCES_C
+#define MANHOLE_CLI_HINDRANCES_C
+
+#include "adverts.c"
+
+/* What keeps a process from answering. */
+static bool
+say_hindrance(pid_t pid)
+{
+    const int number = (int)pid;
+
+    switch (process_state(pid)) {
+    case 0:
+        say_error("process %d is not there", number);
+        return true;
+    case 'T':
+        say_error("process is stopped: PID %d; 'kill -CONT %d' lets it go on", number,
+                  number);
+        return true;
+    case 't':
+        say_error("process is traced: PID %d is held by a debugger or strace; let it go "
+                  "on there",
+                  number);
+        return true;
+    case 'Z':
+    case 'X':
+        say_error("process %d has ended and waits for its parent to notice; there is "
+                  "nothing to look into",
+                  number);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* The name of a user, or his number where he has none. */
+static struct text
+user_of(uid_t uid)
+{
+    char names[4096];
+    struct passwd entry;
+    struct passwd *found = NULL;
+    bool is_known =
+        getpwuid_r(uid, &entry, names, sizeof(names), &found) == 0 && found != NULL;
+
+    return is_known ? print("%s", found->pw_name) : print("%u", (unsigned)uid);
+}
+
+/* Whether it is another user's, and so for him and root alone. */
+static bool
+say_owner(pid_t pid)
+{
+    uid_t uid = 0;
+
+    if (geteuid() == 0 || !find_uid(pid, &uid) || uid == geteuid()) {
+        return false;
+    }
+    say_error("process %d belongs to %s; run manhole-cli as %s%s", (int)pid,
+              user_of(uid).text, user_of(uid).text, uid != 0 ? ", or as root" : "");
+    return true;
+}
+
+/* The same of its socket, which stays the user's that the process was when it opened it. */
+static bool
+say_owner_of_socket(const struct target *target)
+{
+    struct stat file;
+
+    if (geteuid() == 0 || stat(target->path, &file) < 0 || file.st_uid == geteuid()) {
+        return false;
+    }
+    say_error("the socket %s belongs to %s, as it does where process %d opened it before "
+              "it changed its user; run manhole-cli as %s%s",
+              quote(target->path).text, user_of(file.st_uid).text, (int)target->pid,
+              user_of(file.st_uid).text, file.st_uid != 0 ? ", or as root" : "");
+    return true;
+}
+
+/* Whether this variable was in the environment that the process was started with. */
+static bool
+has_variable(pid_t pid, const char *name)
+{
+    OWNED_BUFFER environment = {.data = NULL};
+    size_t length = strlen(name);
+
+    (void)read_proc(pid, "environ", &environment);
+    for (size_t i = 0; i < environment.length; i += strlen(environment.data + i) + 1) {
+        const char *variable = environment.data + i;
+        if (strncmp(variable, name, length) == 0 && variable[length] == '=') {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The program that a process runs, by the path that it was called by, if it was, which in a virtual
+ * environment is more than the kernel's own. */
+static void
+find_program(pid_t pid, char *found, size_t size)
+{
+    OWNED_BUFFER words = {.data = NULL};
+
+    if (read_proc(pid, "cmdline", &words) && text_of(&words)[0] == '/') {
+        (void)snprintf(found, size, "%s", words.data);
+        return;
+    }
+    ssize_t length = readlink(proc_path(pid, "exe").text, found, size - 1);
+    found[length > 0 ? length : 0] = '\0';
+}
+
+/* The commonest mistake gets a line of its own: the variable is there, and Python never saw it. */
+static void
+say_no_manhole(pid_t pid, const struct advert *advert)
+{
+    char python[PATH_MAX];
+
+    if (advert->has_no_module && has_variable(pid, "PYTHONMANHOLE")) {
+        find_program(pid, python, sizeof(python));
+        say_error("PYTHONMANHOLE is set for process %d, but manhole is not installed in "
+                  "%s, or that was started with -I, -E or -S",
+                  (int)pid, quote(python).text);
+    }
+    else {
+        say_error("process %d seems to have no manhole: it wants manhole.install(), or "
+                  "PYTHONMANHOLE in its environment, when it starts",
+                  (int)pid);
+    }
+}
+
+/* After a timeout: all of this. signal: that was sent, or 0. */
+static void
+say_why(const struct target *target, int signal)
+{
+    struct target hidden = *target;
+    const pid_t pid = target->pid;
+
+    if (pid != 0 && signal != 0 && has_ended(pid)) {
+        say_error("process %d has ended: signal %d (%s) has ended it, which it caught; "
+                  "its own log may tell more",
+                  (int)pid, signal, signal_name(signal));
+        return;
+    }
+    if (pid == 0 || say_hindrance(pid) || say_owner(pid) || say_owner_of_socket(target)) {
+        return;
+    }
+    struct advert advert = read_advert(pid);
+    bool is_awaiting = opening_signal(&advert) != 0;
+    struct text opening = describe_opening(pid, &advert);
+    if (find_listening_socket(&hidden) == HIDDEN) {
+        say_error("process %d listens at %s, which leads there no more: the file was "
+                  "removed, or only the process sees it (nsenter -m -t %d); %s",
+                  (int)pid, quote(hidden.path).text, (int)pid,
+                  is_awaiting ? opening.text : "no signal opens it anew");
+    }
+    else if (is_awaiting) {
+        say_error("process %d has a manhole that is closed: %s", (int)pid, opening.text);
+    }
+    else if (advert.is_there) {
+        say_error("process %d has a manhole, and waits for no signal, but it does not "
+                  "listen where it can be seen from here; its log tells where",
+                  (int)pid);
+    }
+    else {
+        say_no_manhole(pid, &advert);
+    }
+}
+
+#endif /* MANHOLE_CLI_HINDRANCES_C */
