@@ -15,6 +15,7 @@
 #include "../door/socket.c"
 #include "../stacks/copy.c"
 #include "attach.c"
+#include "interrupt.c"
 #include "console.c"
 #include "commands.c"
 
@@ -302,6 +303,7 @@ session_main(void *argument)
     name[15] = '\0'; /* all that the kernel takes */
     (void)pthread_setname_np(pthread_self(), name);
     atomic_store(&session->ident, PyThread_get_thread_ident());
+    let_waits_be_ended();
     if (session->wish->receive == NULL || session->wish->receive(session)) {
         note_waiting(session, monotonic_ms());
         tstate = enter_interpreter();
