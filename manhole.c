@@ -18,7 +18,7 @@
  *                carries log lines to a Python object; one beside each session of a TCP client
  *                takes telnet out of what that sends.
  *   application  its threads run the stream objects' write(), the fork hook, the exit callback and
- *                what manhole.* offers; the two signal handlers run in whichever thread is hit.
+ *                what manhole.* offers; the signal handlers run in whichever thread is hit.
  *
  * WHAT IT TOUCHES IN A PROCESS
  *   files        the sockets' paths, with mode 0600; removed again by exit, release or a signal.
@@ -26,7 +26,7 @@
  *                two more where it comes by TCP; a memory file while a frozen copy is made; a
  *                netlink socket while a TCP client's user is asked for. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
- *                (faulthandler.register), and while the socket exists those of death_signals[] that
+ *                (faulthandler.register), from CPython 3.15 on another (a C handler), and while the socket exists those of death_signals[] that
  *                were SIG_DFL. All are put back, but activate_on at exit: a late one must not kill.
  *   sys          std streams, __std*__ and displayhook while a client has a console; last_exc and
  *                its relatives when a client's statement raised; its class while a client's program

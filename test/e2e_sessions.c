@@ -397,6 +397,84 @@ interrupt_reaches_a_statement_that_prints_to_nobody(void)
     assert_answers(client);
 }
 
+static void
+require_waits_that_can_be_ended(void)
+{
+    if (!is_python_from(15)) {
+        skip_test("before CPython 3.15 a call waits on, whatever its thread is to raise");
+    }
+}
+
+static void
+interrupt_ends_a_call_that_waits(void)
+{
+    static const char *const calls[] = {
+        "time.sleep(1000)",
+        "sock.recv(1)",
+        "select.select([sock], [], [])",
+        "subprocess.run(['sleep', '1000'])",
+        "input()",
+    };
+    require_waits_that_can_be_ended();
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_with_card(app, own_id(1));
+    client_ask(client, "import select, socket, subprocess, time");
+    client_ask(client, "sock, other = socket.socketpair()");
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        client_send(client, format_text("print('begun'); %s\n", calls[i]));
+        client_wait_for(client, "begun\n");
+        assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+        client_wait_for(client, "KeyboardInterrupt\n>>> ");
+    }
+    assert_answers(client);
+}
+
+/* The interrupter gets the GIL just when the thread is about to wait. */
+static void
+interrupt_ends_a_call_that_is_about_to_wait(void)
+{
+    require_waits_that_can_be_ended();
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = client_with_card(app, own_id(1));
+    client_ask(client, "import ctypes, operator, time; from functools import partial");
+    client_ask(client, "keep_gil = partial(ctypes.PyDLL(None).usleep, 20000)");
+    client_ask(client, "wait = partial(time.sleep, 1000)");
+    for (int i = 0; i < 30; i++) {
+        client_send(client,
+                    "print('begun'); list(map(operator.call, [keep_gil, wait]))\n");
+        client_wait_for(client, "begun\n");
+        assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+        client_wait_for(client, "KeyboardInterrupt\n>>> ");
+    }
+}
+
+static bool
+has_three_threads(void *argument)
+{
+    return count_threads(((struct process *)argument)->pid) == 3;
+}
+
+/* Its handlers would run for nothing. */
+static void
+interrupt_sends_no_signal_that_the_application_has_taken(void)
+{
+    struct process *app =
+        start_ready(INSTALL("") "import os, signal, sys\n"
+                                "heard, sys.ends = [], os.pipe()\n"
+                                "for s in range(signal.SIGRTMIN, signal.SIGRTMAX + 1):\n"
+                                "    signal.signal(s, lambda s, _: heard.append(s))\n" //
+                    EVALUATE);
+    struct client *client = client_with_card(app, own_id(1));
+    client_ask(client, "import os, sys");
+    client_send(client, "print('begun'); os.read(sys.ends[0], 1)\n");
+    client_wait_for(client, "begun\n");
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    wait_until(has_three_threads, app, "the interrupter has done its work", DEADLINE);
+    assert_string_equal(evaluate(app, "heard"), "[]");
+    evaluate(app, "os.write(sys.ends[1], b'x')");
+    client_wait_for(client, "KeyboardInterrupt\n");
+}
+
 static bool
 has_four_threads(void *argument)
 {
@@ -481,9 +559,9 @@ second_ctrl_c_leaves_a_statement_that_does_not_end(void)
 static void
 ctrl_c_in_a_call_says_when_it_comes_and_that_another_leaves(void)
 {
-    static const char code[] = "import _thread, os, time; "
+    static const char code[] = "import _thread, os; lock = _thread.allocate_lock(); "
                                "os.write(1, b'begun %d\\n' % _thread.get_native_id()); "
-                               "time.sleep(1000)";
+                               "lock.acquire() and lock.acquire()";
     static const char said[] = "still running: KeyboardInterrupt comes when the call "
                                "returns; Ctrl-C again leaves";
     static const struct {
@@ -641,12 +719,6 @@ traced_program_goes_on_after_a_statement(void)
     struct process *app = start_ready(TRACED);
     assert_answers(client_at_prompt(app));
     assert_traced_code_runs(app);
-}
-
-static bool
-has_three_threads(void *argument)
-{
-    return count_threads(((struct process *)argument)->pid) == 3;
 }
 
 /* Ctrl-C in a call that lasts: the interrupt is on its way until that returns. */
@@ -927,6 +999,9 @@ main(void)
         TEST(interrupt_is_no_session),
         TEST(interrupt_is_not_logged),
         TEST(interrupt_reaches_a_statement_that_prints_to_nobody),
+        TEST(interrupt_ends_a_call_that_waits),
+        TEST(interrupt_ends_a_call_that_is_about_to_wait),
+        TEST(interrupt_sends_no_signal_that_the_application_has_taken),
         TEST(interrupt_waits_until_an_import_is_over),
         TEST(ctrl_c_ends_the_statement_alone),
         TEST(second_ctrl_c_leaves_a_statement_that_does_not_end),

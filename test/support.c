@@ -671,6 +671,15 @@ require_gil(void)
     }
 }
 
+bool
+is_python_from(int minor)
+{
+    const char *const ask[] = {
+        python(), "-c",
+        format_text("import sys; sys.exit(sys.version_info < (3, %d))", minor), NULL};
+    return run_command(ask, NULL, NULL, NULL) == 0;
+}
+
 const char *
 debian_python(void)
 {

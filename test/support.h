@@ -176,6 +176,7 @@ const char *link_flags(void);
  * are at frozen copies. require_gil() skips the test. */
 bool has_gil(void);
 void require_gil(void);
+bool is_python_from(int minor); /* CPython 3.MINOR or newer */
 const char *debian_python(void);
 
 /* Whether it is CPython 3.MINOR or newer. */

@@ -554,6 +554,14 @@ new_thread_state(PyInterpreterState *interpreter)
 #  define HAS_GIL true
 #endif
 
+/* Whether a call that waits, in whatever thread, looks for what that is to be interrupted with when
+ * a signal cuts it short. Before 3.15 it just waits on. */
+#if PY_VERSION_HEX >= 0x030f0000
+#  define WAITS_CAN_BE_ENDED true
+#else
+#  define WAITS_CAN_BE_ENDED false
+#endif
+
 ATTACHED static PyObject *
 refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {

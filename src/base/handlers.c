@@ -1,4 +1,4 @@
-/* Async-signal-safe code: the two handlers. Only signal-safety(7) calls and other ASYNC_SAFE
+/* Async-signal-safe code: the three handlers. Only signal-safety(7) calls and other ASYNC_SAFE
  * functions here; errno saved first and restored last.
  * Runs on:  whichever thread the kernel picks, at any instruction.
  * Touches:  atomics, and a door's path while bound says that it is whole.
@@ -82,6 +82,14 @@ on_activate(int signum)
         atomic_store(&manhole.activated_child, getpid());
     }
     errno = saved_errno;
+}
+
+/* For the signal that ends a session's wait: a system call that it cuts short returns, which is all
+ * that is wanted. Whoever else it hits does not notice more than that. */
+ASYNC_SAFE static void
+on_end_wait(int signum)
+{
+    (void)signum;
 }
 
 /* For a signal whose default action ends the process: the path goes first, then the

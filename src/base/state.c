@@ -279,6 +279,8 @@ static struct manhole {
     PyObject *previous_oneshot; /* owned, what signal.signal() returned */
     struct sigaction previous_oneshot_action;
     void (*oneshot_handler)(int); /* what signal.signal() has set: CPython's own */
+    /* Ends what a session's thread waits for; 0: none. Sent under that session's out_lock. */
+    _Atomic int wait_ending_signal;
     PyInterpreterState *interpreter;
     struct sigaction previous_activate;
     /* The listener: made and joined under install_lock. */

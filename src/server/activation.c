@@ -225,6 +225,43 @@ close_snapshot(void)
     Py_CLEAR(snapshot.modules);
 }
 
+/* Without SA_RESTART, for the calls are to end. Not a signal that the calling thread blocks: others
+ * may wait for such a one with sigwait(), and a session's thread, where it is not blocked, would
+ * get it in their place. */
+static void
+watch_wait_ending_signal(void)
+{
+    struct sigaction action = {.sa_handler = on_end_wait, .sa_flags = SA_ONSTACK};
+    sigset_t blocked;
+    int signum = WAITS_CAN_BE_ENDED ? find_free_signal() : 0;
+    (void)sigemptyset(&action.sa_mask);
+    (void)pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    if (signum != 0 && !sigismember(&blocked, signum) &&
+        sigaction(signum, &action, NULL) == 0) {
+        atomic_store(&manhole.wait_ending_signal, signum);
+    }
+}
+
+/* Nobody sends it any more once each session's lock has been seen free. One that is on its way
+ * still is ignored, where its default action would end the process. */
+static void
+unwatch_wait_ending_signal(void)
+{
+    struct sigaction current;
+    struct sigaction action = {.sa_handler = SIG_IGN};
+    const int signum = atomic_exchange(&manhole.wait_ending_signal, 0);
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        lock_leaf(&manhole.sessions[i].out_lock);
+        unlock(&manhole.sessions[i].out_lock);
+    }
+    if (signum != 0 && sigaction(signum, NULL, &current) == 0 &&
+        current.sa_handler == on_end_wait) {
+        (void)sigaction(signum, &action, NULL);
+        action.sa_handler = SIG_DFL;
+        (void)sigaction(signum, &action, NULL);
+    }
+}
+
 /* Not through signal.signal(): a Python handler waits for the main thread to return to
  * the interpreter, and would cut the application's system calls short. */
 ATTACHED static int

@@ -167,6 +167,7 @@ uninstall(void)
     }
     stop_listener();
     close_snapshot();
+    unwatch_wait_ending_signal();
     forget_options();
 }
 
@@ -431,6 +432,7 @@ reinstall(void)
 {
     if (!may_reinstall(&manhole.options)) {
         close_snapshot();
+        unwatch_wait_ending_signal();
         forget_options();
         atomic_store(&manhole.owner, 0);
         return;

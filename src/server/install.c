@@ -74,6 +74,7 @@ prepare(PyObject *module)
         state->has_fork_hook = true;
     }
     open_snapshot();
+    watch_wait_ending_signal();
     if (!manhole.has_exit_handler) {
         manhole.has_exit_handler = atexit(remove_paths_at_exit) == 0;
     }

@@ -1,9 +1,18 @@
 /* Interrupt: a KeyboardInterrupt for a session's thread, and for nothing else.
  * Runs on:  the listener, or the thread that reads telnet, which sends out a native thread, since
  *           attaching may take for ever; and that thread, an interrupter or a guard.
- * Touches:  the session's helpers, interrupted and guarded, under its out_lock.
+ * Touches:  the session's helpers, interrupted and guarded, under its out_lock; the session's
+ *           thread, by a signal.
  * A client asks for it by a side channel or by telnet's Ctrl-C. What a client that has left let run
  * is interrupted in the same way; by a guard where no listener looks after the session.
+ *
+ * Python raises the exception in the thread between two of its instructions. A call that waits in C,
+ * sleep() or recv(), goes on waiting. From CPython 3.15 on it looks for the exception when a signal
+ * has cut its system call short, so there the thread is sent one, by its number: a real-time signal
+ * that nobody used at install(), with a handler that does nothing (watch_wait_ending_signal()). No
+ * other thread sees anything of it: those of the manhole have it blocked, all but the sessions', and
+ * to those of the application it is not sent. A oneshot's session runs in the main thread, where
+ * Python's own handlers cut calls short in the same way.
  */
 #ifndef MANHOLE_SESSION_INTERRUPT_C
 #define MANHOLE_SESSION_INTERRUPT_C
@@ -13,6 +22,7 @@
 #include "../base/locks.c"
 #include "../base/basics.c"
 #include "../base/log.c"
+#include "../base/handlers.c"
 #include "../door/socket.c"
 #include "../stacks/look.c"
 #include "attach.c"
@@ -20,6 +30,8 @@
 enum {
     /* How long an interrupt waits for a statement to come out of the import system. */
     IMPORT_PATIENCE_MS = 1000,
+    /* Between the signals that are to end a wait: twice as long each time, but not this long. */
+    LONGEST_PAUSE_MS = 256,
 };
 
 static void
@@ -84,6 +96,52 @@ is_importing(unsigned long ident)
     return importing;
 }
 
+/* In a session's own thread, before it serves: has the signal that ends its waits let through. */
+DETACHED static void
+let_waits_be_ended(void)
+{
+    const int signum = atomic_load(&manhole.wait_ending_signal);
+    sigset_t set;
+    if (signum != 0) {
+        (void)sigemptyset(&set);
+        (void)sigaddset(&set, signum);
+        (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    }
+}
+
+/* Sends the signal, if it is ours still: the application may have taken it since. The lock keeps
+ * the thread from its end meanwhile. */
+static void
+end_wait(struct session *session)
+{
+    struct sigaction current;
+    int signum = 0;
+    lock_leaf(&session->out_lock);
+    signum = atomic_load(&manhole.wait_ending_signal);
+    if (signum != 0 && !atomic_load(&session->over) &&
+        sigaction(signum, NULL, &current) == 0 && current.sa_handler == on_end_wait) {
+        (void)pthread_kill((pthread_t)atomic_load(&session->run.ident), signum);
+    }
+    unlock(&session->out_lock);
+}
+
+/* A signal that comes just before a thread begins to wait is lost: so there are some more, until
+ * what was interrupted is over. */
+ATTACHED static void
+end_wait_begun_since(struct session *session)
+{
+    int pause_ms = WAITS_CAN_BE_ENDED ? 1 : LONGEST_PAUSE_MS;
+    while (pause_ms < LONGEST_PAUSE_MS && atomic_load(&session->run.running) &&
+           atomic_load(&session->run.stricken)) {
+        PyThreadState *tstate = NULL;
+        end_wait(session);
+        tstate = detach();
+        (void)poll(NULL, 0, pause_ms);
+        reattach(tstate);
+        pause_ms *= 2;
+    }
+}
+
 /* Raises an exception in what the session runs, if it does: as soon as it is out of the import
  * system, or not at all when that lasts. */
 ATTACHED static void
@@ -100,6 +158,7 @@ raise_in_session(struct session *session, PyObject *type)
     }
     if (atomic_load(&session->run.running) && !importing) {
         strike(session, type);
+        end_wait(session);
         settle_interrupts(); /* the session may be long in coming */
     }
 }
@@ -118,6 +177,7 @@ interrupter_main(void *argument)
     session->run.interrupted = false;
     unlock(&session->out_lock);
     if (tstate != NULL) {
+        end_wait_begun_since(session);
         leave_interpreter(tstate);
     }
     helper_done(session);

@@ -15,6 +15,7 @@
 #include "../door/socket.c"
 #include "../stacks/copy.c"
 #include "attach.c"
+#include "interrupt.c"
 #include "console.c"
 #include "commands.c"
 
@@ -274,6 +275,7 @@ session_main(void *argument)
     PyThreadState *tstate = NULL;
     name_session_thread(session);
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
+    let_waits_be_ended();
     if (session->channel->receive == NULL || session->channel->receive(session)) {
         note_waiting(session, monotonic_ms());
         tstate = enter_interpreter();
