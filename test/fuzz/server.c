@@ -583,7 +583,7 @@ static const struct channel console_channel = {
 /* Serves a client that sends this, in this thread, as the session's own would. Returns what it is
  * answered, to be freed. */
 ATTACHED static struct text
-converse(const struct channel *channel, void (*serve)(struct session *),
+converse(const struct channel *channel, void (*serve)(struct session *, PyObject *locals),
          const char *bytes, size_t length)
 {
     const struct peer peer = {.pid = getpid(), .uid = geteuid(), .gid = getegid()};
@@ -602,7 +602,7 @@ converse(const struct channel *channel, void (*serve)(struct session *),
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     received = receive_here(session);
     if (received) {
-        serve(session);
+        serve_with_locals(session, serve);
     }
     MUST(!PyErr_Occurred() && session->run.names == NULL && session->run.input == NULL);
     tstate = detach();
@@ -649,7 +649,7 @@ fuzz_console(const char *bytes, size_t length)
     static const char end[] = "now exiting ManholeConsole...\n";
     struct text lines = make_harmless(bytes, length, false);
     struct text answer =
-        converse(&console_channel, serve_repl_here, lines.bytes, lines.length);
+        converse(&console_channel, serve_console, lines.bytes, lines.length);
     MUST(is_utf8(&answer));
     /* One prompt: for what was typed ahead there is none. */
     MUST(memmem(answer.bytes, answer.length, "\1?>>> \2", 7) != NULL);
@@ -665,8 +665,7 @@ ATTACHED static void
 fuzz_exec(const char *bytes, size_t length)
 {
     struct text lines = make_harmless(bytes, length, true);
-    struct text answer =
-        converse(&plain_channel, serve_exec_here, lines.bytes, lines.length);
+    struct text answer = converse(&plain_channel, serve_exec, lines.bytes, lines.length);
     MUST(answer.length == 0);
     free_text(&lines);
     free_text(&answer);
@@ -684,7 +683,7 @@ fuzz_commands(const char *bytes, size_t length)
         }
     }
     manhole.options.enable = FEATURE_DEBUGGER;
-    answer = converse(&console_channel, serve_commands_here, bytes, length);
+    answer = converse(&console_channel, serve_commands, bytes, length);
     MUST(is_utf8(&answer));
     MUST(memmem(answer.bytes, answer.length, "\1?(manhole:", 11) != NULL);
     Py_XDECREF(call_part(manhole.module, &probes_part, "unprobe_all", NULL, NULL));
@@ -694,8 +693,9 @@ fuzz_commands(const char *bytes, size_t length)
 
 /* Here instead of running it. */
 ATTACHED static void
-compile_program(struct session *session)
+compile_program(struct session *session, PyObject *locals)
 {
+    (void)locals;
     PyObject *argv = make_arguments(session);            /* owned */
     PyObject *file = decode_field(session->run.request); /* owned */
     PyObject *code = NULL;                               /* owned */
@@ -738,12 +738,6 @@ fuzz_program(const char *bytes, size_t length)
     free_text(&answer);
 }
 
-ATTACHED static void
-complete_here(struct session *session)
-{
-    serve_with_locals(session, serve_completion);
-}
-
 /* A word and a newline, while a console, or a command shell, has names for it. */
 ATTACHED static void
 fuzz_completion(const char *bytes, size_t length)
@@ -754,7 +748,7 @@ fuzz_completion(const char *bytes, size_t length)
     console->state = SESSION_TAKEN;
     console->channel = &plain_channel;
     console->run.names = PyObject_GetAttrString(helpers, table); /* owned */
-    answer = converse(find_channel("complete"), complete_here, bytes, length);
+    answer = converse(find_channel("complete"), serve_completion, bytes, length);
     Py_CLEAR(console->run.names);
     size_t word = length == 0 || memchr(bytes, '\n', length) == NULL
                       ? 0
