@@ -2,14 +2,14 @@
  * Runs on:  every thread; log_line() never runs Python and never blocks.
  * Touches:  the verbose options, under log_lock; a Python destination, in deliver_log() alone.
  *
- * How it works. A line for a descriptor is written at once, if the descriptor takes it. A line for a
- * Python object cannot be: whoever has something to say may be detached, in the middle of something,
- * or in a session's thread, whose print() is its client's. It waits in a bounded queue, and the
- * listener is told, which sends out a courier: a thread that attaches, delivers what waits, and
- * leaves. Only where there may be no listener is deliver_log() called by others: at the end of
- * install(), release() and the process, for a oneshot and what else serves its client in a thread of
- * the application's, and when a session ends that may have outlived the listener. One thread at a
- * time delivers, so the lines keep their order.
+ * How it works. A line for a descriptor is written at once, if the descriptor takes it. A line for
+ * a Python object cannot be: whoever has something to say may be detached, in the middle of
+ * something, or in a session's thread, whose print() is its client's. It waits in a bounded queue,
+ * and the listener is told, which sends out a courier: a thread that attaches, delivers what waits,
+ * and leaves. Only where there may be no listener is deliver_log() called by others: at the end of
+ * install(), release() and the process, for a oneshot and what else serves its client in a thread
+ * of the application's, and when a session ends that may have outlived the listener. One thread at
+ * a time delivers, so the lines keep their order.
  */
 #ifndef MANHOLE_BASE_LOG_C
 #define MANHOLE_BASE_LOG_C
@@ -55,13 +55,10 @@ write_log_fd(const char *line, size_t length)
 static void
 queue_log_line(const char *line, size_t length)
 {
-    struct log_entry *entry = NULL; /* owned by the queue */
-    if (logger.length == LOG_QUEUE_LENGTH) {
-        return;
-    }
-    entry = malloc(sizeof(*entry) + length + 1);
+    struct log_entry *entry =
+        logger.length == LOG_QUEUE_LENGTH ? NULL : malloc(sizeof(*entry) + length + 1);
     if (entry == NULL) {
-        return;
+        return; /* this line is lost, the queue stays as it is */
     }
     entry->next = NULL;
     memcpy(entry->line, line, length + 1);
@@ -75,23 +72,37 @@ queue_log_line(const char *line, size_t length)
     logger.length++;
 }
 
+/* Where a line goes now. */
+enum log_target { LOG_NOWHERE, LOG_FD, LOG_OBJECT };
+
+/* Queues a line for the object, if it is to go there. */
+static enum log_target
+target_line(const char *line /* NULL: only look */, size_t length)
+{
+    enum log_target target = LOG_NOWHERE;
+    lock_leaf(&log_lock);
+    if (logger.enabled) {
+        target = logger.object == NULL ? LOG_FD : LOG_OBJECT;
+    }
+    if (target == LOG_OBJECT && line != NULL) {
+        queue_log_line(line, length);
+    }
+    unlock(&log_lock);
+    return target;
+}
+
+/* Says one thing, in a line without its newline. */
 __attribute__((format(printf, 1, 2))) static void
 log_line(const char *format, ...)
 {
     char line[LOG_LINE_SIZE];
     struct timespec now = {0};
     va_list arguments;
-    size_t length = 0;
-    bool enabled = false;
-    bool queued = false;
-    lock_leaf(&log_lock);
-    enabled = logger.enabled;
-    unlock(&log_lock);
-    if (!enabled) {
+    if (target_line(NULL, 0) == LOG_NOWHERE) {
         return;
     }
     (void)clock_gettime(CLOCK_REALTIME, &now);
-    length =
+    size_t length =
         (size_t)snprintf(line, sizeof(line), "Manhole[%ld:%lld.%04ld]: ", (long)getpid(),
                          (long long)now.tv_sec, now.tv_nsec / 100000);
     va_start(arguments, format);
@@ -100,17 +111,12 @@ log_line(const char *format, ...)
     length = strlen(line);
     line[length++] = '\n';
     line[length] = '\0';
-    lock_leaf(&log_lock);
-    enabled = logger.enabled;
-    queued = logger.object != NULL;
-    if (enabled && queued) {
-        queue_log_line(line, length);
-    }
-    unlock(&log_lock);
-    if (enabled && !queued) {
+
+    enum log_target target = target_line(line, length);
+    if (target == LOG_FD) {
         write_log_fd(line, length);
     }
-    if (enabled && queued && atomic_load(&manhole.started)) {
+    if (target == LOG_OBJECT && atomic_load(&manhole.started)) {
         wake_listener(); /* in its first turn it looks by itself */
     }
 }
@@ -119,9 +125,8 @@ log_line(const char *format, ...)
 static bool
 begin_delivery(void)
 {
-    bool mine = false;
     lock_leaf(&log_lock);
-    mine = !logger.delivering && logger.first != NULL;
+    bool mine = !logger.delivering && logger.first != NULL;
     logger.delivering = logger.delivering || mine;
     unlock(&log_lock);
     return mine;
@@ -132,9 +137,8 @@ begin_delivery(void)
 ATTACHED static struct log_entry *
 next_log_entry(PyObject **object)
 {
-    struct log_entry *entry = NULL;
     lock_leaf(&log_lock);
-    entry = logger.first;
+    struct log_entry *entry = logger.first;
     if (entry == NULL) {
         logger.delivering = false;
     }
@@ -154,43 +158,38 @@ next_log_entry(PyObject **object)
 ATTACHED static void
 deliver_log(void)
 {
-    PyObject *type = NULL;      /* owned */
-    PyObject *value = NULL;     /* owned */
-    PyObject *traceback = NULL; /* owned */
-    PyObject *object = NULL;    /* owned */
-    struct log_entry *entry = NULL;
     if (!begin_delivery()) {
         return;
     }
-    PyErr_Fetch(&type, &value, &traceback);
-    while ((entry = next_log_entry(&object)) != NULL) {
-        PyObject *line = PyUnicode_DecodeUTF8(
-            entry->line, (Py_ssize_t)strlen(entry->line), "backslashreplace"); /* owned */
-        PyObject *result = NULL;                                               /* owned */
+    PyObject *raised = take_exception(); /* owned, handed back */
+    for (;;) {
+        OWNED PyObject *object = NULL;
+        struct log_entry *entry = next_log_entry(&object); /* owned */
+        if (entry == NULL) {
+            break;
+        }
+        OWNED PyObject *line = PyUnicode_DecodeUTF8(
+            entry->line, (Py_ssize_t)strlen(entry->line), "backslashreplace");
+        free(entry);
         if (object != NULL && line != NULL) {
-            result = PyObject_CallMethod(object, "write", "O", line);
+            Py_XDECREF(PyObject_CallMethod(object, "write", "O", line));
         }
         PyErr_Clear(); /* logging never raises into the application */
-        Py_XDECREF(line);
-        Py_XDECREF(result);
-        Py_CLEAR(object);
-        free(entry);
     }
-    PyErr_Restore(type, value, traceback);
+    put_back_exception(raised);
 }
 
 /* "ValueError('why')", for a log line, in a buffer of this size. Never raises. */
 ATTACHED static const char *
 describe_exception(PyObject *exception /* or NULL */, char *text, size_t size)
 {
-    PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception); /* owned */
+    OWNED PyObject *repr = exception == NULL ? NULL : PyObject_Repr(exception);
     const char *utf8 = repr == NULL ? NULL : PyUnicode_AsUTF8(repr);
     if (utf8 == NULL) {
         PyErr_Clear();
         utf8 = "an exception that has no repr()";
     }
     (void)snprintf(text, size, "%s", utf8);
-    Py_XDECREF(repr);
     return text;
 }
 
@@ -252,9 +251,8 @@ forget_log_lines(void)
 static bool
 is_log_waiting(void)
 {
-    bool waiting = false;
     lock_leaf(&log_lock);
-    waiting = logger.first != NULL;
+    bool waiting = logger.first != NULL;
     unlock(&log_lock);
     return waiting;
 }

@@ -93,7 +93,8 @@ struct text {
     bool failed;
 };
 
-/* What a connection is for, as the client's calling card says. The rows are in the listener's room. */
+/* What a connection is for, as the client's calling card says. The rows are in the listener's
+ * room. */
 struct channel {
     const char *name;
     bool aside;           /* needs a slot, but is none of max_sessions */
@@ -312,7 +313,7 @@ static struct manhole {
     _Atomic int viewers;        /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */
     int consoles;
-    int programs;        /* sessions with an argv of their own */
+    int programs; /* sessions with an argv of their own */
     struct borrowed_attribute borrowed[11];
 } manhole = {
     .sessions = session_table,
@@ -357,9 +358,9 @@ struct module_state {
     PyObject *manhole_object; /* what install() returns */
     bool has_fork_hook;
     bool has_multiprocessing_hook;
-    PyObject *streams;      /* list of the last streams made, see get_stream() */
-    PyObject *library;      /* dict, see import_standard() */
-    PyObject *parts;        /* dict of name: module, see struct part */
+    PyObject *streams; /* list of the last streams made, see get_stream() */
+    PyObject *library; /* dict, see import_standard() */
+    PyObject *parts;   /* dict of name: module, see struct part */
     PyObject *already_installed;
     PyObject *not_installed;
     PyObject *configuration_conflict;

@@ -1,6 +1,9 @@
 /* Side channels: what a client gets instead of a console when its calling card says so.
- * Runs on:  the session's thread, ATTACHED.
- * Touches:  the session's own fields.
+ * Runs on:  the session's thread, ATTACHED; receive_line() before it attaches.
+ * Touches:  the session's own fields; reads the names of the console with the same card.
+ * A side channel is a connection of its own beside that of the console, so completion and stacks
+ * need no protocol in the console's stream of bytes. The id on the card says whose console is
+ * meant. Which there are, and what goes over them, is listed in the listener's room.
  */
 #ifndef MANHOLE_SESSION_CHANNELS_C
 #define MANHOLE_SESSION_CHANNELS_C

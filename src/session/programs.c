@@ -4,10 +4,11 @@
  *
  * How sys.argv is the program's own. What a program imports, argparse above all, reads sys.argv by
  * itself, so a namespace with another sys in it is not enough; and the application, which may start
- * itself again by its arguments, or hand them to the children of multiprocessing, must never see the
- * program's. Nothing can stand in for the list, for C code asks what is a list and reads its memory.
- * So it is the attribute that answers by thread: while programs run, sys is of a class derived from
- * its own, with a property argv. sys.__dict__, which is what C code sees, stays as it is.
+ * itself again by its arguments, or hand them to the children of multiprocessing, must never see
+ * the program's. Nothing can stand in for the list, for C code asks what is a list and reads its
+ * memory. So it is the attribute that answers by thread: while programs run, sys is of a class
+ * derived from its own, with a property argv. sys.__dict__, which is what C code sees, stays as it
+ * is.
  */
 #ifndef MANHOLE_SESSION_PROGRAMS_C
 #define MANHOLE_SESSION_PROGRAMS_C
