@@ -289,7 +289,7 @@ serve_completion(struct session *session, PyObject *locals)
     (void)locals;
     complete_line(session);
     PyErr_Clear();
-    end_visit(session);
+    close_session(session);
 }
 
 /* Never raises. */
@@ -298,7 +298,7 @@ serve_look(struct session *session, const struct form *form)
 {
     (void)send_stacks(session, form, false);
     log_failure(session, "Stacks failed with ");
-    end_visit(session);
+    close_session(session);
 }
 
 /* The stack dump alone. */

@@ -390,11 +390,9 @@ ask_line(struct session *session, const char *prompt)
 ATTACHED static PyObject *
 read_paste(struct session *session)
 {
-    PyObject *text = PyObject_CallMethod(session->run.input, "read", "i", MAX_LINE);
-    if (text != NULL && session->run.pasting) {
-        Py_SETREF(text, PyUnicode_FromString(""));
-    }
-    return text;
+    OWNED PyObject *text = PyObject_CallMethod(session->run.input, "read", "i", MAX_LINE);
+    return text != NULL && session->run.pasting ? PyUnicode_FromString("")
+                                                : steal_reference(&text);
 }
 
 /* Reads what the console is to run next: a line, or what was pasted. Returns as await_line(). */
@@ -402,15 +400,15 @@ ATTACHED static PyObject *
 read_input(struct session *session, const char *prompt /* NULL: it is there already */,
            bool *is_paste)
 {
-    PyObject *text = NULL; /* owned, handed to the caller */
     session->run.takes_paste = true;
-    text = prompt == NULL ? await_line(session) : ask_line(session, prompt);
+    OWNED PyObject *text =
+        prompt == NULL ? await_line(session) : ask_line(session, prompt);
     *is_paste = session->run.pasting;
     if (text != NULL && session->run.pasting) {
         Py_SETREF(text, read_paste(session));
     }
     session->run.takes_paste = session->run.pasting = false;
-    return text;
+    return steal_reference(&text);
 }
 
 #endif /* MANHOLE_SESSION_INPUT_C */

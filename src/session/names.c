@@ -88,9 +88,8 @@ make_names(PyObject *locals /* or NULL */, bool live)
 ATTACHED static void
 set_names(struct session *session, PyObject *names /* new: taken over; or NULL */)
 {
-    PyObject *previous = NULL; /* owned */
     lock_leaf(&table_lock);
-    previous = session->run.names;
+    PyObject *previous = session->run.names; /* owned */
     session->run.names = names;
     unlock(&table_lock);
     Py_XDECREF(previous);

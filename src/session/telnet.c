@@ -14,8 +14,8 @@
  *   Ctrl-C, as a command or as a byte, interrupts what runs, and takes back the line that is half
  *   typed or waits to be read. Which of these it will be cannot be known here, so it is both: the
  *   text gets a line that ends with Ctrl-C, which the session drops when it comes to it; and before
- *   that is passed on, what runs is interrupted (pass_interrupt). Until the line has been read, what
- *   the session begins to run is interrupted, too: taken_back.
+ *   that is passed on, what runs is interrupted (pass_interrupt). Until the line has been read,
+ *   what the session begins to run is interrupted, too: taken_back.
  *
  *   A web page can have its user's browser send any text to a port: a client whose first line is
  *   one of HTTP's is let go before a line of it is run (check_first_line).
