@@ -78,8 +78,8 @@ MUTANTS = [
     (
         "the listener waits for a slow client",
         "src/session/output.c",
-        "    error = send_waiting(session, MSG_DONTWAIT);",
-        "    error = send_waiting(session, 0);",
+        "    int error = send_waiting(session, MSG_DONTWAIT);",
+        "    int error = send_waiting(session, 0);",
         "e2e_sessions",
         "client_that_reads_nothing_of_what_the_application_prints_keeps_nobody_out",
     ),

@@ -333,12 +333,13 @@ try_config(void)
 ATTACHED static int
 try_live_names(void)
 {
-    PyObject *own = PyDict_New();
-    PyObject *names = own == NULL ? NULL : make_live_names(own, PyModule_GetDict(module));
-    int result = names == NULL ? -1 : 0;
-    Py_XDECREF(own);
+    PyObject *before = manhole.module;
+    PyObject *names = NULL;
+    manhole.module = module; /* borrowed, for as long as this */
+    names = make_names(PyModule_GetDict(module), true);
+    manhole.module = before;
     Py_XDECREF(names);
-    return result;
+    return names == NULL ? -1 : 0;
 }
 #endif
 

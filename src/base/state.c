@@ -112,7 +112,8 @@ struct text {
     bool failed;
 };
 
-/* What a connection is for, as the client's calling card says. The rows are in the listener's room. */
+/* What a connection is for, as the client's calling card says. The rows are in the listener's
+ * room. */
 struct channel {
     const char *name;
     bool aside;           /* needs a slot, but is none of max_sessions */

@@ -1,9 +1,23 @@
-/* Console: the prompt, and the other two ways to serve a client.
+/* Console: the prompt.
  * Runs on:  the session's thread, ATTACHED.
- * Touches:  the session's own fields; sys only through borrow_attribute().
- * The standard library compiles, runs and formats: ManholeConsole is code.InteractiveConsole with
- * its reporting of exceptions replaced, so that neither a crash reporter in sys.excepthook nor
- * another client hears of a typing error.
+ * Touches:  the session's own fields.
+ *
+ * How it works. The standard library compiles and runs: the console is code.InteractiveConsole,
+ * with its reporting of exceptions replaced (the room shown). What is added is about when Python is
+ * let go of, for beside threads that compute each time costs some five milliseconds until it is
+ * back.
+ *
+ *   The greeting, stacks, banner and prompt, is one send, and before anything is imported: the
+ *   client sees the stacks at once, and the modules come in while it looks at them (talk).
+ *
+ *   A line is one act if it is a whole statement, and nothing follows its value: then the value
+ *   goes out with the next prompt. Most lines are. It is also compiled once, where the console
+ *   tries twice and more to find out whether a line goes on (compile_one_act).
+ *
+ *   A paste runs as a file would, but shows each value (paste_program).
+ *
+ *   Where the library cannot be read, by a process in a container that is gone, say, a plain
+ *   console does as much as the prompt needs (plain_console_program).
  */
 #ifndef MANHOLE_SESSION_CONSOLE_C
 #define MANHOLE_SESSION_CONSOLE_C
@@ -54,7 +68,6 @@ ATTACHED static enum verdict
 judge_exception(struct session *session, PyObject *console)
 {
     static const char message[] = "\nKeyboardInterrupt\n";
-    PyObject *reset = NULL; /* owned */
     if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
         size_t skipped =
             session->channel->marked ? 1 : 0; /* there Ctrl-C ends the line */
@@ -75,8 +88,7 @@ judge_exception(struct session *session, PyObject *console)
         }
         return SESSION_OVER;
     }
-    reset = PyObject_CallMethod(console, "resetbuffer", NULL);
-    Py_XDECREF(reset);
+    OWNED PyObject *reset = PyObject_CallMethod(console, "resetbuffer", NULL);
     return reset == NULL ? SESSION_OVER : LINE_DONE;
 }
 
@@ -86,13 +98,13 @@ judge_exception(struct session *session, PyObject *console)
 static bool
 is_one_act(PyObject *line)
 {
-    static const char *const signs = ":;\\";
-    bool found = false;
-    for (size_t i = 0; signs[i] != '\0' && !found; i++) {
-        found = PyUnicode_FindChar(line, (Py_UCS4)signs[i], 0, PyUnicode_GET_LENGTH(line),
-                                   1) != -1;
+    for (const char *sign = ":;\\"; *sign != '\0'; sign++) {
+        if (PyUnicode_FindChar(line, (Py_UCS4)*sign, 0, PyUnicode_GET_LENGTH(line), 1) !=
+            -1) {
+            return false;
+        }
     }
-    return !found;
+    return true;
 }
 
 /* Compiles such a line once, where the console does it twice and more to find out whether it goes
@@ -100,18 +112,15 @@ is_one_act(PyObject *line)
 ATTACHED static PyObject *
 compile_one_act(PyObject *console, PyObject *line)
 {
-    PyObject *command = PyObject_GetAttrString(console, "compile"); /* owned */
-    PyObject *compiler =
-        command == NULL ? NULL : PyObject_GetAttrString(command, "compiler"); /* owned */
+    OWNED PyObject *command = PyObject_GetAttrString(console, "compile");
     PyObject *code = NULL; /* new, handed to the caller */
-    if (compiler != NULL) {
-        code = PyObject_CallFunction(compiler, "Oss", line, "<console>", "single");
+    if (command != NULL) {
+        code =
+            PyObject_CallMethod(command, "compiler", "Oss", line, "<console>", "single");
     }
     if (code == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_Clear();
     }
-    Py_XDECREF(command);
-    Py_XDECREF(compiler);
     return code;
 }
 
@@ -172,13 +181,9 @@ static const struct part paste_part = {.name = "paste", .program = paste_program
 ATTACHED static PyObject *
 run_paste(PyObject *console, PyObject *text)
 {
-    PyObject *run = get_from_part(manhole.module, &paste_part, "run"); /* owned */
-    PyObject *more = NULL; /* new, handed to the caller */
-    if (run != NULL) {
-        more = PyObject_CallFunction(run, "OOi", console, text, PyCF_ONLY_AST);
-    }
-    Py_XDECREF(run);
-    return more;
+    OWNED PyObject *run = get_from_part(manhole.module, &paste_part, "run");
+    return run == NULL ? NULL
+                       : PyObject_CallFunction(run, "OOi", console, text, PyCF_ONLY_AST);
 }
 
 /* Runs what a line completes, if it does. Returns a new bool, whether more lines are wanted; or
@@ -186,20 +191,12 @@ run_paste(PyObject *console, PyObject *text)
 ATTACHED static PyObject *
 run_line(struct session *session, PyObject *console, PyObject *line)
 {
-    PyObject *code =
-        session->run.one_act ? compile_one_act(console, line) : NULL; /* owned */
-    PyObject *ran = NULL;                                             /* owned */
-    PyObject *more = NULL; /* new, handed to the caller */
-    if (code != NULL) {
-        ran = PyObject_CallMethod(console, "runcode", "O", code);
-        more = ran == NULL ? NULL : Py_NewRef(Py_False);
+    OWNED PyObject *code = session->run.one_act ? compile_one_act(console, line) : NULL;
+    if (code == NULL) {
+        return PyErr_Occurred() ? NULL : PyObject_CallMethod(console, "push", "O", line);
     }
-    else if (!PyErr_Occurred()) {
-        more = PyObject_CallMethod(console, "push", "O", line);
-    }
-    Py_XDECREF(code);
-    Py_XDECREF(ran);
-    return more;
+    OWNED PyObject *ran = PyObject_CallMethod(console, "runcode", "O", code);
+    return ran == NULL ? NULL : Py_NewRef(Py_False);
 }
 
 /* begins: no block is being typed. */
@@ -208,27 +205,23 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
           bool is_paste)
 {
     Py_ssize_t length = PyUnicode_GetLength(line) - (ends_line(line) ? 1 : 0);
-    PyObject *bare = PyUnicode_Substring(line, 0, length); /* owned */
-    PyObject *more = NULL;                                 /* owned */
-    enum verdict verdict = SESSION_OVER;
+    OWNED PyObject *bare = PyUnicode_Substring(line, 0, length);
     if (bare == NULL) {
         return SESSION_OVER;
     }
     replace_streams();
+
     session->run.one_act = begins && !is_paste && is_one_act(bare);
     begin_running(session);
-    more = is_paste ? run_paste(console, bare) : run_line(session, console, bare);
+    OWNED PyObject *more =
+        is_paste ? run_paste(console, bare) : run_line(session, console, bare);
     end_running(session);
     session->run.one_act = false;
-    if (more != NULL) {
-        verdict = more == Py_True ? LINE_WANTS_MORE : LINE_DONE;
+
+    if (more == NULL) {
+        return judge_exception(session, console);
     }
-    else {
-        verdict = judge_exception(session, console);
-    }
-    Py_DECREF(bare);
-    Py_XDECREF(more);
-    return verdict;
+    return more == Py_True ? LINE_WANTS_MORE : LINE_DONE;
 }
 
 /* Line, prompt, line, prompt; a prompt first, if a reporter has told the client something behind
@@ -237,11 +230,11 @@ ATTACHED static void
 run_console(struct session *session, PyObject *console, bool told)
 {
     static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
-    PyObject *line = NULL; /* owned */
-    bool is_paste = false;
+    const char *prompt = told ? ">>> " : NULL;
     enum verdict verdict = LINE_DONE;
-    line = read_input(session, told ? ">>> " : NULL, &is_paste);
     while (verdict != SESSION_OVER) {
+        bool is_paste = false;
+        OWNED PyObject *line = read_input(session, prompt, &is_paste);
         if (line == NULL) {
             verdict = judge_exception(session, console);
         }
@@ -252,12 +245,17 @@ run_console(struct session *session, PyObject *console, bool told)
         else {
             verdict = push_line(session, console, line, verdict == LINE_DONE, is_paste);
         }
-        if (verdict != SESSION_OVER) {
-            const char *prompt = verdict == LINE_WANTS_MORE ? "... " : ">>> ";
-            Py_XSETREF(line, read_input(session, prompt, &is_paste));
-        }
+        prompt = verdict == LINE_WANTS_MORE ? "... " : ">>> ";
     }
-    Py_XDECREF(line);
+}
+
+/* The banner and the first prompt, behind what the client gets before them. */
+static void
+append_greeting(struct session *session, struct text *text)
+{
+    append_banner(text);
+    append_prompt(text, session, ">>> ");
+    session->run.says_it_reads = true;
 }
 
 /* Sends the stacks, unless there is no form for them or a reporter was quicker; the banner and the
@@ -268,22 +266,17 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
 {
     struct look look = {.frame_count = 0};
     struct text text = {0};
-    const char *rest = NULL;
-    size_t length = 0;
     int error = 0;
-    int result = -1;
     PyThreadState *tstate =
         form == NULL ? detach() : detach_with_stacks(&text, form, &look);
     if (!text.failed && settle_report(session)) {
         free_text(&text);
     }
     if (greets) {
-        append_banner(&text);
-        append_prompt(&text, session, ">>> ");
-        session->run.says_it_reads = true;
+        append_greeting(session, &text);
     }
-    rest = text.bytes;
-    length = text.length;
+    const char *rest = text.bytes;
+    size_t length = text.length;
     if (!text.failed) {
         error = send_detached(session, &rest, &length);
     }
@@ -293,6 +286,8 @@ send_stacks(struct session *session, const struct form *form /* or NULL */, bool
         (void)sched_yield();
     }
     reattach(tstate);
+
+    int result = -1;
     if (!text.failed) {
         result = conclude_sending(session, error, rest, length);
     }
@@ -359,8 +354,8 @@ static const char plain_console_program[] =
 static const struct part plain_console_part = {.name = "plain console",
                                                .program = plain_console_program};
 
-/* The session's console, or a plain one where there is no other. Returns a new reference, or NULL with
- * an exception. */
+/* The session's console, or a plain one where there is no other. Returns a new reference, or NULL
+ * with an exception. */
 ATTACHED static PyObject *
 make_console(const struct session *session)
 {
@@ -373,9 +368,14 @@ make_console(const struct session *session)
     OWNED PyObject *base =
         code == NULL ? get_from_part(manhole.module, &plain_console_part, "Console")
                      : PyObject_GetAttrString(code, "InteractiveConsole");
-    return base == NULL ? NULL
-                        : call_part(manhole.module, &shown_part, "make_console", base,
-                                    session->run.names);
+    if (base == NULL) {
+        return NULL;
+    }
+    lock_imports(); /* sessions that begin at once share its class */
+    PyObject *console = call_part(manhole.module, &shown_part, "make_console", base,
+                                  session->run.names); /* new */
+    unlock_imports();
+    return console;
 }
 
 /* The console of a client that has been greeted; and perhaps told something behind its prompt.
@@ -399,7 +399,7 @@ talk(struct session *session, PyObject *locals)
     bool told = false;
     if (is_inet(kept_number(&session->fd))) { /* a Unix client's: behind the prompt */
         set_importing(session, true); /* it may wait for what another session imports */
-        session->run.input = open_typed_input(session);
+        session->run.input = open_input(session);
         set_importing(session, false);
     }
     if (PyErr_Occurred() || open_streams(session) < 0 ||

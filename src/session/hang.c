@@ -1,6 +1,27 @@
 /* Hang: what a client is to hear within hang_timeout, and whether it has.
- * Runs on:  the session's thread, which asks and answers; what a reporter tells, see there.
+ * Runs on:  the session's thread, which asks and answers; a reporter, which tells.
  * Touches:  the hang watch of struct session, under its out_lock.
+ *
+ * How it works. Nobody polls Python, or a thread. A client that waits is written down as one that
+ * waits, with the time, and crossed out when Python has come to speak to it; the listener, which
+ * needs no Python, sleeps until the first of those times is hang_timeout old.
+ *
+ *        HANG_NONE  -- the client asks -->  HANG_ASKED  -- too long -->  HANG_REPORTED
+ *            ^                                  |                             |
+ *            |<-------- Python answers ---------+<-------- the same ----------|
+ *            |                                                                v
+ *            +<---- Python answers: note_answer() says that it was told -- HANG_TOLD
+ *
+ *   The client asks: when it comes in (start_session), when its prompt goes out, and with each line
+ *   that it sends (expect_answer), in the thread that is about to attach for it.
+ *   Python answers: that thread is attached (settle_report). While a reporter sends, it waits for
+ *   the end of that: the client never gets an answer in the middle of a report.
+ *   Too long: the listener sends out a reporter, see the room report.
+ *
+ * Two times: asked_ms is since when the client waits; waiting_ms is since when the session's thread
+ * waits for Python, and not for its client or for an import. By the latter a process is known to be
+ * stuck before the next client asks. Imports are slow beside threads that compute, and no sign of a
+ * hang: while a session imports it is given IMPORT_FACTOR times as long, anew with each module.
  */
 #ifndef MANHOLE_SESSION_HANG_C
 #define MANHOLE_SESSION_HANG_C
@@ -50,14 +71,14 @@ DETACHED static void
 expect_answer(struct session *session)
 {
     int64_t now_ms = monotonic_ms();
-    int64_t wakes_at_ms = -1;
     lock_leaf(&session->out_lock);
     session->hang.waiting_ms = now_ms;
     session->hang.asked_ms = now_ms;
     session->hang.state = HANG_ASKED;
     unlock(&session->out_lock);
+
     /* A listener that wakes in time anyway sees it then: most lines cost it nothing. */
-    wakes_at_ms = atomic_load(&manhole.wakes_at_ms);
+    int64_t wakes_at_ms = atomic_load(&manhole.wakes_at_ms);
     if (wakes_at_ms < 0 ||
         wakes_at_ms > now_ms + seconds_to_ms(manhole.options.hang_timeout)) {
         ring_bell(&manhole.wake_bell);
@@ -87,13 +108,11 @@ note_told(struct session *session)
 DETACHED static bool
 settle_report(struct session *session)
 {
-    bool told = false;
     lock_leaf(&session->out_lock);
-    while (
-        session->outbox.sending) { /* a reporter in the middle of it comes to its end */
+    while (session->outbox.sending) {
         (void)pthread_cond_wait(&session->out_free, &session->out_lock);
     }
-    told = note_answer(session);
+    bool told = note_answer(session);
     unlock(&session->out_lock);
     return told;
 }
@@ -102,11 +121,9 @@ settle_report(struct session *session)
 ATTACHED static bool
 settle_report_attached(struct session *session)
 {
-    bool sending = false;
-    bool told = false;
     lock_leaf(&session->out_lock);
-    sending = session->outbox.sending;
-    told = !sending && note_answer(session);
+    bool sending = session->outbox.sending;
+    bool told = !sending && note_answer(session);
     unlock(&session->out_lock);
     if (sending) {
         PyThreadState *tstate = detach();

@@ -1,6 +1,28 @@
 /* Input: what a client types, on its way to who reads it.
  * Runs on:  the session's thread, ATTACHED; DETACHED while it waits for its client.
  * Touches:  the session's own fields.
+ *
+ * How it works. sys.stdin is, in the session's thread, a text file over an object of class Typed,
+ * the only one that reads from the client: the console's lines, input(), Pdb and a program's stdin
+ * all come through read_typed(). To wait for the client is to let go of Python; on the way back in
+ * the session has a client that waits for an answer, see the room hang. Bytes that are no UTF-8
+ * become lone surrogates: the line fails with an error, and the session goes on.
+ *
+ *   Keys. A client at a terminal, whose channel is marked, sends its keys Ctrl-C and Ctrl-D as
+ *   those bytes among the text, and each is for who reads just then, be it the console, input() or
+ *   Pdb. So never more is read than up to the next key: what follows is the next reader's.
+ *
+ *   Marks. What such a client hears is marked in turn, for it must know whether somebody reads, and
+ *   what the prompt is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got
+ *   something. Of input() and Pdb the prompt is the line that they have written before, and PROMPT
+ *   is empty.
+ *
+ *   A paste comes between two more keys. To the console each is the end of a read: the first ends
+ *   an empty line, by which it knows that all up to the second is one text (read_input); to all
+ *   others they are nothing.
+ *
+ *   Taken back. A TCP client's Ctrl-C cannot overtake the text before it as a side channel does.
+ *   The line that it stands in ends with it, and is none: see read_line(), and the room telnet.
  */
 #ifndef MANHOLE_SESSION_INPUT_C
 #define MANHOLE_SESSION_INPUT_C
@@ -35,13 +57,7 @@ ends_line(PyObject *line)
     return length > 0 && PyUnicode_ReadChar(line, length - 1) == '\n';
 }
 
-/* What is typed at a terminal: a client whose channel is marked sends its keys Ctrl-C and Ctrl-D as
- * those bytes among the text, and each is for who reads just then, be it the console, input() or
- * Pdb. What is pasted comes between two more, which make one of it to the console.
- *
- * What such a client hears is marked in turn, for it must know whether somebody reads, and what the
- * prompt is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got something. Of
- * input() and Pdb the prompt is the line that they have written before, and PROMPT is empty. */
+/* Keys beside Ctrl-C and Ctrl-D. */
 enum { PASTE_BEGINS = 2, PASTE_ENDS = 5 };
 
 static bool
@@ -67,15 +83,13 @@ open_input_fd(struct session *session)
 {
     int fd = kept_number(&session->fd);
     int flags = fcntl(fd, F_GETFL);
-    if (flags >= 0 && (flags & O_NONBLOCK) != 0) {
-        (void)fcntl(fd, F_SETFL,
-                    flags & ~O_NONBLOCK); /* a socket object's timeout set it */
+    if (flags >= 0 && (flags & O_NONBLOCK) != 0) { /* a socket object's timeout set it */
+        (void)fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
     }
     if (is_inet(fd) && atomic_load(&session->plain_fd.number) < 0) {
         PyThreadState *tstate = detach();
-        int error = 0;
         fd = open_telnet(session);
-        error = errno;
+        int error = errno;
         reattach(tstate);
         errno = error;
     }
@@ -254,25 +268,14 @@ static const struct part typed_part = {
     .functions = typed_functions,
 };
 
-/* A text file over what the client types. Returns a new reference, or NULL with an exception. */
+/* What sys.stdin is to be in the session's thread. Returns a new reference, or NULL with an
+ * exception. */
 ATTACHED static PyObject *
-open_typed_input(struct session *session)
+open_input(struct session *session)
 {
     return open_input_fd(session) < 0
                ? NULL
                : call_part(manhole.module, &typed_part, "open", NULL, NULL);
-}
-
-/* A text file over the client's socket, for reading; the descriptor stays the session's.
- * Bytes that are no UTF-8 become lone surrogates: the line fails with an error, the
- * session goes on. */
-ATTACHED static PyObject *
-open_input(struct session *session)
-{
-    int fd = open_input_fd(session);
-    return fd < 0 ? NULL
-                  : PyFile_FromFd(fd, stream_name, "r", -1, "utf-8", "surrogateescape",
-                                  NULL, 0);
 }
 
 /* Drops the rest of a line that is too long, says so. Returns a new empty line, or NULL. */
@@ -282,13 +285,12 @@ skip_line(struct session *session)
     static const char message[] = "manhole: line too long (limit: 16 MiB), ignored\n";
     bool skipped = false;
     while (!skipped) {
-        PyObject *rest =
+        OWNED PyObject *rest =
             PyObject_CallMethod(session->run.input, "readline", "i", MAX_LINE);
         if (rest == NULL) {
             return NULL;
         }
         skipped = PyUnicode_GetLength(rest) == 0 || ends_line(rest);
-        Py_DECREF(rest);
     }
     return write_client(session, message, sizeof(message) - 1) < 0
                ? NULL
@@ -301,28 +303,23 @@ skip_line(struct session *session)
 ATTACHED static PyObject *
 read_any_line(struct session *session)
 {
-    PyObject *line = NULL; /* owned, handed to the caller */
     if (PyErr_CheckSignals() < 0) {
         return NULL; /* in a oneshot: read() looks only when it is interrupted */
     }
-    line = PyObject_CallMethod(session->run.input, "readline", "i", MAX_LINE);
-    if (line == NULL) {
+    OWNED PyObject *line =
+        PyObject_CallMethod(session->run.input, "readline", "i", MAX_LINE);
+    if (line == NULL || send_unsent(session) < 0) { /* it had come with the one before */
         return NULL;
     }
-    if (send_unsent(session) < 0) { /* the line had come with the one before */
-        Py_CLEAR(line);
-    }
-    else if (!PyUnicode_Check(line)) {
+    if (!PyUnicode_Check(line)) {
         PyErr_SetString(PyExc_TypeError, "sys.stdin.readline() returned no str");
-        Py_CLEAR(line);
+        return NULL;
     }
-    else if (PyUnicode_GetLength(line) == MAX_LINE && !ends_line(line)) {
-        Py_SETREF(line, skip_line(session));
+    if (PyUnicode_GetLength(line) == MAX_LINE && !ends_line(line)) {
+        return skip_line(session);
     }
-    else if (!ends_line(line) && is_gone(session)) {
-        Py_SETREF(line, PyUnicode_FromString(""));
-    }
-    return line;
+    return !ends_line(line) && is_gone(session) ? PyUnicode_FromString("")
+                                                : steal_reference(&line);
 }
 
 /* The line of a TCP client ends with Ctrl-C. Until it has been read, what came before it is
@@ -340,19 +337,18 @@ is_taken_back(struct session *session, PyObject *line)
 ATTACHED static PyObject *
 read_line(struct session *session)
 {
-    PyObject *line = read_any_line(session); /* owned, handed to the caller */
-    while (line != NULL && is_taken_back(session, line)) {
-        Py_CLEAR(line);
+    for (;;) {
+        OWNED PyObject *line = read_any_line(session);
+        if (line == NULL || !is_taken_back(session, line)) {
+            return steal_reference(&line);
+        }
         atomic_store(&session->run.taken_back, false);
-        if (atomic_load(&session->run.interrupts) > 0) {
-            atomic_fetch_sub(&session->run.interrupts, 1);
-            line = read_any_line(session);
-        }
-        else {
+        if (atomic_load(&session->run.interrupts) == 0) {
             PyErr_SetNone(PyExc_KeyboardInterrupt);
+            return NULL;
         }
+        atomic_fetch_sub(&session->run.interrupts, 1);
     }
-    return line;
 }
 
 /* Reads the line that a prompt has asked for. Returns as read_line() does; NULL without an
@@ -361,12 +357,11 @@ read_line(struct session *session)
 ATTACHED static PyObject *
 await_line(struct session *session)
 {
-    PyObject *line = NULL; /* new, handed to the caller */
     session->outbox.writes = 0;
     if (session->run.input == NULL) {
-        session->run.input = open_typed_input(session);
+        session->run.input = open_input(session);
     }
-    line = session->run.input == NULL ? NULL : read_line(session);
+    PyObject *line = session->run.input == NULL ? NULL : read_line(session); /* new */
     if (line == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {
         Py_XSETREF(session->run.raised, take_exception());
     }
@@ -378,12 +373,14 @@ await_line(struct session *session)
 ATTACHED static PyObject *
 ask_line(struct session *session, const char *prompt)
 {
-    PyObject *line = NULL; /* new, handed to the caller */
     if (!session->channel->marked) {
         append_string(&session->outbox.unsent, prompt);
     }
+    if (check_unsent(session) < 0) {
+        return NULL;
+    }
     session->run.prompt = prompt;
-    line = check_unsent(session) < 0 ? NULL : await_line(session);
+    PyObject *line = await_line(session); /* new */
     session->run.prompt = NULL;
     return line;
 }
@@ -393,11 +390,9 @@ ask_line(struct session *session, const char *prompt)
 ATTACHED static PyObject *
 read_paste(struct session *session)
 {
-    PyObject *text = PyObject_CallMethod(session->run.input, "read", "i", MAX_LINE);
-    if (text != NULL && session->run.pasting) {
-        Py_SETREF(text, PyUnicode_FromString(""));
-    }
-    return text;
+    OWNED PyObject *text = PyObject_CallMethod(session->run.input, "read", "i", MAX_LINE);
+    return text != NULL && session->run.pasting ? PyUnicode_FromString("")
+                                                : steal_reference(&text);
 }
 
 /* Reads what the console is to run next: a line, or what was pasted. Returns as await_line(). */
@@ -405,15 +400,15 @@ ATTACHED static PyObject *
 read_input(struct session *session, const char *prompt /* NULL: it is there already */,
            bool *is_paste)
 {
-    PyObject *text = NULL; /* owned, handed to the caller */
     session->run.takes_paste = true;
-    text = prompt == NULL ? await_line(session) : ask_line(session, prompt);
+    OWNED PyObject *text =
+        prompt == NULL ? await_line(session) : ask_line(session, prompt);
     *is_paste = session->run.pasting;
     if (text != NULL && session->run.pasting) {
         Py_SETREF(text, read_paste(session));
     }
     session->run.takes_paste = session->run.pasting = false;
-    return text;
+    return steal_reference(&text);
 }
 
 #endif /* MANHOLE_SESSION_INPUT_C */

@@ -1,18 +1,18 @@
 /* Output: bytes on their way to a client.
  * Runs on:  the session's thread sends its own and waits for its client, or leaves it where a
- *           statement prints much; application threads leave copies of what they print and never
+ *           statement prints much; application threads leave an echo of what they print and never
  *           wait; the listener carries what is left.
- * Touches:  the output fields of struct session. Whoever has set sending sends, nobody else.
+ * Touches:  the outbox of struct session. Whoever has set sending sends, nobody else.
  *
  * How it works. A client's socket has three kinds of writers. The session's own thread may wait for
  * its client as long as it likes; threads of the application that print, and the listener, may not
  * wait at all. `sending` is the right to call send(), and with it goes the duty to send first what
  * waits already, so that a client sees everything in the order in which it was written.
  *
- *   The ring. A client with a console has a ring of RING_SIZE bytes, made with the first copy. A
- *   thread of the application puts a copy of what it prints into the ring of every such client
- *   (echo_to_client) and goes on; where nothing waited before, and nobody sends just now, it rings for
- *   the listener. Between head and tail is what waits; both only grow, and the remainder by
+ *   The ring. A client with a console has a ring of RING_SIZE bytes, made with the first echo. A
+ *   thread of the application puts an echo of what it prints into the ring of every such client
+ *   (echo_to_client) and goes on; where nothing waited before, and nobody sends just now, it rings
+ *   for the listener. Between head and tail is what waits; both only grow, and the remainder by
  *   RING_SIZE is the place in the ring.
  *
  *   What is missed. Bytes that find no room are counted, and from then on all others are, until
@@ -27,6 +27,10 @@
  *
  *   A prompt, and the value that stands before it, wait in `unsent` until the session reads again:
  *   one send for both, at the moment when it lets go of the interpreter anyway.
+ *
+ * Who may write when, then: an application thread, into the ring, under out_lock, at any time; the
+ * listener and a reporter, to the socket, while they have `sending`; the session's thread, to the
+ * socket while it has `sending`, and it waits for that. The lock is never held over a send().
  */
 #ifndef MANHOLE_SESSION_OUTPUT_C
 #define MANHOLE_SESSION_OUTPUT_C
@@ -77,8 +81,8 @@ utf8_prefix(const char *bytes, size_t length, size_t room)
     return prefix;
 }
 
-/* Counts what a client misses that misses something already, as it does of a stalled one's every
- * line: without the lock, for print() waits for this. Returns whether that was so. */
+/* Fast path for a stalled client: only adds to its count, without the lock, for print() waits for
+ * this. Returns whether the client misses something already; else nothing is counted. */
 static bool
 add_to_missed(struct session *session, size_t length)
 {
@@ -91,7 +95,15 @@ add_to_missed(struct session *session, size_t length)
     return false;
 }
 
-/* Leaves a copy for one client. What does not fit is counted, and so is all that follows
+/* Nothing waits, and nobody sends who would take along what comes now: the listener has to. Under
+ * out_lock. */
+static bool
+is_idle(const struct session *session)
+{
+    return !session->outbox.sending && session->outbox.head == session->outbox.tail;
+}
+
+/* Leaves an echo for one client. What does not fit is counted, and so is all that follows
  * until the ring has been emptied and the note about it put in: no torn lines in between. */
 static void
 echo_to_client(struct session *session, const char *bytes, size_t length)
@@ -101,29 +113,28 @@ echo_to_client(struct session *session, const char *bytes, size_t length)
         return;
     }
     lock_leaf(&session->out_lock);
-    if (!atomic_load(&session->viewing)) {
-        goto done;
-    }
-    if (session->ring == NULL) {
+    if (session->ring == NULL && atomic_load(&session->viewing)) {
         session->ring = malloc(RING_SIZE);
     }
-    if (session->ring == NULL || session->missed > 0) {
+    if (!atomic_load(&session->viewing)) {
+        /* It has left since the caller looked. */
+    }
+    else if (session->ring == NULL || session->missed > 0) {
         atomic_fetch_add(&session->missed, length);
     }
     else {
         size_t kept = utf8_prefix(bytes, length, ring_room(session));
-        wake = !session->outbox.sending && session->outbox.head == session->outbox.tail;
+        wake = is_idle(session);
         fill_ring(session, bytes, kept);
         session->missed = length - kept;
     }
-done:
     unlock(&session->out_lock);
     if (wake) {
         ring_bell(&manhole.wake_bell);
     }
 }
 
-/* From now on the client has copies of what the application prints. One caller at a time. */
+/* From now on the client sees what the application prints. One caller at a time. */
 static void
 begin_viewing(struct session *session)
 {
@@ -142,7 +153,7 @@ end_viewing(struct session *session)
     atomic_fetch_sub(&manhole.viewers, 1);
 }
 
-/* Leaves a copy for every client that has a console. In a child that has not forgotten its parent
+/* Leaves an echo for every client that has a console. In a child that has not forgotten its parent
  * yet a thread that is gone may hold their locks. */
 static void
 echo_to_clients(const char *bytes, size_t length)
@@ -160,17 +171,15 @@ echo_to_clients(const char *bytes, size_t length)
 static size_t
 next_waiting(struct session *session, const char **piece)
 {
-    size_t start = 0;
-    size_t waiting = 0;
-    if (session->outbox.head == session->outbox.tail && session->missed > 0 &&
-        session->ring != NULL) {
+    const struct outbox *outbox = &session->outbox;
+    if (outbox->head == outbox->tail && session->missed > 0 && session->ring != NULL) {
         char note[80];
         int length = snprintf(note, sizeof(note), "\n[manhole: %zu bytes not shown]\n",
                               atomic_exchange(&session->missed, 0));
         fill_ring(session, note, (size_t)length);
     }
-    start = session->outbox.head % RING_SIZE;
-    waiting = session->outbox.tail - session->outbox.head;
+    size_t start = outbox->head % RING_SIZE;
+    size_t waiting = outbox->tail - outbox->head;
     *piece = session->ring == NULL ? NULL : session->ring + start;
     return waiting < RING_SIZE - start ? waiting : RING_SIZE - start;
 }
@@ -197,15 +206,13 @@ send_waiting(struct session *session, int flags)
 {
     for (;;) {
         const char *piece = NULL;
-        size_t length = 0;
-        ssize_t sent = 0;
         lock_leaf(&session->out_lock);
-        length = next_waiting(session, &piece);
+        size_t length = next_waiting(session, &piece);
         unlock(&session->out_lock);
         if (length == 0) {
             return 0;
         }
-        sent = send_patiently(session, piece, length, flags);
+        ssize_t sent = send_patiently(session, piece, length, flags);
         if (sent < 0) {
             return errno;
         }
@@ -215,48 +222,50 @@ send_waiting(struct session *session, int flags)
     }
 }
 
-/* Copies that a session's own sending has left behind, or that a stalled client has: the
+/* Something waits that a session's own sending has left behind, or a client that stalls: the
  * listener's to carry. */
 static bool
 has_waiting(struct session *session)
 {
-    bool waiting = false;
     lock_leaf(&session->out_lock);
-    waiting = !session->outbox.sending && atomic_load(&session->viewing) &&
-              (session->outbox.head != session->outbox.tail ||
-               (session->missed > 0 && session->ring != NULL));
+    bool waiting = !session->outbox.sending && atomic_load(&session->viewing) &&
+                   (session->outbox.head != session->outbox.tail ||
+                    (session->missed > 0 && session->ring != NULL));
     unlock(&session->out_lock);
     return waiting;
 }
 
-/* The listener's part: sends what the client takes without waiting for it. */
+/* The listener's part: sends what the client takes without waiting for it. Where the kernel has no
+ * memory it is missed; where the client is gone it is dropped, and its own thread finds out. */
 DETACHED static void
 carry_waiting(struct session *session)
 {
-    int error = 0;
+    struct outbox *outbox = &session->outbox;
     lock_leaf(&session->out_lock);
-    if (session->outbox.sending || !atomic_load(&session->viewing)) {
-        unlock(&session->out_lock);
+    bool ours = !outbox->sending && atomic_load(&session->viewing);
+    outbox->sending = outbox->sending || ours;
+    unlock(&session->out_lock);
+    if (!ours) {
         return;
     }
-    session->outbox.sending = true;
-    unlock(&session->out_lock);
-    error = send_waiting(session, MSG_DONTWAIT);
+
+    int error = send_waiting(session, MSG_DONTWAIT);
     lock_leaf(&session->out_lock);
     if (error == ENOBUFS || error == ENOMEM) {
-        session->missed += session->outbox.tail - session->outbox.head;
-        session->outbox.head = session->outbox.tail;
+        session->missed += outbox->tail - outbox->head;
+        outbox->head = outbox->tail;
     }
     else if (error != 0 && error != EAGAIN && error != EINTR) {
-        session->outbox.head = session->outbox.tail; /* gone: its own thread finds out */
-        session->outbox.refused = true;
+        outbox->head = outbox->tail;
+        outbox->refused = true;
         session->missed = 0;
     }
-    session->outbox.sending = false;
+    outbox->sending = false;
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
 }
 
+/* Takes the right to send, when whoever has it is done. */
 DETACHED static void
 begin_sending(struct session *session)
 {
@@ -271,10 +280,9 @@ begin_sending(struct session *session)
 DETACHED static void
 end_sending(struct session *session)
 {
-    bool left = false;
     lock_leaf(&session->out_lock);
     session->outbox.sending = false;
-    left = session->outbox.head != session->outbox.tail || session->missed > 0;
+    bool left = session->outbox.head != session->outbox.tail || session->missed > 0;
     (void)pthread_cond_broadcast(&session->out_free);
     unlock(&session->out_lock);
     if (left) {
@@ -282,7 +290,7 @@ end_sending(struct session *session)
     }
 }
 
-/* Sends a session's own bytes, after the copies that came before them. Advances *bytes
+/* Sends a session's own bytes, after what came before them. Advances *bytes
  * and *length by what was sent. Returns 0, or an errno value; EINTR may come with half of
  * it sent. */
 DETACHED static int
@@ -307,9 +315,8 @@ send_own(struct session *session, const char **bytes, size_t *length)
 DETACHED static int
 send_detached(struct session *session, const char **bytes, size_t *length)
 {
-    int error = 0;
     begin_sending(session);
-    error = send_own(session, bytes, length);
+    int error = send_own(session, bytes, length);
     end_sending(session);
     return error;
 }
@@ -320,11 +327,10 @@ ATTACHED static int
 conclude_sending(struct session *session, int error, const char *bytes, size_t length)
 {
     while (error == EINTR) {
-        PyThreadState *tstate = NULL;
         if (PyErr_CheckSignals() < 0) {
             return -1;
         }
-        tstate = detach();
+        PyThreadState *tstate = detach();
         error = send_detached(session, &bytes, &length);
         reattach(tstate);
     }
@@ -345,31 +351,31 @@ send_client(struct session *session, const char *bytes, size_t length)
     return conclude_sending(session, error, bytes, length);
 }
 
-/* Leaves a session's own bytes among the copies, in their order, for the listener to send: a
+/* Leaves a session's own bytes in the ring, in their order, for the listener to send: a
  * statement that prints much would otherwise let go of the GIL with each piece. What it prints
  * first is sent at once; so is all where no listener watches, the client is slow, or gone. Returns
  * whether they are left. */
 ATTACHED static bool
 leave_to_listener(struct session *session, const char *bytes, size_t length)
 {
-    bool left = false;
+    struct outbox *outbox = &session->outbox;
     bool wake = false;
-    if (session->outbox.writes < FLOOD_BEGINS) {
-        session->outbox.writes++;
+    if (outbox->writes < FLOOD_BEGINS) {
+        outbox->writes++;
         return false;
     }
     lock_leaf(&session->out_lock);
     if (session->ring == NULL) {
         session->ring = malloc(RING_SIZE);
     }
-    left = session->ring != NULL && session->hang.watched && !session->guarded &&
-           !session->outbox.refused && atomic_load(&session->viewing) &&
-           session->missed == 0 && length <= MAX_LEFT &&
-           session->outbox.tail - session->outbox.head <= MAX_LEFT - length;
+    bool left = session->ring != NULL && session->hang.watched && !session->guarded &&
+                !outbox->refused && atomic_load(&session->viewing) &&
+                session->missed == 0 && length <= MAX_LEFT &&
+                outbox->tail - outbox->head <= MAX_LEFT - length;
     if (left) {
-        wake = !session->outbox.sending && session->outbox.head == session->outbox.tail;
+        wake = is_idle(session);
         fill_ring(session, bytes, length);
-        session->outbox.left_end = session->outbox.tail;
+        outbox->left_end = outbox->tail;
     }
     unlock(&session->out_lock);
     if (wake) {
@@ -428,9 +434,8 @@ send_unsent(struct session *session)
 ATTACHED static void
 send_left(struct session *session)
 {
-    bool waits = false;
     lock_leaf(&session->out_lock);
-    waits = session->outbox.head < session->outbox.left_end;
+    bool waits = session->outbox.head < session->outbox.left_end;
     unlock(&session->out_lock);
     if (send_unsent(session) < 0 || (waits && send_client(session, "", 0) < 0)) {
         PyErr_Clear();
@@ -445,19 +450,12 @@ enum frame_kind {
     FRAME_WANTS_INPUT = 'i', /* empty: the client may send what its standard input has */
 };
 
-/* As send_client(), as frames where the client has asked for them: a kind, the length as four
- * bytes, the high one first, and as many bytes. */
+/* As send_client(), in frames: a kind, the length as four bytes, the high one first, and as many
+ * bytes. */
 ATTACHED static int
-write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
+write_frames(struct session *session, enum frame_kind kind, const char *bytes,
+             size_t length)
 {
-    if (!session->channel->framed) {
-        if (send_unsent(session) < 0) {
-            return -1;
-        }
-        return leave_to_listener(session, bytes, length)
-                   ? 0
-                   : send_client(session, bytes, length);
-    }
     while (length > 0) {
         size_t size = length < MAX_FRAME ? length : MAX_FRAME;
         char frame[5 + MAX_FRAME];
@@ -472,6 +470,22 @@ write_as(struct session *session, enum frame_kind kind, const char *bytes, size_
         length -= size;
     }
     return 0;
+}
+
+/* As send_client(), but what may wait for the listener does, and in frames where the client has
+ * asked for them. */
+ATTACHED static int
+write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
+{
+    if (session->channel->framed) {
+        return write_frames(session, kind, bytes, length);
+    }
+    if (send_unsent(session) < 0) {
+        return -1;
+    }
+    return leave_to_listener(session, bytes, length)
+               ? 0
+               : send_client(session, bytes, length);
 }
 
 /* Lets the client of a program know that its input is wanted, once. */
@@ -493,13 +507,14 @@ ask_for_input(struct session *session)
 ATTACHED static int
 write_str_as(struct session *session, enum frame_kind kind, PyObject *str)
 {
-    struct text text = {0};
     Py_ssize_t length = 0;
     const char *bytes = PyUnicode_AsUTF8AndSize(str, &length);
-    int result = -1;
     if (bytes != NULL) {
         return write_as(session, kind, bytes, (size_t)length);
     }
+
+    struct text text = {0};
+    int result = -1;
     PyErr_Clear();
     append_str(&text, str);
     if (text.failed) {

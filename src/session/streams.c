@@ -2,16 +2,16 @@
  * Runs on:  every thread that prints or reads, ATTACHED.
  * Touches:  sys, through borrow_attribute(); a client's output.
  * In a session's thread a stream is that client's. In any other it is the original in all but
- * write() and writelines(), which also leave a copy for the clients; so an old reference to one
+ * write() and writelines(), which also leave an echo for the clients; so an old reference to one
  * of ours serves its owner for ever.
  *
  * How it works. While a client has a console, sys.stdin, stdout and stderr, and the __std*__ beside
  * them, are objects of the type below; each keeps the object that stood there before, its original.
  *
- *   Who is asked. stream_target() decides by thread: in that of a session the stream itself
- *   answers, for its client; in all others the original does, so encoding, fileno() or whatever
- *   the application has put there stay as they were. Only write() and writelines() do a little
- *   more: when the text has gone where it always went, a copy goes to the clients.
+ *   Who is asked. stream_target() decides by thread: in that of a session what the client has,
+ *   its input or an object of class Output; in all others the original does, so encoding, fileno()
+ *   or whatever the application has put there stay as they were. Only write() and writelines() do a
+ *   little more: when the text has gone where it always went, an echo goes to the clients.
  *
  *   Borrowed and given back. manhole.borrowed[] has a row for each attribute: what was there and
  *   what we have put there. When the last console goes, the old object returns, but only where
@@ -31,6 +31,7 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/basics.c"
+#include "../base/parts.c"
 #include "output.c"
 
 enum {
@@ -40,9 +41,10 @@ enum {
 
 struct stream {
     PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
+    PyObject *output;                 /* owned, of class Output; NULL: an input */
     PyObject *write_name;             /* owned, interned "write" */
-    PyObject *write;           /* owned: this attribute, ready for print(); or NULL */
-    const char *name;          /* of the attribute of sys */
+    PyObject *write;  /* owned: this attribute, ready for print(); NULL: an input */
+    const char *name; /* of the attribute of sys */
     PyObject *weak_references; /* CPython's own */
     bool is_input;
     bool is_error;
@@ -76,6 +78,7 @@ stream_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(((struct stream *)self)->original);
+    Py_VISIT(((struct stream *)self)->output);
     Py_VISIT(((struct stream *)self)->write);
     return 0;
 }
@@ -84,7 +87,8 @@ stream_traverse(PyObject *self, visitproc visit, void *arg)
 ATTACHED static int
 stream_clear(PyObject *self)
 {
-    Py_CLEAR(((struct stream *)self)->write); /* which refers to self */
+    Py_CLEAR(((struct stream *)self)->output); /* which refer to self */
+    Py_CLEAR(((struct stream *)self)->write);
     Py_XSETREF(((struct stream *)self)->original, Py_NewRef(Py_None));
     return 0;
 }
@@ -112,72 +116,59 @@ stream_repr(PyObject *self)
                                 stream->original);
 }
 
-/* Whose attributes the stream shows to the calling thread. Returns a borrowed reference;
- * self means the methods below. */
+/* Whose attributes the stream shows to the calling thread: the original's, or in a session its
+ * client's. Returns a borrowed reference. */
 ATTACHED static PyObject *
 stream_target(PyObject *self)
 {
     struct stream *stream = (struct stream *)self;
     struct session *session = stream_session(stream);
-    if (session != NULL) {
-        if (stream->is_input) {
-            ask_for_input(session);
-        }
-        if (!stream->is_input || session->run.input != NULL) {
-            return stream->is_input ? session->run.input : self;
-        }
+    if (session != NULL && stream->is_input) {
+        ask_for_input(session);
+        return session->run.input != NULL ? session->run.input : stream->original;
     }
-    return stream->original == Py_None && !stream->is_input ? self : stream->original;
+    return (session != NULL || stream->original == Py_None) && stream->output != NULL
+               ? stream->output
+               : stream->original;
+}
+
+/* What the stream does itself for every thread. */
+static bool
+is_write(PyObject *name)
+{
+    return PyUnicode_CompareWithASCIIString(name, "write") == 0 ||
+           PyUnicode_CompareWithASCIIString(name, "writelines") == 0;
 }
 
 ATTACHED static PyObject *
 stream_getattro(PyObject *self, PyObject *name)
 {
     struct stream *stream = (struct stream *)self;
-    PyObject *target = NULL; /* borrowed */
     if (name == stream->write_name && stream->write != NULL) {
         return Py_NewRef(stream->write);
     }
-    target = stream_target(self);
-    if (target == self) {
-        return PyObject_GenericGetAttr(self, name);
-    }
-    if (!stream->is_input &&
-        (PyUnicode_CompareWithASCIIString(name, "write") == 0 ||
-         PyUnicode_CompareWithASCIIString(name, "writelines") == 0)) {
-        return PyObject_GenericGetAttr(self, name);
-    }
-    return PyObject_GetAttr(target, name);
+    return !stream->is_input && is_write(name)
+               ? PyObject_GenericGetAttr(self, name)
+               : PyObject_GetAttr(stream_target(self), name);
 }
 
 ATTACHED static int
 stream_setattro(PyObject *self, PyObject *name, PyObject *value)
 {
-    PyObject *target = stream_target(self);
-    return target == self ? PyObject_GenericSetAttr(self, name, value)
-                          : PyObject_SetAttr(target, name, value);
+    return PyObject_SetAttr(stream_target(self), name, value);
 }
 
 ATTACHED static PyObject *
 stream_iter(PyObject *self)
 {
-    PyObject *target = stream_target(self);
-    if (target == self) {
-        PyErr_SetString(PyExc_OSError, "not readable");
-        return NULL;
-    }
-    return PyObject_GetIter(target);
+    return PyObject_GetIter(stream_target(self));
 }
 
 /* next(sys.stdin) */
 ATTACHED static PyObject *
 stream_iternext(PyObject *self)
 {
-    PyObject *target = stream_target(self);
-    if (target == self) {
-        PyErr_SetString(PyExc_OSError, "not readable");
-        return NULL;
-    }
+    PyObject *target = stream_target(self); /* borrowed */
     if (!PyIter_Check(target)) {
         PyErr_Format(PyExc_TypeError, "'%s' object is not an iterator",
                      Py_TYPE(target)->tp_name);
@@ -190,94 +181,70 @@ stream_iternext(PyObject *self)
 ATTACHED static PyObject *
 stream_enter(PyObject *self, PyObject *unused)
 {
-    PyObject *target = stream_target(self);
-    PyObject *entered = NULL; /* owned */
+    OWNED PyObject *entered = PyObject_CallMethod(stream_target(self), "__enter__", NULL);
     (void)unused;
-    if (target != self) {
-        entered = PyObject_CallMethod(target, "__enter__", NULL);
-        if (entered == NULL) {
-            return NULL;
-        }
-        Py_DECREF(entered);
-    }
-    return Py_NewRef(self);
+    return entered == NULL ? NULL : Py_NewRef(self);
 }
 
 ATTACHED static PyObject *
 stream_exit(PyObject *self, PyObject *arguments)
 {
-    PyObject *target = stream_target(self);
-    PyObject *method = NULL; /* owned */
-    PyObject *result = NULL; /* new, handed to the caller */
-    if (target == self) {
-        return Py_NewRef(Py_None);
-    }
-    method = PyObject_GetAttrString(target, "__exit__");
-    if (method != NULL) {
-        result = PyObject_CallObject(method, arguments);
-        Py_DECREF(method);
-    }
-    return result;
+    OWNED PyObject *method = PyObject_GetAttrString(stream_target(self), "__exit__");
+    return method == NULL ? NULL : PyObject_CallObject(method, arguments);
 }
 
 /* Bytes too, in a session: sys.stdout.buffer is the stream itself there. */
 ATTACHED static PyObject *
 write_to_session(struct session *session, enum frame_kind kind, PyObject *data)
 {
-    Py_ssize_t length = 0;
-    int result = -1;
     if (PyUnicode_Check(data)) {
-        length = PyUnicode_GetLength(data);
-        result = write_str_as(session, kind, data);
+        return write_str_as(session, kind, data) < 0
+                   ? NULL
+                   : PyLong_FromSsize_t(PyUnicode_GetLength(data));
     }
-    else {
-        Py_buffer view;
-        if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
-            return NULL;
-        }
-        length = view.len;
-        result = write_as(session, kind, view.buf, (size_t)view.len);
-        PyBuffer_Release(&view);
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
+        return NULL;
     }
+    Py_ssize_t length = view.len;
+    int result = write_as(session, kind, view.buf, (size_t)length);
+    PyBuffer_Release(&view);
     return result < 0 ? NULL : PyLong_FromSsize_t(length);
 }
 
-/* Leaves a copy of what an application thread has printed: a str, or the bytes that a wrapper of a
+/* Leaves an echo of what an application thread has printed: a str, or the bytes that a wrapper of a
  * session's buffer has made of it. Never raises. */
 ATTACHED static void
 echo_str(PyObject *str)
 {
     Py_ssize_t length = 0;
-    const char *bytes = NULL;
     if (PyBytes_Check(str)) {
         echo_to_clients(PyBytes_AS_STRING(str), (size_t)PyBytes_GET_SIZE(str));
     }
     if (!PyUnicode_Check(str)) {
         return;
     }
-    bytes = PyUnicode_AsUTF8AndSize(str, &length);
+    const char *bytes = PyUnicode_AsUTF8AndSize(str, &length);
     if (bytes != NULL) {
         echo_to_clients(bytes, (size_t)length);
+        return;
     }
-    else {
-        struct text text = {0};
-        PyErr_Clear();
-        append_str(&text, str);
-        if (text.length > 0) {
-            echo_to_clients(text.bytes, text.length);
-        }
-        free_text(&text);
+    struct text text = {0};
+    PyErr_Clear();
+    append_str(&text, str);
+    if (text.length > 0) {
+        echo_to_clients(text.bytes, text.length);
     }
+    free_text(&text);
 }
 
 /* Whether the application has put a write() of its own into the object. */
 ATTACHED static bool
 has_own_write(const struct stream *stream)
 {
-    PyObject *names = PyObject_GetAttrString(stream->original, "__dict__"); /* owned */
+    OWNED PyObject *names = PyObject_GetAttrString(stream->original, "__dict__");
     bool own = names != NULL && PyMapping_HasKey(names, stream->write_name);
     PyErr_Clear();
-    Py_XDECREF(names);
     return own;
 }
 
@@ -289,9 +256,7 @@ ATTACHED static PyObject *
 write_to_original(struct stream *stream, PyObject *data)
 {
     const struct stream *outer = passing_on;
-    PyObject *target = Py_NewRef(stream->original); /* owned */
-    PyObject *method = NULL;                        /* owned */
-    PyObject *result = NULL;                        /* new, handed to the caller */
+    OWNED PyObject *target = Py_NewRef(stream->original);
     if (PyObject_CheckBuffer(
             data)) { /* a session's sys.stdout.buffer is the stream itself */
         PyObject *buffer = PyObject_GetAttrString(target, "buffer"); /* owned */
@@ -302,18 +267,14 @@ write_to_original(struct stream *stream, PyObject *data)
     }
     else if (outer == stream && has_own_write(stream)) {
         /* It calls the one that it has replaced, which is ours: the type's does what that did. */
-        method = PyObject_GetAttr((PyObject *)Py_TYPE(target), stream->write_name);
-        result = method == NULL
-                     ? NULL
-                     : PyObject_CallFunctionObjArgs(method, target, data, NULL);
-        goto done;
+        OWNED PyObject *method =
+            PyObject_GetAttr((PyObject *)Py_TYPE(target), stream->write_name);
+        return method == NULL ? NULL
+                              : PyObject_CallFunctionObjArgs(method, target, data, NULL);
     }
     passing_on = stream;
-    result = PyObject_CallMethodOneArg(target, stream->write_name, data);
+    PyObject *result = PyObject_CallMethodOneArg(target, stream->write_name, data);
     passing_on = outer;
-done:
-    Py_DECREF(target);
-    Py_XDECREF(method);
     return result;
 }
 
@@ -323,7 +284,7 @@ stream_write(PyObject *self, PyObject *data)
     struct stream *stream = (struct stream *)self;
     struct session *session = stream_session(stream);
     PyObject *result = NULL;
-    bool is_copied = false; /* by the call that this one is part of */
+    bool is_echoed = false; /* by the call that this one is part of */
     if (session != NULL) {
         return write_to_session(session, stream->is_error ? FRAME_ERROR : FRAME_OUTPUT,
                                 data);
@@ -333,12 +294,12 @@ stream_write(PyObject *self, PyObject *data)
         result = length < 0 ? NULL : PyLong_FromSsize_t(length);
     }
     else {
-        is_copied =
+        is_echoed =
             passing_on != NULL &&
             (!PyUnicode_Check(data) || (passing_on == stream && has_own_write(stream)));
         result = write_to_original(stream, data);
     }
-    if (result != NULL && !is_copied && atomic_load(&manhole.viewers) > 0 &&
+    if (result != NULL && !is_echoed && atomic_load(&manhole.viewers) > 0 &&
         !(stream->is_error && !manhole.options.redirect_stderr)) {
         echo_str(data);
     }
@@ -348,22 +309,96 @@ stream_write(PyObject *self, PyObject *data)
 ATTACHED static PyObject *
 stream_writelines(PyObject *self, PyObject *lines)
 {
-    PyObject *line = NULL;                        /* owned */
-    PyObject *iterator = PyObject_GetIter(lines); /* owned */
+    OWNED PyObject *iterator = PyObject_GetIter(lines);
     if (iterator == NULL) {
         return NULL;
     }
-    while ((line = PyIter_Next(iterator)) != NULL) {
-        PyObject *result = stream_write(self, line);
-        Py_DECREF(line);
-        if (result == NULL) {
-            break;
+    for (;;) {
+        OWNED PyObject *line = PyIter_Next(iterator);
+        if (line == NULL) {
+            return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
         }
-        Py_DECREF(result);
+        OWNED PyObject *written = stream_write(self, line);
+        if (written == NULL) {
+            return NULL;
+        }
     }
-    Py_DECREF(iterator);
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
+
+static PyMethodDef stream_methods[] = {
+    {"write", stream_write, METH_O, NULL},
+    {"writelines", stream_writelines, METH_O, NULL},
+    {"__enter__", stream_enter, METH_NOARGS, NULL},
+    {"__exit__", stream_exit, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef stream_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct stream, weak_references), READONLY,
+     NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static char stream_doc[] =
+    "A std stream while a manhole client is connected.\n\n"
+    "In the client's session it is the client; everywhere else it is the\n"
+    "original stream, whose output the clients see, too.";
+
+static PyType_Slot stream_slots[] = {
+    {Py_tp_doc, stream_doc},
+    {Py_tp_new, refuse_new},
+    {Py_tp_dealloc, stream_dealloc},
+    {Py_tp_traverse, stream_traverse},
+    {Py_tp_clear, stream_clear},
+    {Py_tp_repr, stream_repr},
+    {Py_tp_getattro, stream_getattro},
+    {Py_tp_setattro, stream_setattro},
+    {Py_tp_iter, stream_iter},
+    {Py_tp_iternext, stream_iternext},
+    {Py_tp_methods, stream_methods},
+    {Py_tp_members, stream_members},
+    {0, NULL},
+};
+
+static PyType_Spec stream_spec = {
+    .name = "manhole.Stream",
+    .basicsize = sizeof(struct stream),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = stream_slots,
+};
+
+/* ---- What a session's stream has beside write() ----------------------------------------- */
+
+/* A client has UTF-8, and all at once, whatever a program wishes; every write has gone out by
+ * itself, and the client is not the program's to close. Its descriptor is for subprocess.run(...,
+ * stdout=sys.stdout), which shows at the client; but not where stdout and stderr go in frames. */
+static const char output_program[] =
+    "import " IO_MODULE " as io\n"
+    "class Output(io._TextIOBase):\n"
+    "    encoding, errors, mode, name = 'utf-8', 'backslashreplace', 'w', '<manhole>'\n"
+    "    closed, line_buffering, write_through, newlines = False, False, True, None\n"
+    "    def __init__(self, stream):\n"
+    "        self.buffer = stream\n"
+    "    def __iter__(self):\n"
+    "        raise OSError('not readable')\n"
+    "    __next__ = __iter__\n"
+    "    def __enter__(self):\n"
+    "        return self.buffer\n"
+    "    def writable(self):\n"
+    "        return True\n"
+    "    def flush(self):\n"
+    "        pass\n"
+    "    close = flush\n"
+    "    def reconfigure(self, **_):\n"
+    "        pass\n"
+    "    def fileno(self):\n"
+    "        fd = fileno(self.buffer)\n"
+    "        if fd is None:\n"
+    "            raise io.UnsupportedOperation('what a program writes goes to its client "
+    "'\n"
+    "                                          'in frames: there is no descriptor for "
+    "it')\n"
+    "        return fd\n";
 
 /* For fileno(). Returns a new int, or NULL with OSError for -1: the descriptor is ours no more. */
 ATTACHED static PyObject *
@@ -376,178 +411,33 @@ make_descriptor(int fd)
     return PyLong_FromLong(fd);
 }
 
-/* Raises io.UnsupportedOperation, which callers of fileno() are prepared for. */
-ATTACHED static void
-refuse_fileno(const char *why)
-{
-    PyObject *io = PyImport_ImportModule(IO_MODULE); /* owned */
-    PyObject *type = io == NULL
-                         ? NULL
-                         : PyObject_GetAttrString(io, "UnsupportedOperation"); /* owned */
-    if (type != NULL) {
-        PyErr_SetString(type, why);
-    }
-    Py_XDECREF(io);
-    Py_XDECREF(type);
-}
-
-/* The client's descriptor: subprocess.run(..., stdout=sys.stdout) shows at the client. Not where
- * stdout and stderr go in frames. */
+/* fileno(stream): None in a program. */
 ATTACHED static PyObject *
-stream_fileno(PyObject *self, PyObject *unused)
+output_fileno(PyObject *module, PyObject *stream)
 {
-    struct session *session = stream_session((struct stream *)self);
-    (void)unused;
+    struct session *session = stream_session((struct stream *)stream);
+    (void)module;
     if (session == NULL) {
         PyErr_SetString(PyExc_OSError,
                         "the original stream is None and has no descriptor");
         return NULL;
     }
-    if (session->channel->framed) {
-        refuse_fileno("what a program writes goes to its client in frames: there is no "
-                      "descriptor for it");
-        return NULL;
-    }
-    return make_descriptor(kept_number(&session->fd));
+    return session->channel->framed ? Py_NewRef(Py_None)
+                                    : make_descriptor(kept_number(&session->fd));
 }
 
-/* flush(), close(): every write has gone out by itself, and the client is not ours to
- * close. */
-ATTACHED static PyObject *
-stream_nothing(PyObject *self, PyObject *unused)
-{
-    (void)self;
-    (void)unused;
-    return Py_NewRef(Py_None);
-}
-
-/* isatty(), readable(), seekable() */
-ATTACHED static PyObject *
-stream_no(PyObject *self, PyObject *unused)
-{
-    (void)self;
-    (void)unused;
-    return Py_NewRef(Py_False);
-}
-
-ATTACHED static PyObject *
-stream_writable(PyObject *self, PyObject *unused)
-{
-    (void)self;
-    (void)unused;
-    return Py_NewRef(Py_True);
-}
-
-/* A client has UTF-8, and all at once, whatever a program wishes. */
-ATTACHED static PyObject *
-stream_reconfigure(PyObject *self, PyObject *arguments, PyObject *keywords)
-{
-    (void)self;
-    (void)arguments;
-    (void)keywords;
-    return Py_NewRef(Py_None);
-}
-
-static PyMethodDef stream_methods[] = {
-    {"write", stream_write, METH_O, NULL},
-    {"writelines", stream_writelines, METH_O, NULL},
-    {"fileno", stream_fileno, METH_NOARGS, NULL},
-    {"flush", stream_nothing, METH_NOARGS, NULL},
-    {"close", stream_nothing, METH_NOARGS, NULL},
-    {"reconfigure", (PyCFunction)(void (*)(void))stream_reconfigure,
-     METH_VARARGS | METH_KEYWORDS, NULL},
-    {"isatty", stream_no, METH_NOARGS, NULL},
-    {"readable", stream_no, METH_NOARGS, NULL},
-    {"seekable", stream_no, METH_NOARGS, NULL},
-    {"writable", stream_writable, METH_NOARGS, NULL},
-    {"__enter__", stream_enter, METH_NOARGS, NULL},
-    {"__exit__", stream_exit, METH_VARARGS, NULL},
+static PyMethodDef output_functions[] = {
+    {"fileno", output_fileno, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
-ATTACHED static PyObject *
-stream_constant(PyObject *self, void *value)
-{
-    (void)self;
-    return PyUnicode_FromString(value);
-}
-
-ATTACHED static PyObject *
-stream_false(PyObject *self, void *unused)
-{
-    (void)self;
-    (void)unused;
-    return Py_NewRef(Py_False);
-}
-
-ATTACHED static PyObject *
-stream_true(PyObject *self, void *unused)
-{
-    (void)self;
-    (void)unused;
-    return Py_NewRef(Py_True);
-}
-
-ATTACHED static PyObject *
-stream_newlines(PyObject *self, void *unused)
-{
-    (void)self;
-    (void)unused;
-    return Py_NewRef(Py_None);
-}
-
-ATTACHED static PyObject *
-stream_buffer(PyObject *self, void *unused)
-{
-    (void)unused;
-    return Py_NewRef(self);
-}
-
-static char stream_encoding[] = "utf-8";
-static char stream_errors[] = "backslashreplace";
-static char stream_mode[] = "w";
-static char stream_name[] = "<manhole>";
-
-static PyGetSetDef stream_attributes[] = {
-    {"encoding", stream_constant, NULL, NULL, stream_encoding},
-    {"errors", stream_constant, NULL, NULL, stream_errors},
-    {"mode", stream_constant, NULL, NULL, stream_mode},
-    {"name", stream_constant, NULL, NULL, stream_name},
-    {"closed", stream_false, NULL, NULL, NULL},
-    {"line_buffering", stream_false, NULL, NULL, NULL},
-    {"write_through", stream_true, NULL, NULL, NULL},
-    {"newlines", stream_newlines, NULL, NULL, NULL},
-    {"buffer", stream_buffer, NULL, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL},
+static const struct part output_part = {
+    .name = "output",
+    .program = output_program,
+    .functions = output_functions,
 };
 
-static PyMemberDef stream_members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(struct stream, weak_references), READONLY,
-     NULL},
-    {NULL, 0, 0, 0, NULL},
-};
-
-static char stream_doc[] =
-    "A std stream while a manhole client is connected.\n\n"
-    "In the client's session it is the client; everywhere else it is the\n"
-    "original stream, whose output the clients see a copy of.";
-
-static PyType_Slot stream_slots[] = {
-    {Py_tp_doc, stream_doc},           {Py_tp_new, refuse_new},
-    {Py_tp_dealloc, stream_dealloc},   {Py_tp_traverse, stream_traverse},
-    {Py_tp_clear, stream_clear},       {Py_tp_repr, stream_repr},
-    {Py_tp_getattro, stream_getattro}, {Py_tp_setattro, stream_setattro},
-    {Py_tp_iter, stream_iter},         {Py_tp_iternext, stream_iternext},
-    {Py_tp_methods, stream_methods},   {Py_tp_getset, stream_attributes},
-    {Py_tp_members, stream_members},   {0, NULL},
-};
-
-static PyType_Spec stream_spec = {
-    .name = "manhole.Stream",
-    .basicsize = sizeof(struct stream),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .slots = stream_slots,
-};
+/* ---- In sys and out of it ----------------------------------------------------------------- */
 
 static bool
 is_input(const char *name)
@@ -560,8 +450,9 @@ ATTACHED static PyObject *
 make_stream(const char *name, PyObject *original)
 {
     PyTypeObject *type = (PyTypeObject *)installed_state()->stream_type;
-    struct stream *stream = (struct stream *)type->tp_alloc(type, 0);
-    if (stream == NULL) {
+    OWNED PyObject *made = type->tp_alloc(type, 0);
+    struct stream *stream = (struct stream *)made;
+    if (made == NULL) {
         return NULL;
     }
     stream->name = name;
@@ -569,14 +460,19 @@ make_stream(const char *name, PyObject *original)
     stream->is_error = strstr(name, "stderr") != NULL;
     stream->original = Py_NewRef(original);
     stream->write_name = PyUnicode_InternFromString("write");
-    if (stream->write_name != NULL && !stream->is_input) {
-        stream->write = PyObject_GenericGetAttr((PyObject *)stream, stream->write_name);
-    }
-    if (stream->write_name == NULL || (stream->write == NULL && !stream->is_input)) {
-        Py_DECREF((PyObject *)stream);
+    if (stream->write_name == NULL) {
         return NULL;
     }
-    return (PyObject *)stream;
+    if (!stream->is_input) {
+        stream->write = PyObject_GenericGetAttr(made, stream->write_name);
+        stream->output = stream->write == NULL ? NULL
+                                               : call_part(manhole.module, &output_part,
+                                                           "Output", made, NULL);
+        if (stream->output == NULL) {
+            return NULL;
+        }
+    }
+    return steal_reference(&made);
 }
 
 /* Keeps one of our streams alive, as the last of KEPT_STREAMS: print() and its like only borrow
@@ -588,18 +484,17 @@ keep_stream(PyObject *stream /* or any other object, or NULL */)
     if (stream == NULL || Py_TYPE(stream) != (PyTypeObject *)state->stream_type) {
         return;
     }
-    Py_INCREF(stream);
+    OWNED PyObject *kept = Py_NewRef(stream); /* while it is not in the list */
     for (Py_ssize_t i = PyList_GET_SIZE(state->streams) - 1; i >= 0; i--) {
-        if (PyList_GET_ITEM(state->streams, i) == stream) {
+        if (PyList_GET_ITEM(state->streams, i) == kept) {
             (void)PySequence_DelItem(state->streams, i);
         }
     }
-    (void)PyList_Append(state->streams, stream);
+    (void)PyList_Append(state->streams, kept);
     if (PyList_GET_SIZE(state->streams) > KEPT_STREAMS) {
         (void)PySequence_DelItem(state->streams, 0);
     }
     PyErr_Clear();
-    Py_DECREF(stream);
 }
 
 /* Returns a stream for what stands in sys.NAME, new, or NULL with an exception; the one that was
@@ -608,18 +503,18 @@ ATTACHED static PyObject *
 get_stream(const char *name, PyObject *original)
 {
     PyObject *streams = installed_state()->streams; /* borrowed */
-    PyObject *made = NULL;                          /* owned, handed to the caller */
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams) && made == NULL; i++) {
+    OWNED PyObject *found = NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams) && found == NULL; i++) {
         struct stream *stream = (struct stream *)PyList_GET_ITEM(streams, i);
         if (stream->original == original && stream->is_input == is_input(name)) {
-            made = Py_NewRef((PyObject *)stream);
+            found = Py_NewRef((PyObject *)stream);
         }
     }
-    if (made == NULL) {
-        made = make_stream(name, original);
+    if (found == NULL) {
+        found = make_stream(name, original);
     }
-    keep_stream(made);
-    return made;
+    keep_stream(found);
+    return steal_reference(&found);
 }
 
 /* Sets sys.NAME, and remembers what was there: what the application has set since, too. Under
@@ -627,11 +522,10 @@ get_stream(const char *name, PyObject *original)
 ATTACHED static int
 borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
 {
-    PyObject *current = get_sys(attribute->name); /* owned */
+    OWNED PyObject *current = get_sys(attribute->name);
     if (attribute->ours == NULL || attribute->ours != current) {
         Py_XSETREF(attribute->previous, Py_XNewRef(current));
     }
-    Py_XDECREF(current);
     keep_stream(attribute->ours);
     Py_XSETREF(attribute->ours, Py_NewRef(ours));
     return PySys_SetObject(attribute->name, ours);
@@ -642,8 +536,8 @@ borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
 ATTACHED static void
 give_back_attribute(struct borrowed_attribute *attribute)
 {
-    PyObject *current = get_sys(attribute->name); /* owned */
-    PyObject *previous = attribute->previous;     /* borrowed */
+    OWNED PyObject *current = get_sys(attribute->name);
+    PyObject *previous = attribute->previous; /* borrowed */
     bool ours = attribute->ours != NULL && current == attribute->ours;
     if (current != NULL &&
         Py_TYPE(current) == (PyTypeObject *)installed_state()->stream_type) {
@@ -655,7 +549,6 @@ give_back_attribute(struct borrowed_attribute *attribute)
     if (ours && PySys_SetObject(attribute->name, previous) < 0) {
         PyErr_Clear();
     }
-    Py_XDECREF(current);
     Py_CLEAR(attribute->ours);
     Py_CLEAR(attribute->previous);
 }
@@ -676,17 +569,14 @@ borrowed_row(const char *name)
 ATTACHED static int
 place_stream(const char *name)
 {
-    PyObject *original = NULL; /* owned */
-    PyObject *stream = NULL;   /* owned */
+    OWNED PyObject *original = NULL;
     int result = find_sys(name, &original);
-    if (original != NULL &&
-        Py_TYPE(original) != (PyTypeObject *)installed_state()->stream_type) {
-        stream = get_stream(name, original);
-        result = stream == NULL ? -1 : borrow_attribute(borrowed_row(name), stream);
+    if (original == NULL ||
+        Py_TYPE(original) == (PyTypeObject *)installed_state()->stream_type) {
+        return result;
     }
-    Py_XDECREF(original);
-    Py_XDECREF(stream);
-    return result;
+    OWNED PyObject *stream = get_stream(name, original);
+    return stream == NULL ? -1 : borrow_attribute(borrowed_row(name), stream);
 }
 
 /* Under sys_lock. Returns 0, or -1 with an exception. */
@@ -708,13 +598,8 @@ place_streams(bool redirect_stderr)
 ATTACHED static int
 place_displayhook(void)
 {
-    PyObject *hook = PyObject_GetAttrString(manhole.module, "_displayhook"); /* owned */
-    int result = -1;
-    if (hook != NULL) {
-        result = borrow_attribute(borrowed_row("displayhook"), hook);
-        Py_DECREF(hook);
-    }
-    return result;
+    OWNED PyObject *hook = PyObject_GetAttrString(manhole.module, "_displayhook");
+    return hook == NULL ? -1 : borrow_attribute(borrowed_row("displayhook"), hook);
 }
 
 /* References to all that manhole.borrowed refers to while sys_lock is held: the last one to an

@@ -204,7 +204,8 @@ take_in_pieces(const char *bytes, size_t length, uint32_t seed, struct text *pla
     keep_fd(&telnet_session.telnet_fd, inner[1]);
     for (size_t kept = 0; more && length > 0;) {
         size_t piece = next_piece(&seed, length < most ? length : most);
-        more = take_bytes(&telnet_session, &telnet, (const unsigned char *)bytes, piece);
+        more =
+            decode_bytes(&telnet_session, &telnet, (const unsigned char *)bytes, piece);
         MUST(has_room(&telnet));
         bytes += piece;
         length -= piece;
