@@ -141,7 +141,8 @@ is_same_file(int one, int other)
 /* Serves a socket that Python code has, in its thread: the client of the session that the
  * calling thread serves already, or any other. */
 ATTACHED static PyObject *
-handle_connection(PyObject *module, PyObject *client, void (*serve)(struct session *))
+handle_connection(PyObject *module, PyObject *client,
+                  void (*serve)(struct session *, PyObject *locals))
 {
     struct peer peer = {0};
     int fd = PyObject_AsFileDescriptor(client);
@@ -151,43 +152,16 @@ handle_connection(PyObject *module, PyObject *client, void (*serve)(struct sessi
     if (current_session != NULL && !current_session->run.has_console &&
         current_session->run.input == NULL &&
         is_same_file(fd, kept_number(&current_session->fd))) {
-        serve(current_session);
+        serve_with_locals(current_session, serve);
         return Py_NewRef(Py_None);
     }
-    (void)read_peer(fd,
-                    &peer); /* the caller's to check: it may be a socketpair, or TCP */
+    /* Whoever it is: that is the caller's to check. It may be a socketpair, or TCP. */
+    (void)read_peer(fd, &peer);
     fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (fd < 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
     return serve_here(fd, &peer, serve) < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-/* Calls a handler with the installed locals; for a session that this thread did not have
- * yet. */
-ATTACHED static void
-serve_with_locals(struct session *session, void (*serve)(struct session *, PyObject *))
-{
-    struct session *outer = current_session;
-    lock_leaf(&table_lock);
-    PyObject *locals = Py_XNewRef(manhole.options.locals); /* owned */
-    unlock(&table_lock);
-    current_session = session;
-    serve(session, locals);
-    current_session = outer;
-    Py_XDECREF(locals);
-}
-
-ATTACHED static void
-serve_repl_here(struct session *session)
-{
-    serve_with_locals(session, serve_console);
-}
-
-ATTACHED static void
-serve_exec_here(struct session *session)
-{
-    serve_with_locals(session, serve_exec);
 }
 
 PyDoc_STRVAR(
@@ -200,13 +174,7 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 py_handle_connection_repl(PyObject *module, PyObject *client)
 {
-    return handle_connection(module, client, serve_repl_here);
-}
-
-ATTACHED static void
-serve_commands_here(struct session *session)
-{
-    serve_with_locals(session, serve_commands);
+    return handle_connection(module, client, serve_console);
 }
 
 PyDoc_STRVAR(
@@ -219,7 +187,7 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 py_handle_connection_commands(PyObject *module, PyObject *client)
 {
-    return handle_connection(module, client, serve_commands_here);
+    return handle_connection(module, client, serve_commands);
 }
 
 PyDoc_STRVAR(
@@ -232,7 +200,7 @@ PyDoc_STRVAR(
 ATTACHED static PyObject *
 py_handle_connection_exec(PyObject *module, PyObject *client)
 {
-    return handle_connection(module, client, serve_exec_here);
+    return handle_connection(module, client, serve_exec);
 }
 
 /* Runs install(TEXT) with the names of this module. Returns new, or NULL with an

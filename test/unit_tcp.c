@@ -409,7 +409,7 @@ nothing_of_a_request_is_passed_on(void **state)
     keep_fd(&session.fd, client[0]);
     keep_fd(&session.plain_fd, plain[0]);
     keep_fd(&session.telnet_fd, plain[1]);
-    assert_false(take_bytes(&session, &telnet, bytes, sizeof(bytes)));
+    assert_false(decode_bytes(&session, &telnet, bytes, sizeof(bytes)));
     assert_int_equal(recv(plain[0], passed, sizeof(passed), MSG_DONTWAIT), -1);
     for (size_t i = 0; i < 2; i++) {
         (void)close(client[i]);

@@ -525,15 +525,14 @@ is_imported(const char *name)
 ATTACHED static bool
 is_to_import_threading(void)
 {
-#if PY_VERSION_HEX < 0x030d0000
+    if (PY_VERSION_HEX >= 0x030d0000 || is_imported("threading")) {
+        return false;
+    }
     PyThreadState *first = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
     for (PyThreadState *next = first; next != NULL; next = PyThreadState_Next(next)) {
         first = next;
     }
-    return first == PyThreadState_Get() && !is_imported("threading");
-#else
-    return false;
-#endif
+    return first == PyThreadState_Get();
 }
 
 /* A thread state for the calling thread, which is not attached. Returns NULL without memory. */

@@ -59,12 +59,10 @@ write_log_fd(const char *line, size_t length)
 static void
 queue_log_line(const char *line, size_t length)
 {
-    if (logger.length == LOG_QUEUE_LENGTH) {
-        return;
-    }
-    struct log_entry *entry = malloc(sizeof(*entry) + length + 1); /* the queue's */
+    struct log_entry *entry =
+        logger.length == LOG_QUEUE_LENGTH ? NULL : malloc(sizeof(*entry) + length + 1);
     if (entry == NULL) {
-        return;
+        return; /* this line is lost, the queue stays as it is */
     }
     entry->next = NULL;
     memcpy(entry->line, line, length + 1);
@@ -78,16 +76,33 @@ queue_log_line(const char *line, size_t length)
     logger.length++;
 }
 
+/* Where a line goes now. */
+enum log_target { LOG_NOWHERE, LOG_FD, LOG_OBJECT };
+
+/* Queues a line for the object, if it is to go there. */
+static enum log_target
+target_line(const char *line /* NULL: only look */, size_t length)
+{
+    enum log_target target = LOG_NOWHERE;
+    lock_leaf(&log_lock);
+    if (logger.enabled) {
+        target = logger.object == NULL ? LOG_FD : LOG_OBJECT;
+    }
+    if (target == LOG_OBJECT && line != NULL) {
+        queue_log_line(line, length);
+    }
+    unlock(&log_lock);
+    return target;
+}
+
+/* Says one thing, in a line without its newline. */
 __attribute__((format(printf, 1, 2))) static void
 log_line(const char *format, ...)
 {
     char line[LOG_LINE_SIZE];
     struct timespec now = {0};
     va_list arguments;
-    lock_leaf(&log_lock);
-    bool enabled = logger.enabled;
-    unlock(&log_lock);
-    if (!enabled) {
+    if (target_line(NULL, 0) == LOG_NOWHERE) {
         return;
     }
 
@@ -102,17 +117,11 @@ log_line(const char *format, ...)
     line[length++] = '\n';
     line[length] = '\0';
 
-    lock_leaf(&log_lock);
-    enabled = logger.enabled; /* it may have been switched off meanwhile */
-    bool queued = logger.object != NULL;
-    if (enabled && queued) {
-        queue_log_line(line, length);
-    }
-    unlock(&log_lock);
-    if (enabled && !queued) {
+    enum log_target target = target_line(line, length);
+    if (target == LOG_FD) {
         write_log_fd(line, length);
     }
-    if (enabled && queued && atomic_load(&manhole.started)) {
+    if (target == LOG_OBJECT && atomic_load(&manhole.started)) {
         wake_listener(); /* in its first turn it looks by itself */
     }
 }
@@ -121,9 +130,8 @@ log_line(const char *format, ...)
 static bool
 begin_delivery(void)
 {
-    bool mine = false;
     lock_leaf(&log_lock);
-    mine = !logger.delivering && logger.first != NULL;
+    bool mine = !logger.delivering && logger.first != NULL;
     logger.delivering = logger.delivering || mine;
     unlock(&log_lock);
     return mine;
@@ -134,9 +142,8 @@ begin_delivery(void)
 ATTACHED static struct log_entry *
 next_log_entry(PyObject **object)
 {
-    struct log_entry *entry = NULL;
     lock_leaf(&log_lock);
-    entry = logger.first;
+    struct log_entry *entry = logger.first;
     if (entry == NULL) {
         logger.delivering = false;
     }
@@ -156,29 +163,25 @@ next_log_entry(PyObject **object)
 ATTACHED static void
 deliver_log(void)
 {
-    PyObject *type = NULL;      /* owned */
-    PyObject *value = NULL;     /* owned */
-    PyObject *traceback = NULL; /* owned */
-    PyObject *object = NULL;    /* owned */
-    struct log_entry *entry = NULL;
     if (!begin_delivery()) {
         return;
     }
-    PyErr_Fetch(&type, &value, &traceback);
-    while ((entry = next_log_entry(&object)) != NULL) {
-        PyObject *line = PyUnicode_DecodeUTF8(
-            entry->line, (Py_ssize_t)strlen(entry->line), "backslashreplace"); /* owned */
-        PyObject *result = NULL;                                               /* owned */
+    PyObject *raised = take_exception(); /* owned, handed back */
+    for (;;) {
+        OWNED PyObject *object = NULL;
+        struct log_entry *entry = next_log_entry(&object); /* owned */
+        if (entry == NULL) {
+            break;
+        }
+        OWNED PyObject *line = PyUnicode_DecodeUTF8(
+            entry->line, (Py_ssize_t)strlen(entry->line), "backslashreplace");
+        free(entry);
         if (object != NULL && line != NULL) {
-            result = PyObject_CallMethod(object, "write", "O", line);
+            Py_XDECREF(PyObject_CallMethod(object, "write", "O", line));
         }
         PyErr_Clear(); /* logging never raises into the application */
-        Py_XDECREF(line);
-        Py_XDECREF(result);
-        Py_CLEAR(object);
-        free(entry);
     }
-    PyErr_Restore(type, value, traceback);
+    put_back_exception(raised);
 }
 
 /* "ValueError('why')", for a log line, in a buffer of this size. Never raises. */

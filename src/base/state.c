@@ -1,4 +1,23 @@
-/* State: all that a process has of us, in one struct. */
+/* State: all that a process has of us, in one struct.
+ * Runs on:  any thread; who may write a field stands above its group, or with it.
+ * Touches:  nothing itself.
+ *
+ * A map. struct manhole is the process's one manhole, whoever installed it: the options, the
+ * listener and what it was told, the doors, the counts of sessions, what of sys is borrowed. It is
+ * whole only in the process that owns it (owner): a handler or a hook that finds itself in another
+ * does nothing, or makes a manhole of that process's own (src/server/fork.c).
+ *
+ * manhole.sessions is a fixed table. So a slot's address stays good for ever, a forked child finds
+ * every descriptor that it inherited, and who looks for a session needs no lock to walk. A slot goes
+ * from SESSION_FREE to SESSION_TAKEN and back, under table_lock.
+ *
+ * struct module_state is what the module has in each interpreter that imports it. snapshot is what
+ * a frozen copy needs, settled before there is anything to copy. current_session says whose thread
+ * this is: with a session's, its client's; NULL in all threads of the application.
+ *
+ * What another thread may read at any time is _Atomic, or names its lock. Being attached is no lock:
+ * a free-threaded build has none.
+ */
 #ifndef MANHOLE_BASE_STATE_C
 #define MANHOLE_BASE_STATE_C
 
@@ -93,7 +112,8 @@ struct text {
     bool failed;
 };
 
-/* What a connection is for, as the client's calling card says. The rows are in the listener's room. */
+/* What a connection is for, as the client's calling card says. The rows are in the listener's
+ * room. */
 struct channel {
     const char *name;
     bool aside;           /* needs a slot, but is none of max_sessions */
@@ -287,7 +307,7 @@ static struct manhole {
     bool has_listener;
     pthread_t listener;
     sem_t wake;               /* it sleeps on this while it has no descriptor to watch, */
-    struct kept_fd wake_bell; /* else on this; each wish goes to both */
+    struct kept_fd wake_bell; /* else on this; each order goes to both */
     _Atomic bool polling;     /* it does the latter */
     _Atomic int64_t
         wakes_at_ms; /* monotonic: then it looks at all sessions again; -1: who knows */

@@ -510,14 +510,31 @@ receive_here(struct session *session)
     return received;
 }
 
+/* Calls a handler with the installed locals; for a session that this thread did not have yet. */
+ATTACHED static void
+serve_with_locals(struct session *session,
+                  void (*serve)(struct session *, PyObject *locals))
+{
+    struct session *outer = current_session;
+    lock_leaf(&table_lock);
+    PyObject *locals = Py_XNewRef(manhole.options.locals); /* owned */
+    unlock(&table_lock);
+    current_session = session;
+    serve(session, locals);
+    current_session = outer;
+    Py_XDECREF(locals);
+}
+
 /* Serves a connected socket in the calling thread; takes fd over. Returns 0, or how it failed. */
 ATTACHED static int
-serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
+serve_here(int fd, const struct peer *peer,
+           void (*serve)(struct session *, PyObject *locals) /* NULL: as it asks for */)
 {
-    const struct channel *channel =
-        serve == serve_session ? read_channel(fd) : &plain_channel;
-    bool hangs_up = serve != serve_session || channel->serve != NULL ||
-                    manhole.options.connection_handler.kind != HANDLER_CALLABLE;
+    const struct channel *channel = serve == NULL ? read_channel(fd) : &plain_channel;
+    /* A guard interrupts what a client that has left was served with; a callable has the socket, and
+     * sees for itself. */
+    bool needs_guard = serve != NULL || channel->serve != NULL ||
+                       manhole.options.connection_handler.kind != HANDLER_CALLABLE;
     struct session *session = claim_session(fd, peer, channel);
     PyThreadState *tstate = NULL;
     if (session == NULL) {
@@ -527,13 +544,18 @@ serve_here(int fd, const struct peer *peer, void (*serve)(struct session *))
         return ONESHOT_FAILED;
     }
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
-    if (hangs_up) {
+    if (needs_guard) {
         tstate = detach();
         send_guard(session);
         reattach(tstate);
     }
     if (receive_here(session)) {
-        serve(session);
+        if (serve == NULL) {
+            serve_session(session);
+        }
+        else {
+            serve_with_locals(session, serve);
+        }
     }
     OWNED PyObject *raised = steal_reference(&session->run.raised);
     tstate = detach();
@@ -560,7 +582,7 @@ serve_next_client(void)
         (void)close(fd);
         return ONESHOT_FAILED;
     }
-    return serve_here(fd, &peer, serve_session);
+    return serve_here(fd, &peer, NULL);
 }
 
 /* Opens the socket, takes one client, serves it. Returns 0, or how it failed. */

@@ -1,6 +1,9 @@
 /* Side channels: what a client gets instead of a console when its calling card says so.
- * Runs on:  the session's thread, ATTACHED.
- * Touches:  the session's own fields.
+ * Runs on:  the session's thread, ATTACHED; receive_line() before it attaches.
+ * Touches:  the session's own fields; reads the names of the console with the same card.
+ * A side channel is a connection of its own beside that of the console, so completion and stacks
+ * need no protocol in the console's stream of bytes. The id on the card says whose console is
+ * meant. Which there are, and what goes over them, is listed in the listener's room.
  */
 #ifndef MANHOLE_SESSION_CHANNELS_C
 #define MANHOLE_SESSION_CHANNELS_C
@@ -286,7 +289,7 @@ serve_completion(struct session *session, PyObject *locals)
     (void)locals;
     complete_line(session);
     PyErr_Clear();
-    end_visit(session);
+    close_session(session);
 }
 
 /* Never raises. */
@@ -295,7 +298,7 @@ serve_look(struct session *session, const struct form *form)
 {
     (void)send_stacks(session, form, false);
     log_failure(session, "Stacks failed with ");
-    end_visit(session);
+    close_session(session);
 }
 
 /* The stack dump alone. */

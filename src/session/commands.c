@@ -2,10 +2,22 @@
  * prompts are ispyd's.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields; sys only while a command or plugin has the client's streams.
- * The shells are classes of the standard library's cmd.Cmd, in a part that is compiled at the
- * first visit; what they need of C is commands_functions[]. Nothing here evaluates, imports,
- * formats with or opens what the client types: its first word is the rest of the name of a method,
- * as ASCII letters, digits and "_", and what stands behind it is handed over as text.
+ *
+ * How it works. The shells are classes of the standard library's cmd.Cmd, in a part that is
+ * compiled for the first such client; what they need of C is commands_functions[]. A shell within a
+ * shell is entered by a call, and left by a return, so the client's way back is Python's own stack.
+ *
+ *   What is safe about it. Nothing here evaluates, imports, formats with or opens what the client
+ *   types: its first word is the rest of the name of a method, as ASCII letters, digits and "_",
+ *   and what stands behind it is handed over as text. What gives a client Python, a console or pdb
+ *   on a traceback that a probe has kept, is refused unless the option enable, or the configuration
+ *   file, names it.
+ *
+ *   What may be interrupted. Only what goes through run(): the shell's own loop would be torn.
+ *
+ *   A command that fails costs a line that begins with three asterisks; a plugin's, its traceback.
+ *   Only SystemExit, and an error of the connection, end the session.
+ *
  * To add a command: a row or a method of its shell. To add a shell: a class, and a row in SHELLS.
  */
 #ifndef MANHOLE_SESSION_COMMANDS_C
@@ -189,21 +201,21 @@ static const char commands_program[] =
     "    PROBED = ' module:function | module:Class.method'\n"
     "    @helps('debug' + PROBED,\n"
     "           'Run pdb post mortem on the traceback that the probe has kept.')\n"
-    "    def do_debug(self, place):\n"
-    "        say(with_streams(lambda: run(native, 'debug', place)))\n"
+    "    def do_debug(self, function):\n"
+    "        say(with_streams(lambda: run(native, 'debug', function)))\n"
     "    @helps('discard' + PROBED, 'Forget the traceback that the probe has kept.')\n"
-    "    def do_discard(self, place):\n"
-    "        say(run(native, 'discard', place))\n"
+    "    def do_discard(self, function):\n"
+    "        say(run(native, 'discard', function))\n"
     "    @helps('insert' + PROBED, 'Put a probe around a function: it keeps the '\n"
     "           'traceback of the last exception that leaves it.')\n"
-    "    def do_insert(self, place):\n"
-    "        say(run(native, 'insert', place))\n"
+    "    def do_insert(self, function):\n"
+    "        say(run(native, 'insert', function))\n"
     "    @helps('print' + PROBED, 'Show the traceback that the probe has kept.')\n"
-    "    def do_print(self, place):\n"
-    "        say(run(native, 'print', place))\n"
+    "    def do_print(self, function):\n"
+    "        say(run(native, 'print', function))\n"
     "    @helps('remove' + PROBED, 'Take the probe away: the function is what it was.')\n"
-    "    def do_remove(self, place):\n"
-    "        say(run(native, 'remove', place))\n"
+    "    def do_remove(self, function):\n"
+    "        say(run(native, 'remove', function))\n"
     "\n"
     "@shows({\n"
     "    'requests': (lambda: native('requests'),\n"
@@ -249,7 +261,7 @@ static const char commands_program[] =
     "    def call_optional(self, name, *arguments):\n"
     "        method = getattr(self.plugin, name, None)\n"
     "        return False if method is None else self.call(method, *arguments)\n"
-    "    def visit(self):\n"
+    "    def enter(self):\n"
     "        self.plugin.stdin = self.outer.input\n"
     "        self.plugin.stdout = sys.stdout\n"
     "        if self.call_optional('activate', self.outer.settings) is False:\n"
@@ -309,13 +321,13 @@ static const char commands_program[] =
     "            raise LookupError(f'There is no plugin named {name!r:.80}; '\n"
     "                              '\"plugins\" lists them')\n"
     "        if SHELLS.get(name) is not plugin:\n"
-    "            with_streams(lambda: Plugin(name, self, run(plugin)).visit())\n"
+    "            with_streams(lambda: Plugin(name, self, run(plugin)).enter())\n"
     "        elif plugin.feature is None or plugin.feature in self.enabled:\n"
     "            plugin(name, self).interact()\n"
     "        else:\n"
     "            say(HOW_TO_ENABLE % (f'{name} plugin', name, name))\n"
     "\n"
-    "def visit(enabled, settings, entries, locals, input):\n"
+    "def serve(enabled, settings, entries, locals, input):\n"
     "    root = Root(enabled, settings, locals, input)\n"
     "    root.load(['%(builtins)s'] if entries is None else entries)\n"
     "    root.interact()\n";
@@ -469,7 +481,7 @@ or_none(PyObject *object /* or NULL */)
     return object == NULL ? Py_None : object;
 }
 
-/* The client's whole visit. Returns with an exception set when it was one that ended it. */
+/* The client's whole session. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 converse_by_commands(struct session *session, PyObject *locals)
 {
@@ -479,19 +491,19 @@ converse_by_commands(struct session *session, PyObject *locals)
     OWNED PyObject *settings = Py_XNewRef(manhole.options.settings);
     unlock(&table_lock);
     (void)import_needed_modules(session, "");
-    OWNED PyObject *visit = import_part(session, &commands_part, "visit");
-    if (visit == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+    OWNED PyObject *serve = import_part(session, &commands_part, "serve");
+    if (serve == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
         OWNED PyObject *why = take_exception();
         tell_missing(session, "what the shell of commands needs", why, "");
     }
-    session->run.input = visit == NULL ? NULL : open_input(session);
+    session->run.input = serve == NULL ? NULL : open_input(session);
     (void)settle_report_attached(session);
     if (session->run.input == NULL) {
         return;
     }
 
     OWNED PyObject *result = PyObject_CallFunction(
-        visit, "(ss)OOOO", (enabled & FEATURE_CONSOLE) != 0 ? "console" : "",
+        serve, "(ss)OOOO", (enabled & FEATURE_CONSOLE) != 0 ? "console" : "",
         (enabled & FEATURE_DEBUGGER) != 0 ? "debugger" : "", or_none(settings),
         or_none(entries), or_none(locals), session->run.input);
     if (result == NULL && PyErr_ExceptionMatches(PyExc_SystemExit)) {

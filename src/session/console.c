@@ -1,9 +1,23 @@
-/* Console: the prompt, and the other two ways to serve a client.
+/* Console: the prompt.
  * Runs on:  the session's thread, ATTACHED.
- * Touches:  the session's own fields; sys only through borrow_attribute().
- * The standard library compiles, runs and formats: ManholeConsole is code.InteractiveConsole with
- * its reporting of exceptions replaced, so that neither a crash reporter in sys.excepthook nor
- * another client hears of a typing error.
+ * Touches:  the session's own fields.
+ *
+ * How it works. The standard library compiles and runs: the console is code.InteractiveConsole,
+ * with its reporting of exceptions replaced (the room shown). What is added is about when Python is
+ * let go of, for beside threads that compute each time costs some five milliseconds until it is
+ * back.
+ *
+ *   The greeting, stacks, banner and prompt, is one send, and before anything is imported: the
+ *   client sees the stacks at once, and the modules come in while it looks at them (talk).
+ *
+ *   A line is one act if it is a whole statement, and nothing follows its value: then the value
+ *   goes out with the next prompt. Most lines are. It is also compiled once, where the console
+ *   tries twice and more to find out whether a line goes on (compile_one_act).
+ *
+ *   A paste runs as a file would, but shows each value (paste_program).
+ *
+ *   Where the library cannot be read, by a process in a container that is gone, say, a plain
+ *   console does as much as the prompt needs (plain_console_program).
  */
 #ifndef MANHOLE_SESSION_CONSOLE_C
 #define MANHOLE_SESSION_CONSOLE_C
@@ -340,8 +354,8 @@ static const char plain_console_program[] =
 static const struct part plain_console_part = {.name = "plain console",
                                                .program = plain_console_program};
 
-/* The session's console, or a plain one where there is no other. Returns a new reference, or NULL with
- * an exception. */
+/* The session's console, or a plain one where there is no other. Returns a new reference, or NULL
+ * with an exception. */
 ATTACHED static PyObject *
 make_console(const struct session *session)
 {

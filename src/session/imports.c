@@ -1,6 +1,9 @@
 /* Imports: what sessions need of the standard library, and of our own parts.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  sys.modules, by import, under import_lock.
+ * Nothing is imported at install, so that an application that nobody visits pays for nothing; the
+ * first client waits for it. import_lock is ours, not CPython's: whoever forks takes it, so no
+ * child begins in the middle of an import of ours.
  */
 #ifndef MANHOLE_SESSION_IMPORTS_C
 #define MANHOLE_SESSION_IMPORTS_C

@@ -2,27 +2,27 @@
  * Runs on:  the session's thread, ATTACHED; DETACHED while it waits for its client.
  * Touches:  the session's own fields.
  *
- * How it works. sys.stdin is, in the session's thread, a text file over an object of class Typed, the
- * only one that reads from the client: the console's lines, input(), Pdb and a program's stdin all
- * come through read_typed(). To wait for the client is to let go of Python; on the way back in the
- * session has a client that waits for an answer, see the room hang. Bytes that are no UTF-8 become
- * lone surrogates: the line fails with an error, and the session goes on.
+ * How it works. sys.stdin is, in the session's thread, a text file over an object of class Typed,
+ * the only one that reads from the client: the console's lines, input(), Pdb and a program's stdin
+ * all come through read_typed(). To wait for the client is to let go of Python; on the way back in
+ * the session has a client that waits for an answer, see the room hang. Bytes that are no UTF-8
+ * become lone surrogates: the line fails with an error, and the session goes on.
  *
- *   Keys. A client at a terminal, whose channel is marked, sends its keys Ctrl-C and Ctrl-D as those
- *   bytes among the text, and each is for who reads just then, be it the console, input() or Pdb. So
- *   never more is read than up to the next key: what follows is the next reader's.
+ *   Keys. A client at a terminal, whose channel is marked, sends its keys Ctrl-C and Ctrl-D as
+ *   those bytes among the text, and each is for who reads just then, be it the console, input() or
+ *   Pdb. So never more is read than up to the next key: what follows is the next reader's.
  *
  *   Marks. What such a client hears is marked in turn, for it must know whether somebody reads, and
  *   what the prompt is: "\1?PROMPT\2" when the session begins to wait, "\1!\2" when it has got
- *   something. Of input() and Pdb the prompt is the line that they have written before, and PROMPT is
- *   empty.
+ *   something. Of input() and Pdb the prompt is the line that they have written before, and PROMPT
+ *   is empty.
  *
- *   A paste comes between two more keys. To the console each is the end of a read: the first ends an
- *   empty line, by which it knows that all up to the second is one text (read_input); to all others
- *   they are nothing.
+ *   A paste comes between two more keys. To the console each is the end of a read: the first ends
+ *   an empty line, by which it knows that all up to the second is one text (read_input); to all
+ *   others they are nothing.
  *
- *   Taken back. A TCP client's Ctrl-C cannot overtake the text before it as a side channel does. The
- *   line that it stands in ends with it, and is none: see read_line(), and the room telnet.
+ *   Taken back. A TCP client's Ctrl-C cannot overtake the text before it as a side channel does.
+ *   The line that it stands in ends with it, and is none: see read_line(), and the room telnet.
  */
 #ifndef MANHOLE_SESSION_INPUT_C
 #define MANHOLE_SESSION_INPUT_C
@@ -268,7 +268,8 @@ static const struct part typed_part = {
     .functions = typed_functions,
 };
 
-/* What sys.stdin is to be in the session's thread. Returns a new reference, or NULL with an exception. */
+/* What sys.stdin is to be in the session's thread. Returns a new reference, or NULL with an
+ * exception. */
 ATTACHED static PyObject *
 open_input(struct session *session)
 {
@@ -389,11 +390,9 @@ ask_line(struct session *session, const char *prompt)
 ATTACHED static PyObject *
 read_paste(struct session *session)
 {
-    PyObject *text = PyObject_CallMethod(session->run.input, "read", "i", MAX_LINE);
-    if (text != NULL && session->run.pasting) {
-        Py_SETREF(text, PyUnicode_FromString(""));
-    }
-    return text;
+    OWNED PyObject *text = PyObject_CallMethod(session->run.input, "read", "i", MAX_LINE);
+    return text != NULL && session->run.pasting ? PyUnicode_FromString("")
+                                                : steal_reference(&text);
 }
 
 /* Reads what the console is to run next: a line, or what was pasted. Returns as await_line(). */
@@ -401,15 +400,15 @@ ATTACHED static PyObject *
 read_input(struct session *session, const char *prompt /* NULL: it is there already */,
            bool *is_paste)
 {
-    PyObject *text = NULL; /* owned, handed to the caller */
     session->run.takes_paste = true;
-    text = prompt == NULL ? await_line(session) : ask_line(session, prompt);
+    OWNED PyObject *text =
+        prompt == NULL ? await_line(session) : ask_line(session, prompt);
     *is_paste = session->run.pasting;
     if (text != NULL && session->run.pasting) {
         Py_SETREF(text, read_paste(session));
     }
     session->run.takes_paste = session->run.pasting = false;
-    return text;
+    return steal_reference(&text);
 }
 
 #endif /* MANHOLE_SESSION_INPUT_C */

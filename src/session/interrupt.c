@@ -1,18 +1,33 @@
 /* Interrupt: a KeyboardInterrupt for a session's thread, and for nothing else.
  * Runs on:  the listener, or the thread that reads telnet, which sends out a native thread, since
  *           attaching may take for ever; and that thread, an interrupter or a guard.
- * Touches:  the session's helpers, interrupted and guarded, under its out_lock; the session's
- *           thread, by a signal.
- * A client asks for it by a side channel or by telnet's Ctrl-C. What a client that has left let run
- * is interrupted in the same way; by a guard where no listener looks after the session.
+ * Touches:  what a session runs; its helpers, interrupted and guarded, under its out_lock; the
+ *           session's thread, by a signal.
  *
- * Python raises the exception in the thread between two of its instructions. A call that waits in C,
- * sleep() or recv(), goes on waiting. From CPython 3.15 on it looks for the exception when a signal
- * has cut its system call short, so there the thread is sent one, by its number: a real-time signal
- * that nobody used at install(), with a handler that does nothing (watch_wait_ending_signal()). No
- * other thread sees anything of it: those of the manhole have it blocked, all but the sessions', and
- * to those of the application it is not sent. A oneshot's session runs in the main thread, where
- * Python's own handlers cut calls short in the same way.
+ * How a statement is interrupted. A client asks for it by a side channel or by telnet's Ctrl-C;
+ * what a client that has left let run is interrupted in the same way, again and again, by the
+ * listener, or by a guard where no listener looks after the session.
+ *
+ *   Only what the client sent. The session's thread runs that between begin_running() and
+ *   end_running(); `running` says so. All else there, reading, sending, putting things back, must
+ *   not be torn, and is left alone: the client is told "idle".
+ *
+ *   By whom. An interrupt is CPython's own PyThreadState_SetAsyncExc(), and takes the interpreter.
+ *   Who asks for it may not wait for that, so an interrupter, one at a time, attaches and does it
+ *   (strike). In C that does not return to Python the exception waits, like a signal's.
+ *
+ *   Out of a wait. From CPython 3.15 on sleep(), recv() and the like look for the exception when a
+ *   signal has cut their system call short, so the thread is sent one (end_wait): a real-time signal
+ *   that nobody used at install(), with a handler that does nothing. No other thread sees anything
+ *   of it: those of the manhole have it blocked, all but the sessions', and to those of the
+ *   application it is not sent. A oneshot's session runs in the main thread, where Python's own
+ *   handlers cut calls short in the same way.
+ *
+ *   Not in an import: a lock of importlib's could stay shut for the rest of the process. It waits
+ *   until the statement is out of there, or is dropped (raise_in_session).
+ *
+ *   Not too late. A statement may end while its interrupt is on the way. `stricken` tells
+ *   end_running() that one was raised, and settle_interrupts() takes it back if it has not come.
  */
 #ifndef MANHOLE_SESSION_INTERRUPT_C
 #define MANHOLE_SESSION_INTERRUPT_C

@@ -1,9 +1,10 @@
 /* Names: the namespace of a console or a program.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's names, under table_lock.
- * It has python-manhole's names, as far as they can be imported, and those of the option locals or of
- * backdoor(): copied, or in eventlet's way looked at. There a client sees the application's mapping
- * change, and what it assigns the application finds there; but `_` and what we add are its own.
+ * It has python-manhole's names, as far as they can be imported, and those of the option locals or
+ * of backdoor(): copied, or in eventlet's way looked at. There a client sees the application's
+ * mapping change, and what it assigns the application finds there; but `_` and what we add are its
+ * own.
  */
 #ifndef MANHOLE_SESSION_NAMES_C
 #define MANHOLE_SESSION_NAMES_C
@@ -87,9 +88,8 @@ make_names(PyObject *locals /* or NULL */, bool live)
 ATTACHED static void
 set_names(struct session *session, PyObject *names /* new: taken over; or NULL */)
 {
-    PyObject *previous = NULL; /* owned */
     lock_leaf(&table_lock);
-    previous = session->run.names;
+    PyObject *previous = session->run.names; /* owned */
     session->run.names = names;
     unlock(&table_lock);
     Py_XDECREF(previous);

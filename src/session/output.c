@@ -472,8 +472,8 @@ write_frames(struct session *session, enum frame_kind kind, const char *bytes,
     return 0;
 }
 
-/* As send_client(), but what may wait for the listener does, and in frames where the client has asked
- * for them. */
+/* As send_client(), but what may wait for the listener does, and in frames where the client has
+ * asked for them. */
 ATTACHED static int
 write_as(struct session *session, enum frame_kind kind, const char *bytes, size_t length)
 {

@@ -2,12 +2,20 @@
  * Runs on:  the session's thread: DETACHED while the request comes, then ATTACHED.
  * Touches:  the session's own fields; the class of the module sys, under sys_lock.
  *
+ * How it works. The request comes whole before anything of it runs (receive_program), for half a
+ * program may do harm that the whole one would not. It is then run as a script would be: it is
+ * __main__ in a namespace of its own, with the client's streams, and sys.argv is what the client
+ * has given. What the client gets is in frames, so stdout, stderr and the exit status are apart;
+ * the last is the status, and a connection that ends without one says that the process was gone
+ * first.
+ *
  * How sys.argv is the program's own. What a program imports, argparse above all, reads sys.argv by
  * itself, so a namespace with another sys in it is not enough; and the application, which may start
- * itself again by its arguments, or hand them to the children of multiprocessing, must never see the
- * program's. Nothing can stand in for the list, for C code asks what is a list and reads its memory.
- * So it is the attribute that answers by thread: while programs run, sys is of a class derived from
- * its own, with a property argv. sys.__dict__, which is what C code sees, stays as it is.
+ * itself again by its arguments, or hand them to the children of multiprocessing, must never see
+ * the program's. Nothing can stand in for the list, for C code asks what is a list and reads its
+ * memory. So it is the attribute that answers by thread: while programs run, sys is of a class
+ * derived from its own, with a property argv. sys.__dict__, which is what C code sees, stays as it
+ * is.
  */
 #ifndef MANHOLE_SESSION_PROGRAMS_C
 #define MANHOLE_SESSION_PROGRAMS_C
@@ -292,7 +300,6 @@ run_program(struct session *session, PyObject *file)
 ATTACHED static int
 end_program(struct session *session, PyObject *raised, long *status)
 {
-    PyObject *text = NULL; /* borrowed from words */
     begin_running(session);
     OWNED PyObject *words =
         call_part(manhole.module, &shown_part, "last_words", raised, NULL);
@@ -304,10 +311,9 @@ end_program(struct session *session, PyObject *raised, long *status)
         *status = 1;
         return write_as(session, FRAME_ERROR, plain, strlen(plain));
     }
-    text = PyTuple_GET_ITEM(words, 0);
     *status = PyLong_AsLong(PyTuple_GET_ITEM(words, 1));
     PyErr_Clear(); /* one that is no C long is -1 */
-    return write_str_as(session, FRAME_ERROR, text);
+    return write_str_as(session, FRAME_ERROR, PyTuple_GET_ITEM(words, 0));
 }
 
 /* All of a program's life once everything is in place. Returns 0, or -1 with an exception. */
@@ -356,7 +362,7 @@ serve_program(struct session *session, PyObject *locals)
     converse_by_program(session, locals);
     log_failure(session, "Program failed with ");
     close_arguments(session);
-    end_visit(session);
+    close_session(session);
 }
 
 #endif /* MANHOLE_SESSION_PROGRAMS_C */

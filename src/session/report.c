@@ -11,10 +11,11 @@
  *   2. Python answers: the session's thread is in, sets HANG_NONE (note_answer) and goes on. This
  *      is all that happens in a healthy process.
  *   3. Python does not: the listener, which slept until asked_ms + hang_timeout (report_time), sets
- *      HANG_REPORTED and sends out a reporter. That makes a frozen copy, which may take a while, and it
- *      may be told meanwhile that it is late: is_report_due() asks once more while it has the right
- *      to send, so a report and an answer never come both at once.
- *   4. HANG_TOLD says that the client has the whole report. When Python answers after all, the console
+ *      HANG_REPORTED and sends out a reporter. That makes a frozen copy, which may take a while,
+ *      and it may be told meanwhile that it is late: is_report_due() asks once more while it has
+ *      the right to send, so a report and an answer never come both at once.
+ *   4. HANG_TOLD says that the client has the whole report. When Python answers after all, the
+ *   console
  *      leaves out the stacks, which the client has seen, and begins with its prompt.
  *
  * A side channel that asks for stacks alone gets the report in place of its answer, and is done.

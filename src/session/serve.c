@@ -1,6 +1,10 @@
 /* Serve: how a session ends, and the ways to serve a client that are no console.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's own fields.
+ * What is the same for all: log_failure() and close_session(), whoever was served. Of the
+ * options of connection_handler, "exec" runs lines and answers nothing, as python-manhole's
+ * handle_connection_exec does; a callable gets the client's socket, and may keep it. The console
+ * and the shell of commands have rooms of their own.
  */
 #ifndef MANHOLE_SESSION_SERVE_C
 #define MANHOLE_SESSION_SERVE_C
@@ -18,8 +22,8 @@
 #include "names.c"
 #include "input.c"
 
-/* After an exception, if there is one: logs why the client's visit ended, and tells the client, which
- * would see but an end. */
+/* After an exception, if there is one: logs why the client's session ended, and tells the client,
+ * which would see but an end. */
 ATTACHED static void
 log_failure(struct session *session, const char *prefix)
 {
@@ -43,10 +47,10 @@ log_failure(struct session *session, const char *prefix)
     }
 }
 
-/* The end of every visit but a callable's: what waits goes out, all is put back, and the client hears
- * no more. Never raises. */
+/* The end of every session but a callable's: what waits goes out, all is put back, and the client
+ * hears no more. Never raises. */
 ATTACHED static void
-end_visit(struct session *session)
+close_session(struct session *session)
 {
     send_left(session);
     close_streams(session);
@@ -66,7 +70,7 @@ serve_lines(struct session *session, PyObject *locals,
     converse(session, locals);
     log_failure(session, "REPL failed with ");
     log_line("DONE.");
-    end_visit(session);
+    close_session(session);
     log_line("Cleaned up.");
 }
 
@@ -145,12 +149,12 @@ serve_exec(struct session *session, PyObject *locals)
     else if (PyErr_Occurred()) {
         log_exception("ManholeConnectionThread failure: ", take_exception(), "");
     }
-    end_visit(session);
+    close_session(session);
 }
 
 /* What the connection_handler option's callable gets: a socket on a duplicate of the client's
- * descriptor, which it may close, of the class that the standard library was born with. gevent's and
- * eventlet's would want a hub in the session's thread. */
+ * descriptor, which it may close, of the class that the standard library was born with. gevent's
+ * and eventlet's would want a hub in the session's thread. */
 static const char client_program[] =
     "os, sys = standard('os'), standard('sys')\n"
     "def socket_class():\n"

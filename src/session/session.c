@@ -2,6 +2,24 @@
  * Runs on:  a native thread of its own, or the main thread (oneshot), or the application thread
  *           that called handle_connection_repl() with a socket of its own.
  * Touches:  its slot of the table; threading's registry, to take its own entry out again.
+ *
+ * How it works. claim_session() takes a slot of the table and sets all in it to zero; who calls it
+ * fills in what the client's calling card says and starts session_main(), which receives the
+ * request if the channel has one, attaches, serves, detaches, and gives the slot back.
+ *
+ *   Slots. They are never freed, for an application thread that prints looks at them without any
+ *   lock, and a helper may still hold one when its client is gone: release_session() waits until
+ *   nobody sends and no helper is out. sessions_end grows, so that all loops over the table end at
+ *   the most clients that were ever there at once.
+ *
+ *   A place is free as soon as its client has hung up (over), though the slot is not yet: who comes
+ *   at once after another has left is not told that all places are taken.
+ *
+ *   A fork. In the child the threads that owned the slots are gone. forget_session() gives up what
+ *   they had, without freeing it, for it may be half changed, and closes the clients' descriptors.
+ *   The one session that forked lives on in the child's only thread, in the middle of what its
+ *   client sent: its slot is burnt, and the child ends where that statement does, see
+ *   end_running().
  */
 #ifndef MANHOLE_SESSION_SESSION_C
 #define MANHOLE_SESSION_SESSION_C
@@ -57,8 +75,8 @@ make_session(void)
     return session;
 }
 
-/* What no earlier client may leave behind, and no vanished thread of a parent's. Nobody else uses the
- * slot. */
+/* What no earlier client may leave behind, and no vanished thread of a parent's. Nobody else uses
+ * the slot. */
 static void
 reset_session(struct session *session)
 {
@@ -71,28 +89,35 @@ reset_session(struct session *session)
     atomic_store(&session->over, false);
 }
 
+/* A free slot; NULL when as many clients of this kind are in as may be, or there is none. Under
+ * table_lock. */
+static struct session *
+find_free_session(const struct channel *channel)
+{
+    struct session *free_one = NULL;
+    int taken = 0;
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
+        struct session *session = &manhole.sessions[i];
+        if (session->state == SESSION_TAKEN) {
+            taken +=
+                session->channel->aside == channel->aside && !atomic_load(&session->over);
+        }
+        else if (session->state == SESSION_FREE && free_one == NULL) {
+            free_one = session;
+        }
+    }
+    if (taken >= most_sessions(channel)) {
+        return NULL;
+    }
+    return free_one == NULL ? make_session() : free_one;
+}
+
 /* Returns a slot for a connected socket, which it takes over; NULL when enough are taken. */
 static struct session *
 claim_session(int fd, const struct peer *peer, const struct channel *channel)
 {
-    struct session *session = NULL;
-    int taken = 0;
     lock_leaf(&table_lock);
-    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
-        if (manhole.sessions[i].state == SESSION_TAKEN) {
-            taken += manhole.sessions[i].channel->aside == channel->aside &&
-                     !atomic_load(&manhole.sessions[i].over);
-        }
-        else if (manhole.sessions[i].state == SESSION_FREE && session == NULL) {
-            session = &manhole.sessions[i];
-        }
-    }
-    if (taken >= most_sessions(channel)) {
-        session = NULL;
-    }
-    else if (session == NULL) {
-        session = make_session();
-    }
+    struct session *session = find_free_session(channel);
     if (session != NULL) {
         session->state = SESSION_TAKEN;
         session->peer = *peer;
@@ -112,9 +137,8 @@ claim_session(int fd, const struct peer *peer, const struct channel *channel)
 DETACHED static void
 release_session(struct session *session)
 {
-    bool watched = false;
     lock_leaf(&session->out_lock);
-    watched = session->hang.watched;
+    bool watched = session->hang.watched;
     session->hang = (struct hang_watch){0}; /* the listener takes no more notice of it */
     atomic_store(&session->over, true);
     (void)pthread_cond_broadcast(&session->out_free);
@@ -128,6 +152,7 @@ release_session(struct session *session)
     close_kept(&session->fd);
     close_kept(&session->plain_fd);
     unlock(&session->out_lock);
+
     lock_leaf(&table_lock);
     session->state = SESSION_FREE;
     unlock(&table_lock);
@@ -187,9 +212,8 @@ forget_sessions(void)
 static int
 read_under_table_lock(const int *count)
 {
-    int value = 0;
     lock_leaf(&table_lock);
-    value = *count;
+    int value = *count;
     unlock(&table_lock);
     return value;
 }

@@ -2,15 +2,16 @@
  * Runs on:  the session's thread, ATTACHED; py_displayhook() in every thread.
  * Touches:  sys.last_exc and its relatives, through borrow_attribute().
  *
- * How it works. What a statement raises never reaches sys.excepthook, which may be a crash reporter's,
- * nor another client: ManholeConsole, made below of whatever console there is, overrides the two
- * methods by which code.InteractiveConsole reports, and sends the text to its own client. The
- * traceback begins behind the console's own frame. It is remembered for pdb.pm(), as the interpreter
- * would, until the last client leaves.
+ * How it works. What a statement raises never reaches sys.excepthook, which may be a crash
+ * reporter's, nor another client: ManholeConsole, made below of whatever console there is,
+ * overrides the two methods by which code.InteractiveConsole reports, and sends the text to its own
+ * client. The traceback begins behind the console's own frame. It is remembered for pdb.pm(), as
+ * the interpreter would, until the last client leaves.
  *
- * A value is shown by sys.displayhook, which is ours while clients have consoles: `_` is a name of the
- * session, never of builtins. Each send lets go of the GIL, which other threads may keep for some
- * time; so the value of a statement that is over with it waits for the prompt, see is_one_act().
+ * A value is shown by sys.displayhook, which is ours while clients have consoles: `_` is a name of
+ * the session, never of builtins. Each send lets go of the GIL, which other threads may keep for
+ * some time; so the value of a statement that is over with it waits for the prompt, see
+ * is_one_act().
  */
 #ifndef MANHOLE_SESSION_SHOWN_C
 #define MANHOLE_SESSION_SHOWN_C
@@ -58,7 +59,8 @@ static const char shown_program[] =
     "def whole(error):\n"
     "    return text_of(error, error.__traceback__, False)\n"
     "\n"
-    /* Of a program that ends with this: what it has to say, and its exit status, as Python's own. */
+    /* Of a program that ends with this: what it has to say, and its exit status, as Python's
+     * own. */
     "def last_words(error):\n"
     "    if not isinstance(error, SystemExit):\n"
     "        return whole(error), 1\n"

@@ -2,16 +2,16 @@
  * Runs on:  every thread that prints or reads, ATTACHED.
  * Touches:  sys, through borrow_attribute(); a client's output.
  * In a session's thread a stream is that client's. In any other it is the original in all but
- * write() and writelines(), which also leave a copy for the clients; so an old reference to one
+ * write() and writelines(), which also leave an echo for the clients; so an old reference to one
  * of ours serves its owner for ever.
  *
  * How it works. While a client has a console, sys.stdin, stdout and stderr, and the __std*__ beside
  * them, are objects of the type below; each keeps the object that stood there before, its original.
  *
- *   Who is asked. stream_target() decides by thread: in that of a session the stream itself
- *   answers, for its client; in all others the original does, so encoding, fileno() or whatever
- *   the application has put there stay as they were. Only write() and writelines() do a little
- *   more: when the text has gone where it always went, a copy goes to the clients.
+ *   Who is asked. stream_target() decides by thread: in that of a session what the client has,
+ *   its input or an object of class Output; in all others the original does, so encoding, fileno()
+ *   or whatever the application has put there stay as they were. Only write() and writelines() do a
+ *   little more: when the text has gone where it always went, an echo goes to the clients.
  *
  *   Borrowed and given back. manhole.borrowed[] has a row for each attribute: what was there and
  *   what we have put there. When the last console goes, the old object returns, but only where
@@ -212,7 +212,7 @@ write_to_session(struct session *session, enum frame_kind kind, PyObject *data)
     return result < 0 ? NULL : PyLong_FromSsize_t(length);
 }
 
-/* Leaves a copy of what an application thread has printed: a str, or the bytes that a wrapper of a
+/* Leaves an echo of what an application thread has printed: a str, or the bytes that a wrapper of a
  * session's buffer has made of it. Never raises. */
 ATTACHED static void
 echo_str(PyObject *str)
@@ -342,7 +342,7 @@ static PyMemberDef stream_members[] = {
 static char stream_doc[] =
     "A std stream while a manhole client is connected.\n\n"
     "In the client's session it is the client; everywhere else it is the\n"
-    "original stream, whose output the clients see a copy of.";
+    "original stream, whose output the clients see, too.";
 
 static PyType_Slot stream_slots[] = {
     {Py_tp_doc, stream_doc},
@@ -369,8 +369,8 @@ static PyType_Spec stream_spec = {
 
 /* ---- What a session's stream has beside write() ----------------------------------------- */
 
-/* A client has UTF-8, and all at once, whatever a program wishes; every write has gone out by itself,
- * and the client is not the program's to close. Its descriptor is for subprocess.run(...,
+/* A client has UTF-8, and all at once, whatever a program wishes; every write has gone out by
+ * itself, and the client is not the program's to close. Its descriptor is for subprocess.run(...,
  * stdout=sys.stdout), which shows at the client; but not where stdout and stderr go in frames. */
 static const char output_program[] =
     "import " IO_MODULE " as io\n"

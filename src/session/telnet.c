@@ -2,16 +2,29 @@
  * Runs on:  a helper, DETACHED, beside the session's own thread; that thread starts it.
  * Touches:  the session's descriptors; through interrupt_session() what it runs.
  *
- * telnet(1), nc(1) and any program are served alike. Lines may end with LF, CR LF or CR NUL.
- * Telnet's commands (RFC 854) are taken out: who offers an option or asks for one is told no,
- * Ctrl-C (as a command or as a byte) interrupts, an end of file (Ctrl-D at the start of a line)
- * ends the input. It takes a thread of its own because Ctrl-C must be seen while the session's runs
- * something or waits for Python.
+ * How it works. telnet(1), nc(1) and any program are served alike. The helper reads the client's
+ * socket byte by byte (decode_byte) and writes what is text to a pair of sockets, from which the
+ * session reads (plain_fd) as a Unix client's session does from its client. It takes a thread of
+ * its own because Ctrl-C must be seen while the session's runs something or waits for Python.
  *
- * A telnet that is not asked for binary (RFC 856) looks at seven bits of what is typed, and makes
- * commands of the bytes that are control characters by these: 0x9c, of UTF-8's most common, is
- * Ctrl-\. It cannot be asked at once, for nc would show that. So what it does in the middle of a
- * character is undone, and it is asked when it has shown what it is and that it is needed.
+ *   Lines may end with LF, CR LF or CR NUL. Telnet's commands (RFC 854) are taken out: who offers
+ *   an option or asks for one is told no, an end of file (Ctrl-D at the start of a line) ends the
+ *   input.
+ *
+ *   Ctrl-C, as a command or as a byte, interrupts what runs, and takes back the line that is half
+ *   typed or waits to be read. Which of these it will be cannot be known here, so it is both: the
+ *   text gets a line that ends with Ctrl-C, which the session drops when it comes to it; and before
+ *   that is passed on, what runs is interrupted (pass_interrupt). Until the line has been read,
+ *   what the session begins to run is interrupted, too: taken_back.
+ *
+ *   A web page can have its user's browser send any text to a port: a client whose first line is
+ *   one of HTTP's is let go before a line of it is run (check_first_line).
+ *
+ *   Eight bits. A telnet that is not asked for binary (RFC 856) looks at seven bits of what is
+ *   typed, and makes commands of the bytes that are control characters by these: 0x9c, of UTF-8's
+ *   most common, is Ctrl-\. It cannot be asked at once, for nc would show that. So what it does in
+ *   the middle of a character is undone, and it is asked when it has shown what it is and that it
+ *   is needed.
  */
 #ifndef MANHOLE_SESSION_TELNET_C
 #define MANHOLE_SESSION_TELNET_C
@@ -238,9 +251,8 @@ decode_byte(struct telnet *telnet, unsigned char byte)
 static bool
 is_being_interrupted(struct session *session)
 {
-    bool interrupted = false;
     lock_leaf(&session->out_lock);
-    interrupted = session->run.interrupted;
+    bool interrupted = session->run.interrupted;
     unlock(&session->out_lock);
     return interrupted;
 }
@@ -308,23 +320,9 @@ check_first_line(struct session *session, struct telnet *telnet)
 
 /* Hands the text over to the session, as fast as that reads. Returns whether it takes it. */
 DETACHED static bool
-pass_text(struct session *session, struct telnet *telnet)
+send_text(struct session *session, struct telnet *telnet)
 {
     const char *next = telnet->text;
-    if (!telnet->checked) {
-        if (has_room(telnet) && memchr(telnet->text, '\n', telnet->length) == NULL) {
-            return true; /* when there is more of it */
-        }
-        if (!check_first_line(session, telnet)) {
-            return false;
-        }
-    }
-    if (telnet->interrupted) {
-        pass_interrupt(session, telnet);
-    }
-    else if (has_read_all(session)) {
-        atomic_store(&session->run.taken_back, false);
-    }
     while (telnet->length > 0) {
         ssize_t sent =
             send(kept_number(&session->telnet_fd), next, telnet->length, MSG_NOSIGNAL);
@@ -342,6 +340,27 @@ pass_text(struct session *session, struct telnet *telnet)
     return true;
 }
 
+/* The same, of text that may be passed on; before it the Ctrl-C in it. */
+DETACHED static bool
+pass_text(struct session *session, struct telnet *telnet)
+{
+    if (!telnet->checked) {
+        if (has_room(telnet) && memchr(telnet->text, '\n', telnet->length) == NULL) {
+            return true; /* when there is more of it */
+        }
+        if (!check_first_line(session, telnet)) {
+            return false;
+        }
+    }
+    if (telnet->interrupted) {
+        pass_interrupt(session, telnet);
+    }
+    else if (has_read_all(session)) {
+        atomic_store(&session->run.taken_back, false);
+    }
+    return send_text(session, telnet);
+}
+
 DETACHED static void
 send_option(struct session *session, unsigned char verb, unsigned char option)
 {
@@ -356,8 +375,8 @@ send_option(struct session *session, unsigned char verb, unsigned char option)
 /* Does what bytes from the client ask for. Returns false at the end of its input. Answers go out
  * before a Ctrl-C that came with them has its effect: telnet drops what it gets until they come. */
 DETACHED static bool
-take_bytes(struct session *session, struct telnet *telnet, const unsigned char *bytes,
-           size_t length)
+decode_bytes(struct session *session, struct telnet *telnet, const unsigned char *bytes,
+             size_t length)
 {
     bool more = true;
     for (size_t i = 0; i < length && more; i++) {
@@ -381,15 +400,14 @@ take_bytes(struct session *session, struct telnet *telnet, const unsigned char *
 
 /* Waits for bytes of the client. Returns false when no more come. */
 DETACHED static bool
-take_more(struct session *session, struct telnet *telnet)
+receive_more(struct session *session, struct telnet *telnet)
 {
     unsigned char bytes[4096];
     struct pollfd client = {.fd = atomic_load(&session->fd.number), .events = POLLIN};
-    ssize_t got = -1;
     (void)poll(&client, 1, -1);
-    got = recv(kept_number(&session->fd), bytes, sizeof(bytes), MSG_DONTWAIT);
+    ssize_t got = recv(kept_number(&session->fd), bytes, sizeof(bytes), MSG_DONTWAIT);
     return got < 0 ? errno == EAGAIN || errno == EINTR
-                   : got > 0 && take_bytes(session, telnet, bytes, (size_t)got);
+                   : got > 0 && decode_bytes(session, telnet, bytes, (size_t)got);
 }
 
 /* Waits so long for the other side to close the connection, which TCP does not tell from the end of
@@ -413,14 +431,13 @@ telnet_main(void *argument)
 {
     struct session *session = argument;
     struct telnet telnet = {.state = TELNET_TEXT};
-    bool gone = false;
-    while (take_more(session, &telnet)) {
+    while (receive_more(session, &telnet)) {
     }
     if (!telnet.checked) {
         telnet.checked = true; /* the first line is the last, and has no end */
         (void)pass_text(session, &telnet);
     }
-    gone = wait_until_gone(session, SETTLE_MS);
+    bool gone = wait_until_gone(session, SETTLE_MS);
     (void)shutdown(kept_number(&session->telnet_fd), SHUT_WR);
     while (!gone) {
         gone = wait_until_gone(session, GONE_CHECK_MS);

@@ -204,7 +204,8 @@ take_in_pieces(const char *bytes, size_t length, uint32_t seed, struct text *pla
     keep_fd(&telnet_session.telnet_fd, inner[1]);
     for (size_t kept = 0; more && length > 0;) {
         size_t piece = next_piece(&seed, length < most ? length : most);
-        more = take_bytes(&telnet_session, &telnet, (const unsigned char *)bytes, piece);
+        more =
+            decode_bytes(&telnet_session, &telnet, (const unsigned char *)bytes, piece);
         MUST(has_room(&telnet));
         bytes += piece;
         length -= piece;
@@ -584,7 +585,7 @@ static const struct channel console_channel = {
 /* Serves a client that sends this, in this thread, as the session's own would. Returns what it is
  * answered, to be freed. */
 ATTACHED static struct text
-converse(const struct channel *channel, void (*serve)(struct session *),
+converse(const struct channel *channel, void (*serve)(struct session *, PyObject *locals),
          const char *bytes, size_t length)
 {
     const struct peer peer = {.pid = getpid(), .uid = geteuid(), .gid = getegid()};
@@ -603,7 +604,7 @@ converse(const struct channel *channel, void (*serve)(struct session *),
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     received = receive_here(session);
     if (received) {
-        serve(session);
+        serve_with_locals(session, serve);
     }
     MUST(!PyErr_Occurred() && session->run.names == NULL && session->run.input == NULL);
     tstate = detach();
@@ -659,7 +660,7 @@ ATTACHED static struct text
 converse_with_console(const struct channel *channel, const struct text *lines)
 {
     static const char end[] = "now exiting ManholeConsole...\n";
-    struct text answer = converse(channel, serve_repl_here, lines->bytes, lines->length);
+    struct text answer = converse(channel, serve_console, lines->bytes, lines->length);
     MUST(is_utf8(&answer));
     MUST(answer.length >= strlen(end) &&
          memcmp(answer.bytes + answer.length - strlen(end), end, strlen(end)) == 0);
@@ -686,8 +687,7 @@ ATTACHED static void
 fuzz_exec(const char *bytes, size_t length)
 {
     struct text lines = make_harmless(bytes, length, true);
-    struct text answer =
-        converse(&plain_channel, serve_exec_here, lines.bytes, lines.length);
+    struct text answer = converse(&plain_channel, serve_exec, lines.bytes, lines.length);
     MUST(answer.length == 0);
     free_text(&lines);
     free_text(&answer);
@@ -705,7 +705,7 @@ fuzz_commands(const char *bytes, size_t length)
         }
     }
     manhole.options.enable = FEATURE_DEBUGGER;
-    answer = converse(&console_channel, serve_commands_here, bytes, length);
+    answer = converse(&console_channel, serve_commands, bytes, length);
     MUST(is_utf8(&answer));
     MUST(memmem(answer.bytes, answer.length, "\1?(manhole:", 11) != NULL);
     Py_XDECREF(call_part(manhole.module, &probes_part, "unprobe_all", NULL, NULL));
@@ -715,8 +715,9 @@ fuzz_commands(const char *bytes, size_t length)
 
 /* Here instead of running it. */
 ATTACHED static void
-compile_program(struct session *session)
+compile_program(struct session *session, PyObject *locals)
 {
+    (void)locals;
     PyObject *argv = make_arguments(session);            /* owned */
     PyObject *file = decode_field(session->run.request); /* owned */
     PyObject *code = NULL;                               /* owned */
@@ -759,12 +760,6 @@ fuzz_program(const char *bytes, size_t length)
     free_text(&answer);
 }
 
-ATTACHED static void
-complete_here(struct session *session)
-{
-    serve_with_locals(session, serve_completion);
-}
-
 /* A word and a newline, while a console, or a command shell, has names for it. */
 ATTACHED static void
 fuzz_completion(const char *bytes, size_t length)
@@ -775,7 +770,7 @@ fuzz_completion(const char *bytes, size_t length)
     console->state = SESSION_TAKEN;
     console->channel = &plain_channel;
     console->run.names = PyObject_GetAttrString(helpers, table); /* owned */
-    answer = converse(find_channel("complete"), complete_here, bytes, length);
+    answer = converse(find_channel("complete"), serve_completion, bytes, length);
     Py_CLEAR(console->run.names);
     size_t word = length == 0 || memchr(bytes, '\n', length) == NULL
                       ? 0
