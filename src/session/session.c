@@ -29,10 +29,12 @@
 #include "../base/locks.c"
 #include "../base/basics.c"
 #include "../base/log.c"
-#include "../base/handlers.c"
 #include "../door/socket.c"
 #include "../stacks/copy.c"
+#include "output.c"
 #include "attach.c"
+#include "hang.c"
+#include "serve.c"
 #include "console.c"
 #include "commands.c"
 
