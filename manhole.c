@@ -88,6 +88,7 @@
 /* One client, from its first byte to its last. */
 #include "src/session/output.c"
 #include "src/session/streams.c"
+#include "src/session/borrowed.c"
 #include "src/session/attach.c"
 #include "src/session/hang.c"
 #include "src/session/interrupt.c"

@@ -24,6 +24,7 @@
 #include "watch/probes.c"
 #include "watch/requests.c"
 #include "session/streams.c"
+#include "session/borrowed.c"
 #include "session/console.c"
 #include "session/commands.c"
 #include "server/activation.c"

@@ -167,7 +167,7 @@ MUTANTS = [
     ),
     (
         "the streams stay ours after the last client",
-        "src/session/streams.c",
+        "src/session/borrowed.c",
         "    manhole.consoles--;\n    if (manhole.consoles == 0) {",
         "    manhole.consoles--;\n    if (manhole.consoles < 0) {",
         "e2e_console",

@@ -44,6 +44,7 @@
 #include "../base/handlers.c"
 #include "../door/socket.c"
 #include "../session/streams.c"
+#include "../session/borrowed.c"
 #include "../session/interrupt.c"
 #include "../session/programs.c"
 #include "../session/session.c"

@@ -15,6 +15,9 @@
 #include "../stacks/dump.c"
 #include "../stacks/json.c"
 #include "output.c"
+#include "interrupt.c"
+#include "imports.c"
+#include "serve.c"
 #include "console.c"
 #include "programs.c"
 

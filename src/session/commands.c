@@ -31,8 +31,14 @@
 #include "../stacks/dump.c"
 #include "../watch/probes.c"
 #include "../watch/requests.c"
-#include "output.c"
-#include "streams.c"
+#include "borrowed.c"
+#include "hang.c"
+#include "interrupt.c"
+#include "imports.c"
+#include "shown.c"
+#include "names.c"
+#include "input.c"
+#include "serve.c"
 #include "console.c"
 
 static const char commands_program[] =

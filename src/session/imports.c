@@ -11,7 +11,6 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/locks.c"
-#include "../base/basics.c"
 #include "../base/log.c"
 #include "../base/library.c"
 #include "../base/parts.c"

@@ -29,9 +29,9 @@
 
 #include "../base/compat.c"
 #include "../base/state.c"
-#include "../base/locks.c"
 #include "../base/basics.c"
 #include "../base/parts.c"
+#include "../door/socket.c"
 #include "output.c"
 #include "streams.c"
 #include "hang.c"

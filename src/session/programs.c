@@ -28,6 +28,7 @@
 #include "../base/parts.c"
 #include "output.c"
 #include "streams.c"
+#include "borrowed.c"
 #include "interrupt.c"
 #include "imports.c"
 #include "shown.c"

@@ -35,8 +35,8 @@
 #include "../stacks/dump.c"
 #include "../stacks/json.c"
 #include "output.c"
+#include "hang.c"
 #include "interrupt.c"
-#include "console.c"
 #include "session.c"
 
 static const char prompt_follows[] =

@@ -11,12 +11,11 @@
 
 #include "../base/compat.c"
 #include "../base/state.c"
-#include "../base/locks.c"
 #include "../base/basics.c"
 #include "../base/log.c"
 #include "../base/parts.c"
 #include "output.c"
-#include "streams.c"
+#include "borrowed.c"
 #include "interrupt.c"
 #include "imports.c"
 #include "names.c"

@@ -23,6 +23,7 @@
 #include "../base/parts.c"
 #include "output.c"
 #include "streams.c"
+#include "borrowed.c"
 
 enum {
     /* Characters of a value that goes out with the prompt. */
@@ -144,15 +145,6 @@ static const struct part shown_part = {
     .functions = shown_functions,
 };
 
-/* What the client sees of an exception, with its traceback or without. Returns a new str, or NULL
- * with an exception. */
-ATTACHED static PyObject *
-format_exception(PyObject *exception, bool alone)
-{
-    return call_part(manhole.module, &shown_part, alone ? "last_line" : "whole",
-                     exception, NULL);
-}
-
 /* Shows a value to the client: along with the prompt when nothing is left to run before that, for
  * each send lets go of the GIL, which other threads may keep for some time. */
 ATTACHED static int
@@ -211,7 +203,8 @@ ATTACHED static int
 show_compiler_error(void)
 {
     OWNED PyObject *error = take_exception();
-    OWNED PyObject *text = format_exception(error, true);
+    OWNED PyObject *text =
+        call_part(manhole.module, &shown_part, "last_line", error, NULL);
     return text == NULL ? -1 : write_client_str(current_session, text);
 }
 

@@ -1,6 +1,6 @@
 /* Streams: the objects that stand in sys while a client has a console.
  * Runs on:  every thread that prints or reads, ATTACHED.
- * Touches:  sys, through borrow_attribute(); a client's output.
+ * Touches:  a client's output. How they come into sys and out of it is the next room's.
  * In a session's thread a stream is that client's. In any other it is the original in all but
  * write() and writelines(), which also leave an echo for the clients; so an old reference to one
  * of ours serves its owner for ever.
@@ -8,36 +8,27 @@
  * How it works. While a client has a console, sys.stdin, stdout and stderr, and the __std*__ beside
  * them, are objects of the type below; each keeps the object that stood there before, its original.
  *
- *   Who is asked. stream_target() decides by thread: in that of a session what the client has,
- *   its input or an object of class Output; in all others the original does, so encoding, fileno()
- *   or whatever the application has put there stay as they were. Only write() and writelines() do a
- *   little more: when the text has gone where it always went, an echo goes to the clients.
+ *   Who is asked. stream_target() decides by thread: in that of a session what the client has, its
+ *   input or an object of class Output; in all others the original, so encoding, fileno() or
+ *   whatever the application has put there stay as they were.
  *
- *   Borrowed and given back. manhole.borrowed[] has a row for each attribute: what was there and
- *   what we have put there. When the last console goes, the old object returns, but only where
- *   ours still stands: what the application has set meanwhile is its own. A client that comes
- *   later finds the attribute as it is then.
+ *   write() is the stream's own for every thread, and ready as an attribute, for print() asks for
+ *   it each time. In a session it goes to the client. In all others the text goes where it always
+ *   went, and an echo of it to the clients, where there are any: one atomic load, where there are
+ *   none.
  *
- *   Old references. A logging handler that was made while a client was there keeps our stream for
- *   the life of the process. It goes on writing to its original. For one original get_stream()
- *   hands out the same stream again, so streams do not pile up on each other. print() only
- *   borrows what it finds in sys while it writes: the last KEPT_STREAMS streams are kept alive
- *   for it.
+ *   An echo is left once. What the application has put on top of ours, a write() that it replaced,
+ *   a wrapper of a buffer, may come by a stream of ours a second time on the way to the original:
+ *   passing_on says that the thread is in the middle of one.
  */
 #ifndef MANHOLE_SESSION_STREAMS_C
 #define MANHOLE_SESSION_STREAMS_C
 
 #include "../base/compat.c"
 #include "../base/state.c"
-#include "../base/locks.c"
 #include "../base/basics.c"
 #include "../base/parts.c"
 #include "output.c"
-
-enum {
-    /* Stream objects that outlive their client. */
-    KEPT_STREAMS = 48,
-};
 
 struct stream {
     PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
@@ -437,8 +428,6 @@ static const struct part output_part = {
     .functions = output_functions,
 };
 
-/* ---- In sys and out of it ----------------------------------------------------------------- */
-
 static bool
 is_input(const char *name)
 {
@@ -473,228 +462,6 @@ make_stream(const char *name, PyObject *original)
         }
     }
     return steal_reference(&made);
-}
-
-/* Keeps one of our streams alive, as the last of KEPT_STREAMS: print() and its like only borrow
- * what they find in sys, and may be in the middle of it when it is taken out. Never raises. */
-ATTACHED static void
-keep_stream(PyObject *stream /* or any other object, or NULL */)
-{
-    struct module_state *state = installed_state();
-    if (stream == NULL || Py_TYPE(stream) != (PyTypeObject *)state->stream_type) {
-        return;
-    }
-    OWNED PyObject *kept = Py_NewRef(stream); /* while it is not in the list */
-    for (Py_ssize_t i = PyList_GET_SIZE(state->streams) - 1; i >= 0; i--) {
-        if (PyList_GET_ITEM(state->streams, i) == kept) {
-            (void)PySequence_DelItem(state->streams, i);
-        }
-    }
-    (void)PyList_Append(state->streams, kept);
-    if (PyList_GET_SIZE(state->streams) > KEPT_STREAMS) {
-        (void)PySequence_DelItem(state->streams, 0);
-    }
-    PyErr_Clear();
-}
-
-/* Returns a stream for what stands in sys.NAME, new, or NULL with an exception; the one that was
- * made for the very same before, if it is still kept. */
-ATTACHED static PyObject *
-get_stream(const char *name, PyObject *original)
-{
-    PyObject *streams = installed_state()->streams; /* borrowed */
-    OWNED PyObject *found = NULL;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(streams) && found == NULL; i++) {
-        struct stream *stream = (struct stream *)PyList_GET_ITEM(streams, i);
-        if (stream->original == original && stream->is_input == is_input(name)) {
-            found = Py_NewRef((PyObject *)stream);
-        }
-    }
-    if (found == NULL) {
-        found = make_stream(name, original);
-    }
-    keep_stream(found);
-    return steal_reference(&found);
-}
-
-/* Sets sys.NAME, and remembers what was there: what the application has set since, too. Under
- * sys_lock. Returns 0, or -1 with an exception. */
-ATTACHED static int
-borrow_attribute(struct borrowed_attribute *attribute, PyObject *ours)
-{
-    OWNED PyObject *current = get_sys(attribute->name);
-    if (attribute->ours == NULL || attribute->ours != current) {
-        Py_XSETREF(attribute->previous, Py_XNewRef(current));
-    }
-    keep_stream(attribute->ours);
-    Py_XSETREF(attribute->ours, Py_NewRef(ours));
-    return PySys_SetObject(attribute->name, ours);
-}
-
-/* Puts back what was there, where ours still stands; for any stream of ours its original, for the
- * application may have put an earlier one back itself (redirect_stdout). Under sys_lock. */
-ATTACHED static void
-give_back_attribute(struct borrowed_attribute *attribute)
-{
-    OWNED PyObject *current = get_sys(attribute->name);
-    PyObject *previous = attribute->previous; /* borrowed */
-    bool ours = attribute->ours != NULL && current == attribute->ours;
-    if (current != NULL &&
-        Py_TYPE(current) == (PyTypeObject *)installed_state()->stream_type) {
-        previous = ((struct stream *)current)->original;
-        ours = true;
-    }
-    keep_stream(current);
-    keep_stream(attribute->ours);
-    if (ours && PySys_SetObject(attribute->name, previous) < 0) {
-        PyErr_Clear();
-    }
-    Py_CLEAR(attribute->ours);
-    Py_CLEAR(attribute->previous);
-}
-
-/* The row of a name in manhole.borrowed. */
-static struct borrowed_attribute *
-borrowed_row(const char *name)
-{
-    struct borrowed_attribute *row = manhole.borrowed;
-    while (strcmp(row->name, name) != 0) {
-        row++;
-    }
-    return row;
-}
-
-/* Puts a stream of ours into sys.NAME, unless there is none to stand in for or one of
- * ours is there already. Under sys_lock. Returns 0, or -1 with an exception. */
-ATTACHED static int
-place_stream(const char *name)
-{
-    OWNED PyObject *original = NULL;
-    int result = find_sys(name, &original);
-    if (original == NULL ||
-        Py_TYPE(original) == (PyTypeObject *)installed_state()->stream_type) {
-        return result;
-    }
-    OWNED PyObject *stream = get_stream(name, original);
-    return stream == NULL ? -1 : borrow_attribute(borrowed_row(name), stream);
-}
-
-/* Under sys_lock. Returns 0, or -1 with an exception. */
-ATTACHED static int
-place_streams(bool redirect_stderr)
-{
-    static const char *const names[] = {"stdin",      "__stdin__", "stdout",
-                                        "__stdout__", "stderr",    "__stderr__"};
-    size_t count = redirect_stderr ? 6 : 4;
-    for (size_t i = 0; i < count; i++) {
-        if (place_stream(names[i]) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-/* Under sys_lock. Returns 0, or -1 with an exception. */
-ATTACHED static int
-place_displayhook(void)
-{
-    OWNED PyObject *hook = PyObject_GetAttrString(manhole.module, "_displayhook");
-    return hook == NULL ? -1 : borrow_attribute(borrowed_row("displayhook"), hook);
-}
-
-/* References to all that manhole.borrowed refers to while sys_lock is held: the last one to an
- * object of the application's runs code of its own, which may wait for anything. */
-struct held {
-    /* Two for each; owned, or NULL. Py_ARRAY_LENGTH() is no constant in GNU C from 3.13 on. */
-    PyObject *objects[2 * sizeof(manhole.borrowed) / sizeof(manhole.borrowed[0])];
-};
-
-ATTACHED static void
-lock_sys(struct held *held)
-{
-    PyObject **next = held->objects;
-    lock_attached(&sys_lock);
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(manhole.borrowed); i++) {
-        *next++ = Py_XNewRef(manhole.borrowed[i].ours);
-        *next++ = Py_XNewRef(manhole.borrowed[i].previous);
-    }
-}
-
-ATTACHED static void
-unlock_sys(struct held *held)
-{
-    unlock(&sys_lock);
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(held->objects); i++) {
-        Py_XDECREF(held->objects[i]);
-    }
-}
-
-/* Puts the streams back in place where the application has set its own since: a session's print()
- * is its client's whatever the application redirects. Never raises. */
-ATTACHED static void
-replace_streams(void)
-{
-    struct held held;
-    lock_sys(&held);
-    if (manhole.consoles > 0 && place_streams(manhole.options.redirect_stderr != 0) < 0) {
-        PyErr_Clear();
-    }
-    unlock_sys(&held);
-}
-
-ATTACHED static void
-give_back_attributes(void)
-{
-    for (size_t i = 0; i < Py_ARRAY_LENGTH(manhole.borrowed); i++) {
-        give_back_attribute(&manhole.borrowed[i]);
-    }
-}
-
-/* From here on the calling thread's std streams are the session's client. Returns 0, or
- * -1 with an exception. */
-ATTACHED static int
-open_streams(struct session *session)
-{
-    struct held held;
-    int result = 0;
-    lock_sys(&held);
-    result = place_streams(wants_stderr(session));
-    if (result == 0 && manhole.consoles == 0) {
-        result = place_displayhook();
-    }
-    if (result == 0) {
-        manhole.consoles++;
-        session->run.has_console = true;
-        if (!session->channel->framed) {
-            begin_viewing(session);
-        }
-    }
-    else if (manhole.consoles == 0) {
-        PyObject *raised = take_exception(); /* owned */
-        give_back_attributes();
-        put_back_exception(raised);
-    }
-    unlock_sys(&held);
-    return result;
-}
-
-ATTACHED static void
-close_streams(struct session *session)
-{
-    struct held held;
-    if (!session->run.has_console) {
-        return;
-    }
-    lock_sys(&held);
-    session->run.has_console = false;
-    if (!session->channel->framed) {
-        end_viewing(session);
-    }
-    manhole.consoles--;
-    if (manhole.consoles == 0) {
-        give_back_attributes();
-    }
-    unlock_sys(&held);
 }
 
 #endif /* MANHOLE_SESSION_STREAMS_C */
