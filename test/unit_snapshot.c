@@ -773,6 +773,84 @@ signal_that_the_application_took_makes_no_copy(void **state)
     assert_int_equal(atomic_load(&copies_made->count), 0);
 }
 
+/* A cgroup that allows so many bytes and counts so many, of which some are cache; in both forms. */
+static void
+put_cgroup(unsigned long most, unsigned long current, unsigned long cache)
+{
+    char text[4][128];
+    (void)snprintf(text[0], sizeof(text[0]), "%lu\n", most);
+    (void)snprintf(text[1], sizeof(text[1]), "%lu\n", current);
+    (void)snprintf(text[2], sizeof(text[2]),
+                   "cache 7\ntotal_inactive_file %lu\ntotal_active_file %lu\n", cache / 2,
+                   cache / 2);
+    (void)snprintf(text[3], sizeof(text[3]),
+                   "anon 7\ninactive_file %lu\nactive_file %lu\n", cache / 2, cache / 2);
+    (void)mkdir("cgroup", 0700);
+    (void)mkdir("cgroup/memory", 0700);
+    write_text("cgroup/memory/memory.limit_in_bytes", text[0]);
+    write_text("cgroup/memory/memory.usage_in_bytes", text[1]);
+    write_text("cgroup/memory/memory.stat", text[2]);
+    write_text("cgroup/memory.max", text[0]);
+    write_text("cgroup/memory.current", text[1]);
+    write_text("cgroup/memory.stat", text[3]);
+}
+
+static void
+remove_cgroup(void)
+{
+    static const char *const names[] = {"cgroup/memory/memory.limit_in_bytes",
+                                        "cgroup/memory/memory.usage_in_bytes",
+                                        "cgroup/memory/memory.stat",
+                                        "cgroup/memory",
+                                        "cgroup/memory.max",
+                                        "cgroup/memory.current",
+                                        "cgroup/memory.stat",
+                                        "cgroup"};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
+        assert_int_equal(remove(names[i]), 0);
+    }
+}
+
+/* The OOM killer would take the process, not the copy. */
+static void
+no_copy_is_made_where_the_cgroup_has_no_room_for_it(void **state)
+{
+    static const unsigned long mb = 1024 * 1024;
+    const char *root = cgroup_root;
+    (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
+    SET_FATES(LIVES);
+    atomic_store(&copies_made->count, 0);
+    cgroup_root = "cgroup";
+    put_cgroup(100 * mb, 99 * mb, 0);
+    assert_snapshot("No frozen copy of the process can be made: its memory cgroup has");
+    assert_int_equal(atomic_load(&copies_made->count), 0);
+    put_cgroup(100 * mb, 99 * mb, 90 * mb);
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    put_cgroup(100 * mb, 50 * mb, 0);
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    write_text("cgroup/memory.max", "max\n");
+    write_text("cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    remove_cgroup();
+    cgroup_root = root;
+}
+
+/* Each version counts in files of its own. */
+static void
+memory_that_a_cgroup_has_left_is_read_in_both_forms(void **state)
+{
+    (void)state;
+    put_cgroup(1000, 900, 100);
+    assert_int_equal(left_in("cgroup/memory", &cgroup_v1), 200);
+    assert_int_equal(left_in("cgroup", &cgroup_v2), 200);
+    assert_true(left_in("cgroup", &cgroup_v1) == UINT64_MAX);
+    put_cgroup(1000, 1200, 100);
+    assert_int_equal(left_in("cgroup/memory", &cgroup_v1), 0);
+    assert_int_equal(left_in("cgroup", &cgroup_v2), 0);
+    remove_cgroup();
+}
+
 static void
 without_descriptors_no_copy_is_made(void **state)
 {
@@ -917,6 +995,8 @@ main(void)
         WITH_COPIES(thread_that_copies_die_of_is_left_out),
         cmocka_unit_test(frames_that_are_forgotten_are_not_walked),
         WITH_COPIES(signal_that_the_application_took_makes_no_copy),
+        WITH_COPIES(no_copy_is_made_where_the_cgroup_has_no_room_for_it),
+        cmocka_unit_test(memory_that_a_cgroup_has_left_is_read_in_both_forms),
         WITH_COPIES(without_descriptors_no_copy_is_made),
         WITH_COPIES(threads_are_known_by_name_and_native_id),
         WITH_COPIES(name_counts_only_beside_the_known_ident),

@@ -303,6 +303,11 @@ note_copy_result(struct stacks *stacks, enum copy_result result, int error)
     else if (result == COPY_REFUSED) {
         append_format(note, "%s%s.", none, error_text(error));
     }
+    else if (result == COPY_NO_ROOM) {
+        append_string(note, none);
+        append_string(note, "its memory cgroup has no room for its page tables, and the "
+                            "kernel might kill the process for them.");
+    }
     else if (result == COPY_DIED) {
         append_string(note,
                       "The frozen copies of the process died; what the best one told:");

@@ -33,6 +33,7 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/basics.c"
+#include "memory.c"
 
 enum {
     /* For a frozen copy that writes nothing more, before it is killed; and copies made until one
@@ -62,6 +63,7 @@ static const char first_is_hidden[] = "&\n";
 enum copy_result {
     COPY_DONE,
     COPY_DIED,    /* or hung, and was killed */
+    COPY_NO_ROOM, /* it could bring the OOM killer */
     COPY_REFUSED, /* the kernel made none: errno */
 };
 
@@ -444,7 +446,7 @@ try_copy(struct text *raw)
 DETACHED static enum copy_result
 take_snapshot(struct text *raw)
 {
-    enum copy_result result = COPY_DIED;
+    enum copy_result result = is_memory_short() ? COPY_NO_ROOM : COPY_DIED;
     unsigned long died_at =
         0; /* the thread that the last copies came to, so many in a row */
     int deaths = 0;
