@@ -1,5 +1,27 @@
 /* Snapshot: what is made of a frozen copy's text, of source files and of /proc, whatever is in
  * them; and copies that die. That a stuck process's stacks come is shown in e2e_*.c. */
+#include <Python.h>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+static atomic_bool is_dead; /* the file system that a file called `dead` is on */
+
+static int
+open_on_it(const char *path, int flags, mode_t mode)
+{
+    while (strcmp(path, "dead") == 0 && atomic_load(&is_dead)) {
+        (void)poll(NULL, 0, 1);
+    }
+    return open(path, flags, mode);
+}
+
+#define FIRST_THREE(one, two, three, ...) one, two, three
+#define open(...) open_on_it(FIRST_THREE(__VA_ARGS__, 0, 0))
+
 #include "../manhole.c"
 
 #include "unit.h"
@@ -181,6 +203,7 @@ read_as_copy(const char *stacks, const char *facts)
     append_string(&read.copy, facts);
     append_bytes(&read.copy, "", 1);
     read_copy(&read);
+    (void)read_sources(&read.sources);
     return read;
 }
 
@@ -588,7 +611,7 @@ other_threads_are_those_without_facts(void **state)
 /* ---- Copies ---------------------------------------------------------------------------------- */
 
 /* What becomes of each copy in turn, the last one of all that follow. */
-enum fate { LIVES, DIES_AT_ONCE, DIES_LATE, DIES_AT_TWO, HANGS };
+enum fate { LIVES, DIES_AT_ONCE, DIES_LATE, DIES_AT_TWO, LIVES_IN_FILES, HANGS };
 
 static const enum fate *fates;
 static size_t fate_count;
@@ -609,6 +632,13 @@ on_snapshot(int signum)
     }
     if (fate == HANGS) {
         (void)poll(NULL, 0, -1);
+    }
+    if (fate == LIVES_IN_FILES) {
+        static const char files[] = "Thread 0x2 (most recent call first):\n"
+                                    "  File \"alive\", line 1 in inner\n"
+                                    "  File \"dead\", line 1 in outer\n";
+        (void)!write(STDERR_FILENO, files, sizeof(files) - 1);
+        fate = LIVES;
     }
     if (fate == DIES_AT_TWO) {
         static const char two[] = "Thread 0x2 (most recent call first):\n";
@@ -771,6 +801,25 @@ signal_that_the_application_took_makes_no_copy(void **state)
     assert_snapshot(
         "which faulthandler had for it, is somebody else's now.\n\nOther threads of the");
     assert_int_equal(atomic_load(&copies_made->count), 0);
+}
+
+/* It is what many processes are stuck for. */
+static void
+dead_file_system_keeps_no_client_from_the_stacks(void **state)
+{
+    (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
+    SET_FATES(LIVES_IN_FILES);
+    write_text("alive", "line of inner\n");
+    write_text("dead", "line of outer\n");
+    assert_snapshot("File: \"dead\", line 1, in outer\n  line of outer\n"
+                    "File: \"alive\", line 1, in inner\n  line of inner\n");
+    atomic_store(&is_dead, true);
+    assert_snapshot("File: \"dead\", line 1, in outer\n"
+                    "File: \"alive\", line 1, in inner\n  line of inner\n");
+    atomic_store(&is_dead, false);
+    (void)unlink("alive");
+    (void)unlink("dead");
 }
 
 /* A cgroup that allows so many bytes and counts so many, of which some are cache; in both forms. */
@@ -995,6 +1044,7 @@ main(void)
         WITH_COPIES(thread_that_copies_die_of_is_left_out),
         cmocka_unit_test(frames_that_are_forgotten_are_not_walked),
         WITH_COPIES(signal_that_the_application_took_makes_no_copy),
+        WITH_COPIES(dead_file_system_keeps_no_client_from_the_stacks),
         WITH_COPIES(no_copy_is_made_where_the_cgroup_has_no_room_for_it),
         cmocka_unit_test(memory_that_a_cgroup_has_left_is_read_in_both_forms),
         WITH_COPIES(without_descriptors_no_copy_is_made),

@@ -280,7 +280,6 @@ read_copy(struct stacks *stacks)
     for (size_t i = 0; i < stacks->position_count; i++) {
         describe_line(stacks, i);
     }
-    (void)read_sources(&stacks->sources);
 }
 
 /* Says why there is not all that there should be; nothing when there is. */
@@ -338,6 +337,7 @@ look_at_copy(struct stacks *stacks)
     }
     else {
         read_copy(stacks);
+        read_sources_soon(&stacks->sources);
     }
     note_copy_result(stacks, result, error);
 }
