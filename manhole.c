@@ -72,6 +72,7 @@
 #include "src/door/socket.c"
 
 /* What every thread is doing, asked of Python or of a frozen copy. */
+#include "src/stacks/memory.c"
 #include "src/stacks/copy.c"
 #include "src/stacks/kernel.c"
 #include "src/stacks/sources.c"

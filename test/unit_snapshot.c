@@ -1,5 +1,27 @@
 /* Snapshot: what is made of a frozen copy's text, of source files and of /proc, whatever is in
  * them; and copies that die. That a stuck process's stacks come is shown in e2e_*.c. */
+#include <Python.h>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+static atomic_bool is_dead; /* the file system that a file called `dead` is on */
+
+static int
+open_on_it(const char *path, int flags, mode_t mode)
+{
+    while (strcmp(path, "dead") == 0 && atomic_load(&is_dead)) {
+        (void)poll(NULL, 0, 1);
+    }
+    return open(path, flags, mode);
+}
+
+#define FIRST_THREE(one, two, three, ...) one, two, three
+#define open(...) open_on_it(FIRST_THREE(__VA_ARGS__, 0, 0))
+
 #include "../manhole.c"
 
 #include "unit.h"
@@ -181,6 +203,7 @@ read_as_copy(const char *stacks, const char *facts)
     append_string(&read.copy, facts);
     append_bytes(&read.copy, "", 1);
     read_copy(&read);
+    (void)read_sources(&read.sources);
     return read;
 }
 
@@ -588,7 +611,7 @@ other_threads_are_those_without_facts(void **state)
 /* ---- Copies ---------------------------------------------------------------------------------- */
 
 /* What becomes of each copy in turn, the last one of all that follow. */
-enum fate { LIVES, DIES_AT_ONCE, DIES_LATE, DIES_AT_TWO, HANGS };
+enum fate { LIVES, DIES_AT_ONCE, DIES_LATE, DIES_AT_TWO, LIVES_IN_FILES, HANGS };
 
 static const enum fate *fates;
 static size_t fate_count;
@@ -609,6 +632,13 @@ on_snapshot(int signum)
     }
     if (fate == HANGS) {
         (void)poll(NULL, 0, -1);
+    }
+    if (fate == LIVES_IN_FILES) {
+        static const char files[] = "Thread 0x2 (most recent call first):\n"
+                                    "  File \"alive\", line 1 in inner\n"
+                                    "  File \"dead\", line 1 in outer\n";
+        (void)!write(STDERR_FILENO, files, sizeof(files) - 1);
+        fate = LIVES;
     }
     if (fate == DIES_AT_TWO) {
         static const char two[] = "Thread 0x2 (most recent call first):\n";
@@ -773,6 +803,103 @@ signal_that_the_application_took_makes_no_copy(void **state)
     assert_int_equal(atomic_load(&copies_made->count), 0);
 }
 
+/* It is what many processes are stuck for. */
+static void
+dead_file_system_keeps_no_client_from_the_stacks(void **state)
+{
+    (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
+    SET_FATES(LIVES_IN_FILES);
+    write_text("alive", "line of inner\n");
+    write_text("dead", "line of outer\n");
+    assert_snapshot("File: \"dead\", line 1, in outer\n  line of outer\n"
+                    "File: \"alive\", line 1, in inner\n  line of inner\n");
+    atomic_store(&is_dead, true);
+    assert_snapshot("File: \"dead\", line 1, in outer\n"
+                    "File: \"alive\", line 1, in inner\n  line of inner\n");
+    atomic_store(&is_dead, false);
+    (void)unlink("alive");
+    (void)unlink("dead");
+}
+
+/* A cgroup that allows so many bytes and counts so many, of which some are cache; in both forms. */
+static void
+put_cgroup(unsigned long most, unsigned long current, unsigned long cache)
+{
+    char text[4][128];
+    (void)snprintf(text[0], sizeof(text[0]), "%lu\n", most);
+    (void)snprintf(text[1], sizeof(text[1]), "%lu\n", current);
+    (void)snprintf(text[2], sizeof(text[2]),
+                   "cache 7\ntotal_inactive_file %lu\ntotal_active_file %lu\n", cache / 2,
+                   cache / 2);
+    (void)snprintf(text[3], sizeof(text[3]),
+                   "anon 7\ninactive_file %lu\nactive_file %lu\n", cache / 2, cache / 2);
+    (void)mkdir("cgroup", 0700);
+    (void)mkdir("cgroup/memory", 0700);
+    write_text("cgroup/memory/memory.limit_in_bytes", text[0]);
+    write_text("cgroup/memory/memory.usage_in_bytes", text[1]);
+    write_text("cgroup/memory/memory.stat", text[2]);
+    write_text("cgroup/memory.max", text[0]);
+    write_text("cgroup/memory.current", text[1]);
+    write_text("cgroup/memory.stat", text[3]);
+}
+
+static void
+remove_cgroup(void)
+{
+    static const char *const names[] = {"cgroup/memory/memory.limit_in_bytes",
+                                        "cgroup/memory/memory.usage_in_bytes",
+                                        "cgroup/memory/memory.stat",
+                                        "cgroup/memory",
+                                        "cgroup/memory.max",
+                                        "cgroup/memory.current",
+                                        "cgroup/memory.stat",
+                                        "cgroup"};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
+        assert_int_equal(remove(names[i]), 0);
+    }
+}
+
+/* The OOM killer would take the process, not the copy. */
+static void
+no_copy_is_made_where_the_cgroup_has_no_room_for_it(void **state)
+{
+    static const unsigned long mb = 1024 * 1024;
+    const char *root = cgroup_root;
+    (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
+    SET_FATES(LIVES);
+    atomic_store(&copies_made->count, 0);
+    cgroup_root = "cgroup";
+    put_cgroup(100 * mb, 99 * mb, 0);
+    assert_snapshot("No frozen copy of the process can be made: its memory cgroup has");
+    assert_int_equal(atomic_load(&copies_made->count), 0);
+    put_cgroup(100 * mb, 99 * mb, 90 * mb);
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    put_cgroup(100 * mb, 50 * mb, 0);
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    write_text("cgroup/memory.max", "max\n");
+    write_text("cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    remove_cgroup();
+    cgroup_root = root;
+}
+
+/* Each version counts in files of its own. */
+static void
+memory_that_a_cgroup_has_left_is_read_in_both_forms(void **state)
+{
+    (void)state;
+    put_cgroup(1000, 900, 100);
+    assert_int_equal(left_in("cgroup/memory", &cgroup_v1), 200);
+    assert_int_equal(left_in("cgroup", &cgroup_v2), 200);
+    assert_true(left_in("cgroup", &cgroup_v1) == UINT64_MAX);
+    put_cgroup(1000, 1200, 100);
+    assert_int_equal(left_in("cgroup/memory", &cgroup_v1), 0);
+    assert_int_equal(left_in("cgroup", &cgroup_v2), 0);
+    remove_cgroup();
+}
+
 static void
 without_descriptors_no_copy_is_made(void **state)
 {
@@ -917,6 +1044,9 @@ main(void)
         WITH_COPIES(thread_that_copies_die_of_is_left_out),
         cmocka_unit_test(frames_that_are_forgotten_are_not_walked),
         WITH_COPIES(signal_that_the_application_took_makes_no_copy),
+        WITH_COPIES(dead_file_system_keeps_no_client_from_the_stacks),
+        WITH_COPIES(no_copy_is_made_where_the_cgroup_has_no_room_for_it),
+        cmocka_unit_test(memory_that_a_cgroup_has_left_is_read_in_both_forms),
         WITH_COPIES(without_descriptors_no_copy_is_made),
         WITH_COPIES(threads_are_known_by_name_and_native_id),
         WITH_COPIES(name_counts_only_beside_the_known_ident),

@@ -1,5 +1,14 @@
-/* Stacks: --stacks and --json, a text that the server sends and then closes. A dump is shown as it
- * comes, in colour on a terminal. JSON that is cut is none: it is shown when it is whole.
+/* Stacks: --stacks and --json, a text that the server sends and then closes.
+ *
+ * There is no protocol about it, so what came has to tell by itself what it is:
+ *
+ *     a dump       ends with a line of 45 '#'; shown as it comes, in colour on a terminal
+ *     JSON         ends with "}" and a newline; shown when it is whole, for half of it is none
+ *     a refusal    a single line that begins with "manhole: ", for standard error
+ *     cut short    none of these: the process ended meanwhile, or the connection broke, and the exit
+ *                  status says so, lest a script take half of the threads for all of them
+ *
+ * Of a process that is stuck a dump begins with a line that begins so, too, but others follow.
  */
 #ifndef MANHOLE_CLI_STACKS_C
 #define MANHOLE_CLI_STACKS_C

@@ -280,7 +280,6 @@ read_copy(struct stacks *stacks)
     for (size_t i = 0; i < stacks->position_count; i++) {
         describe_line(stacks, i);
     }
-    (void)read_sources(&stacks->sources);
 }
 
 /* Says why there is not all that there should be; nothing when there is. */
@@ -302,6 +301,11 @@ note_copy_result(struct stacks *stacks, enum copy_result result, int error)
     }
     else if (result == COPY_REFUSED) {
         append_format(note, "%s%s.", none, error_text(error));
+    }
+    else if (result == COPY_NO_ROOM) {
+        append_string(note, none);
+        append_string(note, "its memory cgroup has no room for its page tables, and the "
+                            "kernel might kill the process for them.");
     }
     else if (result == COPY_DIED) {
         append_string(note,
@@ -333,6 +337,7 @@ look_at_copy(struct stacks *stacks)
     }
     else {
         read_copy(stacks);
+        read_sources_soon(&stacks->sources);
     }
     note_copy_result(stacks, result, error);
 }

@@ -24,7 +24,19 @@
  *
  * Not fork(): it runs handlers, and waits for locks of the C library that another thread may hold.
  * Not a walk in the process itself: the threads that run would change what is read, and it is the
- * process that would die of it. What runs in the copy may therefore take no lock and no memory.
+ * process that would die of it. Not Py_FatalError() in a copy that a seccomp filter keeps from doing
+ * harm, which would need no signal and nothing at install: it is as reliable, but writes once, so
+ * each hundred threads would take a copy of their own, and without a GIL it tells one thread only.
+ *
+ * What runs in the copy, marked COPY_ONLY, lives by these rules:
+ *
+ *   - No lock is waited for and no memory asked for: whoever has the lock is not in the copy.
+ *   - Nothing that Python owns is changed but what faulthandler is to find otherwise: the list of
+ *     thread states, a thread's frames. The copy is thrown away.
+ *   - What is read may be half changed, for the process was stopped anywhere. Dying of it is allowed,
+ *     so the stacks come first, then the facts, then what is likeliest to die.
+ *   - The C library believes to be in the thread that made the copy, of the process. What asks for
+ *     its own thread or process goes to the kernel.
  */
 #ifndef MANHOLE_STACKS_COPY_C
 #define MANHOLE_STACKS_COPY_C
@@ -33,6 +45,7 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/basics.c"
+#include "memory.c"
 
 enum {
     /* For a frozen copy that writes nothing more, before it is killed; and copies made until one
@@ -62,6 +75,7 @@ static const char first_is_hidden[] = "&\n";
 enum copy_result {
     COPY_DONE,
     COPY_DIED,    /* or hung, and was killed */
+    COPY_NO_ROOM, /* it could bring the OOM killer */
     COPY_REFUSED, /* the kernel made none: errno */
 };
 
@@ -75,26 +89,17 @@ struct thread_facts {
 static size_t
 put_utf8(char bytes[4], unsigned long character)
 {
-    size_t count = 0;
-    if (character < 0x80) {
-        bytes[count++] = (char)character;
+    /* The bits that say in the first byte how many follow, which have six bits each. */
+    static const unsigned char first[] = {0x00, 0xC0, 0xE0, 0xF0};
+    const unsigned more = character < 0x80      ? 0
+                          : character < 0x800   ? 1
+                          : character < 0x10000 ? 2
+                                                : 3;
+    bytes[0] = (char)(first[more] | (character >> (6 * more)));
+    for (unsigned i = 1; i <= more; i++) {
+        bytes[i] = (char)(0x80 | ((character >> (6 * (more - i))) & 0x3F));
     }
-    else if (character < 0x800) {
-        bytes[count++] = (char)(0xC0 | (character >> 6));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    else if (character < 0x10000) {
-        bytes[count++] = (char)(0xE0 | (character >> 12));
-        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    else {
-        bytes[count++] = (char)(0xF0 | ((character >> 18) & 0x07));
-        bytes[count++] = (char)(0x80 | ((character >> 12) & 0x3F));
-        bytes[count++] = (char)(0x80 | ((character >> 6) & 0x3F));
-        bytes[count++] = (char)(0x80 | (character & 0x3F));
-    }
-    return count;
+    return more + 1;
 }
 
 static bool
@@ -145,10 +150,10 @@ find_item(PyObject *dict, const char *key)
     return NULL;
 }
 
-/* Takes name and native id of a thread, which find() finds in holder. Only beside its ident: what
+/* Notes name and native id of a thread, which find() finds in holder. Only beside its ident: what
  * does not have that may be anything. */
 COPY_ONLY static void
-take_facts(struct thread_facts *facts, PyObject *find(PyObject *, const char *),
+note_facts(struct thread_facts *facts, PyObject *find(PyObject *, const char *),
            PyObject *holder)
 {
     PyObject *ident = find(holder, "_ident"); /* borrowed, and so are these */
@@ -171,7 +176,7 @@ COPY_ONLY static int
 visit_thread(PyObject *object, void *argument)
 {
     if (PyDict_CheckExact(object)) {
-        take_facts(argument, find_item, object);
+        note_facts(argument, find_item, object);
     }
     return 0;
 }
@@ -180,22 +185,24 @@ visit_thread(PyObject *object, void *argument)
 COPY_ONLY static void
 find_thread_object(struct thread_facts *facts)
 {
-    PyObject *threading = find_item(snapshot.modules, "threading"); /* borrowed */
-    PyObject *active = NULL;                                        /* borrowed */
-    PyObject *ident = NULL;                                         /* borrowed */
-    PyObject *thread = NULL;                                        /* borrowed */
-    Py_ssize_t position = 0;
-    if (threading != NULL && PyModule_Check(threading)) {
-        active = find_item(PyModule_GetDict(threading), "_active");
+    PyObject *threading =
+        find_item(snapshot.modules, "threading"); /* borrowed, as all here */
+    if (threading == NULL || !PyModule_Check(threading)) {
+        return;
     }
+    PyObject *active = find_item(PyModule_GetDict(threading), "_active");
     if (active == NULL || !PyDict_Check(active)) {
         return;
     }
+
+    PyObject *ident = NULL;
+    PyObject *thread = NULL;
+    Py_ssize_t position = 0;
     while (PyDict_Next(active, &position, &ident, &thread)) {
         if (PyLong_CheckExact(ident) &&
             PyLong_AsUnsignedLongMask(ident) == facts->ident &&
             Py_TYPE(thread)->tp_traverse != NULL) {
-            take_facts(facts, read_attribute, thread);
+            note_facts(facts, read_attribute, thread);
             (void)Py_TYPE(thread)->tp_traverse(thread, visit_thread, facts);
             return;
         }
@@ -290,6 +297,17 @@ is_task(pid_t pid, unsigned long native_id)
     return syscall(SYS_tgkill, (long)pid, (long)native_id, 0L) == 0 || errno != ESRCH;
 }
 
+/* Has the copy write which threads it was told to leave out. */
+COPY_ONLY static void
+write_unreadable(int fd)
+{
+    for (size_t i = 0; i < unreadable.count; i++) {
+        char line[40];
+        int length = snprintf(line, sizeof(line), "? %lu\n", unreadable.idents[i]);
+        (void)!write(fd, line, (size_t)length);
+    }
+}
+
 /* The stacks first, for they matter most; then a line of facts for each thread; last, on
  * older CPythons, the question that aborts when nobody holds the GIL. */
 COPY_ONLY static void
@@ -300,23 +318,21 @@ describe_copy(int fd)
     forget_unreadable(snapshot.interpreter);
     write_stacks(fd);
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
-    for (size_t i = 0; i < unreadable.count; i++) {
-        char line[40];
-        int length = snprintf(line, sizeof(line), "? %lu\n", unreadable.idents[i]);
-        (void)!write(fd, line, (size_t)length);
-    }
+
+    write_unreadable(fd);
     for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
          tstate != NULL; tstate = tstate->next) {
         struct thread_facts facts = {.ident = tstate->thread_id,
                                      .native_id = native_id_of(tstate)};
-        if (facts.ident != 0) {
-            find_thread_object(&facts);
-            if (!is_task(pid, facts.native_id)) {
-                bool oldest = tstate->next == NULL;
-                facts.native_id = oldest ? (unsigned long)pid : 0;
-            }
-            write_facts(fd, &facts, holds_gil(tstate));
+        if (facts.ident == 0) {
+            continue;
         }
+        find_thread_object(&facts);
+        if (!is_task(pid, facts.native_id)) {
+            bool oldest = tstate->next == NULL;
+            facts.native_id = oldest ? (unsigned long)pid : 0;
+        }
+        write_facts(fd, &facts, holds_gil(tstate));
     }
     ask_gil_holder(fd);
 }
@@ -332,6 +348,7 @@ copy_main(int memory_fd)
     struct rlimit file_size;
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigset_t own;
+
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     (void)prctl(PR_SET_DUMPABLE, 0);
     (void)setrlimit(RLIMIT_CORE, &no_core);
@@ -339,17 +356,21 @@ copy_main(int memory_fd)
         file_size.rlim_cur = file_size.rlim_max;
         (void)setrlimit(RLIMIT_FSIZE, &file_size);
     }
-    (void)dup2(memory_fd,
-               STDERR_FILENO); /* a copy of the table too: nobody else sees it */
+
+    /* The table of descriptors is a copy, too: nobody else sees it. */
+    (void)dup2(memory_fd, STDERR_FILENO);
+
     for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
         (void)sigaction(fatal[i], &action, NULL);
     }
+    /* None but these: a handler of the application's is not to run here. */
     (void)sigfillset(&own);
     (void)sigdelset(&own, snapshot.signum);
     for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
         (void)sigdelset(&own, fatal[i]);
     }
     (void)pthread_sigmask(SIG_SETMASK, &own, NULL);
+
     describe_copy(STDERR_FILENO);
     (void)syscall(SYS_exit_group, 0);
 }
@@ -402,40 +423,44 @@ append_file(struct text *text, int fd)
     }
 }
 
+/* A file in memory for a copy to write into; -1 with errno. Where the process has no descriptor left
+ * the spare one makes room for it. */
+static int
+open_memory_file(void)
+{
+    int fd = memfd_create("manhole", MFD_CLOEXEC);
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+        close_kept(&snapshot.spare);
+        fd = memfd_create("manhole", MFD_CLOEXEC);
+    }
+    return fd;
+}
+
 /* Makes one copy and appends what it wrote. */
 DETACHED static enum copy_result
 try_copy(struct text *raw)
 {
-    const size_t marker = sizeof(stacks_complete) - 1;
-    int memory_fd = -1; /* owned */
-    long copy = -1;
     if (!is_snapshot_ready()) {
         errno = EBUSY;
         return COPY_REFUSED;
     }
-    memory_fd = memfd_create("manhole", MFD_CLOEXEC);
-    if (memory_fd < 0 && (errno == EMFILE || errno == ENFILE)) {
-        close_kept(&snapshot.spare);
-        memory_fd = memfd_create("manhole", MFD_CLOEXEC);
-    }
+    OWNED_FD int memory_fd = open_memory_file();
     if (memory_fd < 0) {
         return COPY_REFUSED;
     }
-    copy = syscall(SYS_clone, 0UL, NULL, NULL, NULL, 0UL);
+
+    long copy = syscall(SYS_clone, 0UL, NULL, NULL, NULL, 0UL);
     if (copy == 0) {
         copy_main(memory_fd);
     }
     if (copy < 0) {
-        int error = errno;
-        (void)close(memory_fd);
-        errno = error;
         return COPY_REFUSED;
     }
+
     reap_copy((pid_t)copy, memory_fd);
     append_file(raw, memory_fd);
-    (void)close(memory_fd);
-    return raw->length > 0 &&
-                   memmem(raw->bytes, raw->length, stacks_complete, marker) != NULL
+    return raw->length > 0 && memmem(raw->bytes, raw->length, stacks_complete,
+                                     sizeof(stacks_complete) - 1) != NULL
                ? COPY_DONE
                : COPY_DIED;
 }
@@ -444,11 +469,12 @@ try_copy(struct text *raw)
 DETACHED static enum copy_result
 take_snapshot(struct text *raw)
 {
-    enum copy_result result = COPY_DIED;
+    enum copy_result result = is_memory_short() ? COPY_NO_ROOM : COPY_DIED;
     unsigned long died_at =
         0; /* the thread that the last copies came to, so many in a row */
     int deaths = 0;
     int saved_errno = 0;
+
     lock_leaf(&snapshot_lock);
     unreadable.count = 0;
     for (int attempt = 0; attempt < SNAPSHOT_ATTEMPTS && result == COPY_DIED; attempt++) {
@@ -457,6 +483,7 @@ take_snapshot(struct text *raw)
         (void)poll(NULL, 0, attempt * SNAPSHOT_PAUSE_MS);
         result = try_copy(&tried);
         saved_errno = errno;
+
         if (result == COPY_DIED) {
             const unsigned long ident = last_thread(&tried);
             deaths = ident == died_at ? deaths + 1 : 1;
@@ -465,6 +492,7 @@ take_snapshot(struct text *raw)
                 unreadable.idents[unreadable.count++] = ident;
             }
         }
+
         if (result == COPY_DONE || tried.length > raw->length) {
             struct text worse = *raw;
             *raw = tried;

@@ -10,9 +10,18 @@
  *     who wants those of single threads and greenlets      open_stacks() ... close_stacks()
  *
  * Threads with the same stack are shown once, under the headers of all: a pool of a thousand that
- * wait is a screen and not fifty thousand lines. What a frozen copy has told is for somebody whose
- * process is stuck, so there each header has the kernel's word on the thread below it, and threads
- * that Python knows nothing of come at the end.
+ * wait is a screen and not fifty thousand lines. Scripts look for these lines, each byte of them:
+ *
+ *     ######### ProcessID=4711, ThreadID=139849 #########
+ *     ######### ProcessID=4711, ThreadID=139850 #########
+ *     2 threads with the same stack: Worker-1, Worker-2
+ *     File: "shop.py", line 2, in sell
+ *       take(apple)
+ *     #############################################
+ *
+ * What a frozen copy has told is for somebody whose process is stuck, so there each header has the
+ * kernel's word on the thread below it, "Thread: Worker-1, TID 4712 (shop), sleeping in futex_wait",
+ * and threads that Python knows nothing of come at the end.
  */
 #ifndef MANHOLE_STACKS_DUMP_C
 #define MANHOLE_STACKS_DUMP_C

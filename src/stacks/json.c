@@ -20,7 +20,9 @@
 #include "model.c"
 #include "dump.c"
 
-/* The length of the UTF-8 character that the bytes begin with, 0: they begin with none. */
+/* The length of the UTF-8 character that the bytes begin with, 0: they begin with none. As RFC 3629
+ * has it: no surrogate, nothing above U+10FFFF, none in more bytes than it takes. Whoever reads the
+ * document refuses all of it for one of these. */
 static size_t
 utf8_size(struct slice bytes)
 {

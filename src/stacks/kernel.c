@@ -1,6 +1,11 @@
 /* Kernel: what the kernel says of a thread, beside its Python stack.
  * Runs on:  any native thread.
  * Touches:  /proc/self/task, read.
+ *
+ * A stack says which line a thread is at, not whether it computes there or waits, and for what. The
+ * kernel knows: its state, and the function inside the kernel that it sleeps in (wchan: futex_wait,
+ * do_epoll_wait, pipe_read). A kernel that hides these from all but root has a 0 there; then the
+ * number of the system call may still be had. Nothing here asks a disk, or waits.
  */
 #ifndef MANHOLE_STACKS_KERNEL_C
 #define MANHOLE_STACKS_KERNEL_C
@@ -13,13 +18,10 @@
 static void
 read_proc(const char *path, char *text, size_t size)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    OWNED_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t length = fd < 0 ? -1 : read(fd, text, size - 1);
     text[length < 0 ? 0 : length] = '\0';
     text[strcspn(text, "\n")] = '\0';
-    if (fd >= 0) {
-        (void)close(fd);
-    }
 }
 
 static const char *
@@ -43,11 +45,10 @@ static const char *
 read_state(unsigned long native_id)
 {
     char path[64];
-    char stat[512];
-    const char *after_name = NULL;
+    char stat[512]; /* "7 (name) S ...", and the name may have any byte in it */
     (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/stat", native_id);
     read_proc(path, stat, sizeof(stat));
-    after_name = strrchr(stat, ')');
+    const char *after_name = strrchr(stat, ')');
     return after_name == NULL || strlen(after_name) < 3 ? NULL
                                                         : state_name(after_name[2]);
 }
@@ -68,20 +69,22 @@ append_kernel_state(struct text *text, unsigned long native_id)
 {
     char path[64];
     char where[128];
-    const char *state = NULL;
+
     append_format(text, "TID %lu", native_id);
     (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/comm", native_id);
     read_proc(path, where, sizeof(where));
     if (where[0] != '\0') {
         append_format(text, " (%s)", where);
     }
-    state = read_state(native_id);
+
+    const char *state = read_state(native_id);
     if (state == NULL) {
         append_string(text, is_thread_gone(native_id) ? ", gone"
                                                       : ", its state is not to be read");
         return;
     }
     append_format(text, ", %s", state);
+
     (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/wchan", native_id);
     read_proc(path, where, sizeof(where));
     if (where[0] != '\0' && strcmp(where, "0") != 0) {

@@ -40,6 +40,8 @@ enum {
 
 /* ---- The look ------------------------------------------------------------------------ */
 
+/* Of a position that is known already no more than its index is noted: code and globals are given
+ * back at once. Returns false without memory. */
 ATTACHED static bool
 record_frame(struct stacks *stacks, PyFrameObject *frame)
 {

@@ -59,6 +59,7 @@ struct code_position {
     size_t length; /* 0: not written yet */
 };
 
+/* A thread, and what is known of it beside its stack: its facts. */
 struct thread_stack {
     unsigned long ident;
     bool is_shown; /* else its facts alone are there, or it is one of ours that waits */
@@ -72,6 +73,7 @@ struct thread_stack {
     enum answer daemon;
 };
 
+/* All of it. {0} is empty; free_stacks() makes it so again. */
 struct stacks {
     struct thread_stack *threads; /* owned */
     size_t thread_count;
@@ -119,6 +121,7 @@ find_thread(const struct stacks *stacks, unsigned long ident)
     return NULL;
 }
 
+/* The row of a key. Code objects lie 16 bytes apart at least, so their last bits tell nothing. */
 static size_t
 hash_key(const struct position_key *key)
 {
@@ -209,7 +212,8 @@ is_same_stack(const struct stacks *stacks, const struct thread_stack *one,
                    one->count * sizeof(*stacks->frames)) == 0);
 }
 
-/* Finds the threads with the same stacks. */
+/* Finds the threads with the same stacks. Compared with the first of each group alone: of a thousand
+ * threads most are in a few. */
 static void
 group_threads(struct stacks *stacks)
 {

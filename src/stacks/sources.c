@@ -1,6 +1,6 @@
 /* Sources: lines of source files, read without Python.
  * Runs on:  any native thread, DETACHED where files are read.
- * Touches:  the source files that frames name, read whole.
+ * Touches:  the source files that frames name, read whole; a thread of its own for a while.
  *
  * A frame is easier to recognize by its line than by its number, but Python may be stuck, and
  * linecache with it; and what a thread does is told before it goes on. So the files are read here,
@@ -15,11 +15,15 @@
 
 #include "../base/compat.c"
 #include "../base/state.c"
+#include "../base/locks.c"
 #include "../base/basics.c"
 
 enum {
     /* Bytes of a source file that lines are read from. */
     MAX_SOURCE = 4 * 1024 * 1024,
+    /* Until all files of a process that is stuck are read. Those behind one that cannot be read go
+     * without their lines, too. */
+    SOURCES_PATIENCE_S = 1,
 };
 
 /* ---- Pieces of text ------------------------------------------------------------------ */
@@ -267,17 +271,22 @@ is_as_python_reads_it(const struct source *source)
     return true;
 }
 
-/* Reads the files that have come since. What is called <string> is none. Returns whether Python
- * would have other lines for some. */
+/* What is called <string> is in no file. */
+static bool
+is_in_file(const struct source *source)
+{
+    const size_t length = strlen(source->path);
+    return source->path[0] != '<' || source->path[length - 1] != '>';
+}
+
+/* Reads the files that have come since. Returns whether Python would have other lines for some. */
 DETACHED static bool
 read_sources(struct sources *sources)
 {
     bool more = false;
     for (size_t i = sources->settled; i < sources->count; i++) {
         struct source *source = &sources->files[i];
-        const size_t length = strlen(source->path);
-        if (source->loaded ||
-            (source->path[0] == '<' && source->path[length - 1] == '>')) {
+        if (source->loaded || !is_in_file(source)) {
             continue;
         }
         load_source(source);
@@ -286,6 +295,135 @@ read_sources(struct sources *sources)
         more = more || source->python_is_asked;
     }
     return more;
+}
+
+/* ---- Files of a process that is stuck ------------------------------------------------ */
+
+/* Files that a thread of its own reads. Whoever is the last to need it frees it. */
+struct reading {
+    pthread_mutex_t lock; /* of all below */
+    pthread_cond_t news;
+    struct sources sources; /* those that are loaded are whole */
+    bool is_done;
+    bool is_abandoned; /* nobody waits for it any more */
+};
+
+static void
+free_reading(struct reading *reading)
+{
+    free_sources(&reading->sources);
+    (void)pthread_cond_destroy(&reading->news);
+    (void)pthread_mutex_destroy(&reading->lock);
+    free(reading);
+}
+
+/* Body of the thread. */
+DETACHED static void *
+reading_main(void *argument)
+{
+    struct reading *reading = argument;
+    const size_t count = reading->sources.count;
+    bool is_abandoned = false;
+    for (size_t i = 0; i < count && !is_abandoned; i++) {
+        struct source source = {.path = reading->sources.files[i].path};
+        load_source(&source); /* may return never */
+        lock_leaf(&reading->lock);
+        reading->sources.files[i] = source;
+        is_abandoned = reading->is_abandoned;
+        unlock(&reading->lock);
+    }
+
+    lock_leaf(&reading->lock);
+    reading->is_done = true;
+    is_abandoned = reading->is_abandoned;
+    (void)pthread_cond_signal(&reading->news);
+    unlock(&reading->lock);
+    if (is_abandoned) {
+        free_reading(reading);
+    }
+    return NULL;
+}
+
+/* Sends out a thread for these files. Returns NULL where there is no memory, or no thread. */
+static struct reading *
+begin_reading(const struct sources *sources, pthread_t *thread)
+{
+    struct reading *reading =
+        calloc(1, sizeof(*reading)); /* owned, handed to the caller */
+    if (reading == NULL) {
+        return NULL;
+    }
+    pthread_condattr_t timed;
+    (void)pthread_condattr_init(&timed);
+    (void)pthread_condattr_setclock(&timed, CLOCK_MONOTONIC);
+    (void)pthread_mutex_init(&reading->lock, NULL);
+    (void)pthread_cond_init(&reading->news, &timed);
+    (void)pthread_condattr_destroy(&timed);
+
+    for (size_t i = 0; i < sources->count; i++) {
+        if (is_in_file(&sources->files[i])) {
+            (void)add_source(&reading->sources, sources->files[i].path);
+        }
+    }
+    if (start_thread(thread, reading_main, reading, SMALL_STACK_SIZE) != 0) {
+        free_reading(reading);
+        return NULL;
+    }
+    return reading;
+}
+
+/* Takes the files that are there, under the lock. */
+static void
+take_files(struct sources *sources, struct reading *reading)
+{
+    for (size_t i = 0; i < reading->sources.count; i++) {
+        struct source *theirs = &reading->sources.files[i];
+        struct source *ours = theirs->loaded ? add_source(sources, theirs->path) : NULL;
+        if (ours != NULL) {
+            const struct source taken = *theirs;
+            *theirs = (struct source){.path = taken.path};
+            forget_lines(ours);
+            *ours = (struct source){.path = ours->path,
+                                    .bytes = taken.bytes,
+                                    .length = taken.length,
+                                    .lines = taken.lines,
+                                    .line_count = taken.line_count,
+                                    .loaded = true};
+        }
+    }
+}
+
+/* Reads the files that can be read soon. */
+DETACHED static void
+read_sources_soon(struct sources *sources)
+{
+    pthread_t thread;
+    struct reading *reading = begin_reading(sources, &thread);
+    if (reading == NULL) {
+        (void)read_sources(sources);
+        return;
+    }
+
+    struct timespec deadline;
+    (void)clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += SOURCES_PATIENCE_S;
+    lock_leaf(&reading->lock);
+    while (!reading->is_done &&
+           pthread_cond_timedwait(&reading->news, &reading->lock, &deadline) == 0) {
+    }
+    take_files(sources, reading);
+    const bool is_done = reading->is_done;
+    reading->is_abandoned = !is_done;
+    unlock(&reading->lock);
+
+    if (is_done) {
+        (void)pthread_join(thread,
+                           NULL); /* it is not to be among the threads that are told */
+        free_reading(reading);
+    }
+    else {
+        (void)pthread_detach(thread);
+    }
 }
 
 #endif /* MANHOLE_STACKS_SOURCES_C */
