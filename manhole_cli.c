@@ -22,8 +22,20 @@
  * EXIT STATUS: enum exit_status below; with -c and -f what the code says.
  *
  * HOW TO READ IT: each room is a file under src/cli/, included below from the ground floor up; a
- * room builds on those that its own include lines name. main() is the last, and is the table of
- * contents. One thread throughout. Nothing here is shared with manhole.c.
+ * room builds on those that its own include lines name, and on what these build on.
+ *
+ *   messages, buffer, values, terminal   text: what is said, kept, read of the command line, shown
+ *   target, options                      the command line, and whom it means
+ *   signals                              waiting, for descriptors and signals alike
+ *   adverts, hindrances                  what /proc tells of a process and of its manhole
+ *   tcp, connection, channels            ways to it, and who is there; questions beside the session
+ *   marks, history, relay, editor        the console, without and with a line editor
+ *   run, stacks                          -c and -f, --stacks
+ *   serve, processes, many, elsewhere    one process; which there are; several; over there
+ *   local_shell, main                    a configuration file to choose by; the table of contents
+ *
+ * One thread throughout. Nothing here is shared with manhole.c, and what this owns at its end goes
+ * with the process.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */

@@ -303,7 +303,7 @@ static const struct mistake {
     MEANS("the following arguments are required: PID", "--bogus"),
     MEANS("unrecognized arguments: --bogus", "--bogus", "1"),
     MEANS("unrecognized arguments: 2", "1", "2"),
-    MEANS("unrecognized arguments: 2 -x 3", "1", "2", "-x", "3"),
+    MEANS("unrecognized arguments: -x 2 3", "1", "2", "-x", "3"),
     MEANS("unrecognized arguments: -2", "-1", "1", "--", "-2"),
     MEANS("unrecognized arguments: -USR12", "-USR12", "1"),
     MEANS(NOT_A_PID, "abc"),

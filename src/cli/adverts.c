@@ -59,6 +59,7 @@ read_maps(struct advert *advert, const char *maps)
     }
 }
 
+/* Reads all of it. What may not be looked at, as another user's mappings, tells nothing. */
 static struct advert
 read_advert(pid_t pid)
 {
@@ -228,6 +229,8 @@ enum reach {
     FOUND,
 };
 
+/* Takes the path, behind that root, as the target's where there is a socket. Returns whether it is.
+ */
 static bool
 try_path(struct target *target, const char *root, const char *path)
 {

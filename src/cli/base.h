@@ -1,5 +1,5 @@
-/* Base: the system's headers, and the limits that several rooms share. A limit of one room stands
- * in that room. */
+/* Base: the system's headers, the limits that several rooms share, and what the shell gets. A limit
+ * of one room stands in that room. */
 #ifndef MANHOLE_CLI_BASE_H
 #define MANHOLE_CLI_BASE_H
 
@@ -11,6 +11,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <glob.h>
 #include <langinfo.h>
 #include <limits.h>

@@ -60,6 +60,7 @@ allocate(size_t count, size_t size)
     return memory;
 }
 
+/* Doubles the room when it is full, so that a byte at a time costs little. */
 static void
 append(struct buffer *buffer, const void *bytes, size_t count)
 {
@@ -108,6 +109,7 @@ drop(struct buffer *buffer, size_t count)
     }
 }
 
+/* Its room is kept, for what comes next. */
 static void
 empty(struct buffer *buffer)
 {

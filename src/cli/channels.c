@@ -23,8 +23,8 @@ server_pid(int server)
     return credentials.pid;
 }
 
-/* Sends what the server takes of it. Returns false, with nothing left to send, once it is gone, which
- * shows better when we read: it may still have something to say. */
+/* Sends what the server takes of it. Returns false, with nothing left to send, once it is gone,
+ * which shows better when we read: it may still have something to say. */
 static bool
 send_some(int server, struct buffer *unsent)
 {
@@ -50,11 +50,10 @@ static void
 ask_aside(const struct target *target, const char *channel, const struct buffer *question,
           struct buffer *answer)
 {
-    static unsigned asked; /* so that each question has a card of its own */
     double deadline = now_s() + INTERRUPT_PATIENCE_MS / 1e3;
     char bytes[4096];
     ssize_t length = 1;
-    OWNED_FD fd = open_socket(print("%s.%u", channel, ++asked).text);
+    OWNED_FD fd = open_socket(print("%s.%u", channel, ++own.questions).text);
     struct pollfd server = {.fd = fd, .events = POLLIN};
     if (connect_once(fd, target) < 0 || !is_right_server(fd, target)) {
         return;
@@ -149,8 +148,8 @@ interrupt_session(const struct target *target)
 
 /* ---- Waiting for the session ------------------------------------------------------- */
 
-/* As poll_with_signals(). Remarks that a Ctrl-C is late; and says once, when not a byte has come for
- * a while, what keeps the process from answering. */
+/* As poll_with_signals(). Remarks that a Ctrl-C is late; and says once, when not a byte has come
+ * for a while, what keeps the process from answering. */
 static int
 poll_session(struct pollfd fds[], nfds_t count, int server, bool *is_silent,
              void (*remark)(const char *text))

@@ -25,7 +25,10 @@ enum {
 
 /* Who we are to the server: the ID of our calling cards. It wants to be unique, also among
  * containers that share a network and count their processes alike. */
-static char own_id[32];
+static struct {
+    char id[32];
+    unsigned questions; /* asked beside a session, so that each has a card of its own */
+} own;
 
 /* Binds our end to a name which tells the server, at accept() and without a byte of protocol, that
  * this is a manhole-cli and what it wants. A server that does not know of it sees nothing unusual.
@@ -35,13 +38,13 @@ show_calling_card(int fd, const char *channel)
 {
     struct sockaddr_un card = {.sun_family = AF_UNIX};
 
-    if (own_id[0] == '\0') {
+    if (own.id[0] == '\0') {
         unsigned number = 0;
         (void)!getrandom(&number, sizeof(number), GRND_NONBLOCK);
-        (void)snprintf(own_id, sizeof(own_id), "%d.%u", (int)getpid(), number);
+        (void)snprintf(own.id, sizeof(own.id), "%d.%u", (int)getpid(), number);
     }
     int length = snprintf(card.sun_path + 1, sizeof(card.sun_path) - 1,
-                          "manhole-cli/%s/%s", own_id, channel);
+                          "manhole-cli/%s/%s", own.id, channel);
     return bind(fd, (const struct sockaddr *)&card,
                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length));
 }
@@ -159,9 +162,9 @@ try_to_connect(int fd, struct target *target)
 
 /* ---- Waiting ----------------------------------------------------------------------- */
 
-/* An error that is not just that the server is still on the way, or busy, in python-manhole's words.
- * The waiting goes on: it may be a passing one, and it may be that somebody is setting things
- * right. */
+/* An error that is not just that the server is still on the way, or busy, in python-manhole's
+ * words. The waiting goes on: it may be a passing one, and it may be that somebody is setting
+ * things right. */
 static void
 say_connect_error(const char *path, int error)
 {
@@ -304,8 +307,8 @@ find_server(int fd, const struct target *target)
 
 /* Whether who answers may read what is typed, and be believed: root, ourselves, or, for root, the
  * user of the process asked for; and whether it is this process. To anybody else the manhole of
- * another user's process is closed, so what lets him in is a trap. A server in another pid namespace
- * may have pid 0 here: then the uid decides alone. */
+ * another user's process is closed, so what lets him in is a trap. A server in another pid
+ * namespace may have pid 0 here: then the uid decides alone. */
 static bool
 is_right_server(int fd, const struct target *target)
 {

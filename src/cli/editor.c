@@ -1,19 +1,19 @@
 /* Editor: the console at a terminal, when libedit is there: lines are edited, remembered and
  * completed here, and what the process says meanwhile appears above them.
  *
- * The last line of what the server wrote, as long as no newline ends it, is the editor's prompt; all
- * before it is output. So each prompt works, that of pdb or input() as well. Marks (see there) tell
- * when it is one: what arrives behind it, until a line is sent or the reader has one that was sent
- * before, was written by other threads, waits in aside and never becomes part of it.
+ * The last line of what the server wrote, as long as no newline ends it, is the editor's prompt;
+ * all before it is output. So each prompt works, that of pdb or input() as well. Marks (see there)
+ * tell when it is one: what arrives behind it, until a line is sent or the reader has one that was
+ * sent before, was written by other threads, waits in aside and never becomes part of it.
  *
- * libedit calls read_key() whenever it wants a key, and all waiting is done there, for the keys, the
- * server and signals alike. To show output, the line being typed is wiped off the screen, the output
- * written in its place, and libedit asked to draw its line again; for that we reckon where on the
- * screen its prompt and its cursor are. Why it gave up reading keys is editor.way_out.
+ * libedit calls read_key() whenever it wants a key, and all waiting is done there, for the keys,
+ * the server and signals alike. To show output, the line being typed is wiped off the screen, the
+ * output written in its place, and libedit asked to draw its line again; for that we reckon where
+ * on the screen its prompt and its cursor are. Why it gave up reading keys is editor.way_out.
  *
  * What is pasted stands between two sequences of the terminal's. Its lines are shown as if typed,
- * gather in block, and go to the server as one; a last line without end becomes the next one that is
- * edited, and all of it waits for Enter.
+ * gather in block, and go to the server as one; a last line without end becomes the next one that
+ * is edited, and all of it waits for Enter.
  */
 #ifndef MANHOLE_CLI_EDITOR_C
 #define MANHOLE_CLI_EDITOR_C
@@ -63,18 +63,16 @@ static struct editor {
 
 /* ---- What the server says ---------------------------------------------------------- */
 
-/* How many cells of the terminal a character takes. */
-static int
-cells_of(wchar_t c)
-{
-    int cells = wcwidth(c);
-    return c < 0x20 || c == 0x7f ? 2 : cells >= 0 ? cells : 1;
-}
-
+/* Moves over a character, which takes no, one or two cells; eight at most where it is a tab.
+ * libedit shows a control character as two, and begins a new row as soon as one is full. */
 static void
 move_over(struct cell *cell, wchar_t c, int columns)
 {
-    int cells = c == '\t' ? 8 - cell->column % 8 : cells_of(c);
+    int width = wcwidth(c);
+    int cells = c == L'\t'              ? 8 - cell->column % 8
+                : c < 0x20 || c == 0x7f ? 2
+                : width >= 0            ? width
+                                        : 1;
 
     if (cell->column + cells > columns) {
         cell->row++;
@@ -87,7 +85,7 @@ move_over(struct cell *cell, wchar_t c, int columns)
     }
 }
 
-/* Returns 80 where the terminal does not say. */
+/* How wide the terminal is; 80 where it does not say. */
 static int
 count_columns(void)
 {
@@ -129,8 +127,10 @@ shorten(struct buffer *line)
     }
 }
 
+/* A byte of output goes to the line of whoever writes: the session, or other threads while a prompt
+ * stands. */
 static void
-take_text(char byte)
+add_output(char byte)
 {
     struct buffer *line = editor.is_waiting ? &editor.aside : &editor.line;
 
@@ -171,7 +171,7 @@ end_waiting(void)
 
 /* The reader has a line that was sent before he asked: the console's prompt asks for no other. */
 static void
-take_back_prompt(void)
+withdraw_prompt(void)
 {
     if (editor.is_waiting) {
         editor.line.length -= editor.asked;
@@ -180,12 +180,13 @@ take_back_prompt(void)
     }
 }
 
+/* A byte from the server: output, or a part of a mark. */
 static void
-take_byte(char byte)
+receive_byte(char byte)
 {
-    switch (take_mark(byte)) {
+    switch (parse_mark(byte)) {
     case NO_MARK:
-        take_text(byte);
+        add_output(byte);
         break;
     case MARK_UNFINISHED:
         break;
@@ -193,11 +194,11 @@ take_byte(char byte)
         begin_waiting(marks.text.data + 1);
         break;
     case MARK_HAS_READ:
-        take_back_prompt();
+        withdraw_prompt();
         break;
     case MARK_BROKEN:
         for (size_t i = 0; i < marks.text.length; i++) {
-            take_text(marks.text.data[i]);
+            add_output(marks.text.data[i]);
         }
         break;
     }
@@ -219,7 +220,7 @@ guess_prompt(struct buffer *line)
 
 /* Takes what has arrived: output, a new prompt, or the end. */
 static void
-take_output(void)
+receive_output(void)
 {
     char bytes[CHUNK_SIZE];
     ssize_t count = recv(editor.server, bytes, sizeof(bytes), 0);
@@ -229,7 +230,7 @@ take_output(void)
         return;
     }
     for (ssize_t i = 0; i < count; i++) {
-        take_byte(bytes[i]);
+        receive_byte(bytes[i]);
     }
     editor.was_farewell = count > 0 && is_farewell(bytes, (size_t)count);
     if (!marks.are_put) {
@@ -284,19 +285,26 @@ hide_line(void)
     (void)fputs("\033[J", stdout);
 }
 
+/* Has libedit draw the line that is being typed, if there is one. */
+static void
+draw_line(void)
+{
+    if (editor.is_typing) {
+        (void)el_set(editor.el, EL_REFRESH);
+    }
+}
+
 /* Shows what has gathered, above the line being typed if there is one, and that again. */
 static void
 show_output(void)
 {
-    bool is_due = editor.out.length > 0 || (editor.is_typing && editor.is_stale);
-
-    if (is_due && editor.is_typing) {
-        hide_line();
-    }
-    (void)fwrite(text_of(&editor.out), 1, editor.out.length, stdout);
-    empty(&editor.out);
-    if (is_due && editor.is_typing) {
-        (void)el_set(editor.el, EL_REFRESH);
+    if (editor.out.length > 0 || (editor.is_typing && editor.is_stale)) {
+        if (editor.is_typing) {
+            hide_line();
+        }
+        (void)fwrite(text_of(&editor.out), 1, editor.out.length, stdout);
+        empty(&editor.out);
+        draw_line();
     }
     /* EIO: the terminal is gone. */
     if (fflush(stdout) != 0 && (errno == EPIPE || errno == EIO)) {
@@ -344,7 +352,7 @@ suffer(int number)
     (void)sigaddset(&set, number);
     (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     (void)pthread_sigmask(SIG_BLOCK, &set, NULL); /* after a stop */
-    (void)set_handler(number, on_signal);
+    set_handler(number, on_signal);
 }
 
 /* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. */
@@ -355,9 +363,7 @@ stop_for_a_while(void)
     suffer(SIGTSTP);
     hold_terminal(true);
     el_resize(editor.el);
-    if (editor.is_typing) {
-        (void)el_set(editor.el, EL_REFRESH);
-    }
+    draw_line();
 }
 
 /* A line, or a key: the prompt that stands is answered by it. */
@@ -370,21 +376,7 @@ send_typed(const char *bytes, size_t count)
     (void)send_some(editor.server, &editor.unsent);
 }
 
-/* Ctrl-C for who reads. A console that takes no keys forgets the block of which it has the first
- * lines when there is a NUL, for no source has one. */
-static void
-interrupt_reader(void)
-{
-    static const char key[] = {KEY_INTERRUPT};
-
-    if (marks.are_put) {
-        send_typed(key, sizeof(key));
-    }
-    else {
-        send_typed("\0\n", 2);
-    }
-}
-
+/* What was pasted and is not sent goes with the line that it was pasted into. */
 static void
 forget_paste(void)
 {
@@ -393,9 +385,11 @@ forget_paste(void)
     editor.is_block = false;
 }
 
-/* Ctrl-C drops what is being typed, and interrupts what the process runs. */
+/* Ctrl-C drops what is being typed, and interrupts who reads, or what the process runs. A console
+ * that takes no keys forgets the block of which it has the first lines when there is a NUL, for no
+ * source has one. */
 static void
-take_interrupt(void)
+handle_interrupt(void)
 {
     const LineInfoW *line = el_wline(editor.el);
     bool has_text =
@@ -413,65 +407,58 @@ take_interrupt(void)
         editor.way_out = LINE_CANCELLED;
     }
     if (is_asked) {
-        interrupt_reader();
+        const char key[] = {KEY_INTERRUPT};
+        send_typed(marks.are_put ? key : "\0\n", marks.are_put ? 1 : 2);
         return;
     }
-    switch (editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target)) {
-    case SESSION_IDLE:
-        if (!has_text) {
-            say_note(nothing_is_running);
-        }
-        break;
-    case SESSION_INTERRUPTED:
-        if (!has_text) {
-            append_text(&editor.out, "^C\n"); /* as the terminal would show it */
-        }
-        break;
-    case SESSION_LEFT:
+    enum interruption outcome =
+        editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target);
+    if (outcome == SESSION_LEFT) {
         editor.way_out = LEFT;
-        break;
+    }
+    else if (!has_text && outcome == SESSION_IDLE) {
+        say_note(nothing_is_running);
+    }
+    else if (!has_text) {
+        append_text(&editor.out, "^C\n"); /* as the terminal would show it */
     }
 }
 
 /* Deals with those that came while we waited. */
 static void
-take_signals(void)
+handle_signals(void)
 {
     static const int endings[] = {SIGTERM, SIGHUP, SIGQUIT};
 
     for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
-        if (take_due(endings[i])) {
+        if (consume_signal(endings[i])) {
             release_terminal();
             suffer(endings[i]);
         }
     }
-    if (take_due(SIGWINCH)) {
+    if (consume_signal(SIGWINCH)) {
         el_resize(editor.el);
-        if (editor.is_typing) {
-            hide_line();
-            (void)el_set(editor.el, EL_REFRESH);
-        }
+        editor.is_stale = true;
     }
-    if (take_due(SIGTSTP)) {
+    if (consume_signal(SIGTSTP)) {
         stop_for_a_while();
     }
-    if (take_due(SIGINT)) {
-        take_interrupt();
+    if (consume_signal(SIGINT)) {
+        handle_interrupt();
     }
 }
 
 /* ---- Waiting ----------------------------------------------------------------------- */
 
+/* Its end is that of the terminal, for Ctrl-D is a key of libedit's. */
 static void
 read_keys(void)
 {
     char bytes[512];
     ssize_t count = read(terminal.input, bytes, sizeof(bytes));
 
-    if (count > 0) {
-        append(&editor.keys, bytes, (size_t)count);
-    }
-    else if (count == 0 || !is_passing(errno)) {
+    append(&editor.keys, bytes, count > 0 ? (size_t)count : 0);
+    if (count == 0 || (count < 0 && !is_passing(errno))) {
         editor.way_out = INPUT_ENDED;
     }
 }
@@ -491,18 +478,18 @@ wait_for_news(bool wants_keys)
     if (ready > 0 && fds[1].revents != 0) {
         editor.is_silent = false;
         (void)send_some(editor.server, &editor.unsent);
-        take_output();
+        receive_output();
     }
     if (ready > 0 && fds[0].revents != 0) {
         read_keys();
     }
-    take_signals();
+    handle_signals();
 }
 
 /* Takes a whole character from the keys; false while there is none. What is no UTF-8 is
  * passed over. */
 static bool
-take_key(wchar_t *key)
+next_key(wchar_t *key)
 {
     while (editor.keys.length >
            count_unfinished(text_of(&editor.keys), editor.keys.length)) {
@@ -515,8 +502,8 @@ take_key(wchar_t *key)
     return false;
 }
 
-/* libedit's way to a key; what was pasted for the line comes first. Returns how many there are, 1; 0
- * at the end; -1 to give up. */
+/* libedit's way to a key; what was pasted for the line comes first. Returns how many there are, 1;
+ * 0 at the end; -1 to give up. */
 static int
 read_key(EditLine *el, wchar_t *key)
 {
@@ -527,7 +514,7 @@ read_key(EditLine *el, wchar_t *key)
         (void)el_set(el, EL_REFRESH);
     }
     while (editor.way_out == NO_WAY_OUT) {
-        if (take_key(key)) {
+        if (next_key(key)) {
             return 1;
         }
         wait_for_news(true);
@@ -749,7 +736,7 @@ send_block(void)
 /* Takes whole lines of the paste into the block, shown as if they had been typed. If that is all,
  * sends it. */
 static void
-take_paste(void)
+accept_paste(void)
 {
     size_t length = 0;
 
@@ -780,7 +767,7 @@ accept_line(const char *line, size_t length)
     keep_line(line, length);
     if (editor.is_block) {
         append(&editor.block, line, length);
-        take_paste();
+        accept_paste();
     }
     else {
         send_typed(line, length);
@@ -870,6 +857,7 @@ type_local_line(const char *prompt, struct buffer *line)
 
 /* ---- The conversation -------------------------------------------------------------- */
 
+/* libedit knows the lines of former sessions, too. */
 static void
 load_history(void)
 {
@@ -950,7 +938,7 @@ begin_editing(void)
 
 /* Begins with a server: what was pasted behind the line that led here is for its first prompt. */
 static void
-meet(int server, const struct target *target)
+begin_session(int server, const struct target *target)
 {
     editor.server = server;
     editor.target = target;
@@ -964,7 +952,7 @@ meet(int server, const struct target *target)
     }
     if (editor.paste.length > 0) {
         editor.is_block = true;
-        take_paste();
+        accept_paste();
     }
 }
 
@@ -999,7 +987,7 @@ static enum exit_status
 converse(int server, const struct target *target)
 {
     begin_editing();
-    meet(server, target);
+    begin_session(server, target);
     while (editor.way_out == NO_WAY_OUT || editor.way_out == LINE_CANCELLED) {
         editor.way_out = NO_WAY_OUT;
         type_line();

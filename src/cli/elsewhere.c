@@ -1,9 +1,9 @@
 /* Elsewhere: --host and --exec have the manhole-cli over there do it all, with the same options.
  *
- * We become ssh, or a shell that runs the command: theirs are the streams, the exit status and, when
- * nobody can be reached, the message. The command line goes over anew, each word quoted for the one
- * shell that reads it: that of --host over there, for --exec ours. A script is read here, so it goes
- * over as standard input.
+ * We become ssh, or a shell that runs the command: theirs are the streams, the exit status and,
+ * when nobody can be reached, the message. The command line goes over anew, each word quoted for
+ * the one shell that reads it: that of --host over there, for --exec ours. A script is read here,
+ * so it goes over as standard input.
  */
 #ifndef MANHOLE_CLI_ELSEWHERE_C
 #define MANHOLE_CLI_ELSEWHERE_C

@@ -1,5 +1,11 @@
-/* Hindrances: why nobody answers, as far as /proc shows it. Each say_...() writes one line with what
- * to do, or is silent and returns false when it sees no such thing.
+/* Hindrances: why nobody answers, as far as /proc shows it.
+ *
+ * "Timeout" helps nobody at three in the morning: a process that is stopped, is held by a debugger,
+ * belongs to another user, waits for a signal to open its manhole, or has none, looks the same from
+ * its socket. So whoever has waited in vain asks here. Each say_...() writes one line with what to
+ * do next, or is silent and returns false when it sees no such thing. Nothing is guessed: what may
+ * not be looked at is not spoken of.
+ * To add a reason: a function of this kind, its turn in say_why(), and a test.
  */
 #ifndef MANHOLE_CLI_HINDRANCES_C
 #define MANHOLE_CLI_HINDRANCES_C
@@ -36,6 +42,7 @@ say_hindrance(pid_t pid)
     }
 }
 
+/* The name of a user, or his number where he has none. */
 static struct text
 user_of(uid_t uid)
 {
@@ -110,6 +117,7 @@ find_program(pid_t pid, char *found, size_t size)
     found[length > 0 ? length : 0] = '\0';
 }
 
+/* The commonest mistake gets a line of its own: the variable is there, and Python never saw it. */
 static void
 say_no_manhole(pid_t pid, const struct advert *advert)
 {

@@ -1,9 +1,10 @@
-/* Local shell: which process a configuration file means, ispyd's way. It ends with a target, that of
- * connect, and the program goes on as if its socket had been given; or without one.
+/* Local shell: which process a configuration file means, ispyd's way. It ends with a target, that
+ * of connect, and the program goes on as if its socket had been given; or without one.
  *
  * The file is the one that install(config=...) reads over there. All that is wanted of it here is
- * where to listen: "/path/%(pid)s", where any number may stand for the marker, or "host:port". So it
- * is read for its sections and that key alone; whether the rest is right is install()'s business.
+ * where to listen: "/path/%(pid)s", where any number may stand for the marker, or "host:port". So
+ * it is read for its sections and that key alone; whether the rest is right is install()'s
+ * business.
  * To add a command: a row in local_commands[], and its case in obey_locally().
  */
 #ifndef MANHOLE_CLI_LOCAL_SHELL_C
@@ -48,7 +49,7 @@ trim(char *line)
 /* Takes a line of the file. A value may go on, or begin, in lines that are indented. Of a listen
  * with several places the first one is meant. */
 static void
-take_config_line(struct config *config, char *line, int number)
+parse_config_line(struct config *config, char *line, int number)
 {
     bool is_indented = line[0] == ' ' || line[0] == '\t';
 
@@ -102,7 +103,7 @@ read_config(const char *name)
     }
     char *rest = content.data;
     for (char *line = strsep(&rest, "\n"); line != NULL; line = strsep(&rest, "\n")) {
-        take_config_line(&config, line, ++number);
+        parse_config_line(&config, line, ++number);
     }
     if (!config.has_section) {
         fail(STATUS_TROUBLE, "%s has no section [manhole] or [ispyd]", quote(name).text);
@@ -117,6 +118,8 @@ read_config(const char *name)
 
 static const char pid_marker[] = "%(pid)s";
 
+/* pid: 0 where the file does not tell. Who answers at the path is who is meant, as if it had been
+ * given. */
 static void
 add_server(struct processes *servers, const char *path, pid_t pid, int port)
 {
@@ -220,7 +223,7 @@ find_servers(const struct config *config)
         add_server(&servers, listen, 0, 0);
     }
     sort_processes(&servers);
-    knock(&servers);
+    ask_all(&servers);
     return servers;
 }
 
@@ -299,6 +302,8 @@ select_server(const struct local_shell *shell, const char *argument)
     return NULL;
 }
 
+/* Ends the shell when somebody is there. One that is silent may only be busy: the program then
+ * waits for it as for any other. */
 static void
 connect_server(struct local_shell *shell, const char *argument)
 {
@@ -308,7 +313,7 @@ connect_server(struct local_shell *shell, const char *argument)
     if (server == NULL) {
         return;
     }
-    knock(&alone);
+    ask_all(&alone);
     if (server->condition == DEAD || server->condition == CLOSED) {
         (void)printf("Nobody answers at %s any more; \"servers\" looks again.\n",
                      quote(server->target.path).text);
@@ -416,7 +421,7 @@ read_line(struct buffer *line)
 
 /* The same by the editor, where there can be one. */
 static bool
-take_line(struct buffer *line)
+ask_line(struct buffer *line)
 {
 #ifdef HAVE_LIBEDIT
     if (open_editor()) {
@@ -437,7 +442,7 @@ choose_server(const char *config, struct target *target)
 
     find_history();
     shell.servers = find_servers(&shell.config);
-    while (!shell.is_over && take_line(&line)) {
+    while (!shell.is_over && ask_line(&line)) {
         obey_locally(&shell, line.data);
         (void)fflush(stdout);
         empty(&line);

@@ -37,7 +37,7 @@ struct jobs {
 static _Noreturn void
 do_job(const struct jobs *jobs, size_t number, const int out[2], pid_t parent)
 {
-    struct request own = *jobs->request;
+    struct request request = *jobs->request;
     int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent) {
@@ -47,11 +47,13 @@ do_job(const struct jobs *jobs, size_t number, const int out[2], pid_t parent)
     (void)dup2(out[0], STDOUT_FILENO);
     (void)dup2(out[1], STDERR_FILENO);
     look_at_terminal();
-    terminal.is_raw = true;             /* whoever shows it sees to that */
-    own.deadline = find_deadline(&own); /* from now on, however many came before */
-    leave(serve(&own, jobs->list[number].target, &jobs->has_answered[number]));
+    terminal.is_raw = true; /* whoever shows it sees to that */
+    request.deadline =
+        find_deadline(&request); /* from now on, however many came before */
+    leave(serve(&request, jobs->list[number].target, &jobs->has_answered[number]));
 }
 
+/* Forks the child of a job, and keeps the reading ends of its two pipes. */
 static void
 start_job(struct jobs *jobs, size_t number)
 {

@@ -5,9 +5,9 @@
  * more stand around what is pasted, which the console runs as one.
  *
  * The server in turn says between two bytes when somebody begins to read: "?" and the prompt, if it
- * is one of the console's, of which "... " is one that goes on with a statement; and "!" when he has
- * a line that was sent before. So a prompt is known for one, whatever other threads print. Who puts
- * no such marks, as python-manhole's server, takes no keys either.
+ * is one of the console's, of which "... " is one that goes on with a statement; and "!" when he
+ * has a line that was sent before. So a prompt is known for one, whatever other threads print. Who
+ * puts no such marks, as python-manhole's server, takes no keys either.
  */
 #ifndef MANHOLE_CLI_MARKS_C
 #define MANHOLE_CLI_MARKS_C
@@ -27,10 +27,10 @@ static struct marks {
     bool is_asked;      /* by who is not the console that begins a statement */
 } marks;
 
-/* What has come with a byte. A broken mark was none: its text is to be shown. What another begins in
- * is broken: the process wrote the first byte of one, and asks now. */
+/* What has come with a byte. A broken mark was none: its text is to be shown. What another begins
+ * in is broken: the process wrote the first byte of one, and asks now. */
 static enum mark
-take_mark(char byte)
+parse_mark(char byte)
 {
     bool was_inside = marks.is_inside;
 

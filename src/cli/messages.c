@@ -1,9 +1,9 @@
 /* Messages: every word on standard error, and the ways out that are not main()'s.
  *
  * A message is one line: what failed, with whom, and what to do next. Those that python-manhole
- * has, too, are kept to the letter, for scripts look for them. What they cite, a word of the command
- * line or a path, is written as Python's repr() writes it: so a name with a newline or an escape
- * sequence in it neither breaks the line nor reaches the terminal.
+ * has, too, are kept to the letter, for scripts look for them. What they cite, a word of the
+ * command line or a path, is written as Python's repr() writes it: so a name with a newline or an
+ * escape sequence in it neither breaks the line nor reaches the terminal.
  *
  * fail() ends the program. What this owns, descriptors and memory, goes with it: nothing here needs
  * a clean-up that the kernel does not do, but for the terminal, which atexit() sees to.

@@ -8,7 +8,7 @@
  * client find them.
  *
  * What a row was given is request.given[]; how it reads is up to whoever uses it, but for what is
- * wrong or right by itself, see take_option().
+ * wrong or right by itself, see apply_option().
  * To add an option: its name in enum option_name, a row in options[], a test.
  */
 #ifndef MANHOLE_CLI_OPTIONS_C
@@ -16,8 +16,6 @@
 
 #include "terminal.c"
 #include "target.c"
-
-#include <getopt.h>
 
 /* As --help lists them. */
 enum option_name {
@@ -207,6 +205,7 @@ print_entry(const char *title, const char *text)
     (void)printf("%s\n", text);
 }
 
+/* In the groups of the table; python-manhole's own options come first, and as it has them. */
 static _Noreturn void
 print_help(void)
 {
@@ -279,9 +278,10 @@ parse_signal(const char *argument)
     return (int)number;
 }
 
-/* Takes an option, of which the last wins. A wrong argument is told before what it goes ill with. */
+/* Takes an option, of which the last wins. A wrong argument is told before what it goes ill with.
+ */
 static void
-take_option(struct request *request, enum option_name name, const char *argument)
+apply_option(struct request *request, enum option_name name, const char *argument)
 {
     enum group group = options[name].group;
 
@@ -350,42 +350,25 @@ is_code_given(const struct request *request)
     return is_given(request, OPTION_CODE) || is_given(request, OPTION_FILE);
 }
 
-/* Words that are too many: PIDs, unless several may be served, and what is unknown. */
-struct leftovers {
-    struct buffer text;
-    bool has_unknown;
-};
-
+/* Takes a word that is no option: the PID, and behind -c and -f an argument of the code. */
 static void
-leave_over(struct leftovers *leftovers, const char *word, bool is_unknown)
+add_word(struct request *request, const char *word, struct buffer *unknown)
 {
-    append_format(&leftovers->text, " %s", word);
-    leftovers->has_unknown = leftovers->has_unknown || is_unknown;
+    bool has_process = request->pids > 0 || is_selection(request);
+    bool is_argument = is_code_given(request) && has_process;
+    size_t *count = is_argument ? &request->arguments : &request->pids;
+
+    if (*count == MAX_WORDS) {
+        append_format(unknown, " %s", word);
+        return;
+    }
+    (is_argument ? request->argument : request->pid)[(*count)++] = word;
 }
 
-/* Takes a word that is no option. */
+/* A word that getopt does not know. Complains at once of a name that is cut too short, else notes
+ * it, for a wrong argument and a missing PID are told first. */
 static void
-take_word(struct request *request, const char *word, struct leftovers *leftovers)
-{
-    if (is_code_given(request) && (request->pids > 0 || is_selection(request))) {
-        if (request->arguments < MAX_WORDS) {
-            request->argument[request->arguments++] = word;
-            return;
-        }
-        leave_over(leftovers, word, true);
-    }
-    else if (request->pids > 0) {
-        leave_over(leftovers, word, request->pids == MAX_WORDS);
-    }
-    if (request->pids < MAX_WORDS) {
-        request->pid[request->pids++] = word;
-    }
-}
-
-/* Complains at once of a name that is cut too short, else notes the word, for a missing PID and a
- * wrong argument are told first. */
-static void
-take_unknown(const char *word, struct leftovers *leftovers)
+note_unknown(const char *word, struct buffer *unknown)
 {
     OWNED_BUFFER names = {.data = NULL};
     const char *name = word + strspn(word, "-");
@@ -401,7 +384,7 @@ take_unknown(const char *word, struct leftovers *leftovers)
     if (matches > 1) {
         fail(STATUS_USAGE, "ambiguous option: %s could match %s", word, text_of(&names));
     }
-    leave_over(leftovers, word, true);
+    append_format(unknown, " %s", word);
 }
 
 enum {
@@ -434,6 +417,7 @@ build_tables(char letters[LETTERS_SIZE], struct option names[NAMES_SIZE])
     *names = (struct option){.name = NULL};
 }
 
+/* The row that getopt's value stands for: a letter, or what build_tables() gave the name. */
 static enum option_name
 find_option(int value)
 {
@@ -445,8 +429,9 @@ find_option(int value)
     return (enum option_name)found;
 }
 
+/* Begins anew behind a word that is unknown: getopt would go on in the middle of it. */
 static void
-take_words(int argc, char **argv, struct request *request, struct leftovers *leftovers)
+parse_words(int argc, char **argv, struct request *request, struct buffer *unknown)
 {
     char letters[LETTERS_SIZE];
     struct option names[NAMES_SIZE];
@@ -460,14 +445,14 @@ take_words(int argc, char **argv, struct request *request, struct leftovers *lef
         /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
         value = getopt_long_only(argc, argv, letters, names, NULL);
         if (value == 1) {
-            take_word(request, optarg, leftovers);
+            add_word(request, optarg, unknown);
         }
         else if (value == ':') {
             fail(STATUS_USAGE, "argument %s: expected one argument",
                  name_of(find_option(optopt)).text);
         }
-        else if (value == '?') { /* begins anew behind this word */
-            take_unknown(argv[at], leftovers);
+        else if (value == '?') {
+            note_unknown(argv[at], unknown);
             argv += at;
             argc -= at;
             optind = 0;
@@ -475,12 +460,12 @@ take_words(int argc, char **argv, struct request *request, struct leftovers *lef
         else if (value != -1) {
             bool is_glued = optarg != NULL && optarg != argv[optind - 1];
             const char *argument = optarg == NULL ? "" : optarg;
-            take_option(request, find_option(value),
-                        argument + (is_glued && argument[0] == '=')); /* -t=2 */
+            apply_option(request, find_option(value),
+                         argument + (is_glued && argument[0] == '=')); /* -t=2 */
         }
     }
     for (int i = optind; i < argc; i++) { /* behind "--" */
-        take_word(request, argv[i], leftovers);
+        add_word(request, argv[i], unknown);
     }
 }
 
@@ -518,9 +503,9 @@ parse_targets(struct request *request)
 static void
 parse_command_line(int argc, char **argv, struct request *request)
 {
-    struct leftovers leftovers = {.has_unknown = false};
+    OWNED_BUFFER unknown = {.data = NULL};
 
-    take_words(argc, argv, request, &leftovers);
+    parse_words(argc, argv, request, &unknown);
     enum action action = find_action(request);
     bool may_be_several = action == ACTION_RUN || action == ACTION_STACKS;
     bool may_be_none = action == ACTION_LIST || action == ACTION_CLEAN ||
@@ -530,14 +515,16 @@ parse_command_line(int argc, char **argv, struct request *request)
     if (request->pids == 0 && !may_be_none) {
         fail(STATUS_USAGE, "the following arguments are required: PID");
     }
-    if (leftovers.has_unknown || (leftovers.text.length > 0 && !may_be_several)) {
-        fail(STATUS_USAGE, "unrecognized arguments:%s", leftovers.text.data);
+    for (size_t i = 1; i < request->pids && !may_be_several; i++) {
+        append_format(&unknown, " %s", request->pid[i]);
+    }
+    if (unknown.length > 0) {
+        fail(STATUS_USAGE, "unrecognized arguments:%s", unknown.data);
     }
     if (is_given(request, OPTION_JSON) && action != ACTION_STACKS) {
         fail(STATUS_USAGE, "argument --json: only with --stacks");
     }
     parse_targets(request);
-    free_buffer(&leftovers.text);
 }
 
 #endif /* MANHOLE_CLI_OPTIONS_C */

@@ -66,6 +66,7 @@ find_command(pid_t pid, struct buffer *command)
     }
 }
 
+/* The list may move. */
 static void
 add_process(struct processes *processes, const struct process *process)
 {
@@ -109,15 +110,15 @@ consider_socket(struct processes *processes, pid_t pid)
     }
 }
 
+/* By number, sockets without a process last. */
 static int
 compare_processes(const void *a, const void *b)
 {
     const struct process *first = a;
     const struct process *second = b;
-    pid_t pid = first->target.pid;
-    pid_t other = second->target.pid;
-    return first->is_alive != second->is_alive ? (first->is_alive ? -1 : 1)
-                                               : (pid > other) - (pid < other);
+    long one = first->target.pid + (first->is_alive ? 0L : INT_MAX);
+    long other = second->target.pid + (second->is_alive ? 0L : INT_MAX);
+    return (one > other) - (one < other);
 }
 
 static void
@@ -129,6 +130,7 @@ sort_processes(struct processes *processes)
     }
 }
 
+/* All that can be seen from here, of all users. */
 static struct processes
 find_processes(void)
 {
@@ -160,9 +162,9 @@ look_at_port(const struct target *target)
                                                             : DEAD;
 }
 
-/* Returns a descriptor to hear the answer at, or -1 when there will be none. */
+/* Returns a descriptor at which the answer is to come, or -1 when there will be none. */
 static int
-knock_at(struct process *process, size_t number)
+ask_one(struct process *process, size_t number)
 {
     if (process->target.port != 0) {
         process->condition = look_at_port(&process->target);
@@ -183,7 +185,7 @@ knock_at(struct process *process, size_t number)
 
 /* Takes the answer, if it is there. Returns whether it was. */
 static bool
-hear(struct process *process, struct pollfd *fd)
+receive_answer(struct process *process, struct pollfd *fd)
 {
     char byte = 0;
 
@@ -198,21 +200,20 @@ hear(struct process *process, struct pollfd *fd)
 
 /* Knocks at all at once, and waits a moment for who answers. */
 static void
-knock(struct processes *processes)
+ask_all(struct processes *processes)
 {
     double deadline = now_s() + ANSWER_PATIENCE_MS / 1e3;
     OWNED struct pollfd *fds = allocate(processes->count, sizeof(*fds));
     size_t waiting = 0;
 
     for (size_t i = 0; i < processes->count; i++) {
-        fds[i] =
-            (struct pollfd){.fd = knock_at(&processes->list[i], i), .events = POLLIN};
+        fds[i] = (struct pollfd){.fd = ask_one(&processes->list[i], i), .events = POLLIN};
         waiting += fds[i].fd >= 0;
     }
     while (waiting > 0 &&
            poll_many(fds, processes->count, patience_until(deadline)) > 0) {
         for (size_t i = 0; i < processes->count; i++) {
-            waiting -= hear(&processes->list[i], &fds[i]);
+            waiting -= receive_answer(&processes->list[i], &fds[i]);
         }
     }
     for (size_t i = 0; i < processes->count; i++) {
@@ -296,12 +297,13 @@ print_processes(const struct processes *processes, bool is_numbered)
     }
 }
 
+/* A list that nobody reads to its end, as behind head, is no error to tell of. */
 static enum exit_status
 list_processes(void)
 {
     struct processes processes = find_processes();
 
-    knock(&processes);
+    ask_all(&processes);
     print_processes(&processes, false);
     if (fflush(stdout) == 0) {
         return STATUS_OK;
@@ -330,7 +332,7 @@ clean_sockets(void)
     struct processes processes = find_processes();
     enum exit_status status = STATUS_OK;
 
-    knock(&processes);
+    ask_all(&processes);
     for (size_t i = 0; i < processes.count; i++) {
         const struct process *process = &processes.list[i];
         const char *path = process->target.path;
@@ -368,8 +370,8 @@ is_descendant(pid_t pid, pid_t ancestor)
     return false;
 }
 
-/* Leaves those that --children, --match and --all mean, of the processes that live and whose manhole
- * is not closed to us. */
+/* Leaves those that --children, --match and --all mean, of the processes that live and whose
+ * manhole is not closed to us. */
 static void
 select_processes(struct processes *processes, const struct request *request)
 {
@@ -411,7 +413,7 @@ ask_which(struct processes *processes)
              "no process of yours has a manhole: it wants manhole.install(), or "
              "PYTHONMANHOLE in its environment, when it starts");
     }
-    knock(processes);
+    ask_all(processes);
     print_processes(processes, true);
     while (number < 1 || number > (long)processes->count) {
         (void)printf("Which one? [1-%zu] ", processes->count);

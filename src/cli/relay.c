@@ -4,8 +4,8 @@
  * Each direction holds what was read in one piece and reads on when that is gone, so memory is
  * bounded and neither direction waits for the other: who does not read holds up only what he does
  * not read. Standard input and output may be shared with others, so they stay in blocking mode, and
- * are used only when poll() has just said that they will not block. At a terminal the marks are left
- * out and control characters are shown.
+ * are used only when poll() has just said that they will not block. At a terminal the marks are
+ * left out and control characters are shown.
  */
 #ifndef MANHOLE_CLI_RELAY_C
 #define MANHOLE_CLI_RELAY_C
@@ -33,8 +33,8 @@ press_key(struct relay *relay, char key)
     append(&relay->typed, &key, 1);
 }
 
-/* At its end the server is told, and may go on writing; at a terminal that is still there it was but
- * Ctrl-D. */
+/* At its end the server is told, and may go on writing; at a terminal that is still there it was
+ * but Ctrl-D. */
 static void
 read_stdin(struct relay *relay, bool is_hung_up)
 {
@@ -65,7 +65,7 @@ static void
 leave_out_marks(struct buffer *out, const char *bytes, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        enum mark mark = take_mark(bytes[i]);
+        enum mark mark = parse_mark(bytes[i]);
         if (mark == NO_MARK) {
             append(out, bytes + i, 1);
         }
@@ -176,14 +176,15 @@ move_bytes(struct relay *relay, const struct pollfd fds[POLLED])
     }
 }
 
+/* Below what is being typed, which the terminal has echoed. */
 static void
 remark(const char *text)
 {
     (void)fprintf(stderr, "\n%s\n", text);
 }
 
-/* Ctrl-C: interrupts who asks for something, or what the process runs. Without a terminal, and where
- * there is nothing to interrupt by, it ends the client. Returns whether to go on. */
+/* Ctrl-C: interrupts who asks for something, or what the process runs. Without a terminal, and
+ * where there is nothing to interrupt by, it ends the client. Returns whether to go on. */
 static bool
 may_go_on(const struct target *target, struct relay *relay)
 {
@@ -219,7 +220,7 @@ relay_session(int server, const struct target *target)
     while (!relay.is_shown_over || relay.shown.length > 0) {
         choose_events(fds, &relay);
         int ready = poll_session(fds, POLLED, server, &relay.is_silent, remark);
-        if (take_due(SIGINT) && !may_go_on(target, &relay)) {
+        if (consume_signal(SIGINT) && !may_go_on(target, &relay)) {
             return STATUS_INTERRUPTED;
         }
         if (ready > 0) {

@@ -1,13 +1,13 @@
 /* Run: code of -c and -f goes over in one piece, its output comes back in frames, by stream, and it
  * may read our standard input.
  *
- * A frame is a kind ('o' output, 'e' errors, 'x' exit status, 'i' it reads its input), the length of
- * what follows as four bytes, and that. Anything else is a refusal in plain text.
+ * A frame is a kind ('o' output, 'e' errors, 'x' exit status, 'i' it reads its input), the length
+ * of what follows as four bytes, and that. Anything else is a refusal in plain text.
  *
- * Code to run and stacks alike are a task: what is asked of a process until that is over. It is over
- * at the deadline, when the process can do nothing but wait itself, at a Ctrl-C that interrupts
- * nothing, and when nobody reads our output any more: the process is not to run on with what nobody
- * wants. The server sees us go, and interrupts what it runs for us.
+ * Code to run and stacks alike are a task: what is asked of a process until that is over. It is
+ * over at the deadline, when the process can do nothing but wait itself, at a Ctrl-C that
+ * interrupts nothing, and when nobody reads our output any more: the process is not to run on with
+ * what nobody wants. The server sees us go, and interrupts what it runs for us.
  */
 #ifndef MANHOLE_CLI_RUN_C
 #define MANHOLE_CLI_RUN_C
@@ -34,6 +34,7 @@ open_output(int fd)
     return (struct output){.fd = fd, .is_terminal = isatty(fd) == 1};
 }
 
+/* A character that is not whole yet waits for its rest, unless bytes go through as they are. */
 static void
 write_output(struct output *output, const char *bytes, size_t count)
 {
@@ -52,6 +53,7 @@ struct readers {
     bool are_gone[2];
 };
 
+/* poll() tells of an error at the other end without being asked for events. */
 static void
 watch_readers(const struct readers *readers, struct pollfd fds[2])
 {
@@ -129,7 +131,7 @@ wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
     if (ready > 0 && lost_readers(&task->readers, fds + count)) {
         end_task(task, STATUS_OUTPUT_GONE);
     }
-    if (take_due(SIGINT)) {
+    if (consume_signal(SIGINT)) {
         task->was_interrupted = true;
         if (interrupt_session(task->target) == SESSION_LEFT) {
             end_task(task, STATUS_INTERRUPTED);
@@ -223,6 +225,7 @@ struct input {
     bool is_told; /* and the server knows */
 };
 
+/* Nothing more is read before that is sent, so memory is bounded. An error is an end. */
 static void
 read_input(struct input *input)
 {
@@ -278,7 +281,7 @@ begin_frame(struct answer *answer)
 /* Takes what has arrived of frames. A status is short, so it is waited for as a whole; behind its
  * digits may be others that are not its own. */
 static void
-take_frames(struct answer *answer)
+parse_frames(struct answer *answer)
 {
     struct buffer *bytes = &answer->bytes;
 
@@ -318,7 +321,7 @@ conclude(struct answer *answer, const struct task *task)
         return STATUS_NO_CONNECTION;
     }
     if (answer->is_refusal) {
-        write_output(&answer->err, answer->bytes.data, answer->bytes.length);
+        show_lines(STDERR_FILENO, NULL, &answer->bytes, true);
         return STATUS_NO_CONNECTION;
     }
     if (answer->status < 0) {
@@ -358,7 +361,7 @@ run_code(int server, const struct request *request, const struct target *target,
         send_input(server, &input);
         if ((fds[1].revents & ~POLLOUT) != 0) {
             bool is_open = read_answer(&task, &answer.bytes);
-            take_frames(&answer);
+            parse_frames(&answer);
             if (!is_open || (answer.is_refusal && line_length(&answer.bytes) > 0)) {
                 end_task(&task, conclude(&answer, &task));
             }

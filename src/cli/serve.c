@@ -1,5 +1,5 @@
-/* Serve: one process, the way the command line says: its console, code, or stacks. The word for each
- * on the calling card is the server's, see its channels.
+/* Serve: one process, the way the command line says: its console, code, or stacks. The word for
+ * each on the calling card is the server's, see its channels.
  */
 #ifndef MANHOLE_CLI_SERVE_C
 #define MANHOLE_CLI_SERVE_C

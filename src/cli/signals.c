@@ -1,5 +1,5 @@
 /* Signals and waiting: signals are let in only while we wait, so that they can be dealt with as any
- * other news: poll_with_signals() returns, take_due() tells which has come.
+ * other news: poll_with_signals() returns, consume_signal() tells which has come.
  *
  * Before there is a session Ctrl-C simply ends the program, by the handler that main() sets. From
  * follow_signal() on the signal is blocked but for that waiting. A signal that the caller has
@@ -31,6 +31,7 @@ on_early_interrupt(int number)
     _exit(STATUS_INTERRUPTED);
 }
 
+/* Unless the caller has the signal ignored. System calls go on behind it. */
 static void
 set_handler(int number, void (*handler)(int))
 {
@@ -42,7 +43,7 @@ set_handler(int number, void (*handler)(int))
     }
 }
 
-/* From now on take_due() tells of it. */
+/* From now on consume_signal() tells of it. */
 static void
 follow_signal(int number)
 {
@@ -58,7 +59,7 @@ follow_signal(int number)
 
 /* Whether it has come since the last call. */
 static bool
-take_due(int number)
+consume_signal(int number)
 {
     bool is_due = followed.is_due[number] != 0;
     followed.is_due[number] = 0;
@@ -112,7 +113,7 @@ pause_s(double seconds)
 
     (void)poll_with_signals(NULL, 0, (int)(seconds * 1e3) + 1);
     for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
-        if (take_due(endings[i])) {
+        if (consume_signal(endings[i])) {
             leave((enum exit_status)(128 + endings[i]));
         }
     }

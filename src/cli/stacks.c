@@ -6,33 +6,6 @@
 
 #include "run.c"
 
-/* Writes the lines that are whole, each behind the label if there is one, in colour where there is
- * any. At the end also the rest. */
-static void
-show_lines(int fd, const char *label, struct buffer *text, bool is_end)
-{
-    OWNED_BUFFER shown = {.data = NULL};
-    bool is_plain = isatty(fd) != 1 || (terminal.is_raw && label == NULL);
-    size_t done = 0;
-    size_t length = 0;
-
-    while ((length = next_line(text, done, is_end)) > 0) {
-        const char *line = text->data + done;
-        size_t visible = line[length - 1] == '\n' ? length - 1 : length;
-        append_format(&shown, label != NULL ? "%s: " : "%s", label != NULL ? label : "");
-        if (is_plain) {
-            append(&shown, line, visible);
-            append_text(&shown, visible < length || label != NULL ? "\n" : "");
-        }
-        else {
-            append_line(&shown, line, visible);
-        }
-        done += length;
-    }
-    drop(text, done);
-    write_all(fd, text_of(&shown), shown.length);
-}
-
 /* One line that says why there is nothing, instead of stacks. */
 static bool
 is_refusal(const struct buffer *text)
@@ -43,12 +16,10 @@ is_refusal(const struct buffer *text)
 
 /* Nothing came, or a refusal. */
 static enum exit_status
-say_no_stacks(const struct buffer *text, int server, const struct target *target)
+say_no_stacks(struct buffer *text, int server, const struct target *target)
 {
-    struct output err = open_output(STDERR_FILENO);
-
     if (text->length > 0) {
-        write_output(&err, text->data, text->length);
+        show_lines(STDERR_FILENO, NULL, text, true);
     }
     else if (has_ended(server_pid(server))) {
         return say_cut(server, target, "its stacks were there");
@@ -57,7 +28,6 @@ say_no_stacks(const struct buffer *text, int server, const struct target *target
         say_error("process %s has closed the connection without a word",
                   label_of(target).text);
     }
-    free_buffer(&err.unfinished);
     return STATUS_NO_CONNECTION;
 }
 
@@ -69,6 +39,7 @@ has_end_of_stacks(const struct buffer *text, bool is_json)
     return is_json ? ends_with(text, "}\n") : strstr(text_of(text), end) != NULL;
 }
 
+/* A refusal is one line, so with the first whole line it is known whether stacks come. */
 static enum exit_status
 show_stacks(int server, const struct request *request, const struct target *target)
 {

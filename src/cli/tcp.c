@@ -55,6 +55,7 @@ find_listeners(pid_t network, const struct target *target, struct listeners *lis
     return true;
 }
 
+/* Ends the program when one is not to be trusted, or that cannot be told. */
 static void
 check_listeners(const struct target *target)
 {
@@ -113,6 +114,7 @@ find_addresses(const struct target *target)
     return addresses;
 }
 
+/* Goes to the process's network for good: all that is left to do is there. */
 static void
 enter_network(const struct target *target)
 {

@@ -130,6 +130,7 @@ append_piece(struct buffer *out, struct buffer *unfinished, const char *bytes,
     drop(unfinished, whole);
 }
 
+/* Colours end where the text ends, which is within a line. */
 static void
 append_paint(struct buffer *out, enum paint paint, const char *text)
 {
@@ -171,6 +172,33 @@ append_line(struct buffer *out, const char *bytes, size_t count)
     append_harmless(&line, bytes, count);
     append_paint(out, line.length > 0 ? paint_of_line(line.data) : PLAIN, text_of(&line));
     append_text(out, "\n");
+}
+
+/* Writes the lines that are whole, each behind the label if there is one, in colour where there is
+ * any. At the end also the rest. */
+static void
+show_lines(int fd, const char *label, struct buffer *text, bool is_end)
+{
+    OWNED_BUFFER shown = {.data = NULL};
+    bool is_plain = isatty(fd) != 1 || (terminal.is_raw && label == NULL);
+    size_t done = 0;
+    size_t length = 0;
+
+    while ((length = next_line(text, done, is_end)) > 0) {
+        const char *line = text->data + done;
+        size_t visible = line[length - 1] == '\n' ? length - 1 : length;
+        append_format(&shown, label != NULL ? "%s: " : "%s", label != NULL ? label : "");
+        if (is_plain) {
+            append(&shown, line, visible);
+            append_text(&shown, visible < length || label != NULL ? "\n" : "");
+        }
+        else {
+            append_line(&shown, line, visible);
+        }
+        done += length;
+    }
+    drop(text, done);
+    write_all(fd, text_of(&shown), shown.length);
 }
 
 #endif /* MANHOLE_CLI_TERMINAL_C */

@@ -287,7 +287,7 @@ fuzz_labels(const char *bytes, size_t length)
 
 /* ---- Frames of -c and -f -------------------------------------------------------------------- */
 
-/* What they come to, in other words than take_frames() has. */
+/* What they come to, in other words than parse_frames() has. */
 struct reading {
     struct buffer output;
     long status;
@@ -340,7 +340,7 @@ fuzz_frames(const char *bytes, size_t length)
     incoming.length = length;
     incoming.seed = seed;
     while (!answer.is_refusal && read_answer(&task, &answer.bytes)) {
-        take_frames(&answer);
+        parse_frames(&answer);
     }
     shown = take_told();
     MUST(is_same(&shown, &reading.output));
@@ -368,16 +368,15 @@ fuzz_refusal(const char *bytes, size_t length)
     append(&answer.bytes, bytes, length);
     MUST(conclude(&answer, &task) == STATUS_NO_CONNECTION);
     shown = take_told();
-    MUST(is_tame(text_of(&shown), shown.length));
+    MUST(is_tame_in_colours(text_of(&shown), shown.length));
     free(shown.data);
     append(&text, bytes, length);
     append(&text, "\n", 1); /* so that no character is left over */
     MUST(say_no_stacks(&text, -1, &target) == STATUS_NO_CONNECTION);
     shown = take_told();
-    MUST(is_tame(text_of(&shown), shown.length));
+    MUST(is_tame_in_colours(text_of(&shown), shown.length));
     free(shown.data);
     free(answer.bytes.data);
-    free(answer.err.unfinished.data);
     free(text.data);
 }
 
@@ -427,7 +426,7 @@ edit_in_pieces(const char *bytes, size_t length, uint32_t seed)
     incoming.seed = seed;
     marks.are_put = true; /* else a prompt is guessed, by what arrives together */
     while (editor.way_out == NO_WAY_OUT) {
-        take_output();
+        receive_output();
         MUST(editor.line.length <= HISTORY_LINE_SIZE);
         MUST(editor.aside.length <= HISTORY_LINE_SIZE);
         append(&all, text_of(&editor.out), editor.out.length);
@@ -474,7 +473,7 @@ fuzz_editor(const char *bytes, size_t length)
     incoming.length = length;
     incoming.seed = seed;
     while (editor.way_out == NO_WAY_OUT) {
-        take_output();
+        receive_output();
         MUST(is_tame_in_colours(text_of(&editor.out), editor.out.length));
         MUST(is_tame_prompt(prompt_of(NULL)));
         empty(&editor.out);
@@ -518,7 +517,7 @@ fuzz_keys(const char *bytes, size_t length)
     struct buffer pieces = {.data = NULL};
     wchar_t key = 0;
     append(&editor.keys, bytes, length);
-    while (take_key(&key)) {
+    while (next_key(&key)) {
         MUST(key >= 0 && key <= 0x10ffff && !(key >= 0xd800 && key <= 0xdfff));
         append(&whole, &key, sizeof(key));
     }
@@ -527,7 +526,7 @@ fuzz_keys(const char *bytes, size_t length)
     for (size_t i = 0, count = 0; i < length; i += count) {
         count = next_piece(&seed, length - i);
         append(&editor.keys, bytes + i, count);
-        while (take_key(&key)) {
+        while (next_key(&key)) {
             append(&pieces, &key, sizeof(key));
         }
     }
@@ -775,7 +774,7 @@ fuzz_config(const char *bytes, size_t length)
         int number = 0;
         for (char *line = strtok_r(text, "\n", &rest); line != NULL;
              line = strtok_r(NULL, "\n", &rest)) {
-            take_config_line(&config, line, ++number);
+            parse_config_line(&config, line, ++number);
         }
         MUST(config.has_section || config.listen.length == 0);
         if (config.listen.length > 0 && config.listen.data[0] != '/') {
