@@ -63,6 +63,12 @@ static struct editor {
 
 /* ---- What the server says ---------------------------------------------------------- */
 
+/* Each byte goes to one of two lines, and a newline makes a line output, so that whatever arrives
+ * in pieces looks as if it had come at once. editor.line is the session's: as long as somebody
+ * reads, it is what he asks, and stands before what is being typed. What other threads write
+ * meanwhile gathers in editor.aside. When a line is sent, or the reader is gone, both become one.
+ */
+
 /* Moves over a character, which takes no, one or two cells; eight at most where it is a tab.
  * libedit shows a control character as two, and begins a new row as soon as one is full. */
 static void
@@ -243,6 +249,10 @@ receive_output(void)
 
 /* ---- The screen -------------------------------------------------------------------- */
 
+/* libedit knows nothing of other output on its terminal. So before that comes, the cursor goes to
+ * where the prompt begins, which we reckon as the terminal does, and all below is cleared; then
+ * libedit is told to draw anew, from wherever the cursor is. */
+
 /* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with the
  * character behind it, and not at all when there is none: so where the colour ends, the blank that
  * ends the prompt is written once more. */
@@ -339,6 +349,10 @@ release_terminal(void)
 }
 
 /* ---- Signals ----------------------------------------------------------------------- */
+
+/* Handlers only note them, see signals.c; here they are dealt with, between two keys. The terminal
+ * is in libedit's hands for as long as the program runs, so it is given back around whatever may
+ * end or stop the program. */
 
 /* Has the signal do what it does to a program that does not care. */
 static void
@@ -455,10 +469,8 @@ static void
 read_keys(void)
 {
     char bytes[512];
-    ssize_t count = read(terminal.input, bytes, sizeof(bytes));
 
-    append(&editor.keys, bytes, count > 0 ? (size_t)count : 0);
-    if (count == 0 || (count < 0 && !is_passing(errno))) {
+    if (!append_some(&editor.keys, bytes, read(terminal.input, bytes, sizeof(bytes)))) {
         editor.way_out = INPUT_ENDED;
     }
 }
@@ -523,6 +535,10 @@ read_key(EditLine *el, wchar_t *key)
 }
 
 /* ---- Completion -------------------------------------------------------------------- */
+
+/* The session is asked beside the console what may stand in place of what stands before the cursor:
+ * an answer is lines, each of which begins with that. What it has none of, or a server that knows
+ * no such question, leaves the line as it is. */
 
 /* How long the beginning is that all lines have in common. */
 static size_t
@@ -707,6 +723,9 @@ on_paste(EditLine *el, int key)
 }
 
 /* ---- Lines ------------------------------------------------------------------------- */
+
+/* A line that is accepted goes to the history here and in the file, and to the server: alone, or
+ * with the others of its block, between two keys that say that they are one. */
 
 /* A line, given with its newline; no other is behind it. */
 static void

@@ -155,8 +155,7 @@ read_job(struct job *job, int stream)
     char bytes[CHUNK_SIZE];
     ssize_t count = read(job->fd[stream], bytes, sizeof(bytes));
 
-    append(&job->text[stream], bytes, count > 0 ? (size_t)count : 0);
-    if (count > 0 || (count < 0 && is_passing(errno))) {
+    if (append_some(&job->text[stream], bytes, count)) {
         return;
     }
     if (count < 0) {

@@ -161,9 +161,8 @@ read_answer(struct task *task, struct buffer *answer)
     char bytes[CHUNK_SIZE];
     ssize_t count = recv(task->server, bytes, sizeof(bytes), 0);
 
-    append(answer, bytes, count > 0 ? (size_t)count : 0);
     task->is_watched = true;
-    return count > 0 || (count < 0 && is_passing(errno));
+    return append_some(answer, bytes, count);
 }
 
 /* ---- What goes over ---------------------------------------------------------------- */
@@ -232,8 +231,7 @@ read_input(struct input *input)
     char bytes[4096];
     ssize_t count = read(terminal.input, bytes, sizeof(bytes));
 
-    append(&input->unsent, bytes, count > 0 ? (size_t)count : 0);
-    input->is_over = count == 0 || (count < 0 && !is_passing(errno));
+    input->is_over = !append_some(&input->unsent, bytes, count);
 }
 
 /* Sends what there is; after the last of it, says that it was. */
