@@ -67,6 +67,8 @@ ask_aside(const struct target *target, const char *channel, const struct buffer 
 
 /* ---- Ctrl-C ------------------------------------------------------------------------ */
 
+/* What the answer was: "interrupted", "idle", or "still running" where an interrupt is on its way
+ * already. No answer, or another, means a server that knows no such question. */
 enum interruption {
     SESSION_INTERRUPTED,
     SESSION_IDLE,

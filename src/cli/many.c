@@ -2,8 +2,13 @@
  *
  * Each is a job: a child of ours that does what we would do for one process, with /dev/null for its
  * input and pipes for its output. What comes through these is labelled: code's output line by line
- * as it comes, stacks as a block when they are complete, JSON as an element of one array. A child
- * dies with us, and its session with it.
+ * as it comes, stacks as a block when they are complete, JSON as an element of one array:
+ *
+ *   4711: bread                        ==> 4711 python3 /srv/shop/app.py <==
+ *   4712: milk                         ######### ProcessID=4711, ThreadID=... #########
+ *
+ * The parent reads all pipes, however many there are, and knows a job by the end of both of its
+ * own. The status is the worst of all. A child dies with us, and its session with it.
  */
 #ifndef MANHOLE_CLI_MANY_C
 #define MANHOLE_CLI_MANY_C

@@ -17,7 +17,7 @@
 #include "terminal.c"
 #include "target.c"
 
-/* As --help lists them. */
+/* In the order in which --help lists them. */
 enum option_name {
     OPTION_HELP,
     OPTION_TIMEOUT,

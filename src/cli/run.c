@@ -197,7 +197,11 @@ append_word(struct buffer *out, const char *word)
     append(out, word, strlen(word) + 1);
 }
 
-/* Puts together what the server wants: length, file name, arguments, source. */
+/* Puts together what the server wants. The name is the one that tracebacks have, the words are
+ * sys.argv, and each ends with a NUL; the source is all that is left:
+ *
+ *   length (4 bytes) | "<string>" NUL | "-c" NUL | word NUL ... | source
+ */
 static void
 build_request(const struct request *request, struct buffer *out)
 {
