@@ -29,7 +29,8 @@
  *   signals                              waiting, for descriptors and signals alike
  *   adverts, hindrances                  what /proc tells of a process and of its manhole
  *   tcp, connection, channels            ways to it, and who is there; questions beside the session
- *   marks, history, relay, editor        the console, without and with a line editor
+ *   marks, history, relay                the console, whatever the bytes come from and go to
+ *   screen, completion, editor           the console at a terminal, where libedit is
  *   run, stacks                          -c and -f, --stacks
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
  *   local_shell, main                    a configuration file to choose by; the table of contents
@@ -56,6 +57,8 @@
 #include "src/cli/marks.c"
 #include "src/cli/history.c"
 #include "src/cli/relay.c"
+#include "src/cli/screen.c"
+#include "src/cli/completion.c"
 #include "src/cli/editor.c"
 #include "src/cli/run.c"
 #include "src/cli/stacks.c"

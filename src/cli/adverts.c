@@ -155,7 +155,11 @@ struct tcp_listener {
 };
 
 /* Reads such a line; false when it tells of something else. The address stands there as words of
- * four bytes, each as it is in memory. */
+ * four bytes, each as it is in memory, and behind the state (0A: listening) come queues and timers:
+ *
+ *   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+ *    0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 31337
+ */
 static bool
 parse_tcp_line(const char *line, struct tcp_listener *found)
 {
@@ -207,7 +211,11 @@ next_tcp_listener(char **rest, struct tcp_listener *found)
 }
 
 /* The path of the socket that this line of /proc/net/unix tells of, if it is one of these. Else
- * NULL. */
+ * NULL. A path may have blanks in it, so it is all that is left:
+ *
+ *   Num               RefCount Protocol Flags    Type St Inode Path
+ *   0000000000000000: 00000002 00000000 00010000 0001 01 31337 /tmp/manhole-4711
+ */
 static const char *
 listening_path(const char *line, const struct inodes *inodes)
 {

@@ -155,6 +155,15 @@ is_passing(int error)
     return error == EINTR || error == EAGAIN;
 }
 
+/* Adds what read() or recv() has put into bytes, and returned. Returns false at the end, as which
+ * an error counts. */
+static bool
+append_some(struct buffer *buffer, const char *bytes, ssize_t count)
+{
+    append(buffer, bytes, count > 0 ? (size_t)count : 0);
+    return count > 0 || (count < 0 && is_passing(errno));
+}
+
 /* Adds all that there is to read. False, with errno, when that has no end. */
 static bool
 read_all(int fd, struct buffer *content)

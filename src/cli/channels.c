@@ -52,7 +52,6 @@ ask_aside(const struct target *target, const char *channel, const struct buffer 
 {
     double deadline = now_s() + INTERRUPT_PATIENCE_MS / 1e3;
     char bytes[4096];
-    ssize_t length = 1;
     OWNED_FD fd = open_socket(print("%s.%u", channel, ++own.questions).text);
     struct pollfd server = {.fd = fd, .events = POLLIN};
     if (connect_once(fd, target) < 0 || !is_right_server(fd, target)) {
@@ -61,17 +60,15 @@ ask_aside(const struct target *target, const char *channel, const struct buffer 
     if (question != NULL) {
         (void)send(fd, question->data, question->length, MSG_NOSIGNAL);
     }
-    while (length > 0 || (length < 0 && is_passing(errno))) {
-        if (poll(&server, 1, patience_until(deadline)) != 1) {
-            return;
-        }
-        length = recv(fd, bytes, sizeof(bytes), 0);
-        append(answer, bytes, length > 0 ? (size_t)length : 0);
+    while (poll(&server, 1, patience_until(deadline)) == 1 &&
+           append_some(answer, bytes, recv(fd, bytes, sizeof(bytes), 0))) {
     }
 }
 
 /* ---- Ctrl-C ------------------------------------------------------------------------ */
 
+/* What the answer was: "interrupted", "idle", or "still running" where an interrupt is on its way
+ * already. No answer, or another, means a server that knows no such question. */
 enum interruption {
     SESSION_INTERRUPTED,
     SESSION_IDLE,

@@ -31,7 +31,9 @@ static struct {
 } own;
 
 /* Binds our end to a name which tells the server, at accept() and without a byte of protocol, that
- * this is a manhole-cli and what it wants. A server that does not know of it sees nothing unusual.
+ * this is a manhole-cli and what it wants: "\0manhole-cli/4711.31337/interrupt.1", an abstract name
+ * of who asks and of the channel. Sessions and questions of one client have the same ID, so the
+ * server knows which session is meant. A server that does not know of it sees nothing unusual.
  * Returns 0, or -1 with errno: we would get a console then. */
 static int
 show_calling_card(int fd, const char *channel)

@@ -22,7 +22,10 @@ append_quoted(struct buffer *out, const char *word)
 }
 
 /* The command line as it has to be over there: all PIDs first, for behind -c one more would be the
- * code's argument. */
+ * code's argument. "-t5 --host there 1 -c x a" becomes
+ *
+ *    'manhole-cli' '1' '--timeout=5' '-c' 'x' '--' 'a'
+ */
 static void
 build_command(const struct request *request, struct buffer *out)
 {

@@ -1,6 +1,10 @@
 /* Local shell: which process a configuration file means, ispyd's way. It ends with a target, that
  * of connect, and the program goes on as if its socket had been given; or without one.
  *
+ *   [ispyd]                            (manhole) servers
+ *   listen = /tmp/shop-%(pid)s.sock    1: (1, '/tmp/shop-4711.sock')
+ *                                      (manhole) connect 1
+ *
  * The file is the one that install(config=...) reads over there. All that is wanted of it here is
  * where to listen: "/path/%(pid)s", where any number may stand for the marker, or "host:port". So
  * it is read for its sections and that key alone; whether the rest is right is install()'s

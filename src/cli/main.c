@@ -1,4 +1,10 @@
-/* The program: the command line, then whatever it asks for, of one process or of several. */
+/* The program: the command line, then whatever it asks for, of one process or of several.
+ *
+ * Before anything is opened, descriptors 0 to 2 are made sure of, output that nobody reads becomes
+ * an error of write(), and Ctrl-C ends the program. Then: over there (--host, --exec), or about all
+ * processes (--list, --clean), or for those that are named or selected. Of these, one is served in
+ * this process, several by a child each.
+ */
 #ifndef MANHOLE_CLI_MAIN_C
 #define MANHOLE_CLI_MAIN_C
 

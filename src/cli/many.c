@@ -2,8 +2,13 @@
  *
  * Each is a job: a child of ours that does what we would do for one process, with /dev/null for its
  * input and pipes for its output. What comes through these is labelled: code's output line by line
- * as it comes, stacks as a block when they are complete, JSON as an element of one array. A child
- * dies with us, and its session with it.
+ * as it comes, stacks as a block when they are complete, JSON as an element of one array:
+ *
+ *   4711: bread                        ==> 4711 python3 /srv/shop/app.py <==
+ *   4712: milk                         ######### ProcessID=4711, ThreadID=... #########
+ *
+ * The parent reads all pipes, however many there are, and knows a job by the end of both of its
+ * own. The status is the worst of all. A child dies with us, and its session with it.
  */
 #ifndef MANHOLE_CLI_MANY_C
 #define MANHOLE_CLI_MANY_C
@@ -37,7 +42,7 @@ struct jobs {
 static _Noreturn void
 do_job(const struct jobs *jobs, size_t number, const int out[2], pid_t parent)
 {
-    struct request mine = *jobs->request;
+    struct request request = *jobs->request;
     int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent) {
@@ -47,9 +52,10 @@ do_job(const struct jobs *jobs, size_t number, const int out[2], pid_t parent)
     (void)dup2(out[0], STDOUT_FILENO);
     (void)dup2(out[1], STDERR_FILENO);
     look_at_terminal();
-    terminal.is_raw = true;             /* whoever shows it sees to that */
-    mine.deadline = find_deadline(&mine); /* from now on, however many came before */
-    leave(serve(&mine, jobs->list[number].target, &jobs->has_answered[number]));
+    terminal.is_raw = true; /* whoever shows it sees to that */
+    request.deadline =
+        find_deadline(&request); /* from now on, however many came before */
+    leave(serve(&request, jobs->list[number].target, &jobs->has_answered[number]));
 }
 
 /* Forks the child of a job, and keeps the reading ends of its two pipes. */
@@ -154,8 +160,7 @@ read_job(struct job *job, int stream)
     char bytes[CHUNK_SIZE];
     ssize_t count = read(job->fd[stream], bytes, sizeof(bytes));
 
-    append(&job->text[stream], bytes, count > 0 ? (size_t)count : 0);
-    if (count > 0 || (count < 0 && is_passing(errno))) {
+    if (append_some(&job->text[stream], bytes, count)) {
         return;
     }
     if (count < 0) {

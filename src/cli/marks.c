@@ -1,5 +1,9 @@
 /* Marks: what a console and a client at a terminal tell each other among the bytes of a session.
  *
+ *   to the server     Ctrl-C (3), Ctrl-D (4), and a paste between 2 and 5
+ *   from the server   1 "?>>> " 2   somebody reads; 1 "?" 2   one who is not the console
+ *                     1 "!" 2       he has a line that was sent before he asked
+ *
  * The server is told by the calling card that lines are typed at a terminal, for then Ctrl-C and
  * Ctrl-D are for who reads there: the console, input() or Pdb. They go over as those bytes, and two
  * more stand around what is pasted, which the console runs as one.

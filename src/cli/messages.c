@@ -14,6 +14,7 @@
 #include "base.h"
 
 static const char program[] = "manhole-cli";
+/* As python-manhole's, without what is new: scripts know its client by this line. */
 static const char usage[] =
     "usage: manhole-cli [-h] [-t TIMEOUT] [-1 | -2 | -s SIGNAL] PID\n";
 

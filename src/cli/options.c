@@ -17,9 +17,7 @@
 #include "terminal.c"
 #include "target.c"
 
-#include <getopt.h>
-
-/* As --help lists them. */
+/* In the order in which --help lists them. */
 enum option_name {
     OPTION_HELP,
     OPTION_TIMEOUT,
@@ -66,97 +64,60 @@ struct request {
 /* Which options go ill together. */
 enum group { NO_GROUP, SIGNAL_GROUP, ACTION_GROUP, PLACE_GROUP };
 
-#define NUMBER_TEXT(number) NUMBER_TEXT_(number)
-#define NUMBER_TEXT_(number) #number
+#define NUMBER(number) NUMBER_(number)
+#define NUMBER_(number) #number
 #define DEFAULT_TIMEOUT_S 1
 
 static const struct known_option {
-    const char *heading; /* in --help, before this row; NULL: the group goes on */
+    enum group group;    /* at most one of these may be given */
     const char *letter;  /* may be NULL, */
     const char *name;    /* or this one */
     const char *metavar; /* NULL: takes no argument */
     const char *help;
-    enum group group; /* at most one of these may be given */
 } options[OPTIONS] = {
-    [OPTION_HELP] = {.heading = "options", /* python-manhole's scripts look for it */
-                     .letter = "h",
-                     .name = "help",
-                     .help = "show this help message and exit"},
-    [OPTION_TIMEOUT] = {.letter = "t",
-                        .name = "timeout",
-                        .metavar = "TIMEOUT",
-                        .help = "Timeout to use. Default: " NUMBER_TEXT(
+    [OPTION_HELP] = {NO_GROUP, "h", "help", NULL, "show this help message and exit"},
+    [OPTION_TIMEOUT] = {NO_GROUP, "t", "timeout", "TIMEOUT",
+                        "Timeout to use. Default: " NUMBER(
                             DEFAULT_TIMEOUT_S) " seconds."},
-    [OPTION_USR1] = {.letter = "1",
-                     .name = "USR1",
-                     .help = "Send USR1 (" NUMBER_TEXT(
-                         SIGUSR1) ") to the process before connecting.",
-                     .group = SIGNAL_GROUP},
-    [OPTION_USR2] = {.letter = "2",
-                     .name = "USR2",
-                     .help = "Send USR2 (" NUMBER_TEXT(
-                         SIGUSR2) ") to the process before connecting.",
-                     .group = SIGNAL_GROUP},
-    [OPTION_SIGNAL] = {.letter = "s",
-                       .name = "signal",
-                       .metavar = "SIGNAL",
-                       .help = "Send the given SIGNAL to the process before connecting.",
-                       .group = SIGNAL_GROUP},
-    [OPTION_NO_DUMP] = {.name = "no-dump",
-                        .help = "A console without the stacks at its start."},
-    [OPTION_QUIET] =
-        {.name = "quiet",
-         .help = "The same, and no remarks of manhole-cli; errors are still told."},
-    [OPTION_RAW] =
-        {.name = "raw",
-         .help = "Let control characters from the process through to the terminal."},
-    [OPTION_VERSION] = {.name = "version", .help = "show the version and exit"},
-    [OPTION_CODE] =
-        {.heading = "run and print",
-         .letter = "c",
-         .metavar = "CODE",
-         .help = "Run CODE in the process, print its output only, and exit with its "
-                 "status. Words behind it are its sys.argv.",
-         .group = ACTION_GROUP},
-    [OPTION_FILE] = {.letter = "f",
-                     .metavar = "FILE",
-                     .help = "The same with the code in FILE; \"-\" is standard input.",
-                     .group = ACTION_GROUP},
+    [OPTION_USR1] = {SIGNAL_GROUP, "1", "USR1", NULL,
+                     "Send USR1 (" NUMBER(SIGUSR1) ") to the process before connecting."},
+    [OPTION_USR2] = {SIGNAL_GROUP, "2", "USR2", NULL,
+                     "Send USR2 (" NUMBER(SIGUSR2) ") to the process before connecting."},
+    [OPTION_SIGNAL] = {SIGNAL_GROUP, "s", "signal", "SIGNAL",
+                       "Send the given SIGNAL to the process before connecting."},
+    [OPTION_NO_DUMP] = {NO_GROUP, NULL, "no-dump", NULL,
+                        "A console without the stacks at its start."},
+    [OPTION_QUIET] = {NO_GROUP, NULL, "quiet", NULL,
+                      "The same, and no remarks of manhole-cli; errors are still told."},
+    [OPTION_RAW] = {NO_GROUP, NULL, "raw", NULL,
+                    "Let control characters from the process through to the terminal."},
+    [OPTION_VERSION] = {NO_GROUP, NULL, "version", NULL, "show the version and exit"},
+    [OPTION_CODE] = {ACTION_GROUP, "c", NULL, "CODE",
+                     "Run CODE in the process, print its output only, and exit with its "
+                     "status. Words behind it are its sys.argv."},
+    [OPTION_FILE] = {ACTION_GROUP, "f", NULL, "FILE",
+                     "The same with the code in FILE; \"-\" is standard input."},
     [OPTION_STACKS] =
-        {.name = "stacks",
-         .help = "Print the stacks of all threads and exit, also when the process "
-                 "hangs.",
-         .group = ACTION_GROUP},
-    [OPTION_JSON] = {.name = "json", .help = "Print the stacks as one JSON document."},
-    [OPTION_LIST] =
-        {.heading = "which processes",
-         .name = "list",
-         .help = "List the processes that have a manhole, and whether they answer.",
-         .group = ACTION_GROUP},
-    [OPTION_CLEAN] = {.name = "clean",
-                      .help = "Remove sockets of yours that nobody serves any more.",
-                      .group = ACTION_GROUP},
-    [OPTION_ALL] = {.name = "all",
-                    .help =
-                        "Instead of PID: all processes of yours that have a manhole."},
-    [OPTION_CHILDREN] = {.name = "children",
-                         .metavar = "PID",
-                         .help =
-                             "Of these, PID and all that come from it: a master with its "
-                             "workers."},
-    [OPTION_MATCH] = {.name = "match",
-                      .metavar = "REGEX",
-                      .help = "Of these, those whose command line matches REGEX."},
-    [OPTION_HOST] = {.heading = "elsewhere",
-                     .name = "host",
-                     .metavar = "HOST",
-                     .help = "On another machine, by ssh and the manhole-cli there.",
-                     .group = PLACE_GROUP},
+        {ACTION_GROUP, NULL, "stacks", NULL,
+         "Print the stacks of all threads and exit, also when the process hangs."},
+    [OPTION_JSON] = {NO_GROUP, NULL, "json", NULL,
+                     "Print the stacks as one JSON document."},
+    [OPTION_LIST] = {ACTION_GROUP, NULL, "list", NULL,
+                     "List the processes that have a manhole, and whether they answer."},
+    [OPTION_CLEAN] = {ACTION_GROUP, NULL, "clean", NULL,
+                      "Remove sockets of yours that nobody serves any more."},
+    [OPTION_ALL] = {NO_GROUP, NULL, "all", NULL,
+                    "Instead of PID: all processes of yours that have a manhole."},
+    [OPTION_CHILDREN] =
+        {NO_GROUP, NULL, "children", "PID",
+         "Of these, PID and all that come from it: a master with its workers."},
+    [OPTION_MATCH] = {NO_GROUP, NULL, "match", "REGEX",
+                      "Of these, those whose command line matches REGEX."},
+    [OPTION_HOST] = {PLACE_GROUP, NULL, "host", "HOST",
+                     "On another machine, by ssh and the manhole-cli there."},
     [OPTION_EXEC] =
-        {.name = "exec",
-         .metavar = "COMMAND",
-         .help = "In a container, by the manhole-cli there: \"docker exec -i NAME\".",
-         .group = PLACE_GROUP},
+        {PLACE_GROUP, NULL, "exec", "COMMAND",
+         "In a container, by the manhole-cli there: \"docker exec -i NAME\"."},
 };
 
 /* "-USR1" has one dash, as it has in python-manhole. */
@@ -207,18 +168,25 @@ print_entry(const char *title, const char *text)
     (void)printf("%s\n", text);
 }
 
-/* In the groups of the table; python-manhole's own options come first, and as it has them. */
+/* In groups, of which the first has python-manhole's own options, as that has them. */
 static _Noreturn void
 print_help(void)
 {
+    static const char *const headings[OPTIONS] = {
+        [OPTION_HELP] = "options", /* python-manhole's scripts look for it */
+        [OPTION_CODE] = "run and print",
+        [OPTION_LIST] = "which processes",
+        [OPTION_HOST] = "elsewhere",
+    };
+
     (void)printf("%s\nConnect to a manhole.\n\npositional arguments:\n", usage);
     print_entry("PID",
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
     for (size_t i = 0; i < OPTIONS; i++) {
         const char *metavar = options[i].metavar;
         struct text argument = metavar != NULL ? print(" %s", metavar) : print("%s", "");
-        if (options[i].heading != NULL) {
-            (void)printf("\n%s:\n", options[i].heading);
+        if (headings[i] != NULL) {
+            (void)printf("\n%s:\n", headings[i]);
         }
         print_entry(title_of(&options[i], ", ", argument.text).text, options[i].help);
     }

@@ -4,6 +4,11 @@
  * answers is asked of all at once: the server's listener does, without Python, when told to
  * interrupt a session that is not there. Sockets that no process of their number can serve are
  * listed, too, for --clean.
+ *     PID USER       PYTHON     SINCE  SOCKET       COMMAND
+ *    4711 shop       3.11      2h05m  answers      python3 /srv/shop/app.py
+ *    4712 shop       3.11      2h05m  -s USR2      python3 /srv/shop/worker.py
+ *    4001 shop       -             -  dead         /tmp/manhole-4001
+ *
  * To add a column to --list: print_process() and its title.
  */
 #ifndef MANHOLE_CLI_PROCESSES_C

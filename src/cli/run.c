@@ -161,9 +161,8 @@ read_answer(struct task *task, struct buffer *answer)
     char bytes[CHUNK_SIZE];
     ssize_t count = recv(task->server, bytes, sizeof(bytes), 0);
 
-    append(answer, bytes, count > 0 ? (size_t)count : 0);
     task->is_watched = true;
-    return count > 0 || (count < 0 && is_passing(errno));
+    return append_some(answer, bytes, count);
 }
 
 /* ---- What goes over ---------------------------------------------------------------- */
@@ -198,7 +197,11 @@ append_word(struct buffer *out, const char *word)
     append(out, word, strlen(word) + 1);
 }
 
-/* Puts together what the server wants: length, file name, arguments, source. */
+/* Puts together what the server wants. The name is the one that tracebacks have, the words are
+ * sys.argv, and each ends with a NUL; the source is all that is left:
+ *
+ *   length (4 bytes) | "<string>" NUL | "-c" NUL | word NUL ... | source
+ */
 static void
 build_request(const struct request *request, struct buffer *out)
 {
@@ -232,8 +235,7 @@ read_input(struct input *input)
     char bytes[4096];
     ssize_t count = read(terminal.input, bytes, sizeof(bytes));
 
-    append(&input->unsent, bytes, count > 0 ? (size_t)count : 0);
-    input->is_over = count == 0 || (count < 0 && !is_passing(errno));
+    input->is_over = !append_some(&input->unsent, bytes, count);
 }
 
 /* Sends what there is; after the last of it, says that it was. */

@@ -7,19 +7,15 @@
 #include "editor.c"
 #include "stacks.c"
 
-static bool
-has_no_dump(const struct request *request)
-{
-    return is_given(request, OPTION_NO_DUMP) || is_given(request, OPTION_QUIET);
-}
-
 /* The console of a process: with the line editor where there can be one. */
 static enum exit_status
 hold_console(const struct request *request, struct target *target)
 {
     static const char *const channels[2][2] = {{"repl", "quiet"},
                                                {"terminal", "terminal-quiet"}};
-    const char *channel = channels[terminal.is_typed_on][has_no_dump(request)];
+    bool has_no_dump =
+        is_given(request, OPTION_NO_DUMP) || is_given(request, OPTION_QUIET);
+    const char *channel = channels[terminal.is_typed_on][has_no_dump];
 
     find_history();
 #ifdef HAVE_LIBEDIT

@@ -2,9 +2,13 @@
  *
  * On a terminal a process could, by the text that it writes, type commands, retitle the window or
  * hide what it did. So there all control characters but newline, tab and carriage return are shown,
- * not sent: ESC as ^[, what is no UTF-8 as \xff, and what turns the direction of the text around it
- * as its number. --raw sends everything. Everything that is written to a terminal here, by whatever
- * room, has come through append_harmless().
+ * not sent:
+ *
+ *   ESC and the like         ^[       what is no UTF-8            \xff
+ *   C1 control characters    \x9b     what turns the direction    \u202e
+ *
+ * --raw sends everything. Whatever is written to a terminal, by whatever room, has come through
+ * append_harmless().
  * To add a colour: a row in paints[], and in paint_of_line() what wears it.
  */
 #ifndef MANHOLE_CLI_TERMINAL_C

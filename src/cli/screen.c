@@ -1,0 +1,335 @@
+/* Screen: what the process says at a terminal where a line is being edited: above that line, or as
+ * its prompt.
+ *
+ * Each byte goes to one of two lines, and a newline makes a line output, so that whatever arrives
+ * in pieces looks as if it had come at once. editor.line is the session's: as long as no newline
+ * ends it, it is the editor's prompt, so that each prompt works, that of pdb or input() as well.
+ * Marks (see there) tell when it is one: what arrives behind it, until a line is sent or the reader
+ * has one that was sent before, was written by other threads, gathers in editor.aside and never
+ * becomes part of it. When a line is sent, or the reader is gone, both become one.
+ *
+ * libedit knows nothing of other output on its terminal. So before that comes, the cursor goes to
+ * where the prompt begins, which we reckon as the terminal does, and all below is cleared; then the
+ * output is written, and libedit is told to draw anew, from wherever the cursor is.
+ */
+#ifndef MANHOLE_CLI_SCREEN_C
+#define MANHOLE_CLI_SCREEN_C
+
+#include "relay.c"
+
+#ifdef HAVE_LIBEDIT
+
+/* Cells and columns: where the cursor is after text that began in column 0. */
+struct cell {
+    int row;
+    int column;
+};
+
+enum way_out { NO_WAY_OUT, SERVER_CLOSED, LINE_CANCELLED, LEFT, INPUT_ENDED };
+
+static struct editor {
+    EditLine *el;
+    History *history;
+    const struct target *target;
+    int server;
+    bool is_begun;          /* the terminal and its signals are ours */
+    bool is_waiting;        /* somebody reads there, nothing was sent since */
+    bool is_typing;         /* libedit shows a line */
+    bool is_silent;         /* not a byte has come, and nothing was said of that */
+    bool was_farewell;      /* what came last */
+    enum way_out way_out;   /* why read_key() gave up */
+    struct buffer line;     /* of the session, since its last newline */
+    size_t asked;           /* bytes at its end that are the console's prompt */
+    struct buffer aside;    /* the same of other threads, while a prompt stands */
+    struct buffer out;      /* lines on their way to the terminal */
+    struct buffer prompt;   /* as libedit wants it */
+    struct cell prompt_end; /* where it ends on the screen */
+    bool is_stale;          /* what is shown of it is not what it should be */
+    struct buffer unsent;   /* to the server */
+    struct buffer keys;     /* read, and not yet asked for */
+    struct buffer paste; /* behind the line that is typed; last, the next one's start */
+    struct buffer block; /* lines to be sent with it */
+    bool is_block;       /* it is one of several, or a whole one was pasted */
+    bool is_pasting;     /* a paste has begun, and not ended */
+} editor;
+
+/* ---- What the server says ---------------------------------------------------------- */
+
+/* Moves over a character, which takes no, one or two cells; eight at most where it is a tab.
+ * libedit shows a control character as two, and begins a new row as soon as one is full. */
+static void
+move_over(struct cell *cell, wchar_t c, int columns)
+{
+    int width = wcwidth(c);
+    int cells = c == L'\t'              ? 8 - cell->column % 8
+                : c < 0x20 || c == 0x7f ? 2
+                : width >= 0            ? width
+                                        : 1;
+
+    if (cell->column + cells > columns) {
+        cell->row++;
+        cell->column = 0;
+    }
+    cell->column += cells;
+    if (cell->column >= columns) {
+        cell->row++;
+        cell->column = 0;
+    }
+}
+
+/* How wide the terminal is; 80 where it does not say. */
+static int
+count_columns(void)
+{
+    struct winsize size = {.ws_col = 0};
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col
+                                                                           : 80;
+}
+
+/* Returns how many bytes of the text fill whole rows of the terminal, so that a newline behind them
+ * is not seen. */
+static size_t
+move_over_text(struct cell *cell, const struct buffer *text)
+{
+    int columns = count_columns();
+    size_t whole = 0;
+
+    for (size_t i = 0; i < text->length;) {
+        wchar_t c = L'?';
+        int row = cell->row;
+        size_t length = decode(text->data + i, &c);
+        move_over(cell, length > 0 ? c : L'?', columns);
+        length += length == 0;
+        if (cell->row > row) {
+            whole = cell->column == 0 ? i + length : i;
+        }
+        i += length;
+    }
+    return whole;
+}
+
+/* Lines without end neither grow for ever nor become a prompt that fills the screen. */
+static void
+shorten(struct buffer *line)
+{
+    size_t whole = move_over_text(&(struct cell){.row = 0}, line);
+    if (whole > 0) {
+        append_line(&editor.out, line->data, whole);
+        drop(line, whole);
+    }
+}
+
+/* A byte of output goes to the line of whoever writes: the session, or other threads while a prompt
+ * stands. */
+static void
+add_output(char byte)
+{
+    struct buffer *line = editor.is_waiting ? &editor.aside : &editor.line;
+
+    if (byte == '\n') {
+        append_line(&editor.out, text_of(line), line->length);
+        empty(line);
+        editor.is_stale = true;
+    }
+    else {
+        append(line, &byte, 1);
+        editor.is_stale = editor.is_stale || !editor.is_waiting;
+        if (line->length % HISTORY_LINE_SIZE == 0) { /* what takes no room stays */
+            shorten(line);
+        }
+    }
+}
+
+/* Somebody reads. */
+static void
+begin_waiting(const char *prompt)
+{
+    shorten(&editor.line);
+    append_text(&editor.line, prompt);
+    editor.asked = strlen(prompt);
+    editor.is_waiting = editor.is_stale = true;
+}
+
+/* What is written next is the session's again, behind what other threads have. */
+static void
+end_waiting(void)
+{
+    append(&editor.line, text_of(&editor.aside), editor.aside.length);
+    empty(&editor.aside);
+    editor.asked = 0;
+    editor.is_waiting = false;
+    editor.is_stale = true;
+}
+
+/* The reader has a line that was sent before he asked: the console's prompt asks for no other. */
+static void
+withdraw_prompt(void)
+{
+    if (editor.is_waiting) {
+        editor.line.length -= editor.asked;
+        append(&editor.line, "", 0);
+        end_waiting();
+    }
+}
+
+/* A byte from the server: output, or a part of a mark. */
+static void
+receive_byte(char byte)
+{
+    switch (parse_mark(byte)) {
+    case NO_MARK:
+        add_output(byte);
+        break;
+    case MARK_UNFINISHED:
+        break;
+    case MARK_WAITS:
+        begin_waiting(marks.text.data + 1);
+        break;
+    case MARK_HAS_READ:
+        withdraw_prompt();
+        break;
+    case MARK_BROKEN:
+        for (size_t i = 0; i < marks.text.length; i++) {
+            add_output(marks.text.data[i]);
+        }
+        break;
+    }
+}
+
+/* For a server that puts no marks: a prompt is what looks like one and has nothing behind it. */
+static void
+guess_prompt(struct buffer *line)
+{
+    if (ends_with(line, ">>> ") || ends_with(line, "... ")) {
+        struct buffer prompt = *line;
+        *line = editor.line;
+        editor.line = prompt;
+        empty(&editor.aside);
+        editor.asked = editor.line.length;
+        editor.is_waiting = editor.is_stale = true;
+    }
+}
+
+/* Takes what has arrived: output, a new prompt, or the end. */
+static void
+receive_output(void)
+{
+    char bytes[CHUNK_SIZE];
+    ssize_t count = recv(editor.server, bytes, sizeof(bytes), 0);
+
+    if (count == 0 || (count < 0 && !is_passing(errno))) {
+        editor.way_out = SERVER_CLOSED;
+        return;
+    }
+    for (ssize_t i = 0; i < count; i++) {
+        receive_byte(bytes[i]);
+    }
+    editor.was_farewell = count > 0 && is_farewell(bytes, (size_t)count);
+    if (!marks.are_put) {
+        guess_prompt(editor.is_waiting ? &editor.aside : &editor.line);
+    }
+    if (!editor.is_waiting) {
+        shorten(&editor.line);
+    }
+}
+
+/* ---- The screen -------------------------------------------------------------------- */
+
+/* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with the
+ * character behind it, and not at all when there is none: so where the colour ends, the blank that
+ * ends the prompt is written once more. */
+static char *
+prompt_of(EditLine *el)
+{
+    const char *line = text_of(&editor.line);
+    const char *carriage_return = memrchr(line, '\r', editor.line.length);
+    const char *text = carriage_return != NULL ? carriage_return + 1 : line;
+    OWNED_BUFFER shown = {.data = NULL};
+
+    (void)el;
+    append_harmless(&shown, text, editor.line.length - (size_t)(text - line));
+    bool is_painted = terminal.has_colours && editor.asked > 0 && ends_with(&shown, " ");
+    empty(&editor.prompt);
+    append_format(&editor.prompt,
+                  is_painted ? "\1\033[1;32m\1%.*s\1 \033[0m\b\1 " : "%.*s",
+                  (int)shown.length - (is_painted ? 1 : 0), text_of(&shown));
+    editor.prompt_end = (struct cell){.row = 0};
+    (void)move_over_text(&editor.prompt_end, &shown);
+    editor.is_stale = false;
+    return editor.prompt.data;
+}
+
+/* Puts the cursor where the prompt begins, and clears all from there on. */
+static void
+hide_line(void)
+{
+    struct cell cell = editor.prompt_end;
+    const LineInfoW *line = el_wline(editor.el);
+    int columns = count_columns();
+
+    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
+        move_over(&cell, *c, columns);
+    }
+    (void)fputs("\r", stdout);
+    if (cell.row > 0) {
+        (void)printf("\033[%dA", cell.row);
+    }
+    (void)fputs("\033[J", stdout);
+}
+
+/* Has libedit draw the line that is being typed, if there is one. */
+static void
+draw_line(void)
+{
+    if (editor.is_typing) {
+        (void)el_set(editor.el, EL_REFRESH);
+    }
+}
+
+/* Shows what has gathered, above the line being typed if there is one, and that again. */
+static void
+show_output(void)
+{
+    if (editor.out.length > 0 || (editor.is_typing && editor.is_stale)) {
+        if (editor.is_typing) {
+            hide_line();
+        }
+        (void)fwrite(text_of(&editor.out), 1, editor.out.length, stdout);
+        empty(&editor.out);
+        draw_line();
+    }
+    /* EIO: the terminal is gone. */
+    if (fflush(stdout) != 0 && (errno == EPIPE || errno == EIO)) {
+        leave(STATUS_OUTPUT_GONE);
+    }
+}
+
+/* A remark of our own among the output. */
+static void
+say_note(const char *text)
+{
+    append_paint(&editor.out, FAINT, text);
+    append_text(&editor.out, "\n");
+}
+
+/* Puts the terminal in or out of the editor's hands, and has it mark pasted text. */
+static void
+hold_terminal(bool is_held)
+{
+    (void)el_set(editor.el, EL_PREP_TERM, is_held ? 1 : 0);
+    (void)fputs(is_held ? "\033[?2004h" : "\033[?2004l", stdout);
+    (void)fflush(stdout);
+}
+
+/* On every way out, exit() from anywhere included. */
+static void
+release_terminal(void)
+{
+    if (editor.el != NULL) {
+        hold_terminal(false);
+    }
+}
+
+#endif /* HAVE_LIBEDIT */
+
+#endif /* MANHOLE_CLI_SCREEN_C */
