@@ -469,6 +469,24 @@ oneshot_client_that_vanishes_lets_the_program_go_on(void)
     }
 }
 
+/* Before, the program goes on when the call returns. */
+static void
+oneshot_client_that_vanishes_from_a_call_lets_the_program_go_on_from_3_15_on(void)
+{
+    if (!is_python_from(15)) {
+        skip_test("before CPython 3.15 a call waits on, whatever its thread is to raise");
+    }
+    struct process *app = start_ready(INSTALL(ONESHOT) ECHO);
+    open_by_signal(app);
+    struct client *client = connect_to(app);
+    client_wait_for(client, ">>> ");
+    client_send(client, "import time; print('begun'); time.sleep(1000)\n");
+    client_wait_for(client, "begun\n");
+    client_close(client);
+    wait_for_no_path(path_of(app), DEADLINE);
+    assert_goes_on(app);
+}
+
 static void
 interrupt_while_oneshot_waits_reaches_the_program(void)
 {
@@ -590,6 +608,8 @@ main(void)
         TEST(oneshot_without_a_client_times_out),
         TEST(oneshot_that_waits_gives_up_when_the_manhole_is_released),
         TEST(oneshot_client_that_vanishes_lets_the_program_go_on),
+        TEST(
+            oneshot_client_that_vanishes_from_a_call_lets_the_program_go_on_from_3_15_on),
         TEST(interrupt_while_oneshot_waits_reaches_the_program),
         TEST(handler_that_exits_while_oneshot_waits_ends_the_program),
         TEST(handler_that_exits_while_oneshot_serves_ends_the_program),

@@ -1,6 +1,7 @@
 /* Activation: signals in, waiting for threads, and the oneshot session.
  * Runs on:  the threads that call install(), release() and handle_oneshot(), ATTACHED.
- * Touches:  the dispositions of activate_on and oneshot_on, the listener's thread.
+ * Touches:  the dispositions of activate_on, oneshot_on and of the signal that ends a session's
+ *           waits, the listener's thread.
  *
  * activate_on has a handler in C, on_activate(), which wakes the listener. So it works while the
  * main thread is stuck in C, and with SA_RESTART it cuts no system call of the application short.
