@@ -437,6 +437,23 @@ assert_loop_works_for_the_prompt(const struct framework *framework)
 }
 
 static void
+tasks_of_uvloop_are_seen(void)
+{
+    struct process *app = start_loop(&asyncio_on_uvloop, "");
+    const char *out = NULL;
+    ask_for_ticks(customer_of_the_loop());
+    const char *pid = format_text("%d", (int)app->pid);
+    assert_int_equal(
+        run_command(LIST(build_path("manhole-cli"), pid, "--tasks"), NULL, &out, NULL),
+        0);
+    assert_matches(out, "^######### ProcessID=[0-9]+, Loop, thread not known, ");
+    assert_matches(
+        out, "^the ticker: tick, (waiting for Future|ready|running)\nFile: .*, in tick$");
+    assert_matches(out, "serve, waiting for Future\nFile: .*, in serve\n(File: .*\n)*"
+                        "File: .*streams.py\", line [0-9]+, in _wait_for_data$");
+}
+
+static void
 asyncio_loop_works_for_the_prompt(void)
 {
     assert_loop_works_for_the_prompt(&asyncio_alone);
@@ -669,6 +686,7 @@ main(void)
         TEST(greenlets_of_gevent_are_seen),
         TEST(greenlets_of_eventlet_are_seen),
         TEST(gevent_hub_of_a_session_ends_with_it),
+        TEST(tasks_of_uvloop_are_seen),
         TEST(asyncio_loop_works_for_the_prompt),
         TEST(uvloop_loop_works_for_the_prompt),
         TEST(child_of_gevent_answers),

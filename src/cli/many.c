@@ -115,7 +115,7 @@ show_block(struct job *job)
 
 /* An element of one array with the documents of all. */
 static void
-show_document(struct job *job, bool is_first)
+show_document(struct job *job, bool is_first, bool is_tasks)
 {
     struct buffer shown = {.data = NULL}; /* owned */
 
@@ -133,7 +133,10 @@ show_document(struct job *job, bool is_first)
     else {
         append_text(&shown, "{\"pid\": ");
         append_text(&shown, job->target->pid == 0 ? "null" : label_of(job->target).text);
-        append_text(&shown, ", \"python\": null, \"source\": null, \"threads\": null}");
+        append_text(&shown,
+                    is_tasks
+                        ? ", \"python\": null, \"tasks\": null}"
+                        : ", \"python\": null, \"source\": null, \"threads\": null}");
     }
     write_all(STDOUT_FILENO, shown.data, shown.length);
     free(shown.data);
@@ -201,7 +204,7 @@ show_job(struct job *job, const struct request *request, int stream, size_t *doc
     }
     else if (is_over || job->fd[stream] < 0) {
         if ((request->flags & FLAG_JSON) != 0) {
-            show_document(job, (*documents)++ == 0);
+            show_document(job, (*documents)++ == 0, request->action == ACTION_TASKS);
         }
         else {
             show_block(job);

@@ -22,7 +22,14 @@ enum {
 };
 
 /* What the command line asks for. */
-enum action { ACTION_CONSOLE, ACTION_RUN, ACTION_STACKS, ACTION_LIST, ACTION_CLEAN };
+enum action {
+    ACTION_CONSOLE,
+    ACTION_RUN,
+    ACTION_STACKS,
+    ACTION_TASKS,
+    ACTION_LIST,
+    ACTION_CLEAN,
+};
 
 enum { FLAG_JSON = 1, FLAG_ALL = 2, FLAG_NO_DUMP = 4, FLAG_QUIET = 8, FLAG_RAW = 16 };
 
@@ -179,8 +186,16 @@ static const struct option options[] = {
         .take = take_action,
     },
     {
+        .names = {"--tasks"},
+        .help = "Print what each task of asyncio waits for, and who awaits it, and exit.",
+        .group = ACTION_GROUP,
+        .constant = ACTION_TASKS,
+        .is_new = true,
+        .take = take_action,
+    },
+    {
         .names = {"--json"},
-        .help = "Print the stacks as one JSON document.",
+        .help = "Print the stacks, or the tasks, as one JSON document.",
         .constant = FLAG_JSON,
         .is_new = true,
         .take = take_flag,
@@ -676,6 +691,13 @@ is_selection(const struct request *request)
            request->match != NULL;
 }
 
+/* Whether a text is asked for that the server sends and then closes. */
+static bool
+is_look(const struct request *request)
+{
+    return request->action == ACTION_STACKS || request->action == ACTION_TASKS;
+}
+
 /* Takes a word that stands behind -c or -f and is neither an option nor the PID. */
 static int
 take_argument_of_code(const struct words *words, int i, struct request *request)
@@ -748,8 +770,7 @@ fail_extra_words(const struct words *words)
 static void
 take_more_pids(struct words *words, struct request *request)
 {
-    bool may_be_several = request->action == ACTION_RUN ||
-                          request->action == ACTION_STACKS ||
+    bool may_be_several = request->action == ACTION_RUN || is_look(request) ||
                           (request->flags & FLAG_JSON) != 0; /* which means --stacks */
 
     for (int i = 0; i < words->extra; i++) {
@@ -767,8 +788,8 @@ settle_request(struct request *request)
     if ((request->flags & FLAG_JSON) != 0 && request->action == ACTION_CONSOLE) {
         request->action = ACTION_STACKS;
     }
-    if ((request->flags & FLAG_JSON) != 0 && request->action != ACTION_STACKS) {
-        fail_usage("argument --json: only with --stacks");
+    if ((request->flags & FLAG_JSON) != 0 && !is_look(request)) {
+        fail_usage("argument --json: only with --stacks or --tasks");
     }
     for (size_t i = 0;
          i < request->pids && request->host == NULL && request->command == NULL; i++) {

@@ -15,8 +15,8 @@
 #include "relay.c"
 
 enum {
-    SECOND_LOOK_MS = 100, /* at a process that is stopped: a profiler lets it go on */
-    STACKS_PATIENCE_S = 10,
+    SECOND_LOOK_MS = 100,   /* at a process that is stopped: a profiler lets it go on */
+    STACKS_PATIENCE_S = 10, /* also for tasks */
 };
 
 /* What a process writes to one of our streams, made harmless where that is a terminal. */
@@ -200,9 +200,9 @@ static double
 find_deadline(const struct request *request)
 {
     bool is_given = (request->taken & 1U << (find_option("-t", 2) - options)) != 0;
-    return is_given                           ? now_s() + request->timeout_s
-           : request->action == ACTION_STACKS ? now_s() + STACKS_PATIENCE_S
-                                              : HUGE_VAL;
+    return is_given           ? now_s() + request->timeout_s
+           : is_look(request) ? now_s() + STACKS_PATIENCE_S
+                              : HUGE_VAL;
 }
 
 /* Whether the process can do nothing but wait itself; says so. One that is sampled by a profiler is

@@ -36,6 +36,7 @@ serve(const struct request *request, const struct target *asked, bool *answered)
 {
     struct target target = *asked; /* and where it was found */
     bool is_json = (request->flags & FLAG_JSON) != 0;
+    const char *wish = NULL;
     enum exit_status status = STATUS_OK;
 
     switch (request->action) {
@@ -43,9 +44,11 @@ serve(const struct request *request, const struct target *asked, bool *answered)
         return run_code(open_connection(request, &target, "exec"), request, &target,
                         answered);
     case ACTION_STACKS:
-        status =
-            show_stacks(open_connection(request, &target, is_json ? "json" : "stacks"),
-                        request, &target);
+    case ACTION_TASKS:
+        wish = request->action == ACTION_STACKS ? (is_json ? "json" : "stacks")
+               : is_json                        ? "tasks-json"
+                                                : "tasks";
+        status = show_stacks(open_connection(request, &target, wish), request, &target);
         *answered = status == STATUS_OK;
         return status;
     default:

@@ -11,6 +11,7 @@
 #include "../base/parts.c"
 #include "../stacks/dump.c"
 #include "../stacks/json.c"
+#include "../stacks/tasks.c"
 #include "output.c"
 #include "console.c"
 #include "programs.c"
@@ -333,6 +334,56 @@ serve_json(struct session *session, PyObject *locals)
 {
     (void)locals;
     serve_look(session, &json_form);
+}
+
+/* Tells the client, in one line, and the log what was raised. Never raises. */
+ATTACHED static void
+refuse_text(struct session *session)
+{
+    PyObject *raised = take_exception(); /* owned */
+    PyObject *line = PyUnicode_FromFormat("manhole: %s: %S\n", Py_TYPE(raised)->tp_name,
+                                          raised); /* owned */
+
+    if (line != NULL) {
+        (void)write_client_str(session, line);
+    }
+    PyErr_Clear();
+    Py_XDECREF(line);
+    log_exception("A look failed with ", raised, "");
+}
+
+/* Python is there as soon as this runs, however long it takes then. Never raises. */
+ATTACHED static void
+serve_text(struct session *session, PyObject *(*make)(void))
+{
+    if (!settle_report_attached(session)) {
+        PyObject *text = NULL; /* owned */
+
+        begin_running(session);
+        text = make();
+        end_running(session);
+        if (text == NULL || write_client_str(session, text) < 0) {
+            refuse_text(session);
+        }
+        Py_XDECREF(text);
+    }
+    end_channel(session);
+}
+
+/* The tasks of asyncio alone. */
+ATTACHED static void
+serve_tasks(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_text(session, make_tasks_dump);
+}
+
+/* The same as JSON. */
+ATTACHED static void
+serve_tasks_json(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_text(session, make_tasks_json);
 }
 
 #endif /* MANHOLE_SESSION_CHANNELS_C */

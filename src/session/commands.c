@@ -17,6 +17,7 @@
 #include "../base/log.c"
 #include "../base/parts.c"
 #include "../stacks/dump.c"
+#include "../stacks/tasks.c"
 #include "../watch/probes.c"
 #include "../watch/requests.c"
 #include "output.c"
@@ -152,6 +153,8 @@ static const char commands_program[] =
     "    'platform': (lambda: str(sys.platform), 'Show sys.platform.'),\n"
     "    'prefix': (lambda: str(sys.prefix),\n"
     "             'Show sys.prefix, where Python is installed.'),\n"
+    "    'tasks': (lambda: native('tasks'),\n"
+    "             'Show what the tasks of asyncio wait for, and who awaits them.'),\n"
     "    'threads': (lambda: native('threads'), 'Show the stacks of all threads.'),\n"
     "    'version': (lambda: str(sys.version),\n"
     "             'Show sys.version, with the compiler and the date of the build.'),\n"
@@ -417,6 +420,7 @@ commands_native(PyObject *module, PyObject *arguments)
         {.name = "remove", .act = remove_probe},
         {.name = "requests", .look = describe_requests},
         {.name = "reset", .look = reset_probes},
+        {.name = "tasks", .look = make_tasks_dump},
         {.name = "threads", .look = make_dump},
         {.name = "tracebacks", .look = probe_tracebacks},
     };

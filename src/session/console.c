@@ -22,6 +22,7 @@
 #include "streams.c"
 #include "interrupt.c"
 #include "telnet.c"
+#include "names.c"
 
 enum {
     /* Characters of one line typed at the prompt. */
@@ -479,8 +480,8 @@ make_live_names(PyObject *own, PyObject *theirs)
     return call_part(manhole.module, &live_names_part, "Names", own, theirs);
 }
 
-/* The console's namespace: python-manhole's names, as far as they can be imported, then those of
- * locals, copied or as they are at any time. Returns a new dict, or NULL with an exception. */
+/* The console's namespace: python-manhole's names, as far as they can be imported, what looks at
+ * tasks and the like, then those of locals, copied or as they are at any time. Returns a new dict, or NULL with an exception. */
 ATTACHED static PyObject *
 make_names(PyObject *locals, bool live)
 {
@@ -491,7 +492,8 @@ make_names(PyObject *locals, bool live)
     /* Else exec() in a module of our own would have them see its builtins. */
     bool failed = dump == NULL || names == NULL ||
                   PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0 ||
-                  PyDict_SetItemString(names, "dump_stacktraces", dump) < 0;
+                  PyDict_SetItemString(names, "dump_stacktraces", dump) < 0 ||
+                  add_console_functions(names) < 0;
     for (size_t i = 0; !failed && i < Py_ARRAY_LENGTH(modules); i++) {
         PyObject *module = import_standard(modules[i]); /* owned */
         failed = module != NULL && PyDict_SetItemString(names, modules[i], module) < 0;
