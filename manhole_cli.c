@@ -42,6 +42,7 @@
 #include "src/cli/editor.c"
 #include "src/cli/run.c"
 #include "src/cli/stacks.c"
+#include "src/cli/brief.c"
 #include "src/cli/serve.c"
 #include "src/cli/processes.c"
 #include "src/cli/many.c"

@@ -72,7 +72,7 @@ serve_named(const struct request *request)
     enum exit_status status = STATUS_OK;
     bool answered = false;
 
-    if (request->pids == 1) {
+    if (request->pids == 1 && (request->flags & FLAG_BRIEF) == 0) {
         struct target target = request->target;
         free(targets);
         return target.config == NULL || choose_server(target.config, &target)

@@ -13,6 +13,7 @@
 #include "channels.c"
 #include "run.c"
 #include "stacks.c"
+#include "brief.c"
 #include "serve.c"
 #include "processes.c"
 
@@ -54,6 +55,9 @@ start_job(struct job *job, const struct request *request, bool *answered)
         (void)dup2(out[1], STDOUT_FILENO);
         (void)dup2(err[1], STDERR_FILENO);
         look_at_terminal(true);
+        if ((own.flags & FLAG_BRIEF) != 0) {
+            own.flags |= FLAG_JSON;
+        }
         own.deadline = find_deadline(request); /* from now on, however many came before */
         leave(serve(&own, job->target, answered));
     }
@@ -193,23 +197,32 @@ read_job(struct job *job, int stream)
     }
 }
 
-/* Shows what is to be shown of a job after it was read from. */
+/* Shows the stacks or tasks that are complete, in the order of the command line; of briefs, which
+ * are of all, none. */
 static void
-show_job(struct job *job, const struct request *request, int stream, size_t *documents)
+show_in_order(struct job *jobs, size_t count, const struct request *request,
+              size_t *shown)
 {
-    bool is_over = !is_busy_job(job);
-
-    if (request->action == ACTION_RUN || stream == 1) {
-        show_labelled(job, stream, job->fd[stream] < 0);
-    }
-    else if (is_over || job->fd[stream] < 0) {
+    for (; *shown < count && jobs[*shown].fd[0] < 0; (*shown)++) {
         if ((request->flags & FLAG_JSON) != 0) {
-            show_document(job, (*documents)++ == 0, request->action == ACTION_TASKS);
+            show_document(&jobs[*shown], *shown == 0, request->action == ACTION_TASKS);
         }
-        else {
-            show_block(job);
+        else if ((request->flags & FLAG_BRIEF) == 0) {
+            show_block(&jobs[*shown]);
         }
     }
+}
+
+/* Shows the brief stacks of all. */
+static void
+show_briefly(const struct job *jobs, size_t count)
+{
+    struct briefs briefs = {.is_of_one = count == 1};
+
+    for (size_t i = 0; i < count; i++) {
+        read_document(&briefs, &jobs[i].text[0]);
+    }
+    show_briefs(&briefs);
 }
 
 static size_t
@@ -223,12 +236,21 @@ count_busy(const struct job *jobs, size_t count)
     return busy;
 }
 
+/* Reads what a stream of a child has, and shows it, unless it is to be shown as a whole. */
+static void
+attend_stream(struct job *job, int stream, const struct request *request)
+{
+    read_job(job, stream);
+    if (stream == 1 || !is_look(request)) {
+        show_labelled(job, stream, job->fd[stream] < 0);
+    }
+}
+
 /* Waits for any of the jobs, and deals with it. Returns whether there was one. When nobody reads
  * any of our outputs, as behind an ssh that was interrupted, that is the end of all, as it is of
  * one. */
 static bool
-attend_jobs(struct job *jobs, size_t count, const struct request *request,
-            size_t *documents)
+attend_jobs(struct job *jobs, size_t count, const struct request *request, size_t *shown)
 {
     static bool is_unread[2]; /* nobody reads our standard output, error */
     struct pollfd *fds = calloc(2 * count + 2, sizeof(*fds)); /* owned */
@@ -253,9 +275,11 @@ attend_jobs(struct job *jobs, size_t count, const struct request *request,
         }
         for (size_t i = 0; i < 2 * count; i++) {
             if (fds[i].fd >= 0 && fds[i].revents != 0) {
-                read_job(&jobs[i / 2], (int)(i % 2));
-                show_job(&jobs[i / 2], request, (int)(i % 2), documents);
+                attend_stream(&jobs[i / 2], (int)(i % 2), request);
             }
+        }
+        if (is_look(request)) {
+            show_in_order(jobs, count, request, shown);
         }
     }
     free(fds);
@@ -268,7 +292,7 @@ serve_many(const struct request *request, const struct target *targets, size_t c
 {
     struct job *jobs = calloc(count, sizeof(*jobs)); /* owned */
     enum exit_status status = STATUS_OK;
-    size_t documents = 0;
+    size_t shown = 0;
     size_t answered = 0;
     size_t begun = 0;
 
@@ -284,8 +308,12 @@ serve_many(const struct request *request, const struct target *targets, size_t c
             jobs[begun].target = &targets[begun];
             start_job(&jobs[begun], request, &has_answered[begun]);
         }
-    } while (attend_jobs(jobs, begun, request, &documents));
-    write_all(STDOUT_FILENO, "]\n", documents > 0 ? 2 : 0);
+    } while (attend_jobs(jobs, begun, request, &shown));
+    write_all(STDOUT_FILENO, "]\n",
+              (request->flags & FLAG_JSON) != 0 && shown > 0 ? 2 : 0);
+    if ((request->flags & FLAG_BRIEF) != 0) {
+        show_briefly(jobs, count);
+    }
     for (size_t i = 0; i < count; i++) {
         answered += has_answered[i];
         status = jobs[i].status > status ? jobs[i].status : status;

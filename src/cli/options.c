@@ -31,7 +31,14 @@ enum action {
     ACTION_CLEAN,
 };
 
-enum { FLAG_JSON = 1, FLAG_ALL = 2, FLAG_NO_DUMP = 4, FLAG_QUIET = 8, FLAG_RAW = 16 };
+enum {
+    FLAG_JSON = 1,
+    FLAG_ALL = 2,
+    FLAG_NO_DUMP = 4,
+    FLAG_QUIET = 8,
+    FLAG_RAW = 16,
+    FLAG_BRIEF = 32,
+};
 
 struct request {
     enum action action;
@@ -197,6 +204,13 @@ static const struct option options[] = {
         .names = {"--json"},
         .help = "Print the stacks, or the tasks, as one JSON document.",
         .constant = FLAG_JSON,
+        .is_new = true,
+        .take = take_flag,
+    },
+    {
+        .names = {"--brief"},
+        .help = "Print of the stacks a line for each that differs, most threads first.",
+        .constant = FLAG_BRIEF,
         .is_new = true,
         .take = take_flag,
     },
@@ -691,6 +705,9 @@ is_selection(const struct request *request)
            request->match != NULL;
 }
 
+/* What is asked for with --stacks alone needs no --stacks. */
+enum { MEANS_STACKS = FLAG_JSON | FLAG_BRIEF };
+
 /* Whether a text is asked for that the server sends and then closes. */
 static bool
 is_look(const struct request *request)
@@ -771,7 +788,7 @@ static void
 take_more_pids(struct words *words, struct request *request)
 {
     bool may_be_several = request->action == ACTION_RUN || is_look(request) ||
-                          (request->flags & FLAG_JSON) != 0; /* which means --stacks */
+                          (request->flags & MEANS_STACKS) != 0;
 
     for (int i = 0; i < words->extra; i++) {
         if (!may_be_several || words->text[i][0] == '-' || request->pids == MAX_WORDS) {
@@ -785,8 +802,12 @@ take_more_pids(struct words *words, struct request *request)
 static void
 settle_request(struct request *request)
 {
-    if ((request->flags & FLAG_JSON) != 0 && request->action == ACTION_CONSOLE) {
+    if ((request->flags & MEANS_STACKS) != 0 && request->action == ACTION_CONSOLE) {
         request->action = ACTION_STACKS;
+    }
+    if ((request->flags & FLAG_BRIEF) != 0 &&
+        (request->action != ACTION_STACKS || (request->flags & FLAG_JSON) != 0)) {
+        fail_usage("argument --brief: only with --stacks, and not with --json");
     }
     if ((request->flags & FLAG_JSON) != 0 && !is_look(request)) {
         fail_usage("argument --json: only with --stacks or --tasks");
