@@ -80,6 +80,7 @@
 #include "src/stacks/dump.c"
 #include "src/stacks/json.c"
 #include "src/stacks/tasks.c"
+#include "src/stacks/frames.c"
 
 /* Exceptions that leave a function, and requests that a WSGI application is at. */
 #include "src/watch/probes.c"
@@ -91,7 +92,7 @@
 #include "src/session/attach.c"
 #include "src/session/interrupt.c"
 #include "src/session/telnet.c"
-#include "src/session/names.c"
+#include "src/session/prompt.c"
 #include "src/session/console.c"
 #include "src/session/programs.c"
 #include "src/session/channels.c"

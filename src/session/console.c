@@ -22,7 +22,7 @@
 #include "streams.c"
 #include "interrupt.c"
 #include "telnet.c"
-#include "names.c"
+#include "prompt.c"
 
 enum {
     /* Characters of one line typed at the prompt. */
@@ -492,8 +492,7 @@ make_names(PyObject *locals, bool live)
     /* Else exec() in a module of our own would have them see its builtins. */
     bool failed = dump == NULL || names == NULL ||
                   PyDict_SetItemString(names, "__builtins__", PyEval_GetBuiltins()) < 0 ||
-                  PyDict_SetItemString(names, "dump_stacktraces", dump) < 0 ||
-                  add_console_functions(names) < 0;
+                  PyDict_SetItemString(names, "dump_stacktraces", dump) < 0;
     for (size_t i = 0; !failed && i < Py_ARRAY_LENGTH(modules); i++) {
         PyObject *module = import_standard(modules[i]); /* owned */
         failed = module != NULL && PyDict_SetItemString(names, modules[i], module) < 0;
@@ -508,7 +507,7 @@ make_names(PyObject *locals, bool live)
     else if (!failed && locals != NULL) {
         failed = PyDict_Update(names, locals) < 0;
     }
-    if (failed) {
+    if (failed || names == NULL || add_prompt_functions(names) < 0) {
         Py_CLEAR(names);
     }
     Py_XDECREF(dump);

@@ -26,7 +26,6 @@
 #include "../base/state.c"
 #include "../base/basics.c"
 #include "../base/parts.c"
-#include "dump.c"
 #include "json.c"
 
 static const char tasks_program[] =
@@ -82,18 +81,21 @@ static const char tasks_program[] =
     "                      first(one, FRAMES) is not None), None)\n"
     "    return thing\n"
     "\n"
-    /* (file, line, function) of each frame that a coroutine is suspended in, outermost
-     * first. */
+    /* The frames that a coroutine is suspended in, outermost first. */
     "def await_chain(coroutine):\n"
-    "    places, thing = [], unwrap(coroutine)\n"
-    "    while len(places) < MAX_FRAMES:\n"
+    "    frames, thing = [], unwrap(coroutine)\n"
+    "    while len(frames) < MAX_FRAMES:\n"
     "        frame = first(thing, FRAMES)\n"
     "        if frame is None:\n"
     "            break\n"
-    "        code = frame.f_code\n"
-    "        places.append((code.co_filename, frame.f_lineno or 0, code.co_name))\n"
+    "        frames.append(frame)\n"
     "        thing = unwrap(first(thing, WAITS))\n"
-    "    return tuple(places)\n"
+    "    return frames\n"
+    "\n"
+    /* (file, line, function) */
+    "def place(frame):\n"
+    "    code = frame.f_code\n"
+    "    return code.co_filename, frame.f_lineno or 0, code.co_name\n"
     "\n"
     /* Without asyncio no type is a task's. */
     "def find_kinds():\n"
@@ -158,7 +160,7 @@ static const char tasks_program[] =
     "    def __init__(self, task, waiter, known_frames):\n"
     "        coroutine = peek(task, '_coro')\n"
     "        is_waiting = waiter is not None and peek(waiter, '_state') == 'PENDING'\n"
-    "        frames = await_chain(coroutine)\n"
+    "        frames = tuple(place(frame) for frame in await_chain(coroutine))\n"
     "        self.name = printable(first(task, ('get_name', '_name')))\n"
     "        self.order = f'{len(self.name):9}{self.name}'\n"
     "        self.coroutine = printable(first(coroutine, ('__qualname__',)))\n"
@@ -287,9 +289,8 @@ static const char tasks_program[] =
     "        else:\n"
     "            yield f'{margin}{len(same)} tasks: {same[0].words}: {name_some(same)}'\n"
     "        for file, line, function in same[0].frames:\n"
-    "            place = f'\"{printable(file)}\", line {line}, in "
-    "{printable(function)}'\n"
-    "            yield f'{margin}File: {place}'\n"
+    "            yield (f'{margin}File: \"{printable(file)}\", line {line}, '\n"
+    "                   f'in {printable(function)}')\n"
     "        below = [one for record in same for one in record.shown]\n"
     "        ahead.extend((depth + 1, same) for same in reversed(group(below)))\n"
     "\n"
@@ -347,17 +348,20 @@ static const char tasks_program[] =
 ATTACHED static PyObject *
 tasks_quote(PyObject *module, PyObject *str)
 {
-    struct name name = take_name(Py_NewRef(str)); /* owned */
-    struct text quoted = {0};                     /* owned */
-    PyObject *result = NULL;                      /* new, handed to the caller */
+    OWNED PyObject *utf8 = PyUnicode_AsEncodedString(str, "utf-8", "backslashreplace");
+    struct text quoted = {0}; /* owned */
+    PyObject *result = NULL;  /* new, handed to the caller */
     (void)module;
 
-    append_json_string(&quoted, name.utf8);
+    if (utf8 == NULL) {
+        return NULL;
+    }
+    append_json_string(
+        &quoted, (struct slice){PyBytes_AS_STRING(utf8), (size_t)PyBytes_GET_SIZE(utf8)});
     result = quoted.failed
                  ? PyErr_NoMemory()
                  : PyUnicode_FromStringAndSize(quoted.bytes, (Py_ssize_t)quoted.length);
     free_text(&quoted);
-    Py_XDECREF(name.object);
     return result;
 }
 
