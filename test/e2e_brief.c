@@ -34,11 +34,12 @@ equal_stacks_of_a_process_are_one_line_with_the_names_of_the_threads(void)
     const char *out = NULL;
     const char *pid = start_app(APP READY STAY, &app);
     assert_int_equal(run_command(CLI("--stacks", "--brief", pid), NULL, &out, NULL), 0);
-    assert_matches(out, "^3 x (sleeping )?in wait, by serve at .*/target[0-9]+.py:[0-9]+: "
-                        "server [012], server [012], server [012]\n"
-                        "(.*\n)*1 x (sleeping )?in wait, by watch at ");
     assert_matches(out,
-                   "^1 x (sleeping )?in <module> at .*/target[0-9]+.py:[0-9]+: MainThread$");
+                   "^3 x (sleeping )?in wait, by serve at .*/target[0-9]+.py:[0-9]+: "
+                   "server [012], server [012], server [012]\n"
+                   "(.*\n)*1 x (sleeping )?in wait, by watch at ");
+    assert_matches(
+        out, "^1 x (sleeping )?in <module> at .*/target[0-9]+.py:[0-9]+: MainThread$");
     assert_contains(out, ": \\\"watcher\\\"\n");
 }
 

@@ -124,7 +124,7 @@ what_is_no_thread_is_an_error(void)
     struct client *client = enter("");
     assert_contains(
         client_ask(client, "frame('nobody')"),
-        "LookupError: there are 0 threads and tasks called 'nobody'; threads() "
+        "LookupError: there are 0 threads, tasks or greenlets called 'nobody'; threads() "
         "lists those that there are, tasks() the tasks\n");
     client_ask(client, "import __main__ as app");
     client_ask(client, "app.worker.name = 'MainThread'");

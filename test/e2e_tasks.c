@@ -314,7 +314,7 @@ process_without_asyncio_has_no_tasks_and_imports_none(void)
     const char *out = NULL;
     wait_until_ready(app);
     const char *pid = format_text("%d", (int)app->pid);
-    assert_contains(show_tasks(pid), "No task of asyncio.\n");
+    assert_contains(show_tasks(pid), "No task of asyncio, no greenlet.\n");
     run_command(CLI(pid, "-c", "import sys; print('asyncio' in sys.modules)"), NULL, &out,
                 NULL);
     assert_string_equal(out, "False\n");
@@ -399,9 +399,9 @@ json_tells_every_task(void)
     assert_int_equal(run_command(LIST(python(), "-c", code), out, &seen, NULL), 0);
     assert_string_equal(
         seen,
-        "{'id': 0, 'name': '\"\xc3\xa9', 'coroutine': 'leaf', 'state': 'waiting', "
-        "'waits_for': 'Future', 'being_cancelled': False, 'loop': 0, 'thread_id': 0, "
-        "'thread': 'MainThread', 'awaited_by': [], 'frames': ['leaf', 'wait']}\n");
+        "{'id': 0, 'name': '\"\xc3\xa9', 'state': 'waiting', 'coroutine': 'leaf', "
+        "'waits_for': 'Future', 'being_cancelled': False, 'awaited_by': [], 'loop': 0, "
+        "'thread_id': 0, 'thread': 'MainThread', 'frames': ['leaf', 'wait']}\n");
 }
 
 static void

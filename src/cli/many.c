@@ -139,7 +139,7 @@ show_document(struct job *job, bool is_first, bool is_tasks)
         append_text(&shown, job->target->pid == 0 ? "null" : label_of(job->target).text);
         append_text(&shown,
                     is_tasks
-                        ? ", \"python\": null, \"tasks\": null}"
+                        ? ", \"python\": null, \"tasks\": null, \"greenlets\": null}"
                         : ", \"python\": null, \"source\": null, \"threads\": null}");
     }
     write_all(STDOUT_FILENO, shown.data, shown.length);

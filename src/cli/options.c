@@ -194,7 +194,8 @@ static const struct option options[] = {
     },
     {
         .names = {"--tasks"},
-        .help = "Print what each task of asyncio waits for, and who awaits it, and exit.",
+        .help = "Print what each task of asyncio, or greenlet, waits for, and for whom; "
+                "exit.",
         .group = ACTION_GROUP,
         .constant = ACTION_TASKS,
         .is_new = true,

@@ -154,7 +154,7 @@ static const char commands_program[] =
     "    'prefix': (lambda: str(sys.prefix),\n"
     "             'Show sys.prefix, where Python is installed.'),\n"
     "    'tasks': (lambda: native('tasks'),\n"
-    "             'Show what the tasks of asyncio wait for, and who awaits them.'),\n"
+    "             'Show what tasks of asyncio, and greenlets, wait for.'),\n"
     "    'threads': (lambda: native('threads'), 'Show the stacks of all threads.'),\n"
     "    'version': (lambda: str(sys.version),\n"
     "             'Show sys.version, with the compiler and the date of the build.'),\n"

@@ -1,6 +1,6 @@
-/* Tasks: what each task of asyncio waits for, down to its innermost frame, and who awaits it.
+/* Tasks: what each task of asyncio, and each greenlet, waits for, down to its innermost frame.
  * Runs on:  any thread, ATTACHED.
- * Touches:  nothing. Reads asyncio where the application has imported it.
+ * Touches:  nothing. Reads asyncio and greenlet where the application has imported them.
  *
  * How it works. A thread's stack shows of a loop the one task that runs, or that it sleeps in
  * select(). The others are coroutines that stand still: cr_await leads from one to the next, to the
@@ -10,6 +10,9 @@
  *
  * What is shown is a tree, each task below the first that awaits it. Tasks beside each other that
  * wait at the same place, with the same below them, are one entry: ten thousand are twenty lines.
+ *
+ * A greenlet is simpler, it has a stack of frames: gr_frame. Nobody keeps a list of them, so the
+ * garbage collector is asked. gevent knows who has spawned one, which makes the tree.
  *
  * It is written in Python because all of that is Python objects, and because a thread that runs
  * Python lets the others run every few milliseconds, however many tasks there are. So tasks come
@@ -29,7 +32,7 @@
 #include "json.c"
 
 static const char tasks_program[] =
-    "for name in 'functools gc os sys types'.split():\n"
+    "for name in 'functools gc os sys types weakref'.split():\n"
     "    globals()[name] = standard(name)\n"
     "MAX_FRAMES, MAX_NAMES, MAX_DEPTH = 200, 5, 20\n"
     "FRAMES = 'cr_frame', 'gi_frame', 'ag_frame'\n"
@@ -141,18 +144,22 @@ static const char tasks_program[] =
     "                except ValueError:\n"
     "                    pass\n"
     "\n"
+    /* The name of a thread, where threading knows it. */
+    "def name_thread(ident):\n"
+    "    active = vars(sys.modules.get('threading', sys)).get('_active', {})\n"
+    "    thread = active.get(ident) if type(ident) is int else None\n"
+    "    return None if thread is None else printable(peek(thread, '_name'))\n"
+    "\n"
     /* A loop, its type, and the thread that runs it with its name, where the loop
      * tells. */
     "def describe_loop(loop):\n"
     "    ident = peek(loop, '_thread_id')\n"
-    "    active = vars(sys.modules.get('threading', sys)).get('_active', {})\n"
-    "    thread = active.get(ident) if type(ident) is int else None\n"
-    "    name = None if thread is None else printable(peek(thread, '_name'))\n"
-    "    return id(loop), printable(type(loop).__name__), ident, name\n"
+    "    return id(loop), printable(type(loop).__name__), ident, name_thread(ident)\n"
     "\n"
     /* What is to be told of a task. Refers to nothing of the application's, not to
      * keep it. Records are light, for others wait while the last of many goes. */
     "class Record:\n"
+    "    noun = 'tasks'\n"
     "    __slots__ = ('name', 'order', 'coroutine', 'frames', 'waits_for', 'state', "
     "'loop',\n"
     "                 'is_being_cancelled', 'awaiters', 'children', 'shown', 'words', "
@@ -161,8 +168,7 @@ static const char tasks_program[] =
     "        coroutine = peek(task, '_coro')\n"
     "        is_waiting = waiter is not None and peek(waiter, '_state') == 'PENDING'\n"
     "        frames = tuple(place(frame) for frame in await_chain(coroutine))\n"
-    "        self.name = printable(first(task, ('get_name', '_name')))\n"
-    "        self.order = f'{len(self.name):9}{self.name}'\n"
+    "        self.call(printable(first(task, ('get_name', '_name'))))\n"
     "        self.coroutine = printable(first(coroutine, ('__qualname__',)))\n"
     "        self.frames = known_frames.setdefault(frames, frames)\n"
     "        self.waits_for = printable(type(waiter).__name__) if is_waiting else None\n"
@@ -171,6 +177,8 @@ static const char tasks_program[] =
     "        self.state = 'running' if is_running else 'waiting' if is_waiting else "
     "'ready'\n"
     "        self.awaiters = self.children = self.shown = ()\n"
+    "    def call(self, name):\n"
+    "        self.name, self.order = name, f'{len(name):9}{name}'\n"
     "\n"
     "def by_order(record):\n"
     "    return record.order\n"
@@ -189,8 +197,8 @@ static const char tasks_program[] =
     "        seen.add(key)\n"
     "    return found\n"
     "\n"
-    /* A record of each task, which knows those that await it, and which it awaits. */
-    "def look():\n"
+    /* A record of each task, which knows those that await it. */
+    "def look_at_tasks():\n"
     "    names, kinds, futures = find_kinds()\n"
     "    tasks = {id(task): task for task in all_tasks(names, kinds)}\n"
     "    records, waiting, known_frames, loops = {}, {}, {}, {}\n"
@@ -207,8 +215,76 @@ static const char tasks_program[] =
     "        found = find_awaiters(task, tasks, waiting, names, futures)\n"
     "        awaiters = sorted((records[one] for one in found), key=by_order)\n"
     "        records[key].awaiters = tuple(awaiters)\n"
+    "    return records.values()\n"
+    "\n"
+    /* As a task is below who awaits it, a greenlet of gevent's is below who spawned
+     * it. It has a name of its own where it was given one. One that runs has no frame;
+     * what runs it is seen in its thread. */
+    "class Green(Record):\n"
+    "    noun = 'greenlets'\n"
+    "    __slots__ = ()\n"
+    "    def __init__(self, greenlet, top):\n"
+    "        run = peek(greenlet, '_run')\n"
+    "        self.frames = tuple(place(frame) for frame in outwards(top)[::-1])\n"
+    "        self.call(printable(peek(greenlet, 'name') or\n"
+    "                            f'{type(greenlet).__name__} at {id(greenlet):#x}'))\n"
+    "        name = first(first(run, ('__func__',)) or run, ('__qualname__',))\n"
+    "        inner = self.frames[0][2] if self.frames else '?'\n"
+    "        self.coroutine = printable(name or inner)\n"
+    "        self.state = 'waiting' if self.frames else 'running or not begun'\n"
+    "        self.waits_for, self.is_being_cancelled = None, False\n"
+    "        self.awaiters = self.children = self.shown = ()\n"
+    "\n"
+    "def outwards(frame):\n"
+    "    frames = []\n"
+    "    while frame is not None:\n"
+    "        frames.append(frame)\n"
+    "        frame = frame.f_back\n"
+    "    return frames\n"
+    "\n"
+    /* Those that live, with their innermost frame, None: that run, and their parent,
+     * None: it is the first of its thread. That such a one runs is nothing to tell. */
+    "def all_greenlets():\n"
+    "    module = sys.modules.get('greenlet')\n"
+    "    kind = vars(module).get('greenlet') if is_a(module, types.ModuleType) else "
+    "None\n"
+    "    if type(kind) is type:\n"
+    "        dead, top, parent = (vars(kind)[name] for name in ('dead', 'gr_frame', "
+    "'parent'))\n"
+    "        for one in gc.get_objects():\n"
+    "            if is_a(one, kind) and not dead.__get__(one):\n"
+    "                found = top.__get__(one), parent.__get__(one)\n"
+    "                if any(part is not None for part in found):\n"
+    "                    yield one, *found\n"
+    "\n"
+    /* The first greenlet of a thread is above all others there; on the way is gevent's
+     * hub, which knows the thread. */
+    "def look_at_greenlets():\n"
+    "    records, spawners, threads = {}, {}, {}\n"
+    "    for one, top, parent in all_greenlets():\n"
+    "        reference = peek(one, 'spawning_greenlet')\n"
+    "        if type(reference) is weakref.ref:\n"
+    "            spawners[id(one)] = id(reference())\n"
+    "        record = records[id(one)] = Green(one, top)\n"
+    "        hub = None\n"
+    "        while parent is not None:\n"
+    "            hub = parent if peek(parent, 'thread_ident') else hub\n"
+    "            one, parent = parent, peek(parent, 'parent')\n"
+    "        record.loop = id(one)\n"
+    "        if hub is not None or id(one) not in threads:\n"
+    "            ident = peek(hub, 'thread_ident')\n"
+    "            kind = 'greenlet' if hub is None else printable(type(hub).__name__)\n"
+    "            threads[id(one)] = id(one), kind, ident, name_thread(ident)\n"
+    "    for key, record in records.items():\n"
+    "        record.loop = threads[record.loop]\n"
+    "        if spawners.get(key) in records:\n"
+    "            record.awaiters = records[spawners[key]],\n"
+    "    return records.values()\n"
+    "\n"
+    /* All of them, which know those that they await or have spawned. */
+    "def look():\n"
+    "    records = sorted([*look_at_tasks(), *look_at_greenlets()], key=by_order)\n"
     "    known.clear()\n"
-    "    records = sorted(records.values(), key=by_order)\n"
     "    for record in records:\n"
     "        for awaiter in record.awaiters:\n"
     "            awaiter.children = awaiter.children or []\n"
@@ -287,18 +363,20 @@ static const char tasks_program[] =
     "        if len(same) == 1:\n"
     "            yield f'{margin}{same[0].name}: {same[0].words}'\n"
     "        else:\n"
-    "            yield f'{margin}{len(same)} tasks: {same[0].words}: {name_some(same)}'\n"
+    "            yield (f'{margin}{len(same)} {same[0].noun}: {same[0].words}: '\n"
+    "                   f'{name_some(same)}')\n"
     "        for file, line, function in same[0].frames:\n"
     "            yield (f'{margin}File: \"{printable(file)}\", line {line}, '\n"
     "                   f'in {printable(function)}')\n"
     "        below = [one for record in same for one in record.shown]\n"
     "        ahead.extend((depth + 1, same) for same in reversed(group(below)))\n"
     "\n"
-    "def title(loop, count):\n"
+    "def title(loop, count, noun):\n"
     "    _, kind, ident, name = loop\n"
-    "    thread = f' in ThreadID={ident} ({name})' if ident else ', thread not known'\n"
+    "    thread = f' in ThreadID={ident}' if ident else ', thread not known'\n"
+    "    thread += f' ({name})' if name else ''\n"
     "    return (f'######### ProcessID={os.getpid()}, {kind}{thread}, '\n"
-    "            f'tasks: {count} #########')\n"
+    "            f'{noun}: {count} #########')\n"
     "\n"
     "def dump():\n"
     "    records = look()\n"
@@ -308,41 +386,52 @@ static const char tasks_program[] =
     "    for record in order:\n"
     "        loops.setdefault(record.loop, []).append(record)\n"
     "    for loop, members in loops.items():\n"
-    "        lines += ['', title(loop, len(members))]\n"
+    "        lines += ['', title(loop, len(members), members[0].noun)]\n"
     "        lines += tree([record for record in tops if record.loop == loop])\n"
     "    for record in records:\n"
     "        record.awaiters = record.children = record.shown = None # they refer to "
     "each other\n"
-    "    return '\\n'.join([*(lines or ['', 'No task of asyncio.']), '#' * 45, '', '', "
-    "''])\n"
+    "    return '\\n'.join([*(lines or ['', 'No task of asyncio, no greenlet.']), '#' * "
+    "45, '', '', ''])\n"
     "\n"
-    "def document():\n"
-    "    records = look()\n"
+    "def value(thing):\n"
+    "    return 'null' if thing is None else quote(thing)\n"
+    "\n"
+    /* Those of one kind, with what each kind has for itself. */
+    "def list_records(records, special):\n"
     "    numbers = {record: number for number, record in enumerate(records, 1)}\n"
-    "    def value(thing):\n"
-    "        return 'null' if thing is None else quote(thing)\n"
-    "    tasks = []\n"
     "    for record in records:\n"
     "        _, loop, ident, thread = record.loop\n"
     "        frames = ','.join(f'\\n{{\"file\": {quote(file)}, \"line\": {line}, '\n"
     "                          f'\"function\": {quote(function)}}}'\n"
     "                          for file, line, function in record.frames)\n"
-    "        awaited_by = ', '.join(str(numbers[awaiter]) for awaiter in "
-    "record.awaiters)\n"
-    "        tasks.append(\n"
-    "            f'\\n{{\"id\": {numbers[record]}, \"name\": {quote(record.name)}, '\n"
-    "            f'\"coroutine\": {quote(record.coroutine)}, \"state\": "
-    "\"{record.state}\", '\n"
+    "        above = [str(numbers[awaiter]) for awaiter in record.awaiters]\n"
+    "        yield (f'\\n{{\"id\": {numbers[record]}, \"name\": {quote(record.name)}, '\n"
+    "               f'\"state\": \"{record.state}\", {special(record, above)}, '\n"
+    "               f'\"loop\": {quote(loop)}, \"thread_id\": {ident or \"null\"}, '\n"
+    "               f'\"thread\": {value(thread)}, \"frames\": [{frames}]}}')\n"
+    "\n"
+    "def task_members(record, above):\n"
+    "    return (f'\"coroutine\": {quote(record.coroutine)}, '\n"
     "            f'\"waits_for\": {value(record.waits_for)}, '\n"
     "            f'\"being_cancelled\": {str(record.is_being_cancelled).lower()}, '\n"
-    "            f'\"loop\": {quote(loop)}, \"thread_id\": {ident or \"null\"}, '\n"
-    "            f'\"thread\": {value(thread)}, \"awaited_by\": [{awaited_by}], '\n"
-    "            f'\"frames\": [{frames}]}}')\n"
+    "            f'\"awaited_by\": [{\", \".join(above)}]')\n"
+    "\n"
+    "def greenlet_members(record, above):\n"
+    "    return (f'\"run\": {quote(record.coroutine)}, '\n"
+    "            f'\"spawned_by\": {above[0] if above else \"null\"}')\n"
+    "\n"
+    "def document():\n"
+    "    records = look()\n"
+    "    tasks = [record for record in records if type(record) is Record]\n"
+    "    greenlets = [record for record in records if type(record) is Green]\n"
+    "    tasks = ','.join(list_records(tasks, task_members))\n"
+    "    greenlets = ','.join(list_records(greenlets, greenlet_members))\n"
     "    for record in records:\n"
     "        record.awaiters = record.children = None\n"
     "    return (f'{{\"pid\": {os.getpid()}, \"python\": "
     "{quote(sys.version.split()[0])}, '\n"
-    "            f'\"tasks\": [{\",\".join(tasks)}]}}\\n')\n";
+    "            f'\"tasks\": [{tasks}], \"greenlets\": [{greenlets}]}}\\n')\n";
 
 /* quote(str): as JSON has it. */
 ATTACHED static PyObject *
@@ -395,9 +484,10 @@ make_tasks_dump(void)
     return look_at_tasks("dump");
 }
 
-/* All tasks one by one, as JSON: {"pid", "python", "tasks": [{"id", "name", "coroutine", "state",
- * "waits_for", "being_cancelled", "loop", "thread_id", "thread", "awaited_by": [id], "frames":
- * [{"file", "line", "function"}]}]}. */
+/* All tasks and greenlets one by one, as JSON: {"pid", "python", "tasks": [{"id", "name", "state",
+ * "coroutine", "waits_for", "being_cancelled", "awaited_by": [id], "loop", "thread_id", "thread",
+ * "frames": [{"file", "line", "function"}]}], "greenlets": [the same, with "run" and "spawned_by"
+ * in place of the second line]}. */
 ATTACHED static PyObject *
 make_tasks_json(void)
 {
