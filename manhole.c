@@ -81,6 +81,8 @@
 #include "src/stacks/look.c"
 #include "src/stacks/dump.c"
 #include "src/stacks/json.c"
+#include "src/stacks/tasks.c"
+#include "src/stacks/frames.c"
 
 /* Exceptions that leave a function, and requests that a WSGI application is at. */
 #include "src/watch/probes.c"
@@ -96,6 +98,7 @@
 #include "src/session/telnet.c"
 #include "src/session/imports.c"
 #include "src/session/shown.c"
+#include "src/session/prompt.c"
 #include "src/session/names.c"
 #include "src/session/input.c"
 #include "src/session/serve.c"

@@ -259,7 +259,8 @@ help_groups_its_options(void)
         const char *options[6];
     } groups[] = {
         {"\noptions:\n", {"-h,", "-t ", "-s ", "--no-dump ", "--raw ", "--version "}},
-        {"\nrun and print:\n", {"-c ", "-f ", "--stacks ", "--json "}},
+        {"\nrun and print:\n",
+         {"-c ", "-f ", "--stacks ", "--tasks ", "--json ", "--brief "}},
         {"\nwhich processes:\n",
          {"--list ", "--clean ", "--all ", "--children ", "--match "}},
         {"\nelsewhere:\n", {"--host ", "--exec "}},

@@ -118,7 +118,7 @@ every_command_has_help(void)
         {"python",
          "argv console defaultencoding environ executable exit filesystemencoding "
          "help maxint maxsize maxunicode modules path platform prefix prompt "
-         "threads version"},
+         "tasks threads version"},
         {"debugger", "debug discard exit help insert list print prompt remove reset "
                      "tracebacks"},
         {"wsgi", "exit help prompt requests"},

@@ -666,7 +666,7 @@ options_that_exclude_each_other_are_a_mistake(void)
     assert_int_equal(run_command(CLI("1", "-c", "1", "--stacks"), NULL, NULL, &err), 2);
     assert_contains(err, "error: argument --stacks: not allowed with argument -c\n");
     assert_int_equal(run_command(CLI("1", "-c", "1", "--json"), NULL, NULL, &err), 2);
-    assert_contains(err, "error: argument --json: only with --stacks\n");
+    assert_contains(err, "error: argument --json: only with --stacks or --tasks\n");
     assert_int_equal(run_command(CLI("1", "-c"), NULL, NULL, &err), 2);
     assert_contains(err, "error: argument -c: expected one argument\n");
 }

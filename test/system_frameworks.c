@@ -395,6 +395,62 @@ greenlets_of_eventlet_are_seen(void)
     assert_greenlets_are_seen(&eventlet_second);
 }
 
+static const char *
+show_tasks(const struct process *app)
+{
+    const char *out = NULL;
+    const char *pid = format_text("%d", (int)app->pid);
+    assert_int_equal(
+        run_command(LIST(build_path("manhole-cli"), pid, "--tasks"), NULL, &out, NULL),
+        0);
+    return out;
+}
+
+/* One that waits has spawned three that wait. */
+#define SPAWN                                                                            \
+  "import __main__ as app, time\n"                                                       \
+  "def leaf(order):\n"                                                                   \
+  "    time.sleep(1000)\n"                                                               \
+  "def parent():\n"                                                                      \
+  "    app.children = [spawn(leaf, order) for order in range(3)]\n"                      \
+  "    time.sleep(1000)\n"                                                               \
+  "app.oldest = spawn(parent)\n"                                                         \
+  "app.oldest.name = 'the parent'\n"                                                     \
+  "time.sleep(0.01)\n" READY "time.sleep(1000)\n"
+
+static void
+greenlets_of_gevent_are_below_who_spawned_them(void)
+{
+    static const struct framework spawning = {"gevent", GEVENT,
+                                              "from gevent import spawn\n" SPAWN};
+    struct process *app = start_loop(&spawning, "");
+    const char *seen = show_tasks(app);
+    assert_matches(seen,
+                   "^######### ProcessID=[0-9]+, Hub in ThreadID=[0-9]+.*, greenlets: ");
+    assert_matches(seen, "^    the parent: parent, waiting\n    File: \".*, in parent\n"
+                         "(    File: .*\n)*"
+                         "        3 greenlets: leaf, waiting: Greenlet at 0x.*\n"
+                         "        File: \".*, in leaf\n        File: .*, in sleep$");
+    struct client *client = client_at_prompt(app->pid);
+    assert_matches(client_ask(client, "frame('the parent', -1)"),
+                   ", in parent; names: >$");
+    client_ask(client, "import __main__ as app");
+    assert_string_equal(client_ask(client, "frame(app.children[1], -1).order"), "1\n");
+}
+
+static void
+greenlets_of_eventlet_are_told_where_they_wait(void)
+{
+    static const struct framework spawning = {"eventlet", EVENTLET,
+                                              "from eventlet import spawn\n" SPAWN};
+    struct process *app = start_loop(&spawning, "");
+    const char *seen = show_tasks(app);
+    assert_matches(seen, "^3 greenlets: main, waiting: GreenThread at 0x.*\n"
+                         "File: .*, in main\nFile: .*, in leaf\n");
+    assert_matches(
+        seen, "^the parent: main, waiting\nFile: .*, in main\nFile: .*, in parent\n");
+}
+
 static bool
 has_no_session(void *argument)
 {
@@ -434,6 +490,20 @@ assert_loop_works_for_the_prompt(const struct framework *framework)
     assert_string_equal(client_ask(client, "sum.result(60)"), "42\n");
     assert_serves(customer);
     assert_no_complaint(app);
+}
+
+static void
+tasks_of_uvloop_are_seen(void)
+{
+    struct process *app = start_loop(&asyncio_on_uvloop, "");
+    ask_for_ticks(customer_of_the_loop());
+    const char *seen = show_tasks(app);
+    assert_matches(seen, "^######### ProcessID=[0-9]+, Loop, thread not known, ");
+    assert_matches(
+        seen,
+        "^the ticker: tick, (waiting for Future|ready|running)\nFile: .*, in tick$");
+    assert_matches(seen, "serve, waiting for Future\nFile: .*, in serve\n(File: .*\n)*"
+                         "File: .*streams.py\", line [0-9]+, in _wait_for_data$");
 }
 
 static void
@@ -669,6 +739,9 @@ main(void)
         TEST(greenlets_of_gevent_are_seen),
         TEST(greenlets_of_eventlet_are_seen),
         TEST(gevent_hub_of_a_session_ends_with_it),
+        TEST(greenlets_of_gevent_are_below_who_spawned_them),
+        TEST(greenlets_of_eventlet_are_told_where_they_wait),
+        TEST(tasks_of_uvloop_are_seen),
         TEST(asyncio_loop_works_for_the_prompt),
         TEST(uvloop_loop_works_for_the_prompt),
         TEST(child_of_gevent_answers),

@@ -64,7 +64,7 @@ serve_named(const struct request *request)
     struct target target = request->target;
     bool answered = false;
 
-    if (request->pids == 1) {
+    if (request->pids == 1 && !is_given(request, OPTION_BRIEF)) {
         return target.config == NULL || choose_server(target.config, &target)
                    ? serve(request, &target, &answered)
                    : STATUS_OK;

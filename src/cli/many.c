@@ -13,6 +13,7 @@
 #ifndef MANHOLE_CLI_MANY_C
 #define MANHOLE_CLI_MANY_C
 
+#include "brief.c"
 #include "serve.c"
 #include "processes.c"
 
@@ -33,7 +34,7 @@ struct jobs {
     struct job *list; /* owned */
     size_t count;
     size_t begun;
-    size_t documents;   /* of JSON that were written */
+    size_t shown;       /* stacks or tasks, in the order of the command line */
     bool *has_answered; /* shared with the children, for a status may be the code's own */
     struct readers readers;
 };
@@ -103,7 +104,7 @@ show_block(struct job *job)
 
 /* An element of one array with the documents of all. */
 static void
-show_document(struct job *job, bool is_first)
+show_document(struct job *job, bool is_first, bool is_tasks)
 {
     struct buffer *text = &job->text[0];
     OWNED_BUFFER shown = {.data = NULL};
@@ -113,10 +114,10 @@ show_document(struct job *job, bool is_first)
         text->data[--text->length] = '\0';
     }
     if (text->length == 0) {
-        append_format(
-            &shown,
-            "{\"pid\": %s, \"python\": null, \"source\": null, \"threads\": null}",
-            job->target->pid == 0 ? "null" : label_of(job->target).text);
+        append_format(&shown, "{\"pid\": %s, \"python\": null, %s}",
+                      job->target->pid == 0 ? "null" : label_of(job->target).text,
+                      is_tasks ? "\"tasks\": null, \"greenlets\": null"
+                               : "\"source\": null, \"threads\": null");
     }
     else if (terminal.is_shown_on) {
         append_harmless(&shown, text->data, text->length);
@@ -174,21 +175,47 @@ read_job(struct job *job, int stream)
     }
 }
 
-/* Shows what is to be shown of a job after it was read from. */
+/* Shows what has come of a job line by line: all but stacks and tasks. */
 static void
-show_job(struct jobs *jobs, struct job *job, int stream)
+show_job_lines(const struct jobs *jobs, struct job *job, int stream)
 {
-    bool is_end = job->fd[stream] < 0;
-
     if (jobs->request->action == ACTION_RUN || stream == 1) {
         show_lines(STDOUT_FILENO + stream, label_of(job->target).text, &job->text[stream],
-                   is_end);
+                   job->fd[stream] < 0);
     }
-    else if (is_end && is_given(jobs->request, OPTION_JSON)) {
-        show_document(job, jobs->documents++ == 0);
+}
+
+/* Shows the stacks or tasks that are complete, in the order of the command line; briefs are of all
+ * at once. */
+static void
+show_in_order(struct jobs *jobs)
+{
+    for (; jobs->shown < jobs->begun && jobs->list[jobs->shown].fd[0] < 0;
+         jobs->shown++) {
+        struct job *job = &jobs->list[jobs->shown];
+        if (is_given(jobs->request, OPTION_JSON)) {
+            show_document(job, jobs->shown == 0, jobs->request->action == ACTION_TASKS);
+        }
+        else if (!is_given(jobs->request, OPTION_BRIEF)) {
+            show_block(job);
+        }
     }
-    else if (is_end) {
-        show_block(job);
+}
+
+/* What there is to say when all have ended. */
+static void
+show_end(const struct jobs *jobs)
+{
+    struct briefs briefs = {.is_of_one = jobs->count == 1};
+
+    if (is_given(jobs->request, OPTION_JSON) && jobs->shown > 0) {
+        write_all(STDOUT_FILENO, "]\n", 2);
+    }
+    if (is_given(jobs->request, OPTION_BRIEF)) {
+        for (size_t i = 0; i < jobs->count; i++) {
+            read_document(&briefs, &jobs->list[i].text[0]);
+        }
+        show_briefs(&briefs);
     }
 }
 
@@ -229,8 +256,11 @@ attend_jobs(struct jobs *jobs)
     for (size_t i = 0; i < streams; i++) {
         if (fds[i].fd >= 0 && fds[i].revents != 0) {
             read_job(&jobs->list[i / 2], (int)(i % 2));
-            show_job(jobs, &jobs->list[i / 2], (int)(i % 2));
+            show_job_lines(jobs, &jobs->list[i / 2], (int)(i % 2));
         }
+    }
+    if (is_look(jobs->request)) {
+        show_in_order(jobs);
     }
 }
 
@@ -256,7 +286,7 @@ serve_many(const struct request *request, const struct target *targets, size_t c
     while (begin_jobs(&jobs)) {
         attend_jobs(&jobs);
     }
-    write_all(STDOUT_FILENO, "]\n", jobs.documents > 0 ? 2 : 0);
+    show_end(&jobs);
     for (size_t i = 0; i < count; i++) {
         answered += jobs.has_answered[i];
         status = jobs.list[i].status > status ? jobs.list[i].status : status;

@@ -31,7 +31,9 @@ enum option_name {
     OPTION_CODE,
     OPTION_FILE,
     OPTION_STACKS,
+    OPTION_TASKS,
     OPTION_JSON,
+    OPTION_BRIEF,
     OPTION_LIST,
     OPTION_CLEAN,
     OPTION_ALL,
@@ -43,7 +45,14 @@ enum option_name {
 };
 
 /* What the command line asks for. */
-enum action { ACTION_CONSOLE, ACTION_RUN, ACTION_STACKS, ACTION_LIST, ACTION_CLEAN };
+enum action {
+    ACTION_CONSOLE,
+    ACTION_RUN,
+    ACTION_STACKS,
+    ACTION_TASKS,
+    ACTION_LIST,
+    ACTION_CLEAN,
+};
 
 struct request {
     const char
@@ -100,8 +109,14 @@ static const struct known_option {
     [OPTION_STACKS] =
         {ACTION_GROUP, NULL, "stacks", NULL,
          "Print the stacks of all threads and exit, also when the process hangs."},
+    [OPTION_TASKS] =
+        {ACTION_GROUP, NULL, "tasks", NULL,
+         "Print what each task of asyncio, or greenlet, waits for, and for whom; exit."},
     [OPTION_JSON] = {NO_GROUP, NULL, "json", NULL,
-                     "Print the stacks as one JSON document."},
+                     "Print the stacks, or the tasks, as one JSON document."},
+    [OPTION_BRIEF] =
+        {NO_GROUP, NULL, "brief", NULL,
+         "Print of the stacks a line for each that differs, most threads first."},
     [OPTION_LIST] = {ACTION_GROUP, NULL, "list", NULL,
                      "List the processes that have a manhole, and whether they answer."},
     [OPTION_CLEAN] = {ACTION_GROUP, NULL, "clean", NULL,
@@ -314,6 +329,13 @@ is_elsewhere(const struct request *request)
     return is_given(request, OPTION_HOST) || is_given(request, OPTION_EXEC);
 }
 
+/* Whether a text is asked for that the server sends and then closes. */
+static bool
+is_look(const struct request *request)
+{
+    return request->action == ACTION_STACKS || request->action == ACTION_TASKS;
+}
+
 static bool
 is_code_given(const struct request *request)
 {
@@ -447,7 +469,9 @@ find_action(const struct request *request)
            : is_given(request, OPTION_LIST)   ? ACTION_LIST
            : is_given(request, OPTION_CLEAN)  ? ACTION_CLEAN
            : is_given(request, OPTION_STACKS) ? ACTION_STACKS
+           : is_given(request, OPTION_TASKS)  ? ACTION_TASKS
            : is_given(request, OPTION_JSON)   ? ACTION_STACKS
+           : is_given(request, OPTION_BRIEF)  ? ACTION_STACKS
                                               : ACTION_CONSOLE;
 }
 
@@ -477,11 +501,11 @@ parse_command_line(int argc, char **argv, struct request *request)
 
     parse_words(argc, argv, request, &unknown);
     enum action action = find_action(request);
-    bool may_be_several = action == ACTION_RUN || action == ACTION_STACKS;
+    request->action = action;
+    bool may_be_several = action == ACTION_RUN || is_look(request);
     bool may_be_none = action == ACTION_LIST || action == ACTION_CLEAN ||
                        is_selection(request) || (argc <= 1 && is_interactive());
 
-    request->action = action;
     if (request->pids == 0 && !may_be_none) {
         fail(STATUS_USAGE, "the following arguments are required: PID");
     }
@@ -491,8 +515,12 @@ parse_command_line(int argc, char **argv, struct request *request)
     if (unknown.length > 0) {
         fail(STATUS_USAGE, "unrecognized arguments:%s", unknown.data);
     }
-    if (is_given(request, OPTION_JSON) && action != ACTION_STACKS) {
-        fail(STATUS_USAGE, "argument --json: only with --stacks");
+    if (is_given(request, OPTION_BRIEF) &&
+        (action != ACTION_STACKS || is_given(request, OPTION_JSON))) {
+        fail(STATUS_USAGE, "argument --brief: only with --stacks, and not with --json");
+    }
+    if (is_given(request, OPTION_JSON) && !is_look(request)) {
+        fail(STATUS_USAGE, "argument --json: only with --stacks or --tasks");
     }
     parse_targets(request);
 }

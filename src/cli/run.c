@@ -15,8 +15,8 @@
 #include "channels.c"
 
 enum {
-    SECOND_LOOK_MS = 100, /* at a process that is stopped: a profiler lets it go on */
-    STACKS_PATIENCE_S = 10,
+    SECOND_LOOK_MS = 100,   /* at a process that is stopped: a profiler lets it go on */
+    STACKS_PATIENCE_S = 10, /* also for tasks */
 };
 
 /* ---- Our own streams --------------------------------------------------------------- */
@@ -96,9 +96,9 @@ end_task(struct task *task, enum exit_status status)
 static double
 find_deadline(const struct request *request)
 {
-    return is_given(request, OPTION_TIMEOUT)  ? now_s() + request->timeout_s
-           : request->action == ACTION_STACKS ? now_s() + STACKS_PATIENCE_S
-                                              : HUGE_VAL;
+    return is_given(request, OPTION_TIMEOUT) ? now_s() + request->timeout_s
+           : is_look(request)                ? now_s() + STACKS_PATIENCE_S
+                                             : HUGE_VAL;
 }
 
 /* Whether the process can do nothing but wait itself; says so. One that is sampled by a profiler is

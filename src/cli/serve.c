@@ -36,9 +36,12 @@ serve(const struct request *request, const struct target *asked, bool *answered)
         int server = open_connection(request, &target, "exec");
         return run_code(server, request, &target, answered);
     }
-    if (request->action == ACTION_STACKS) {
-        const char *channel = is_given(request, OPTION_JSON) ? "json" : "stacks";
-        int server = open_connection(request, &target, channel);
+    if (is_look(request)) {
+        static const char *const channels[2][2] = {{"stacks", "json"},
+                                                   {"tasks", "tasks-json"}};
+        bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
+        int server = open_connection(request, &target,
+                                     channels[request->action == ACTION_TASKS][is_json]);
         enum exit_status status = show_stacks(server, request, &target);
         *answered = status == STATUS_OK;
         return status;

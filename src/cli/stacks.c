@@ -56,7 +56,7 @@ show_stacks(int server, const struct request *request, const struct target *targ
         .server = server, .target = target, .deadline = request->deadline};
     OWNED_BUFFER text = {.data = NULL};
     struct pollfd fds[1 + 2] = {{.fd = server, .events = POLLIN}};
-    bool is_json = is_given(request, OPTION_JSON);
+    bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
     bool is_begun = false;
     bool is_whole = false;
 

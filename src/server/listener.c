@@ -245,6 +245,11 @@ find_channel(const char *name)
          .serve = serve_program},
         {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
+        {.name = "tasks", .aside = true, .serve = serve_tasks, .report = report_silence},
+        {.name = "tasks-json",
+         .aside = true,
+         .serve = serve_tasks_json,
+         .report = report_silence},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(channels); i++) {
         if (strcmp(channels[i].name, name) == 0) {

@@ -14,6 +14,7 @@
 #include "../base/parts.c"
 #include "../stacks/dump.c"
 #include "../stacks/json.c"
+#include "../stacks/tasks.c"
 #include "output.c"
 #include "interrupt.c"
 #include "imports.c"
@@ -318,6 +319,51 @@ serve_json(struct session *session, PyObject *locals)
 {
     (void)locals;
     serve_look(session, &json_form);
+}
+
+/* Tells the client, in one line, and the log what was raised. Never raises. */
+ATTACHED static void
+refuse_text(struct session *session)
+{
+    PyObject *raised = take_exception(); /* new, handed to the log */
+    OWNED PyObject *line =
+        PyUnicode_FromFormat("manhole: %s: %S\n", Py_TYPE(raised)->tp_name, raised);
+    if (line != NULL) {
+        (void)write_client_str(session, line);
+    }
+    PyErr_Clear();
+    log_exception("A look failed with ", raised, "");
+}
+
+/* Python is there as soon as this runs, however long it takes then. Never raises. */
+ATTACHED static void
+serve_text(struct session *session, PyObject *(*make)(void))
+{
+    if (!settle_report_attached(session)) {
+        begin_running(session);
+        OWNED PyObject *text = make();
+        end_running(session);
+        if (text == NULL || write_client_str(session, text) < 0) {
+            refuse_text(session);
+        }
+    }
+    close_session(session);
+}
+
+/* The tasks of asyncio alone. */
+ATTACHED static void
+serve_tasks(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_text(session, make_tasks_dump);
+}
+
+/* The same as JSON. */
+ATTACHED static void
+serve_tasks_json(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_text(session, make_tasks_json);
 }
 
 #endif /* MANHOLE_SESSION_CHANNELS_C */

@@ -29,6 +29,7 @@
 #include "../base/log.c"
 #include "../base/parts.c"
 #include "../stacks/dump.c"
+#include "../stacks/tasks.c"
 #include "../watch/probes.c"
 #include "../watch/requests.c"
 #include "borrowed.c"
@@ -170,6 +171,8 @@ static const char commands_program[] =
     "    'platform': (lambda: str(sys.platform), 'Show sys.platform.'),\n"
     "    'prefix': (lambda: str(sys.prefix),\n"
     "             'Show sys.prefix, where Python is installed.'),\n"
+    "    'tasks': (lambda: native('tasks'),\n"
+    "             'Show what tasks of asyncio, and greenlets, wait for.'),\n"
     "    'threads': (lambda: native('threads'), 'Show the stacks of all threads.'),\n"
     "    'version': (lambda: str(sys.version),\n"
     "             'Show sys.version, with the compiler and the date of the build.'),\n"
@@ -422,6 +425,9 @@ commands_native(PyObject *module, PyObject *arguments)
     }
     if (PyUnicode_CompareWithASCIIString(name, "threads") == 0) {
         return make_dump();
+    }
+    if (PyUnicode_CompareWithASCIIString(name, "tasks") == 0) {
+        return make_tasks_dump();
     }
     if (PyUnicode_CompareWithASCIIString(name, "requests") == 0) {
         return describe_requests();

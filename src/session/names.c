@@ -2,7 +2,8 @@
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's names, under table_lock.
  * It has python-manhole's names, as far as they can be imported, and those of the option locals or
- * of backdoor(): copied, or in eventlet's way looked at. There a client sees the application's
+ * of backdoor(), copied, or in eventlet's way looked at; and where these are none of that name, what
+ * looks at threads and tasks (prompt). Where it looks at them a client sees the application's
  * mapping change, and what it assigns the application finds there; but `_` and what we add are its
  * own.
  */
@@ -13,6 +14,7 @@
 #include "../base/state.c"
 #include "../base/locks.c"
 #include "../base/parts.c"
+#include "prompt.c"
 
 static const char names_program[] =
     "class LiveNames(dict):\n"
@@ -80,8 +82,11 @@ static const struct part names_part = {
 ATTACHED static PyObject *
 make_names(PyObject *locals /* or NULL */, bool live)
 {
-    return call_part(manhole.module, &names_part, live ? "live" : "copied",
-                     locals == NULL ? Py_None : locals, NULL);
+    OWNED PyObject *names =
+        call_part(manhole.module, &names_part, live ? "live" : "copied",
+                  locals == NULL ? Py_None : locals, NULL);
+    return names == NULL || add_prompt_functions(names) < 0 ? NULL
+                                                            : steal_reference(&names);
 }
 
 /* Sets the session's namespace, which another session may be about to look at. */

@@ -107,6 +107,15 @@ report_json(struct text *text, const struct session *session)
     append_snapshot(text, &json_form);
 }
 
+/* For a client that asked for what Python alone can tell. */
+DETACHED static void
+report_silence(struct text *text, const struct session *session)
+{
+    (void)session;
+    append_string(text, "manhole: Python does not answer, and it alone can read this; "
+                        "--stacks shows where it is stuck\n");
+}
+
 /* Appends what the session's client is told when Python does not answer. */
 DETACHED static void
 append_report(struct text *text, const struct session *session)
