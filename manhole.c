@@ -26,8 +26,9 @@
  *                two more where it comes by TCP; a memory file while a frozen copy is made; a
  *                netlink socket while a TCP client's user is asked for. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
- *                (faulthandler.register), from CPython 3.15 on another (a C handler), and while the socket exists those of death_signals[] that
- *                were SIG_DFL. All are put back, but activate_on at exit: a late one must not kill.
+ *                (faulthandler.register), from CPython 3.15 on another (a C handler), and while the
+ *                socket exists those of death_signals[] that were SIG_DFL. All are put back, but
+ *                activate_on at exit: a late one must not kill.
  *   sys          std streams, __std*__ and displayhook while a client has a console; last_exc and
  *                its relatives when a client's statement raised; its class while a client's program
  *                runs, for sys.argv to be that program's own in its thread. All are put back.

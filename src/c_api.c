@@ -2,9 +2,9 @@
  * Runs on:  threads of the embedding program; each function's contract is in the header.
  * Touches:  sys.modules: manhole, when the program did not put it into the inittab.
  *
- * manhole_install() is install() of the module with the fields of its struct as keywords, so options
- * are checked, and errors told, in one place. `import manhole` in the program's Python code finds
- * this copy, which has the state, and no other that may be installed.
+ * manhole_install() is install() of the module with the fields of its struct as keywords, so
+ * options are checked, and errors told, in one place. `import manhole` in the program's Python code
+ * finds this copy, which has the state, and no other that may be installed.
  */
 #ifndef MANHOLE_C_API_C
 #define MANHOLE_C_API_C
@@ -122,8 +122,8 @@ write_all(int fd, const char *bytes, size_t length)
     return 0;
 }
 
-/* Appends the dump, made with the interpreter's help, and keeps the current exception. Returns 0, or
- * -1 with errno. */
+/* Appends the dump, made with the interpreter's help, and keeps the current exception. Returns 0,
+ * or -1 with errno. */
 ATTACHED static int
 append_dump_without_error(struct text *dump)
 {

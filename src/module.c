@@ -349,8 +349,8 @@ static PyMethodDef manhole_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* The name of an endpoint: of a TCP one that is open, with the port that it has got. Returns new, or
- * NULL. */
+/* The name of an endpoint: of a TCP one that is open, with the port that it has got. Returns new,
+ * or NULL. */
 ATTACHED static PyObject *
 name_endpoint(const struct endpoint *endpoint, const struct door *door)
 {

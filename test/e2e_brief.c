@@ -1,4 +1,4 @@
-/* e2e_brief.c - manhole-cli --brief: equal stacks in one line; and the order of several processes. */
+/* e2e_brief.c - manhole-cli --brief: equal stacks in one line; and the order of several. */
 #include "support.h"
 
 #include <stdio.h>

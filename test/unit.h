@@ -39,8 +39,8 @@
   } while (0)
 
 /* The thread sanitizer keeps a signal back until the thread that gets it calls the C library, which
- * a frozen copy never does, has a thread of its own, and takes a thread that a forked child makes for
- * one of the parent's. */
+ * a frozen copy never does, has a thread of its own, and takes a thread that a forked child makes
+ * for one of the parent's. */
 #ifdef __SANITIZE_THREAD__
 #  define SKIP_UNDER_THREAD_SANITIZER()                                                  \
     SKIP_UNIT_TEST("the thread sanitizer is in the way")

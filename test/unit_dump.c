@@ -178,7 +178,7 @@ static PyMethodDef dump_method = {"dump", py_dump, METH_NOARGS, NULL};
 
 /* What dump() shows beneath the function that has called it. PREPARATION makes `show(name)`, whose
  * code object has the file name `name`. */
-static const char shown_program[] =
+static const char stacked_program[] =
     "import os, sys, zipfile\n"
     "def write(name, source):\n"
     "    with open(name, 'wb') as file: file.write(source)\n"
@@ -264,7 +264,7 @@ line_is_found_wherever_it_is(void **state)
     (void)state;
     SKIP_WITHOUT_GIL();
     give_dump_to_main();
-    run(shown_program);
+    run(stacked_program);
     for (size_t i = 0; i < Py_ARRAY_LENGTH(sources_of_lines); i++) {
         if (PyRun_SimpleString(sources_of_lines[i].program) != 0) {
             fail_msg("%s", sources_of_lines[i].name);
@@ -279,7 +279,7 @@ line_in_utf8_is_found_without_any_module(void **state)
     (void)state;
     SKIP_WITHOUT_GIL();
     give_dump_to_main();
-    run(shown_program);
+    run(stacked_program);
     run("write('a.py', b'one\\n')\n"
         "show = make(os.path.abspath('a.py'))\n"
         "kept = {name: sys.modules.pop(name, None) for name in ('linecache', "
@@ -304,7 +304,7 @@ linecache_may_do_what_it_likes(void **state)
     (void)state;
     SKIP_WITHOUT_GIL();
     give_dump_to_main();
-    run(shown_program);
+    run(stacked_program);
     run("import linecache; kept = vars(linecache).copy()\n");
     for (size_t i = 0; i < Py_ARRAY_LENGTH(programs); i++) {
         run(programs[i]);

@@ -7,9 +7,9 @@
  * device and inode, and is asked (kept_number()) before each use: we never read, write or close
  * what has become the application's. is_lost() has the listener open its own anew.
  *
- * Two bells stay for the life of a process: wake_bell wakes the listener, news_bell whoever waits in
- * install(), release() or at exit for what the listener or a session has done. To ring one is safe
- * in a signal handler.
+ * Two bells stay for the life of a process: wake_bell wakes the listener, news_bell whoever waits
+ * in install(), release() or at exit for what the listener or a session has done. To ring one is
+ * safe in a signal handler.
  */
 #ifndef MANHOLE_BASE_BASICS_C
 #define MANHOLE_BASE_BASICS_C
@@ -303,8 +303,8 @@ append_str(struct text *text, PyObject *str)
     append_bytes(text, PyBytes_AS_STRING(encoded), (size_t)PyBytes_GET_SIZE(encoded));
 }
 
-/* MODULE.NAME(*arguments, **keywords). Returns a new reference, or NULL with an exception: also that
- * of who could not make the arguments. */
+/* MODULE.NAME(*arguments, **keywords). Returns a new reference, or NULL with an exception: also
+ * that of who could not make the arguments. */
 ATTACHED static PyObject *
 call_imported(const char *module_name, const char *name,
               PyObject *arguments /* new tuple, or NULL: taken over */,

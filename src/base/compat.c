@@ -8,9 +8,9 @@
  *
  *   Is the interpreter ending, is this thread attached: public from 3.13 on.
  *   Frames and exceptions: the same functions everywhere, by the names of the newest versions.
- *   What a frozen copy reads of its memory (src/stacks/copy.c): a thread state's fields, an object's
- *   attributes. It has no thread state of its own, so it can call no function that wants one.
- *   Locks of CPython's that a fork or an interrupt can leave in a bad state: new_state_lock,
+ *   What a frozen copy reads of its memory (src/stacks/copy.c): a thread state's fields, an
+ *   object's attributes. It has no thread state of its own, so it can call no function that wants
+ *   one. Locks of CPython's that a fork or an interrupt can leave in a bad state: new_state_lock,
  *   settle_interrupts().
  */
 #ifndef MANHOLE_BASE_COMPAT_C
@@ -202,9 +202,9 @@ resume_gc(bool was_enabled)
 #endif
 }
 
-/* Whether sys._current_frames() may be called. It goes through all interpreters, and from 3.12 on one
- * may have a GIL of its own, and frames that run on meanwhile: CPython dies of that. A new one comes
- * first in the list, and takes our GIL to be made, so the main one at its head is alone. */
+/* Whether sys._current_frames() may be called. It goes through all interpreters, and from 3.12 on
+ * one may have a GIL of its own, and frames that run on meanwhile: CPython dies of that. A new one
+ * comes first in the list, and takes our GIL to be made, so the main one at its head is alone. */
 ATTACHED static bool
 may_ask_for_frames(void)
 {

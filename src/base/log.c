@@ -2,18 +2,18 @@
  * Runs on:  every thread; log_line() never runs Python and never blocks.
  * Touches:  the verbose options, under log_lock; a Python destination, in deliver_log() alone.
  *
- * How it works. A line for a descriptor is written at once, in one piece, if the descriptor takes it
- * now: whoever logs must not wait for who reads, and rather loses the line. The descriptor is the
- * application's own, so it is written to only while it is the file that it was at install(): who has
- * closed it may have opened a file with data in its place.
+ * How it works. A line for a descriptor is written at once, in one piece, if the descriptor takes
+ * it now: whoever logs must not wait for who reads, and rather loses the line. The descriptor is
+ * the application's own, so it is written to only while it is the file that it was at install():
+ * who has closed it may have opened a file with data in its place.
  *
- * A line for a Python object cannot be written at once: whoever has something to say may be detached,
- * in the middle of something, or in a session's thread, whose print() is its client's. It waits in a
- * bounded queue, and the listener is told, which sends out a courier: a thread that attaches,
- * delivers what waits, and leaves. Only where there may be no listener is deliver_log() called by
- * others: at the end of install(), release() and the process, for a oneshot and what else serves its
- * client in a thread of the application's, and when a session ends that may have outlived the
- * listener. One thread at a time delivers, so the lines keep their order.
+ * A line for a Python object cannot be written at once: whoever has something to say may be
+ * detached, in the middle of something, or in a session's thread, whose print() is its client's. It
+ * waits in a bounded queue, and the listener is told, which sends out a courier: a thread that
+ * attaches, delivers what waits, and leaves. Only where there may be no listener is deliver_log()
+ * called by others: at the end of install(), release() and the process, for a oneshot and what else
+ * serves its client in a thread of the application's, and when a session ends that may have
+ * outlived the listener. One thread at a time delivers, so the lines keep their order.
  */
 #ifndef MANHOLE_BASE_LOG_C
 #define MANHOLE_BASE_LOG_C

@@ -8,15 +8,15 @@
  * does nothing, or makes a manhole of that process's own (src/server/fork.c).
  *
  * manhole.sessions is a fixed table. So a slot's address stays good for ever, a forked child finds
- * every descriptor that it inherited, and who looks for a session needs no lock to walk. A slot goes
- * from SESSION_FREE to SESSION_TAKEN and back, under table_lock.
+ * every descriptor that it inherited, and who looks for a session needs no lock to walk. A slot
+ * goes from SESSION_FREE to SESSION_TAKEN and back, under table_lock.
  *
  * struct module_state is what the module has in each interpreter that imports it. snapshot is what
  * a frozen copy needs, settled before there is anything to copy. current_session says whose thread
  * this is: with a session's, its client's; NULL in all threads of the application.
  *
- * What another thread may read at any time is _Atomic, or names its lock. Being attached is no lock:
- * a free-threaded build has none.
+ * What another thread may read at any time is _Atomic, or names its lock. Being attached is no
+ * lock: a free-threaded build has none.
  */
 #ifndef MANHOLE_BASE_STATE_C
 #define MANHOLE_BASE_STATE_C

@@ -5,8 +5,8 @@
  *     a dump       ends with a line of 45 '#'; shown as it comes, in colour on a terminal
  *     JSON         ends with "}" and a newline; shown when it is whole, for half of it is none
  *     a refusal    a single line that begins with "manhole: ", for standard error
- *     cut short    none of these: the process ended meanwhile, or the connection broke, and the exit
- *                  status says so, lest a script take half of the threads for all of them
+ *     cut short    none of these: the process ended meanwhile, or the connection broke, and the
+ *                  exit status says so, lest a script take half of the threads for all of them
  *
  * Of a process that is stuck a dump begins with a line that begins so, too, but others follow.
  */

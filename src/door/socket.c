@@ -6,10 +6,11 @@
  * MAX_OWN_DOORS slots, or given to us by the application (src/server/backdoor.c). The options' are
  * opened by whoever serves their clients: the listener, or handle_oneshot().
  *
- * A path is made so that nobody else ever gets in by it. The socket has its mode, 0600, before bind()
- * gives it a name. What lies there already is removed only if it is a socket, ours, and nobody
- * answers on it. When we have bound, device and inode are kept: what is removed at the end is what
- * we have made, and a path that is lost, to a cleaner of /tmp say, is noticed and made again.
+ * A path is made so that nobody else ever gets in by it. The socket has its mode, 0600, before
+ * bind() gives it a name. What lies there already is removed only if it is a socket, ours, and
+ * nobody answers on it. When we have bound, device and inode are kept: what is removed at the end
+ * is what we have made, and a path that is lost, to a cleaner of /tmp say, is noticed and made
+ * again.
  *
  * A path must not outlive its process either. atexit() and Python's exit remove it, and so does a
  * handler of those signals whose default action would end the process: only while there is a path,

@@ -10,8 +10,8 @@
  *
  * Where a process may have no netlink socket (RestrictAddressFamilies= of a systemd unit, gVisor)
  * the same is read from /proc/net/tcp: the list of all connections, so no longer than it may take.
- * That the kernel has no diagnostics of TCP cannot be told from that there is no such socket, ENOENT
- * either way: then nobody comes in by TCP.
+ * That the kernel has no diagnostics of TCP cannot be told from that there is no such socket,
+ * ENOENT either way: then nobody comes in by TCP.
  */
 #ifndef MANHOLE_DOOR_TCP_C
 #define MANHOLE_DOOR_TCP_C

@@ -10,14 +10,14 @@
  * release(), unless the application has set a handler of its own since: ours is compared first.
  * faulthandler's signal, for frozen copies, is settled here too, for the same dispositions.
  *
- * A oneshot serves one client in the thread that calls handle_oneshot(). It opens the options' doors
- * itself, and while it does they are not the listener's (manhole.oneshot). It waits in poll() for
- * SIGNAL_CHECK_MS at a time, so that other signals of the application are handled meanwhile, and at
- * most for oneshot_timeout. The session itself is the same as in a thread of its own; a guard
- * (src/session/interrupt.c) stands in for the listener, which does not know it.
+ * A oneshot serves one client in the thread that calls handle_oneshot(). It opens the options'
+ * doors itself, and while it does they are not the listener's (manhole.oneshot). It waits in poll()
+ * for SIGNAL_CHECK_MS at a time, so that other signals of the application are handled meanwhile,
+ * and at most for oneshot_timeout. The session itself is the same as in a thread of its own; a
+ * guard (src/session/interrupt.c) stands in for the listener, which does not know it.
  *
- * Whoever waits for the listener or for sessions waits for the news bell (wait_for_news()): detached,
- * with the application's signals handled.
+ * Whoever waits for the listener or for sessions waits for the news bell (wait_for_news()):
+ * detached, with the application's signals handled.
  */
 #ifndef MANHOLE_SERVER_ACTIVATION_C
 #define MANHOLE_SERVER_ACTIVATION_C
@@ -532,8 +532,8 @@ serve_here(int fd, const struct peer *peer,
            void (*serve)(struct session *, PyObject *locals) /* NULL: as it asks for */)
 {
     const struct channel *channel = serve == NULL ? read_channel(fd) : &plain_channel;
-    /* A guard interrupts what a client that has left was served with; a callable has the socket, and
-     * sees for itself. */
+    /* A guard interrupts what a client that has left was served with; a callable has the socket,
+     * and sees for itself. */
     bool needs_guard = serve != NULL || channel->serve != NULL ||
                        manhole.options.connection_handler.kind != HANDLER_CALLABLE;
     struct session *session = claim_session(fd, peer, channel);

@@ -4,9 +4,9 @@
  *
  * The listener gets a duplicate of a listening socket (listen_fd), so its clients are served though
  * the application's hub, or Python itself, is stuck. The application keeps its own (given_fd), to
- * close it: the listener looks at that before each turn, and gives up its duplicate (is_done_with()).
- * Both descriptors are one socket to the kernel, which so must not block while it is ours: another
- * process that has it too may accept first.
+ * close it: the listener looks at that before each turn, and gives up its duplicate
+ * (is_done_with()). Both descriptors are one socket to the kernel, which so must not block while it
+ * is ours: another process that has it too may accept first.
  *
  * Who calls these need not have called install(): then one without a door of its own is made, which
  * any install() later replaces.

@@ -3,9 +3,9 @@
  * Touches:  that file, once; the struct options that it is given.
  *
  * configparser reads it, in a part (src/base/parts.c); what it says is then parsed as install()'s
- * own options are. What install() is told itself wins over the file. A file that is wrong in any way
- * is refused, by a ValueError that names it. Sections that are not in KNOWN are the plugins' own:
- * the parser is kept for them (options.settings).
+ * own options are. What install() is told itself wins over the file. A file that is wrong in any
+ * way is refused, by a ValueError that names it. Sections that are not in KNOWN are the plugins'
+ * own: the parser is kept for them (options.settings).
  * To add a setting: its key in KNOWN, and what it means at the end of read().
  */
 #ifndef MANHOLE_SERVER_CONFIG_C

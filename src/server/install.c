@@ -3,8 +3,8 @@
  * Touches:  all that manhole.c's head names, in the order in which it must be there.
  *
  * What a signal, a fork or the end of the process needs comes first (prepare()), then oneshot_on,
- * the listener, and last activate_on: its handler finds all that it needs. A start that fails in the
- * middle is undone as a whole, by the same uninstall() that release() calls.
+ * the listener, and last activate_on: its handler finds all that it needs. A start that fails in
+ * the middle is undone as a whole, by the same uninstall() that release() calls.
  *
  * What goes wrong with the options is an exception. What goes wrong outside, a path that cannot be
  * bound or a thread that is not to be had, is a line in the log: the application goes on without.

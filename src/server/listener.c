@@ -3,15 +3,16 @@
  * Touches:  the socket, the slots of sessions, the copies that wait in them.
  *
  * How it sleeps. One turn of listener_main() does what it was told (obey_orders()), then watches:
- * poll() without a timeout while nothing is due, so an idle process is never woken. What it waits for
- * is the wake bell, the doors, and each session's descriptor, the latter to see that a client leaves
- * while its thread is busy, or that it can take again what waits for it. A timeout there is only for
- * who waits too long for Python (hang_timeout), for what a vanished client has left running, and
- * after an accept() that found no room.
+ * poll() without a timeout while nothing is due, so an idle process is never woken. What it waits
+ * for is the wake bell, the doors, and each session's descriptor, the latter to see that a client
+ * leaves while its thread is busy, or that it can take again what waits for it. A timeout there is
+ * only for who waits too long for Python (hang_timeout), for what a vanished client has left
+ * running, and after an accept() that found no room.
  *
  * How it is told. tell_listener() sets a bit of manhole.orders, posts the semaphore and rings the
- * bell; a signal handler may do it. The semaphore is what is slept on while there is nothing to poll:
- * it needs no descriptor. Whoever waits for what the listener then does waits for the news bell.
+ * bell; a signal handler may do it. The semaphore is what is slept on while there is nothing to
+ * poll: it needs no descriptor. Whoever waits for what the listener then does waits for the news
+ * bell.
  *
  * What an application may do to us. It may close every descriptor: poll() returns at once for those
  * (POLLNVAL), and they are opened anew (recover_descriptors()). It may use up all descriptors: then
@@ -98,8 +99,8 @@ struct client {
     PyObject *locals;        /* owned, handed to the session; or NULL */
 };
 
-/* Fills a new session's slot with what the listener knows of the client. stuck: its own thread tells
- * the client at once, and nobody else has to. */
+/* Fills a new session's slot with what the listener knows of the client. stuck: its own thread
+ * tells the client at once, and nobody else has to. */
 static void
 note_client(struct session *session, const struct client *client, bool stuck)
 {
@@ -259,8 +260,8 @@ find_channel(const char *name)
     return &plain_channel;
 }
 
-/* accept() has failed, but the next one may do: the client has left again; or our descriptor is lost,
- * which recover_descriptors() sees to, or shut down, which is_done_with() finds. */
+/* accept() has failed, but the next one may do: the client has left again; or our descriptor is
+ * lost, which recover_descriptors() sees to, or shut down, which is_done_with() finds. */
 static bool
 is_passing(int error)
 {
@@ -480,8 +481,8 @@ look_after(struct session *session)
 }
 
 /* Sleeps until there is something to do. With nothing to watch but the bell it sleeps on the
- * semaphore, which an application that closes all descriptors cannot close: activate_on still works.
- * Returns how many descriptors have something. */
+ * semaphore, which an application that closes all descriptors cannot close: activate_on still
+ * works. Returns how many descriptors have something. */
 DETACHED static int
 wait_for_events(struct watch *watch)
 {

@@ -17,10 +17,10 @@
  *   (strike). In C that does not return to Python the exception waits, like a signal's.
  *
  *   Out of a wait. From CPython 3.15 on sleep(), recv() and the like look for the exception when a
- *   signal has cut their system call short, so the thread is sent one (end_wait): a real-time signal
- *   that nobody used at install(), with a handler that does nothing. No other thread sees anything
- *   of it: those of the manhole have it blocked, all but the sessions', and to those of the
- *   application it is not sent. A oneshot's session runs in the main thread, where Python's own
+ *   signal has cut their system call short, so the thread is sent one (end_wait): a real-time
+ *   signal that nobody used at install(), with a handler that does nothing. No other thread sees
+ *   anything of it: those of the manhole have it blocked, all but the sessions', and to those of
+ *   the application it is not sent. A oneshot's session runs in the main thread, where Python's own
  *   handlers cut calls short in the same way.
  *
  *   Not in an import: a lock of importlib's could stay shut for the rest of the process. It waits

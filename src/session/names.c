@@ -2,8 +2,8 @@
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's names, under table_lock.
  * It has python-manhole's names, as far as they can be imported, and those of the option locals or
- * of backdoor(), copied, or in eventlet's way looked at; and where these are none of that name, what
- * looks at threads and tasks (prompt). Where it looks at them a client sees the application's
+ * of backdoor(), copied, or in eventlet's way looked at; and where these are none of that name,
+ * what looks at threads and tasks (prompt). Where it looks at them a client sees the application's
  * mapping change, and what it assigns the application finds there; but `_` and what we add are its
  * own.
  */

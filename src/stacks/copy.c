@@ -10,7 +10,8 @@
  *
  *   1. take_snapshot() makes one copy at a time, under snapshot_lock. One that dies is made again
  *      after a pause, so that the thread that was in the middle of a change can get on. Where three
- *      die at the same thread, the next leaves out its frames. If all die the longest text is taken.
+ *      die at the same thread, the next leaves out its frames. If all die the longest text is
+ *      taken.
  *   2. try_copy() opens the memory file; where the process has no descriptor left, the spare one is
  *      closed for it. Then a raw clone without any flag: the child shares nothing, tells its parent
  *      nothing when it ends (exit signal 0), and is seen by waitpid(__WALL) alone.
@@ -24,17 +25,18 @@
  *
  * Not fork(): it runs handlers, and waits for locks of the C library that another thread may hold.
  * Not a walk in the process itself: the threads that run would change what is read, and it is the
- * process that would die of it. Not Py_FatalError() in a copy that a seccomp filter keeps from doing
- * harm, which would need no signal and nothing at install: it is as reliable, but writes once, so
- * each hundred threads would take a copy of their own, and without a GIL it tells one thread only.
+ * process that would die of it. Not Py_FatalError() in a copy that a seccomp filter keeps from
+ * doing harm, which would need no signal and nothing at install: it is as reliable, but writes
+ * once, so each hundred threads would take a copy of their own, and without a GIL it tells one
+ * thread only.
  *
  * What runs in the copy, marked COPY_ONLY, lives by these rules:
  *
  *   - No lock is waited for and no memory asked for: whoever has the lock is not in the copy.
  *   - Nothing that Python owns is changed but what faulthandler is to find otherwise: the list of
  *     thread states, a thread's frames. The copy is thrown away.
- *   - What is read may be half changed, for the process was stopped anywhere. Dying of it is allowed,
- *     so the stacks come first, then the facts, then what is likeliest to die.
+ *   - What is read may be half changed, for the process was stopped anywhere. Dying of it is
+ *     allowed, so the stacks come first, then the facts, then what is likeliest to die.
  *   - The C library believes to be in the thread that made the copy, of the process. What asks for
  *     its own thread or process goes to the kernel.
  */
@@ -423,8 +425,8 @@ append_file(struct text *text, int fd)
     }
 }
 
-/* A file in memory for a copy to write into; -1 with errno. Where the process has no descriptor left
- * the spare one makes room for it. */
+/* A file in memory for a copy to write into; -1 with errno. Where the process has no descriptor
+ * left the spare one makes room for it. */
 static int
 open_memory_file(void)
 {

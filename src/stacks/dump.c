@@ -20,8 +20,8 @@
  *     #############################################
  *
  * What a frozen copy has told is for somebody whose process is stuck, so there each header has the
- * kernel's word on the thread below it, "Thread: Worker-1, TID 4712 (shop), sleeping in futex_wait",
- * and threads that Python knows nothing of come at the end.
+ * kernel's word on the thread below it, "Thread: Worker-1, TID 4712 (shop), sleeping in
+ * futex_wait", and threads that Python knows nothing of come at the end.
  */
 #ifndef MANHOLE_STACKS_DUMP_C
 #define MANHOLE_STACKS_DUMP_C

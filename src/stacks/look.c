@@ -4,11 +4,12 @@
  *
  * The application stands still for the look alone, so that does as little as it can:
  *
- *   1. look_at_threads() takes each thread's topmost frame from sys._current_frames(), goes outwards,
- *      and notes for each frame its code object and instruction. (Where other interpreters may have
- *      a GIL of their own, it asks each thread of ours instead: their frames would not stand still.) Nothing in it lets go of the GIL:
- *      what it sees was so at one moment. The cyclic collector is paused for it, since it may run
- *      any Python code, and making frame objects may set it off.
+ *   1. look_at_threads() takes each thread's topmost frame from sys._current_frames(), goes
+ *      outwards, and notes for each frame its code object and instruction. (Where other
+ *      interpreters may have a GIL of their own, it asks each thread of ours instead: their frames
+ *      would not stand still.) Nothing in it lets go of the GIL: what it sees was so at one moment.
+ *      The cyclic collector is paused for it, since it may run any Python code, and making frame
+ *      objects may set it off.
  *   2. describe_thread() and describe_position() then find names, files and line numbers. That
  *      takes longer, is C throughout, and would keep the others from running: let_others_run()
  *      steps back every few milliseconds. No Python code runs here either; what a thread's object
@@ -71,8 +72,8 @@ record_stack(struct stacks *stacks, PyObject *top)
     return stacks->frame_count - first;
 }
 
-/* The topmost frame of each thread of our interpreter, by ident. Returns a new dict, or NULL with an
- * exception. */
+/* The topmost frame of each thread of our interpreter, by ident. Returns a new dict, or NULL with
+ * an exception. */
 ATTACHED static PyObject *
 collect_own_frames(void)
 {
@@ -91,8 +92,9 @@ collect_own_frames(void)
     return steal_reference(&frames);
 }
 
-/* The topmost frame of each thread, by ident; of other interpreters too, where that is safe. Nothing
- * in it lets go of the GIL, where there is one. Returns a new dict, or NULL with an exception. */
+/* The topmost frame of each thread, by ident; of other interpreters too, where that is safe.
+ * Nothing in it lets go of the GIL, where there is one. Returns a new dict, or NULL with an
+ * exception. */
 ATTACHED static PyObject *
 collect_frames(void)
 {

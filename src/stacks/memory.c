@@ -2,11 +2,11 @@
  * Runs on:  native threads of ours, DETACHED.
  * Touches:  /proc/self and /sys/fs/cgroup, read.
  *
- * A copy shares all pages with the process, but has page tables of its own: 2 MB for each GB that is
- * resident. In a container whose memory cgroup is nearly full these may be what brings the kernel's
- * OOM killer, and that kills the process, not the copy. So none is made where its tables would not
- * fit beside what the cgroup counts already, less what it can give up at once, which is the cache of
- * files. A cgroup is as full as the fullest one above it.
+ * A copy shares all pages with the process, but has page tables of its own: 2 MB for each GB that
+ * is resident. In a container whose memory cgroup is nearly full these may be what brings the
+ * kernel's OOM killer, and that kills the process, not the copy. So none is made where its tables
+ * would not fit beside what the cgroup counts already, less what it can give up at once, which is
+ * the cache of files. A cgroup is as full as the fullest one above it.
  *
  * What cannot be read says nothing: then a copy is made.
  */

@@ -212,8 +212,8 @@ is_same_stack(const struct stacks *stacks, const struct thread_stack *one,
                    one->count * sizeof(*stacks->frames)) == 0);
 }
 
-/* Finds the threads with the same stacks. Compared with the first of each group alone: of a thousand
- * threads most are in a few. */
+/* Finds the threads with the same stacks. Compared with the first of each group alone: of a
+ * thousand threads most are in a few. */
 static void
 group_threads(struct stacks *stacks)
 {

@@ -4,15 +4,16 @@
  *           it has put there is still there.
  *
  * How it works. A stand-in takes the function's place: a function that calls it, dressed by
- * functools.wraps(). Its probe is what one asks. It keeps one exception, the latest, with its frames,
- * until it is discarded: a traceback, and what pdb can examine post mortem while the program goes on.
+ * functools.wraps(). Its probe is what one asks. It keeps one exception, the latest, with its
+ * frames, until it is discarded: a traceback, and what pdb can examine post mortem while the
+ * program goes on.
  *
  * A name, module:Class.method, is looked for in dictionaries alone, so nothing of the application's
  * runs or is imported. To remove a probe is to put back what was found, and only while what stands
  * there is our own stand-in: who has replaced it since keeps what it has set.
  *
- * Two threads may insert, remove and call at once. Each step that only one may do is one operation of
- * a dict or set (by_name.setdefault(), _in_place.pop()): whoever gets the entry goes on.
+ * Two threads may insert, remove and call at once. Each step that only one may do is one operation
+ * of a dict or set (by_name.setdefault(), _in_place.pop()): whoever gets the entry goes on.
  *
  * All of it is in Python; what is C here gives it to who asks: the module's functions, and the
  * commands.
@@ -470,8 +471,8 @@ exec_probes(PyObject *module)
     return PyModule_AddFunctions(module, probe_functions);
 }
 
-/* A command that a client types, in a session's thread. Returns a new str to print, or None; or NULL
- * with an exception whose message is for the client. */
+/* A command that a client types, in a session's thread. Returns a new str to print, or None; or
+ * NULL with an exception whose message is for the client. */
 ATTACHED static PyObject *
 run_probe_command(PyObject *name, PyObject *argument /* a probe's name, or NULL */)
 {
