@@ -37,15 +37,6 @@ show_tasks(const char *pid)
     return out;
 }
 
-static bool
-is_python_from(int minor)
-{
-    const char *out = NULL;
-    run_command(LIST(python(), "-c", "import sys; print(sys.version_info[1])"), NULL,
-                &out, NULL);
-    return atoi(out) >= minor;
-}
-
 static void
 require_python_from(int minor)
 {
