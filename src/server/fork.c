@@ -58,6 +58,7 @@ enum {
     FORK_PATIENCE_MS = 1000,
 };
 
+/* Lets go of what options own. May run Python code, so it is no struct that others look at. */
 ATTACHED static void
 drop_options(struct options *options)
 {
@@ -88,7 +89,8 @@ add_exit_callback(void)
     return 0;
 }
 
-/* From here on nothing is installed. */
+/* From here on nothing is installed. Sessions that stay go on by the other options: how long a client
+ * waits, what is blocked in threads. */
 ATTACHED static void
 forget_options(void)
 {
