@@ -337,10 +337,11 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
     return PyErr_CheckSignals() < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-PyDoc_STRVAR(release_doc, "release($self, /)\n--\n\n"
-                          "Undo install(): the listener, its socket, the signal "
-                          "handlers. Clients that are\n"
-                          "connected stay. Harmless when nothing is installed.");
+PyDoc_STRVAR(
+    release_doc,
+    "release($self, /)\n--\n\n"
+    "Undo install(): the listener, its socket, the signal handlers. Clients that\n"
+    "are connected stay. Harmless when nothing is installed.");
 
 ATTACHED static PyObject *
 manhole_release_method(PyObject *self, PyObject *unused)
@@ -418,13 +419,11 @@ manhole_repr(PyObject *self)
 
 static PyGetSetDef manhole_attributes[] = {
     {"uds_name", manhole_uds_name, NULL,
-     "The path of the Unix socket, whether it is open or not; None: there is only "
-     "TCP.",
+     "The path of the Unix socket, whether it is open or not; None: there is only TCP.",
      NULL},
     {"addresses", manhole_addresses, NULL,
-     "All that install() was told to listen at: paths, and HOST:PORT with the port "
-     "that\n"
-     "was chosen where the option listen said 0.",
+     "All that install() was told to listen at: paths, and HOST:PORT with the port\n"
+     "that was chosen where the option listen said 0.",
      NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -511,13 +511,13 @@ before_c_fork(void)
     c_fork.told = false;
     if (c_fork.untold) {
         lock_leaf(&table_lock);
-        if (manhole.entering > 0 || manhole.inside > 0) {
-            unlock(&table_lock);
-            c_fork.told = tell_python();
-            c_fork.untold = !c_fork.told;
-            if (c_fork.untold) {
-                lock_leaf(&table_lock);
-            }
+    }
+    if (c_fork.untold && (manhole.entering > 0 || manhole.inside > 0)) {
+        unlock(&table_lock); /* who is inside needs it to get out */
+        c_fork.told = tell_python();
+        c_fork.untold = !c_fork.told;
+        if (c_fork.untold) {
+            lock_leaf(&table_lock);
         }
     }
     c_fork.holds_new_state = lock_new_state_soon();
