@@ -86,6 +86,7 @@ PyDoc_STRVAR(
     "Return (pid, uid, gid) of the process at the other end of a connected Unix\n"
     "socket, as the kernel recorded it. OSError when the socket has no such peer.");
 
+/* As python-manhole has it; a gid that is not known is -1. */
 ATTACHED static PyObject *
 peer_tuple(const struct peer *peer)
 {
@@ -139,8 +140,10 @@ is_same_file(int one, int other)
            first.st_dev == second.st_dev && first.st_ino == second.st_ino;
 }
 
-/* Serves a socket that Python code has, in its thread: the client of the session that the
- * calling thread serves already, or any other. */
+/* Serves a socket that Python code has, in its thread. It may be the client of the very session that
+ * this thread is in: that of a connection_handler which is a callable, and hands on the socket that
+ * it was given. Then the session goes on. Any other gets a session of its own, on a duplicate: the
+ * caller closes its own. */
 ATTACHED static PyObject *
 handle_connection(PyObject *module, PyObject *client,
                   void (*serve)(struct session *, PyObject *locals))
@@ -239,6 +242,8 @@ ignores_environment(void)
     return ignores;
 }
 
+/* Runs in site, before the program: whatever is wrong with the variable must not keep that from
+ * starting. */
 ATTACHED static PyObject *
 py_install_from_environment(PyObject *module, PyObject *unused)
 {
@@ -259,6 +264,7 @@ py_install_from_environment(PyObject *module, PyObject *unused)
     return Py_NewRef(Py_None);
 }
 
+/* What leads with an underscore is called by others than people: see the head of this room. */
 static PyMethodDef module_methods[] = {
     {"install", (PyCFunction)(void (*)(void))py_install, METH_VARARGS | METH_KEYWORDS,
      install_doc},
@@ -298,6 +304,8 @@ PyDoc_STRVAR(
     "meanwhile comes out. NotInstalled when nothing is installed and it is called\n"
     "without arguments.");
 
+/* A signal handler must not raise what the interrupted code knows nothing of: called as one, with
+ * arguments, it logs what goes wrong. */
 ATTACHED static PyObject *
 manhole_handle_oneshot(PyObject *self, PyObject *arguments)
 {
@@ -330,10 +338,11 @@ manhole_handle_oneshot(PyObject *self, PyObject *arguments)
     return PyErr_CheckSignals() < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-PyDoc_STRVAR(release_doc, "release($self, /)\n--\n\n"
-                          "Undo install(): the listener, its socket, the signal "
-                          "handlers. Clients that are\n"
-                          "connected stay. Harmless when nothing is installed.");
+PyDoc_STRVAR(
+    release_doc,
+    "release($self, /)\n--\n\n"
+    "Undo install(): the listener, its socket, the signal handlers. Clients that\n"
+    "are connected stay. Harmless when nothing is installed.");
 
 ATTACHED static PyObject *
 manhole_release_method(PyObject *self, PyObject *unused)
@@ -363,6 +372,7 @@ name_endpoint(const struct endpoint *endpoint, const struct door *door)
     return PyUnicode_FromString(is_door_open(door) ? door->name : name);
 }
 
+/* As install() was told, whether they are open or not. */
 ATTACHED static PyObject *
 manhole_addresses(PyObject *self, void *unused)
 {
@@ -379,6 +389,7 @@ manhole_addresses(PyObject *self, void *unused)
     return steal_reference(&list);
 }
 
+/* The first that is a path. python-manhole has only this one. */
 ATTACHED static PyObject *
 manhole_uds_name(PyObject *self, void *unused)
 {
@@ -409,17 +420,16 @@ manhole_repr(PyObject *self)
 
 static PyGetSetDef manhole_attributes[] = {
     {"uds_name", manhole_uds_name, NULL,
-     "The path of the Unix socket, whether it is open or not; None: there is only "
-     "TCP.",
+     "The path of the Unix socket, whether it is open or not; None: there is only TCP.",
      NULL},
     {"addresses", manhole_addresses, NULL,
-     "All that install() was told to listen at: paths, and HOST:PORT with the port "
-     "that\n"
-     "was chosen where the option listen said 0.",
+     "All that install() was told to listen at: paths, and HOST:PORT with the port\n"
+     "that was chosen where the option listen said 0.",
      NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+/* Of a type on the heap: each of its objects has a reference to it. */
 ATTACHED static void
 manhole_dealloc(PyObject *self)
 {
@@ -507,6 +517,8 @@ add_exceptions(PyObject *module, struct module_state *state)
     return 0;
 }
 
+/* Fills in a new module. When it fails in the middle the rest of the state is NULL, and CPython has
+ * module_free() drop what there is. */
 ATTACHED static int
 module_exec(PyObject *module)
 {
@@ -533,6 +545,8 @@ module_exec(PyObject *module)
     return 0;
 }
 
+/* For the collector, which finds circles through the module. All references stand first in the
+ * state: it is zeroes when it is made, so none of them needs to be named here. */
 enum {
     STATE_REFERENCES = offsetof(struct module_state, has_fork_hook) / sizeof(PyObject *),
 };

@@ -33,15 +33,20 @@ struct log_entry {
     char line[]; /* NUL-terminated */
 };
 
+/* Lines that wait for the object. */
+struct log_queue {
+    struct log_entry *first;
+    struct log_entry *last;
+    int length;
+    bool delivering; /* a thread is at it, and takes along what comes meanwhile */
+};
+
 /* All under log_lock. */
 static struct {
     bool enabled;
     PyObject *object;  /* owned, has write(str); NULL: lines go to the descriptor */
     struct kept_fd fd; /* nothing is written to what the application has there since */
-    struct log_entry *first;
-    struct log_entry *last;
-    int length;
-    bool delivering; /* a thread is at it, and takes along what comes meanwhile */
+    struct log_queue queue;
 } logger = {.fd.number = -1};
 
 /* A destination that cannot take the line now loses it: a full pipe must not stop the listener. One
@@ -59,21 +64,22 @@ write_log_fd(const char *line, size_t length)
 static void
 queue_log_line(const char *line, size_t length)
 {
-    struct log_entry *entry =
-        logger.length == LOG_QUEUE_LENGTH ? NULL : malloc(sizeof(*entry) + length + 1);
+    struct log_entry *entry = logger.queue.length == LOG_QUEUE_LENGTH
+                                  ? NULL
+                                  : malloc(sizeof(*entry) + length + 1);
     if (entry == NULL) {
         return; /* this line is lost, the queue stays as it is */
     }
     entry->next = NULL;
     memcpy(entry->line, line, length + 1);
-    if (logger.last == NULL) {
-        logger.first = entry;
+    if (logger.queue.last == NULL) {
+        logger.queue.first = entry;
     }
     else {
-        logger.last->next = entry;
+        logger.queue.last->next = entry;
     }
-    logger.last = entry;
-    logger.length++;
+    logger.queue.last = entry;
+    logger.queue.length++;
 }
 
 /* Where a line goes now. */
@@ -131,8 +137,8 @@ static bool
 begin_delivery(void)
 {
     lock_leaf(&log_lock);
-    bool mine = !logger.delivering && logger.first != NULL;
-    logger.delivering = logger.delivering || mine;
+    bool mine = !logger.queue.delivering && logger.queue.first != NULL;
+    logger.queue.delivering = logger.queue.delivering || mine;
     unlock(&log_lock);
     return mine;
 }
@@ -143,16 +149,16 @@ ATTACHED static struct log_entry *
 next_log_entry(PyObject **object)
 {
     lock_leaf(&log_lock);
-    struct log_entry *entry = logger.first;
+    struct log_entry *entry = logger.queue.first;
     if (entry == NULL) {
-        logger.delivering = false;
+        logger.queue.delivering = false;
     }
     else {
         *object = Py_XNewRef(logger.object);
-        logger.first = entry->next;
-        logger.length--;
-        if (logger.first == NULL) {
-            logger.last = NULL;
+        logger.queue.first = entry->next;
+        logger.queue.length--;
+        if (logger.queue.first == NULL) {
+            logger.queue.last = NULL;
         }
     }
     unlock(&log_lock);
@@ -225,14 +231,12 @@ configure_log(const struct destination *destination)
     fd = fd == STDERR_FILENO && has_no_stderr() ? -1 : fd;
 
     lock_leaf(&log_lock);
-    PyObject *previous = logger.object;     /* owned */
-    struct log_entry *entry = logger.first; /* owned, and so are those behind it */
+    PyObject *previous = logger.object;           /* owned */
+    struct log_entry *entry = logger.queue.first; /* owned, and so are those behind it */
     logger.enabled = destination != NULL;
     logger.object = destination == NULL ? NULL : Py_XNewRef(destination->object);
     keep_fd(&logger.fd, fd);
-    logger.first = NULL;
-    logger.last = NULL;
-    logger.length = 0;
+    logger.queue = (struct log_queue){.delivering = logger.queue.delivering};
     unlock(&log_lock);
 
     while (entry != NULL) {
@@ -247,17 +251,14 @@ configure_log(const struct destination *destination)
 static void
 forget_log_lines(void)
 {
-    logger.delivering = false;
-    logger.first = NULL;
-    logger.last = NULL;
-    logger.length = 0;
+    logger.queue = (struct log_queue){0};
 }
 
 static bool
 is_log_waiting(void)
 {
     lock_leaf(&log_lock);
-    bool waiting = logger.first != NULL;
+    bool waiting = logger.queue.first != NULL;
     unlock(&log_lock);
     return waiting;
 }

@@ -526,6 +526,15 @@ serve_with_locals(struct session *session,
     Py_XDECREF(locals);
 }
 
+/* No listener watches the client of this thread. */
+ATTACHED static void
+guard_session(struct session *session)
+{
+    PyThreadState *tstate = detach();
+    send_guard(session);
+    reattach(tstate);
+}
+
 /* Serves a connected socket in the calling thread; takes fd over. Returns 0, or how it failed. */
 ATTACHED static int
 serve_here(int fd, const struct peer *peer,
@@ -537,7 +546,6 @@ serve_here(int fd, const struct peer *peer,
     bool needs_guard = serve != NULL || channel->serve != NULL ||
                        manhole.options.connection_handler.kind != HANDLER_CALLABLE;
     struct session *session = claim_session(fd, peer, channel);
-    PyThreadState *tstate = NULL;
     if (session == NULL) {
         (void)close(fd);
         PyErr_Format(PyExc_RuntimeError, "%d clients are connected already",
@@ -546,9 +554,7 @@ serve_here(int fd, const struct peer *peer,
     }
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     if (needs_guard) {
-        tstate = detach();
-        send_guard(session);
-        reattach(tstate);
+        guard_session(session);
     }
     if (receive_here(session)) {
         if (serve == NULL) {
@@ -558,8 +564,9 @@ serve_here(int fd, const struct peer *peer,
             serve_with_locals(session, serve);
         }
     }
+
     OWNED PyObject *raised = steal_reference(&session->run.raised);
-    tstate = detach();
+    PyThreadState *tstate = detach();
     release_session(session);
     reattach(tstate);
     deliver_log();

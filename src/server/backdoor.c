@@ -132,17 +132,14 @@ check_locals(PyObject **locals, const char *function)
 PyDoc_STRVAR(
     backdoor_server_doc,
     "backdoor_server(sock, locals=None)\n--\n\n"
-    "Give each client of the listening socket sock a Python console with these "
+    "Give each client of the listening socket sock a Python console with these\n"
     "names.\n\n"
-    "As eventlet.backdoor.backdoor_server(), under eventlet, gevent, or neither; but "
-    "it\n"
-    "returns at once, clients are served by threads of their own, and only those of "
-    "this\n"
-    "process's user and root. From here on sock is the manhole's; to close it ends "
-    "the\n"
-    "server. install() may be called before, after, or not at all. ValueError when "
-    "sock\n"
-    "does not listen, or where others than this machine can reach it.");
+    "As eventlet.backdoor.backdoor_server(), under eventlet, gevent, or neither;\n"
+    "but it returns at once, clients are served by threads of their own, and only\n"
+    "those of this process's user and root. From here on sock is the manhole's; to\n"
+    "close it ends the server. install() may be called before, after, or not at\n"
+    "all. ValueError when sock does not listen, or where others than this machine\n"
+    "can reach it.");
 
 ATTACHED static PyObject *
 py_backdoor_server(PyObject *module, PyObject *arguments, PyObject *keywords)
@@ -171,11 +168,10 @@ PyDoc_STRVAR(
     backdoor_doc,
     "backdoor(conn_info, locals=None)\n--\n\n"
     "Give the client of a connected socket a Python console with these names.\n\n"
-    "conn_info is (conn, addr), as accept() returns it. As "
-    "eventlet.backdoor.backdoor():\n"
-    "it returns at once, and conn may then be closed. A client that is neither root "
-    "nor\n"
-    "this process's user, or cannot be told, is a line in the log and let go.");
+    "conn_info is (conn, addr), as accept() returns it. As\n"
+    "eventlet.backdoor.backdoor(): it returns at once, and conn may then be closed.\n"
+    "A client that is neither root nor this process's user, or cannot be told, is a\n"
+    "line in the log and let go.");
 
 ATTACHED static PyObject *
 py_backdoor(PyObject *module, PyObject *arguments, PyObject *keywords)

@@ -59,6 +59,7 @@ enum {
     FORK_PATIENCE_MS = 1000,
 };
 
+/* Lets go of what options own. May run Python code, so it is no struct that others look at. */
 ATTACHED static void
 drop_options(struct options *options)
 {
@@ -89,7 +90,8 @@ add_exit_callback(void)
     return 0;
 }
 
-/* From here on nothing is installed. */
+/* From here on nothing is installed. Sessions that stay go on by the other options: how long a client
+ * waits, what is blocked in threads. */
 ATTACHED static void
 forget_options(void)
 {
@@ -512,13 +514,13 @@ before_c_fork(void)
     c_fork.told = false;
     if (c_fork.untold) {
         lock_leaf(&table_lock);
-        if (manhole.entering > 0 || manhole.inside > 0) {
-            unlock(&table_lock);
-            c_fork.told = tell_python();
-            c_fork.untold = !c_fork.told;
-            if (c_fork.untold) {
-                lock_leaf(&table_lock);
-            }
+    }
+    if (c_fork.untold && (manhole.entering > 0 || manhole.inside > 0)) {
+        unlock(&table_lock); /* who is inside needs it to get out */
+        c_fork.told = tell_python();
+        c_fork.untold = !c_fork.told;
+        if (c_fork.untold) {
+            lock_leaf(&table_lock);
         }
     }
     c_fork.holds_new_state = lock_new_state_soon();

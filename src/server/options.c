@@ -23,7 +23,8 @@
 #include "../door/tcp.c"
 #include "../door/socket.c"
 
-/* X(name, parser, default as Python has it, help) */
+/* X(name, parser, default as Python has it, help)
+ * The first three may go without their names, as with python-manhole. */
 #define POSITIONAL_OPTIONS(X)                                                            \
   X(verbose, parse_bool, "True", "write a log line for each thing that happens")         \
   X(verbose_destination, parse_destination, "2",                                         \
@@ -96,6 +97,7 @@ parse_bool(PyObject *value, void *target)
     return PARSED_OK;
 }
 
+/* Any number, but no bool, which is an int, too: timeout=True is a mistake. */
 ATTACHED static enum parsed
 parse_seconds(PyObject *value, void *target)
 {
@@ -206,6 +208,8 @@ spare_faults(sigset_t *set)
     }
 }
 
+/* Which signals are blocked in our threads: all, so that no handler of the application's runs in one,
+ * unless it says which. */
 ATTACHED static enum parsed
 parse_signals(PyObject *value, void *target)
 {
@@ -240,6 +244,7 @@ parse_signals(PyObject *value, void *target)
     return PyErr_Occurred() ? PARSED_FAILED : parsed;
 }
 
+/* A descriptor is kept with what it is now; an object is asked for its write() at each line. */
 ATTACHED static enum parsed
 parse_destination(PyObject *value, void *target)
 {
@@ -370,6 +375,8 @@ choose_address(const struct addrinfo *found, uint16_t port, union address *chose
     return PARSED_OK;
 }
 
+/* HOST:PORT. The name is looked up detached: that may take seconds, of which the other threads are to
+ * notice nothing. */
 ATTACHED static enum parsed
 parse_address(PyObject *value, union address *address)
 {
@@ -419,6 +426,7 @@ parse_endpoint(PyObject *value, struct endpoints *endpoints)
     return parsed;
 }
 
+/* One endpoint, or a list or tuple of them. All are parsed before the field changes. */
 ATTACHED static enum parsed
 parse_listen(PyObject *value, void *target)
 {
@@ -449,6 +457,7 @@ parse_listen(PyObject *value, void *target)
     return parsed;
 }
 
+/* Kept as it is, not copied: a session's console reads it when its client comes. */
 ATTACHED static enum parsed
 parse_mapping(PyObject *value, void *target)
 {
@@ -479,6 +488,7 @@ find_word(PyObject *value, const struct word *words, size_t count)
     return NULL;
 }
 
+/* A callable first: an object of a subclass of str may be one. */
 ATTACHED static enum parsed
 parse_handler(PyObject *value, void *target)
 {
@@ -590,6 +600,7 @@ enum {
     POSITIONAL_COUNT = 3,
 };
 
+/* The defaults of the rows above, as C has them; what is not named is 0, NULL, None. */
 static struct options
 default_options(void)
 {
@@ -640,6 +651,7 @@ raise_unknown_option(PyObject *name)
     free_text(&known);
 }
 
+/* An option by its name, which none of the first positional may have. */
 ATTACHED static int
 parse_keyword(struct options *options, PyObject *name, PyObject *value,
               Py_ssize_t positional)
