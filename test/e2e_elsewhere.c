@@ -185,7 +185,8 @@ words_mean_over_there_what_they_mean_here(void)
         const char *sent;
     } rows[] = {
         {{"1", "2", "-c", "x"}, " 'manhole-cli' '1' '2' '-c' 'x'"},
-        {{"-t5", "1", "-c", "", "a"}, " 'manhole-cli' '1' '--timeout=5' '-c' '' '--' 'a'"},
+        {{"-t5", "1", "-c", "", "a"},
+         " 'manhole-cli' '1' '--timeout=5' '-c' '' '--' 'a'"},
         {{"1", "-c", "-c", "--", "x"}, " 'manhole-cli' '1' '-c' '-c' '--' 'x'"},
     };
     write_program("ssh", "#!/bin/sh\necho \"<$4>\"\n");
