@@ -342,12 +342,15 @@ clean_sockets(void)
         const struct process *process = &processes.list[i];
         const char *path = process->target.path;
         struct stat file;
-        if (process->condition != DEAD || strncmp(path, "/tmp/", 5) != 0 ||
-            lstat(path, &file) < 0 || !S_ISSOCK(file.st_mode) ||
-            file.st_uid != geteuid() || !is_dead(&process->target)) {
+        if (process->condition != DEAD || strncmp(path, "/tmp/", 5) != 0) {
             continue;
         }
-        if (unlink(path) == 0) {
+        bool is_known = lstat(path, &file) == 0;
+        if (is_known && (!S_ISSOCK(file.st_mode) || file.st_uid != geteuid() ||
+                         !is_dead(&process->target))) {
+            continue;
+        }
+        if (is_known && unlink(path) == 0) {
             (void)printf("removed %s\n", path);
         }
         else if (errno != ENOENT) {
