@@ -203,7 +203,8 @@ receive_answer(struct process *process, struct pollfd *fd)
     return true;
 }
 
-/* Knocks at all at once, and waits a moment for who answers. */
+/* Connects to all at once, and waits a moment for who answers. One that hangs does answer: its
+ * listener needs no Python for that. Who is stopped, or is no manhole, does not. */
 static void
 ask_all(struct processes *processes)
 {
