@@ -165,15 +165,21 @@ find_kernel_thread(const char *unused)
                : 0;
 }
 
+/* The parent tells of the child when that has begun: it closes its end of a pipe, as a program does
+ * that it becomes. */
 #define FORKS(how, child)                                                                \
   "import os, sys, time\n"                                                               \
   "parent = os.getpid()\n"                                                               \
+  "begun, begins = os.pipe()\n"                                                          \
   "def stay():\n"                                                                        \
+  "    os.close(begins)\n"                                                               \
   "    while os.getppid() == parent: time.sleep(.02)\n"                                  \
   "    os._exit(0)\n"                                                                    \
   "pid = " how "\n"                                                                      \
   "if pid == 0:\n"                                                                       \
   "    " child "\n"                                                                      \
+  "os.close(begins)\n"                                                                   \
+  "os.read(begun, 1)\n"                                                                  \
   "print(pid, 'is it', flush=True)\n" STAY
 #define IN_C "(__import__('ctypes').PyDLL(None).fork())"
 

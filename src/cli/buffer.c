@@ -1,8 +1,10 @@
 /* Buffers: bytes that grow, whole files in one, and what a block gives back at its end.
  *
  * OWNED, OWNED_BUFFER, OWNED_FD and OWNED_FOLDER before a variable release what it has when its
- * block ends, however that is left; so functions return early. Where the program cannot go on, as
- * without memory, it ends: there is nobody here to hand such an error to.
+ * block ends, however that is left (the compiler's cleanup attribute); so functions return early.
+ * So a pointer into what is owned must not be returned: it would be released just before. Where
+ * the program cannot go on, as without memory, it ends: there is nobody here to hand such an error
+ * to.
  */
 #ifndef MANHOLE_CLI_BUFFER_C
 #define MANHOLE_CLI_BUFFER_C

@@ -514,7 +514,8 @@ show_the_rest(void)
     show_output();
 }
 
-/* The console at a terminal, until the server closes or Ctrl-C says that that is enough. */
+/* The console at a terminal, until the server closes or Ctrl-C says that that is enough. However it
+ * ends, the cursor is below what was being typed, and what the process still says is shown. */
 static enum exit_status
 converse(int server, const struct target *target)
 {

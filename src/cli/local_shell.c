@@ -209,7 +209,8 @@ parse_port(const struct config *config)
     return (int)port;
 }
 
-/* Where the file's listen may lead, and whether somebody is there. */
+/* Where the file's listen may lead, and whether somebody is there. Looked for anew each time, for
+ * processes come and go while one looks at the list. */
 static struct processes
 find_servers(const struct config *config)
 {

@@ -236,7 +236,8 @@ begin_jobs(struct jobs *jobs)
     return busy > 0;
 }
 
-/* Waits for any of the jobs, and deals with it. */
+/* Waits for any of the jobs, and deals with it. When nobody reads our output any more that is the
+ * end of all, as it is of one: the children end with us. */
 static void
 attend_jobs(struct jobs *jobs)
 {

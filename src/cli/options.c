@@ -237,8 +237,8 @@ fail_signal_number(long number)
          name_of(OPTION_SIGNAL).text, number, text_of(&known));
 }
 
-/* A number wins over a name, as no signal is called by one. Only numbers with a name are taken, so
- * that none of the C library's own real-time signals is sent by mistake. */
+/* By name or number. A number wins, as no signal is called by one. Only numbers with a name are
+ * taken, so that none of the C library's own real-time signals is sent by mistake. */
 static int
 parse_signal(const char *argument)
 {

@@ -203,7 +203,8 @@ receive_answer(struct process *process, struct pollfd *fd)
     return true;
 }
 
-/* Knocks at all at once, and waits a moment for who answers. */
+/* Connects to all at once, and waits a moment for who answers. One that hangs does answer: its
+ * listener needs no Python for that. Who is stopped, or is no manhole, does not. */
 static void
 ask_all(struct processes *processes)
 {
@@ -342,12 +343,15 @@ clean_sockets(void)
         const struct process *process = &processes.list[i];
         const char *path = process->target.path;
         struct stat file;
-        if (process->condition != DEAD || strncmp(path, "/tmp/", 5) != 0 ||
-            lstat(path, &file) < 0 || !S_ISSOCK(file.st_mode) ||
-            file.st_uid != geteuid() || !is_dead(&process->target)) {
+        if (process->condition != DEAD || strncmp(path, "/tmp/", 5) != 0) {
             continue;
         }
-        if (unlink(path) == 0) {
+        bool is_known = lstat(path, &file) == 0;
+        if (is_known && (!S_ISSOCK(file.st_mode) || file.st_uid != geteuid() ||
+                         !is_dead(&process->target))) {
+            continue;
+        }
+        if (is_known && unlink(path) == 0) {
             (void)printf("removed %s\n", path);
         }
         else if (errno != ENOENT) {

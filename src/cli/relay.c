@@ -209,7 +209,8 @@ conclude_console(int server, const struct target *target, bool was_farewell)
                : STATUS_OK;
 }
 
-/* Copies both ways until the server has closed and all it wrote is shown. */
+/* Copies both ways until the server has closed and all it wrote is shown. That our input ends ends
+ * nothing: the server is told, and has the last word. */
 static enum exit_status
 relay_session(int server, const struct target *target)
 {

@@ -92,7 +92,8 @@ end_task(struct task *task, enum exit_status status)
     task->status = status;
 }
 
-/* When what is run is to be over: --timeout, or what stacks may take. */
+/* When what is run is to be over: --timeout, or what stacks may take. Code may take its time unless
+ * that is said: nobody but the user knows how long it needs. */
 static double
 find_deadline(const struct request *request)
 {
@@ -117,7 +118,8 @@ is_hindered(pid_t pid)
 enum { TASK_FDS = 2 }; /* that a task waits for at most, besides our outputs */
 
 /* Waits until there is something to do, and returns whether there is. The last two of fds are for
- * our outputs. */
+ * our outputs. The deadline is looked at on each round, so that neither a flood of output nor a
+ * Ctrl-C gives the task more time. */
 static bool
 wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
 {
@@ -334,7 +336,9 @@ conclude(struct answer *answer, const struct task *task)
                : (enum exit_status)answer->status;
 }
 
-/* Runs the code, with our standard streams as its own. */
+/* Runs the code, with our standard streams as its own. Standard input is read when the code asks
+ * for it and not before: what it does not want is left to others, as in a loop of a shell that
+ * reads its lines from there. */
 static enum exit_status
 run_code(int server, const struct request *request, const struct target *target,
          bool *answered)

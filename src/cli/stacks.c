@@ -40,7 +40,8 @@ say_no_stacks(struct buffer *text, int server, const struct target *target)
     return STATUS_NO_CONNECTION;
 }
 
-/* The line that ends a dump, and all of JSON, which is one line. */
+/* Whether all has come: a dump ends with a line of its own, and JSON is one line. A process that
+ * dies in between closes as well, and what is cut must not pass for the whole. */
 static bool
 has_end_of_stacks(const struct buffer *text, bool is_json)
 {

@@ -190,8 +190,8 @@ is_socket(const char *path)
     return stat(path, &status) == 0 && S_ISSOCK(status.st_mode);
 }
 
-/* The number in "1234" or "anything/manhole-1234"; 0: text has neither form. A newline at the end,
- * as a pid file's content has it, does no harm. No process is called 0. */
+/* The number in "1234", "/tmp/manhole-1234" or "anything/manhole-1234"; 0: text has no such form. A
+ * newline at the end, as a pid file's content has it, does no harm. No process is called 0. */
 static pid_t
 parse_pid(const char *text)
 {

@@ -184,6 +184,7 @@ fault_shorter(size_t size)
 #define strdup(...) FAULTY(strdup, NULL, __VA_ARGS__)
 #define syscall(...) FAULTY(syscall, -1, __VA_ARGS__)
 #define unlink(...) FAULTY(unlink, -1, __VA_ARGS__)
+#define vasprintf(...) FAULTY(vasprintf, -1, __VA_ARGS__)
 #define waitpid(...) FAULTY(waitpid, -1, __VA_ARGS__)
 #define write(...) FAULTY_BYTES(write, __VA_ARGS__)
 
