@@ -64,6 +64,9 @@ stream_session(const struct stream *stream)
     return session != NULL && stream->is_error && !wants_stderr(session) ? NULL : session;
 }
 
+/* ---- As an object ------------------------------------------------------------------------ */
+
+/* Its write attribute and its output refer to it in turn: a cycle, which the collector ends. */
 ATTACHED static int
 stream_traverse(PyObject *self, visitproc visit, void *arg)
 {
@@ -107,6 +110,8 @@ stream_repr(PyObject *self)
                                 stream->original);
 }
 
+/* ---- Whose it is in the calling thread ---------------------------------------------------- */
+
 /* Whose attributes the stream shows to the calling thread: the original's, or in a session its
  * client's. Returns a borrowed reference. */
 ATTACHED static PyObject *
@@ -143,6 +148,8 @@ stream_getattro(PyObject *self, PyObject *name)
                : PyObject_GetAttr(stream_target(self), name);
 }
 
+/* sys.stdout.NAME = ... of the application's is on its own stream, where it finds it again when
+ * ours is gone. */
 ATTACHED static int
 stream_setattro(PyObject *self, PyObject *name, PyObject *value)
 {
@@ -183,6 +190,8 @@ stream_exit(PyObject *self, PyObject *arguments)
     OWNED PyObject *method = PyObject_GetAttrString(stream_target(self), "__exit__");
     return method == NULL ? NULL : PyObject_CallObject(method, arguments);
 }
+
+/* ---- write() ------------------------------------------------------------------------------ */
 
 /* Bytes too, in a session: sys.stdout.buffer is the stream itself there. */
 ATTACHED static PyObject *
@@ -269,6 +278,8 @@ write_to_original(struct stream *stream, PyObject *data)
     return result;
 }
 
+/* All that print() does ends here. The order is that of a tee: what the application prints has gone
+ * where it goes before a client sees it, and if that failed, no client does. */
 ATTACHED static PyObject *
 stream_write(PyObject *self, PyObject *data)
 {
@@ -297,6 +308,7 @@ stream_write(PyObject *self, PyObject *data)
     return result;
 }
 
+/* One after the other, so that each is echoed. */
 ATTACHED static PyObject *
 stream_writelines(PyObject *self, PyObject *lines)
 {
@@ -324,6 +336,7 @@ static PyMethodDef stream_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* The original can be weakly referenced, so ours can. */
 static PyMemberDef stream_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(struct stream, weak_references), READONLY,
      NULL},
@@ -434,7 +447,8 @@ is_input(const char *name)
     return strstr(name, "stdin") != NULL;
 }
 
-/* Returns a new stream, or NULL with an exception. name: a literal. */
+/* A stream that stands for original. Returns it, new, or NULL with an exception. name: a
+ * literal. */
 ATTACHED static PyObject *
 make_stream(const char *name, PyObject *original)
 {
