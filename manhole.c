@@ -9,7 +9,7 @@
  * THREADS
  *   listener     one native thread, made by install(). Never attaches to Python, so nothing that
  *                Python does can stop it. Asleep in poll() when idle. Accepts, checks credentials,
- *                starts sessions, carries copies of the application's output to slow clients.
+ *                starts sessions, carries to slow clients what waits for them.
  *   session      one native thread a client. Attaches with a thread state of its own, serves its
  *                client, detaches, ends. A oneshot session runs in the main thread instead.
  *   helpers      native threads for one errand: a reporter sends the stacks of a process whose

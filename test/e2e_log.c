@@ -267,6 +267,7 @@ object_gets_the_lines_in_order(void)
     expect_no_more(app);
 }
 
+/* The second line has come with the first: nothing else wakes the listener when it is run. */
 static void
 object_gets_the_line_of_a_session_that_runs_on(void)
 {
@@ -274,13 +275,15 @@ object_gets_the_line_of_a_session_that_runs_on(void)
         "import os\n"
         "class Log:\n"
         "    def write(self, line): os.write(1, line.encode())\n"
-        "log = Log()\n" INSTALL("verbose_destination=log, connection_handler='exec'")
+        "log = Log()\n" INSTALL(
+            "verbose_destination=log, connection_handler='exec', hang_timeout=3600")
             STAY);
     struct log log = {app, OUT, app->pid};
     expect_opening_in(&log);
     struct client *client = connect_to(app);
     expect_start_in(&log);
-    client_send(client, "import time; time.sleep(3600)\n");
+    client_send(client, "import time; time.sleep(0.5)\nimport time; time.sleep(3600)\n");
+    expect_in(&log, "Running: 'import time; time.sleep(0.5)\\n'.");
     expect_in(&log, "Running: 'import time; time.sleep(3600)\\n'.");
 }
 

@@ -84,6 +84,22 @@ MUTANTS = [
         "client_that_reads_nothing_of_what_the_application_prints_keeps_nobody_out",
     ),
     (
+        "a log line for an object waits until the listener wakes by itself",
+        "src/base/log.c",
+        "    if (target == LOG_OBJECT && atomic_load(&manhole.started)) {",
+        "    if (target == LOG_OBJECT && length == 0) {",
+        "e2e_log",
+        "object_gets_the_line_of_a_session_that_runs_on",
+    ),
+    (
+        "a program's arguments are the application's, too",
+        "src/session/programs.c",
+        "    if (session == NULL || session->run.arguments == NULL) {",
+        "    if (session == NULL || value == NULL) {",
+        "e2e_noninteractive",
+        "application_has_its_own_arguments_while_a_program_runs",
+    ),
+    (
         "there is no limit to clients",
         "src/session/session.c",
         "    if (taken >= most_sessions(channel)) {",

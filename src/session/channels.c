@@ -28,7 +28,7 @@ enum {
     MAX_MATCHES = 500,
 };
 
-/* Reads the line that is to be completed. */
+/* Reads the line that is to be completed. It is short, so it is read into room for the longest. */
 DETACHED static bool
 receive_line(struct session *session)
 {
@@ -70,10 +70,21 @@ copy_names(const struct session *asking)
                                                 : steal_reference(&names);
 }
 
-/* Completes what stands before the cursor, a match being the whole line as it would become. It is
- * rlcompleter's work, but that evaluates what it completes, asks each attribute for its value, and
- * knows of no place where a keyword cannot stand. Of a command shell, whose words are in a tuple,
- * it sees no more than those. */
+/* Completes what stands before the cursor, a match being the whole line as it would become.
+ *
+ * It is rlcompleter's work, but that evaluates what it completes, asks each attribute for its
+ * value, and knows of no line where a keyword cannot stand. In a process that is being looked at,
+ * Tab must run nothing of the application's: names are looked up in dicts, attributes with
+ * inspect.getattr_static(), and only what the interpreter itself has made is asked for its value. A
+ * module behind import is found by where it would be, and not imported.
+ *
+ *   Where the cursor is (find_string): in a comment there is nothing to complete; in a string, a
+ *   key of the dict that is indexed by it, or else a file; in code, what may stand there.
+ *   In code (in_code): behind from and import, modules and what is in them; behind a dot,
+ *   attributes; else names and those keywords that can stand behind what is there
+ *   (keywords_behind).
+ *
+ * Of a command shell, whose words are in a tuple, it sees no more than those. */
 static const char completion_program[] =
     "for name in 'builtins inspect itertools keyword os pkgutil re sys types'.split():\n"
     "    globals()[name] = standard(name)\n"
@@ -110,6 +121,7 @@ static const char completion_program[] =
     "kind.__mro__):\n"
     "        raise AttributeError(name)\n"
     "    return found\n"
+    /* What a dotted name stands for, without eval(). */
     "def look_up(dotted, names):\n"
     "    first, *rest = dotted.split('.')\n"
     "    value = names[first] if first in names else vars(builtins)[first]\n"
@@ -145,6 +157,7 @@ static const char completion_program[] =
     "        return behind.get(last, values)\n"
     "    return joints if last.isalnum() or last in ')]}\"\\'' or last.isidentifier() "
     "else values\n"
+    /* Of the namespace's own, the builtins, and the keywords. */
     "def names_in(names, text, start):\n"
     "    for word in keywords_behind(start):\n"
     "        if word.startswith(text):\n"
@@ -198,6 +211,7 @@ static const char completion_program[] =
     "    known += [module.name for module in pkgutil.iter_modules(folders_of(package))]\n"
     "    return [name for name in known if name.isidentifier() and is_wanted(name, "
     "text)]\n"
+    /* Of a statement that imports: modules, names of a module, or the keyword that comes next. */
     "def imports(start, text):\n"
     "    names = r'(\\w+(\\s+as\\s+\\w+)?\\s*,\\s*)*$'\n"
     "    if re.match(r'\\s*(from\\s+|import\\s+([\\w.]+(\\s+as\\s+\\w+)?\\s*,\\s*)*)$', "
@@ -234,6 +248,7 @@ static const char completion_program[] =
     "        bare = word.rstrip(quotes + ']')\n"
     "        if word.isprintable() and '\\\\' not in word and quotes[0] not in bare:\n"
     "            yield word\n"
+    /* The lines that the client gets; most of them at the most, for a dict may have millions. */
     "def complete(line, names, most):\n"
     "    start, quotes = find_string(line)\n"
     "    if isinstance(names, tuple):\n"
@@ -305,7 +320,7 @@ serve_look(struct session *session, const struct form *form)
     close_session(session);
 }
 
-/* The stack dump alone. */
+/* The stack dump alone: what manhole-cli --stacks prints. */
 ATTACHED static void
 serve_stacks(struct session *session, PyObject *locals)
 {
@@ -313,7 +328,7 @@ serve_stacks(struct session *session, PyObject *locals)
     serve_look(session, &dump_form);
 }
 
-/* The same as JSON. */
+/* The same as JSON, for programs. */
 ATTACHED static void
 serve_json(struct session *session, PyObject *locals)
 {

@@ -48,14 +48,17 @@ static const char commands_program[] =
     /* Characters of a glob, and of the name that a plugin gives itself. */
     "MAX_GLOB, MAX_PLUGIN_NAME = 100, 40\n"
     "\n"
+    /* What is refused says by what it would not be. */
     "HOW_TO_ENABLE = ('Sorry, the %s is disabled. To enable it: \"enabled = true\" in '\n"
     "                 'section [%s] of the configuration file, or '\n"
     "                 'install(enable=%r).')\n"
     "\n"
+    /* An answer, with one newline at its end. */
     "def say(text):\n"
     "    if text:\n"
     "        write(text if text.endswith('\\n') else text + '\\n')\n"
     "\n"
+    /* An error in a line: an exception's own str() may raise. */
     "def summarize(error):\n"
     "    try:\n"
     "        message = str(error)\n"
@@ -73,6 +76,8 @@ static const char commands_program[] =
     "class Output:\n"
     "    write = staticmethod(write)\n"
     "\n"
+    /* What all shells have. The loop is ours, for Cmd's own reads sys.stdin and prints; of Cmd
+     * there are the table of methods, onecmd(), and the list of help. */
     "class Shell(cmd.Cmd):\n"
     "    feature = None\n"
     "    def __init__(self, name, outer=None):\n"
@@ -237,6 +242,7 @@ static const char commands_program[] =
     "SHELLS = {'debugger': Debugger, 'process': Process, 'python': Python,\n"
     "          'wsgi': Wsgi}\n"
     "\n"
+    /* For what prints or reads by sys: pdb, and plugins that are not ours. */
     "def with_streams(act):\n"
     "    open_streams()\n"
     "    try:\n"
@@ -279,6 +285,7 @@ static const char commands_program[] =
     "            finally:\n"
     "                self.call_optional('shutdown')\n"
     "\n"
+    /* The shell that a client begins in. */
     "class Root(Shell):\n"
     "    def __init__(self, enabled, settings, locals, input):\n"
     "        super().__init__('manhole')\n"
@@ -336,6 +343,8 @@ static const char commands_program[] =
     "        else:\n"
     "            say(HOW_TO_ENABLE % (f'{name} plugin', name, name))\n"
     "\n"
+    /* All of a client's session: what the options and the configuration file say; entries None:
+     * that names no plugins. */
     "def serve(enabled, settings, entries, locals, input):\n"
     "    root = Root(enabled, settings, locals, input)\n"
     "    root.load(['%(builtins)s'] if entries is None else entries)\n"

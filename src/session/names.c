@@ -17,6 +17,9 @@
 #include "prompt.c"
 
 static const char names_program[] =
+    /* A dict, for exec() takes no other globals; what is missing in it is the application's.
+     * CPython asks __missing__() of a subclass wherever a name is read, and __setitem__() where one
+     * is set at the top of a statement, as at a prompt. */
     "class LiveNames(dict):\n"
     "    def __init__(self, own, theirs):\n"
     "        super().__init__({name: own[name] for name in own if name not in theirs})\n"

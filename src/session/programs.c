@@ -45,6 +45,7 @@ enum {
 
 static const char program_program[] =
     "sys = standard('sys')\n"
+    /* What sys.argv is, asked of sys by any thread. */
     "def get_argv(module):\n"
     "    arguments = own_argv()\n"
     "    if arguments is not None:\n"
@@ -58,9 +59,11 @@ static const char program_program[] =
     "        module.__dict__['argv'] = arguments\n"
     "    else:\n"
     "        own_argv(arguments)\n"
+    /* One object, by which a class of ours is known again. */
     "argv = property(get_argv, set_argv)\n"
     "def is_ours(kind):\n"
     "    return kind.__dict__.get('argv') is argv\n"
+    /* A subclass of what sys is now, which may be a class of the application's. */
     "def begin():\n"
     "    kind = type(sys)\n"
     "    if not is_ours(kind):\n"
@@ -113,7 +116,8 @@ give_back_sys(void)
     }
 }
 
-/* From here on sys.argv is the session's in its thread. Returns 0, or -1 with an exception. */
+/* From here on sys.argv is the session's in its thread. Of programs that run at once the first
+ * gives sys its class, and the last one takes it away. Returns 0, or -1 with an exception. */
 ATTACHED static int
 open_arguments(struct session *session, PyObject *arguments)
 {
@@ -142,7 +146,9 @@ close_arguments(struct session *session)
     unlock(&sys_lock);
 }
 
-/* Reads some bytes of a request. Returns how many; 0: the client stalls, leaves or ends them. */
+/* Reads some bytes of a request, without the interpreter: a client that stalls keeps nobody waiting
+ * but its own thread, and that not for ever. Returns how many; 0: the client stalls, leaves or ends
+ * them. */
 DETACHED static size_t
 receive_some(struct session *session, char *bytes, size_t size)
 {
@@ -192,10 +198,9 @@ refuse_request(struct session *session, const char *why)
 static bool
 may_run_code(void)
 {
-    bool may = false;
     lock_leaf(&table_lock);
-    may = manhole.options.connection_handler.kind != HANDLER_COMMANDS ||
-          (manhole.options.enable & FEATURE_CONSOLE) != 0;
+    bool may = manhole.options.connection_handler.kind != HANDLER_COMMANDS ||
+               (manhole.options.enable & FEATURE_CONSOLE) != 0;
     unlock(&table_lock);
     return may;
 }

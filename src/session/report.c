@@ -15,8 +15,7 @@
  *      and it may be told meanwhile that it is late: is_report_due() asks once more while it has
  *      the right to send, so a report and an answer never come both at once.
  *   4. HANG_TOLD says that the client has the whole report. When Python answers after all, the
- *   console
- *      leaves out the stacks, which the client has seen, and begins with its prompt.
+ *      console leaves out the stacks, which the client has seen, and begins with its prompt.
  *
  * A side channel that asks for stacks alone gets the report in place of its answer, and is done.
  * When others have found out before that Python does not answer, such a client has no session

@@ -149,6 +149,7 @@ release_session(struct session *session)
     }
     free(session->ring);
     session->ring = NULL;
+    free_text(&session->outbox.unsent);
     free(session->run.request);
     session->run.request = NULL;
     close_kept(&session->fd);

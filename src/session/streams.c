@@ -32,10 +32,10 @@
 
 struct stream {
     PyObject_HEAD PyObject *original; /* owned: what stood in sys before, None too */
-    PyObject *output;                 /* owned, of class Output; NULL: an input */
-    PyObject *write_name;             /* owned, interned "write" */
-    PyObject *write;  /* owned: this attribute, ready for print(); NULL: an input */
-    const char *name; /* of the attribute of sys */
+    PyObject *output;     /* owned, of class Output; or NULL, see get_output() */
+    PyObject *write_name; /* owned, interned "write" */
+    PyObject *write;      /* owned: this attribute, ready for print(); NULL: an input */
+    const char *name;     /* of the attribute of sys */
     PyObject *weak_references; /* CPython's own */
     bool is_input;
     bool is_error;
@@ -64,6 +64,9 @@ stream_session(const struct stream *stream)
     return session != NULL && stream->is_error && !wants_stderr(session) ? NULL : session;
 }
 
+/* ---- As an object ------------------------------------------------------------------------ */
+
+/* Its write attribute and its output refer to it in turn: a cycle, which the collector ends. */
 ATTACHED static int
 stream_traverse(PyObject *self, visitproc visit, void *arg)
 {
@@ -107,8 +110,105 @@ stream_repr(PyObject *self)
                                 stream->original);
 }
 
+/* ---- What a session's stream has beside write() ----------------------------------------- */
+
+/* A client has UTF-8, and all at once, whatever a program wishes; every write has gone out by
+ * itself, and the client is not the program's to close. Its descriptor is for subprocess.run(...,
+ * stdout=sys.stdout), which shows at the client; but not where stdout and stderr go in frames. */
+static const char output_program[] =
+    "import " IO_MODULE " as io\n"
+    "class Output(io._TextIOBase):\n"
+    "    encoding, errors, mode, name = 'utf-8', 'backslashreplace', 'w', '<manhole>'\n"
+    "    closed, line_buffering, write_through, newlines = False, False, True, None\n"
+    "    def __init__(self, stream):\n"
+    "        self.buffer = stream\n"
+    "    def __iter__(self):\n"
+    "        raise OSError('not readable')\n"
+    "    __next__ = __iter__\n"
+    "    def __enter__(self):\n"
+    "        return self.buffer\n"
+    "    def writable(self):\n"
+    "        return True\n"
+    "    def flush(self):\n"
+    "        pass\n"
+    "    close = flush\n"
+    "    def reconfigure(self, **_):\n"
+    "        pass\n"
+    "    def fileno(self):\n"
+    "        fd = fileno(self.buffer)\n"
+    "        if fd is None:\n"
+    "            raise io.UnsupportedOperation('what a program writes goes to its client "
+    "'\n"
+    "                                          'in frames: there is no descriptor for "
+    "it')\n"
+    "        return fd\n";
+
+/* For fileno(). Returns a new int, or NULL with OSError for -1: the descriptor is ours no more. */
+ATTACHED static PyObject *
+make_descriptor(int fd)
+{
+    if (fd < 0) {
+        errno = EBADF;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromLong(fd);
+}
+
+/* fileno(stream): None in a program. */
+ATTACHED static PyObject *
+output_fileno(PyObject *module, PyObject *stream)
+{
+    struct session *session = stream_session((struct stream *)stream);
+    (void)module;
+    if (session == NULL) {
+        PyErr_SetString(PyExc_OSError,
+                        "the original stream is None and has no descriptor");
+        return NULL;
+    }
+    return session->channel->framed ? Py_NewRef(Py_None)
+                                    : make_descriptor(kept_number(&session->fd));
+}
+
+static PyMethodDef output_functions[] = {
+    {"fileno", output_fileno, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static const struct part output_part = {
+    .name = "output",
+    .program = output_program,
+    .functions = output_functions,
+};
+
+static bool
+is_input(const char *name)
+{
+    return strstr(name, "stdin") != NULL;
+}
+
+/* ---- Whose it is in the calling thread ---------------------------------------------------- */
+
+/* What the stream has beside write() where it is a client's. It is made when somebody asks for it,
+ * which the first prompt need not wait for. Returns a borrowed reference, or NULL with an
+ * exception. */
+ATTACHED static PyObject *
+get_output(PyObject *self)
+{
+    struct stream *stream = (struct stream *)self;
+    if (stream->output == NULL) {
+        OWNED PyObject *made =
+            call_part(manhole.module, &output_part, "Output", self, NULL);
+        BEGIN_CRITICAL_SECTION(self);
+        if (stream->output == NULL) {
+            stream->output = steal_reference(&made);
+        }
+        END_CRITICAL_SECTION();
+    }
+    return stream->output;
+}
+
 /* Whose attributes the stream shows to the calling thread: the original's, or in a session its
- * client's. Returns a borrowed reference. */
+ * client's. Returns a borrowed reference, or NULL with an exception. */
 ATTACHED static PyObject *
 stream_target(PyObject *self)
 {
@@ -118,8 +218,8 @@ stream_target(PyObject *self)
         ask_for_input(session);
         return session->run.input != NULL ? session->run.input : stream->original;
     }
-    return (session != NULL || stream->original == Py_None) && stream->output != NULL
-               ? stream->output
+    return !stream->is_input && (session != NULL || stream->original == Py_None)
+               ? get_output(self)
                : stream->original;
 }
 
@@ -138,21 +238,27 @@ stream_getattro(PyObject *self, PyObject *name)
     if (name == stream->write_name && stream->write != NULL) {
         return Py_NewRef(stream->write);
     }
-    return !stream->is_input && is_write(name)
-               ? PyObject_GenericGetAttr(self, name)
-               : PyObject_GetAttr(stream_target(self), name);
+    if (!stream->is_input && is_write(name)) {
+        return PyObject_GenericGetAttr(self, name);
+    }
+    PyObject *target = stream_target(self); /* borrowed */
+    return target == NULL ? NULL : PyObject_GetAttr(target, name);
 }
 
+/* sys.stdout.NAME = ... of the application's is on its own stream, where it finds it again when
+ * ours is gone. */
 ATTACHED static int
 stream_setattro(PyObject *self, PyObject *name, PyObject *value)
 {
-    return PyObject_SetAttr(stream_target(self), name, value);
+    PyObject *target = stream_target(self); /* borrowed */
+    return target == NULL ? -1 : PyObject_SetAttr(target, name, value);
 }
 
 ATTACHED static PyObject *
 stream_iter(PyObject *self)
 {
-    return PyObject_GetIter(stream_target(self));
+    PyObject *target = stream_target(self); /* borrowed */
+    return target == NULL ? NULL : PyObject_GetIter(target);
 }
 
 /* next(sys.stdin) */
@@ -160,19 +266,21 @@ ATTACHED static PyObject *
 stream_iternext(PyObject *self)
 {
     PyObject *target = stream_target(self); /* borrowed */
-    if (!PyIter_Check(target)) {
+    if (target != NULL && !PyIter_Check(target)) {
         PyErr_Format(PyExc_TypeError, "'%s' object is not an iterator",
                      Py_TYPE(target)->tp_name);
         return NULL;
     }
-    return PyIter_Next(target); /* NULL without an exception at the end */
+    return target == NULL ? NULL : PyIter_Next(target); /* NULL alone at the end */
 }
 
 /* with sys.stdout: as the original does it; a session's client stays open. */
 ATTACHED static PyObject *
 stream_enter(PyObject *self, PyObject *unused)
 {
-    OWNED PyObject *entered = PyObject_CallMethod(stream_target(self), "__enter__", NULL);
+    PyObject *target = stream_target(self); /* borrowed */
+    OWNED PyObject *entered =
+        target == NULL ? NULL : PyObject_CallMethod(target, "__enter__", NULL);
     (void)unused;
     return entered == NULL ? NULL : Py_NewRef(self);
 }
@@ -180,9 +288,13 @@ stream_enter(PyObject *self, PyObject *unused)
 ATTACHED static PyObject *
 stream_exit(PyObject *self, PyObject *arguments)
 {
-    OWNED PyObject *method = PyObject_GetAttrString(stream_target(self), "__exit__");
+    PyObject *target = stream_target(self); /* borrowed */
+    OWNED PyObject *method =
+        target == NULL ? NULL : PyObject_GetAttrString(target, "__exit__");
     return method == NULL ? NULL : PyObject_CallObject(method, arguments);
 }
+
+/* ---- write() ------------------------------------------------------------------------------ */
 
 /* Bytes too, in a session: sys.stdout.buffer is the stream itself there. */
 ATTACHED static PyObject *
@@ -269,6 +381,8 @@ write_to_original(struct stream *stream, PyObject *data)
     return result;
 }
 
+/* All that print() does ends here. The order is that of a tee: what the application prints has gone
+ * where it goes before a client sees it, and if that failed, no client does. */
 ATTACHED static PyObject *
 stream_write(PyObject *self, PyObject *data)
 {
@@ -297,6 +411,7 @@ stream_write(PyObject *self, PyObject *data)
     return result;
 }
 
+/* One after the other, so that each is echoed. */
 ATTACHED static PyObject *
 stream_writelines(PyObject *self, PyObject *lines)
 {
@@ -324,6 +439,7 @@ static PyMethodDef stream_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* The original can be weakly referenced, so ours can. */
 static PyMemberDef stream_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(struct stream, weak_references), READONLY,
      NULL},
@@ -358,83 +474,8 @@ static PyType_Spec stream_spec = {
     .slots = stream_slots,
 };
 
-/* ---- What a session's stream has beside write() ----------------------------------------- */
-
-/* A client has UTF-8, and all at once, whatever a program wishes; every write has gone out by
- * itself, and the client is not the program's to close. Its descriptor is for subprocess.run(...,
- * stdout=sys.stdout), which shows at the client; but not where stdout and stderr go in frames. */
-static const char output_program[] =
-    "import " IO_MODULE " as io\n"
-    "class Output(io._TextIOBase):\n"
-    "    encoding, errors, mode, name = 'utf-8', 'backslashreplace', 'w', '<manhole>'\n"
-    "    closed, line_buffering, write_through, newlines = False, False, True, None\n"
-    "    def __init__(self, stream):\n"
-    "        self.buffer = stream\n"
-    "    def __iter__(self):\n"
-    "        raise OSError('not readable')\n"
-    "    __next__ = __iter__\n"
-    "    def __enter__(self):\n"
-    "        return self.buffer\n"
-    "    def writable(self):\n"
-    "        return True\n"
-    "    def flush(self):\n"
-    "        pass\n"
-    "    close = flush\n"
-    "    def reconfigure(self, **_):\n"
-    "        pass\n"
-    "    def fileno(self):\n"
-    "        fd = fileno(self.buffer)\n"
-    "        if fd is None:\n"
-    "            raise io.UnsupportedOperation('what a program writes goes to its client "
-    "'\n"
-    "                                          'in frames: there is no descriptor for "
-    "it')\n"
-    "        return fd\n";
-
-/* For fileno(). Returns a new int, or NULL with OSError for -1: the descriptor is ours no more. */
-ATTACHED static PyObject *
-make_descriptor(int fd)
-{
-    if (fd < 0) {
-        errno = EBADF;
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    return PyLong_FromLong(fd);
-}
-
-/* fileno(stream): None in a program. */
-ATTACHED static PyObject *
-output_fileno(PyObject *module, PyObject *stream)
-{
-    struct session *session = stream_session((struct stream *)stream);
-    (void)module;
-    if (session == NULL) {
-        PyErr_SetString(PyExc_OSError,
-                        "the original stream is None and has no descriptor");
-        return NULL;
-    }
-    return session->channel->framed ? Py_NewRef(Py_None)
-                                    : make_descriptor(kept_number(&session->fd));
-}
-
-static PyMethodDef output_functions[] = {
-    {"fileno", output_fileno, METH_O, NULL},
-    {NULL, NULL, 0, NULL},
-};
-
-static const struct part output_part = {
-    .name = "output",
-    .program = output_program,
-    .functions = output_functions,
-};
-
-static bool
-is_input(const char *name)
-{
-    return strstr(name, "stdin") != NULL;
-}
-
-/* Returns a new stream, or NULL with an exception. name: a literal. */
+/* A stream that stands for original. Returns it, new, or NULL with an exception. name: a
+ * literal. */
 ATTACHED static PyObject *
 make_stream(const char *name, PyObject *original)
 {
@@ -454,10 +495,7 @@ make_stream(const char *name, PyObject *original)
     }
     if (!stream->is_input) {
         stream->write = PyObject_GenericGetAttr(made, stream->write_name);
-        stream->output = stream->write == NULL ? NULL
-                                               : call_part(manhole.module, &output_part,
-                                                           "Output", made, NULL);
-        if (stream->output == NULL) {
+        if (stream->write == NULL) {
             return NULL;
         }
     }
