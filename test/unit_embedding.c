@@ -840,6 +840,7 @@ static void
 child_may_install_its_own(void **state)
 {
     (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
     install_quietly();
     for (int attached = 0; attached < 2; attached++) {
         assert_ends_well(fork_and_run(attached,
