@@ -314,6 +314,9 @@ bench: all $(BUILD)/bench/native$(EXT_SUFFIX) ## measure it, beside python-manho
 	$(SET_UP) bench
 	@$(PYTHON) test/bench/bench.py --build '$(BUILD)' $(PEER:%=--peer '%') $(BENCH_OPTIONS) $(BENCH)
 
+bench-tools: all ## measure manhole-cli beside CPython's own tools (PYTHON 3.14 or newer; as root)
+	@$(PYTHON) test/bench/tools.py '$(BUILD)'
+
 $(BUILD)/bench/native$(EXT_SUFFIX): test/bench/native.c $(BUILD)/config.h
 	@mkdir -p $(@D)
 	$(CC) -shared $(OUR_CFLAGS) $(MODULE_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
