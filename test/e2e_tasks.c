@@ -156,6 +156,47 @@ cycle_that_nobody_awaits_is_shown_above_what_it_awaits(void)
     assert_matches(tasks, "^    other: other, waiting for Task$");
 }
 
+/* It reads the memory of the process, which takes the right to trace it. */
+static void
+awaiters_are_those_that_cpython_s_own_tool_tells(void)
+{
+    const char *out = NULL;
+    const char *table = NULL;
+    require_gil();
+    require_python_from(14);
+    const char *pid = start_loop(
+        LOOP LEAF "async def parent():\n"
+                  "    async with asyncio.TaskGroup() as group:\n"
+                  "        group.create_task(leaf(), name='child')\n"
+                  "        await asyncio.gather(leaf(), asyncio.create_task(leaf(), "
+                  "name='other'))\n"
+                  "async def main():\n"
+                  "    global parking\n"
+                  "    parking = asyncio.create_task(park(), name='parking')\n"
+                  "    await asyncio.create_task(parent(), name='parent')\n" RUN);
+    if (run_command(LIST(python(), "-m", "asyncio", "ps", pid), NULL, &table, NULL) !=
+        0) {
+        skip_test("CPython's own tool may not look at the process");
+    }
+    const char *theirs = write_file("table", table);
+    assert_int_equal(run_command(CLI(pid, "--tasks", "--json"), NULL, &out, NULL), 0);
+    const char *compare =
+        "import json, re, sys\n"
+        "tasks = {task['id']: task for task in json.load(sys.stdin)['tasks']}\n"
+        "ours = {(task['name'], tasks[above]['name']) for task in tasks.values()\n"
+        "        for above in task['awaited_by']}\n"
+        "lines = open(sys.argv[1]).read().splitlines()[2:]\n"
+        "rows = [re.split('  +', line) for line in lines]\n"
+        "names = {row[1].split()[-1]: row[2] for row in rows}\n"
+        "theirs = {(row[2], names[row[-1].strip() or row[-2]]) for row in rows\n"
+        "          if '0x0' not in row}\n"
+        "print(ours == theirs and len(ours) > 3 and len(tasks) == len(names) or "
+        "(ours, theirs))\n";
+    assert_int_equal(run_command(LIST(python(), "-c", compare, theirs), out, &out, NULL),
+                     0);
+    assert_string_equal(out, "True\n");
+}
+
 /* ---- A task ------------------------------------------------------------------------ */
 
 static void
@@ -287,21 +328,25 @@ ten_thousand_tasks_are_twenty_lines(void)
     assert_true(lines <= 20);
 }
 
+/* Threads that compute have the GIL most of the time: that is no hang. */
 static void
 tasks_that_come_and_go_are_no_trouble(void)
 {
     const char *pid = start_loop(
-        LOOP "async def brief():\n"
-             "    await asyncio.sleep(0)\n"
-             "def churn():\n"
-             "    while True:\n"
-             "        loop = asyncio.new_event_loop()\n"
-             "        loop.run_until_complete(asyncio.wait(\n"
-             "            [loop.create_task(brief()) for _ in range(50)]))\n"
-             "        loop.close()\n"
-             "for _ in range(2): threading.Thread(target=churn, daemon=True).start()\n"
-             "async def main():\n"
-             "    await park()\n" RUN);
+        INSTALL("hang_timeout=30") "import asyncio, sys, threading, time\n" PARK
+                                   "async def brief():\n"
+                                   "    await asyncio.sleep(0)\n"
+                                   "def churn():\n"
+                                   "    while True:\n"
+                                   "        loop = asyncio.new_event_loop()\n"
+                                   "        loop.run_until_complete(asyncio.wait(\n"
+                                   "            [loop.create_task(brief()) for _ in "
+                                   "range(50)]))\n"
+                                   "        loop.close()\n"
+                                   "for _ in range(2): threading.Thread(target=churn, "
+                                   "daemon=True).start()\n"
+                                   "async def main():\n"
+                                   "    await park()\n" RUN);
     for (int i = 0; i < 10; i++) {
         assert_matches(show_tasks(pid), "^Task-[0-9]+: main, waiting for Future$");
     }
@@ -512,6 +557,7 @@ main(void)
         TEST(task_of_a_group_is_below_its_group),
         TEST(tasks_that_await_each_other_are_a_cycle),
         TEST(cycle_that_nobody_awaits_is_shown_above_what_it_awaits),
+        TEST(awaiters_are_those_that_cpython_s_own_tool_tells),
         TEST(task_is_told_down_to_its_innermost_frame),
         TEST(task_that_blocks_its_loop_is_running_and_the_others_are_seen),
         TEST(task_that_has_not_begun_is_ready),
