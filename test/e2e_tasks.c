@@ -512,6 +512,20 @@ stuck_process_says_why_there_are_none(void)
 }
 
 static void
+process_without_a_gil_says_why_there_are_none(void)
+{
+    const char *err = NULL;
+    if (has_gil()) {
+        skip_test("only without a GIL");
+    }
+    const char *pid = start_loop(LOOP "async def main(): await park()\n" RUN);
+    assert_int_equal(run_command(CLI(pid, "--tasks"), NULL, NULL, &err), 5);
+    assert_string_equal(err,
+                        "manhole: NotImplementedError: tasks cannot be read in a Python "
+                        "without the GIL\n");
+}
+
+static void
 prompt_has_tasks(void)
 {
     require_gil();
@@ -574,6 +588,7 @@ main(void)
         TEST(json_is_by_its_schema),
         TEST(several_processes_are_asked_side_by_side),
         TEST(stuck_process_says_why_there_are_none),
+        TEST(process_without_a_gil_says_why_there_are_none),
         TEST(prompt_has_tasks),
         TEST(name_of_the_application_s_stays_its_own_at_the_prompt),
         TEST(shell_of_commands_has_tasks),
