@@ -147,6 +147,47 @@ cycle_that_nobody_awaits_is_shown_above_what_it_awaits(void)
     assert_matches(tasks, "^    other: other, waiting for Task$");
 }
 
+/* It reads the memory of the process, which takes the right to trace it. */
+static void
+awaiters_are_those_that_cpython_s_own_tool_tells(void)
+{
+    const char *out = NULL;
+    const char *table = NULL;
+    require_gil();
+    require_python_from(14);
+    const char *pid = start_loop(
+        LOOP LEAF "async def parent():\n"
+                  "    async with asyncio.TaskGroup() as group:\n"
+                  "        group.create_task(leaf(), name='child')\n"
+                  "        await asyncio.gather(leaf(), asyncio.create_task(leaf(), "
+                  "name='other'))\n"
+                  "async def main():\n"
+                  "    global parking\n"
+                  "    parking = asyncio.create_task(park(), name='parking')\n"
+                  "    await asyncio.create_task(parent(), name='parent')\n" RUN);
+    if (run_command(LIST(python(), "-m", "asyncio", "ps", pid), NULL, &table, NULL) !=
+        0) {
+        skip_test("CPython's own tool may not look at the process");
+    }
+    const char *theirs = write_file("table", table);
+    assert_int_equal(run_command(CLI(pid, "--tasks", "--json"), NULL, &out, NULL), 0);
+    const char *compare =
+        "import json, re, sys\n"
+        "tasks = {task['id']: task for task in json.load(sys.stdin)['tasks']}\n"
+        "ours = {(task['name'], tasks[above]['name']) for task in tasks.values()\n"
+        "        for above in task['awaited_by']}\n"
+        "lines = open(sys.argv[1]).read().splitlines()[2:]\n"
+        "rows = [re.split('  +', line) for line in lines]\n"
+        "names = {row[1].split()[-1]: row[2] for row in rows}\n"
+        "theirs = {(row[2], names[row[-1].strip() or row[-2]]) for row in rows\n"
+        "          if '0x0' not in row}\n"
+        "print(ours == theirs and len(ours) > 3 and len(tasks) == len(names) or "
+        "(ours, theirs))\n";
+    assert_int_equal(run_command(LIST(python(), "-c", compare, theirs), out, &out, NULL),
+                     0);
+    assert_string_equal(out, "True\n");
+}
+
 /* ---- A task ------------------------------------------------------------------------ */
 
 static void
@@ -278,21 +319,25 @@ ten_thousand_tasks_are_twenty_lines(void)
     assert_true(lines <= 20);
 }
 
+/* Threads that compute have the GIL most of the time: that is no hang. */
 static void
 tasks_that_come_and_go_are_no_trouble(void)
 {
     const char *pid = start_loop(
-        LOOP "async def brief():\n"
-             "    await asyncio.sleep(0)\n"
-             "def churn():\n"
-             "    while True:\n"
-             "        loop = asyncio.new_event_loop()\n"
-             "        loop.run_until_complete(asyncio.wait(\n"
-             "            [loop.create_task(brief()) for _ in range(50)]))\n"
-             "        loop.close()\n"
-             "for _ in range(2): threading.Thread(target=churn, daemon=True).start()\n"
-             "async def main():\n"
-             "    await park()\n" RUN);
+        INSTALL("hang_timeout=30") "import asyncio, sys, threading, time\n" PARK
+                                   "async def brief():\n"
+                                   "    await asyncio.sleep(0)\n"
+                                   "def churn():\n"
+                                   "    while True:\n"
+                                   "        loop = asyncio.new_event_loop()\n"
+                                   "        loop.run_until_complete(asyncio.wait(\n"
+                                   "            [loop.create_task(brief()) for _ in "
+                                   "range(50)]))\n"
+                                   "        loop.close()\n"
+                                   "for _ in range(2): threading.Thread(target=churn, "
+                                   "daemon=True).start()\n"
+                                   "async def main():\n"
+                                   "    await park()\n" RUN);
     for (int i = 0; i < 10; i++) {
         assert_matches(show_tasks(pid), "^Task-[0-9]+: main, waiting for Future$");
     }
@@ -458,6 +503,20 @@ stuck_process_says_why_there_are_none(void)
 }
 
 static void
+process_without_a_gil_says_why_there_are_none(void)
+{
+    const char *err = NULL;
+    if (has_gil()) {
+        skip_test("only without a GIL");
+    }
+    const char *pid = start_loop(LOOP "async def main(): await park()\n" RUN);
+    assert_int_equal(run_command(CLI(pid, "--tasks"), NULL, NULL, &err), 5);
+    assert_string_equal(err,
+                        "manhole: NotImplementedError: tasks cannot be read in a Python "
+                        "without the GIL\n");
+}
+
+static void
 prompt_has_tasks(void)
 {
     require_gil();
@@ -503,6 +562,7 @@ main(void)
         TEST(task_of_a_group_is_below_its_group),
         TEST(tasks_that_await_each_other_are_a_cycle),
         TEST(cycle_that_nobody_awaits_is_shown_above_what_it_awaits),
+        TEST(awaiters_are_those_that_cpython_s_own_tool_tells),
         TEST(task_is_told_down_to_its_innermost_frame),
         TEST(task_that_blocks_its_loop_is_running_and_the_others_are_seen),
         TEST(task_that_has_not_begun_is_ready),
@@ -519,6 +579,7 @@ main(void)
         TEST(json_is_by_its_schema),
         TEST(several_processes_are_asked_side_by_side),
         TEST(stuck_process_says_why_there_are_none),
+        TEST(process_without_a_gil_says_why_there_are_none),
         TEST(prompt_has_tasks),
         TEST(name_of_the_application_s_stays_its_own_at_the_prompt),
         TEST(shell_of_commands_has_tasks),

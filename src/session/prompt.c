@@ -70,15 +70,14 @@ prompt_where(PyObject *self, PyObject *arguments)
 static PyMethodDef prompt_functions[] = {
     {"frame", (PyCFunction)(void (*)(void))prompt_frame, METH_VARARGS | METH_KEYWORDS,
      "frame(thread, n=0)\n--\n\n"
-     "Return the n-th frame, 0 is the innermost, of a thread, task or greenlet, given "
-     "by\n"
-     "its name, ident or native id, or itself. Its names are attributes (or items), "
-     "which\n"
-     "from CPython 3.13 on can be set; frame(...).run(\"code\") runs code in it."},
+     "Return the n-th frame, 0 is the innermost, of a thread, task or greenlet, given\n"
+     "by its name, ident or native id, or itself. Its names are attributes (or\n"
+     "items), which from CPython 3.13 on can be set; frame(...).run(\"code\") runs\n"
+     "code in it."},
     {"tasks", prompt_tasks, METH_NOARGS,
      "tasks()\n--\n\n"
-     "Print the tasks of all asyncio loops, and all greenlets: what each waits for, and\n"
-     "who awaits or has spawned it."},
+     "Print the tasks of all asyncio loops, and all greenlets: what each waits for,\n"
+     "and who awaits or has spawned it."},
     {"threads", prompt_threads, METH_VARARGS,
      "threads()\n--\n\n"
      "Print the threads that run Python: name, ident, native id, and where they are."},

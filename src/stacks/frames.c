@@ -83,6 +83,7 @@ static const char frames_program[] =
     "\n"
     /* The frames of a thread, a task or a greenlet, innermost first. */
     "def stack_of(wanted):\n"
+    "    tops = current_frames()\n"
     "    names, kinds, _ = find_kinds()\n"
     "    if is_a(wanted, kinds):\n"
     "        return await_chain(peek(wanted, '_coro'))[::-1]\n"
@@ -91,7 +92,6 @@ static const char frames_program[] =
     "None]\n"
     "    if found:\n"
     "        return outwards(found[0])\n"
-    "    tops = current_frames()\n"
     "    ident = peek(wanted, '_ident')\n"
     "    if ident in tops:\n"
     "        return outwards(tops[ident])\n"
