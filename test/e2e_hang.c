@@ -596,6 +596,38 @@ stuck_subinterpreter_shows_its_own_stacks(void)
     assert_contains(dump, "in hang\n");
 }
 
+/* It may be what holds the GIL. */
+static void
+stacks_of_all_interpreters_come_from_a_copy(void)
+{
+    require_gil();
+    struct process *app = start_target(
+        "import manhole, os\n"
+        "try:\n"
+        "    import _interpreters as subs; sub = subs.create('legacy')\n"
+        "except ImportError:\n"
+        "    import _xxsubinterpreters as subs; sub = subs.create(isolated=False)\n"
+        "manhole.install(hang_timeout=0.3)\n"
+        "def run_it(): subs.run_string(sub, '''if True:\n"
+        "    import ctypes, os, threading\n"
+        "    def park(): threading.Event().wait()\n"
+        "    threading.Thread(target=park, daemon=True).start()\n"
+        "    def hang(): ctypes.PyDLL(None).sleep(1000)\n"
+        "    os.write(1, b'ready\\\\n')\n"
+        "    hang()\n"
+        "''')\n"
+        "run_it()\n");
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    client_send(client, "1\n"); /* should it have come before the hang */
+    client_wait_for(client, HANGS);
+    const char *dump = client_wait_for(client, PROMPT_LATER);
+    assert_contains(dump, "in run_it\n");
+    assert_matches(dump, "^Thread: (.*, )?of interpreter [0-9]+, .*holds the GIL");
+    assert_contains(dump, "in hang\n");
+    assert_contains(dump, "in park\n");
+}
+
 /* Its frames come and go while ours stand still. */
 static void
 look_does_no_harm_beside_an_interpreter_with_a_gil_of_its_own(void)
@@ -975,6 +1007,7 @@ main(void)
         TEST(want_of_a_free_signal_is_told),
         TEST(threads_without_proc_are_not_said_to_be_gone),
         TEST(stuck_subinterpreter_shows_its_own_stacks),
+        TEST(stacks_of_all_interpreters_come_from_a_copy),
         TEST(look_does_no_harm_beside_an_interpreter_with_a_gil_of_its_own),
         TEST(signal_that_the_application_took_stays_its_own),
         TEST(limit_of_processes_is_told),

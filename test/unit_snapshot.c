@@ -450,6 +450,39 @@ head_of_the_list_is_told_once(void **state)
                    "", HEADER(1) "  one\n" HEADER(2) "  two\n" HEADER(3) "  three\n");
 }
 
+/* One thread may have a stack in each of two interpreters. */
+static void
+thread_of_another_interpreter_says_so(void **state)
+{
+    static const char stacks[] = "Thread 0x1 (most recent call first):\n"
+                                 "  File \"a\", line 1 in f\n"
+                                 "% 7\n"
+                                 "&\n"
+                                 "Thread 0x1 (most recent call first):\n"
+                                 "  File \"a\", line 1 in f\n"
+                                 "Thread 0x1 (most recent call first):\n"
+                                 "  two\n"
+                                 "Thread 0x2 (most recent call first):\n"
+                                 "  three\n";
+    struct stacks read = read_as_copy(stacks, "@ 1 0 1 MainThread\n");
+    struct text json = {0};
+    const char *end = NULL;
+    (void)state;
+    assert_threads(stacks, "@ 1 0 1 MainThread\n",
+                   HEADER(1) "Thread: MainThread, holds the GIL\nFile: \"a\", line 1, in "
+                             "f\n" HEADER(1) "Thread: MainThread, of interpreter 7, "
+                                             "holds the GIL\n  two\n" HEADER(
+                                                 2) "Thread: of interpreter 7\n  "
+                                                    "three\n");
+    append_json(&json, &read);
+    end = strstr(string_of(&json), "\"name\": \"MainThread\", \"frames\"");
+    assert_non_null(end);
+    assert_non_null(strstr(end, "\"name\": \"MainThread\", \"interpreter\": 7, "));
+    assert_non_null(strstr(end, "\"name\": null, \"interpreter\": 7, "));
+    free_text(&json);
+    free_stacks(&read);
+}
+
 static void
 what_is_no_stack_is_left_out(void **state)
 {
@@ -467,11 +500,13 @@ facts_of_a_thread_stand_under_its_header(void **state)
     (void)state;
     assert_threads("Thread 0x1 (most recent call first):\n  one\n"
                    "Thread 0x2 (most recent call first):\n  two\n"
-                   "Thread 0x3 (most recent call first):\n  three\n",
-                   "@ 1 0 1 MainThread\n@ 2 0 0 Worker\n@ 3 4194304 0 \n", //
-                   HEADER(1) "Thread: MainThread, holds the GIL\n  one\n"  //
-                   HEADER(2) "Thread: Worker\n  two\n"                     //
-                   HEADER(3) "Thread: TID 4194304, gone\n  three\n");
+                   "Thread 0x3 (most recent call first):\n  three\n"
+                   "Thread 0x4 (most recent call first):\n  four\n",
+                   "@ 1 0 1 MainThread\n@ 2 0 0 Worker\n@ 3 4194304 0 \n! 4\n", //
+                   HEADER(1) "Thread: MainThread, holds the GIL\n  one\n"       //
+                   HEADER(2) "Thread: Worker\n  two\n"                          //
+                   HEADER(3) "Thread: TID 4194304, gone\n  three\n" HEADER(
+                       4) "Thread: holds the GIL\n  four\n");
 }
 
 static void
@@ -1029,6 +1064,7 @@ main(void)
         cmocka_unit_test(each_of_many_files_is_itself),
         cmocka_unit_test(stacks_are_told_outermost_first),
         cmocka_unit_test(head_of_the_list_is_told_once),
+        cmocka_unit_test(thread_of_another_interpreter_says_so),
         cmocka_unit_test(what_is_no_stack_is_left_out),
         cmocka_unit_test(facts_of_a_thread_stand_under_its_header),
         cmocka_unit_test(same_stack_is_told_once_under_all_its_headers),

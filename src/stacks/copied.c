@@ -7,6 +7,7 @@
  *     Thread 0x00007f31 (most recent call first):     faulthandler's stacks, innermost frame first;
  *       File "shop.py", line 2 in sell                what is not ASCII is escaped
  *     &                                               the thread that follows was told before
+ *     % 1                                             those that follow are interpreter 1's
  *     @@                                              the stacks are complete
  *     @ 139849 4711 1 MainThread                      facts: ident, native id, has the GIL, name
  *     ! 139849                                        has the GIL, as CPython before 3.12 knows it
@@ -33,10 +34,15 @@ read_stacks(struct stacks *stacks, struct slice text)
 {
     struct thread_stack *thread = NULL;
     struct slice line;
+    long long interpreter = OWN_INTERPRETER;
     bool is_hidden = false;
     while (next_line(&text, &line)) {
         if (starts_with(&line, "&")) {
             is_hidden = true;
+            thread = NULL;
+        }
+        else if (starts_with(&line, "% ")) {
+            interpreter = strtoll(line.bytes + 2, NULL, 10);
             thread = NULL;
         }
         else if (starts_with(&line, "Thread 0x") ||
@@ -46,6 +52,7 @@ read_stacks(struct stacks *stacks, struct slice text)
             is_hidden = false;
             if (thread != NULL) {
                 thread->is_shown = true;
+                thread->interpreter = interpreter;
             }
         }
         else if (thread != NULL && starts_with(&line, "  ") &&
@@ -121,33 +128,41 @@ replace_frames(struct stacks *stacks, struct thread_stack *thread)
     thread->count = add_frame(stacks, &key) != NULL;
 }
 
-/* Reads the part that the copy itself has written. A thread without a stack is added, too: so it is
- * known what the kernel calls it. */
+static void
+note_copied_facts(struct stacks *stacks, struct thread_stack *thread,
+                  const struct copied_facts *facts)
+{
+    if (facts->is_unreadable) {
+        replace_frames(stacks, thread);
+    }
+    if (facts->holds_gil) {
+        thread->holds_gil = ANSWER_YES;
+    }
+    if (facts->native_id != 0) {
+        thread->native_id = facts->native_id;
+    }
+    if (facts->name.length > 0) {
+        free_text(&thread->name);
+        append_bytes(&thread->name, facts->name.bytes, facts->name.length);
+    }
+}
+
+/* Reads the part that the copy itself has written. A thread that runs in two interpreters has a
+ * stack in each. One without any is added, too: so it is known what the kernel calls it. */
 static void
 read_facts(struct stacks *stacks, struct slice text)
 {
     struct slice line;
     while (next_line(&text, &line)) {
         const struct copied_facts facts = parse_facts(&line);
-        struct thread_stack *thread =
-            facts.ident == 0 ? NULL : find_thread(stacks, facts.ident);
-        if (facts.ident != 0 && thread == NULL) {
-            thread = add_thread(stacks, facts.ident);
-        }
-        if (thread == NULL) {
+        if (facts.ident == 0 || (find_thread(stacks, facts.ident) == NULL &&
+                                 add_thread(stacks, facts.ident) == NULL)) {
             continue;
         }
-
-        if (facts.is_unreadable) {
-            replace_frames(stacks, thread);
-        }
-        if (facts.holds_gil) {
-            thread->holds_gil = ANSWER_YES;
-        }
-        if (facts.native_id != 0 || facts.name.length > 0) {
-            thread->native_id = facts.native_id;
-            free_text(&thread->name);
-            append_bytes(&thread->name, facts.name.bytes, facts.name.length);
+        for (size_t i = 0; i < stacks->thread_count; i++) {
+            if (stacks->threads[i].ident == facts.ident) {
+                note_copied_facts(stacks, &stacks->threads[i], &facts);
+            }
         }
     }
 }

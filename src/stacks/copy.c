@@ -65,7 +65,7 @@ enum {
 /* The copy's line between faulthandler's text and the facts of each thread. */
 static const char stacks_complete[] = "@@\n";
 
-/* And its line before a part of faulthandler's whose first thread is not to be shown. */
+/* Its line before a part of faulthandler's whose first thread is not to be shown. */
 static const char first_is_hidden[] = "&\n";
 
 /* Runs in the copy alone: ASYNC_SAFE, and raw system calls where glibc would ask its own
@@ -231,12 +231,15 @@ is_unreadable(unsigned long ident)
 }
 
 COPY_ONLY static void
-forget_unreadable(PyInterpreterState *interpreter)
+forget_unreadable(void)
 {
-    for (PyThreadState *tstate = PyInterpreterState_ThreadHead(interpreter);
-         tstate != NULL; tstate = tstate->next) {
-        if (is_unreadable(tstate->thread_id)) {
-            forget_frames(tstate);
+    PyInterpreterState *interpreter = PyInterpreterState_Head();
+    for (; interpreter != NULL; interpreter = PyInterpreterState_Next(interpreter)) {
+        PyThreadState *tstate = PyInterpreterState_ThreadHead(interpreter);
+        for (; tstate != NULL; tstate = tstate->next) {
+            if (is_unreadable(tstate->thread_id)) {
+                forget_frames(tstate);
+            }
         }
     }
 }
@@ -260,18 +263,17 @@ last_thread(const struct text *raw)
     return ident;
 }
 
-/* Has faulthandler write the stacks. It goes through no more than THREADS_AT_ONCE, and through the
- * list of the main interpreter, for this thread has no state: it is asked again and again, with the
- * next ones linked behind the head of that list, which it so repeats. */
+/* Has faulthandler write the stacks of an interpreter. It goes through no more than THREADS_AT_ONCE,
+ * and through the list of the main interpreter, for this thread has no state: it is asked again and
+ * again, with the next ones linked behind the head of that list, which it so repeats. */
 COPY_ONLY static void
-write_stacks(int fd)
+write_stacks(int fd, PyInterpreterState *interpreter)
 {
     PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
     PyThreadState *behind_head = head == NULL ? NULL : head->next;
-    PyThreadState *next = snapshot.interpreter == PyInterpreterState_Main()
-                              ? behind_head
-                              : PyInterpreterState_ThreadHead(snapshot.interpreter);
-    bool is_shown = next == behind_head;
+    bool is_shown = interpreter == PyInterpreterState_Main();
+    PyThreadState *next =
+        is_shown ? behind_head : PyInterpreterState_ThreadHead(interpreter);
     do {
         if (head != NULL) {
             head->next = next;
@@ -288,6 +290,23 @@ write_stacks(int fd)
     } while (next != NULL);
     if (head != NULL) {
         head->next = behind_head;
+    }
+}
+
+/* The stacks of all interpreters, ours first; before those of each other one a line "% ID". */
+COPY_ONLY static void
+write_all_stacks(int fd)
+{
+    write_stacks(fd, snapshot.interpreter);
+    for (PyInterpreterState *other = PyInterpreterState_Head(); other != NULL;
+         other = PyInterpreterState_Next(other)) {
+        char line[40];
+        int length = snprintf(line, sizeof(line), "%% %lld\n",
+                              (long long)PyInterpreterState_GetID(other));
+        if (other != snapshot.interpreter) {
+            (void)!write(fd, line, (size_t)length);
+            write_stacks(fd, other);
+        }
     }
 }
 
@@ -310,19 +329,12 @@ write_unreadable(int fd)
     }
 }
 
-/* The stacks first, for they matter most; then a line of facts for each thread; last, on
- * older CPythons, the question that aborts when nobody holds the GIL. */
+/* A line for each thread of an interpreter. */
 COPY_ONLY static void
-describe_copy(int fd)
+write_all_facts(int fd, PyInterpreterState *interpreter)
 {
-    pid_t pid = atomic_load(&manhole.owner);
-    forget_unreadable(PyInterpreterState_Main());
-    forget_unreadable(snapshot.interpreter);
-    write_stacks(fd);
-    (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
-
-    write_unreadable(fd);
-    for (PyThreadState *tstate = PyInterpreterState_ThreadHead(snapshot.interpreter);
+    const pid_t pid = atomic_load(&manhole.owner);
+    for (PyThreadState *tstate = PyInterpreterState_ThreadHead(interpreter);
          tstate != NULL; tstate = tstate->next) {
         struct thread_facts facts = {.ident = tstate->thread_id,
                                      .native_id = native_id_of(tstate)};
@@ -331,10 +343,29 @@ describe_copy(int fd)
         }
         find_thread_object(&facts);
         if (!is_task(pid, facts.native_id)) {
-            bool oldest = tstate->next == NULL;
+            bool oldest = tstate->next == NULL && interpreter == snapshot.interpreter;
             facts.native_id = oldest ? (unsigned long)pid : 0;
         }
         write_facts(fd, &facts, holds_gil(tstate));
+    }
+}
+
+/* The stacks first, for they matter most; then a line of facts for each thread; last, on
+ * older CPythons, the question that aborts when nobody holds the GIL. */
+COPY_ONLY static void
+describe_copy(int fd)
+{
+    forget_unreadable();
+    write_all_stacks(fd);
+    (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
+
+    write_unreadable(fd);
+    write_all_facts(fd, snapshot.interpreter);
+    for (PyInterpreterState *other = PyInterpreterState_Head(); other != NULL;
+         other = PyInterpreterState_Next(other)) {
+        if (other != snapshot.interpreter) {
+            write_all_facts(fd, other);
+        }
     }
     ask_gil_holder(fd);
 }

@@ -71,25 +71,32 @@ append_frames(struct text *text, const struct stacks *stacks, size_t first, size
     }
 }
 
-/* Appends a line that says what thread it is: "Thread: Worker, TID 7 (shop), sleeping in read". */
+/* Appends a line that says what thread it is: "Thread: Worker, TID 7 (shop), sleeping in read". Of
+ * another interpreter than the manhole's, also which. */
 DETACHED static void
 append_thread_facts(struct text *text, const struct thread_stack *thread)
 {
-    const bool is_named = thread->name.length > 0;
-    if (is_named || thread->native_id != 0) {
-        append_string(text, "Thread: ");
+    static const char intro[] = "Thread: ";
+    const char *before = intro; /* of the next fact */
+    if (thread->name.length > 0) {
+        append_string(text, before);
+        append_bytes(text, thread->name.bytes, thread->name.length);
+        before = ", ";
     }
-    append_bytes(text, thread->name.bytes, thread->name.length);
-    append_string(text, is_named && thread->native_id != 0 ? ", " : "");
+    if (thread->interpreter != OWN_INTERPRETER) {
+        append_format(text, "%sof interpreter %lld", before, thread->interpreter);
+        before = ", ";
+    }
     if (thread->native_id != 0) {
+        append_string(text, before);
         append_kernel_state(text, thread->native_id);
+        before = ", ";
     }
     if (thread->holds_gil == ANSWER_YES) {
-        append_string(text, ", holds the GIL");
+        append_format(text, "%sholds the GIL", before);
+        before = ", ";
     }
-    if (is_named || thread->native_id != 0) {
-        append_string(text, "\n");
-    }
+    append_string(text, before == intro ? "" : "\n");
 }
 
 /* Appends the names of the threads of a group, for the headers alone tell little then. */
@@ -134,7 +141,7 @@ append_headers(struct text *text, const struct stacks *stacks, size_t group)
 }
 
 static bool
-is_known(const struct stacks *stacks, unsigned long native_id)
+is_listed(const struct stacks *stacks, unsigned long native_id)
 {
     for (size_t i = 0; i < stacks->thread_count; i++) {
         if (stacks->threads[i].native_id == native_id) {
@@ -161,7 +168,7 @@ list_other_threads(const struct stacks *stacks, unsigned long **ids)
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): only this thread has this DIR */
     while ((entry = readdir(tasks)) != NULL) {
         unsigned long native_id = strtoul(entry->d_name, NULL, 10);
-        if (native_id == 0 || native_id == own_id || is_known(stacks, native_id)) {
+        if (native_id == 0 || native_id == own_id || is_listed(stacks, native_id)) {
             continue;
         }
         unsigned long *roomy = with_room(*ids, count, &capacity, sizeof(**ids));

@@ -5,7 +5,8 @@
  *     {"pid", "python", "source", "threads": [{"id", "native_id", "name", "state", "holds_gil",
  *      "daemon", "frames": [{"file", "line", "function", "source"}]}], "note"}
  *
- * null stands for what is not known, frames come outermost first. There is a "note" where a frozen
+ * null stands for what is not known, frames come outermost first. A thread of another interpreter
+ * than the manhole's has that one's id as its "interpreter". There is a "note" where a frozen
  * copy is not whole. Each thread has frames of its own, also where two are the same. A document may
  * come from a process in any state, and still be one: what is no UTF-8 in it becomes U+FFFD.
  */
@@ -141,6 +142,9 @@ begin_json_thread(struct text *text, const struct thread_stack *thread)
     append_json_answer(text, "daemon", thread->daemon);
     append_string(text, ", \"name\": ");
     append_json_text(text, &thread->name);
+    if (thread->interpreter != OWN_INTERPRETER) {
+        append_format(text, ", \"interpreter\": %lld", thread->interpreter);
+    }
     append_string(text, ", \"frames\": [");
 }
 

@@ -27,6 +27,7 @@
 enum {
     /* Of the table that finds a code position. */
     POSITION_ROWS = 512,
+    OWN_INTERPRETER = -1,
 };
 
 /* What may be known or not. */
@@ -62,6 +63,7 @@ struct code_position {
 /* A thread, and what is known of it beside its stack: its facts. */
 struct thread_stack {
     unsigned long ident;
+    long long interpreter; /* its id; OWN_INTERPRETER: the manhole's */
     bool is_shown; /* else its facts alone are there, or it is one of ours that waits */
     size_t first;  /* index of the innermost frame */
     size_t count;
@@ -105,8 +107,10 @@ add_thread(struct stacks *stacks, unsigned long ident)
     }
 
     stacks->threads = threads;
-    threads[stacks->thread_count] = (struct thread_stack){
-        .ident = ident, .first = stacks->frame_count, .daemon = ANSWER_UNKNOWN};
+    threads[stacks->thread_count] = (struct thread_stack){.ident = ident,
+                                                          .interpreter = OWN_INTERPRETER,
+                                                          .first = stacks->frame_count,
+                                                          .daemon = ANSWER_UNKNOWN};
     return &threads[stacks->thread_count++];
 }
 
