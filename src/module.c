@@ -140,10 +140,10 @@ is_same_file(int one, int other)
            first.st_dev == second.st_dev && first.st_ino == second.st_ino;
 }
 
-/* Serves a socket that Python code has, in its thread. It may be the client of the very session that
- * this thread is in: that of a connection_handler which is a callable, and hands on the socket that
- * it was given. Then the session goes on. Any other gets a session of its own, on a duplicate: the
- * caller closes its own. */
+/* Serves a socket that Python code has, in its thread. It may be the client of the very session
+ * that this thread is in: that of a connection_handler which is a callable, and hands on the socket
+ * that it was given. Then the session goes on. Any other gets a session of its own, on a duplicate:
+ * the caller closes its own. */
 ATTACHED static PyObject *
 handle_connection(PyObject *module, PyObject *client,
                   void (*serve)(struct session *, PyObject *locals))

@@ -90,8 +90,8 @@ add_exit_callback(void)
     return 0;
 }
 
-/* From here on nothing is installed. Sessions that stay go on by the other options: how long a client
- * waits, what is blocked in threads. */
+/* From here on nothing is installed. Sessions that stay go on by the other options: how long a
+ * client waits, what is blocked in threads. */
 ATTACHED static void
 forget_options(void)
 {

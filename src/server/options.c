@@ -208,8 +208,8 @@ spare_faults(sigset_t *set)
     }
 }
 
-/* Which signals are blocked in our threads: all, so that no handler of the application's runs in one,
- * unless it says which. */
+/* Which signals are blocked in our threads: all, so that no handler of the application's runs in
+ * one, unless it says which. */
 ATTACHED static enum parsed
 parse_signals(PyObject *value, void *target)
 {
@@ -375,8 +375,8 @@ choose_address(const struct addrinfo *found, uint16_t port, union address *chose
     return PARSED_OK;
 }
 
-/* HOST:PORT. The name is looked up detached: that may take seconds, of which the other threads are to
- * notice nothing. */
+/* HOST:PORT. The name is looked up detached: that may take seconds, of which the other threads are
+ * to notice nothing. */
 ATTACHED static enum parsed
 parse_address(PyObject *value, union address *address)
 {

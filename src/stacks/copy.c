@@ -263,9 +263,10 @@ last_thread(const struct text *raw)
     return ident;
 }
 
-/* Has faulthandler write the stacks of an interpreter. It goes through no more than THREADS_AT_ONCE,
- * and through the list of the main interpreter, for this thread has no state: it is asked again and
- * again, with the next ones linked behind the head of that list, which it so repeats. */
+/* Has faulthandler write the stacks of an interpreter. It goes through no more than
+ * THREADS_AT_ONCE, and through the list of the main interpreter, for this thread has no state: it
+ * is asked again and again, with the next ones linked behind the head of that list, which it so
+ * repeats. */
 COPY_ONLY static void
 write_stacks(int fd, PyInterpreterState *interpreter)
 {

@@ -13,6 +13,7 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/parts.c"
+#include "look.c"
 #include "tasks.c"
 
 static const char frames_program[] =
@@ -140,16 +141,18 @@ frames_from_tasks(PyObject *module, PyObject *name)
 ATTACHED static PyObject *
 frames_current(PyObject *module, PyObject *unused)
 {
-    OWNED PyObject *current_frames = HAS_GIL ? get_sys("_current_frames") : NULL;
     (void)module;
     (void)unused;
 
-    if (current_frames == NULL) {
+    if (!HAS_GIL) {
         PyErr_SetString(PyExc_NotImplementedError,
                         "frames cannot be read in a Python without the GIL");
         return NULL;
     }
-    return PyObject_CallNoArgs(current_frames);
+    bool collecting = pause_gc();        /* as in look_at_threads() */
+    PyObject *frames = collect_frames(); /* new, handed to the caller */
+    resume_gc(collecting);
+    return frames;
 }
 
 static PyMethodDef frames_functions[] = {
