@@ -37,6 +37,7 @@ enum {
     IMPORT_PATIENCE_MS = 1000,
 };
 
+/* The last act of every helper: the slot may be gone when it returns. */
 static void
 helper_done(struct session *session)
 {
@@ -244,6 +245,8 @@ begin_running(struct session *session)
     }
 }
 
+/* Behind this the session's own code runs undisturbed. In a child that a statement has forked it
+ * does not return. */
 ATTACHED static void
 end_running(struct session *session)
 {
