@@ -166,6 +166,7 @@ struct held {
     PyObject *objects[2 * sizeof(manhole.borrowed) / sizeof(manhole.borrowed[0])];
 };
 
+/* Takes sys_lock, waiting detached, and references to all that the rows have. */
 ATTACHED static void
 lock_sys(struct held *held)
 {
@@ -177,6 +178,7 @@ lock_sys(struct held *held)
     }
 }
 
+/* Here, and not before, destructors of the application's may run. */
 ATTACHED static void
 unlock_sys(struct held *held)
 {
@@ -235,6 +237,8 @@ open_streams(struct session *session)
     return result;
 }
 
+/* From here on they are the application's, in this thread too; in sys, when this was the last
+ * console. Never raises. */
 ATTACHED static void
 close_streams(struct session *session)
 {

@@ -393,6 +393,7 @@ commands_offer(PyObject *module, PyObject *words)
     return Py_NewRef(Py_None);
 }
 
+/* open_streams(): print() and input() of a plugin or pdb are the client's. */
 ATTACHED static PyObject *
 commands_open_streams(PyObject *module, PyObject *unused)
 {
@@ -410,6 +411,7 @@ commands_close_streams(PyObject *module, PyObject *unused)
     return Py_NewRef(Py_None);
 }
 
+/* log(text): why a plugin is not there. */
 ATTACHED static PyObject *
 commands_log(PyObject *module, PyObject *skipped)
 {

@@ -48,6 +48,7 @@ note_progress(void)
     }
 }
 
+/* While it is set the client is given more time, see IMPORT_FACTOR. */
 static void
 set_importing(struct session *session, bool importing)
 {

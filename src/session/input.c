@@ -60,6 +60,7 @@ ends_line(PyObject *line)
 /* Keys beside Ctrl-C and Ctrl-D. */
 enum { PASTE_BEGINS = 2, PASTE_ENDS = 5 };
 
+/* Whether a byte is no text but a key of the client's. */
 static bool
 is_key(const struct session *session, char byte)
 {

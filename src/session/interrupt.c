@@ -49,6 +49,7 @@ enum {
     LONGEST_PAUSE_MS = 256,
 };
 
+/* The last act of every helper: the slot may be gone when it returns. */
 static void
 helper_done(struct session *session)
 {
@@ -300,6 +301,8 @@ begin_running(struct session *session)
     }
 }
 
+/* Behind this the session's own code runs undisturbed. In a child that a statement has forked it
+ * does not return. */
 ATTACHED static void
 end_running(struct session *session)
 {

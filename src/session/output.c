@@ -277,6 +277,7 @@ begin_sending(struct session *session)
     unlock(&session->out_lock);
 }
 
+/* Gives the right to send back; what has come meanwhile is the listener's. */
 DETACHED static void
 end_sending(struct session *session)
 {
@@ -342,6 +343,8 @@ conclude_sending(struct session *session, int error, const char *bytes, size_t l
     return 0;
 }
 
+/* Sends to the session's client from its own thread, detached. Returns 0, or -1 with an
+ * exception. */
 ATTACHED static int
 send_client(struct session *session, const char *bytes, size_t length)
 {

@@ -249,6 +249,7 @@ find_program(const struct session *session)
            1;
 }
 
+/* As Python itself decodes the command line. Returns a new str, or NULL with an exception. */
 ATTACHED static PyObject *
 decode_field(const char *field)
 {

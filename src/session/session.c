@@ -165,6 +165,7 @@ release_session(struct session *session)
     }
 }
 
+/* Sessions beside that of the calling thread, side channels among them: exit waits for these. */
 static int
 count_sessions(void)
 {
@@ -197,6 +198,7 @@ forget_session(struct session *session)
     close_kept(&session->telnet_fd);
 }
 
+/* In a child, while it has no other thread. */
 static void
 forget_sessions(void)
 {
@@ -282,6 +284,7 @@ serve_session(struct session *session)
     current_session = outer;
 }
 
+/* Who looks at the threads of the process, with ps -L or top -H, sees which client each serves. */
 static void
 name_session_thread(const struct session *session)
 {

@@ -231,6 +231,7 @@ is_write(PyObject *name)
            PyUnicode_CompareWithASCIIString(name, "writelines") == 0;
 }
 
+/* print() asks for write with the interned name: that is the first look, and all of it. */
 ATTACHED static PyObject *
 stream_getattro(PyObject *self, PyObject *name)
 {

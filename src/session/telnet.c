@@ -122,6 +122,7 @@ follow_utf8(struct telnet *telnet, unsigned char byte)
     telnet->beyond_ascii = telnet->beyond_ascii || byte >= 0x80;
 }
 
+/* A byte that is no command: text, or a key. */
 static enum telnet_event
 decode_text(struct telnet *telnet, unsigned char byte)
 {
@@ -163,6 +164,7 @@ mangled_byte(unsigned char command)
     return 0;
 }
 
+/* The byte behind IAC. */
 static enum telnet_event
 decode_command(struct telnet *telnet, unsigned char byte)
 {
@@ -278,6 +280,7 @@ pass_interrupt(struct session *session, struct telnet *telnet)
     }
 }
 
+/* For what one more byte may come to. */
 static bool
 has_room(const struct telnet *telnet)
 {
@@ -361,6 +364,7 @@ pass_text(struct session *session, struct telnet *telnet)
     return send_text(session, telnet);
 }
 
+/* IAC, a verb and an option, between two pieces of the session's own output, never within one. */
 DETACHED static void
 send_option(struct session *session, unsigned char verb, unsigned char option)
 {
