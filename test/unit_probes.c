@@ -46,9 +46,10 @@ printed(PyObject *result /* new, or NULL */)
 ATTACHED static const char *
 command(const char *command_name, const char *probe_name /* or NULL */)
 {
-    OWNED PyObject *word = PyUnicode_FromString(command_name);
-    OWNED PyObject *name = probe_name == NULL ? NULL : PyUnicode_FromString(probe_name);
-    return printed(run_probe_command(word, name));
+    OWNED PyObject *name = PyUnicode_FromString(command_name);
+    OWNED PyObject *argument =
+        probe_name == NULL ? NULL : PyUnicode_FromString(probe_name);
+    return printed(run_probe_command(name, argument));
 }
 
 ATTACHED static int

@@ -899,7 +899,7 @@ remove_cgroup(void)
 static void
 no_copy_is_made_where_the_cgroup_has_no_room_for_it(void **state)
 {
-    static const unsigned long mb = 1024 * 1024;
+    static const unsigned long mb = 1024UL * 1024UL;
     const char *root = cgroup_root;
     (void)state;
     SKIP_UNDER_THREAD_SANITIZER();

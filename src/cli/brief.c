@@ -90,7 +90,7 @@ is_own_file(struct json file)
 }
 
 static bool
-is_same(struct json one, struct json other)
+is_same_json(struct json one, struct json other)
 {
     return one.length == other.length &&
            (one.length == 0 || memcmp(one.bytes, other.bytes, one.length) == 0);
@@ -144,17 +144,17 @@ add_to_brief(struct brief *brief, struct json thread, struct json process, bool 
     struct json state = find_member(thread, "\"state\": ");
     struct json name = find_member(thread, "\"name\": ");
 
-    if (is_same(find_member(thread, "\"holds_gil\": "), (struct json){"true", 4})) {
+    if (is_same_json(find_member(thread, "\"holds_gil\": "), (struct json){"true", 4})) {
         state = holding;
     }
     if (name.bytes == NULL) {
         name = find_member(thread, "\"id\": ");
     }
-    brief->state = brief->count == 0 || is_same(state, brief->state)
+    brief->state = brief->count == 0 || is_same_json(state, brief->state)
                        ? state
                        : (struct json){NULL, 0};
     brief->count++;
-    if (is_of_one || brief->count == 1 || !is_same(process, brief->process)) {
+    if (is_of_one || brief->count == 1 || !is_same_json(process, brief->process)) {
         brief->process = process;
         brief->named++;
         if (brief->named <= BRIEF_MEMBERS) {

@@ -461,18 +461,25 @@ parse_words(int argc, char **argv, struct request *request, struct buffer *unkno
     }
 }
 
-/* The action that the options ask for together. */
+/* The action that the options ask for together: of these --json and --brief come last, for they may
+ * stand beside another. */
 static enum action
 find_action(const struct request *request)
 {
-    return is_code_given(request)             ? ACTION_RUN
-           : is_given(request, OPTION_LIST)   ? ACTION_LIST
-           : is_given(request, OPTION_CLEAN)  ? ACTION_CLEAN
-           : is_given(request, OPTION_STACKS) ? ACTION_STACKS
-           : is_given(request, OPTION_TASKS)  ? ACTION_TASKS
-           : is_given(request, OPTION_JSON)   ? ACTION_STACKS
-           : is_given(request, OPTION_BRIEF)  ? ACTION_STACKS
-                                              : ACTION_CONSOLE;
+    static const struct {
+        enum option_name option;
+        enum action action;
+    } rows[] = {{OPTION_CODE, ACTION_RUN},      {OPTION_FILE, ACTION_RUN},
+                {OPTION_LIST, ACTION_LIST},     {OPTION_CLEAN, ACTION_CLEAN},
+                {OPTION_STACKS, ACTION_STACKS}, {OPTION_TASKS, ACTION_TASKS},
+                {OPTION_JSON, ACTION_STACKS},   {OPTION_BRIEF, ACTION_STACKS}};
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        if (is_given(request, rows[i].option)) {
+            return rows[i].action;
+        }
+    }
+    return ACTION_CONSOLE;
 }
 
 /* Finds what the PIDs mean. */
