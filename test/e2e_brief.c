@@ -78,6 +78,30 @@ stuck_process_is_brief_too(void)
     close_stdin(app);
 }
 
+/* No copy of it can be made where the signal for that is missing. */
+static void
+stuck_process_that_shows_no_threads_says_why(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *err = NULL;
+    require_gil();
+    if (is_wrapped()) {
+        skip_test("valgrind keeps a signal for itself");
+    }
+    const char *pid = start_app("import signal\n"
+                                "for n in range(signal.SIGRTMIN, signal.SIGRTMAX + 1):\n"
+                                "    signal.signal(n, print)\n" APP READY
+                                "ctypes.PyDLL(None).getchar()\n",
+                                &app);
+    assert_int_equal(run_command(CLI("--brief", pid), NULL, &out, &err), 0);
+    assert_string_equal(out, "");
+    assert_contains(err, format_text("%s: manhole: No frozen copy of the process can be "
+                                     "made: no real-time signal was free",
+                                     pid));
+    close_stdin(app);
+}
+
 static void
 process_that_does_not_answer_is_named_on_standard_error(void)
 {
@@ -129,6 +153,7 @@ main(void)
         TEST(equal_stacks_of_a_process_are_one_line_with_the_names_of_the_threads),
         TEST(equal_stacks_of_several_processes_are_one_line_with_their_pids),
         TEST(stuck_process_is_brief_too),
+        TEST(stuck_process_that_shows_no_threads_says_why),
         TEST(process_that_does_not_answer_is_named_on_standard_error),
         TEST(stacks_of_several_processes_come_in_the_order_of_the_command_line),
         TEST(brief_goes_with_stacks_alone),

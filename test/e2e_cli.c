@@ -287,8 +287,10 @@ help_groups_its_options(void)
 #define NOT_A_PID                                                                        \
   "argument PID: PID must be in one of these forms: 1234 or /tmp/manhole-1234"
 
-/* Every text here was printed by argparse for python-manhole's own parser, save those for
- * process 0: that is no process, and to signal it would hit the client itself. */
+/* The texts are those of argparse for python-manhole's own parser, save those for process 0, which
+ * is no process, and to signal it would hit the client itself; for an argument that is no number
+ * but a word of its own (1_0, --); and for a letter or an argument too much, where getopt does not
+ * know the word. */
 #define MEANS(error, ...)                                                                \
   {                                                                                      \
     .arguments = {__VA_ARGS__}, .text = MISTAKE(error)                                   \

@@ -188,6 +188,8 @@ words_mean_over_there_what_they_mean_here(void)
         {{"-t5", "1", "-c", "", "a"},
          " 'manhole-cli' '1' '--timeout=5' '-c' '' '--' 'a'"},
         {{"1", "-c", "-c", "--", "x"}, " 'manhole-cli' '1' '-c' '-c' '--' 'x'"},
+        {{"-1t=5", "1", "-c==x"}, " 'manhole-cli' '1' '--timeout=5' '-USR1' '-c' '=x'"},
+        {{"--match==x", "--stacks"}, " 'manhole-cli' '--stacks' '--match==x'"},
     };
     write_program("ssh", "#!/bin/sh\necho \"<$4>\"\n");
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {

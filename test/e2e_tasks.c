@@ -516,6 +516,35 @@ process_without_a_gil_says_why_there_are_none(void)
                         "without the GIL\n");
 }
 
+/* A manhole of before, and python-manhole's, give who asks for tasks their console. */
+static void
+stacks_of_an_older_manhole_do_not_pass_for_tasks(void)
+{
+    struct process *old = start_target(
+        "import os, socket\n"
+        "path = '/tmp/manhole-%d' % os.getpid()\n"
+        "listener = socket.socket(socket.AF_UNIX)\n"
+        "listener.bind(path)\n"
+        "listener.listen()\n" READY "for i in range(2):\n"
+        "    client, _ = listener.accept()\n"
+        "    client.sendall(b'\\n######### ProcessID=1, ThreadID=1 #########\\n')\n"
+        "    client.sendall(b'#' * 45 + b'\\n\\n\\n')\n"
+        "    client.recv(1) # until it asks no more\n"
+        "    client.sendall(b'Python 3\\n(ManholeConsole)\\n>>> ')\n"
+        "    client.close()\n"
+        "os.unlink(path)\n");
+    const char *pid = format_text("%d", (int)old->pid);
+    static const char *const forms[] = {"--tasks", "--json"};
+    wait_until_ready(old);
+    for (size_t i = 0; i < 2; i++) {
+        const char *out = NULL;
+        const char *err = NULL;
+        assert_int_equal(run_command(CLI(pid, "--tasks", forms[i]), NULL, &out, &err), 5);
+        assert_string_equal(out, "");
+        assert_contains(err, "is older, and does not know what it was asked for");
+    }
+}
+
 static void
 prompt_has_tasks(void)
 {
@@ -580,6 +609,7 @@ main(void)
         TEST(several_processes_are_asked_side_by_side),
         TEST(stuck_process_says_why_there_are_none),
         TEST(process_without_a_gil_says_why_there_are_none),
+        TEST(stacks_of_an_older_manhole_do_not_pass_for_tasks),
         TEST(prompt_has_tasks),
         TEST(name_of_the_application_s_stays_its_own_at_the_prompt),
         TEST(shell_of_commands_has_tasks),

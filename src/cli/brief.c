@@ -188,6 +188,26 @@ read_thread(struct briefs *briefs, const struct buffer *document, size_t start,
     return length;
 }
 
+/* Says why threads are missing, where a frozen copy could not be made or is not whole. */
+static void
+show_note(const struct buffer *document, struct json process)
+{
+    struct json all = {text_of(document), document->length};
+    struct json note = find_member(all, "\"note\": ");
+    OWNED_BUFFER line = {.data = NULL};
+    OWNED_BUFFER shown = {.data = NULL};
+
+    if (note.bytes == NULL) {
+        return;
+    }
+    append_json(&line, process);
+    append_text(&line, ": manhole: ");
+    append_json(&line, note);
+    append_text(&line, "\n");
+    append_harmless(&shown, line.data, line.length);
+    write_all(STDERR_FILENO, shown.data, shown.length);
+}
+
 /* Adds the threads of a document, which lives as long as the briefs do. */
 static void
 read_document(struct briefs *briefs, const struct buffer *document)
@@ -199,6 +219,7 @@ read_document(struct briefs *briefs, const struct buffer *document)
         bool is_thread = find_member(line, "\"frames\": ").bytes != NULL;
         start += is_thread ? read_thread(briefs, document, start, process) : line.length;
     }
+    show_note(document, process);
 }
 
 /* Most threads first, then who came first. */

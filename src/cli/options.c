@@ -450,10 +450,11 @@ parse_words(int argc, char **argv, struct request *request, struct buffer *unkno
             optind = 0;
         }
         else if (value != -1) {
+            /* Behind a name getopt has taken the "=" away, behind a letter (-1t=2) not. */
             bool is_glued = optarg != NULL && optarg != argv[optind - 1];
-            const char *argument = optarg == NULL ? "" : optarg;
+            bool has_sign = value < FIRST_VALUE && is_glued && optarg[0] == '=';
             apply_option(request, find_option(value),
-                         argument + (is_glued && argument[0] == '=')); /* -t=2 */
+                         optarg == NULL ? "" : optarg + has_sign);
         }
     }
     for (int i = optind; i < argc; i++) { /* behind "--" */

@@ -158,11 +158,10 @@ open_tcp_connection(const struct request *request, const struct target *target)
     int fd = -1;
 
     if (request->action != ACTION_CONSOLE) {
-        fail(
-            STATUS_NO_CONNECTION,
-            "process %s listens at %s alone, and by TCP there is a console, no -c and no "
-            "--stacks; they want a path in listen as well",
-            label_of(target).text, quote(target->path).text);
+        fail(STATUS_NO_CONNECTION,
+             "process %s listens at %s alone, and by TCP there is a console, no -c, "
+             "--stacks or --tasks; they want a path in listen as well",
+             label_of(target).text, quote(target->path).text);
     }
     enter_network(target);
     struct addrinfo *addresses = find_addresses(target); /* owned */
