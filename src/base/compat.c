@@ -530,13 +530,12 @@ is_imported(const char *name)
     return PyDict_GetItemString(PyImport_GetModuleDict(), name) != NULL;
 }
 
-/* Whether threading takes the calling thread for the main one if it imports it first. From 3.13 on
- * threading asks CPython which one that is. Before, it is the interpreter's first: the list has the
- * latest thread in front, and who deletes one has the GIL. */
+/* Whether the calling thread is the interpreter's first, and threading is not imported yet. The list
+ * has the latest thread in front, and who deletes one has the GIL. */
 ATTACHED static bool
 is_to_import_threading(void)
 {
-    if (PY_VERSION_HEX >= 0x030d0000 || is_imported("threading")) {
+    if (is_imported("threading")) {
         return false;
     }
     PyThreadState *first = PyInterpreterState_ThreadHead(PyInterpreterState_Get());

@@ -88,8 +88,9 @@ prepare(PyObject *module)
 }
 
 /* Before 3.13 threading takes the thread that imports it first for the main one: were that a
- * session's, Python would wait for its client at the end. So the main thread imports it now, unless
- * that would be a module of the application's. Never raises. */
+ * session's, Python would wait for its client at the end. Since 3.13 it takes the native id alone of
+ * who imports it for the main thread's. So the main thread imports it now, unless that would be a
+ * module of the application's. Never raises. */
 ATTACHED static void
 import_threading(void)
 {
