@@ -530,8 +530,8 @@ is_imported(const char *name)
     return PyDict_GetItemString(PyImport_GetModuleDict(), name) != NULL;
 }
 
-/* Whether the calling thread is the interpreter's first, and threading is not imported yet. The list
- * has the latest thread in front, and who deletes one has the GIL. */
+/* Whether the calling thread is the interpreter's first, and threading is not imported yet. The
+ * list has the latest thread in front, and who deletes one has the GIL. */
 ATTACHED static bool
 is_to_import_threading(void)
 {

@@ -88,10 +88,10 @@ prepare(PyObject *module)
 }
 
 /* Before 3.13 threading takes the thread that imports it first for the main one: were that a
- * session's, Python would wait for its client at the end. Since 3.13 it takes the native id alone of
- * who imports it for the main thread's. So the main thread imports it now, unless that would be a
- * module of the application's. Returns 0, also where it cannot be had; or -1 with what a handler of
- * the application's signals raised. */
+ * session's, Python would wait for its client at the end. Since 3.13 it takes the native id alone
+ * of who imports it for the main thread's. So the main thread imports it now, unless that would be
+ * a module of the application's. Returns 0, also where it cannot be had; or -1 with what a handler
+ * of the application's signals raised. */
 ATTACHED static int
 import_threading(void)
 {
