@@ -39,9 +39,9 @@
  *                is put back when the probe is removed.
  *   mappings     with oneshot_on an empty page, whose name in /proc tells manhole-cli the signal.
  *   environment  PYTHONMANHOLE, named by manhole.pth or manhole.start, read once.
- *   modules      threading is imported by install(), before CPython 3.13. When a client comes: the
- *                plugins that a configuration file names, and what sessions need of the standard
- *                library; as manhole.library.NAME where the application has such names.
+ *   modules      threading is imported by install(). When a client comes: the plugins that a
+ *                configuration file names, and what sessions need of the standard library; as
+ *                manhole.library.NAME where the application has such names.
  *
  * HOW TO READ IT
  *   Each room is a file under src/, included below from the ground floor up; a room's own include

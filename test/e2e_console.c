@@ -496,6 +496,10 @@ output_of_a_session_is_a_text_file_that_is_no_terminal(void)
         {"fails(o.writelines, ['z\\n', 5, 'w'])",
          "z\nTypeError(\"a bytes-like object is required, not 'int'\")\n"},
         {"fails(type(o))", "TypeError(\"cannot create 'manhole.Stream' instances\")\n"},
+        {"fails(setattr, o, 'flush', 1)",
+         "AttributeError(\"'flush' of a client's stream cannot be set\")\n"},
+        {"fails(delattr, o, 'buffer')",
+         "AttributeError(\"'buffer' of a client's stream cannot be set\")\n"},
     };
     struct process *app = start_app();
     struct client *client = enter(app);

@@ -171,7 +171,7 @@ daemon_connection_lets_every_statement_go(void)
 }
 
 /* CPython before 3.13 takes the thread that imports threading for the main one, and joins
- * it at exit. */
+ * it at exit; since then it takes that thread's native id for the main one's. */
 static void
 client_that_imports_threading_first_does_not_pass_for_the_main_thread(void)
 {
@@ -183,6 +183,8 @@ client_that_imports_threading_first_does_not_pass_for_the_main_thread(void)
     client_ask(client, "import threading");
     assert_string_equal(client_ask(client, "threading.main_thread().ident == me"),
                         "True\n");
+    assert_string_equal(
+        client_ask(client, "threading.main_thread().native_id == os.getpid()"), "True\n");
     assert_int_equal(end_of(app), 5);
     client_read_until_eof(client);
 }

@@ -146,6 +146,31 @@ threads_lists_them(void)
     assert_not_contains(seen, "<manhole>");
 }
 
+/* As gevent does, whose ident is a greenlet's. */
+static void
+threads_are_listed_where_get_ident_is_patched(void)
+{
+    struct client *client = enter("");
+    client_ask(client, "import _thread; _thread.get_ident = lambda: 7");
+    const char *seen = client_ask(client, "threads()");
+    assert_contains(seen, "worker, ident ");
+    assert_not_contains(seen, "<manhole>");
+}
+
+static void
+class_that_frame_has_met_can_go(void)
+{
+    struct client *client = enter("");
+    client_ask(client, "import gc, weakref");
+    client_ask(client, "found = type('Mine', (), {})()");
+    client_ask(client, "kind = weakref.ref(type(found))");
+    assert_contains(client_ask(client, "frame(found)"), "LookupError");
+    client_ask(client, "found = _ = sys.last_traceback = sys.last_value = None");
+    client_ask(client, "1/0");
+    client_ask(client, "gc.collect()");
+    assert_string_equal(client_ask(client, "kind() is None"), "True\n");
+}
+
 static void
 where_prints_the_stacks_again(void)
 {
@@ -179,6 +204,8 @@ main(void)
         TEST(frame_is_of_a_task_by_name_or_itself),
         TEST(what_is_no_thread_is_an_error),
         TEST(threads_lists_them),
+        TEST(threads_are_listed_where_get_ident_is_patched),
+        TEST(class_that_frame_has_met_can_go),
         TEST(where_prints_the_stacks_again),
         TEST(names_that_the_application_has_stay_its_own),
     };

@@ -287,6 +287,45 @@ object_gets_the_line_of_a_session_that_runs_on(void)
     expect_in(&log, "Running: 'import time; time.sleep(3600)\\n'.");
 }
 
+/* A session's thread is named "Manhole < PID:...". Who writes may keep it as long as he likes. */
+static void
+object_gets_no_line_in_a_client_s_thread(void)
+{
+    struct process *app = start_target(
+        "import os\n"
+        "class Log:\n"
+        "    def write(self, line):\n"
+        "        with open('/proc/thread-self/comm') as file: name = file.readline()\n"
+        "        os.write(1, f'{name.strip()}: {line}'.encode())\n" INSTALL(
+            "verbose_destination=Log()") STAY);
+    for (int i = 0; i < 5; i++) {
+        leave(enter(app));
+        assert_not_contains(wait_for_text(app, OUT, "Cleaned up.", DEADLINE),
+                            "Manhole < ");
+        assert_not_contains(wait_for_text(app, OUT, "Waiting", DEADLINE), "Manhole < ");
+    }
+}
+
+static void
+object_gets_the_last_line_of_a_session_that_outlives_the_listener(void)
+{
+    struct process *app =
+        start_target("import os, sys\n"
+                     "class Log:\n"
+                     "    def write(self, line): os.write(1, "
+                     "line.encode())\n"
+                     "import manhole\n"
+                     "installed = manhole.install(verbose_destination=Log())\n" READY
+                     "sys.stdin.readline()\n"
+                     "installed.release()\n"
+                     "print('released')\n" STAY);
+    struct client *client = enter(app);
+    write_stdin(app, "\n");
+    wait_for_text(app, OUT, "released\n", DEADLINE);
+    leave(client);
+    wait_for_text(app, OUT, "Cleaned up.", DEADLINE);
+}
+
 static void
 log_goes_on_where_it_went_while_a_client_has_the_streams(void)
 {
@@ -605,6 +644,8 @@ main(void)
         TEST(session_of_a_callable_that_raises_says_why),
         TEST(object_gets_the_lines_in_order),
         TEST(object_gets_the_line_of_a_session_that_runs_on),
+        TEST(object_gets_no_line_in_a_client_s_thread),
+        TEST(object_gets_the_last_line_of_a_session_that_outlives_the_listener),
         TEST(log_goes_on_where_it_went_while_a_client_has_the_streams),
         TEST(file_that_is_opened_in_place_of_the_log_gets_no_line),
         TEST(file_that_was_opened_where_the_log_would_go_gets_no_line),

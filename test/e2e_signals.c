@@ -503,6 +503,21 @@ interrupt_while_oneshot_waits_reaches_the_program(void)
   "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
 
 static void
+handler_that_exits_while_install_imports_ends_the_program(void)
+{
+    struct process *app =
+        start_target(EXITS_BY_SIGTERM
+                     "import os\n"
+                     "sys.modules.pop('threading', None)\n" /* as some .pth import it */
+                     "def terminate(event, arguments):\n"
+                     "    if event == 'import' and arguments[0] == 'threading':\n"
+                     "        os.kill(os.getpid(), signal.SIGTERM)\n"
+                     "sys.addaudithook(terminate)\n" INSTALL(""));
+    assert_int_equal(wait_for_exit(app, DEADLINE), 3);
+    assert_no_path(path_of(app));
+}
+
+static void
 handler_that_exits_while_oneshot_waits_ends_the_program(void)
 {
     struct process *app = start_ready(EXITS_BY_SIGTERM INSTALL(ONESHOT) ECHO);
@@ -611,6 +626,7 @@ main(void)
         TEST(
             oneshot_client_that_vanishes_from_a_call_lets_the_program_go_on_from_3_15_on),
         TEST(interrupt_while_oneshot_waits_reaches_the_program),
+        TEST(handler_that_exits_while_install_imports_ends_the_program),
         TEST(handler_that_exits_while_oneshot_waits_ends_the_program),
         TEST(handler_that_exits_while_oneshot_serves_ends_the_program),
         TEST(handler_that_exits_ends_a_oneshot_with_the_shell_of_commands),

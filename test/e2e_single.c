@@ -84,6 +84,45 @@ client_is_one_file_too(void)
     assert_contains(run_in(folder, "./manhole-cli --help"), "usage: manhole-cli");
 }
 
+/* A session's thread comes back to a Python that is ending: the last object of the process lets it,
+ * and waits until it is gone. */
+static void
+clean_ups_of_a_thread_that_exit_ends_touch_no_python(void)
+{
+    const char *folder = make_single();
+    if (is_sanitized() || is_python_from(14)) {
+        skip_test(
+            "a sanitizer's library is not loaded first; from 3.14 on no thread ends so");
+    }
+    run_in(folder, format_text("cc -shared -fPIC -fexceptions -pthread %s -o manhole.so "
+                               "manhole.c",
+                               include_flags()));
+    struct process *app = start_target(format_text(
+        "import os, sys, time\n"
+        "sys.path.insert(0, '%s')\n"
+        "import manhole\n"
+        "ends = os.pipe()\n"
+        "class Last:\n"
+        "    def __del__(self, write=os.write, sleep=time.sleep, end=ends[1],\n"
+        "                list=os.listdir):\n"
+        "        count = len(list('/proc/self/task'))\n"
+        "        write(end, b'.')\n"
+        "        while len(list('/proc/self/task')) == count:\n"
+        "            sleep(0.01)\n"
+        "        write(1, b'last\\n')\n"
+        "last = Last()\n"
+        "manhole.install(connection_handler='exec', daemon_connection=True,\n"
+        "                locals={'read': os.read, 'end': ends[0]})\n" READY STAY,
+        folder));
+    struct client *client = connect_to(app);
+    client_send(client, "exec('print(1)\\nwhile True:\\n try: read(end, 1)\\n "
+                        "except BaseException: pass')\n");
+    wait_for_text(app, OUT, "1\n", DEADLINE);
+    close_stdin(app);
+    wait_for_text(app, OUT, "last", DEADLINE);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+}
+
 int
 main(void)
 {
@@ -91,6 +130,7 @@ main(void)
         TEST(one_file_and_the_header_make_a_program_with_a_manhole),
         TEST(one_file_exports_what_the_rooms_export),
         TEST(client_is_one_file_too),
+        TEST(clean_ups_of_a_thread_that_exit_ends_touch_no_python),
     };
     return RUN_TESTS(tests);
 }

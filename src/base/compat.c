@@ -40,17 +40,44 @@ extern struct role python;
 /* Attaches on a way that the checker cannot follow, and has detached again when it returns. */
 #define MAY_ATTACH CHECKED(no_thread_safety_analysis)
 
+/* Whether the calling thread is attached to Python. Before 3.12 CPython knows one holder of the GIL
+ * only: it is the calling thread when that has made it, also for a subinterpreter. */
+static bool
+is_attached(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return PyThreadState_GetUnchecked() != NULL;
+#elif PY_VERSION_HEX >= 0x030c0000
+    return _PyThreadState_UncheckedGet() != NULL;
+#else
+    PyThreadState *holder = _PyThreadState_UncheckedGet();
+    return holder != NULL && (holder == PyGILState_GetThisThreadState() ||
+                              holder->thread_id == PyThread_get_thread_ident());
+#endif
+}
+
 /* A new reference that its block gives back, whichever way it is left:
  *     OWNED PyObject *name = PyUnicode_FromString("x");
  * One that is handed on: return steal_reference(&name). No goto may jump past the declaration, and
  * the block may not detach() and leave without reattach(). */
 #define OWNED __attribute__((cleanup(drop_reference)))
 
+/* Where C is compiled with -fexceptions, as Fedora's packages are, pthread_exit() runs clean-ups,
+ * too: those of a session's thread that CPython before 3.14 ends in the middle of a call, see
+ * reattach(). Such a thread is not attached. */
+#ifdef __EXCEPTIONS
+#  define MAY_BE_UNWOUND true
+#else
+#  define MAY_BE_UNWOUND false
+#endif
+
 /* The clean-up of OWNED. */
 ATTACHED static inline void
 drop_reference(PyObject **owned)
 {
-    Py_XDECREF(*owned);
+    if (!MAY_BE_UNWOUND || is_attached()) {
+        Py_XDECREF(*owned);
+    }
 }
 
 /* Takes a reference out of the hands of the block that owns it. */
@@ -133,22 +160,6 @@ Py_XNewRef(PyObject *object)
     return object;
 }
 #endif
-
-/* Whether the calling thread is attached to Python. Before 3.12 CPython knows one holder of the GIL
- * only: it is the calling thread when that has made it, also for a subinterpreter. */
-static bool
-is_attached(void)
-{
-#if PY_VERSION_HEX >= 0x030d0000
-    return PyThreadState_GetUnchecked() != NULL;
-#elif PY_VERSION_HEX >= 0x030c0000
-    return _PyThreadState_UncheckedGet() != NULL;
-#else
-    PyThreadState *holder = _PyThreadState_UncheckedGet();
-    return holder != NULL && (holder == PyGILState_GetThisThreadState() ||
-                              holder->thread_id == PyThread_get_thread_ident());
-#endif
-}
 
 /* In *found a new reference to sys.NAME; NULL when there is none. Returns 0, or -1 with an
  * exception when that cannot be told. */
@@ -519,13 +530,12 @@ is_imported(const char *name)
     return PyDict_GetItemString(PyImport_GetModuleDict(), name) != NULL;
 }
 
-/* Whether threading takes the calling thread for the main one if it imports it first. From 3.13 on
- * threading asks CPython which one that is. Before, it is the interpreter's first: the list has the
- * latest thread in front, and who deletes one has the GIL. */
+/* Whether the calling thread is the interpreter's first, and threading is not imported yet. The
+ * list has the latest thread in front, and who deletes one has the GIL. */
 ATTACHED static bool
 is_to_import_threading(void)
 {
-    if (PY_VERSION_HEX >= 0x030d0000 || is_imported("threading")) {
+    if (is_imported("threading")) {
         return false;
     }
     PyThreadState *first = PyInterpreterState_ThreadHead(PyInterpreterState_Get());

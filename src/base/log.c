@@ -12,8 +12,8 @@
  * waits in a bounded queue, and the listener is told, which sends out a courier: a thread that
  * attaches, delivers what waits, and leaves. Only where there may be no listener is deliver_log()
  * called by others: at the end of install(), release() and the process, for a oneshot and what else
- * serves its client in a thread of the application's, and when a session ends that may have
- * outlived the listener. One thread at a time delivers, so the lines keep their order.
+ * serves its client in a thread of the application's, and when a session ends that has outlived
+ * the listener. One thread at a time delivers, so the lines keep their order.
  */
 #ifndef MANHOLE_BASE_LOG_C
 #define MANHOLE_BASE_LOG_C

@@ -124,6 +124,7 @@ static void
 forget_listener(void)
 {
     manhole.has_listener = false;
+    atomic_store(&manhole.started, false);
     atomic_store(&manhole.orders, 0);
     atomic_store(&manhole.courier_is_out, false);
     atomic_store(&manhole.oneshot, false);
@@ -154,6 +155,8 @@ stop_listener(void)
     }
     reattach(tstate);
     manhole.has_listener = false;
+    atomic_store(&manhole.started,
+                 false); /* from now on sessions deliver log lines themselves */
 }
 
 /* A real-time signal that nobody uses, from the top; 0: there is none. */

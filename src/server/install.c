@@ -88,9 +88,11 @@ prepare(PyObject *module)
 }
 
 /* Before 3.13 threading takes the thread that imports it first for the main one: were that a
- * session's, Python would wait for its client at the end. So the main thread imports it now, unless
- * that would be a module of the application's. Never raises. */
-ATTACHED static void
+ * session's, Python would wait for its client at the end. Since 3.13 it takes the native id alone
+ * of who imports it for the main thread's. So the main thread imports it now, unless that would be
+ * a module of the application's. Returns 0, also where it cannot be had; or -1 with what a handler
+ * of the application's signals raised. */
+ATTACHED static int
 import_threading(void)
 {
     static const char program[] =
@@ -100,15 +102,17 @@ import_threading(void)
         "        file = finder.find_spec('threading').origin\n"
         "        if os.path.dirname(file) == os.path.dirname(os.__file__):\n"
         "            import threading\n";
-    if (is_to_import_threading()) {
-        OWNED PyObject *names =
-            Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins());
-        OWNED PyObject *result =
-            names == NULL ? NULL : run_source(program, Py_file_input, names);
-        if (result == NULL) {
-            PyErr_Clear(); /* there is none: a client cannot import it either */
-        }
+    if (!is_to_import_threading()) {
+        return 0;
     }
+    OWNED PyObject *names = Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins());
+    OWNED PyObject *result =
+        names == NULL ? NULL : run_source(program, Py_file_input, names);
+    if (result == NULL && !PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
+    }
+    PyErr_Clear(); /* there is none: a client cannot import it either */
+    return 0;
 }
 
 /* Returns 0, or -1 with an exception; uninstall() then. */
@@ -116,10 +120,9 @@ ATTACHED static int
 start(PyObject *module)
 {
     struct options *options = &manhole.options;
-    if (prepare(module) < 0) {
+    if (prepare(module) < 0 || import_threading() < 0) {
         return -1;
     }
-    import_threading();
     if (options->oneshot_on != 0 && watch_oneshot_on(options->oneshot_on) < 0) {
         return -1;
     }

@@ -317,7 +317,9 @@ session_main(void *argument)
         if (is_open() && !session->channel->unlogged) {
             log_waiting();
         }
-        deliver_log(); /* it may have outlived the listener */
+        if (!atomic_load(&manhole.started)) {
+            deliver_log(); /* it has outlived the listener */
+        }
         leave_interpreter(tstate);
     }
     else {

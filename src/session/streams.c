@@ -121,7 +121,11 @@ static const char output_program[] =
     "    encoding, errors, mode, name = 'utf-8', 'backslashreplace', 'w', '<manhole>'\n"
     "    closed, line_buffering, write_through, newlines = False, False, True, None\n"
     "    def __init__(self, stream):\n"
-    "        self.buffer = stream\n"
+    "        vars(self)['buffer'] = stream\n"
+    /* All clients have the same one, and those that come later. */
+    "    def __setattr__(self, name, *_):\n"
+    "        raise AttributeError(f\"{name!r} of a client's stream cannot be set\")\n"
+    "    __delattr__ = __setattr__\n"
     "    def __iter__(self):\n"
     "        raise OSError('not readable')\n"
     "    __next__ = __iter__\n"
