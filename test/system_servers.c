@@ -653,9 +653,11 @@ uwsgi_without_threads_sends_stacks_and_prompts_during_a_request(void)
 static const char ONESHOT_APP[] = //
     "import os, manhole, uwsgi\n"
     "with open('wanted', 'w'): pass\n"
+    "seen = []\n" /* a signal may come late, when the file has changed again */
     "def open_manhole(signum):\n"
     "    with open('wanted') as wanted:\n"
-    "        if wanted.read().strip() == str(os.getpid()):\n"
+    "        if wanted.read().strip() == str(os.getpid()) and not seen:\n"
+    "            seen.append(signum)\n"
     "            manhole.install(strict=False, thread=False).handle_oneshot(signum, "
     "signum)\n"
     "uwsgi.register_signal(17, 'workers', open_manhole)\n"

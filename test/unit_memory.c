@@ -350,9 +350,9 @@ try_live_names(void)
 ATTACHED static void
 try_with_little_memory(int (*try)(void), bool shut)
 {
-    const size_t tasks = count_entries("/proc/self/task");
     bool enough = false;
-    assert_int_equal(try(), 0); /* imports, caches */
+    assert_int_equal(try(), 0); /* imports, caches, a sanitizer's own thread */
+    const size_t tasks = count_entries("/proc/self/task");
     for (int64_t n = 0; !enough; n++) {
         int result = 0;
         gate = (struct gate){.allowed = n, .shut = shut};

@@ -216,19 +216,26 @@ relay_session(int server, const struct target *target)
 {
     struct relay relay = {.server = server, .is_silent = true};
     struct pollfd fds[POLLED];
+    bool is_left = false;
 
     follow_signal(SIGINT);
     while (!relay.is_shown_over || relay.shown.length > 0) {
         choose_events(fds, &relay);
         int ready = poll_session(fds, POLLED, server, &relay.is_silent, remark);
         if (consume_signal(SIGINT) && !may_go_on(target, &relay)) {
-            return STATUS_INTERRUPTED;
+            is_left = true;
+            break;
         }
         if (ready > 0) {
             move_bytes(&relay, fds);
         }
     }
-    return conclude_console(server, target, relay.was_farewell);
+    free_buffer(&relay.typed);
+    free_buffer(&relay.lines);
+    free_buffer(&relay.shown);
+    free_buffer(&relay.unfinished);
+    return is_left ? STATUS_INTERRUPTED
+                   : conclude_console(server, target, relay.was_farewell);
 }
 
 #endif /* MANHOLE_CLI_RELAY_C */
