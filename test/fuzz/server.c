@@ -385,7 +385,7 @@ check_stacks(const struct stacks *stacks)
     }
     for (size_t i = 0; i < stacks->position_count; i++) {
         const struct slice *line = &stacks->positions[i].key.line;
-        MUST(memcmp(line->bytes, "  <its frames ", 14) == 0 || /* ours */
+        MUST((line->length >= 14 && memcmp(line->bytes, "  <its frames ", 14) == 0) ||
              (line->bytes >= copy->bytes &&
               line->bytes + line->length <= copy->bytes + copy->length));
     }
