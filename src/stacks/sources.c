@@ -76,9 +76,10 @@ with_room(void *array, size_t count, size_t *capacity, size_t size)
 
 struct source {
     char *path;  /* owned */
-    char *bytes; /* owned; NULL: not to be had */
+    char *bytes; /* owned pages, of size bytes; NULL: not to be had */
+    size_t size;
     size_t length;
-    struct slice *lines; /* owned; may be NULL */
+    struct slice *lines; /* owned pages; may be NULL */
     size_t line_count;
     bool loaded;          /* or tried to */
     bool is_special;      /* no regular file: to read it may never end */
@@ -94,6 +95,25 @@ struct sources {
     size_t settled; /* so many need not be looked for any more */
 };
 
+/* Memory that goes back to the system at once. Of malloc()'s, what many clients take at the same
+ * time stayed with the process: 20 MB of a gunicorn worker's, after a hundred of them. NULL: there
+ * is none. */
+static void *
+map_pages(size_t size)
+{
+    void *pages =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return pages == MAP_FAILED ? NULL : pages;
+}
+
+static void
+unmap_pages(void *pages /* or NULL */, size_t size)
+{
+    if (pages != NULL) {
+        (void)munmap(pages, size);
+    }
+}
+
 /* Reads a regular file of a reasonable size whole. */
 DETACHED static void
 read_file(struct source *source)
@@ -108,7 +128,8 @@ read_file(struct source *source)
         return;
     }
 
-    source->bytes = malloc((size_t)status.st_size + 1);
+    source->size = (size_t)status.st_size + 1;
+    source->bytes = map_pages(source->size);
     while (source->bytes != NULL && source->length < (size_t)status.st_size) {
         ssize_t got = read(fd, source->bytes + source->length,
                            (size_t)status.st_size - source->length);
@@ -136,7 +157,7 @@ index_lines(struct source *source)
     }
 
     if (count > 0) {
-        source->lines = malloc(count * sizeof(*source->lines));
+        source->lines = map_pages(count * sizeof(*source->lines));
     }
     while (source->lines != NULL && next_line(&rest, &line)) {
         source->lines[source->line_count++] = line;
@@ -154,8 +175,8 @@ load_source(struct source *source)
 static void
 forget_lines(struct source *source)
 {
-    free(source->bytes);
-    free(source->lines);
+    unmap_pages(source->bytes, source->size);
+    unmap_pages(source->lines, source->line_count * sizeof(*source->lines));
     source->bytes = NULL;
     source->length = 0;
     source->lines = NULL;
@@ -385,6 +406,7 @@ take_files(struct sources *sources, struct reading *reading)
             forget_lines(ours);
             *ours = (struct source){.path = ours->path,
                                     .bytes = taken.bytes,
+                                    .size = taken.size,
                                     .length = taken.length,
                                     .lines = taken.lines,
                                     .line_count = taken.line_count,
