@@ -656,8 +656,9 @@ static const char ONESHOT_APP[] = //
     "seen = []\n" /* a signal may come late, when the file has changed again */
     "def open_manhole(signum):\n"
     "    with open('wanted') as wanted:\n"
-    "        if wanted.read().strip() == str(os.getpid()) and not seen:\n"
-    "            seen.append(signum)\n"
+    "        words = wanted.read().split()\n"
+    "        if words[:1] == [str(os.getpid())] and words not in seen:\n"
+    "            seen.append(words)\n"
     "            manhole.install(strict=False, thread=False).handle_oneshot(signum, "
     "signum)\n"
     "uwsgi.register_signal(17, 'workers', open_manhole)\n"
@@ -681,8 +682,9 @@ is_watching_a_file(void *argument)
 static void
 ask_for(pid_t worker)
 {
+    static int times;
     int fd = open(test_path("wanted"), O_WRONLY | O_CLOEXEC);
-    assert_int_equal(dprintf(fd, "%-10d\n", (int)worker), 11);
+    assert_int_equal(dprintf(fd, "%-10d%10d\n", (int)worker, ++times), 21);
     close(fd);
 }
 
