@@ -45,6 +45,25 @@ require_python_from(int minor)
     }
 }
 
+/* Cython's and the like: a slot for what a coroutine has, with nothing in it. */
+static void
+awaitable_with_an_empty_slot_hides_nothing(void)
+{
+    const char *tasks = show_tasks(start_loop(
+        LOOP "class Odd:\n"
+             "    __slots__ = 'cr_frame', 'inner'\n"
+             "    def __init__(self): self.inner = asyncio.Event().wait().__await__()\n"
+             "    def __await__(self): return self\n"
+             "    def __next__(self): return next(self.inner)\n"
+             "    def __iter__(self): return self\n"
+             "async def odd(): await Odd()\n"
+             "async def main():\n"
+             "    global task\n"
+             "    task = asyncio.create_task(odd(), name='odd')\n"
+             "    await park()\n" RUN));
+    assert_matches(tasks, "^odd: odd, waiting for Future\nFile: .*, in odd$");
+}
+
 /* ---- The tree ---------------------------------------------------------------------- */
 
 #define LEAF "async def leaf():\n    await asyncio.Event().wait()\n"
@@ -512,8 +531,8 @@ process_without_a_gil_says_why_there_are_none(void)
     const char *pid = start_loop(LOOP "async def main(): await park()\n" RUN);
     assert_int_equal(run_command(CLI(pid, "--tasks"), NULL, NULL, &err), 5);
     assert_string_equal(err,
-                        "manhole: NotImplementedError: tasks cannot be read in a Python "
-                        "without the GIL\n");
+                        "manhole: Tasks failed with NotImplementedError('tasks cannot be "
+                        "read in a Python without the GIL').\n");
 }
 
 /* A manhole of before, and python-manhole's, give who asks for tasks their console. */
@@ -609,6 +628,7 @@ main(void)
         TEST(several_processes_are_asked_side_by_side),
         TEST(stuck_process_says_why_there_are_none),
         TEST(process_without_a_gil_says_why_there_are_none),
+        TEST(awaitable_with_an_empty_slot_hides_nothing),
         TEST(stacks_of_an_older_manhole_do_not_pass_for_tasks),
         TEST(prompt_has_tasks),
         TEST(name_of_the_application_s_stays_its_own_at_the_prompt),

@@ -852,6 +852,10 @@ dead_file_system_keeps_no_client_from_the_stacks(void **state)
     atomic_store(&is_dead, true);
     assert_snapshot("File: \"dead\", line 1, in outer\n"
                     "File: \"alive\", line 1, in inner\n  line of inner\n");
+    const size_t tasks = count_entries("/proc/self/task");
+    assert_snapshot("File: \"dead\", line 1, in outer\n"
+                    "File: \"alive\", line 1, in inner\n");
+    assert_int_equal(count_entries("/proc/self/task"), tasks); /* one is stuck, not two */
     atomic_store(&is_dead, false);
     (void)unlink("alive");
     (void)unlink("dead");

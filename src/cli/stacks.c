@@ -56,10 +56,12 @@ is_complete(const struct buffer *text, bool is_json, bool is_tasks)
 
 /* Some has come: the rest is missing, or it is a console. */
 static enum exit_status
-say_incomplete(const struct buffer *text, int server, const struct target *target)
+say_incomplete(const struct buffer *text, int server, const struct target *target,
+               bool is_tasks)
 {
     if (strstr(text_of(text), END_OF_DUMP) == NULL) {
-        return say_cut(server, target, "its stacks were complete");
+        return say_cut(server, target,
+                       is_tasks ? "its tasks were complete" : "its stacks were complete");
     }
     say_error(
         "the manhole of process %s is older, and does not know what it was asked for; "
@@ -98,7 +100,7 @@ show_stacks(int server, const struct request *request, const struct target *targ
         if (is_end) {
             end_task(&task, !is_begun  ? say_no_stacks(&text, server, target)
                             : is_whole ? STATUS_OK
-                                       : say_incomplete(&text, server, target));
+                                       : say_incomplete(&text, server, target, is_tasks));
         }
     }
     return task.status;

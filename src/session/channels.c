@@ -336,20 +336,6 @@ serve_json(struct session *session, PyObject *locals)
     serve_look(session, &json_form);
 }
 
-/* Tells the client, in one line, and the log what was raised. Never raises. */
-ATTACHED static void
-refuse_text(struct session *session)
-{
-    PyObject *raised = take_exception(); /* new, handed to the log */
-    OWNED PyObject *line =
-        PyUnicode_FromFormat("manhole: %s: %S\n", Py_TYPE(raised)->tp_name, raised);
-    if (line != NULL) {
-        (void)write_client_str(session, line);
-    }
-    PyErr_Clear();
-    log_exception("A look failed with ", raised, "");
-}
-
 /* Python is there as soon as this runs, however long it takes then. Never raises. */
 ATTACHED static void
 serve_text(struct session *session, PyObject *(*make)(void))
@@ -358,9 +344,10 @@ serve_text(struct session *session, PyObject *(*make)(void))
         begin_running(session);
         OWNED PyObject *text = make();
         end_running(session);
-        if (text == NULL || write_client_str(session, text) < 0) {
-            refuse_text(session);
+        if (text != NULL) {
+            (void)write_client_str(session, text);
         }
+        log_failure(session, "Tasks failed with ");
     }
     close_session(session);
 }

@@ -320,6 +320,10 @@ read_sources(struct sources *sources)
 
 /* ---- Files of a process that is stuck ------------------------------------------------ */
 
+/* The process in which a reader is stuck, with nobody waiting for it: as long as it is there are no
+ * others, or each look would leave one. 0: none is. In a forked child there is no such thread. */
+static _Atomic pid_t stuck_reader_of;
+
 /* Files that a thread of its own reads. Whoever is the last to need it frees it. */
 struct reading {
     pthread_mutex_t lock; /* of all below */
@@ -360,6 +364,7 @@ reading_main(void *argument)
     (void)pthread_cond_signal(&reading->news);
     unlock(&reading->lock);
     if (is_abandoned) {
+        atomic_store(&stuck_reader_of, 0);
         free_reading(reading);
     }
     return NULL;
@@ -415,11 +420,14 @@ take_files(struct sources *sources, struct reading *reading)
     }
 }
 
-/* Reads the files that can be read soon. */
+/* Reads the files that can be read soon; none while an earlier reader is stuck. */
 DETACHED static void
 read_sources_soon(struct sources *sources)
 {
     pthread_t thread;
+    if (atomic_load(&stuck_reader_of) == getpid()) {
+        return;
+    }
     struct reading *reading = begin_reading(sources, &thread);
     if (reading == NULL) {
         (void)read_sources(sources);
@@ -436,6 +444,10 @@ read_sources_soon(struct sources *sources)
     take_files(sources, reading);
     const bool is_done = reading->is_done;
     reading->is_abandoned = !is_done;
+    if (!is_done) {
+        atomic_store(&stuck_reader_of,
+                     getpid()); /* under the lock: before it can be over */
+    }
     unlock(&reading->lock);
 
     if (is_done) {

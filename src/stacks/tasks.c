@@ -63,7 +63,10 @@ static const char tasks_program[] =
     "    if type(found) is types.MethodDescriptorType:\n"
     "        return found(thing)\n"
     "    if type(found) in DESCRIPTORS:\n"
-    "        return found.__get__(thing)\n"
+    "        try:\n"
+    "            return found.__get__(thing)\n"
+    "        except AttributeError:\n" /* of __slots__, and not set */
+    "            return None\n"
     "    own = {} if name == '__dict__' else peek(thing, '__dict__') or {}\n"
     "    return own.get(name, found)\n"
     "\n"
