@@ -323,7 +323,9 @@ def run(tree, program, pattern):
     """Returns the exit status of some tests of a tree, or None when it cannot be built."""
     if program.startswith("fuzz_"):
         return fuzz(tree, pattern)
-    path = os.path.join(make(tree, "where").stdout.strip(), program)
+    # The Makefile names its targets from the tree on; "where" prints an absolute path.
+    build = os.path.relpath(make(tree, "where").stdout.strip(), tree)
+    path = os.path.join(build, program)
     made = make(tree, "all", "importable", path)
     if made.returncode != 0:
         print(made.stderr)
