@@ -64,11 +64,9 @@ static const char end_threads[] = "gate.release()\n"
 /* ---- Groups ---------------------------------------------------------------------------- */
 
 ATTACHED static void
-same_stack_is_shown_once_with_all_its_threads(void **state)
+same_stack_is_shown_once_below_all_its_threads(void **state)
 {
-    static const char title[] = " #########\n3 threads with the same stack: ";
     char *text = NULL;
-    const char *names = NULL; /* "a, b, c" in some order */
     (void)state;
     SKIP_WITHOUT_GIL();
     run(start_threads);
@@ -76,12 +74,12 @@ same_stack_is_shown_once_with_all_its_threads(void **state)
     assert_count(text, "######### ProcessID=", 4);
     assert_count(text, ", in park\n", 1);
     assert_count(text, ", in wait\n", 1);
-    assert_count(text, " threads with the same stack: ", 1);
-    assert_count(text, title, 1);
-    names = strstr(text, title) + strlen(title);
-    assert_memory_equal(names + strlen("a, b, c"), "\nFile: \"", 8);
-    for (const char *name = "abc"; *name != '\0'; name++) {
-        assert_non_null(memchr(names, *name, strlen("a, b, c")));
+    assert_count(text, " threads with the same stack:\n", 1);
+    assert_count(text, "3 threads with the same stack:\nFile: \"", 1);
+    for (const char *name = "abcd"; *name != '\0'; name++) {
+        char line[] = " #########\nThread: ?, TID ";
+        *strchr(line, '?') = *name;
+        assert_count(text, line, 1);
     }
     free(text);
     run(end_threads);
@@ -121,7 +119,29 @@ stacks_that_only_look_alike_are_not_the_same(void **state)
     free_stacks(&stacks);
 }
 
-/* ---- Names ------------------------------------------------------------------------------ */
+/* ---- Facts and names ------------------------------------------------------------------------------ */
+
+ATTACHED static PyObject *
+py_dump(PyObject *self, PyObject *unused)
+{
+    char *text = dump();
+    PyObject *result = PyUnicode_FromString(text);
+    (void)self;
+    (void)unused;
+    free(text);
+    return result;
+}
+
+static PyMethodDef dump_method = {"dump", py_dump, METH_NOARGS, NULL};
+
+ATTACHED static void
+give_dump_to_main(void)
+{
+    PyObject *function = PyCFunction_New(&dump_method, NULL);
+    (void)PyDict_SetItemString(PyModule_GetDict(PyImport_AddModule("__main__")), "dump",
+                               function);
+    Py_DECREF(function);
+}
 
 /* Whatever is in threading's dict. */
 ATTACHED static void
@@ -161,20 +181,45 @@ threads_have_no_names_without_threading(void **state)
     assert_null(active);
 }
 
-/* ---- Source ------------------------------------------------------------------------------- */
-
-ATTACHED static PyObject *
-py_dump(PyObject *self, PyObject *unused)
+/* Who looks has the GIL, and each other thread has none. */
+ATTACHED static void
+calling_thread_holds_the_gil(void **state)
 {
-    char *text = dump();
-    PyObject *result = PyUnicode_FromString(text);
-    (void)self;
-    (void)unused;
-    free(text);
-    return result;
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    run(start_threads);
+    run("text = dump()\n"
+        "assert text.count(', holds the GIL') == 1, text\n"
+        "assert f'MainThread, TID {threading.main_thread().native_id} (' in text, text\n"
+        "assert ', running, holds the GIL\\nFile: ' in text, text\n");
+    run(end_threads);
 }
 
-static PyMethodDef dump_method = {"dump", py_dump, METH_NOARGS, NULL};
+/* And no function around it: it is looked for by its own name. */
+ATTACHED static void
+function_is_shown_with_its_class(void **state)
+{
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    run("class Till:\n"
+        "    def sell(self): return (lambda: dump())()\n"
+        "def outer():\n"
+        "    class Shop(Till):\n"
+        "        def open(self): return self.sell()\n"
+        "    def inner(): return Shop().open()\n"
+        "    return inner()\n"
+        "import sys\n"
+        "names = [line.split(', in ')[1] for line in outer().splitlines() if ', in ' in "
+        "line]\n"
+        "wanted = ['outer', 'inner', 'Shop.open', 'Till.sell', '<lambda>']\n"
+        "if sys.version_info < (3, 11):\n"
+        "    wanted = [name.split('.')[-1] for name in wanted]\n"
+        "assert names[-5:] == wanted, names\n");
+}
+
+/* ---- Source ------------------------------------------------------------------------------- */
 
 /* What dump() shows beneath the function that has called it. PREPARATION makes `show(name)`, whose
  * code object has the file name `name`. */
@@ -248,15 +293,6 @@ static const struct {
      "exec(compile('def show(): return dump()', '/none/t.html', 'exec'), names)\n"
      "assert shown(names['show']) is None\n"},
 };
-
-ATTACHED static void
-give_dump_to_main(void)
-{
-    PyObject *function = PyCFunction_New(&dump_method, NULL);
-    (void)PyDict_SetItemString(PyModule_GetDict(PyImport_AddModule("__main__")), "dump",
-                               function);
-    Py_DECREF(function);
-}
 
 ATTACHED static void
 line_is_found_wherever_it_is(void **state)
@@ -369,10 +405,12 @@ int
 main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_stack_is_shown_once_with_all_its_threads),
+        cmocka_unit_test(same_stack_is_shown_once_below_all_its_threads),
         cmocka_unit_test(stacks_that_only_look_alike_are_not_the_same),
         cmocka_unit_test(name_that_cannot_be_had_is_none),
         cmocka_unit_test(threads_have_no_names_without_threading),
+        cmocka_unit_test(calling_thread_holds_the_gil),
+        cmocka_unit_test(function_is_shown_with_its_class),
         cmocka_unit_test(line_is_found_wherever_it_is),
         cmocka_unit_test(line_in_utf8_is_found_without_any_module),
         cmocka_unit_test(linecache_may_do_what_it_likes),

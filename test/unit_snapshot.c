@@ -203,6 +203,7 @@ read_as_copy(const char *stacks, const char *facts)
     append_string(&read.copy, facts);
     append_bytes(&read.copy, "", 1);
     read_copy(&read);
+    read_kernel_states(&read);
     (void)read_sources(&read.sources);
     return read;
 }
@@ -563,10 +564,11 @@ kernel_state_is_that_of_the_thread(void **state)
     char wanted[64];
     struct text text = {0};
     (void)state;
-    (void)prctl(PR_SET_NAME, "a) Z (b c");
-    append_kernel_state(&text, (unsigned long)getpid());
+    (void)prctl(PR_SET_NAME, "a) Z (b\nc");
+    const struct kernel_state kernel = read_kernel_state((unsigned long)getpid());
+    append_kernel_state(&text, (unsigned long)getpid(), &kernel);
     (void)prctl(PR_SET_NAME, "unit_snapshot");
-    (void)snprintf(wanted, sizeof(wanted), "TID %ld (a) Z (b c), running",
+    (void)snprintf(wanted, sizeof(wanted), "TID %ld (a) Z (b?c), running",
                    (long)getpid());
     assert_ptr_equal(strstr(string_of(&text), wanted), text.bytes);
     free_text(&text);
@@ -577,7 +579,8 @@ thread_that_is_gone_is_gone(void **state)
 {
     struct text text = {0};
     (void)state;
-    append_kernel_state(&text, 4194304); /* more than any pid */
+    const struct kernel_state kernel = read_kernel_state(4194304); /* more than any pid */
+    append_kernel_state(&text, 4194304, &kernel);
     assert_text("no thread", &text, "TID 4194304, gone");
 }
 

@@ -29,6 +29,7 @@
 #include "../base/handlers.c"
 #include "../door/socket.c"
 #include "../stacks/copy.c"
+#include "../stacks/sources.c"
 #include "../session/interrupt.c"
 #include "../session/console.c"
 #include "../session/session.c"
@@ -208,6 +209,7 @@ open_snapshot(void)
         (void)sigaction(snapshot.signum, NULL, &current);
     }
     snapshot.handler = current.sa_handler;
+    note_process_start();
     open_spare();
 }
 
