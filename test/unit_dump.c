@@ -1,5 +1,28 @@
 /* Stack dump: which threads have the same stack, their names, and where source lines come from. The
  * form of the dump is shown in e2e_console.c. */
+#include <Python.h>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+static atomic_bool is_dead; /* the file system that a file called `dead.py` is on */
+
+static int
+open_on_it(const char *path, int flags, mode_t mode)
+{
+    const char *name = strrchr(path, '/');
+    while (name != NULL && strcmp(name, "/dead.py") == 0 && atomic_load(&is_dead)) {
+        (void)poll(NULL, 0, 1);
+    }
+    return open(path, flags, mode);
+}
+
+#define FIRST_THREE(one, two, three, ...) one, two, three
+#define open(...) open_on_it(FIRST_THREE(__VA_ARGS__, 0, 0))
+
 #include "../manhole.c"
 
 #include "unit.h"
@@ -326,6 +349,54 @@ line_in_utf8_is_found_without_any_module(void **state)
         "os.unlink('a.py')\n");
 }
 
+/* Nor does linecache, whose os.stat() would not return. A stuck reader is the only one. */
+ATTACHED static void
+dead_file_system_keeps_no_client_from_its_dump(void **state)
+{
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    run(stacked_program);
+    run("import linecache; linecache.checkcache = linecache.getlines = None\n"
+        "write('dead.py', b'one\\n')\n"
+        "show = make(os.path.abspath('dead.py'))\n"
+        "assert shown(show) == '  one'\n");
+    atomic_store(&is_dead, true);
+    run("text = show()\n"
+        "below = text.split(', in show\\n', 1)[1]\n"
+        "assert below.startswith('Without lines, for a file system does not answer: '), "
+        "text\n"
+        "assert '/dead.py\\n####' in below, text\n"
+        "before = set(os.listdir('/proc/self/task'))\n"
+        "assert ', in show\\nWithout lines' in show()\n"
+        "assert set(os.listdir('/proc/self/task')) == before and len(before) == 2\n");
+    atomic_store(&is_dead, false);
+    run("while len(os.listdir('/proc/self/task')) > 1: pass\n"
+        "assert shown(show) == '  one'\n"
+        "os.unlink('dead.py'); import importlib; importlib.reload(linecache)\n");
+}
+
+/* A process that was started with a file knows nothing of what was put in its place. */
+ATTACHED static void
+file_that_is_newer_than_the_process_is_told(void **state)
+{
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    note_process_start();
+    run(stacked_program);
+    run("import time\n"
+        "write('new.py', b'one\\n')\n"
+        "show = make(os.path.abspath('new.py'))\n"
+        "os.utime('new.py', (time.time() - 100,) * 2)\n"
+        "assert 'Newer' not in show(), show()\n"
+        "os.utime('new.py', (time.time() + 100,) * 2)\n"
+        "assert shown(show) == '  one'\n"
+        "line = 'Newer than the process, so their lines may not be what runs: '\n"
+        "assert show().count(f'\\n{line}{os.path.abspath(\"new.py\")}\\n####') == 1\n"
+        "os.unlink('new.py')\n");
+}
+
 /* Applications replace linecache's functions; some fail. */
 ATTACHED static void
 linecache_may_do_what_it_likes(void **state)
@@ -413,6 +484,8 @@ main(void)
         cmocka_unit_test(function_is_shown_with_its_class),
         cmocka_unit_test(line_is_found_wherever_it_is),
         cmocka_unit_test(line_in_utf8_is_found_without_any_module),
+        cmocka_unit_test(dead_file_system_keeps_no_client_from_its_dump),
+        cmocka_unit_test(file_that_is_newer_than_the_process_is_told),
         cmocka_unit_test(linecache_may_do_what_it_likes),
         cmocka_unit_test(every_frame_of_a_deep_stack_is_shown),
         cmocka_unit_test(interpreter_without_current_frames_is_an_error),

@@ -244,7 +244,7 @@ static void
 append_source_notes(struct text *text, const struct stacks *stacks)
 {
     append_files(text, stacks, is_to_be_read,
-                 "The file system does not answer, so no lines of: ");
+                 "Without lines, for a file system does not answer: ");
     append_files(text, stacks, is_newer,
                  "Newer than the process, so their lines may not be what runs: ");
 }
