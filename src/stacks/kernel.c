@@ -8,9 +8,9 @@
  * the kernel (wchan) tells more, for there it is the file system's; and it stands in for a call that
  * has no name here. Nothing of this asks a disk, or waits.
  *
- * It is read as soon as nobody has to stand still for it, so after the frames, and threads go on: one
- * that is "running" may have got since what its frames wait for. To read it first would be no nearer,
- * and while the frames are looked at all that compute wait for the GIL, which tells nothing of them.
+ * It is read as soon as nobody has to stand still for it, so after the frames, and threads go on:
+ * one that is "running" may have got since what its frames wait for. To read it before would be no
+ * nearer; and while frames are looked at, all that compute wait for the GIL, which tells nothing.
  */
 #ifndef MANHOLE_STACKS_KERNEL_C
 #define MANHOLE_STACKS_KERNEL_C

@@ -12,10 +12,10 @@
  *
  * The file system may be dead, and then open() does not return, whatever its flags: a server of NFS
  * that is gone, which may be why the process hangs. So a thread of its own reads, and is waited for
- * SOURCES_PATIENCE_S; what it has by then is taken, and the dump says which file kept it. What comes
- * later is thrown away: the frames are out, and such a file system is back after minutes, if at all,
- * when its lines would be printed into whatever the client does then, and --stacks would not end
- * before. The next dump has them.
+ * SOURCES_PATIENCE_S; what it has by then is taken, and the dump names the other files. What comes
+ * later is thrown away: the frames are out, and such a file system is back after minutes, if at
+ * all, when its lines would be printed into whatever the client does then, and --stacks would not
+ * end before. The next dump has them.
  *
  * A file that was changed after the process began may have other lines than those that run: its age
  * is compared, and told. A forked child runs what its parent has read, so the parent's beginning
