@@ -142,7 +142,7 @@ stacks_that_only_look_alike_are_not_the_same(void **state)
     free_stacks(&stacks);
 }
 
-/* ---- Facts and names ------------------------------------------------------------------------------ */
+/* ---- Facts and names --------------------------------------------------------------------- */
 
 ATTACHED static PyObject *
 py_dump(PyObject *self, PyObject *unused)

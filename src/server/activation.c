@@ -312,8 +312,8 @@ remove_oneshot_notice(void)
     }
 }
 
-/* A forked child has none until it says so itself. Nor has a process that may have no file in memory,
- * as behind a seccomp filter. */
+/* A forked child has none until it says so itself. Nor has a process that may have no file in
+ * memory, as behind a seccomp filter. */
 static void
 put_up_oneshot_notice(int signum)
 {

@@ -15,8 +15,9 @@
  *      taken.
  *   2. try_copy() opens the memory file; where the process has no descriptor left, the spare one is
  *      closed for it. A pipe takes two, and holds 64 KiB: all that is written is read as it comes,
- *      or the copy would wait for room and die of that. Then a raw clone without any flag: the child shares nothing, tells its parent
- *      nothing when it ends (exit signal 0), and is seen by waitpid(__WALL) alone.
+ *      or the copy would wait for room and be killed for that. Then a raw clone without any flag:
+ *      the child shares nothing, tells its parent nothing when it ends (exit signal 0), and is seen
+ *      by waitpid(__WALL) alone.
  *   3. copy_main(), in the copy, sees to it that it dies silently, whatever it dies of: with its
  *      parent, without a core, its fatal signals at their default. The memory file becomes its
  *      descriptor 2, for that is where faulthandler was told to write at install().

@@ -5,8 +5,8 @@
  * A stack says which line a thread is at, not whether it computes there or waits, and for what. The
  * kernel knows: its state, and the system call that it sleeps in, which is what a reader of Python
  * knows: futex is a lock or the GIL, epoll_wait an event loop. In a disk wait the function inside
- * the kernel (wchan) tells more, for there it is the file system's; and it stands in for a call that
- * has no name here. Nothing of this asks a disk, or waits.
+ * the kernel (wchan) tells more, for there it is the file system's; and it stands in for a call
+ * that has no name here. Nothing of this asks a disk, or waits.
  *
  * It is read as soon as nobody has to stand still for it, so after the frames, and threads go on:
  * one that is "running" may have got since what its frames wait for. To read it before would be no
