@@ -117,7 +117,7 @@ show_document(struct job *job, bool is_first, bool is_tasks)
         append_format(&shown, "{\"pid\": %s, \"python\": null, %s}",
                       job->target->pid == 0 ? "null" : label_of(job->target).text,
                       is_tasks ? "\"tasks\": null, \"greenlets\": null"
-                               : "\"source\": null, \"threads\": null");
+                               : "\"version\": 1, \"source\": null, \"threads\": null");
     }
     else if (terminal.is_shown_on) {
         append_harmless(&shown, text->data, text->length);

@@ -22,6 +22,7 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/basics.c"
+#include "kernel.c"
 #include "sources.c"
 
 enum {
@@ -54,6 +55,8 @@ struct code_position {
     bool has_file; /* else it is shown in faulthandler's words: "..." */
     size_t source; /* index of its file */
     struct text function;
+    struct text
+        qualname; /* with its class and outer function; its bytes NULL: not known */
     long line;
     /* Once written as JSON: where it stands in that text. */
     size_t start;
@@ -71,6 +74,7 @@ struct thread_stack {
     /* What threading and the kernel call it: */
     struct text name;        /* its bytes NULL: not known */
     unsigned long native_id; /* 0: not known */
+    struct kernel_state kernel;
     enum answer holds_gil;
     enum answer daemon;
 };
@@ -123,6 +127,18 @@ find_thread(const struct stacks *stacks, unsigned long ident)
         }
     }
     return NULL;
+}
+
+/* Asks the kernel of all threads, at as much the same moment as can be. */
+DETACHED static void
+read_kernel_states(struct stacks *stacks)
+{
+    for (size_t i = 0; i < stacks->thread_count; i++) {
+        struct thread_stack *thread = &stacks->threads[i];
+        if (thread->native_id != 0) {
+            thread->kernel = read_kernel_state(thread->native_id);
+        }
+    }
 }
 
 /* The row of a key. Code objects lie 16 bytes apart at least, so their last bits tell nothing. */
@@ -239,6 +255,7 @@ group_threads(struct stacks *stacks)
 struct shown_frame {
     const char *path; /* NULL: there is a line of another form alone, in function */
     struct slice function;
+    struct slice qualname; /* its bytes NULL: not known */
     long line;
     struct slice source; /* empty: not to be had */
 };
@@ -254,6 +271,7 @@ show_frame(const struct stacks *stacks, size_t frame)
     return (struct shown_frame){
         .path = source->path,
         .function = {position->function.bytes, position->function.length},
+        .qualname = {position->qualname.bytes, position->qualname.length},
         .line = position->line,
         .source = source_line(source, position->line),
     };
@@ -270,6 +288,7 @@ free_stacks(struct stacks *stacks)
         Py_XDECREF(stacks->positions[i].key.code);
         Py_XDECREF(stacks->positions[i].globals);
         free_text(&stacks->positions[i].function);
+        free_text(&stacks->positions[i].qualname);
     }
     free(stacks->threads);
     free(stacks->frames);
