@@ -200,6 +200,10 @@ append_json(struct text *text, struct stacks *stacks)
         }
     }
     append_string(text, "]");
+    if (stacks->tasks.length > 0) {
+        append_string(text, ", ");
+        append_bytes(text, stacks->tasks.bytes, stacks->tasks.length);
+    }
     if (stacks->note.length > 0) {
         append_string(text, ", \"note\": ");
         append_json_text(text, &stacks->note);
@@ -207,6 +211,6 @@ append_json(struct text *text, struct stacks *stacks)
     append_string(text, "}\n");
 }
 
-static const struct form json_form = {append_json};
+static const struct form json_form = {.append = append_json};
 
 #endif /* MANHOLE_STACKS_JSON_C */
