@@ -5,8 +5,8 @@
  *
  * Of a stack is told where it is, which for a waiting thread is in the standard library, and the
  * innermost frame of the application's own, which says whose work that is. Stacks are equal here
- * when that is. Tasks and greenlets have lines of their own, by the same rule. Most come first, then
- * the processes in their order.
+ * when that is. Tasks and greenlets have lines of their own, by the same rule. Most come first,
+ * then the processes in their order.
  */
 #ifndef MANHOLE_CLI_BRIEF_C
 #define MANHOLE_CLI_BRIEF_C

@@ -1,4 +1,4 @@
-/* Tasks: what each task of asyncio or trio, and each greenlet, waits for, down to its innermost frame.
+/* Tasks: what each task of asyncio or trio, and each greenlet, waits for, down to the last frame.
  * Runs on:  any thread, ATTACHED.
  * Touches:  nothing. Reads asyncio, trio and greenlet where the application has imported them.
  *
@@ -11,13 +11,13 @@
  * What is shown is a tree, each task below the first that awaits it. Tasks beside each other that
  * wait at the same place, with the same below them, are one entry: ten thousand are twenty lines.
  *
- * trio tells who waits: a task is in a nursery of another one. A greenlet is simpler, it has a stack
- * of frames: gr_frame. gevent knows who has spawned one, which makes the tree. Nobody keeps a list of
- * either, so the garbage collector is asked (find_objects).
+ * trio tells who waits: a task is in a nursery of another one. A greenlet is simpler, it has a
+ * stack of frames: gr_frame. gevent knows who has spawned one, which makes the tree. Nobody keeps a
+ * list of either, so the garbage collector is asked (find_objects).
  *
- * Beside the stacks of threads there is a summary, by where they wait; in JSON all of them. Who asks
- * for stacks wants them at once, so it has its limit in time and in lines (summary), and the dump at
- * the head of a console, which takes the GIL once, goes without it.
+ * Beside the stacks of threads there is a summary, by where they wait; in JSON all of them. Who
+ * asks for stacks wants them at once, so it has its limit in time and in lines (summary), and the
+ * dump at the head of a console, which takes the GIL once, goes without it.
  *
  * It is written in Python because all of that is Python objects, and because a thread that runs
  * Python lets the others run every few milliseconds, however many tasks there are. So tasks come
