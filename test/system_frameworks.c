@@ -467,19 +467,17 @@ tasks_of_trio_are_below_their_nurserys_own(void)
 {
     require_debian_module("trio");
     struct process *app =
-        start_process(.argv = LIST(
-                          debian_python(), "-c",
-                          INSTALL(
-                              "") "import trio\n"
-                                  "async def leaf(): await trio.sleep_forever()\n"
-                                  "async def parent():\n"
-                                  "    async with trio.open_nursery() as nursery:\n"
-                                  "        for _ in range(3): nursery.start_soon(leaf, "
-                                  "name='child')\n"
-                                  "        await trio.sleep(0.05)\n"
-                                  "        print('ready', flush=True)\n"
-                                  "trio.run(parent)\n"));
-    wait_for_text(app, OUT, "ready\n", DEADLINE);
+        start_target(INSTALL("") "import trio\n"
+                                 "async def leaf(): await trio.sleep_forever()\n"
+                                 "async def parent():\n"
+                                 "    async with trio.open_nursery() as nursery:\n"
+                                 "        for _ in range(3): nursery.start_soon(leaf, "
+                                 "name='child')\n"
+                                 "        await trio.sleep(0.05)\n"
+                                 "        print('ready', flush=True)\n"
+                                 "trio.run(parent)\n",
+                     .debian = true);
+    wait_until_ready(app);
     wait_until_asleep(app->pid);
     assert_matches(show_tasks(app),
                    "^######### ProcessID=[0-9]+, trio, thread not known, tasks: [0-9]+ "
