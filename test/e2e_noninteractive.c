@@ -470,6 +470,47 @@ json_is_by_the_schema(void)
     assert_contains(out, "\"source\": \"while os.read(0, 4096): pass\"");
 }
 
+/* It reads the memory of the process, which takes the right to trace it; of a file it may tell the
+ * name alone. */
+static void
+frames_are_those_that_cpython_s_own_tool_tells(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *dump = NULL;
+    require_gil();
+    if (!is_python_from(15)) {
+        skip_test("only from CPython 3.15 on");
+    }
+    const char *pid = start_app(
+        INSTALL("") "import os, queue, threading\n"
+                    "class Worker(threading.Thread):\n"
+                    "    def run(self): queue.Queue().get()\n"
+                    "for _ in range(3): Worker(daemon=True).start()\n" READY STAY,
+        &app);
+    wait_until_asleep(app->pid);
+    if (run_command(LIST(python(), "-m", "profiling.sampling", "dump", "-a", pid), NULL,
+                    &dump, NULL) != 0) {
+        skip_test("CPython's own tool may not look at the process");
+    }
+    const char *theirs = write_file("dump", dump);
+    assert_int_equal(run_command(CLI(pid, "--stacks", "--json"), NULL, &out, NULL), 0);
+    const char *compare =
+        "import json, re, sys\n"
+        "ours = [[(frame['file'].split('/')[-1], frame['line'], "
+        "frame['function'].split('.')[-1])\n"
+        "         for frame in thread['frames']] for thread in "
+        "json.load(sys.stdin)['threads']]\n"
+        "theirs = [[(file.split('/')[-1], int(line), name.split('.')[-1]) for file, "
+        "line, name in\n"
+        "           re.findall('  File \"(.*)\", line (.*), in (.*)', thread)]\n"
+        "          for thread in open(sys.argv[1]).read().split('Stack dump')[1:]]\n"
+        "print(sorted(ours) == sorted(theirs) and len(ours) == 4 or (ours, theirs))\n";
+    assert_int_equal(run_command(LIST(python(), "-c", compare, theirs), out, &out, NULL),
+                     0);
+    assert_string_equal(out, "True\n");
+}
+
 /* Faster than it can be shown. */
 #define FLOOD "while True: print('xxx ' * 100000)"
 
@@ -683,6 +724,7 @@ main(void)
         TEST(stacks_are_the_dump_alone),
         TEST(stacks_of_a_stuck_process_are_those_of_its_copy),
         TEST(json_is_by_the_schema),
+        TEST(frames_are_those_that_cpython_s_own_tool_tells),
         TEST(ctrl_c_gets_in_beside_a_flood),
         TEST(timeout_is_over_in_the_middle_of_a_flood),
         TEST(process_that_is_gone_is_not_waited_for),

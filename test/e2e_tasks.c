@@ -166,12 +166,13 @@ cycle_that_nobody_awaits_is_shown_above_what_it_awaits(void)
     assert_matches(tasks, "^    other: other, waiting for Task$");
 }
 
-/* It reads the memory of the process, which takes the right to trace it. */
+/* It reads the memory of the process, which takes the right to trace it. A line of its tree is a
+ * task, "(T) NAME", or a frame, "FUNCTION FILE:LINE", of the last task to the left of it. */
 static void
-awaiters_are_those_that_cpython_s_own_tool_tells(void)
+awaiters_and_frames_are_those_that_cpython_s_own_tool_tells(void)
 {
     const char *out = NULL;
-    const char *table = NULL;
+    const char *tree = NULL;
     require_gil();
     require_python_from(14);
     const char *pid = start_loop(
@@ -184,24 +185,32 @@ awaiters_are_those_that_cpython_s_own_tool_tells(void)
                   "    global parking\n"
                   "    parking = asyncio.create_task(park(), name='parking')\n"
                   "    await asyncio.create_task(parent(), name='parent')\n" RUN);
-    if (run_command(LIST(python(), "-m", "asyncio", "ps", pid), NULL, &table, NULL) !=
+    if (run_command(LIST(python(), "-m", "asyncio", "pstree", pid), NULL, &tree, NULL) !=
         0) {
         skip_test("CPython's own tool may not look at the process");
     }
-    const char *theirs = write_file("table", table);
+    const char *theirs = write_file("tree", tree);
     assert_int_equal(run_command(CLI(pid, "--tasks", "--json"), NULL, &out, NULL), 0);
     const char *compare =
         "import json, re, sys\n"
         "tasks = {task['id']: task for task in json.load(sys.stdin)['tasks']}\n"
-        "ours = {(task['name'], tasks[above]['name']) for task in tasks.values()\n"
-        "        for above in task['awaited_by']}\n"
-        "lines = open(sys.argv[1]).read().splitlines()[2:]\n"
-        "rows = [re.split('  +', line) for line in lines]\n"
-        "names = {row[1].split()[-1]: row[2] for row in rows}\n"
-        "theirs = {(row[2], names[row[-1].strip() or row[-2]]) for row in rows\n"
-        "          if '0x0' not in row}\n"
-        "print(ours == theirs and len(ours) > 3 and len(tasks) == len(names) or "
-        "(ours, theirs))\n";
+        "ours = {task['name']: ({tasks[above]['name'] for above in task['awaited_by']},\n"
+        "        [(frame['function'], f\"{frame['file']}:{frame['line']}\")\n"
+        "         for frame in task['frames']]) for task in tasks.values()}\n"
+        "theirs, path = {}, []\n"
+        "for line in open(sys.argv[1]).read().splitlines():\n"
+        "    margin, words = re.match(r'(\\W*)(.*)', line.replace('(T) ', 'T "
+        "')).groups()\n"
+        "    path = [row for row in path if row[0] < len(margin)]\n"
+        "    name = words[2:] if words.startswith('T ') else path[-1][1]\n"
+        "    awaiters, frames = theirs.setdefault(name, (set(), []))\n"
+        "    if words.startswith('T '):\n"
+        "        awaiters.update(row[1] for row in path[-1:])\n"
+        "    else:\n"
+        "        function, place = words.split()\n"
+        "        frames.append((function.split('.')[-1], place))\n"
+        "    path.append((len(margin), name))\n"
+        "print(ours == theirs and len(ours) == 6 or (ours, theirs))\n";
     assert_int_equal(run_command(LIST(python(), "-c", compare, theirs), out, &out, NULL),
                      0);
     assert_string_equal(out, "True\n");
@@ -705,7 +714,7 @@ main(void)
         TEST(task_of_a_group_is_below_its_group),
         TEST(tasks_that_await_each_other_are_a_cycle),
         TEST(cycle_that_nobody_awaits_is_shown_above_what_it_awaits),
-        TEST(awaiters_are_those_that_cpython_s_own_tool_tells),
+        TEST(awaiters_and_frames_are_those_that_cpython_s_own_tool_tells),
         TEST(task_is_told_down_to_its_innermost_frame),
         TEST(task_that_blocks_its_loop_is_running_and_the_others_are_seen),
         TEST(task_that_has_not_begun_is_ready),
