@@ -194,7 +194,7 @@ show_in_order(struct jobs *jobs)
          jobs->shown++) {
         struct job *job = &jobs->list[jobs->shown];
         if (is_given(jobs->request, OPTION_JSON)) {
-            show_document(job, jobs->shown == 0, jobs->request->action == ACTION_TASKS);
+            show_document(job, jobs->shown == 0, is_look_at_tasks(jobs->request));
         }
         else if (!is_given(jobs->request, OPTION_BRIEF)) {
             show_block(job);

@@ -272,17 +272,19 @@ append_dump(struct text *text, struct stacks *stacks)
         append_other_threads(text, stacks);
     }
     append_source_notes(text, stacks);
+    append_bytes(text, stacks->tasks.bytes, stacks->tasks.length);
     append_string(text, "#############################################\n\n\n");
 }
 
 /* ---- Who gets them ------------------------------------------------------------------- */
 
-/* How stacks are written: as the dump, or as JSON. */
+/* How stacks are written: as the dump, or as JSON; and what is read of tasks for that. */
 struct form {
     void (*append)(struct text *text, struct stacks *stacks);
+    void (*add_tasks)(struct stacks *stacks); /* ATTACHED; or NULL: nothing */
 };
 
-static const struct form dump_form = {append_dump};
+static const struct form dump_form = {.append = append_dump};
 
 /* Appends all stacks of a process whose interpreter does not answer. */
 DETACHED static void
@@ -306,6 +308,9 @@ detach_with_stacks(struct text *text, const struct form *form, struct stacks *st
         PyThreadState *tstate = detach();
         append_snapshot(text, form);
         return tstate;
+    }
+    if (form->add_tasks != NULL) {
+        form->add_tasks(stacks);
     }
     if (look_around(stacks) < 0) {
         text->failed = true;

@@ -230,6 +230,10 @@ append_json(struct text *text, struct stacks *stacks)
     append_string(text, "]");
     append_json_files(text, "unread_files", stacks, is_to_be_read);
     append_json_files(text, "newer_files", stacks, is_newer);
+    if (stacks->tasks.length > 0) {
+        append_string(text, ", ");
+        append_bytes(text, stacks->tasks.bytes, stacks->tasks.length);
+    }
     if (stacks->note.length > 0) {
         append_string(text, ", \"note\": ");
         append_json_text(text, &stacks->note);
@@ -237,6 +241,6 @@ append_json(struct text *text, struct stacks *stacks)
     append_string(text, "}\n");
 }
 
-static const struct form json_form = {append_json};
+static const struct form json_form = {.append = append_json};
 
 #endif /* MANHOLE_STACKS_JSON_C */

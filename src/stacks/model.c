@@ -92,10 +92,11 @@ struct stacks {
     size_t position_capacity;
     size_t latest[POSITION_ROWS]; /* of each hash: index + 1 of the latest position */
     struct sources sources;
-    bool is_frozen;   /* a frozen copy told it, whose text is here */
-    struct text copy; /* owned: what it wrote */
-    struct text note; /* owned: why that is not all, for people */
-    bool failed;      /* there was no memory for all */
+    bool is_frozen;    /* a frozen copy told it, whose text is here */
+    struct text copy;  /* owned: what it wrote */
+    struct text note;  /* owned: why that is not all, for people */
+    struct text tasks; /* owned: what is told of tasks, as it goes out */
+    bool failed;       /* there was no memory for all */
 };
 
 /* Returns a new thread, whose frames come next; NULL without memory. It stays where it is until the
@@ -296,6 +297,7 @@ free_stacks(struct stacks *stacks)
     free_sources(&stacks->sources);
     free_text(&stacks->copy);
     free_text(&stacks->note);
+    free_text(&stacks->tasks);
     *stacks = (struct stacks){0};
 }
 
