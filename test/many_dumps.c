@@ -124,6 +124,9 @@ note(struct figures *figures, struct text *text, double began_ms)
     figures->whole += whole;
     figures->lacking += !whole;
     figures->dead += strstr(text->bytes, died) != NULL;
+    if (!whole && figures->lacking == 1) {
+        (void)fprintf(stderr, "The first that is not whole:\n%s", text->bytes);
+    }
     figures->longest_ms = took_ms > figures->longest_ms ? took_ms : figures->longest_ms;
     free_text(text);
 }

@@ -216,8 +216,9 @@ MUTANTS = [
     (
         "the frozen copy is not reaped",
         "src/stacks/copy.c",
-        "    reap_copy((pid_t)copy, memory_fd);\n",
-        "    (void)poll(NULL, 0, 500);\n",
+        "    reap_copy((pid_t)copy, raw, memory_fd < 0 ? pipe_end : memory_fd);\n",
+        "    (void)poll(NULL, 0, 500);\n"
+        "    (void)append_news(raw, memory_fd < 0 ? pipe_end : memory_fd, 0);\n",
         "e2e_hang",
         "application_sees_no_child_and_no_fork",
     ),

@@ -266,18 +266,42 @@ last_thread(const struct text *raw)
     return ident;
 }
 
+/* Takes threads that have just been begun, and have no id yet, off the lists: from CPython 3.14 on
+ * faulthandler takes them for freed, and stops there. That leaves the heads. */
+COPY_ONLY static void
+leave_out_new_threads(void)
+{
+    PyInterpreterState *interpreter = PyInterpreterState_Head();
+    for (; interpreter != NULL; interpreter = PyInterpreterState_Next(interpreter)) {
+        PyThreadState *tstate = PyInterpreterState_ThreadHead(interpreter);
+        for (; tstate != NULL; tstate = tstate->next) {
+            while (tstate->next != NULL && tstate->next->thread_id == 0) {
+                tstate->next = tstate->next->next;
+            }
+        }
+    }
+}
+
 /* Has faulthandler write the stacks of an interpreter. It goes through no more than
  * THREADS_AT_ONCE, and through the list of the main interpreter, for this thread has no state: it
  * is asked again and again, with the next ones linked behind the head of that list, which it so
- * repeats. */
+ * repeats. A head without an id has this thread's meanwhile, and is not shown. */
 COPY_ONLY static void
 write_stacks(int fd, PyInterpreterState *interpreter)
 {
     PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
     PyThreadState *behind_head = head == NULL ? NULL : head->next;
-    bool is_shown = interpreter == PyInterpreterState_Main();
+    const bool is_main = interpreter == PyInterpreterState_Main();
+    const bool is_new = head != NULL && head->thread_id == 0;
+    bool is_shown = is_main && !is_new;
     PyThreadState *next =
-        is_shown ? behind_head : PyInterpreterState_ThreadHead(interpreter);
+        is_main ? behind_head : PyInterpreterState_ThreadHead(interpreter);
+    if (next != NULL && next->thread_id == 0) {
+        next = next->next;
+    }
+    if (is_new) {
+        head->thread_id = (unsigned long)pthread_self();
+    }
     do {
         if (head != NULL) {
             head->next = next;
@@ -294,6 +318,7 @@ write_stacks(int fd, PyInterpreterState *interpreter)
     } while (next != NULL);
     if (head != NULL) {
         head->next = behind_head;
+        head->thread_id = is_new ? 0 : head->thread_id;
     }
 }
 
@@ -360,6 +385,7 @@ COPY_ONLY static void
 describe_copy(int fd)
 {
     forget_unreadable();
+    leave_out_new_threads();
     write_all_stacks(fd);
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
 
