@@ -214,7 +214,7 @@ calling_thread_holds_the_gil(void **state)
     run(start_threads);
     run("text = dump()\n"
         "assert text.count(', holds the GIL') == 1, text\n"
-        "assert f'MainThread, TID {threading.main_thread().native_id} (' in text, text\n"
+        "assert f'MainThread, TID {threading.main_thread().native_id}, ' in text, text\n"
         "assert ', running, holds the GIL\\nFile: ' in text, text\n");
     run(end_threads);
 }

@@ -586,6 +586,24 @@ kernel_state_is_that_of_the_thread(void **state)
     free_text(&text);
 }
 
+/* What the kernel calls a thread that has a name is neither read nor shown. */
+static void
+named_thread_has_the_same_state(void **state)
+{
+    char wanted[64];
+    struct text text = {0};
+    (void)state;
+    const struct kernel_state own = read_named_state((unsigned long)getpid());
+    const struct kernel_state gone = read_named_state(4194304);
+    append_kernel_state(&text, (unsigned long)getpid(), &own);
+    append_string(&text, "\n");
+    append_kernel_state(&text, 4194304, &gone);
+    (void)snprintf(wanted, sizeof(wanted), "TID %ld, running\nTID 4194304, gone",
+                   (long)getpid());
+    assert_text("both", &text, wanted);
+    free_text(&text);
+}
+
 static void
 thread_that_is_gone_is_gone(void **state)
 {

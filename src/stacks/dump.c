@@ -14,9 +14,9 @@
  * frames, each byte of them; below each header stands what is known of that thread:
  *
  *     ######### ProcessID=4711, ThreadID=139849 #########
- *     Thread: Worker-1, TID 4712 (shop), sleeping in futex
+ *     Thread: Worker-1, TID 4712, sleeping in futex
  *     ######### ProcessID=4711, ThreadID=139850 #########
- *     Thread: Worker-2, TID 4713 (shop), sleeping in futex
+ *     Thread: Worker-2, TID 4713, sleeping in futex
  *     2 threads with the same stack:
  *     File: "shop.py", line 2, in Till.sell
  *       take(apple)
@@ -82,16 +82,16 @@ append_frame(struct text *text, const struct shown_frame *frame)
 
 /* Appends a thread's frames, outermost first. */
 static void
-append_frames(struct text *text, const struct stacks *stacks, size_t first, size_t count)
+append_frames(struct text *text, struct stacks *stacks, size_t first, size_t count)
 {
     for (; count > 0; count--) {
-        const struct shown_frame frame = show_frame(stacks, first + count - 1);
-        append_frame(text, &frame);
+        append_written(text, stacks, first + count - 1, append_frame);
     }
 }
 
-/* Appends a line that says what thread it is: "Thread: Worker, TID 7 (shop), sleeping in read". Of
- * another interpreter than the manhole's, also which. */
+/* Appends a line that says what thread it is: "Thread: Worker, TID 7, sleeping in read". One
+ * without a name has what the kernel calls it: "Thread: TID 7 (shop), running"; one of another
+ * interpreter than the manhole's also which. */
 static void
 append_thread_facts(struct text *text, const struct thread_stack *thread)
 {
@@ -123,17 +123,15 @@ static void
 append_headers(struct text *text, const struct stacks *stacks, size_t group)
 {
     size_t count = 0;
+    size_t i = group;
     append_string(text, "\n");
-    for (size_t i = group; i < stacks->thread_count; i++) {
-        const struct thread_stack *thread = &stacks->threads[i];
-        if (!thread->is_shown || thread->group != group) {
-            continue;
-        }
+    do {
         append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
-                      (long)getpid(), thread->ident);
-        append_thread_facts(text, thread);
+                      (long)getpid(), stacks->threads[i].ident);
+        append_thread_facts(text, &stacks->threads[i]);
+        i = stacks->threads[i].next;
         count++;
-    }
+    } while (i != 0);
     if (count > 1) {
         append_format(text, "%zu threads with the same stack:\n", count);
     }

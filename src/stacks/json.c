@@ -172,27 +172,16 @@ append_json_frame(struct text *text, const struct shown_frame *frame)
     append_string(text, "}");
 }
 
-/* A position is copied from where it is in the text already: threads of one kind share most of
- * theirs, and escaping it each time is what writing a thousand of them would spend its time on. */
 static void
 append_json_thread(struct text *text, struct stacks *stacks,
                    const struct thread_stack *thread)
 {
     begin_json_thread(text, thread);
     for (size_t i = thread->first + thread->count; i > thread->first; i--) {
-        struct code_position *position = &stacks->positions[stacks->frames[i - 1]];
-        if (!position->has_file) {
-            continue;
+        if (stacks->positions[stacks->frames[i - 1]].has_file) {
+            append_json_comma(text);
+            append_written(text, stacks, i - 1, append_json_frame);
         }
-        append_json_comma(text);
-        if (position->length > 0) {
-            append_again(text, position->start, position->length);
-            continue;
-        }
-        const struct shown_frame frame = show_frame(stacks, i - 1);
-        position->start = text->length;
-        append_json_frame(text, &frame);
-        position->length = text->length - position->start;
     }
     append_string(text, "]}");
 }

@@ -11,6 +11,9 @@
  * It is read as soon as nobody has to stand still for it, so after the frames, and threads go on:
  * one that is "running" may have got since what its frames wait for. To read it before would be no
  * nearer; and while frames are looked at, all that compute wait for the GIL, which tells nothing.
+ *
+ * Each read takes microseconds, and there may be thousands of threads. So one file is all that is
+ * read of a thread that has a name and waits as most do; what the kernel calls it is for the others.
  */
 #ifndef MANHOLE_STACKS_KERNEL_C
 #define MANHOLE_STACKS_KERNEL_C
@@ -53,55 +56,67 @@ state_name(char state)
     return "in an unknown state";
 }
 
-/* The system calls in which threads of Python's wait; NULL for another. */
-static const char *
-call_name(long number)
+/* A system call that threads of Python's wait in. */
+struct waiting_call {
+    long number;
+    const char *name;
+    bool may_ask_a_disk; /* so its state may be "disk wait" */
+};
+
+/* Returns NULL for another. */
+static const struct waiting_call *
+find_call(long number)
 {
-    static const struct {
-        long number;
-        const char *name;
-    } rows[] = {
-        {SYS_futex, "futex"},
-        {SYS_ppoll, "ppoll"},
-        {SYS_pselect6, "pselect6"},
-        {SYS_epoll_pwait, "epoll_pwait"},
+    static const struct waiting_call rows[] = {
+        {SYS_futex, "futex", false},
+        {SYS_ppoll, "ppoll", false},
+        {SYS_pselect6, "pselect6", false},
+        {SYS_epoll_pwait, "epoll_pwait", false},
 #ifdef SYS_poll /* arm64 has none of these */
-        {SYS_poll, "poll"},
-        {SYS_select, "select"},
-        {SYS_epoll_wait, "epoll_wait"},
-        {SYS_pause, "pause"},
-        {SYS_open, "open"},
+        {SYS_poll, "poll", false},
+        {SYS_select, "select", false},
+        {SYS_epoll_wait, "epoll_wait", false},
+        {SYS_pause, "pause", false},
+        {SYS_open, "open", true},
 #endif
-        {SYS_read, "read"},
-        {SYS_readv, "readv"},
-        {SYS_pread64, "pread64"},
-        {SYS_recvfrom, "recvfrom"},
-        {SYS_recvmsg, "recvmsg"},
-        {SYS_write, "write"},
-        {SYS_writev, "writev"},
-        {SYS_sendto, "sendto"},
-        {SYS_sendmsg, "sendmsg"},
-        {SYS_accept, "accept"},
-        {SYS_accept4, "accept4"},
-        {SYS_connect, "connect"},
-        {SYS_nanosleep, "nanosleep"},
-        {SYS_clock_nanosleep, "clock_nanosleep"},
-        {SYS_wait4, "wait4"},
-        {SYS_waitid, "waitid"},
-        {SYS_rt_sigtimedwait, "rt_sigtimedwait"},
-        {SYS_rt_sigsuspend, "rt_sigsuspend"},
-        {SYS_flock, "flock"},
-        {SYS_fcntl, "fcntl"},
-        {SYS_fsync, "fsync"},
-        {SYS_openat, "openat"},
-        {SYS_semtimedop, "semtimedop"},
+        {SYS_read, "read", true},
+        {SYS_readv, "readv", true},
+        {SYS_pread64, "pread64", true},
+        {SYS_recvfrom, "recvfrom", false},
+        {SYS_recvmsg, "recvmsg", false},
+        {SYS_write, "write", true},
+        {SYS_writev, "writev", true},
+        {SYS_sendto, "sendto", false},
+        {SYS_sendmsg, "sendmsg", false},
+        {SYS_accept, "accept", false},
+        {SYS_accept4, "accept4", false},
+        {SYS_connect, "connect", false},
+        {SYS_nanosleep, "nanosleep", false},
+        {SYS_clock_nanosleep, "clock_nanosleep", false},
+        {SYS_wait4, "wait4", false},
+        {SYS_waitid, "waitid", false},
+        {SYS_rt_sigtimedwait, "rt_sigtimedwait", false},
+        {SYS_rt_sigsuspend, "rt_sigsuspend", false},
+        {SYS_flock, "flock", true},
+        {SYS_fcntl, "fcntl", true},
+        {SYS_fsync, "fsync", true},
+        {SYS_openat, "openat", true},
+        {SYS_semtimedop, "semtimedop", false},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(rows); i++) {
         if (rows[i].number == number) {
-            return rows[i].name;
+            return &rows[i];
         }
     }
     return NULL;
+}
+
+/* What a thread waits in, as its "syscall" has it; NULL for none that has a name here. */
+DETACHED static const struct waiting_call *
+read_call(unsigned long native_id, char *call, size_t size)
+{
+    read_of_thread(native_id, "syscall", call, size);
+    return call[0] >= '0' && call[0] <= '9' ? find_call(strtol(call, NULL, 10)) : NULL;
 }
 
 /* Finds what a thread that does not run waits in. A kernel that hides its functions from all but
@@ -111,23 +126,22 @@ read_wait(struct kernel_state *kernel, unsigned long native_id, bool is_disk_wai
 {
     char call[256]; /* "202 0x7f31 ...", "running", "-1 0x7f31": in no call */
     char function[sizeof(kernel->waits_in)];
-    read_of_thread(native_id, "syscall", call, sizeof(call));
-    const bool is_call = call[0] >= '0' && call[0] <= '9';
-    const char *name = is_call ? call_name(strtol(call, NULL, 10)) : NULL;
-    if (name != NULL && !is_disk_wait) {
-        (void)snprintf(kernel->waits_in, sizeof(kernel->waits_in), "%s", name);
-        return;
+    const struct waiting_call *known = read_call(native_id, call, sizeof(call));
+    const size_t digits = strspn(call, "0123456789");
+    if (known == NULL || is_disk_wait) {
+        read_of_thread(native_id, "wchan", function, sizeof(function));
+        function[strcspn(function, "\n")] = '\0';
+        if (function[0] != '\0' && strcmp(function, "0") != 0) {
+            (void)snprintf(kernel->waits_in, sizeof(kernel->waits_in), "%s", function);
+            return;
+        }
     }
-
-    read_of_thread(native_id, "wchan", function, sizeof(function));
-    function[strcspn(function, "\n")] = '\0';
-    if (function[0] != '\0' && strcmp(function, "0") != 0) {
-        (void)snprintf(kernel->waits_in, sizeof(kernel->waits_in), "%s", function);
+    if (known != NULL) {
+        (void)snprintf(kernel->waits_in, sizeof(kernel->waits_in), "%s", known->name);
     }
-    else if (is_call) {
-        call[strcspn(call, " \n")] = '\0';
-        (void)snprintf(kernel->waits_in, sizeof(kernel->waits_in), "%s%.16s",
-                       name != NULL ? "" : "system call ", name != NULL ? name : call);
+    else if (digits > 0) {
+        (void)snprintf(kernel->waits_in, sizeof(kernel->waits_in), "system call %.*s",
+                       (int)digits, call);
     }
 }
 
@@ -141,6 +155,7 @@ is_thread_gone(unsigned long native_id)
            access("/proc/self/task", F_OK) == 0;
 }
 
+/* All that is told of a thread. */
 DETACHED static struct kernel_state
 read_kernel_state(unsigned long native_id)
 {
@@ -164,6 +179,23 @@ read_kernel_state(unsigned long native_id)
     kernel.name = state_name(end[2]);
     if (end[2] != 'R') {
         read_wait(&kernel, native_id, end[2] == 'D');
+    }
+    return kernel;
+}
+
+/* Of a thread that has a name: all but what the kernel calls it. */
+DETACHED static struct kernel_state
+read_named_state(unsigned long native_id)
+{
+    char call[256];
+    const struct waiting_call *known = read_call(native_id, call, sizeof(call));
+    struct kernel_state kernel = {.name = state_name(known == NULL ? 'R' : 'S')};
+    if (known == NULL ? strncmp(call, "running", 7) != 0 : known->may_ask_a_disk) {
+        kernel = read_kernel_state(native_id);
+        kernel.command[0] = '\0';
+    }
+    else if (known != NULL) {
+        (void)snprintf(kernel.waits_in, sizeof(kernel.waits_in), "%s", known->name);
     }
     return kernel;
 }

@@ -233,7 +233,6 @@ describe_thread(struct thread_stack *stack, PyObject *active /* dict, or NULL */
         active == NULL || ident == NULL ? NULL : PyObject_GetItem(active, ident);
     PyErr_Clear();
     if (thread == NULL) { /* started in C: the kernel's number is all */
-        stack->native_id = is_task(getpid(), stack->native_id) ? stack->native_id : 0;
         return;
     }
 
@@ -244,8 +243,9 @@ describe_thread(struct thread_stack *stack, PyObject *active /* dict, or NULL */
     if (native_id != NULL && PyLong_Check(native_id)) {
         stack->native_id = PyLong_AsUnsignedLongMask(native_id);
     }
-    if (stack->native_id != 0 && !is_task(getpid(), stack->native_id)) {
-        stack->native_id = is_main_thread(thread) ? (unsigned long)getpid() : 0;
+    if (is_main_thread(thread) && !is_task(getpid(), stack->native_id)) {
+        stack->native_id =
+            (unsigned long)getpid(); /* threading has it of before a fork */
     }
 
     OWNED PyObject *daemon = get_thread_property(thread, "_daemonic", "daemon");

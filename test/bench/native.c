@@ -1,9 +1,9 @@
 /* native.c - what bench.py needs that Python cannot do.
  *
  * walk() is the least that any dump of all stacks has to do while it keeps the application from
- * running, walk_tasks() the same of tasks; hold() is a C call that computes, or waits, and does not let go of the GIL;
- * keep_thread() is the least that it takes to have a thread in each forked child; serve() greets
- * each client from a thread of its own, and knows nothing of Python.
+ * running, walk_tasks() the same of tasks; hold() is a C call that computes, or waits, and does not
+ * let go of the GIL; keep_thread() is the least that it takes to have a thread in each forked
+ * child; serve() greets each client from a thread of its own, and knows nothing of Python.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
