@@ -1160,6 +1160,7 @@ main(void)
         cmocka_unit_test(same_stack_is_told_once_under_all_its_headers),
         cmocka_unit_test(text_may_break_off_anywhere),
         cmocka_unit_test(kernel_state_is_that_of_the_thread),
+        cmocka_unit_test(named_thread_has_the_same_state),
         cmocka_unit_test(thread_that_is_gone_is_gone),
         cmocka_unit_test(each_state_has_a_name),
         cmocka_unit_test(other_threads_are_those_without_facts),

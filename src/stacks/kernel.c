@@ -13,7 +13,7 @@
  * nearer; and while frames are looked at, all that compute wait for the GIL, which tells nothing.
  *
  * Each read takes microseconds, and there may be thousands of threads. So one file is all that is
- * read of a thread that has a name and waits as most do; what the kernel calls it is for the others.
+ * read of a thread that has a name and waits as most do; its name in the kernel is for the others.
  */
 #ifndef MANHOLE_STACKS_KERNEL_C
 #define MANHOLE_STACKS_KERNEL_C
