@@ -304,6 +304,7 @@ threads_typed_to_a_stuck_interpreter_is_answered_without_it(void)
     visitor.client = connect_client(socket_path_of(visitor.app->pid));
     client_send(visitor.client, "!python\nplatform\n");
     client_wait_for(visitor.client, "linux\n");
+    client_wait_for(visitor.client, prompt_of(visitor, "python")); /* it is done */
     write_stdin(visitor.app, "x");
     wait_for_text(visitor.app, OUT, "ready\n", DEADLINE); /* to hold it */
     wait_until_asleep(visitor.app->pid);
