@@ -538,7 +538,7 @@ completion_in_a_stuck_process_is_given_up_at_once(void)
 static void
 completion_is_not_logged(void)
 {
-    struct process *app = start_ready(TARGET(""));
+    struct process *app = start_ready(TARGET("audit=False"));
     struct client *console = console_with_names(app);
     rewind_stream(app, ERR);
     wait_for_text(app, ERR, "Accepted connection", DEADLINE);

@@ -435,7 +435,8 @@ output_of_a_session_reaches_its_client_alone(void)
         "import subprocess; n = subprocess.run(['echo', 'mine'], stdout=sys.stdout)",
         "'mine'; print()",
     };
-    struct process *app = start_app();
+    struct process *app = start_target(OBEDIENT);
+    assert_string_equal(tell(app, "m = manhole.install(audit=False)"), "None");
     struct client *client = enter(app);
     struct client *other = enter(app);
     for (size_t i = 0; i < sizeof(statements) / sizeof(statements[0]); i++) {

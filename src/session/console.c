@@ -209,6 +209,9 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
         return SESSION_OVER;
     }
     replace_streams();
+    if (begins) {
+        log_audit(session, bare);
+    }
 
     session->run.one_act = begins && !is_paste && is_one_act(bare);
     begin_running(session);
