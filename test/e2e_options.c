@@ -776,8 +776,8 @@ console_has_the_usual_names(void)
     struct process *app = start_with("");
     struct client *client = enter(socket_path_of(app->pid));
     assert_string_equal(client_ask(client, "sorted(n for n in dir() if n[:2] != '__')"),
-                        "['dump_stacktraces', 'frame', 'os', 'socket', 'sys', 'tasks', "
-                        "'threads', 'traceback', 'where']\n");
+                        "['dump_stacktraces', 'frame', 'loop', 'os', 'socket', 'sys', "
+                        "'tasks', 'threads', 'traceback', 'where']\n");
 }
 
 static void

@@ -105,8 +105,8 @@ log_source(PyObject *line)
     return 0;
 }
 
-/* Logs who runs what: its first line, cut short, as a literal. Of the exec handler log_source() does.
- * Never raises. */
+/* Logs who runs what: its first line, cut short, as a literal. Of the exec handler log_source()
+ * does. Never raises. */
 ATTACHED static void
 log_audit(const struct session *session,
           PyObject *source /* str, or NULL with an exception */)
