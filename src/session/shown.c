@@ -109,15 +109,14 @@ static const char shown_program[] =
     "def is_awaiting(code):\n"
     "    return code.co_flags & CO_COROUTINE\n"
     "\n"
-    "def allow_await(compiler):\n"
-    "    compiler.flags |= ALLOW_TOP_LEVEL_AWAIT\n"
-    "    def compile_(source, filename, symbol, *rest, **options):\n"
-    "        code = compiler(source, filename, symbol, *rest, **options)\n"
+    /* Over the compiler of a console. */
+    "class Awaits:\n"
+    "    def __call__(self, source, filename, symbol, *rest, **options):\n"
+    "        code = super().__call__(source, filename, symbol, *rest, **options)\n"
     "        if not is_awaiting(code):\n"
     "            return code\n"
     "        recompile = from_awaited('recompile')\n"
-    "        return recompile(source, filename, symbol, compiler.flags)\n"
-    "    return compile_\n"
+    "        return recompile(source, filename, symbol, self.flags)\n"
     "\n"
     "class Runs:\n"
     "    def execute(self, code):\n"
@@ -140,8 +139,10 @@ static const char shown_program[] =
     "    if base not in types:\n"
     "        types[base] = type('ManholeConsole', (Reports, Runs, base), {})\n"
     "    console = types[base](names)\n"
-    "    if hasattr(console.compile.compiler, 'flags'):\n" /* not in our plain one */
-    "        console.compile.compiler = allow_await(console.compile.compiler)\n"
+    "    if console.compile is not console:\n" /* as it is in our plain one */
+    "        kind = type(console.compile.compiler)\n"
+    "        console.compile.compiler = type(kind.__name__, (Awaits, kind), {})()\n"
+    "        console.compile.compiler.flags |= ALLOW_TOP_LEVEL_AWAIT\n"
     "    return console\n";
 
 /* write(text): to the client, if the calling thread has one: a forked child has none. */
