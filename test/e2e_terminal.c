@@ -1006,19 +1006,18 @@ no_color_is_honoured(void)
 }
 
 static void
-colours_of_the_process_are_let_through_if_they_hide_nothing(void)
+colours_of_tracebacks_alone_are_let_through(void)
 {
     require_editor();
     struct process *app = start_target(TARGET(""));
     wait_until_ready(app);
     struct process *cli = start_at_terminal(app, LIST("TERM=xterm", "NO_COLOR"), NULL);
-    write_stdin(
-        cli,
-        "print('\\33[1;32mgreen\\33[0m \\33[8mhidden \\33[30;40mblack \\33[2Jgone')\n");
-    wait_for_text(
-        cli, OUT,
-        "\033[1;32mgreen\033[0m ^[[8mhidden ^[[30;40mblack ^[[2Jgone\033[0m\r\n",
-        DEADLINE);
+    write_stdin(cli, "print('\\33[1;31mred\\33[0m \\33[1;32m>>> \\33[31;8mhidden "
+                     "\\33[40mblack \\33[2Jgone')\n");
+    wait_for_text(cli, OUT,
+                  "\033[1;31mred\033[0m ^[[1;32m>>> ^[[31;8mhidden ^[[40mblack "
+                  "^[[2Jgone\033[0m\r\n",
+                  DEADLINE);
     leave_by_ctrl_d(cli);
 }
 
@@ -1320,7 +1319,7 @@ main(void)
         TEST(colour_of_the_prompt_ends_with_it),
         TEST(stacks_are_coloured_where_a_thread_begins),
         TEST(no_color_is_honoured),
-        TEST(colours_of_the_process_are_let_through_if_they_hide_nothing),
+        TEST(colours_of_tracebacks_alone_are_let_through),
         TEST(names_of_main_are_found_at_the_prompt),
         TEST(await_runs_in_the_loop_of_the_process),
         TEST(await_leaves_the_loop_running),

@@ -7,8 +7,8 @@
  *   ESC and the like         ^[       what is no UTF-8            \xff
  *   C1 control characters    \x9b     what turns the direction    \u202e
  *
- * Colours of the text in a whole line are let through, but for what hides it. --raw sends
- * everything. Whatever is written to a terminal, by whatever room, has come through
+ * The colours of CPython's tracebacks are let through in whole lines, no others: they hide nothing,
+ * and no text passes for the prompt. --raw sends everything. Whatever is written to a terminal, by whatever room, has come through
  * append_harmless().
  * To add a colour: a row in paints[], and in paint_of_line() what wears it.
  */
@@ -184,8 +184,8 @@ paint_of_line(const char *line)
     return is_last && line[0] != '\r' && line[0] != '\0' ? ERROR : PLAIN;
 }
 
-/* How long the colour of the text is that begins here: no other control sequence, and no colour
- * that hides text on a screen, white, black or that of a background. 0: there is none. */
+/* How long the colour is that begins here: one of those in CPython's tracebacks, red, magenta, and
+ * for notes from 3.15 on cyan, bold or not. 0: there is none. */
 static size_t
 measure_colour(const char *bytes)
 {
@@ -194,9 +194,8 @@ measure_colour(const char *bytes)
     while (length > 0 && bytes[length] != 'm') {
         char *end = NULL;
         unsigned long code = strtoul(bytes + length, &end, 10);
-        bool is_harmless =
-            code <= 1 || (code > 30 && code < 37) || (code > 90 && code < 97);
-        if (!is_harmless || bytes[length] < '0' || bytes[length] > '9' ||
+        bool is_known = code <= 1 || code == 31 || code == 35 || code == 36;
+        if (!is_known || bytes[length] < '0' || bytes[length] > '9' ||
             (*end != ';' && *end != 'm')) {
             return 0;
         }
@@ -205,8 +204,8 @@ measure_colour(const char *bytes)
     return length + (length > 0);
 }
 
-/* As append_harmless(), but for colours of the text, where there are any: CPython's tracebacks have
- * them. They end with it. Returns whether there are any. */
+/* As append_harmless(), but for the colours of tracebacks on a terminal that has colours. They end
+ * with the line. Returns whether there are any. */
 static bool
 append_coloured(struct buffer *out, const char *bytes, size_t count)
 {
