@@ -126,7 +126,8 @@ static const char completion_program[] =
     "def spaces(names):\n"
     "    main = sys.modules.get('__main__')\n"
     "    main = vars(main) if type(main) is types.ModuleType else {}\n"
-    "    main = {name: main[name] for name in list(main) if name[:2] != '__'}\n"
+    "    main = {name: value for name, value in main.copy().items() if name[:2] != "
+    "'__'}\n"
     "    return names, vars(builtins), main\n"
     /* What a dotted name stands for, without eval(). */
     "def look_up(dotted, names):\n"
