@@ -8,8 +8,8 @@
  *   C1 control characters    \x9b     what turns the direction    \u202e
  *
  * The colours of CPython's tracebacks are let through in whole lines, no others: they hide nothing,
- * and no text passes for the prompt. --raw sends everything. Whatever is written to a terminal, by whatever room, has come through
- * append_harmless().
+ * and no text passes for the prompt. --raw sends everything. Whatever is written to a terminal, by
+ * whatever room, has come through append_harmless().
  * To add a colour: a row in paints[], and in paint_of_line() what wears it.
  */
 #ifndef MANHOLE_CLI_TERMINAL_C
