@@ -47,12 +47,13 @@ typedef struct manhole_options {
     const char *config; /* UTF-8 path of a configuration file; NULL: none. With one
                            connection_handler NULL means "commands". */
     const char *enable; /* "console", "debugger" or both with a comma; NULL: neither. */
+    int audit; /* boolean: with verbose, log the first line of what is run. Default 1. */
 } manhole_options;
 
 #define MANHOLE_OPTIONS_DEFAULT                                                          \
   {                                                                                      \
     1, 2, 1, 1, 1, 0, 0, 0, 1, 0.5, 0.5, 60.0, 1.0, 64, NULL, NULL, NULL, NULL, NULL,    \
-        NULL                                                                             \
+        NULL, 1                                                                          \
   }
 
 /* Installs the manhole in the calling thread's interpreter; NULL: all defaults.

@@ -61,7 +61,7 @@ ATTACHED static PyObject *
 make_keywords(const manhole_options *options)
 {
     OWNED PyObject *keywords = Py_BuildValue(
-        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz sz sz sz sO}", "verbose",
+        "{sN si sN sN sN sN sN sN sN sd sd sd sd si sz sz sz sz sO sN}", "verbose",
         PyBool_FromLong(options->verbose), "verbose_destination",
         options->verbose_destination, "strict", PyBool_FromLong(options->strict),
         "patch_fork", PyBool_FromLong(options->patch_fork), "thread",
@@ -75,7 +75,8 @@ make_keywords(const manhole_options *options)
         options->hang_timeout, "max_sessions", options->max_sessions, "socket_path",
         options->socket_path, "listen", options->listen, "config", options->config,
         "enable", options->enable, "locals",
-        options->locals == NULL ? Py_None : options->locals);
+        options->locals == NULL ? Py_None : options->locals, "audit",
+        PyBool_FromLong(options->audit));
     if (keywords != NULL &&
         options->connection_handler != NULL) { /* which is never None */
         OWNED PyObject *handler = PyUnicode_FromString(options->connection_handler);

@@ -315,6 +315,7 @@ static const char completable[] =
     "    open(name, 'w').write('print(\"has run\")')\n"
     "class Thing:\n"
     "    __slots__ = ('slot', '__dict__')\n"
+    "    def __init__(self, size=1, *, sizable=2): pass\n"
     "    def method(self): pass\n"
     "    @property\n"
     "    def prop(self): print('has run'); return sys\n"
@@ -323,6 +324,7 @@ static const char completable[] =
     "    def __getattr__(self, name): print('has run'); raise AttributeError(name)\n"
     "class Lazy(Thing):\n"
     "    __class__ = property(lambda self: print('has run'))\n"
+    "def find(kind, /, kindred, *rest, kinder=1): pass\n"
     "thing = Thing()\n"
     "thing.slot = thing.own = sys\n"
     "thing.lazy = Lazy()\n"
@@ -391,6 +393,18 @@ lines_are_completed_by_what_may_stand_there(void)
         {"'text'.low", ""},
         {"f().rea", ""},
         {"12.rea", ""},
+        /* names of the application's __main__, and what functions call their arguments */
+        {"Laz", "Lazy("},
+        {"Lazy.meth", "Lazy.method("},
+        {"find(kind", "find(kinder=\nfind(kindred="},
+        {"find((1, '('), ", "find((1, '('), kinder=\nfind((1, '('), kindred="},
+        {"x = 1 + find(f(2), kinde", "x = 1 + find(f(2), kinder="},
+        {"find(kinder=kinde", ""},
+        {"find(1)(kinde", ""},
+        {"find[(kinde", ""},
+        {"Thing(siz", "Thing(sizable=\nThing(size="},
+        {"sorted(keys, ", "sorted(keys, key=\nsorted(keys, reverse="},
+        {"thing.prop(siz", ""},
     };
     struct process *app = start_ready(format_text(
         "import os, sys; os.chdir(r'%s'); sys.path.insert(0, '')\n%s", test_path(""),
@@ -526,7 +540,7 @@ completion_in_a_stuck_process_is_given_up_at_once(void)
 static void
 completion_is_not_logged(void)
 {
-    struct process *app = start_ready(TARGET(""));
+    struct process *app = start_ready(TARGET("audit=False"));
     struct client *console = console_with_names(app);
     rewind_stream(app, ERR);
     wait_for_text(app, ERR, "Accepted connection", DEADLINE);

@@ -256,9 +256,10 @@ help_groups_its_options(void)
 {
     static const struct {
         const char *heading;
-        const char *options[6];
+        const char *options[7];
     } groups[] = {
-        {"\noptions:\n", {"-h,", "-t ", "-s ", "--no-dump ", "--raw ", "--version "}},
+        {"\noptions:\n",
+         {"-h,", "-t ", "-s ", "--no-dump ", "--raw ", "--no-color ", "--version "}},
         {"\nrun and print:\n",
          {"-c ", "-f ", "--stacks ", "--tasks ", "--greenlets ", "--json "}},
         {"\nwhich processes:\n",

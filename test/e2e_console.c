@@ -501,7 +501,8 @@ output_of_a_session_reaches_its_client_alone(void)
         "import subprocess; n = subprocess.run(['echo', 'mine'], stdout=sys.stdout)",
         "'mine'; print()",
     };
-    struct process *app = start_app();
+    struct process *app = start_target(OBEDIENT);
+    assert_string_equal(tell(app, "m = manhole.install(audit=False)"), "None");
     struct client *client = enter(app);
     struct client *other = enter(app);
     for (size_t i = 0; i < sizeof(statements) / sizeof(statements[0]); i++) {
@@ -521,6 +522,37 @@ names_of_a_session_are_its_own(void)
     struct client *other = enter(app);
     client_ask(client, "x = 1");
     assert_contains(client_ask(other, "x"), "NameError");
+}
+
+/* As the console's: in functions too, and behind its own names and the builtins. */
+static void
+names_of_main_are_found_and_never_written(void)
+{
+    static const char *const rows[][2] = {
+        {"stock", "{'apples': 3}\n"},
+        {"(lambda: [stock for i in range(1)])()", "[{'apples': 3}]\n"},
+        {"exec('def count():\\n global fruit\\n fruit = stock\\n return lambda: fruit')",
+         ""},
+        {"count()()", "{'apples': 3}\n"},
+        {"price, len('id')", "(1, 2)\n"},
+        {"price = stock = len = 5", ""},
+        {"total: int = 6", ""},
+    };
+    struct process *app = start_target(
+        "import sys\nstock, price, len = {'apples': 3}, 2, None\nleft: int = 1\n" INSTALL(
+            "locals={'price': 1}") EVALUATE);
+    wait_until_ready(app);
+    struct client *client = enter(app);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        assert_string_equal(client_ask(client, rows[i][0]), rows[i][1]);
+    }
+    assert_string_equal(client_ask(client, "stock"), "5\n");
+    assert_string_equal(client_ask(client, "del stock; stock"), "{'apples': 3}\n");
+    assert_contains(client_ask(client, "del stock"), "NameError");
+    assert_contains(client_ask(client, "nowhere"), "NameError: name 'nowhere'");
+    assert_string_equal(evaluate(app, "stock, price, len"), "({'apples': 3}, 2, None)");
+    assert_string_equal(evaluate(app, "'total' in globals().get('__annotations__', ())"),
+                        "False");
 }
 
 static void
@@ -1001,6 +1033,7 @@ main(void)
         TEST(thread_of_the_app_is_seen_by_clients),
         TEST(output_of_a_session_reaches_its_client_alone),
         TEST(names_of_a_session_are_its_own),
+        TEST(names_of_main_are_found_and_never_written),
         TEST(sessions_may_be_in_the_middle_of_blocks_at_once),
         TEST(output_of_a_session_is_a_text_file_that_is_no_terminal),
         TEST(streams_are_the_app_s_own_to_its_other_threads),

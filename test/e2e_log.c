@@ -117,6 +117,14 @@ leave(struct client *client)
     client_read_until_eof(client);
 }
 
+/* Who is served is this test program. */
+static void
+expect_audit_in(const struct log *log, const char *literal)
+{
+    expect_in(log, format_text("Running for PID:%d UID:%d GID:%d: %s", (int)getpid(),
+                               (int)geteuid(), (int)getegid(), literal));
+}
+
 /* Shows that the log ends here: nothing more came to the end of the process. */
 static void
 expect_no_more(struct process *app)
@@ -139,6 +147,7 @@ console_session_is_told_from_start_to_end(void)
         struct client *client = enter(app);
         expect_start(app);
         leave(client);
+        expect_audit_in(&(struct log){app, ERR, app->pid}, "'exit()'");
         expect_line(app, "DONE.");
         expect_line(app, "Cleaned up.");
         expect_waiting(app);
@@ -247,6 +256,50 @@ session_of_a_callable_that_raises_says_why(void)
     expect_waiting(app);
 }
 
+/* Of each the first line, cut short, in a literal: none of it can pass for a line of the log. */
+static void
+what_is_run_is_told_with_who_runs_it(void)
+{
+    char statement[1000];
+    const char *program = "print(6 * 7)\nprint(8)\n";
+    memset(statement, '1', sizeof(statement) - 1);
+    statement[sizeof(statement) - 1] = '\0';
+    struct process *app = start_target(TARGET(""));
+    struct log log = {app, ERR, app->pid};
+    wait_for_text(app, ERR, "Waiting for new connection", DEADLINE);
+    wait_for_text(app, ERR, "\n", DEADLINE);
+    struct client *client = enter(app);
+    expect_start(app);
+    client_ask(client, "x = 'a\\tb'\x1b");
+    expect_audit_in(&log, "\"x = 'a\\\\tb'\\x1b\"");
+    client_ask(client, "");
+    client_send(client, "def f():\n    return 1\n\n");
+    client_wait_for(client, "... >>> ");
+    expect_audit_in(&log, "'def f():'");
+    client_ask(client, statement);
+    expect_audit_in(&log, format_text("'%.200s' ...", statement));
+    leave(client);
+    expect_audit_in(&log, "'exit()'");
+    const char *cli = build_path("manhole-cli");
+    const char *pid = format_text("%d", (int)app->pid);
+    assert_int_equal(run_command(LIST(cli, pid, "-c", program), NULL, NULL, NULL), 0);
+    wait_for_text(app, ERR, "Running a program: <string>.\n", DEADLINE);
+    assert_matches(next_line(app),
+                   "^Running for PID:[0-9]+ UID:.*: 'print\\(6 \\* 7\\)' ...$");
+}
+
+static void
+audit_False_tells_nothing_of_what_is_run(void)
+{
+    struct process *app = start_target(TARGET("audit=False"));
+    expect_opening(app);
+    struct client *client = enter(app);
+    expect_start(app);
+    client_ask(client, "x = 1");
+    leave(client);
+    expect_line(app, "DONE.");
+}
+
 static void
 object_gets_the_lines_in_order(void)
 {
@@ -260,6 +313,7 @@ object_gets_the_lines_in_order(void)
     struct client *client = enter(app);
     expect_start_in(&log);
     leave(client);
+    expect_audit_in(&log, "'exit()'");
     expect_in(&log, "DONE.");
     expect_in(&log, "Cleaned up.");
     expect_in(&log,
@@ -487,6 +541,7 @@ activation_is_announced_and_told_when_it_comes(void)
     struct client *client = enter(app);
     expect_start(app);
     leave(client);
+    expect_audit_in(&(struct log){app, ERR, app->pid}, "'exit()'");
     expect_line(app, "DONE.");
     expect_line(app, "Cleaned up.");
     expect_waiting(app);
@@ -522,6 +577,7 @@ oneshot_is_announced_and_told_when_it_comes(void)
         struct client *client = enter(app);
         expect_acceptance_in(&(struct log){app, ERR, app->pid});
         leave(client);
+        expect_audit_in(&(struct log){app, ERR, app->pid}, "'exit()'");
         expect_line(app, "DONE.");
         expect_line(app, "Cleaned up.");
         write_stdin(app, ".");
@@ -642,6 +698,8 @@ main(void)
         TEST(exec_session_s_long_line_is_one_line_of_the_log),
         TEST(session_of_a_callable_is_told_from_start_to_end),
         TEST(session_of_a_callable_that_raises_says_why),
+        TEST(what_is_run_is_told_with_who_runs_it),
+        TEST(audit_False_tells_nothing_of_what_is_run),
         TEST(object_gets_the_lines_in_order),
         TEST(object_gets_the_line_of_a_session_that_runs_on),
         TEST(object_gets_no_line_in_a_client_s_thread),

@@ -776,8 +776,8 @@ console_has_the_usual_names(void)
     struct process *app = start_with("");
     struct client *client = enter(socket_path_of(app->pid));
     assert_string_equal(client_ask(client, "sorted(n for n in dir() if n[:2] != '__')"),
-                        "['dump_stacktraces', 'frame', 'os', 'socket', 'sys', 'tasks', "
-                        "'threads', 'traceback', 'where']\n");
+                        "['dump_stacktraces', 'frame', 'loop', 'os', 'socket', 'sys', "
+                        "'tasks', 'threads', 'traceback', 'where']\n");
 }
 
 static void
@@ -806,7 +806,7 @@ locals_may_be_any_mapping(void)
 static void
 stderr_of_a_session_goes_to_its_client(void)
 {
-    struct process *app = start_with("");
+    struct process *app = start_with("audit=False");
     struct client *client = enter(socket_path_of(app->pid));
     assert_string_equal(client_ask(client, "n = sys.stderr.write('to stderr\\n')"),
                         "to stderr\n");
@@ -1330,16 +1330,27 @@ static const struct {
     const char *name;
     const char *value;
 } default_values[] = {
-    {"verbose", "True"},         {"verbose_destination", "2"},
-    {"strict", "True"},          {"patch_fork", "True"},
-    {"activate_on", "None"},     {"oneshot_on", "None"},
-    {"thread", "True"},          {"socket_path", "None"},
-    {"listen", "None"},          {"reinstall_delay", "0.5"},
-    {"start_timeout", "0.5"},    {"oneshot_timeout", "60"},
-    {"hang_timeout", "1"},       {"max_sessions", "64"},
-    {"locals", "None"},          {"daemon_connection", "False"},
-    {"redirect_stderr", "True"}, {"config", "None"},
-    {"enable", "None"},          {"connection_handler", "repl"},
+    {"verbose", "True"},
+    {"verbose_destination", "2"},
+    {"strict", "True"},
+    {"patch_fork", "True"},
+    {"activate_on", "None"},
+    {"oneshot_on", "None"},
+    {"thread", "True"},
+    {"socket_path", "None"},
+    {"listen", "None"},
+    {"reinstall_delay", "0.5"},
+    {"start_timeout", "0.5"},
+    {"oneshot_timeout", "60"},
+    {"hang_timeout", "1"},
+    {"max_sessions", "64"},
+    {"locals", "None"},
+    {"daemon_connection", "False"},
+    {"audit", "True"},
+    {"redirect_stderr", "True"},
+    {"config", "None"},
+    {"enable", "None"},
+    {"connection_handler", "repl"},
 };
 
 static void

@@ -412,7 +412,8 @@ prompts_are_marked_for_an_editor(void)
     wait_until_ready(app);
     struct client *client =
         connect_as(socket_path_of(app->pid), "manhole-cli/1.1/terminal-quiet");
-    client_wait_for(client, "(ManholeConsole)\n\1?>>> \2");
+    client_wait_for(client, "(ManholeConsole) Names of __main__ are found");
+    client_wait_for(client, "\n\1?>>> \2");
     client_send(client, "if True:\n");
     client_wait_for(client, "\1!\2");
     client_wait_for(client, "\1?... \2");
@@ -925,8 +926,14 @@ traceback_and_prompt_are_coloured(void)
     wait_until_ready(app);
     struct process *cli = start_at_terminal(app, LIST("TERM=xterm", "NO_COLOR"), NULL);
     write_stdin(cli, "1/0\n");
-    wait_for_text(cli, OUT, "\033[1;31mZeroDivisionError: division by zero\033[0m\r\n",
+    wait_for_text(cli, OUT, "\033[1;31mTraceback (most recent call last):\033[0m\r\n",
                   DEADLINE);
+    wait_for_text(
+        cli, OUT,
+        is_python_from(13)
+            ? "\033[1;35mZeroDivisionError\033[0m: \033[35mdivision by zero\033[0m"
+            : "\033[1;31mZeroDivisionError: division by zero\033[0m\r\n",
+        DEADLINE);
     wait_for_text(cli, OUT, "\033[1;32m>>> \033[0m", DEADLINE);
     leave_by_ctrl_d(cli);
 }
@@ -980,17 +987,79 @@ stacks_are_coloured_where_a_thread_begins(void)
     assert_contains(text_of(cli, OUT), "#########\033[0m\r\nThread: MainThread, ");
 }
 
+/* By the environment, and by the option. */
 static void
 no_color_is_honoured(void)
 {
     struct process *app = start_target(TARGET(""));
     wait_until_ready(app);
-    struct process *cli = start_at_terminal(app, LIST("TERM=xterm", "NO_COLOR=1"), NULL);
-    write_stdin(cli, "1/0\n");
-    wait_for_text(cli, OUT, "\nZeroDivisionError: division by zero\r\n", DEADLINE);
-    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    for (int by_option = 0; by_option < 2; by_option++) {
+        struct process *cli = start_at_terminal(
+            app, LIST("TERM=xterm", by_option ? "NO_COLOR" : "NO_COLOR=1"),
+            by_option ? "--no-color" : NULL);
+        write_stdin(cli, "1/0\n");
+        wait_for_text(cli, OUT, "\nZeroDivisionError: division by zero\r\n", DEADLINE);
+        wait_for_text(cli, OUT, ">>> ", DEADLINE);
+        leave_by_ctrl_d(cli);
+        assert_not_contains(text_of(cli, OUT), "\033[1;3");
+    }
+}
+
+static void
+colours_of_tracebacks_alone_are_let_through(void)
+{
+    require_editor();
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli = start_at_terminal(app, LIST("TERM=xterm", "NO_COLOR"), NULL);
+    write_stdin(cli, "print('\\33[1;31mred\\33[0m \\33[1;32m>>> \\33[31;8mhidden "
+                     "\\33[40mblack \\33[2Jgone')\n");
+    wait_for_text(cli, OUT,
+                  "\033[1;31mred\033[0m ^[[1;32m>>> ^[[31;8mhidden ^[[40mblack "
+                  "^[[2Jgone\033[0m\r\n",
+                  DEADLINE);
     leave_by_ctrl_d(cli);
-    assert_not_contains(text_of(cli, OUT), "\033[1;3");
+}
+
+/* ======================================================================================
+ * Values
+ * ====================================================================================== */
+
+/* As wide as the screen; what fills several is cut, which is said. */
+static void
+value_longer_than_a_line_is_laid_out(void)
+{
+    (void)open_console(TARGET("locals={'fruit': {n: 'x' * 30 for n in range(3)}}"), "");
+    enter("fruit");
+    see("^\\{0: 'x{30}',\n 1: 'x{30}',\n 2: 'x{30}'\\}\n>>>$");
+    enter("list(fruit)");
+    see("^\\[0, 1, 2\\]\n>>>$");
+    enter("'y' * 100000");
+    see("^y+\n\\.\\.\\. [0-9]+ characters more: print\\(repr\\(_\\)\\) shows "
+        "all\n>>>$");
+    enter("len(_)");
+    see("^100000\n>>>$");
+}
+
+static void
+object_is_told_about_when_asked_for(void)
+{
+    (void)write_file("shop.py", "def count(stock, *, kind='tea'):\n"
+                                "    \"Count one kind.\"\n"
+                                "    return stock[kind]\n");
+    (void)open_console("import sys; sys.path.insert(0, '.'); import shop\n" TARGET(""),
+                       "");
+    enter("shop.count?");
+    see("^shop.count\\(stock, \\*, kind='tea'\\)\n    Count one kind.\nFile: "
+        "\".*shop.py\", line "
+        "1\n>>>$");
+    enter("shop.count??");
+    see("^def count\\(stock, \\*, kind='tea'\\):\n    \"Count one kind.\"\n    return "
+        "stock\\[kind\\]\nFile");
+    enter("?shop.nothing");
+    see("^AttributeError: module 'shop' has no attribute 'nothing'\n>>>$");
+    enter("'what?'");
+    see("^'what\\?'\n>>>$");
 }
 
 static void
@@ -1003,6 +1072,93 @@ dumb_terminal_gets_no_escape_sequence(void)
     wait_for_text(cli, OUT, "ZeroDivisionError: division by zero\r\n>>> ", DEADLINE);
     leave_by_ctrl_d(cli);
     assert_not_contains(text_of(cli, OUT), "\033");
+}
+
+/* ======================================================================================
+ * Names of the application, and what its loops run
+ * ====================================================================================== */
+
+static void
+names_of_main_are_found_at_the_prompt(void)
+{
+    (void)open_console("stock = {'apples': 3}\n" TARGET(""), "");
+    enter("stock['apples']");
+    see("^3\n>>>$");
+    type("sto");
+    press("Tab");
+    see("^>>> stock$");
+}
+
+/* A program whose loops run, each in a thread: the first in the main one. */
+#define LOOPS(others)                                                                    \
+  "import asyncio, threading, time\n"                                                    \
+  "async def tell(x):\n"                                                                 \
+  "    await asyncio.sleep(0)\n"                                                         \
+  "    return threading.current_thread().name, x\n"                                      \
+  "async def sleep():\n"                                                                 \
+  "    global end\n"                                                                     \
+  "    try: await asyncio.sleep(1000)\n"                                                 \
+  "    except asyncio.CancelledError: end = 'cancelled'; raise\n"                        \
+  "async def main():\n    " READY "    await asyncio.sleep(1000)\n"                      \
+  "for name in " others ":\n"                                                            \
+  "    threading.Thread(target=asyncio.new_event_loop().run_forever, name=name,\n"       \
+  "                     daemon=True).start()\n" INSTALL("") "asyncio.run(main())\n"
+
+static void
+await_runs_in_the_loop_of_the_process(void)
+{
+    (void)open_console(LOOPS("()"), "");
+    enter("await tell(6)");
+    see("^\\('MainThread', 6\\)\n>>>$");
+    enter("x = await asyncio.gather(tell(7), tell(8))");
+    enter("x, len(_), loop()[0].is_running()");
+    see("^\\(\\[\\('MainThread', 7\\), \\('MainThread', 8\\)\\], 2, True\\)\n>>>$");
+    enter("await tell(9).nothing");
+    see("^AttributeError: 'coroutine' object has no attribute 'nothing'\n>>>$");
+    enter("await sleep()");
+    see("^>>> await sleep\\(\\)$");
+    press("C-c");
+    see("KeyboardInterrupt\n>>>$");
+    enter("end");
+    see("^'cancelled'\n>>>$");
+}
+
+/* What would end a loop ends the session. */
+static void
+await_leaves_the_loop_running(void)
+{
+    struct process *app = open_console(LOOPS("()"), "");
+    enter("n = loop()[0].call_soon_threadsafe(time.sleep, 3); await tell(1)");
+    see("^manhole: the loop does not answer:");
+    see("^>>>$");
+    enter("async def leave(): exit()");
+    press("Enter");
+    enter("await leave()");
+    see("^status=0$");
+    tmux(TMUX("respawn-pane", "-k",
+              format_text("%s %d", build_path("manhole-cli"), (int)app->pid)));
+    see(">>>$");
+    enter("await tell(2)");
+    see("^\\('MainThread', 2\\)\n>>>$");
+}
+
+static void
+await_asks_in_which_of_several_loops(void)
+{
+    (void)open_console(LOOPS("['one', 'two']"), "");
+    enter("len(loop())");
+    see("^3\n>>>$");
+    enter("await tell(1)");
+    see("^[0-2]: .*Loop in thread two$");
+    see("^In which loop\\?$");
+    const char *row = strstr(screen(), "Loop in thread two");
+    while (row[-1] != '\n') {
+        row--;
+    }
+    enter(format_text("%c", *row));
+    see("^\\('two', 1\\)\n>>>$");
+    enter("await tell(2)");
+    see("^\\('two', 2\\)\n>>>$");
 }
 
 /* ======================================================================================
@@ -1163,6 +1319,13 @@ main(void)
         TEST(colour_of_the_prompt_ends_with_it),
         TEST(stacks_are_coloured_where_a_thread_begins),
         TEST(no_color_is_honoured),
+        TEST(colours_of_tracebacks_alone_are_let_through),
+        TEST(names_of_main_are_found_at_the_prompt),
+        TEST(await_runs_in_the_loop_of_the_process),
+        TEST(await_leaves_the_loop_running),
+        TEST(await_asks_in_which_of_several_loops),
+        TEST(value_longer_than_a_line_is_laid_out),
+        TEST(object_is_told_about_when_asked_for),
         TEST(dumb_terminal_gets_no_escape_sequence),
         TEST(ten_megabytes_without_a_newline_are_shown),
         TEST(what_takes_no_room_is_shown_without_a_newline),

@@ -100,6 +100,8 @@ static const struct {
     {"max_sessions=256", FIELD(max_sessions), MAX_SESSIONS},
     {"", FIELD(daemon_connection), 0},
     {"daemon_connection=1", FIELD(daemon_connection), 1},
+    {"", FIELD(audit), 1},
+    {"audit=False", FIELD(audit), 0},
     {"", FIELD(redirect_stderr), 1},
     {"redirect_stderr=False", FIELD(redirect_stderr), 0},
     {"connection_handler='repl'", FIELD(connection_handler.kind), HANDLER_REPL},
@@ -360,6 +362,7 @@ each_field_of_the_header_arrives(void **state)
         .connection_handler = "exec",
         .locals = names,
         .enable = "console",
+        .audit = 0,
     };
     struct options options = parse_c(&c_options);
     struct options wanted = default_options();
@@ -369,7 +372,7 @@ each_field_of_the_header_arrives(void **state)
     wanted.activate_on = SIGUSR1;
     wanted.oneshot_on = SIGUSR2;
     wanted.daemon_connection = 1;
-    wanted.redirect_stderr = 0;
+    wanted.redirect_stderr = wanted.audit = 0;
     wanted.reinstall_delay = 1.5;
     wanted.start_timeout = 2.5;
     wanted.oneshot_timeout = 3.5;

@@ -93,6 +93,7 @@ struct options {
     double hang_timeout;    /* seconds */
     int max_sessions;
     PyObject *locals; /* owned mapping, or NULL */
+    int audit;
     int daemon_connection;
     int redirect_stderr;
     struct handler connection_handler;

@@ -15,6 +15,7 @@
 #include "signals.c"
 #include "hindrances.c"
 #include "tcp.c"
+#include "terminal.c"
 
 enum {
     FIRST_PAUSE_MS = 1, /* between two tries to connect; doubles up to */
@@ -34,7 +35,8 @@ static struct {
  * this is a manhole-cli and what it wants: "\0manhole-cli/4711.31337/interrupt.1", an abstract name
  * of who asks and of the channel. Sessions and questions of one client have the same ID, so the
  * server knows which session is meant. A server that does not know of it sees nothing unusual.
- * Returns 0, or -1 with errno: we would get a console then. */
+ * The ID of who is at a terminal tells how many columns that has, and with a "c" that it takes
+ * colours: "4711.31337.80c". Returns 0, or -1 with errno: we would get a console then. */
 static int
 show_calling_card(int fd, const char *channel)
 {
@@ -43,7 +45,8 @@ show_calling_card(int fd, const char *channel)
     if (own.id[0] == '\0') {
         unsigned number = 0;
         (void)!getrandom(&number, sizeof(number), GRND_NONBLOCK);
-        (void)snprintf(own.id, sizeof(own.id), "%d.%u", (int)getpid(), number);
+        (void)snprintf(own.id, sizeof(own.id), "%d.%u%.7s", (int)getpid(), number,
+                       describe_terminal().text);
     }
     int length = snprintf(card.sun_path + 1, sizeof(card.sun_path) - 1,
                           "manhole-cli/%s/%s", own.id, channel);

@@ -87,6 +87,7 @@ main(int argc, char **argv)
     look_at_terminal();
     parse_command_line(argc, argv, &request);
     terminal.is_raw = is_given(&request, OPTION_RAW);
+    terminal.has_colours = terminal.has_colours && !is_given(&request, OPTION_NO_COLOR);
     if (is_elsewhere(&request)) {
         go_elsewhere(&request);
     }

@@ -27,6 +27,7 @@ enum option_name {
     OPTION_NO_DUMP,
     OPTION_QUIET,
     OPTION_RAW,
+    OPTION_NO_COLOR,
     OPTION_VERSION,
     OPTION_CODE,
     OPTION_FILE,
@@ -102,6 +103,8 @@ static const struct known_option {
                       "The same, and no remarks of manhole-cli; errors are still told."},
     [OPTION_RAW] = {NO_GROUP, NULL, "raw", NULL,
                     "Let control characters from the process through to the terminal."},
+    [OPTION_NO_COLOR] = {NO_GROUP, NULL, "no-color", NULL,
+                         "No colours, as where NO_COLOR is set."},
     [OPTION_VERSION] = {NO_GROUP, NULL, "version", NULL, "show the version and exit"},
     [OPTION_CODE] = {ACTION_GROUP, "c", NULL, "CODE",
                      "Run CODE in the process, print its output only, and exit with its "

@@ -7,8 +7,9 @@
  *   ESC and the like         ^[       what is no UTF-8            \xff
  *   C1 control characters    \x9b     what turns the direction    \u202e
  *
- * --raw sends everything. Whatever is written to a terminal, by whatever room, has come through
- * append_harmless().
+ * The colours of CPython's tracebacks are let through in whole lines, no others: they hide nothing,
+ * and no text passes for the prompt. --raw sends everything. Whatever is written to a terminal, by
+ * whatever room, has come through append_harmless().
  * To add a colour: a row in paints[], and in paint_of_line() what wears it.
  */
 #ifndef MANHOLE_CLI_TERMINAL_C
@@ -63,6 +64,23 @@ static bool
 is_interactive(void)
 {
     return terminal.is_typed_on && terminal.is_shown_on;
+}
+
+/* For the server: the columns, behind them a "c" where colours are let through, which only the
+ * editor does; "" where there is nobody to talk to. */
+static struct text
+describe_terminal(void)
+{
+    struct winsize size = {.ws_col = 0};
+#ifdef HAVE_LIBEDIT
+    const char *colours = terminal.has_colours ? "c" : "";
+#else
+    const char *colours = "";
+#endif
+    return is_interactive() && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 &&
+                   size.ws_col > 1
+               ? print(".%d%s", size.ws_col, colours)
+               : print("%s", "");
 }
 
 /* Whether a character turns the direction of the text around it, so that it reads as what it is
@@ -166,6 +184,52 @@ paint_of_line(const char *line)
     return is_last && line[0] != '\r' && line[0] != '\0' ? ERROR : PLAIN;
 }
 
+/* How long the colour is that begins here: one of those in CPython's tracebacks, red, magenta, and
+ * for notes from 3.15 on cyan, bold or not. 0: there is none. */
+static size_t
+measure_colour(const char *bytes)
+{
+    size_t length = strncmp(bytes, "\033[", 2) == 0 ? 2 : 0;
+
+    while (length > 0 && bytes[length] != 'm') {
+        char *end = NULL;
+        unsigned long code = strtoul(bytes + length, &end, 10);
+        bool is_known = code <= 1 || code == 31 || code == 35 || code == 36;
+        if (!is_known || bytes[length] < '0' || bytes[length] > '9' ||
+            (*end != ';' && *end != 'm')) {
+            return 0;
+        }
+        length = (size_t)(end - bytes) + (*end == ';');
+    }
+    return length + (length > 0);
+}
+
+/* As append_harmless(), but for the colours of tracebacks on a terminal that has colours. They end
+ * with the line. Returns whether there are any. */
+static bool
+append_coloured(struct buffer *out, const char *bytes, size_t count)
+{
+    const char *end = bytes + count;
+    bool has_any = false;
+
+    while (bytes < end) {
+        size_t length = terminal.has_colours ? measure_colour(bytes) : 0;
+        const char *next = memchr(bytes + 1, '\033', (size_t)(end - bytes) - 1);
+        next = next == NULL ? end : next;
+        if (length > 0) {
+            append(out, bytes, length);
+            next = bytes + length;
+        }
+        else {
+            append_harmless(out, bytes, (size_t)(next - bytes));
+        }
+        has_any = has_any || length > 0;
+        bytes = next;
+    }
+    append_text(out, has_any ? "\033[0m" : "");
+    return has_any;
+}
+
 /* Adds a line as it looks on this terminal, with a newline. The bytes end with a NUL. */
 static void
 append_line(struct buffer *out, const char *bytes, size_t count)
@@ -173,8 +237,9 @@ append_line(struct buffer *out, const char *bytes, size_t count)
     OWNED_BUFFER line = {.data = NULL};
 
     count -= count > 0 && bytes[count - 1] == '\r';
-    append_harmless(&line, bytes, count);
-    append_paint(out, line.length > 0 ? paint_of_line(line.data) : PLAIN, text_of(&line));
+    bool is_coloured = append_coloured(&line, bytes, count);
+    enum paint paint = line.length > 0 ? paint_of_line(line.data) : PLAIN;
+    append_paint(out, is_coloured ? PLAIN : paint, text_of(&line));
     append_text(out, "\n");
 }
 

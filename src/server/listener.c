@@ -20,7 +20,8 @@
  *
  * The calling card. A client may bind its socket to an abstract name before it connects,
  * manhole-cli/ID/CHANNEL, and the kernel hands it to us with the connection. ID is the same for all
- * connections of one client. Who has no such card, or another CHANNEL, gets what connection_handler
+ * connections of one client: PROCESS.NUMBER, and at a terminal .COLUMNS behind it, with a "c" where
+ * that takes colours. Who has no such card, or another CHANNEL, gets what connection_handler
  * says.
  *   quiet      the same without the stacks.
  *   terminal, terminal-quiet

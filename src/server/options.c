@@ -57,6 +57,8 @@
   X(max_sessions, parse_count, "64",                                                     \
     "clients at once; one more is told so and turned away")                              \
   X(locals, parse_mapping, "None", "names to add to the console's namespace")            \
+  X(audit, parse_bool, "True",                                                           \
+    "with verbose, log who runs what: the first line of each statement and program")     \
   X(daemon_connection, parse_bool, "False",                                              \
     "the process may exit while clients are connected")                                  \
   X(redirect_stderr, parse_bool, "True",                                                 \
@@ -615,6 +617,7 @@ default_options(void)
         .oneshot_timeout = 60.0,
         .hang_timeout = 1.0,
         .max_sessions = 64,
+        .audit = 1,
         .redirect_stderr = 1,
         .connection_handler = {.kind = HANDLER_REPL},
     };

@@ -81,8 +81,9 @@ copy_names(const struct session *asking)
  *   Where the cursor is (find_string): in a comment there is nothing to complete; in a string, a
  *   key of the dict that is indexed by it, or else a file; in code, what may stand there.
  *   In code (in_code): behind from and import, modules and what is in them; behind a dot,
- *   attributes; else names and those keywords that can stand behind what is there
- *   (keywords_behind).
+ *   attributes; else names, those keywords that can stand behind what is there
+ *   (keywords_behind), and within the brackets of a call what the function calls its arguments
+ *   (arguments_in).
  *
  * Of a command shell, whose words are in a tuple, it sees no more than those. */
 static const char completion_program[] =
@@ -121,10 +122,17 @@ static const char completion_program[] =
     "kind.__mro__):\n"
     "        raise AttributeError(name)\n"
     "    return found\n"
+    /* Where a name is looked for, as the room names has it. */
+    "def spaces(names):\n"
+    "    main = sys.modules.get('__main__')\n"
+    "    main = vars(main) if type(main) is types.ModuleType else {}\n"
+    "    main = {name: value for name, value in main.copy().items() if name[:2] != "
+    "'__'}\n"
+    "    return names, vars(builtins), main\n"
     /* What a dotted name stands for, without eval(). */
     "def look_up(dotted, names):\n"
     "    first, *rest = dotted.split('.')\n"
-    "    value = names[first] if first in names else vars(builtins)[first]\n"
+    "    value = next(space[first] for space in spaces(names) if first in space)\n"
     "    for name in rest:\n"
     "        value = attribute(value, name)\n"
     "    return value\n"
@@ -157,12 +165,12 @@ static const char completion_program[] =
     "        return behind.get(last, values)\n"
     "    return joints if last.isalnum() or last in ')]}\"\\'' or last.isidentifier() "
     "else values\n"
-    /* Of the namespace's own, the builtins, and the keywords. */
+    /* Of the namespace's own, the builtins, the application's, and the keywords. */
     "def names_in(names, text, start):\n"
     "    for word in keywords_behind(start):\n"
     "        if word.startswith(text):\n"
     "            yield word if word in alone else word + ' '\n"
-    "    for space in names, vars(builtins):\n"
+    "    for space in spaces(names):\n"
     "        for name, value in space.items():\n"
     "            if is_wanted(name, text) and not keyword.iskeyword(name):\n"
     "                yield with_bracket(name, value)\n"
@@ -182,6 +190,40 @@ static const char completion_program[] =
     "    for name in attributes(value, text):\n"
     "        found = inspect.getattr_static(value, name, None)\n"
     "        yield dotted + dot + with_bracket(name, found)\n"
+    /* Of a function, or of a class in Python. */
+    "def parameters(value):\n"
+    "    if issubclass(type(value), type):\n"
+    "        made = inspect.getattr_static(value, '__init__')\n"
+    "        value = made if type(made) is types.FunctionType else attribute(value, "
+    "'__new__')\n"
+    "    value = value.__func__ if type(value) is types.MethodType else value\n"
+    "    while type(value) is types.FunctionType and '__wrapped__' in vars(value):\n"
+    "        value = vars(value)['__wrapped__']\n"
+    "    if type(value) is types.FunctionType:\n"
+    "        code = value.__code__\n"
+    "        end = code.co_argcount + code.co_kwonlyargcount\n"
+    "        return code.co_varnames[code.co_posonlyargcount:end]\n"
+    "    if type(value) in methods:\n"
+    "        rows = inspect.signature(value).parameters.values()\n"
+    "        return [row.name for row in rows if row.kind in (row.KEYWORD_ONLY,\n"
+    "                                                         "
+    "row.POSITIONAL_OR_KEYWORD)]\n"
+    "    return ()\n"
+    /* Where an argument may begin. What is in brackets or quotes and over is left out. */
+    "def arguments_in(names, text, start):\n"
+    "    start = re.sub(r'\"[^\"]*\"|\\'[^\\']*\\'', '\"', start)\n"
+    "    bare = None\n"
+    "    while bare != start:\n"
+    "        bare, start = start, re.sub(r'\\([^()[\\]{}]*\\)|\\[[^()[\\]{}]*\\]|'\n"
+    "                                    r'\\{[^()[\\]{}]*\\}', '\"', start)\n"
+    "    call = re.search(r'(?<![\\w.\"])([^\\W\\d][\\w.]*)\\((?:[^()[\\]{}]*,)?\\s*$', "
+    "start)\n"
+    "    try:\n"
+    "        found = parameters(look_up(call[1], names)) if call else ()\n"
+    "    except Exception:\n"
+    "        found = ()\n" /* no such name, or nothing that tells */
+    "    return [name + '=' for name in found\n"
+    "            if name.startswith(text) and name not in ('self', 'cls')]\n"
     "def in_code(line, names):\n"
     "    start = line.rpartition(';')[2]\n"
     "    text = re.search(r'[\\w.]*$', start)[0]\n"
@@ -190,8 +232,10 @@ static const char completion_program[] =
     "        return text, imports(start, text)\n"
     "    if '.' in text:\n"
     "        return text, attributes_in(names, *text.rpartition('.'))\n"
-    "    return text, names_in(names, text, start) if text and not text[0].isdigit() "
-    "else ()\n"
+    "    found = arguments_in(names, text, start)\n"
+    "    if text and not text[0].isdigit():\n"
+    "        found = itertools.chain(found, names_in(names, text, start))\n"
+    "    return text, found\n"
     /* Where the modules of a package are, which is not imported for that. */
     "def folders_of(package):\n"
     "    folders, name = sys.path, ''\n"

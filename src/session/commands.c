@@ -359,6 +359,9 @@ commands_ask(PyObject *module, PyObject *prompt)
     const char *text = PyUnicode_AsUTF8(prompt);
     PyObject *line = text == NULL ? NULL : ask_line(current_session, text); /* new */
     (void)module;
+    if (line != NULL) {
+        log_audit(current_session, line);
+    }
     if (line == NULL && !PyErr_Occurred()) {
         PyErr_SetNone(PyExc_SystemExit); /* the application's: see await_line() */
     }

@@ -37,13 +37,15 @@
 #include "interrupt.c"
 #include "imports.c"
 #include "shown.c"
+#include "asked.c"
 #include "names.c"
 #include "input.c"
 #include "serve.c"
 
-/* Python's own banner, as InteractiveConsole.interact() has it. */
+/* Python's own banner, as InteractiveConsole.interact() has it; and who types at a terminal is told
+ * what a console of Python's has not got. */
 static void
-append_banner(struct text *text)
+append_banner(struct text *text, bool at_terminal)
 {
     append_string(text, "Python ");
     append_string(text, Py_GetVersion());
@@ -51,7 +53,10 @@ append_banner(struct text *text)
     append_string(text, Py_GetPlatform());
     append_string(text,
                   "\nType \"help\", \"copyright\", \"credits\" or \"license\" for more "
-                  "information.\n(ManholeConsole)\n");
+                  "information.\n(ManholeConsole)");
+    append_string(text, at_terminal ? " Names of __main__ are found, too; obj? tells "
+                                      "about one.\n"
+                                    : "\n");
 }
 
 /* What became of a line. */
@@ -166,7 +171,7 @@ static const char paste_program[] =
     "        return False\n"
     "    for statement in statements:\n"
     "        try:\n"
-    "            exec(statement, console.locals)\n"
+    "            console.execute(statement)\n"
     "        except SystemExit:\n"
     "            raise\n"
     "        except BaseException:\n"
@@ -188,9 +193,15 @@ run_paste(PyObject *console, PyObject *text)
 /* Runs what a line completes, if it does. Returns a new bool, whether more lines are wanted; or
  * NULL with an exception. */
 ATTACHED static PyObject *
-run_line(struct session *session, PyObject *console, PyObject *line)
+run_line(struct session *session, PyObject *console, PyObject *line, bool begins)
 {
     OWNED PyObject *code = session->run.one_act ? compile_one_act(console, line) : NULL;
+    if (code == NULL && !PyErr_Occurred() && begins) {
+        OWNED PyObject *answered = answer_question(session, console, line);
+        if (answered != Py_False) {
+            return answered == NULL ? NULL : Py_NewRef(Py_False);
+        }
+    }
     if (code == NULL) {
         return PyErr_Occurred() ? NULL : PyObject_CallMethod(console, "push", "O", line);
     }
@@ -209,11 +220,14 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
         return SESSION_OVER;
     }
     replace_streams();
+    if (begins) {
+        log_audit(session, bare);
+    }
 
     session->run.one_act = begins && !is_paste && is_one_act(bare);
     begin_running(session);
     OWNED PyObject *more =
-        is_paste ? run_paste(console, bare) : run_line(session, console, bare);
+        is_paste ? run_paste(console, bare) : run_line(session, console, bare, begins);
     end_running(session);
     session->run.one_act = false;
 
@@ -252,7 +266,7 @@ run_console(struct session *session, PyObject *console, bool told)
 static void
 append_greeting(struct session *session, struct text *text)
 {
-    append_banner(text);
+    append_banner(text, session->channel->marked);
     append_prompt(text, session, ">>> ");
     session->run.says_it_reads = true;
 }

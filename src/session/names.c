@@ -1,11 +1,20 @@
 /* Names: the namespace of a console or a program.
  * Runs on:  the session's thread, ATTACHED.
  * Touches:  the session's names, under table_lock.
+ *
  * It has python-manhole's names, as far as they can be imported, and those of the option locals or
  * of backdoor(), copied, or in eventlet's way looked at; and where these are none of that name,
  * what looks at threads and tasks (prompt). Where it looks at them a client sees the application's
  * mapping change, and what it assigns the application finds there; but `_` and what we add are its
  * own.
+ *
+ * A name that is none of these, nor a builtin, is the application's: that of its __main__. exec()
+ * takes only a dict for globals, but CPython asks __missing__() of a subclass wherever a name is
+ * read, at the prompt and in functions that were made there; so nothing is copied, and what is set
+ * is the session's own. Since builtins are looked for behind that, __missing__() has them first,
+ * and is in C, for it is asked for each of them. Of __main__ no __name__ is found: `x: int = 1`
+ * would write to its __annotations__. The statements of a class body alone CPython looks up in
+ * another way.
  */
 #ifndef MANHOLE_SESSION_NAMES_C
 #define MANHOLE_SESSION_NAMES_C
@@ -17,9 +26,11 @@
 #include "prompt.c"
 
 static const char names_program[] =
-    /* A dict, for exec() takes no other globals; what is missing in it is the application's.
-     * CPython asks __missing__() of a subclass wherever a name is read, and __setitem__() where one
-     * is set at the top of a statement, as at a prompt. */
+    "class Names(dict):\n"
+    "    __missing__ = find_elsewhere\n"
+    "\n"
+    /* What is missing in it is first of all the application's mapping. CPython asks __setitem__()
+     * where a name is set at the top of a statement, as at a prompt. */
     "class LiveNames(dict):\n"
     "    def __init__(self, own, theirs):\n"
     "        super().__init__({name: own[name] for name in own if name not in theirs})\n"
@@ -27,7 +38,10 @@ static const char names_program[] =
     "    def is_own(self, name):\n"
     "        return name == '_' or super().__contains__(name)\n"
     "    def __missing__(self, name):\n"
-    "        return self.theirs[name]\n"
+    "        try:\n"
+    "            return self.theirs[name]\n"
+    "        except KeyError:\n"
+    "            return find_elsewhere(name)\n"
     "    def __contains__(self, name):\n"
     "        return super().__contains__(name) or name in self.theirs\n"
     "    def __setitem__(self, name, value):\n"
@@ -54,13 +68,13 @@ static const char names_program[] =
     "    return names\n"
     "\n"
     "def copied(theirs):\n"
-    "    names = own_names()\n"
+    "    names = Names(own_names())\n"
     "    if theirs is not None:\n"
     "        names.update(theirs)\n"
     "    return names\n"
     "\n"
     "def live(theirs):\n"
-    "    return own_names() if theirs is None else LiveNames(own_names(), theirs)\n";
+    "    return copied(None) if theirs is None else LiveNames(own_names(), theirs)\n";
 
 ATTACHED static PyObject *
 names_dump_stacktraces(PyObject *module, PyObject *unused)
@@ -70,8 +84,38 @@ names_dump_stacktraces(PyObject *module, PyObject *unused)
     return PyObject_GetAttrString(manhole.module, "dump_stacktraces");
 }
 
+/* Whether it begins as __name__ does. */
+static bool
+is_special(PyObject *name)
+{
+    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    PyErr_Clear(); /* a lone surrogate is in no module's source */
+    return text == NULL || strncmp(text, "__", 2) == 0;
+}
+
+/* find_elsewhere(name): what a name means that the namespace has not got. */
+ATTACHED static PyObject *
+names_find_elsewhere(PyObject *module, PyObject *name)
+{
+    (void)module;
+    OWNED PyObject *found =
+        Py_XNewRef(PyDict_GetItemWithError(PyEval_GetBuiltins(), name));
+    if (found == NULL && PyErr_Occurred() == NULL && !is_special(name)) {
+        PyObject *main =
+            PyDict_GetItemString(PyImport_GetModuleDict(), "__main__"); /* borrowed */
+        found = main == NULL || !PyModule_Check(main)
+                    ? NULL
+                    : Py_XNewRef(PyDict_GetItemWithError(PyModule_GetDict(main), name));
+    }
+    if (found == NULL && PyErr_Occurred() == NULL) {
+        PyErr_SetObject(PyExc_KeyError, name);
+    }
+    return steal_reference(&found);
+}
+
 static PyMethodDef names_functions[] = {
     {"dump_stacktraces", names_dump_stacktraces, METH_NOARGS, NULL},
+    {"find_elsewhere", names_find_elsewhere, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

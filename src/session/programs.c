@@ -330,6 +330,8 @@ run_to_the_end(struct session *session)
     char status_text[32];
     long status = 0;
     log_line("Running a program: %.200s.", session->run.request);
+    OWNED PyObject *source = decode_field(find_program(session));
+    log_audit(session, source);
     OWNED PyObject *file = decode_field(session->run.request);
     if (file == NULL || add_program_names(session, file) < 0) {
         return -1;

@@ -14,6 +14,7 @@
 #include "../stacks/dump.c"
 #include "../stacks/tasks.c"
 #include "../stacks/frames.c"
+#include "awaited.c"
 
 /* Prints a text. Returns None, or NULL with an exception. */
 ATTACHED static PyObject *
@@ -67,6 +68,14 @@ prompt_where(PyObject *self, PyObject *arguments)
                                             : call_frames("where", arguments, NULL);
 }
 
+ATTACHED static PyObject *
+prompt_loop(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return call_part(manhole.module, &awaited_part, "running_loops", NULL, NULL);
+}
+
 static PyMethodDef prompt_functions[] = {
     {"frame", (PyCFunction)(void (*)(void))prompt_frame, METH_VARARGS | METH_KEYWORDS,
      "frame(thread, n=0)\n--\n\n"
@@ -74,6 +83,10 @@ static PyMethodDef prompt_functions[] = {
      "by its name, ident or native id, or itself. Its names are attributes (or\n"
      "items), which from CPython 3.13 on can be set; frame(...).run(\"code\") runs\n"
      "code in it."},
+    {"loop", prompt_loop, METH_NOARGS,
+     "loop()\n--\n\n"
+     "Return the loops of asyncio that run, a list: one of them runs what is awaited\n"
+     "at the prompt."},
     {"tasks", prompt_tasks, METH_NOARGS,
      "tasks()\n--\n\n"
      "Print the tasks of all asyncio loops, and all greenlets: what each waits for,\n"

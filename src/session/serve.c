@@ -21,6 +21,11 @@
 #include "names.c"
 #include "input.c"
 
+enum {
+    /* Characters of a statement in the log. */
+    MAX_AUDITED = 200,
+};
+
 /* After an exception, if there is one: logs why the client's session ended, and tells the client,
  * which would see but an end. */
 ATTACHED static void
@@ -98,6 +103,32 @@ log_source(PyObject *line)
     log_line("Running: %s.", shown.failed ? "?" : shown.bytes);
     free_text(&shown);
     return 0;
+}
+
+/* Logs who runs what: its first line, cut short, as a literal. Of the exec handler log_source()
+ * does. Never raises. */
+ATTACHED static void
+log_audit(const struct session *session,
+          PyObject *source /* str, or NULL with an exception */)
+{
+    if (!manhole.options.audit || target_line(NULL, 0) == LOG_NOWHERE) {
+        return;
+    }
+    OWNED PyObject *bare =
+        source == NULL ? NULL : PyObject_CallMethod(source, "strip", NULL);
+    Py_ssize_t length = bare == NULL ? 0 : PyUnicode_GetLength(bare);
+    Py_ssize_t shown = length < MAX_AUDITED ? length : MAX_AUDITED;
+    Py_ssize_t end = length == 0 ? -1 : PyUnicode_FindChar(bare, '\n', 0, shown, 1);
+    shown = end >= 0 ? end : shown;
+    OWNED PyObject *first = length == 0 ? NULL : PyUnicode_Substring(bare, 0, shown);
+    OWNED PyObject *literal =
+        first == NULL ? NULL
+                      : PyUnicode_FromFormat("%R%s", first, shown < length ? " ..." : "");
+    const char *text = literal == NULL ? NULL : PyUnicode_AsUTF8(literal);
+    if (text != NULL) {
+        log_line("Running for %s: %s", describe_peer(&session->peer).text, text);
+    }
+    PyErr_Clear();
 }
 
 /* Runs one line of the exec handler. Returns 0, or -1 with an exception. */

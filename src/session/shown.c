@@ -12,6 +12,11 @@
  * the session, never of builtins. Each send lets go of the GIL, which other threads may keep for
  * some time; so the value of a statement that is over with it waits for the prompt, see
  * is_one_act().
+ *
+ * A client at a terminal says on its calling card how many columns that has, and whether it wants
+ * colours. There a value that is longer than a line is laid out by pprint, if that is to be done in
+ * a moment, and cut where it fills screens; and what CPython colours in tracebacks, from 3.13 on,
+ * is coloured. All others get what Python shows in a file.
  */
 #ifndef MANHOLE_SESSION_SHOWN_C
 #define MANHOLE_SESSION_SHOWN_C
@@ -24,6 +29,8 @@
 #include "output.c"
 #include "streams.c"
 #include "borrowed.c"
+#include "imports.c"
+#include "awaited.c"
 
 enum {
     /* Characters of a value that goes out with the prompt. */
@@ -32,6 +39,7 @@ enum {
 
 static const char shown_program[] =
     "sys = standard('sys')\n"
+    "ALLOW_TOP_LEVEL_AWAIT, CO_COROUTINE = 0x2000, 0x80\n"
     "UNDECODABLE = ('manhole: what came is not UTF-8, so it was not run; type it again, "
     "'\n"
     "               'and see that the terminal sends UTF-8\\n')\n"
@@ -47,14 +55,18 @@ static const char shown_program[] =
     "        trace = trace.tb_next\n"
     "    yield f'{type(error).__name__}: {error}\\n'\n"
     "\n"
+    /* Of an exception alone the client does not know that it is one. */
     "def text_of(error, trace, alone):\n"
+    "    newest = sys.version_info >= (3, 13)\n"
+    "    colours = {'colorize': True} if newest and has_colours() else {}\n"
     "    try:\n"
     "        traceback = standard('traceback')\n"
     "    except Exception:\n"
     "        lines = lines_of(error, None if alone else trace)\n"
     "    else:\n"
     "        lines = (traceback.format_exception_only(type(error), error) if alone\n"
-    "                 else traceback.format_exception(type(error), error, trace))\n"
+    "                 else traceback.format_exception(type(error), error, trace, "
+    "**colours))\n"
     "    return ''.join(lines)\n"
     "\n"
     "def whole(error):\n"
@@ -74,6 +86,8 @@ static const char shown_program[] =
     "\n"
     "def show(error, alone):\n"
     "    trace = error.__traceback__ and error.__traceback__.tb_next\n"
+    "    while trace and trace.tb_frame.f_code.co_filename == '<manhole>':\n"
+    "        trace = trace.tb_next\n"
     "    remember(type(error), error, trace)\n"
     "    write(text_of(error, trace, alone))\n"
     "\n"
@@ -91,11 +105,45 @@ static const char shown_program[] =
     "            error.text = lines.get(error.lineno)\n"
     "        show(error, True)\n"
     "\n"
+    /* Of the statements of a console those that await run elsewhere: see the room awaited. */
+    "def is_awaiting(code):\n"
+    "    return code.co_flags & CO_COROUTINE\n"
+    "\n"
+    /* Over the compiler of a console. */
+    "class Awaits:\n"
+    "    def __call__(self, source, filename, symbol, *rest, **options):\n"
+    "        code = super().__call__(source, filename, symbol, *rest, **options)\n"
+    "        if not is_awaiting(code):\n"
+    "            return code\n"
+    "        recompile = from_awaited('recompile')\n"
+    "        return recompile(source, filename, symbol, self.flags)\n"
+    "\n"
+    "class Runs:\n"
+    "    def execute(self, code):\n"
+    "        if is_awaiting(code):\n"
+    "            sys.displayhook(from_awaited('run')(code, self.locals))\n"
+    "        else:\n"
+    "            exec(code, self.locals)\n"
+    "    def runcode(self, code):\n"
+    "        if not is_awaiting(code):\n"
+    "            return super().runcode(code)\n"
+    "        try:\n"
+    "            self.execute(code)\n"
+    "        except SystemExit:\n"
+    "            raise\n"
+    "        except BaseException:\n"
+    "            self.showtraceback()\n"
+    "\n"
     "types = {}\n"
     "def make_console(base, names):\n"
     "    if base not in types:\n"
-    "        types[base] = type('ManholeConsole', (Reports, base), {})\n"
-    "    return types[base](names)\n";
+    "        types[base] = type('ManholeConsole', (Reports, Runs, base), {})\n"
+    "    console = types[base](names)\n"
+    "    if console.compile is not console:\n" /* as it is in our plain one */
+    "        kind = type(console.compile.compiler)\n"
+    "        console.compile.compiler = type(kind.__name__, (Awaits, kind), {})()\n"
+    "        console.compile.compiler.flags |= ALLOW_TOP_LEVEL_AWAIT\n"
+    "    return console\n";
 
 /* write(text): to the client, if the calling thread has one: a forked child has none. */
 ATTACHED static PyObject *
@@ -105,6 +153,36 @@ shown_write(PyObject *module, PyObject *text)
     return current_session != NULL && write_client_str(current_session, text) < 0
                ? NULL
                : Py_NewRef(Py_None);
+}
+
+/* What the session's client has told of its terminal: its card's id is PROCESS.NUMBER.COLUMNS, with
+ * a "c" behind it where it wants colours. */
+struct screen {
+    unsigned long columns; /* 0: it has none */
+    bool has_colours;
+};
+
+static struct screen
+screen_of(const struct session *session)
+{
+    struct screen screen = {.columns = 0};
+    const char *dot = session->channel->marked ? strrchr(session->card, '.') : NULL;
+    if (dot != NULL && dot != strchr(session->card, '.')) {
+        char *end = NULL;
+        screen.columns = strtoul(dot + 1, &end, 10);
+        screen.has_colours = *end == 'c';
+    }
+    return screen;
+}
+
+/* has_colours(): whether the calling thread has a client who wants them. */
+ATTACHED static PyObject *
+shown_has_colours(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return PyBool_FromLong(current_session != NULL &&
+                           screen_of(current_session).has_colours);
 }
 
 /* remember(type, exception, traceback): as sys.last_value and its relatives. */
@@ -133,7 +211,18 @@ shown_remember(PyObject *module, PyObject *arguments)
     return Py_NewRef(Py_None);
 }
 
+/* from_awaited(name): what the part of awaited has. */
+ATTACHED static PyObject *
+shown_from_awaited(PyObject *module, PyObject *name)
+{
+    const char *text = PyUnicode_AsUTF8(name);
+    (void)module;
+    return text == NULL ? NULL : get_from_part(manhole.module, &awaited_part, text);
+}
+
 static PyMethodDef shown_functions[] = {
+    {"from_awaited", shown_from_awaited, METH_O, NULL},
+    {"has_colours", shown_has_colours, METH_NOARGS, NULL},
     {"remember", shown_remember, METH_VARARGS, NULL},
     {"write", shown_write, METH_O, NULL},
     {NULL, NULL, 0, NULL},
@@ -144,6 +233,40 @@ static const struct part shown_part = {
     .program = shown_program,
     .functions = shown_functions,
 };
+
+static const char layout_program[] =
+    "pprint = standard('pprint')\n"
+    /* Characters: of a repr that can be laid out in a moment, and of what is shown. */
+    "MAX_REPR, MAX_SHOWN = 200_000, 20_000\n"
+    "def lay_out(value, text, columns):\n"
+    "    if len(text) <= MAX_REPR:\n"
+    "        try:\n"
+    "            text = pprint.pformat(value, width=columns - 1, compact=True,\n"
+    "                                  sort_dicts=False)\n"
+    "        except Exception:\n"
+    "            pass\n" /* it is no value of the kind that it passes for */
+    "    if len(text) <= MAX_SHOWN:\n"
+    "        return text\n"
+    "    end = text.rfind('\\n', 0, MAX_SHOWN)\n"
+    "    end = MAX_SHOWN if end < 0 else end\n"
+    "    return (f'{text[:end]}\\n... {len(text) - end} characters more: '\n"
+    "            'print(repr(_)) shows all')\n";
+
+static const struct part layout_part = {.name = "layout", .program = layout_program};
+
+/* The text of a value. Returns a new str, or NULL with an exception. */
+ATTACHED static PyObject *
+describe_value(struct session *session, PyObject *value)
+{
+    const unsigned long columns = screen_of(session).columns;
+    OWNED PyObject *text = PyObject_Repr(value);
+    if (text == NULL || columns == 0 || PyUnicode_GetLength(text) < (Py_ssize_t)columns) {
+        return steal_reference(&text);
+    }
+    OWNED PyObject *lay_out = import_part(session, &layout_part, "lay_out");
+    return lay_out == NULL ? NULL
+                           : PyObject_CallFunction(lay_out, "OOk", value, text, columns);
+}
 
 /* Shows a value to the client: along with the prompt when nothing is left to run before that, for
  * each send lets go of the GIL, which other threads may keep for some time. */
@@ -186,7 +309,8 @@ py_displayhook(PyObject *module, PyObject *value)
     if (value == Py_None) {
         return Py_NewRef(Py_None);
     }
-    OWNED PyObject *shown = PyUnicode_FromFormat("%R\n", value);
+    OWNED PyObject *text = describe_value(session, value);
+    OWNED PyObject *shown = text == NULL ? NULL : PyUnicode_FromFormat("%U\n", text);
     if (shown == NULL || show_value(session, shown) < 0) {
         return NULL;
     }
