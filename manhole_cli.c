@@ -31,7 +31,8 @@
  *   tcp, connection, channels            ways to it, and who is there; questions beside the session
  *   marks, history, relay                the console, whatever the bytes come from and go to
  *   screen, completion, editor           the console at a terminal, where libedit is
- *   run, stacks, brief                   -c and -f; --stacks and --tasks; --brief
+ *   jobs, run                            what --memory and the like run there; that, -c and -f
+ *   stacks, brief                        --stacks and --tasks; --brief
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
  *   local_shell, main                    a configuration file to choose by; the table of contents
  *
@@ -60,6 +61,7 @@
 #include "src/cli/screen.c"
 #include "src/cli/completion.c"
 #include "src/cli/editor.c"
+#include "src/cli/jobs.c"
 #include "src/cli/run.c"
 #include "src/cli/stacks.c"
 #include "src/cli/brief.c"

@@ -28,7 +28,7 @@ _manhole_cli() {
         mapfile -t COMPREPLY < <(compgen -A hostname -- "$current")
         return
         ;;
-    -c | -t | --timeout | --match | --exec)
+    -c | -t | --timeout | --match | --exec | --log-level)
         return
         ;;
     esac

@@ -34,6 +34,9 @@ enum option_name {
     OPTION_TASKS,
     OPTION_JSON,
     OPTION_BRIEF,
+    OPTION_LOG_LEVEL,
+    OPTION_MEMORY,
+    OPTION_REPORT,
     OPTION_LIST,
     OPTION_CLEAN,
     OPTION_ALL,
@@ -76,12 +79,13 @@ enum group { NO_GROUP, SIGNAL_GROUP, ACTION_GROUP, PLACE_GROUP };
 #define NUMBER(number) NUMBER_(number)
 #define NUMBER_(number) #number
 #define DEFAULT_TIMEOUT_S 1
+#define DEFAULT_MEMORY_S 10
 
 static const struct known_option {
     enum group group;    /* at most one of these may be given */
     const char *letter;  /* may be NULL, */
     const char *name;    /* or this one */
-    const char *metavar; /* NULL: takes no argument */
+    const char *metavar; /* NULL: takes no argument; in brackets: may go without */
     const char *help;
 } options[OPTIONS] = {
     [OPTION_HELP] = {NO_GROUP, "h", "help", NULL, "show this help message and exit"},
@@ -117,6 +121,18 @@ static const struct known_option {
     [OPTION_BRIEF] =
         {NO_GROUP, NULL, "brief", NULL,
          "Print of the stacks a line for each that differs, most threads first."},
+    [OPTION_LOG_LEVEL] =
+        {ACTION_GROUP, NULL, "log-level", "LOGGER=LEVEL",
+         "Give a logger of the process this level; LEVEL alone: the root logger; "
+         "\"restore\": give back what they had."},
+    [OPTION_MEMORY] = {ACTION_GROUP, NULL, "memory", "[=SECONDS]",
+                       "Look twice, " NUMBER(
+                           DEFAULT_MEMORY_S) " SECONDS apart: how memory, and the "
+                                             "number of objects of each type, grew."},
+    [OPTION_REPORT] =
+        {ACTION_GROUP, NULL, "report", NULL,
+         "Print what a ticket wants: versions, threads, open files, garbage, "
+         "the environment without secrets."},
     [OPTION_LIST] = {ACTION_GROUP, NULL, "list", NULL,
                      "List the processes that have a manhole, and whether they answer."},
     [OPTION_CLEAN] = {ACTION_GROUP, NULL, "clean", NULL,
@@ -199,7 +215,9 @@ print_help(void)
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
     for (size_t i = 0; i < OPTIONS; i++) {
         const char *metavar = options[i].metavar;
-        struct text argument = metavar != NULL ? print(" %s", metavar) : print("%s", "");
+        struct text argument = metavar == NULL     ? print("%s", "")
+                               : metavar[0] == '[' ? print("%s", metavar)
+                                                   : print(" %s", metavar);
         if (headings[i] != NULL) {
             (void)printf("\n%s:\n", headings[i]);
         }
@@ -269,6 +287,7 @@ static void
 apply_option(struct request *request, enum option_name name, const char *argument)
 {
     enum group group = options[name].group;
+    double seconds = 0;
 
     switch (name) {
     case OPTION_HELP:
@@ -292,6 +311,13 @@ apply_option(struct request *request, enum option_name name, const char *argumen
         request->ancestor = parse_pid(argument);
         if (request->ancestor == 0) {
             fail(STATUS_USAGE, "argument %s: %s", name_of(name).text, not_a_pid);
+        }
+        break;
+    case OPTION_MEMORY:
+        argument = argument[0] == '\0' ? NUMBER(DEFAULT_MEMORY_S) : argument;
+        if (!parse_float(argument, &seconds) || !(seconds >= 0 && seconds < INT_MAX)) {
+            fail(STATUS_USAGE, "argument %s: invalid number of seconds: %s",
+                 name_of(name).text, quote(argument).text);
         }
         break;
     default:
@@ -334,6 +360,14 @@ static bool
 is_look(const struct request *request)
 {
     return request->action == ACTION_STACKS || request->action == ACTION_TASKS;
+}
+
+/* Whether what comes of a process is shown in one piece, where there are several. */
+static bool
+is_shown_whole(const struct request *request)
+{
+    return is_look(request) || is_given(request, OPTION_MEMORY) ||
+           is_given(request, OPTION_REPORT);
 }
 
 static bool
@@ -394,10 +428,13 @@ build_tables(char letters[LETTERS_SIZE], struct option names[NAMES_SIZE])
 
     for (int i = 0; i < OPTIONS; i++) {
         const char *each[] = {options[i].letter, options[i].name};
-        bool has_argument = options[i].metavar != NULL;
+        const char *metavar = options[i].metavar;
+        int has_argument = metavar == NULL     ? no_argument
+                           : metavar[0] == '[' ? optional_argument
+                                               : required_argument;
         if (each[0] != NULL) {
             length += (size_t)snprintf(letters + length, LETTERS_SIZE - length, "%s%s",
-                                       each[0], has_argument ? ":" : "");
+                                       each[0], metavar != NULL ? ":" : "");
         }
         for (size_t j = 0; j < 2; j++) {
             if (each[j] != NULL) {
@@ -473,7 +510,9 @@ find_action(const struct request *request)
     } rows[] = {{OPTION_CODE, ACTION_RUN},      {OPTION_FILE, ACTION_RUN},
                 {OPTION_LIST, ACTION_LIST},     {OPTION_CLEAN, ACTION_CLEAN},
                 {OPTION_STACKS, ACTION_STACKS}, {OPTION_TASKS, ACTION_TASKS},
-                {OPTION_JSON, ACTION_STACKS},   {OPTION_BRIEF, ACTION_STACKS}};
+                {OPTION_LOG_LEVEL, ACTION_RUN}, {OPTION_MEMORY, ACTION_RUN},
+                {OPTION_REPORT, ACTION_RUN},    {OPTION_JSON, ACTION_STACKS},
+                {OPTION_BRIEF, ACTION_STACKS}};
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         if (is_given(request, rows[i].option)) {

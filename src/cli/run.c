@@ -13,6 +13,7 @@
 #define MANHOLE_CLI_RUN_C
 
 #include "channels.c"
+#include "jobs.c"
 
 enum {
     SECOND_LOOK_MS = 100,   /* at a process that is stopped: a profiler lets it go on */
@@ -175,10 +176,11 @@ static void
 read_source(struct request *request)
 {
     const char *path = request->given[OPTION_FILE];
+    const struct own_program *ours = find_own_program(request);
     struct buffer *source = &request->source;
 
     if (path == NULL) {
-        append_text(source, request->given[OPTION_CODE]);
+        append_text(source, ours != NULL ? ours->text : request->given[OPTION_CODE]);
         return;
     }
     bool is_read =
@@ -208,12 +210,16 @@ static void
 build_request(const struct request *request, struct buffer *out)
 {
     const char *file = request->given[OPTION_FILE];
+    const struct own_program *ours = find_own_program(request);
     OWNED_BUFFER fields = {.data = NULL};
 
     append_word(&fields, file == NULL             ? "<string>"
                          : strcmp(file, "-") == 0 ? "<stdin>"
                                                   : file);
     append_word(&fields, file == NULL ? "-c" : file);
+    if (ours != NULL) {
+        append_word(&fields, request->given[ours->option]);
+    }
     for (size_t i = 0; i < request->arguments; i++) {
         append_word(&fields, request->argument[i]);
     }
