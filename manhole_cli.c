@@ -34,6 +34,7 @@
  *   jobs, run                            what --memory and the like run there; that, -c and -f
  *   stacks, brief                        --stacks and --tasks; --brief
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
+ *   top                                  what they do, again and again
  *   local_shell, main                    a configuration file to choose by; the table of contents
  *
  * One thread throughout. Nothing here is shared with manhole.c, and what this owns at its end goes
@@ -68,6 +69,7 @@
 #include "src/cli/serve.c"
 #include "src/cli/processes.c"
 #include "src/cli/many.c"
+#include "src/cli/top.c"
 #include "src/cli/elsewhere.c"
 #include "src/cli/local_shell.c"
 #include "src/cli/main.c"

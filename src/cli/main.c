@@ -9,6 +9,7 @@
 #define MANHOLE_CLI_MAIN_C
 
 #include "many.c"
+#include "top.c"
 #include "elsewhere.c"
 #include "local_shell.c"
 
@@ -96,10 +97,13 @@ main(int argc, char **argv)
     if (request.action == ACTION_CLEAN) {
         return (int)clean_sockets();
     }
+    request.deadline = find_deadline(&request);
+    if (request.action == ACTION_TOP) {
+        return (int)watch_processes(&request);
+    }
     if (request.action == ACTION_RUN) {
         read_source(&request);
     }
-    request.deadline = find_deadline(&request);
     return (int)(request.pids > 0 ? serve_named(&request) : serve_selected(&request));
 }
 

@@ -55,6 +55,7 @@ enum action {
     ACTION_TASKS,
     ACTION_LIST,
     ACTION_CLEAN,
+    ACTION_TOP,
 };
 
 struct request {
@@ -213,6 +214,8 @@ print_help(void)
     (void)printf("%s\nConnect to a manhole.\n\npositional arguments:\n", usage);
     print_entry("PID",
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
+    print_entry("top [PID ...]",
+                "Show every 2 seconds what these processes do, or the threads of one.");
     for (size_t i = 0; i < OPTIONS; i++) {
         const char *metavar = options[i].metavar;
         struct text argument = metavar == NULL     ? print("%s", "")
@@ -522,6 +525,18 @@ find_action(const struct request *request)
     return ACTION_CONSOLE;
 }
 
+/* The one action that is a word, before the PIDs: none of these is called so. */
+static void
+take_command(struct request *request)
+{
+    if (request->action == ACTION_CONSOLE && request->pids > 0 &&
+        strcmp(request->pid[0], "top") == 0) {
+        request->action = ACTION_TOP;
+        request->pids--;
+        memmove(request->pid, request->pid + 1, request->pids * sizeof(request->pid[0]));
+    }
+}
+
 /* Finds what the PIDs mean. */
 static void
 parse_targets(struct request *request)
@@ -547,11 +562,14 @@ parse_command_line(int argc, char **argv, struct request *request)
     OWNED_BUFFER unknown = {.data = NULL};
 
     parse_words(argc, argv, request, &unknown);
-    enum action action = find_action(request);
-    request->action = action;
-    bool may_be_several = action == ACTION_RUN || is_look(request);
+    request->action = find_action(request);
+    take_command(request);
+    enum action action = request->action;
+    bool may_be_several =
+        action == ACTION_RUN || action == ACTION_TOP || is_look(request);
     bool may_be_none = action == ACTION_LIST || action == ACTION_CLEAN ||
-                       is_selection(request) || (argc <= 1 && is_interactive());
+                       action == ACTION_TOP || is_selection(request) ||
+                       (argc <= 1 && is_interactive());
 
     if (request->pids == 0 && !may_be_none) {
         fail(STATUS_USAGE, "the following arguments are required: PID");

@@ -245,11 +245,21 @@ find_channel(const char *name)
          .receive = receive_program,
          .serve = serve_program},
         {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
+        {.name = "json-again", /* by who watches, after a first "json" */
+         .aside = true,
+         .unlogged = true,
+         .serve = serve_json,
+         .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
         {.name = "tasks", .aside = true, .serve = serve_tasks, .report = report_silence},
         {.name = "tasks-json",
          .aside = true,
          .serve = serve_tasks_json,
+         .report = report_silence},
+        {.name = "tasks-again",
+         .aside = true,
+         .unlogged = true,
+         .serve = serve_tasks,
          .report = report_silence},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(channels); i++) {
