@@ -379,9 +379,9 @@ ctrl_c_drops_a_paste_that_is_being_finished(void)
     paste("print(6 * 7)\nprint(7 * 7)");
     see("\n\\.\\.\\. print\\(7 \\* 7\\)$");
     press("C-c");
-    see("KeyboardInterrupt\n>>>$");
+    see("print\\(7 \\* 7\\)\\^C\n>>>$");
     enter("1 + 1");
-    see("KeyboardInterrupt\n>>> 1 \\+ 1\n2\n>>>$");
+    see("\\^C\n>>> 1 \\+ 1\n2\n>>>$");
 }
 
 /* ======================================================================================
