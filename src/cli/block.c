@@ -179,6 +179,14 @@ prepend(struct buffer *buffer, struct buffer *front)
     append(buffer, front->data, front->length);
 }
 
+/* Where the line begins that ends there. */
+static size_t
+line_start(const struct buffer *lines, size_t end)
+{
+    const char *newline = end > 1 ? memrchr(lines->data, '\n', end - 1) : NULL;
+    return newline != NULL ? (size_t)(newline - lines->data) + 1 : 0;
+}
+
 /* The line above is edited, if there is one. */
 static bool
 go_up(int column)
@@ -198,12 +206,10 @@ go_up(int column)
     append_text(&text, "\n");
     prepend(&block->below, &text);
 
-    char *end = block->above.data + block->above.length - 1; /* its newline */
-    *end = '\0';
-    char *begin = memrchr(block->above.data, '\n', (size_t)(end - block->above.data));
-    begin = begin != NULL ? begin + 1 : block->above.data;
-    set_line(begin, column);
-    block->above.length = (size_t)(begin - block->above.data);
+    size_t start = line_start(&block->above, block->above.length);
+    block->above.data[block->above.length - 1] = '\0'; /* was its newline */
+    set_line(block->above.data + start, column);
+    block->above.length = start;
     append(&block->above, "", 0);
     draw_line();
     return true;
@@ -310,7 +316,8 @@ opens_block(const char *line)
     char quote_mark = '\0';
     char last = '\0';
 
-    for (const char *c = line; *c != '\0' && (*c != '#' || quote_mark != '\0'); c++) {
+    for (const char *c = line;
+         *c != '\0' && *c != '\n' && (*c != '#' || quote_mark != '\0'); c++) {
         if (*c == '\\' && quote_mark != '\0' && c[1] != '\0') {
             c++;
         }
@@ -320,9 +327,21 @@ opens_block(const char *line)
         else if (quote_mark == '\0' && (*c == '\'' || *c == '"')) {
             quote_mark = *c;
         }
-        last = strchr(" \t\n", *c) == NULL ? *c : last;
+        if (*c != ' ' && *c != '\t') {
+            last = *c;
+        }
     }
     return last == ':';
+}
+
+/* Whether what is typed before the console has asked will be for its block. */
+static bool
+is_in_block(void)
+{
+    const struct block *block = &editor.block;
+    const char *last = text_of(&block->above) + line_start(&block->above, block->settled);
+
+    return block->settled > 0 && (opens_block(last) || last[0] == ' ' || last[0] == '\t');
 }
 
 /* Adds what the next line is to begin with. */

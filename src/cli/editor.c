@@ -190,7 +190,6 @@ read_key(EditLine *el, wchar_t *key)
     }
     while (editor.way_out == NO_WAY_OUT) {
         if (!next_key(key)) {
-            draw_below();
             wait_for_news(true);
         }
         else if (editor.is_pasting || !take_indentation_key(*key)) {
@@ -284,13 +283,14 @@ send_block(void)
 }
 
 /* A line that was typed, given with its newline, and with it the block that it ends. To the console
- * a line of blanks is an empty one, for it was indented here; and who has typed on already gets no
- * blanks before that, for it may be a paste. */
+ * a line of blanks is an empty one, for it was indented here. Who has typed on already, as a
+ * terminal does that marks no paste, gets no blanks before that but behind a colon, where the line
+ * needs some. */
 static void
 accept_line(const char *line, size_t length)
 {
     struct block *block = &editor.block;
-    bool is_to_console = editor.asked > 0;
+    bool is_to_console = editor.asked > 0 || is_in_block();
     bool is_blank = line[strspn(line, " \t")] == '\n';
 
     if (!is_to_console) {
@@ -302,7 +302,7 @@ accept_line(const char *line, size_t length)
         length = 1;
     }
     append(&block->above, line, length);
-    if (is_to_console && !is_blank && editor.keys.length == 0) {
+    if (is_to_console && !is_blank && (editor.keys.length == 0 || opens_block(line))) {
         append_indentation(&block->indent, line);
     }
     keep_entry(&block->above, goes_on);
@@ -371,6 +371,7 @@ type_local_line(const char *prompt, struct buffer *line)
 {
     const char *typed = NULL;
     int count = 0;
+    HistEvent event;
 
     empty(&editor.line);
     append_text(&editor.line, prompt);
@@ -386,7 +387,7 @@ type_local_line(const char *prompt, struct buffer *line)
         return false;
     }
     append(line, typed, (size_t)count);
-    (void)history(editor.history, &(HistEvent){.num = 0}, H_ENTER, line->data);
+    (void)history(editor.history, &event, H_ENTER, line->data);
     return true;
 }
 
@@ -416,7 +417,7 @@ load_history(void)
             continue;
         }
         /* libedit goes back to no line that is no text. */
-        if (mbstowcs(NULL, entry.data, 0) != (size_t)-1) {
+        if (entry.length > 1 && mbstowcs(NULL, entry.data, 0) != (size_t)-1) {
             (void)history(editor.history, &event, H_ENTER, entry.data);
         }
         empty(&entry);

@@ -489,6 +489,9 @@ show_output(void)
         empty(&editor.out);
         draw_line();
     }
+    if (editor.is_typing) {
+        draw_below(); /* anew each time, for libedit knows nothing of it */
+    }
     /* EIO: the terminal is gone. */
     if (fflush(stdout) != 0 && (errno == EPIPE || errno == EIO)) {
         leave(STATUS_OUTPUT_GONE);
