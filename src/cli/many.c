@@ -292,7 +292,7 @@ serve_many(const struct request *request, const struct target *targets, size_t c
         answered += jobs.has_answered[i];
         status = jobs.list[i].status > status ? jobs.list[i].status : status;
     }
-    if (!is_given(request, OPTION_QUIET)) {
+    if (!terminal.is_quiet) {
         (void)fprintf(stderr, "manhole-cli: %zu of %zu answered\n", answered, count);
     }
     free(jobs.list);

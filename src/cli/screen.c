@@ -21,12 +21,6 @@ enum { LINE_SIZE = 4096 }; /* of a line without end, before what fills rows is o
 
 #ifdef HAVE_LIBEDIT
 
-/* Cells and columns: where the cursor is after text that began in column 0. */
-struct cell {
-    int row;
-    int column;
-};
-
 /* The lines around the one that libedit has, see the room block. */
 struct block {
     struct buffer above; /* each with its newline */
@@ -72,49 +66,6 @@ static struct editor {
 } editor;
 
 /* ---- What the server says ---------------------------------------------------------- */
-
-/* Moves over a character, which takes no, one or two cells; eight at most where it is a tab.
- * libedit shows a control character as two, and begins a new row as soon as one is full. */
-static void
-move_over(struct cell *cell, wchar_t c, int columns)
-{
-    int width = wcwidth(c);
-
-    if (c == L'\n') {
-        *cell = (struct cell){.row = cell->row + 1};
-        return;
-    }
-    int cells = c == L'\t'              ? 8 - cell->column % 8
-                : c < 0x20 || c == 0x7f ? 2
-                : width >= 0            ? width
-                                        : 1;
-
-    if (cell->column + cells > columns) {
-        cell->row++;
-        cell->column = 0;
-    }
-    cell->column += cells;
-    if (cell->column >= columns) {
-        cell->row++;
-        cell->column = 0;
-    }
-}
-
-/* How large the terminal is; 80 by 24 where it does not say. */
-static struct cell
-count_screen(void)
-{
-    struct winsize size = {.ws_col = 0};
-    bool is_known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0;
-    return (struct cell){.row = is_known && size.ws_row > 1 ? size.ws_row : 24,
-                         .column = is_known && size.ws_col > 1 ? size.ws_col : 80};
-}
-
-static int
-count_columns(void)
-{
-    return count_screen().column;
-}
 
 /* Returns how many bytes of the text fill whole rows of the terminal, so that a newline behind them
  * is not seen. */
@@ -502,8 +453,10 @@ show_output(void)
 static void
 say_note(const char *text)
 {
-    append_paint(&editor.out, FAINT, text);
-    append_text(&editor.out, "\n");
+    if (!terminal.is_quiet) {
+        append_paint(&editor.out, FAINT, text);
+        append_text(&editor.out, "\n");
+    }
 }
 
 /* Puts the terminal in or out of the editor's hands, and has it mark pasted text. */
