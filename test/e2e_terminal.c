@@ -1237,6 +1237,20 @@ refusal_of_stacks_is_shown_without_a_control_character(void)
 }
 
 static void
+half_a_character_at_the_end_of_code_is_shown(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli =
+        start_process(.argv = CLI(
+                          format_text("%d", (int)app->pid), "-c",
+                          "import sys; n = sys.stdout.buffer.write(b'half \\xe6\\xbc')"),
+                      .terminal = true, .env = LIST("TERM=xterm"));
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_contains(text_of(cli, OUT), "half \\xe6\\xbc");
+}
+
+static void
 json_of_several_is_shown_without_a_control_character(void)
 {
     const char *program = SERVER("b'{\"name\": \"\\033]0;today\\007\"}\\n'");
@@ -1335,6 +1349,7 @@ main(void)
         TEST(mark_of_nothing_is_none),
         TEST(any_bytes_are_shown_without_a_control_character),
         TEST(refusal_of_stacks_is_shown_without_a_control_character),
+        TEST(half_a_character_at_the_end_of_code_is_shown),
         TEST(json_of_several_is_shown_without_a_control_character),
         TEST(any_bytes_leave_the_editor_and_its_terminal_well),
         TEST(sudden_close_in_the_middle_of_a_character_is_an_end),

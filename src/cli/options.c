@@ -523,6 +523,9 @@ parse_command_line(int argc, char **argv, struct request *request)
     if (unknown.length > 0) {
         fail(STATUS_USAGE, "unrecognized arguments:%s", unknown.data);
     }
+    if (request->pids > 0 && is_given(request, OPTION_ALL)) {
+        fail(STATUS_USAGE, "argument --all: not allowed with argument PID");
+    }
     if (is_given(request, OPTION_BRIEF) &&
         (action != ACTION_STACKS || is_given(request, OPTION_JSON))) {
         fail(STATUS_USAGE, "argument --brief: only with --stacks, and not with --json");

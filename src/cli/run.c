@@ -48,6 +48,17 @@ write_output(struct output *output, const char *bytes, size_t count)
     write_all(output->fd, text_of(&shown), shown.length);
 }
 
+/* Half a character at the end is shown as what it is. */
+static void
+end_output(struct output *output)
+{
+    OWNED_BUFFER shown = {.data = NULL};
+
+    append_harmless(&shown, text_of(&output->unfinished), output->unfinished.length);
+    write_all(output->fd, text_of(&shown), shown.length);
+    free_buffer(&output->unfinished);
+}
+
 /* Whether somebody still reads our standard output and error, as poll() tells beside all else. */
 struct readers {
     bool are_gone[2];
@@ -374,6 +385,8 @@ run_code(int server, const struct request *request, const struct target *target,
         }
     }
     *answered = answer.status >= 0;
+    end_output(&answer.out);
+    end_output(&answer.err);
     free_buffer(&answer.bytes);
     free_buffer(&input.unsent);
     return task.status;
