@@ -1136,7 +1136,7 @@ stacks_are_coloured_where_a_thread_begins(void)
     assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
     assert_contains(text_of(cli, OUT),
                     format_text("\033[1;36m######### ProcessID=%d,", (int)app->pid));
-    assert_contains(text_of(cli, OUT), "#########\033[0m\r\nFile: ");
+    assert_contains(text_of(cli, OUT), "#########\033[0m\r\nThread: MainThread, ");
 }
 
 static void
