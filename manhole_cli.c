@@ -30,7 +30,7 @@
  *   adverts, hindrances                  what /proc tells of a process and of its manhole
  *   tcp, connection, channels            ways to it, and who is there; questions beside the session
  *   marks, history, relay                the console, whatever the bytes come from and go to
- *   screen, completion, editor           the console at a terminal, where libedit is
+ *   screen, block, completion, editor    the console at a terminal, where libedit is
  *   jobs, run                            what --memory and the like run there; that, -c and -f
  *   stacks, brief                        --stacks and --tasks; --brief
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
@@ -60,6 +60,7 @@
 #include "src/cli/history.c"
 #include "src/cli/relay.c"
 #include "src/cli/screen.c"
+#include "src/cli/block.c"
 #include "src/cli/completion.c"
 #include "src/cli/editor.c"
 #include "src/cli/jobs.c"

@@ -74,7 +74,7 @@ top_of_a_stuck_process_names_the_thread_that_holds_the_gil(void)
 
 /* It looks at least twice. */
 static void
-log_of_a_process_tells_of_the_first_look_of_each_kind_alone(void)
+log_of_a_process_tells_of_the_first_look_alone(void)
 {
     const char *log;
     int times = 0;
@@ -86,7 +86,7 @@ log_of_a_process_tells_of_the_first_look_of_each_kind_alone(void)
         log++;
         times++;
     }
-    assert_int_equal(times, 2);
+    assert_int_equal(times, 1);
 }
 
 /* Of two views the second begins where the first has, and Ctrl-C leaves the last one there. */
@@ -111,7 +111,7 @@ main(void)
     static const struct test_case tests[] = {
         TEST(top_of_processes_has_for_each_its_tasks_and_where_it_is),
         TEST(top_of_a_stuck_process_names_the_thread_that_holds_the_gil),
-        TEST(log_of_a_process_tells_of_the_first_look_of_each_kind_alone),
+        TEST(log_of_a_process_tells_of_the_first_look_alone),
         TEST(top_on_a_terminal_writes_over_the_last_view),
     };
     return RUN_TESTS(tests);

@@ -135,7 +135,7 @@ interrupt_session(const struct target *target)
         interrupt.late_s = now_s() + INTERRUPT_PATIENCE_MS / 1e3;
         return SESSION_INTERRUPTED;
     }
-    if (is_still_running) {
+    if (is_still_running && !terminal.is_quiet) {
         (void)fprintf(stderr,
                       "\nmanhole-cli: left; the statement has not ended yet and is "
                       "interrupted again by the process every second until it does\n");
@@ -151,7 +151,7 @@ static int
 poll_session(struct pollfd fds[], nfds_t count, int server, bool *is_silent,
              void (*remark)(const char *text))
 {
-    int patience_ms = *is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : -1;
+    int patience_ms = *is_silent ? FIRST_BYTE_PATIENCE_MS : -1;
     int ready = poll_with_signals(fds, count, until_interrupt_is_late(patience_ms));
 
     if (is_interrupt_late()) {

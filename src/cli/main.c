@@ -88,6 +88,7 @@ main(int argc, char **argv)
     look_at_terminal();
     parse_command_line(argc, argv, &request);
     terminal.is_raw = is_given(&request, OPTION_RAW);
+    terminal.is_quiet = is_given(&request, OPTION_QUIET);
     if (is_elsewhere(&request)) {
         go_elsewhere(&request);
     }

@@ -32,6 +32,7 @@ enum option_name {
     OPTION_FILE,
     OPTION_STACKS,
     OPTION_TASKS,
+    OPTION_GREENLETS,
     OPTION_JSON,
     OPTION_BRIEF,
     OPTION_LOG_LEVEL,
@@ -53,6 +54,7 @@ enum action {
     ACTION_RUN,
     ACTION_STACKS,
     ACTION_TASKS,
+    ACTION_GREENLETS,
     ACTION_LIST,
     ACTION_CLEAN,
     ACTION_TOP,
@@ -116,7 +118,10 @@ static const struct known_option {
          "Print the stacks of all threads and exit, also when the process hangs."},
     [OPTION_TASKS] =
         {ACTION_GROUP, NULL, "tasks", NULL,
-         "Print what each task of asyncio, or greenlet, waits for, and for whom; exit."},
+         "Print what each task of asyncio or trio, or greenlet, waits for, and for whom; "
+         "exit."},
+    [OPTION_GREENLETS] = {ACTION_GROUP, NULL, "greenlets", NULL,
+                          "The same of greenlets alone."},
     [OPTION_JSON] = {NO_GROUP, NULL, "json", NULL,
                      "Print the stacks, or the tasks, as one JSON document."},
     [OPTION_BRIEF] =
@@ -362,7 +367,15 @@ is_elsewhere(const struct request *request)
 static bool
 is_look(const struct request *request)
 {
-    return request->action == ACTION_STACKS || request->action == ACTION_TASKS;
+    return request->action == ACTION_STACKS || request->action == ACTION_TASKS ||
+           request->action == ACTION_GREENLETS;
+}
+
+/* Whether that is no more than what tasks or greenlets wait for. */
+static bool
+is_look_at_tasks(const struct request *request)
+{
+    return is_look(request) && request->action != ACTION_STACKS;
 }
 
 /* Whether what comes of a process is shown in one piece, where there are several. */
@@ -510,11 +523,17 @@ find_action(const struct request *request)
     static const struct {
         enum option_name option;
         enum action action;
-    } rows[] = {{OPTION_CODE, ACTION_RUN},      {OPTION_FILE, ACTION_RUN},
-                {OPTION_LIST, ACTION_LIST},     {OPTION_CLEAN, ACTION_CLEAN},
-                {OPTION_STACKS, ACTION_STACKS}, {OPTION_TASKS, ACTION_TASKS},
-                {OPTION_LOG_LEVEL, ACTION_RUN}, {OPTION_MEMORY, ACTION_RUN},
-                {OPTION_REPORT, ACTION_RUN},    {OPTION_JSON, ACTION_STACKS},
+    } rows[] = {{OPTION_CODE, ACTION_RUN},
+                {OPTION_FILE, ACTION_RUN},
+                {OPTION_LIST, ACTION_LIST},
+                {OPTION_CLEAN, ACTION_CLEAN},
+                {OPTION_STACKS, ACTION_STACKS},
+                {OPTION_TASKS, ACTION_TASKS},
+                {OPTION_GREENLETS, ACTION_GREENLETS},
+                {OPTION_LOG_LEVEL, ACTION_RUN},
+                {OPTION_MEMORY, ACTION_RUN},
+                {OPTION_REPORT, ACTION_RUN},
+                {OPTION_JSON, ACTION_STACKS},
                 {OPTION_BRIEF, ACTION_STACKS}};
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
@@ -580,12 +599,15 @@ parse_command_line(int argc, char **argv, struct request *request)
     if (unknown.length > 0) {
         fail(STATUS_USAGE, "unrecognized arguments:%s", unknown.data);
     }
+    if (request->pids > 0 && is_given(request, OPTION_ALL)) {
+        fail(STATUS_USAGE, "argument --all: not allowed with argument PID");
+    }
     if (is_given(request, OPTION_BRIEF) &&
         (action != ACTION_STACKS || is_given(request, OPTION_JSON))) {
         fail(STATUS_USAGE, "argument --brief: only with --stacks, and not with --json");
     }
     if (is_given(request, OPTION_JSON) && !is_look(request)) {
-        fail(STATUS_USAGE, "argument --json: only with --stacks or --tasks");
+        fail(STATUS_USAGE, "argument --json: only with --stacks, --tasks or --greenlets");
     }
     parse_targets(request);
 }

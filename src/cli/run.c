@@ -49,6 +49,17 @@ write_output(struct output *output, const char *bytes, size_t count)
     write_all(output->fd, text_of(&shown), shown.length);
 }
 
+/* Half a character at the end is shown as what it is. */
+static void
+end_output(struct output *output)
+{
+    OWNED_BUFFER shown = {.data = NULL};
+
+    append_harmless(&shown, text_of(&output->unfinished), output->unfinished.length);
+    write_all(output->fd, text_of(&shown), shown.length);
+    free_buffer(&output->unfinished);
+}
+
 /* Whether somebody still reads our standard output and error, as poll() tells beside all else. */
 struct readers {
     bool are_gone[2];
@@ -124,7 +135,7 @@ enum { TASK_FDS = 2 }; /* that a task waits for at most, besides our outputs */
 static bool
 wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
 {
-    const int first_ms = FIRST_BYTE_PATIENCE_S * 1000;
+    const int first_ms = FIRST_BYTE_PATIENCE_MS;
     int patience_ms = patience_until(task->deadline);
     bool is_first = !task->is_watched && (patience_ms < 0 || patience_ms > first_ms);
 
@@ -141,7 +152,7 @@ wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
         }
     }
     else if (is_interrupt_late()) {
-        (void)fprintf(stderr, "%s\n", interrupt_is_late);
+        (void)fprintf(stderr, terminal.is_quiet ? "%.0s" : "%s\n", interrupt_is_late);
     }
     else if (ready == 0 && is_first) {
         task->is_watched = true;
@@ -380,6 +391,8 @@ run_code(int server, const struct request *request, const struct target *target,
         }
     }
     *answered = answer.status >= 0;
+    end_output(&answer.out);
+    end_output(&answer.err);
     free_buffer(&answer.bytes);
     free_buffer(&input.unsent);
     return task.status;

@@ -5,14 +5,14 @@
  *    4712 R  99.5    26.4M    4     12  worker holds the GIL in loads at /srv/shop/basket.py:12
  *
  * What it costs them. The kernel is asked each time: of that a process notices nothing. For its
- * stacks and the number of its tasks the process is asked as --json and --tasks ask, which takes
- * its own time. So no look is repeated before SHARE times as long has passed as it took: with a
- * thousand threads, too, looks are less than 1 % of a core, they only come less often. A look that
- * took long because Python did not answer was no work, so there it is STUCK_PAUSE_S at most.
+ * stacks and tasks the process is asked as --json asks, which takes its own time. So no look is
+ * repeated before SHARE times as long has passed as it took: with a thousand threads, too, looks are
+ * less than 1 % of a core, they only come less often. A look that took long because Python did not
+ * answer was no work, so there it is STUCK_PAUSE_S at most.
  *
  * A look that has not come after PATIENCE_MS is shown when it comes; until then the last one is,
- * and how old it is. The first look of each kind is in the process's log, as any client is, those
- * after it have channels that are not: a log is not to be filled by who watches.
+ * and how old it is. The first look is in the process's log, as any client is; those after it have
+ * a channel that is not, so that a log is not filled by who watches.
  *
  * On a terminal each view is written over the last one, elsewhere below it. Ctrl-C ends it, and
  * --timeout.
@@ -28,22 +28,18 @@ enum {
     PERIOD_MS = 2000,
     PATIENCE_MS = 500,   /* for looks, before a view is shown */
     RENEWAL_PERIODS = 5, /* of which process there are: workers come and go */
-    SHARE = 120,         /* both kinds of looks together are to stay below 1 % */
-    TASKS_PAUSE_S =
-        10, /* at least: without asyncio all objects are searched for greenlets */
-    STUCK_PAUSE_S = 20, /* at most, when Python does not answer */
-    STALE_S = 6,        /* older looks say so */
+    SHARE = 120,         /* looks are to stay below 1 % */
+    STUCK_PAUSE_S = 20,  /* at most, when Python does not answer */
+    STALE_S = 6,         /* older looks say so */
 };
 
-enum look_kind { LOOK_STACKS, LOOK_TASKS, LOOKS };
-
-/* One kind of question to one process, asked again and again. */
+/* One question to a process, asked again and again. */
 struct look {
     int fd; /* -1: nobody is asked now */
     double begun;
     double next;        /* not before */
     double seen;        /* when there was an answer; 0: never */
-    bool is_old;        /* the server knows no channel for another time */
+    bool is_old;        /* the server does not know it: it is not asked again */
     struct buffer text; /* what has come */
     struct buffer last; /* the last whole answer */
 };
@@ -57,7 +53,7 @@ struct usage {
 struct watched {
     struct target target;
     struct buffer command;
-    struct look looks[LOOKS];
+    struct look look;
     bool is_meant; /* still, at the last renewal */
     char state;    /* as the kernel has it; 0: ended */
     double sampled;
@@ -94,20 +90,16 @@ end_look(struct look *look, double pause)
 
 /* Asks, without waiting. Who does not let us in is asked again at the next view. */
 static void
-begin_look(struct watched *process, enum look_kind kind)
+begin_look(struct watched *process)
 {
-    static const char *const channels[LOOKS][2] = {{"json", "json-again"},
-                                                   {"tasks", "tasks-again"}};
-    struct look *look = &process->looks[kind];
-    bool is_again = look->seen > 0 && !look->is_old;
-    bool is_busy = process->looks[LOOK_STACKS].fd >= 0 || look->fd >= 0;
+    struct look *look = &process->look;
+    const char *channel = look->seen > 0 ? "json-again" : "json";
 
-    if (is_busy || now_s() < look->next || process->target.port != 0) {
+    if (look->fd >= 0 || look->is_old || now_s() < look->next) {
         return;
     }
     look->begun = now_s();
-    look->fd =
-        open_socket(print("%s.%u", channels[kind][is_again], ++own.questions).text);
+    look->fd = open_socket(print("%s.%u", channel, ++own.questions).text);
     empty(&look->text);
     if (try_to_connect(look->fd, &process->target) < 0 || process->target.port != 0 ||
         !is_right_server(look->fd, &process->target)) {
@@ -119,31 +111,29 @@ begin_look(struct watched *process, enum look_kind kind)
 
 /* When to ask again, of an answer that took so long. That Python did not answer was no work. */
 static double
-pause_after(const struct look *look, enum look_kind kind, double took)
+pause_after(const struct look *look, double took)
 {
     bool is_stuck = look->text.length == 0 ||
                     strstr(text_of(&look->text), "\"source\": \"frozen copy\"") != NULL;
-    double least = kind == LOOK_TASKS ? TASKS_PAUSE_S : 0;
     double pause = took * SHARE;
 
-    pause = is_stuck && pause > STUCK_PAUSE_S ? STUCK_PAUSE_S : pause;
-    return pause > least ? pause : least;
+    return is_stuck && pause > STUCK_PAUSE_S ? STUCK_PAUSE_S : pause;
 }
 
 /* What has come is all. A console's dump instead: the server is older than the channel. */
 static void
-take_answer(struct look *look, enum look_kind kind)
+take_answer(struct look *look)
 {
-    double pause = pause_after(look, kind, now_s() - look->begun);
+    double pause = pause_after(look, now_s() - look->begun);
 
-    if (is_complete(&look->text, kind == LOOK_STACKS, kind == LOOK_TASKS)) {
+    if (is_complete(&look->text, true, false)) {
         struct buffer last = look->last;
         look->last = look->text;
         look->text = last;
         look->seen = now_s();
     }
-    else if (look->seen > 0 && strstr(text_of(&look->text), END_OF_DUMP) != NULL) {
-        look->is_old = true;
+    else {
+        look->is_old = strstr(text_of(&look->text), END_OF_DUMP) != NULL;
     }
     end_look(look, pause);
 }
@@ -152,46 +142,29 @@ take_answer(struct look *look, enum look_kind kind)
 static void
 receive_looks(struct view *view, double deadline, bool until_all)
 {
-    const size_t looks = view->count * LOOKS;
-    OWNED struct pollfd *fds = allocate(looks, sizeof(*fds));
+    OWNED struct pollfd *fds = allocate(view->count, sizeof(*fds));
     char bytes[CHUNK_SIZE];
 
     while (now_s() < deadline) {
-        size_t waiting = 0;
-        for (size_t i = 0; i < looks; i++) {
-            int fd = view->list[i / LOOKS]->looks[i % LOOKS].fd;
+        bool is_waiting = false;
+        for (size_t i = 0; i < view->count; i++) {
+            int fd = view->list[i]->look.fd;
             fds[i] = (struct pollfd){.fd = fd, .events = POLLIN};
-            waiting += fd >= 0;
+            is_waiting = is_waiting || fd >= 0;
         }
-        if (waiting == 0 && until_all) {
+        if (!is_waiting && until_all) {
             return;
         }
-        (void)poll_many(fds, looks, patience_until(deadline));
-        for (size_t i = 0; i < looks; i++) {
-            struct look *look = &view->list[i / LOOKS]->looks[i % LOOKS];
+        (void)poll_many(fds, view->count, patience_until(deadline));
+        for (size_t i = 0; i < view->count; i++) {
+            struct look *look = &view->list[i]->look;
             if (fds[i].revents != 0 &&
                 !append_some(&look->text, bytes,
                              recv(look->fd, bytes, sizeof(bytes), 0))) {
-                take_answer(look, (enum look_kind)(i % LOOKS));
+                take_answer(look);
             }
         }
     }
-}
-
-/* How many tasks and greenlets there are, as the heads of their lists tell: "tasks: 12 ####". */
-static struct text
-tasks_text(const struct look *look)
-{
-    long count = 0;
-
-    for (size_t at = 0; at < look->last.length; at += next_line(&look->last, at, true)) {
-        struct json line = line_at(&look->last, at);
-        const char *colon = memrchr(line.bytes, ':', line.length);
-        if (colon != NULL && strncmp(line.bytes, "######### ", 10) == 0) {
-            count += strtol(colon + 1, NULL, 10);
-        }
-    }
-    return count > 0 ? print("%ld", count) : print("-");
 }
 
 /* ---- The kernel's word ------------------------------------------------------------- */
@@ -265,6 +238,26 @@ is_running(struct json head)
     return is_same_json(find_member(head, "\"state\": "), (struct json){"running", 7});
 }
 
+/* How many tasks and greenlets there are, whose lines follow those of the threads. */
+static struct text
+tasks_text(const struct look *look)
+{
+    struct thread thread;
+    long count = 0;
+
+    for (size_t at = 0; next_thread(&look->last, &at, &thread);) {
+        count += kind_of(thread.head)[0] != '\0';
+    }
+    return count > 0 ? print("%ld", count) : print("-");
+}
+
+/* The same, until the tasks begin. */
+static bool
+next_real_thread(const struct buffer *document, size_t *at, struct thread *thread)
+{
+    return next_thread(document, at, thread) && kind_of(thread->head)[0] == '\0';
+}
+
 /* The thread that tells most of a process: who holds the GIL, else who runs, else the main one,
  * whose number is the process's. False: there is none. */
 static bool
@@ -272,10 +265,9 @@ find_telling_thread(const struct buffer *document, struct thread *found)
 {
     struct json process = find_member(line_at(document, 0), "{\"pid\": ");
     struct thread thread;
-    size_t at = 0;
     int best = 0;
 
-    while (next_thread(document, &at, &thread)) {
+    for (size_t at = 0; next_real_thread(document, &at, &thread);) {
         struct json id = find_member(thread.head, "\"native_id\": ");
         int weight = is_true(thread.head, "\"holds_gil\": ") ? 4
                      : is_running(thread.head)               ? 3
@@ -293,7 +285,7 @@ find_telling_thread(const struct buffer *document, struct thread *found)
 static void
 append_remark(struct buffer *out, const struct watched *process)
 {
-    const struct look *look = &process->looks[LOOK_STACKS];
+    const struct look *look = &process->look;
     double age = now_s() - look->seen;
 
     if (process->state == 0) {
@@ -301,6 +293,9 @@ append_remark(struct buffer *out, const struct watched *process)
     }
     else if (process->target.port != 0) {
         append_text(out, "by TCP there is a console only");
+    }
+    else if (look->is_old) {
+        append_text(out, "its manhole is too old for top");
     }
     else if (look->seen <= 0) {
         append_text(out,
@@ -315,14 +310,13 @@ static void
 append_process(struct buffer *out, const struct watched *process)
 {
     pid_t pid = process->target.pid;
-    const struct buffer *stacks = &process->looks[LOOK_STACKS].last;
+    const struct buffer *stacks = &process->look.last;
     struct thread thread;
 
     append_format(out, "%7d %c %s %8s %4s %6s  ", (int)pid,
                   process->state != 0 ? process->state : '-',
                   percent_text(process->cpu).text, resident_text(pid).text,
-                  read_status(pid, "Threads").text,
-                  tasks_text(&process->looks[LOOK_TASKS]).text);
+                  read_status(pid, "Threads").text, tasks_text(&process->look).text);
     size_t begin = out->length;
     append_remark(out, process);
     if (process->state != 0 && find_telling_thread(stacks, &thread)) {
@@ -371,7 +365,7 @@ count_threads(const struct buffer *stacks)
     struct thread thread;
     size_t count = 0;
 
-    for (size_t at = 0; next_thread(stacks, &at, &thread); count++) {
+    for (size_t at = 0; next_real_thread(stacks, &at, &thread); count++) {
     }
     return count;
 }
@@ -380,12 +374,12 @@ count_threads(const struct buffer *stacks)
 static void
 fill_threads(struct watched *process, double seconds, struct row *rows, size_t count)
 {
-    const struct buffer *stacks = &process->looks[LOOK_STACKS].last;
+    const struct buffer *stacks = &process->look.last;
     struct usage *usages = allocate(count, sizeof(*usages));
     struct thread thread;
     size_t at = 0;
 
-    for (size_t i = 0; i < count && next_thread(stacks, &at, &thread); i++) {
+    for (size_t i = 0; i < count && next_real_thread(stacks, &at, &thread); i++) {
         struct json id = find_member(thread.head, "\"native_id\": ");
         pid_t tid = id.bytes != NULL ? (pid_t)strtol(id.bytes, NULL, 10) : 0;
         double used = read_usage(process->target.pid, tid);
@@ -402,9 +396,16 @@ fill_threads(struct watched *process, double seconds, struct row *rows, size_t c
 
 /* ---- A view ------------------------------------------------------------------------ */
 
+/* Whether each view is written over the last one, not below it. */
+static bool
+is_written_over(void)
+{
+    return terminal.is_shown_on && terminal.is_capable;
+}
+
 /* Adds a line: on a terminal harmless, not longer than that is wide, and nothing left behind it. */
 static void
-append_row(struct buffer *out, const struct buffer *text, int width)
+append_view_row(struct buffer *out, const struct buffer *text)
 {
     OWNED_BUFFER shown = {.data = NULL};
 
@@ -414,15 +415,8 @@ append_row(struct buffer *out, const struct buffer *text, int width)
     else {
         append(&shown, text_of(text), text->length);
     }
-    size_t length = width > 0 ? 0 : shown.length;
-    for (int columns = 0; length < shown.length && columns < width; columns++) {
-        wchar_t c = 0;
-        size_t bytes = decode(shown.data + length, &c);
-        length += bytes > 0 ? bytes : 1;
-        columns += wcwidth(c) == 2;
-    }
-    append(out, text_of(&shown), length);
-    append_text(out, width > 0 ? "\033[K\n" : "\n");
+    append(out, text_of(&shown), fit_row(&shown));
+    append_text(out, is_written_over() ? "\033[K\n" : "\n");
 }
 
 /* The head of a view: one line of a process's own, or when it is. */
@@ -446,56 +440,41 @@ append_head(struct buffer *out, const struct view *view)
                   percent_text(process->cpu).text,
                   resident_text(process->target.pid).text,
                   read_status(process->target.pid, "Threads").text,
-                  tasks_text(&process->looks[LOOK_TASKS]).text);
+                  tasks_text(&process->look).text);
     append_text(out, text_of(&process->command));
     append_text(out, "  ");
     append_remark(out, process);
 }
 
-/* The size of the terminal; 0: it is none, or one that cannot be written over. */
-static struct winsize
-find_size(void)
-{
-    struct winsize size = {.ws_col = 0};
-
-    if (!terminal.is_shown_on || !terminal.is_capable) {
-        return size;
-    }
-    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) < 0 || size.ws_col == 0 ||
-        size.ws_row < 4) {
-        size = (struct winsize){.ws_col = 80, .ws_row = 24};
-    }
-    return size;
-}
-
-/* Shows them, and forgets them. */
+/* Shows them, as many as there is room for above the cursor, and forgets them. */
 static void
 show_rows(const struct view *view, struct row *rows, size_t count)
 {
     static const char *const titles[] = {
         "    PID S  CPU%      RSS  THR  TASKS  WHERE",
         "    TID STATE       CPU% GIL NAME                  WHERE"};
-    struct winsize size = find_size();
-    size_t most = size.ws_row > 0 ? (size_t)size.ws_row - 3 : count;
+    const size_t others = 3; /* the head, the titles, and where the cursor stands */
+    size_t screen = (size_t)count_screen().row;
+    size_t room = !is_written_over() ? count : screen > others ? screen - others : 0;
     OWNED_BUFFER out = {.data = NULL};
-    OWNED_BUFFER head = {.data = NULL};
+    OWNED_BUFFER line = {.data = NULL};
 
-    append_text(&out, size.ws_col > 0 ? "\033[H" : "");
-    append_head(&head, view);
-    append_row(&out, &head, size.ws_col);
-    empty(&head);
-    append_text(&head, titles[view->is_of_threads]);
-    append_row(&out, &head, size.ws_col);
+    append_text(&out, is_written_over() ? "\033[H" : "");
+    append_head(&line, view);
+    append_view_row(&out, &line);
+    empty(&line);
+    append_text(&line, titles[view->is_of_threads]);
+    append_view_row(&out, &line);
     if (count > 0) {
         qsort(rows, count, sizeof(*rows), compare_rows);
     }
     for (size_t i = 0; i < count; i++) {
-        if (i < most) {
-            append_row(&out, &rows[i].text, size.ws_col);
+        if (i < room) {
+            append_view_row(&out, &rows[i].text);
         }
         free_buffer(&rows[i].text);
     }
-    append_text(&out, size.ws_col > 0 ? "\033[J" : "\n");
+    append_text(&out, is_written_over() ? "\033[J" : "\n");
     write_all(STDOUT_FILENO, out.data, out.length);
 }
 
@@ -503,8 +482,7 @@ static void
 show_view(struct view *view)
 {
     struct watched *first = view->list[0];
-    size_t count = view->is_of_threads ? count_threads(&first->looks[LOOK_STACKS].last)
-                                       : view->count;
+    size_t count = view->is_of_threads ? count_threads(&first->look.last) : view->count;
     OWNED struct row *rows = allocate(count, sizeof(*rows));
     double before = first->sampled;
 
@@ -537,7 +515,7 @@ watch_process(struct view *view, const struct target *target)
     struct watched *process = allocate(1, sizeof(*process));
     process->target = *target;
     process->is_meant = true;
-    process->looks[LOOK_STACKS].fd = process->looks[LOOK_TASKS].fd = -1;
+    process->look.fd = -1;
     find_command(target->pid, &process->command);
     view->list = realloc(view->list, (view->count + 1) * sizeof(struct watched *));
     if (view->list == NULL) {
@@ -549,11 +527,9 @@ watch_process(struct view *view, const struct target *target)
 static void
 forget_process(struct watched *process)
 {
-    for (size_t i = 0; i < LOOKS; i++) {
-        close_fd(&process->looks[i].fd);
-        free_buffer(&process->looks[i].text);
-        free_buffer(&process->looks[i].last);
-    }
+    close_fd(&process->look.fd);
+    free_buffer(&process->look.text);
+    free_buffer(&process->look.last);
     free_buffer(&process->command);
     free(process->usages);
     free(process);
@@ -628,13 +604,10 @@ watch_processes(const struct request *request)
                  "no process is left that is meant and has a manhole for you; see "
                  "manhole-cli --list");
         }
-        /* One after the other: each would see the thread of the other. */
-        for (int kind = 0; kind < LOOKS; kind++) {
-            for (size_t i = 0; i < view.count; i++) {
-                begin_look(view.list[i], (enum look_kind)kind);
-            }
-            receive_looks(&view, now_s() + PATIENCE_MS / 1e3, true);
+        for (size_t i = 0; i < view.count; i++) {
+            begin_look(view.list[i]);
         }
+        receive_looks(&view, now_s() + PATIENCE_MS / 1e3, true);
         show_view(&view);
         due += PERIOD_MS / 1e3;
         receive_looks(&view, due < request->deadline ? due : request->deadline, false);
