@@ -124,9 +124,9 @@ memory_names_the_type_whose_number_grew(void)
                     "threading.Thread(target=leak, daemon=True).start()\n" READY STAY);
     wait_until_ready(app);
     assert_int_equal(run_command(CLI(pid_of(app), "--memory=0.5"), NULL, &out, NULL), 0);
-    assert_matches(out,
-                   format_text("^process %s, two looks 0\\.5 s apart at [0-9,]+ objects",
-                               pid_of(app)));
+    assert_matches(
+        out, format_text("^process %s, two looks 0\\.5 s apart\nat [0-9,]+ objects; ",
+                         pid_of(app)));
     assert_matches(out, "^ +[0-9,]+ +\\+[0-9,]+  __main__\\.Order$");
     assert_contains(out, "\ntracemalloc is off.");
     assert_int_equal(
@@ -135,6 +135,28 @@ memory_names_the_type_whose_number_grew(void)
         0);
     assert_int_equal(run_command(CLI(pid_of(app), "--memory=0.5"), NULL, &out, NULL), 0);
     assert_matches(out, "^  .*/target[0-9]+\\.py:[0-9]+: size=.* \\(\\+");
+}
+
+/* Python is in a C function that holds the GIL, until its stdin is closed. */
+static void
+job_in_a_process_that_is_stuck_says_so_and_what_helps(void)
+{
+    static const char *const jobs[] = {"--memory", "--report", "--log-level=INFO"};
+    require_gil();
+    struct process *app = start_target(INSTALL("") "import ctypes\n" READY
+                                                   "ctypes.PyDLL(None).getchar()\n");
+    wait_until_ready(app);
+    wait_until_asleep(app->pid);
+    for (size_t i = 0; i < sizeof(jobs) / sizeof(jobs[0]); i++) {
+        const char *err = NULL;
+        assert_int_equal(
+            run_command(CLI(pid_of(app), jobs[i], "-t", "0.2"), NULL, NULL, &err), 124);
+        assert_matches(err,
+                       format_text("^manhole-cli: error: the Python of process %s did "
+                                   "not come to %.8s.* in time; .* --stacks shows$",
+                                   pid_of(app), jobs[i]));
+    }
+    close_stdin(app);
 }
 
 /* Each in one piece, under its title. */
@@ -162,6 +184,7 @@ main(void)
         TEST(log_level_of_a_logger_or_level_that_is_not_there_changes_nothing),
         TEST(report_has_threads_and_files_but_no_secret),
         TEST(memory_names_the_type_whose_number_grew),
+        TEST(job_in_a_process_that_is_stuck_says_so_and_what_helps),
         TEST(reports_of_several_processes_are_not_mixed),
     };
     return RUN_TESTS(tests);

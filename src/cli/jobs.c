@@ -78,7 +78,7 @@ static const char log_level_program[] =
     "    say_obstacles(logger, level)\n";
 
 static const char report_program[] =
-    "import gc, os, platform, re, sys, threading, time\n"
+    "import gc, os, re, sys, threading, time\n"
     "LONG = 200\n" /* lines of one kind */
     "def show(title, lines):\n"
     "    lines = list(lines)\n"
@@ -106,7 +106,10 @@ static const char report_program[] =
     "    yield f'python     {sys.version}'.replace('\\n', ' ')\n"
     "    yield f'           {sys.executable}'\n"
     "    yield f'manhole    {vars(manhole).get(\"__version__\") if manhole else None}'\n"
-    "    yield f'system     {platform.platform()}, {os.cpu_count()} processors'\n"
+    /* Not by platform, which starts a process for that. */
+    "    system = os.uname()\n"
+    "    yield f'system     {system.sysname} {system.release} {system.machine}, '\\\n"
+    "          f'{os.cpu_count()} processors'\n"
     "    yield f'user       {os.geteuid()}, in {os.getcwd()}'\n"
     "    for line in read('status').splitlines():\n"
     "        if line.startswith(('VmRSS', 'VmHWM', 'VmSwap', 'Threads')):\n"
@@ -186,7 +189,7 @@ static const char report_program[] =
     "    for name, value in sorted(os.environ.items()):\n"
     "        yield f'{name}={mask(value)}' if HARMLESS.fullmatch(name) else f'{name} is "
     "left out'\n"
-    "print(f'Report of process {os.getpid()} on {platform.node()}, '\n"
+    "print(f'Report of process {os.getpid()} on {os.uname().nodename}, '\n"
     "      + time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime()))\n"
     "show('PROCESS', about())\n"
     "show('GARBAGE COLLECTOR', garbage())\n"
@@ -261,14 +264,13 @@ static const char memory_program[] =
     "    for each in [each for each in changes if each.size_diff > 0][:10]:\n"
     "        print(' ', each)\n"
     "seconds = float(sys.argv[1])\n"
+    "print(f'process {os.getpid()}, two looks {seconds:g} s apart', flush=True)\n"
     "first, second = Look(), Look()\n" /* both now, lest the second count as grown */
     "first.take()\n"
     "sleep_until(time.monotonic() + seconds)\n"
     "second.take()\n"
-    "print(f'process {os.getpid()}, two looks {seconds:g} s apart at "
-    "{sum(second.types.values()):,} '\n"
-    "      f'objects; it stood still for {first.stall * 1e3:.0f} and {second.stall * "
-    "1e3:.0f} ms\\n')\n"
+    "print(f'at {sum(second.types.values()):,} objects; it stood still for '\n"
+    "      f'{first.stall * 1e3:.0f} and {second.stall * 1e3:.0f} ms\\n')\n"
     "show_sizes(first, second)\n"
     "print()\n"
     "show_types(first, second)\n"
@@ -278,6 +280,7 @@ static const struct own_program {
     enum option_name option;
     const char *text;
 } own_programs[] = {
+    /* What each prints first, it prints at once: see run_code(). */
     {OPTION_LOG_LEVEL, log_level_program},
     {OPTION_REPORT, report_program},
     {OPTION_MEMORY, memory_program},

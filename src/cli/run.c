@@ -17,7 +17,7 @@
 
 enum {
     SECOND_LOOK_MS = 100,   /* at a process that is stopped: a profiler lets it go on */
-    STACKS_PATIENCE_S = 10, /* also for tasks */
+    STACKS_PATIENCE_S = 10, /* also for tasks, and until a program of ours begins */
 };
 
 /* ---- Our own streams --------------------------------------------------------------- */
@@ -90,6 +90,7 @@ struct task {
     int server;
     const struct target *target;
     double deadline;
+    const struct own_program *awaited; /* of which nothing has come yet; or NULL */
     struct readers readers;
     bool is_watched; /* it has answered, or the silence was looked into */
     bool was_interrupted;
@@ -112,6 +113,22 @@ find_deadline(const struct request *request)
     return is_given(request, OPTION_TIMEOUT) ? now_s() + request->timeout_s
            : is_look(request)                ? now_s() + STACKS_PATIENCE_S
                                              : HUGE_VAL;
+}
+
+static void
+say_late(const struct task *task)
+{
+    struct text label = label_of(task->target);
+
+    if (task->awaited == NULL) {
+        say_error("process %s has not finished within the timeout; it was told to stop",
+                  label.text);
+        return;
+    }
+    say_error(
+        "the Python of process %s did not come to %s in time; where it is, also when "
+        "it is stuck, is what --stacks shows",
+        label.text, name_of(task->awaited->option).text);
 }
 
 /* Whether the process can do nothing but wait itself; says so. One that is sampled by a profiler is
@@ -161,8 +178,7 @@ wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
         }
     }
     else if (ready == 0 || patience_ms == 0) { /* a flood does not give it more time */
-        say_error("process %s has not finished within the timeout; it was told to stop",
-                  label_of(task->target).text);
+        say_late(task);
         end_task(task, STATUS_TIMEOUT);
     }
     return ready > 0 && !task->is_over;
@@ -360,14 +376,19 @@ static enum exit_status
 run_code(int server, const struct request *request, const struct target *target,
          bool *answered)
 {
-    struct task task = {
-        .server = server, .target = target, .deadline = request->deadline};
+    struct task task = {.server = server,
+                        .target = target,
+                        .deadline = request->deadline,
+                        .awaited = find_own_program(request)};
     struct answer answer = {.status = -1,
                             .out = open_output(STDOUT_FILENO),
                             .err = open_output(STDERR_FILENO)};
     struct input input = {.is_over = false};
 
     build_request(request, &input.unsent);
+    if (task.awaited != NULL && task.deadline > now_s() + STACKS_PATIENCE_S) {
+        task.deadline = now_s() + STACKS_PATIENCE_S;
+    }
     follow_signal(SIGINT);
     while (!task.is_over) {
         bool has_unsent = input.unsent.length > 0;
@@ -385,6 +406,8 @@ run_code(int server, const struct request *request, const struct target *target,
         if ((fds[1].revents & ~POLLOUT) != 0) {
             bool is_open = read_answer(&task, &answer.bytes);
             parse_frames(&answer);
+            task.deadline = request->deadline;
+            task.awaited = NULL;
             if (!is_open || (answer.is_refusal && line_length(&answer.bytes) > 0)) {
                 end_task(&task, conclude(&answer, &task));
             }
