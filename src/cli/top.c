@@ -6,9 +6,9 @@
  *
  * What it costs them. The kernel is asked each time: of that a process notices nothing. For its
  * stacks and tasks the process is asked as --json asks, which takes its own time. So no look is
- * repeated before SHARE times as long has passed as it took: with a thousand threads, too, looks are
- * less than 1 % of a core, they only come less often. A look that took long because Python did not
- * answer was no work, so there it is STUCK_PAUSE_S at most.
+ * repeated before SHARE times as long has passed as it took: with a thousand threads, too, looks
+ * are less than 1 % of a core, they only come less often. A look that took long because Python did
+ * not answer was no work, so there it is STUCK_PAUSE_S at most.
  *
  * A look that has not come after PATIENCE_MS is shown when it comes; until then the last one is,
  * and how old it is. The first look is in the process's log, as any client is; those after it have
@@ -441,9 +441,10 @@ append_head(struct buffer *out, const struct view *view)
                   resident_text(process->target.pid).text,
                   read_status(process->target.pid, "Threads").text,
                   tasks_text(&process->look).text);
-    append_text(out, text_of(&process->command));
-    append_text(out, "  ");
+    size_t begin = out->length;
     append_remark(out, process);
+    append_text(out, out->length > begin ? ": " : "");
+    append_text(out, text_of(&process->command));
 }
 
 /* Shows them, as many as there is room for above the cursor, and forgets them. */
