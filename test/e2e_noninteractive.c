@@ -511,6 +511,31 @@ frames_are_those_that_cpython_s_own_tool_tells(void)
     assert_string_equal(out, "True\n");
 }
 
+/* It gives up at a thread without frames, as one that waits for its client is in C. */
+static void
+cpython_s_own_profiler_works_beside_a_client(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *err = NULL;
+    require_gil();
+    if (!is_python_from(15)) {
+        skip_test("only from CPython 3.15 on");
+    }
+    const char *pid = start_app(INSTALL("") READY STAY, &app);
+    const char *const *dump =
+        LIST(python(), "-m", "profiling.sampling", "dump", "-a", pid);
+    if (run_command(dump, NULL, &out, NULL) != 0) {
+        skip_test("CPython's own tool may not look at the process");
+    }
+    struct client *client = connect_to(app);
+    const char *greeting = client_wait_for(client, ">>> ");
+    assert_null(strstr(greeting, "serve_client"));
+    assert_int_equal(run_command(dump, NULL, &out, &err), 0);
+    assert_contains(out, "in <module>");
+    assert_contains(out, "in serve_client");
+}
+
 /* Faster than it can be shown. */
 #define FLOOD "while True: print('xxx ' * 100000)"
 
@@ -725,6 +750,7 @@ main(void)
         TEST(stacks_of_a_stuck_process_are_those_of_its_copy),
         TEST(json_is_by_the_schema),
         TEST(frames_are_those_that_cpython_s_own_tool_tells),
+        TEST(cpython_s_own_profiler_works_beside_a_client),
         TEST(ctrl_c_gets_in_beside_a_flood),
         TEST(timeout_is_over_in_the_middle_of_a_flood),
         TEST(process_that_is_gone_is_not_waited_for),

@@ -592,6 +592,14 @@ new_thread_state(PyInterpreterState *interpreter)
 #  define WAITS_CAN_BE_ENDED false
 #endif
 
+/* Whether CPython's own profiler, profiling.sampling, gives up at a thread state that has no frame:
+ * "Failed to parse initial frame in chain". It came with 3.15. */
+#if PY_VERSION_HEX >= 0x030f0000
+#  define PROFILER_NEEDS_FRAMES true
+#else
+#  define PROFILER_NEEDS_FRAMES false
+#endif
+
 ATTACHED static PyObject *
 refuse_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {

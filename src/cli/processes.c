@@ -270,7 +270,9 @@ print_process(const struct process *process, size_t number)
     }
     append_harmless(&command, text_of(&process->command), process->command.length);
     append_text(&command, process->is_alive ? "" : process->target.path);
-    append_format(&row, number > 0 ? "%3zu. " : "%.0zu", number);
+    if (number > 0) {
+        append_format(&row, "%3zu. ", number);
+    }
     append_format(
         &row, "%7d %-10s %-6s %9s  %-11s  %s", (int)pid, user_of(process->uid).text,
         !process->is_alive   ? "-"

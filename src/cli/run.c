@@ -169,7 +169,9 @@ wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
         }
     }
     else if (is_interrupt_late()) {
-        (void)fprintf(stderr, terminal.is_quiet ? "%.0s" : "%s\n", interrupt_is_late);
+        if (!terminal.is_quiet) {
+            (void)fprintf(stderr, "%s\n", interrupt_is_late);
+        }
     }
     else if (ready == 0 && is_first) {
         task->is_watched = true;

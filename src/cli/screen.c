@@ -374,11 +374,13 @@ draw_above(int room)
     editor.block.rows_above = rows;
 }
 
-/* To a column of its row. */
+/* Moves the cursor, "A" up or "C" to the right; for 0 a terminal would move it by 1. */
 static void
-append_column(struct buffer *out, int column)
+append_move(struct buffer *out, int count, char where)
 {
-    append_format(out, column > 0 ? "\r\033[%dC" : "\r%.0d", column);
+    if (count > 0) {
+        append_format(out, "\033[%d%c", count, where);
+    }
 }
 
 /* Draws the first lines under the line being typed, and leaves the cursor where it was. */
@@ -400,7 +402,8 @@ draw_below(void)
     for (int i = 0; i < rows; i++) {
         append_text(&out, "\n");
     }
-    append_column(&out, end.column);
+    append_text(&out, "\r");
+    append_move(&out, end.column, 'C');
     append_text(&out, "\033[J");
     for (size_t i = 0; i < below->length && room > 0; i += length) {
         OWNED_BUFFER row = {.data = NULL};
@@ -411,8 +414,9 @@ draw_below(void)
         rows += room >= taken ? taken : 0;
         room -= taken;
     }
-    append_format(&out, rows > 0 ? "\033[%dA" : "%.0d", rows);
-    append_column(&out, cursor.column);
+    append_text(&out, "\r");
+    append_move(&out, rows, 'A');
+    append_move(&out, cursor.column, 'C');
     (void)fwrite(out.data, 1, out.length, stdout);
 }
 

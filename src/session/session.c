@@ -284,6 +284,41 @@ serve_session(struct session *session)
     current_session = outer;
 }
 
+/* ---- A frame below all that a session runs ------------------------------------------- */
+
+ATTACHED static PyObject *
+py_serve_session(PyObject *module, PyObject *capsule)
+{
+    (void)module;
+    serve_session(PyCapsule_GetPointer(capsule, NULL));
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef frame_functions[] = {{"serve_session", py_serve_session, METH_O, NULL},
+                                        {NULL, NULL, 0, NULL}};
+
+/* Dumps know it by its name: hide_sessions(). */
+static const struct part frame_part = {.name = "frame",
+                                       .program = "def " SESSION_FUNCTION
+                                                  "(session): serve_session(session)\n",
+                                       .functions = frame_functions};
+
+/* Serves a session so that its thread has a frame, for whoever looks at it from outside. Without
+ * memory for one it is served all the same. Never raises. */
+ATTACHED static void
+serve_below_frame(struct session *session)
+{
+    OWNED PyObject *serve = get_from_part(manhole.module, &frame_part, SESSION_FUNCTION);
+    OWNED PyObject *capsule = PyCapsule_New(session, NULL, NULL);
+    if (serve == NULL || capsule == NULL) {
+        PyErr_Clear();
+        serve_session(session);
+        return;
+    }
+    Py_XDECREF(PyObject_CallOneArg(serve, capsule));
+    PyErr_Clear();
+}
+
 /* Who looks at the threads of the process, with ps -L or top -H, sees which client each serves. */
 static void
 name_session_thread(const struct session *session)
@@ -312,7 +347,7 @@ session_main(void *argument)
         note_waiting(session, 0);
     }
     if (tstate != NULL) {
-        serve_session(session);
+        (PROFILER_NEEDS_FRAMES ? serve_below_frame : serve_session)(session);
         Py_CLEAR(session->run.raised);
         if (is_open() && !session->channel->unlogged) {
             log_waiting();

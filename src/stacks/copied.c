@@ -255,7 +255,8 @@ describe_line(struct stacks *stacks, size_t index)
 
 /* ---- All of it ----------------------------------------------------------------------- */
 
-/* A session's thread that has no frames yet: it waits for the very interpreter that is stuck. */
+/* A session's thread that has no frames: it waits for the interpreter that is stuck, or for its
+ * client before 3.15. */
 static bool
 is_waiting_session(unsigned long ident)
 {
@@ -295,6 +296,7 @@ read_copy(struct stacks *stacks)
     for (size_t i = 0; i < stacks->position_count; i++) {
         describe_line(stacks, i);
     }
+    hide_sessions(stacks);
 }
 
 /* Says why there is not all that there should be; nothing when there is. */

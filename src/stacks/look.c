@@ -397,6 +397,7 @@ look_around(struct stacks *stacks)
         held_since_ms = let_others_run(held_since_ms);
         describe_position(stacks, i);
     }
+    hide_sessions(stacks);
     Py_XDECREF(active);
     return 0;
 }

@@ -33,6 +33,9 @@ enum {
 
 static const size_t HASH_PRIME = 0x100000001b3U;
 
+/* In which a session's thread serves its client, from 3.15 on. */
+#define SESSION_FUNCTION "serve_client"
+
 /* What may be known or not. */
 enum answer {
     ANSWER_NO,
@@ -227,6 +230,51 @@ describe_as(struct stacks *stacks, size_t index, const char *path, struct text f
     position->source = (size_t)(source - stacks->sources.files);
 }
 
+/* A frame as it is shown. */
+struct shown_frame {
+    const char *path; /* NULL: there is a line of another form alone, in function */
+    struct slice function;
+    struct slice qualname; /* its bytes NULL: not known */
+    long line;
+    struct slice source; /* empty: not to be had */
+};
+
+static struct shown_frame
+show_frame(const struct stacks *stacks, size_t frame)
+{
+    const struct code_position *position = &stacks->positions[stacks->frames[frame]];
+    if (!position->has_file) {
+        return (struct shown_frame){.function = position->key.line};
+    }
+    const struct source *source = &stacks->sources.files[position->source];
+    return (struct shown_frame){
+        .path = source->path,
+        .function = {position->function.bytes, position->function.length},
+        .qualname = {position->qualname.bytes, position->qualname.length},
+        .line = position->line,
+        .source = source_line(source, position->line),
+    };
+}
+
+/* Hides the threads of sessions whose client has nothing running. They have a frame only so that
+ * others do not stumble over them. For when all is described. */
+static void
+hide_sessions(struct stacks *stacks)
+{
+    for (size_t i = 0; i < stacks->thread_count; i++) {
+        struct thread_stack *thread = &stacks->threads[i];
+        if (thread->count != 1) {
+            continue;
+        }
+        const struct shown_frame frame = show_frame(stacks, thread->first);
+        thread->is_shown =
+            thread->is_shown &&
+            !(frame.path != NULL && strcmp(frame.path, "<manhole>") == 0 &&
+              frame.function.length == strlen(SESSION_FUNCTION) &&
+              memcmp(frame.function.bytes, SESSION_FUNCTION, frame.function.length) == 0);
+    }
+}
+
 static bool
 is_same_stack(const struct stacks *stacks, const struct thread_stack *one,
               const struct thread_stack *other)
@@ -283,32 +331,6 @@ group_threads(struct stacks *stacks)
             first->next = i;
         }
     }
-}
-
-/* A frame as it is shown. */
-struct shown_frame {
-    const char *path; /* NULL: there is a line of another form alone, in function */
-    struct slice function;
-    struct slice qualname; /* its bytes NULL: not known */
-    long line;
-    struct slice source; /* empty: not to be had */
-};
-
-static struct shown_frame
-show_frame(const struct stacks *stacks, size_t frame)
-{
-    const struct code_position *position = &stacks->positions[stacks->frames[frame]];
-    if (!position->has_file) {
-        return (struct shown_frame){.function = position->key.line};
-    }
-    const struct source *source = &stacks->sources.files[position->source];
-    return (struct shown_frame){
-        .path = source->path,
-        .function = {position->function.bytes, position->function.length},
-        .qualname = {position->qualname.bytes, position->qualname.length},
-        .line = position->line,
-        .source = source_line(source, position->line),
-    };
 }
 
 /* Appends a frame as append_frame() writes it, the same for all of these stacks. Each position is
