@@ -30,9 +30,11 @@
  *   adverts, hindrances                  what /proc tells of a process and of its manhole
  *   tcp, connection, channels            ways to it, and who is there; questions beside the session
  *   marks, history, relay                the console, whatever the bytes come from and go to
- *   screen, completion, editor           the console at a terminal, where libedit is
- *   run, stacks, brief                   -c and -f; --stacks and --tasks; --brief
+ *   screen, block, completion, editor    the console at a terminal, where libedit is
+ *   jobs, run                            what --memory and the like run there; that, -c and -f
+ *   stacks, brief                        --stacks and --tasks; --brief
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
+ *   top                                  what they do, again and again
  *   local_shell, main                    a configuration file to choose by; the table of contents
  *
  * One thread throughout. Nothing here is shared with manhole.c, and what this owns at its end goes
@@ -58,14 +60,17 @@
 #include "src/cli/history.c"
 #include "src/cli/relay.c"
 #include "src/cli/screen.c"
+#include "src/cli/block.c"
 #include "src/cli/completion.c"
 #include "src/cli/editor.c"
+#include "src/cli/jobs.c"
 #include "src/cli/run.c"
 #include "src/cli/stacks.c"
 #include "src/cli/brief.c"
 #include "src/cli/serve.c"
 #include "src/cli/processes.c"
 #include "src/cli/many.c"
+#include "src/cli/top.c"
 #include "src/cli/elsewhere.c"
 #include "src/cli/local_shell.c"
 #include "src/cli/main.c"

@@ -28,7 +28,7 @@ _manhole_cli() {
         mapfile -t COMPREPLY < <(compgen -A hostname -- "$current")
         return
         ;;
-    -c | -t | --timeout | --match | --exec)
+    -c | -t | --timeout | --match | --exec | --log-level)
         return
         ;;
     esac
@@ -36,7 +36,7 @@ _manhole_cli() {
         mapfile -t COMPREPLY < <(compgen -W "$(manhole-cli --help |
             sed -n 's/^  \(-.*\)/\1/p' | grep -oE -- '(^|[ ,])--?[A-Za-z0-9-]+')" -- "$current")
     else
-        mapfile -t COMPREPLY < <(compgen -W "$(manhole-cli --list 2>/dev/null |
+        mapfile -t COMPREPLY < <(compgen -W "$( ((COMP_CWORD == 1)) && echo top; manhole-cli --list 2>/dev/null |
             awk '$1 ~ /^[0-9]+$/ && $3 != "-" {print $1}')" -- "$current")
     fi
 }

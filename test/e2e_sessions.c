@@ -626,6 +626,28 @@ ctrl_c_does_the_same_without_line_editing(void)
     assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
 }
 
+/* With an editor, and without. */
+static void
+quiet_client_makes_no_remarks(void)
+{
+    static const char *const terms[] = {"TERM=xterm", "TERM=dumb"};
+    struct process *app = start_ready(TARGET(""));
+    for (size_t i = 0; i < sizeof(terms) / sizeof(*terms); i++) {
+        struct process *cli =
+            start_process(.argv = LIST(build_path("manhole-cli"), "--quiet",
+                                       format_text("%d", (int)app->pid)),
+                          .env = LIST(terms[i]), .terminal = true);
+        wait_for_text(cli, OUT, ">>> ", DEADLINE);
+        write_stdin(cli, CTRL_C);
+        watch_for(100); /* a signal, beside which keys are dropped */
+        write_stdin(cli, "6 * 7\n");
+        wait_for_text(cli, OUT, "42", DEADLINE);
+        write_stdin(cli, "\004");
+        assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+        assert_not_contains(text_of(cli, OUT), "manhole-cli");
+    }
+}
+
 static void
 ctrl_c_at_the_prompt_says_what_leaves(void)
 {
@@ -1002,6 +1024,7 @@ main(void)
         TEST(ctrl_c_in_a_call_says_when_it_comes_and_that_another_leaves),
         TEST(ctrl_c_that_has_an_effect_is_not_called_late),
         TEST(ctrl_c_does_the_same_without_line_editing),
+        TEST(quiet_client_makes_no_remarks),
         TEST(ctrl_c_at_the_prompt_says_what_leaves),
         TEST(statement_of_a_client_that_vanished_is_interrupted),
         TEST(statement_that_takes_interrupts_is_interrupted_again),

@@ -262,8 +262,7 @@ line_longer_than_the_screen_is_edited(void)
     see("\n7777777777\n>>>");
 }
 
-/* It goes on when the file is there. */
-#define UNTIL(file) "while not __import__('os').path.exists('" file "'): pass"
+/* ---- Blocks: lines of one statement ---- */
 
 /* Of a terminal that marks what is pasted. */
 static void
@@ -272,6 +271,166 @@ paste(const char *text)
     tmux(TMUX("set-buffer", text));
     tmux(TMUX("paste-buffer", "-p"));
 }
+
+static void
+line_behind_a_colon_begins_indented(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("for a in 6, 7: # 'twice'");
+    see("\n\\.\\.\\.$");
+    enter("for b in {8: 9}:");
+    see("9\\}:\n\\.\\.\\.$");
+    enter("print(a * b)");
+    see("b\\)\n\\.\\.\\.$");
+    press("BSpace");
+    enter("print(a)");
+    see("a\\)\n\\.\\.\\.$");
+    press("Enter");
+    see(">>> for a in 6, 7: # 'twice'\n"
+        "\\.\\.\\.     for b in \\{8: 9\\}:\n"
+        "\\.\\.\\.         print\\(a \\* b\\)\n"
+        "\\.\\.\\.     print\\(a\\)\n"
+        "\\.\\.\\.\n48\n6\n56\n7\n>>>");
+    enter("if print('a:'): ':'");
+    press("Enter");
+    see("a:\n>>>$");
+}
+
+/* And of what was typed ahead, which may be a paste of a terminal that marks none. */
+static void
+blanks_that_are_typed_replace_the_indentation(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("if True:");
+    enter("  if True:");
+    enter("      print(6 * 7)");
+    press("Enter");
+    see("\n42\n>>>$");
+    type("if True:\r    if True:\r        7 * 7\r    8 * 7\r\r");
+    see("\n49\n56\n>>>$");
+}
+
+static void
+block_is_recalled_and_edited_as_one(void)
+{
+    (void)open_console(TARGET(""), "");
+    enter("for i in range(2):");
+    enter("print(i + 10)");
+    press("Enter");
+    see("\n10\n11\n>>>$");
+    enter("1 + 1");
+    see("\n2\n>>>$");
+    type("7 # typed");
+    press("Up");
+    press("Up");
+    see(">>> for i in range\\(2\\):\n\\.\\.\\.     print\\(i \\+ 10\\)\n\\.\\.\\.$");
+    press("Up");
+    press("End");
+    press("BSpace");
+    type("0)");
+    press("Down");
+    press("Enter");
+    see("\\.\\.\\.     print\\(i \\+ 100\\)\n\\.\\.\\.\n100\n101\n>>>$");
+    type("7 # typed");
+    press("Up");
+    see("100\\)\n\\.\\.\\.$");
+    press("Down");
+    see("101\n>>> 7 # typed$");
+}
+
+static void
+lines_of_a_block_are_inserted_and_joined(void)
+{
+    (void)open_console(TARGET(""), "");
+    paste("if True:\n    print(6 * 7)\nprint(8 * 8)");
+    see("print\\(8 \\* 8\\)$");
+    press("Up");
+    press("Up");
+    press("End");
+    press("Enter");
+    type("print(7 * 7) or ");
+    tmux(TMUX("send-keys", "-N", "5", "Right"));
+    press("BSpace"); /* of four blanks it leaves none */
+    press("BSpace");
+    see("^>>> if True:\n\\.\\.\\.     print\\(7 \\* 7\\) or print\\(6 \\* 7\\)\n"
+        "\\.\\.\\. print\\(8 \\* 8\\)$");
+    press("Left");
+    press("Down");
+    press("Enter");
+    see("\n49\n42\n64\n>>>$");
+}
+
+static void
+sent_lines_of_a_block_are_edited_too(void)
+{
+    struct process *app =
+        open_console(INSTALL("") READY "while True: print(input() * 3)\n", "");
+    enter("for i in [6]:");
+    see("\n\\.\\.\\.$");
+    enter("print(i * 6)");
+    see("print\\(i \\* 6\\)\n\\.\\.\\.$");
+    press("Up");
+    press("End");
+    press("Left");
+    press("BSpace");
+    type("7");
+    write_stdin(app, "tick\n");
+    see("tickticktick\n>>> for i in \\[6\\]:\n\\.\\.\\.     print\\(i \\* 7\\)\n"
+        "\\.\\.\\.$");
+    press("Down");
+    press("Enter");
+    see("\n>>> for i in \\[6\\]:\n\\.\\.\\.     print\\(i \\* 7\\)\n\\.\\.\\.\n42\n>>>$");
+    assert_not_contains(screen(), "Interrupt");
+    close_stdin(app);
+}
+
+static void
+block_is_one_entry_of_the_history(void)
+{
+    const char *path = write_file(".manhole_history", "import os # older\n");
+    struct process *app = open_console(TARGET(""), "");
+    enter("if True:");
+    enter("print(6 * 7)");
+    press("Enter");
+    see("\n42\n>>>$");
+    press("C-d");
+    see("status=0");
+    assert_string_equal(read_file(path),
+                        "import os # older\nif True:\r\n    print(6 * 7)\r\n\n");
+    tmux(TMUX("respawn-pane", "-k",
+              format_text("TERM=screen %s --quiet %d", build_path("manhole-cli"),
+                          (int)app->pid)));
+    see("^>>>");
+    press("Up");
+    see("^>>> if True:\n\\.\\.\\.     print\\(6 \\* 7\\)\n\\.\\.\\.$");
+    press("Up");
+    press("Up");
+    press("Up");
+    see("^>>> import os # older$");
+}
+
+static void
+block_longer_than_the_screen_is_edited(void)
+{
+    char text[1024] = "a = 0\n";
+    (void)open_console(TARGET(""), "");
+    for (int i = 1; i <= 40; i++) {
+        (void)strcat(text, format_text("a += %d\n", i));
+    }
+    paste(format_text("%sa", text));
+    see("\n\\.\\.\\. a$");
+    tmux(TMUX("send-keys", "-N", "40", "Up"));
+    see("^>>> a = 0\n\\.\\.\\. a \\+= 1\n");
+    press("End");
+    type("00");
+    tmux(TMUX("send-keys", "-N", "40", "Down"));
+    see("\n\\.\\.\\. a$");
+    press("Enter");
+    see("\n\\.\\.\\. a\n919\n>>>$");
+}
+
+/* It goes on when the file is there. */
+#define UNTIL(file) "while not __import__('os').path.exists('" file "'): pass"
 
 static void
 pasted_function_with_empty_lines_arrives_whole(void)
@@ -379,9 +538,9 @@ ctrl_c_drops_a_paste_that_is_being_finished(void)
     paste("print(6 * 7)\nprint(7 * 7)");
     see("\n\\.\\.\\. print\\(7 \\* 7\\)$");
     press("C-c");
-    see("KeyboardInterrupt\n>>>$");
+    see("print\\(7 \\* 7\\)\\^C\n>>>$");
     enter("1 + 1");
-    see("KeyboardInterrupt\n>>> 1 \\+ 1\n2\n>>>$");
+    see("\\^C\n>>> 1 \\+ 1\n2\n>>>$");
 }
 
 /* ======================================================================================
@@ -1234,6 +1393,20 @@ refusal_of_stacks_is_shown_without_a_control_character(void)
 }
 
 static void
+half_a_character_at_the_end_of_code_is_shown(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *cli =
+        start_process(.argv = CLI(
+                          format_text("%d", (int)app->pid), "-c",
+                          "import sys; n = sys.stdout.buffer.write(b'half \\xe6\\xbc')"),
+                      .terminal = true, .env = LIST("TERM=xterm"));
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_contains(text_of(cli, OUT), "half \\xe6\\xbc");
+}
+
+static void
 json_of_several_is_shown_without_a_control_character(void)
 {
     const char *program = SERVER("b'{\"name\": \"\\033]0;today\\007\"}\\n'");
@@ -1277,6 +1450,13 @@ main(void)
         TEST(history_of_clients_side_by_side_has_all_their_lines),
         TEST(wide_characters_are_edited_as_what_they_are),
         TEST(line_longer_than_the_screen_is_edited),
+        TEST(line_behind_a_colon_begins_indented),
+        TEST(blanks_that_are_typed_replace_the_indentation),
+        TEST(block_is_recalled_and_edited_as_one),
+        TEST(lines_of_a_block_are_inserted_and_joined),
+        TEST(sent_lines_of_a_block_are_edited_too),
+        TEST(block_is_one_entry_of_the_history),
+        TEST(block_longer_than_the_screen_is_edited),
         TEST(pasted_function_with_empty_lines_arrives_whole),
         TEST(paste_is_one_unit),
         TEST(paste_of_a_beginning_is_finished_by_hand),
@@ -1332,6 +1512,7 @@ main(void)
         TEST(mark_of_nothing_is_none),
         TEST(any_bytes_are_shown_without_a_control_character),
         TEST(refusal_of_stacks_is_shown_without_a_control_character),
+        TEST(half_a_character_at_the_end_of_code_is_shown),
         TEST(json_of_several_is_shown_without_a_control_character),
         TEST(any_bytes_leave_the_editor_and_its_terminal_well),
         TEST(sudden_close_in_the_middle_of_a_character_is_an_end),

@@ -91,6 +91,21 @@ list_shows_a_process_that_answers(void)
                                (int)app->pid));
 }
 
+/* The pseudo-terminal says no width: 80 columns. */
+static void
+list_at_a_terminal_has_a_row_for_each(void)
+{
+    const char *word = "a_word_of_forty_letters_that_makes_it_long";
+    struct process *app = start_target(TARGET(""), .argv = LIST(word, word, word));
+    wait_until_ready(app);
+    struct process *cli =
+        start_process(.argv = CLI("--list"), .terminal = true, .env = LIST("TERM=xterm"));
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 0);
+    assert_matches(text_of(cli, OUT),
+                   format_text("^ *%d .* answers +.{0,44}\r$", (int)app->pid));
+    assert_contains(list(), format_text("%s %s %s\n", word, word, word));
+}
+
 static void
 list_shows_what_signal_opens_a_closed_manhole(void)
 {
@@ -505,6 +520,7 @@ main(void)
 {
     static const struct test_case tests[] = {
         TEST(list_shows_a_process_that_answers),
+        TEST(list_at_a_terminal_has_a_row_for_each),
         TEST(list_shows_what_signal_opens_a_closed_manhole),
         TEST(list_leaves_a_oneshot_to_its_client),
         TEST(list_of_another_user_is_told_nothing_by_a_oneshot),

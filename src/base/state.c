@@ -195,7 +195,8 @@ struct running {
     bool asked_for_input;    /* see ask_for_input() */
     bool says_it_reads;      /* the client knows that it waits */
     bool takes_paste;        /* it reads for the console, */
-    bool pasting;            /* which has the first part of a paste */
+    bool pasting;            /* which has the first part of a paste, */
+    bool anew;               /* and it stands for the block that is being typed */
     const char *prompt;      /* borrowed: shown when it says that it reads; or NULL */
     char *request;           /* owned, malloc'd, NUL-terminated; NULL: there is none */
     size_t request_length;

@@ -57,7 +57,6 @@ enum {
     FIRST_BYTE_PATIENCE_MS = 200, /* then: can it answer? It tells of a hang by itself */
     INTERRUPT_PATIENCE_MS = 1000, /* for an answer aside, and between two Ctrl-C */
     CHUNK_SIZE = 16 * 1024,       /* bytes that are read at once */
-    HISTORY_LINE_SIZE = 4096, /* bytes with the newline; a longer one is not remembered */
     QUOTED_SIZE = 1024, /* bytes of an argument as messages show it; the rest is cut */
     MAX_WORDS = 1024,   /* PIDs, and arguments of code, on a command line */
 };

@@ -98,21 +98,56 @@ is_same_json(struct json one, struct json other)
            (one.length == 0 || memcmp(one.bytes, other.bytes, one.length) == 0);
 }
 
-/* Says where a stack is: its innermost frame, and its innermost one of the application's own. */
-static void
-append_place(struct buffer *out, struct json inner, struct json ours)
-{
-    struct json at = ours.bytes == NULL ? inner : ours;
+/* A thread of a document: its own line, and of its frames the innermost one and the innermost of
+ * the application's own. */
+struct thread {
+    struct json head;
+    struct json inner;
+    struct json ours;
+};
 
-    if (inner.bytes == NULL) {
+/* Finds the next thread from *at on, and moves *at behind its frames. False: there is none. */
+static bool
+next_thread(const struct buffer *document, size_t *at, struct thread *thread)
+{
+    struct json line = line_at(document, *at);
+
+    while (line.length > 0 && find_member(line, "\"frames\": ").bytes == NULL) {
+        *at += line.length;
+        line = line_at(document, *at);
+    }
+    *thread = (struct thread){.head = line};
+    if (line.length == 0) {
+        return false;
+    }
+    for (*at += line.length;; *at += line.length) {
+        line = line_at(document, *at);
+        struct json file = find_member(line, "{\"file\": ");
+        if (file.bytes == NULL) {
+            return true;
+        }
+        thread->ours = is_own_file(file) ? line : thread->ours;
+        thread->inner = line;
+    }
+}
+
+/* Says where a thread is: its innermost frame, and its innermost one of the application's own. */
+static void
+append_place(struct buffer *out, const struct thread *thread)
+{
+    const struct json *inner = &thread->inner;
+    const struct json *ours = &thread->ours;
+    struct json at = ours->bytes == NULL ? *inner : *ours;
+
+    if (inner->bytes == NULL) {
         append_text(out, "without a frame");
         return;
     }
     append_text(out, "in ");
-    append_json(out, find_member(inner, "\"function\": "));
-    if (ours.bytes != NULL && ours.bytes != inner.bytes) {
+    append_json(out, find_member(*inner, "\"function\": "));
+    if (ours->bytes != NULL && ours->bytes != inner->bytes) {
         append_text(out, ", by ");
-        append_json(out, find_member(ours, "\"function\": "));
+        append_json(out, find_member(*ours, "\"function\": "));
     }
     append_text(out, " at ");
     append_json(out, find_member(at, "\"file\": "));
@@ -177,31 +212,6 @@ add_to_brief(struct brief *brief, struct json thread, struct json process, bool 
     }
 }
 
-/* Adds the thread or task whose line begins here, with the lines of its frames. Returns how long
- * all of that is. */
-static size_t
-read_thread(struct briefs *briefs, const struct buffer *document, size_t start,
-            struct json process)
-{
-    struct json thread = line_at(document, start);
-    struct json frame = line_at(document, start + thread.length);
-    struct json inner = {NULL, 0};
-    struct json ours = {NULL, 0};
-    struct buffer place = {.data = NULL}; /* owned, handed to the brief */
-    size_t length = thread.length;
-
-    for (; find_member(frame, "{\"file\": ").bytes != NULL;
-         frame = line_at(document, start + length)) {
-        ours = is_own_file(find_member(frame, "{\"file\": ")) ? frame : ours;
-        inner = frame;
-        length += frame.length;
-    }
-    append_place(&place, inner, ours);
-    add_to_brief(find_brief(briefs, kind_of(thread), &place), thread, process,
-                 briefs->is_of_one);
-    return length;
-}
-
 /* Says why threads are missing, where a frozen copy could not be made or is not whole. */
 static void
 show_note(const struct buffer *document, struct json process)
@@ -227,11 +237,14 @@ static void
 read_document(struct briefs *briefs, const struct buffer *document)
 {
     struct json process = find_member(line_at(document, 0), "{\"pid\": ");
+    struct thread thread;
+    size_t at = 0;
 
-    for (size_t start = 0; start < document->length;) {
-        struct json line = line_at(document, start);
-        bool is_thread = find_member(line, "\"frames\": ").bytes != NULL;
-        start += is_thread ? read_thread(briefs, document, start, process) : line.length;
+    while (next_thread(document, &at, &thread)) {
+        struct buffer place = {.data = NULL}; /* owned, handed to the brief */
+        append_place(&place, &thread);
+        add_to_brief(find_brief(briefs, kind_of(thread.head), &place), thread.head,
+                     process, briefs->is_of_one);
     }
     show_note(document, process);
 }

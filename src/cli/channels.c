@@ -135,7 +135,7 @@ interrupt_session(const struct target *target)
         interrupt.late_s = now_s() + INTERRUPT_PATIENCE_MS / 1e3;
         return SESSION_INTERRUPTED;
     }
-    if (is_still_running) {
+    if (is_still_running && !terminal.is_quiet) {
         (void)fprintf(stderr,
                       "\nmanhole-cli: left; the statement has not ended yet and is "
                       "interrupted again by the process every second until it does\n");

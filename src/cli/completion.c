@@ -8,7 +8,7 @@
 #ifndef MANHOLE_CLI_COMPLETION_C
 #define MANHOLE_CLI_COMPLETION_C
 
-#include "screen.c"
+#include "block.c"
 
 #ifdef HAVE_LIBEDIT
 
@@ -80,13 +80,6 @@ show_matches(const struct buffer *matches, const char *line)
     show_output();
 }
 
-/* Adds a character as UTF-8. */
-static void
-append_character(struct buffer *out, wchar_t c)
-{
-    append_format(out, "%lc", (wint_t)c);
-}
-
 /* Whether each line begins with the start and goes on behind it. */
 static bool
 are_matches(const struct buffer *lines, const char *start)
@@ -134,9 +127,7 @@ on_tab(EditLine *el, int key)
     OWNED_BUFFER matches = {.data = NULL};
 
     (void)key;
-    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
-        append_character(&start, *c);
-    }
+    append_characters(&start, line->buffer, line->cursor);
     append_text(&start, "\n");
     if (editor.server < 0) {
         return CC_ERROR;

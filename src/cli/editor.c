@@ -6,9 +6,8 @@
  * editor.way_out. The terminal is in libedit's hands for as long as the program runs, so it is
  * given back around whatever may end or stop the program.
  *
- * What is pasted stands between two sequences of the terminal's. Its lines are shown as if typed,
- * gather in editor.block, and go to the server as one, between two keys that say so; a last line
- * without end becomes the next one that is edited, and all of it waits for Enter.
+ * What is pasted stands between two sequences of the terminal's, and becomes lines of the block
+ * that is typed. Where its last line has an end, that is Enter.
  */
 #ifndef MANHOLE_CLI_EDITOR_C
 #define MANHOLE_CLI_EDITOR_C
@@ -18,6 +17,9 @@
 enum {
     HISTORY_LINES = 2000, /* that the editor knows */
 };
+
+/* Enter for libedit itself; no terminal sends it. */
+static const char accept_key[] = "\033[13~~";
 
 #ifdef HAVE_LIBEDIT
 
@@ -59,15 +61,6 @@ send_typed(const char *bytes, size_t count)
     (void)send_some(editor.server, &editor.unsent);
 }
 
-/* What was pasted and is not sent goes with the line that it was pasted into. */
-static void
-forget_paste(void)
-{
-    empty(&editor.paste);
-    empty(&editor.block);
-    editor.is_block = false;
-}
-
 /* Ctrl-C drops what is being typed, and interrupts who reads, or what the process runs. A console
  * that takes no keys forgets the block of which it has the first lines when there is a NUL, for no
  * source has one. */
@@ -75,20 +68,19 @@ static void
 handle_interrupt(void)
 {
     const LineInfoW *line = el_wline(editor.el);
-    bool has_text =
-        editor.is_typing && (editor.is_pasting || line->lastchar > line->buffer);
-    bool is_in_block = editor.asked > 0 && ends_with(&editor.line, "... ");
+    const struct block *block = &editor.block;
+    bool has_text = editor.is_typing &&
+                    (editor.is_pasting || line->lastchar > line->buffer ||
+                     block->above.length > block->settled || block->below.length > 0);
+    bool is_in_block = editor.asked > 0 && ends_with(&editor.line, continuation);
     bool is_asked = is_in_block || (editor.is_waiting && editor.asked == 0);
 
-    forget_paste();
-    empty(&editor.keys);
     if (has_text || is_asked) {
-        hide_line();
-        (void)el_cursor(editor.el, (int)(line->lastchar - line->cursor));
-        (void)el_set(editor.el, EL_REFRESH);
+        show_whole_block();
         (void)fputs("^C\n", stdout);
         editor.way_out = LINE_CANCELLED;
     }
+    forget_block();
     if (is_asked) {
         const char key[] = {KEY_INTERRUPT};
         send_typed(marks.are_put ? key : "\0\n", marks.are_put ? 1 : 2);
@@ -183,22 +175,26 @@ next_key(wchar_t *key)
     return false;
 }
 
-/* libedit's way to a key; what was pasted for the line comes first. Returns how many there are, 1;
- * 0 at the end; -1 to give up. */
+/* libedit's way to a key. Returns how many there are, 1; 0 at the end; -1 to give up. */
 static int
 read_key(EditLine *el, wchar_t *key)
 {
-    if (editor.paste.length > 0 && !editor.is_pasting) {
+    struct buffer *indent = &editor.block.indent;
+
+    if (indent->length > 0 && !editor.is_pasting) {
         hide_line();
-        (void)el_insertstr(el, editor.paste.data);
-        empty(&editor.paste);
-        (void)el_set(el, EL_REFRESH);
+        (void)el_insertstr(el, indent->data);
+        editor.block.indented = indent->length;
+        empty(indent);
+        draw_line();
     }
     while (editor.way_out == NO_WAY_OUT) {
-        if (next_key(key)) {
+        if (!next_key(key)) {
+            wait_for_news(true);
+        }
+        else if (editor.is_pasting || !take_indentation_key(*key)) {
             return 1;
         }
-        wait_for_news(true);
     }
     return editor.way_out == INPUT_ENDED ? 0 : -1;
 }
@@ -221,88 +217,101 @@ on_paste(EditLine *el, int key)
             editor.is_pasting = false;
             return CC_EOF;
         }
-        if (c < KEY_PASTE || c > KEY_PASTED) {
-            append_character(&text, c == L'\r' ? L'\n' : c);
+        c = c == L'\r' ? L'\n' : c;
+        if (c < KEY_PASTE || c > KEY_PASTE_ANEW) {
+            append_characters(&text, &c, &c + 1);
         }
     }
     editor.is_pasting = false;
     text.data[text.length -= strlen(end)] = '\0';
-    size_t length = line_length(&text);
-    if (length > 0) { /* all lines but the first one wait until that is accepted */
-        append(&editor.paste, text.data + length, text.length - length);
-        text.data[length - 1] = '\0';
-        editor.is_block = true;
+    if (editor.server < 0) { /* its lines may be for whom the first one leads to */
+        prepend(&editor.keys, &text);
     }
-    (void)el_insertstr(el, text.data);
-    el_push(el, length > 0 ? "\n" : "");
-    return CC_REFRESH;
+    else {
+        unfold();
+        insert_paste(&text);
+    }
+    return CC_NORM;
 }
 
 /* ---- Lines ------------------------------------------------------------------------- */
 
-/* A line, given with its newline; no other is behind it. */
-static void
-keep_line(const char *line, size_t length)
+static unsigned char
+on_clear(EditLine *el, int key)
 {
-    if (line[strspn(line, " \t")] != '\n') {
-        HistEvent event;
-        (void)history(editor.history, &event, H_ENTER, line);
-        remember_line(line, length);
-    }
+    (void)el;
+    (void)key;
+    (void)fputs("\033[H\033[J", stdout);
+    draw_line();
+    return CC_NORM;
 }
 
-/* A server that takes no keys has but the lines. */
+/* Enter: a line more, where there are lines below; else this one is libedit's, and what was not on
+ * the screen of the block comes there. */
+static unsigned char
+on_enter(EditLine *el, int key)
+{
+    (void)key;
+    unfold();
+    if (!break_line(el)) {
+        if (editor.block.above.length > editor.block.settled) {
+            show_whole_block();
+        }
+        el_push(el, accept_key);
+    }
+    return CC_NORM;
+}
+
+/* Sends the lines of the block that are not settled. A server that takes no keys has but the lines.
+ */
 static void
 send_block(void)
 {
-    static const char keys[] = {KEY_PASTE, KEY_PASTED};
+    struct block *block = &editor.block;
+    const char *text = block->above.data + block->settled;
+    size_t length = block->above.length - block->settled;
+    bool is_one = !block->is_pasted && !block->is_anew &&
+                  next_line(&block->above, block->settled, true) == length;
+    const char keys[] = {block->is_anew ? KEY_PASTE_ANEW : KEY_PASTE, KEY_PASTED};
+    size_t count = marks.are_put && !is_one ? 1 : 0;
     OWNED_BUFFER bytes = {.data = NULL};
 
-    append(&bytes, keys, marks.are_put ? 1 : 0);
-    append(&bytes, text_of(&editor.block), editor.block.length);
-    append(&bytes, keys + 1, marks.are_put ? 1 : 0);
+    append(&bytes, keys, count);
+    append(&bytes, text, length);
+    append(&bytes, keys + 1, count);
     send_typed(bytes.data, bytes.length);
-    forget_paste();
 }
 
-/* Takes whole lines of the paste into the block, shown as if they had been typed. If that is all,
- * sends it. */
-static void
-accept_paste(void)
-{
-    size_t length = 0;
-
-    empty(&editor.line);
-    append_text(&editor.line, editor.asked > 0 ? "... " : "");
-    editor.asked = editor.line.length;
-    editor.is_stale = true;
-    while ((length = line_length(&editor.paste)) > 0) {
-        OWNED_BUFFER line = {.data = NULL};
-        append(&line, editor.paste.data, length);
-        drop(&editor.paste, length);
-        append_paint(&editor.out, editor.asked > 0 ? PROMPT : PLAIN,
-                     text_of(&editor.line));
-        append_harmless(&editor.out, line.data, length);
-        keep_line(line.data, length);
-        append(&editor.block, line.data, length);
-    }
-    show_output();
-    if (editor.paste.length == 0) {
-        send_block();
-    }
-}
-
-/* A line that was typed, given with its newline. */
+/* A line that was typed, given with its newline, and with it the block that it ends. To the console
+ * a line of blanks is an empty one, for it was indented here. Who has typed on already, as a
+ * terminal does that marks no paste, gets no blanks before that but behind a colon, where the line
+ * needs some. */
 static void
 accept_line(const char *line, size_t length)
 {
-    keep_line(line, length);
-    if (editor.is_block) {
-        append(&editor.block, line, length);
-        accept_paste();
+    struct block *block = &editor.block;
+    bool is_to_console = editor.asked > 0 || is_in_block();
+    bool is_blank = line[strspn(line, " \t")] == '\n';
+
+    if (!is_to_console) {
+        end_block();
     }
-    else {
-        send_typed(line, length);
+    bool goes_on = block->settled > 0 || block->is_anew;
+    if (is_to_console && is_blank && (goes_on || block->above.length > 0)) {
+        line += length - 1;
+        length = 1;
+    }
+    append(&block->above, line, length);
+    if (is_to_console && !is_blank && (editor.keys.length == 0 || opens_block(line))) {
+        append_indentation(&block->indent, line);
+    }
+    keep_entry(&block->above, goes_on);
+    send_block();
+    block->is_torn = goes_on && block->is_torn;
+    block->is_anew = block->is_pasted = false;
+    block->settled = block->above.length;
+    if (!is_to_console) {
+        forget_block();
     }
 }
 
@@ -314,6 +323,7 @@ edit_line(int *count)
 {
     (void)el_set(editor.el, EL_PREP_TERM, 1);
     editor.is_typing = true;
+    editor.recalled = editor.block.rows_above = 0;
     const char *line = el_gets(editor.el, count);
     editor.is_typing = false;
     return *count > 0 ? line : NULL;
@@ -325,7 +335,11 @@ end_reader(void)
 {
     static const char key[] = {KEY_END};
 
-    forget_paste();
+    if (editor.block.above.length > editor.block.settled ||
+        editor.block.below.length > 0) {
+        return; /* this line has no end, but the block goes on */
+    }
+    forget_block();
     if (marks.are_put) {
         append_text(&editor.out, "\n");
         send_typed(key, sizeof(key));
@@ -350,12 +364,11 @@ type_line(void)
     }
 }
 
-/* Lets a line be typed at a prompt of our own, while there is no server; what was pasted behind the
- * last one comes first. Adds it with its newline; returns false at the end. */
+/* Lets a line be typed at a prompt of our own, while there is no server. Adds it with its newline;
+ * returns false at the end. */
 static bool
 type_local_line(const char *prompt, struct buffer *line)
 {
-    size_t length = line_length(&editor.paste);
     const char *typed = NULL;
     int count = 0;
     HistEvent event;
@@ -365,25 +378,16 @@ type_local_line(const char *prompt, struct buffer *line)
     editor.asked = editor.line.length;
     editor.server = -1;
     editor.is_waiting = editor.is_stale = true;
-    if (length > 0) {
-        append(line, editor.paste.data, length);
-        drop(&editor.paste, length);
-        append_text(&editor.out, prompt);
-        append_harmless(&editor.out, line->data, length);
-        show_output();
-        return true;
-    }
     do {
         editor.way_out = NO_WAY_OUT;
         typed = edit_line(&count);
     } while (editor.way_out == LINE_CANCELLED);
-    editor.is_block = false;
     if (typed == NULL) {
         (void)fputs("\n", stdout);
         return false;
     }
-    (void)history(editor.history, &event, H_ENTER, typed);
     append(line, typed, (size_t)count);
+    (void)history(editor.history, &event, H_ENTER, line->data);
     return true;
 }
 
@@ -403,14 +407,20 @@ load_history(void)
     (void)history(editor.history, &event, H_SETSIZE, HISTORY_LINES);
     (void)history(editor.history, &event, H_SETUNIQUE, 1);
     (void)read_file(history_path, &lines);
-    char *rest = lines.data;
-    for (char *line = strsep(&rest, "\n"); line != NULL; line = strsep(&rest, "\n")) {
-        OWNED_BUFFER whole = {.data = NULL};
-        append_format(&whole, "%s\n", line);
-        /* libedit goes back to no line that is no text. */
-        if (line[0] != '\0' && mbstowcs(NULL, line, 0) != (size_t)-1) {
-            (void)history(editor.history, &event, H_ENTER, whole.data);
+    OWNED_BUFFER entry = {.data = NULL};
+    for (size_t i = 0, length = 0; i < lines.length; i += length) {
+        length = next_line(&lines, i, true);
+        append(&entry, lines.data + i, length);
+        if (ends_with(&entry, "\r\n")) { /* the rest of a block follows */
+            entry.length -= 2;
+            append_text(&entry, "\n");
+            continue;
         }
+        /* libedit goes back to no line that is no text. */
+        if (entry.length > 1 && mbstowcs(NULL, entry.data, 0) != (size_t)-1) {
+            (void)history(editor.history, &event, H_ENTER, entry.data);
+        }
+        empty(&entry);
     }
 }
 
@@ -419,12 +429,48 @@ static bool
 open_editor(void)
 {
     static const char *const keys[][2] = {
-        {"^I", "manhole-complete"},         {"\033[200~", "manhole-paste"},
-        {"^R", "em-inc-search-prev"},       {"^W", "ed-delete-prev-word"},
-        {"\033[3~", "ed-delete-next-char"}, {"\033[1~", "ed-move-to-beg"},
-        {"\033[4~", "ed-move-to-end"},      {"\033[H", "ed-move-to-beg"},
-        {"\033[F", "ed-move-to-end"},       {"\033[1;5D", "ed-prev-word"},
+        {"^I", "manhole-complete"},
+        {"\033[200~", "manhole-paste"},
+        {"^M", "manhole-enter"},
+        {"^J", "manhole-enter"},
+        {accept_key, "ed-newline"},
+        {"^P", "manhole-up"},
+        {"\033[A", "manhole-up"},
+        {"\033OA", "manhole-up"},
+        {"^N", "manhole-down"},
+        {"\033[B", "manhole-down"},
+        {"\033OB", "manhole-down"},
+        {"\033[D", "manhole-left"},
+        {"\033OD", "manhole-left"},
+        {"^B", "manhole-left"},
+        {"\033[C", "manhole-right"},
+        {"\033OC", "manhole-right"},
+        {"^F", "manhole-right"},
+        {"^L", "manhole-clear"},
+        {"^R", "em-inc-search-prev"},
+        {"^W", "ed-delete-prev-word"},
+        {"\033[3~", "ed-delete-next-char"},
+        {"\033[1~", "ed-move-to-beg"},
+        {"\033[4~", "ed-move-to-end"},
+        {"\033[H", "ed-move-to-beg"},
+        {"\033[F", "ed-move-to-end"},
+        {"\033[1;5D", "ed-prev-word"},
         {"\033[1;5C", "em-next-word"},
+    };
+
+    static const struct {
+        const char *name;
+        const char *help;
+        unsigned char (*call)(EditLine *el, int key);
+    } functions[] = {
+        {"manhole-complete", "Complete the name", on_tab},
+        {"manhole-paste", "Take pasted text", on_paste},
+        {"manhole-enter", "Send the block, or insert a line in it", on_enter},
+        {"manhole-up", "A line up, or to older history", on_up},
+        {"manhole-down", "A line down, or to newer history", on_down},
+        {"manhole-left", "A character back", on_left},
+        {"manhole-right", "A character on", on_right},
+        {"manhole-clear", "Clear the screen", on_clear},
     };
 
     if (editor.el != NULL) {
@@ -442,8 +488,10 @@ open_editor(void)
     (void)el_set(editor.el, EL_SIGNAL, 0);
     (void)el_set(editor.el, EL_HIST, history, editor.history);
     (void)el_set(editor.el, EL_GETCFN, read_key);
-    (void)el_set(editor.el, EL_ADDFN, "manhole-complete", "Complete the name", on_tab);
-    (void)el_set(editor.el, EL_ADDFN, "manhole-paste", "Take pasted text", on_paste);
+    for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); i++) {
+        (void)el_set(editor.el, EL_ADDFN, functions[i].name, functions[i].help,
+                     functions[i].call);
+    }
     for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
         (void)el_set(editor.el, EL_BIND, keys[i][0], keys[i][1], NULL);
     }
@@ -468,7 +516,6 @@ begin_editing(void)
     hold_terminal(true);
 }
 
-/* Begins with a server: what was pasted behind the line that led here is for its first prompt. */
 static void
 begin_session(int server, const struct target *target)
 {
@@ -478,14 +525,6 @@ begin_session(int server, const struct target *target)
     marks = (struct marks){.text = marks.text};
     empty(&editor.line);
     end_waiting();
-    while (editor.paste.length > 0 && !editor.is_waiting &&
-           editor.way_out == NO_WAY_OUT) {
-        wait_for_news(false);
-    }
-    if (editor.paste.length > 0) {
-        editor.is_block = true;
-        accept_paste();
-    }
 }
 
 /* Tells the server that no more lines come, behind the last of them. */

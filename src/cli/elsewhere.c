@@ -30,6 +30,9 @@ static void
 build_command(const struct request *request, struct buffer *out)
 {
     append_quoted(out, program);
+    if (request->action == ACTION_TOP) {
+        append_quoted(out, "top");
+    }
     for (size_t i = 0; i < request->pids; i++) {
         append_quoted(out, request->pid[i]);
     }
@@ -90,7 +93,9 @@ static _Noreturn void
 go_elsewhere(const struct request *request)
 {
     const char *host = request->given[OPTION_HOST];
-    bool wants_terminal = request->action == ACTION_CONSOLE && is_interactive();
+    bool wants_terminal =
+        (request->action == ACTION_CONSOLE || request->action == ACTION_TOP) &&
+        is_interactive();
     struct buffer command = {.data = NULL};
 
     prepare_input(request);

@@ -1,4 +1,5 @@
-/* History: what was typed at a terminal, for the next time. A line each, as readline keeps it.
+/* History: what was typed at a terminal, for the next time. A line each, as readline keeps it; of a
+ * block all lines but the last one end with a carriage return, too, as CPython's own prompt has it.
  *
  * Clients side by side append under a lock, a line in one write(), so their lines do not mix; who
  * finds the file too long when he starts keeps its last half, in place. To have no history is no
@@ -10,7 +11,8 @@
 #include "terminal.c"
 
 enum {
-    HISTORY_SIZE = 1024 * 1024, /* bytes; beyond, the older half is dropped */
+    HISTORY_ENTRY_SIZE = 64 * 1024, /* bytes; a longer one is not kept */
+    HISTORY_SIZE = 1024 * 1024,     /* bytes; beyond, the older half is dropped */
 };
 
 static char history_path[PATH_MAX]; /* "": nothing is kept */
@@ -82,16 +84,50 @@ find_history(void)
     }
 }
 
-/* Appends a line, given with its newline. Neither an empty one is kept nor one beyond the limit. */
+/* An entry of the editor's as the file has it. */
 static void
-remember_line(const char *line, size_t length)
+append_entry(struct buffer *out, const struct buffer *entry)
 {
-    if (length <= 1 || length > HISTORY_LINE_SIZE) {
+    for (size_t i = 0, length = 0; i < entry->length; i += length) {
+        length = next_line(entry, i, true);
+        append(out, entry->data + i, length - 1);
+        append_text(out, i + length < entry->length ? "\r\n" : "\n");
+    }
+}
+
+/* Takes an entry away from the end of the file, if nobody has appended another since. */
+static void
+take_entry_back(int fd, const struct buffer *entry)
+{
+    OWNED_BUFFER known = {.data = NULL};
+    OWNED_BUFFER found = {.data = NULL};
+
+    append_entry(&known, entry);
+    off_t start = lseek(fd, 0, SEEK_END) - (off_t)known.length;
+    if (start >= 0 && lseek(fd, start, SEEK_SET) == start && read_all(fd, &found) &&
+        found.length == known.length &&
+        memcmp(found.data, known.data, known.length) == 0) {
+        (void)!ftruncate(fd, start);
+    }
+}
+
+/* Appends an entry, given with a newline at its end. Neither an empty one is kept nor one beyond
+ * the limit. replaced: the last one that was kept, of which this is more; or NULL. */
+static void
+remember_entry(const struct buffer *entry, const struct buffer *replaced)
+{
+    OWNED_BUFFER bytes = {.data = NULL};
+
+    if (entry->length <= 1 || entry->length > HISTORY_ENTRY_SIZE) {
         return;
     }
-    OWNED_FD fd = lock_history(O_WRONLY | O_APPEND);
+    append_entry(&bytes, entry);
+    OWNED_FD fd = lock_history(O_RDWR | O_APPEND);
+    if (fd >= 0 && replaced != NULL) {
+        take_entry_back(fd, replaced);
+    }
     if (fd >= 0) {
-        (void)!write(fd, line, length);
+        (void)!write(fd, bytes.data, bytes.length);
     }
 }
 
@@ -103,8 +139,10 @@ remember_typed(struct buffer *typed, const char *bytes, size_t count)
 
     append(typed, bytes, history_path[0] != '\0' ? count : 0);
     while ((length = line_length(typed)) > 0) {
-        remember_line(typed->data, length);
+        OWNED_BUFFER line = {.data = NULL};
+        append(&line, typed->data, length);
         drop(typed, length);
+        remember_entry(&line, NULL);
     }
 }
 

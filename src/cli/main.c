@@ -9,6 +9,7 @@
 #define MANHOLE_CLI_MAIN_C
 
 #include "many.c"
+#include "top.c"
 #include "elsewhere.c"
 #include "local_shell.c"
 
@@ -88,6 +89,7 @@ main(int argc, char **argv)
     parse_command_line(argc, argv, &request);
     terminal.is_raw = is_given(&request, OPTION_RAW);
     terminal.has_colours = terminal.has_colours && !is_given(&request, OPTION_NO_COLOR);
+    terminal.is_quiet = is_given(&request, OPTION_QUIET);
     if (is_elsewhere(&request)) {
         go_elsewhere(&request);
     }
@@ -97,10 +99,13 @@ main(int argc, char **argv)
     if (request.action == ACTION_CLEAN) {
         return (int)clean_sockets();
     }
+    request.deadline = find_deadline(&request);
+    if (request.action == ACTION_TOP) {
+        return (int)watch_processes(&request);
+    }
     if (request.action == ACTION_RUN) {
         read_source(&request);
     }
-    request.deadline = find_deadline(&request);
     return (int)(request.pids > 0 ? serve_named(&request) : serve_selected(&request));
 }
 

@@ -34,7 +34,7 @@ struct jobs {
     struct job *list; /* owned */
     size_t count;
     size_t begun;
-    size_t shown;       /* stacks or tasks, in the order of the command line */
+    size_t shown;       /* of what is shown whole, in the order of the command line */
     bool *has_answered; /* shared with the children, for a status may be the code's own */
     struct readers readers;
 };
@@ -175,18 +175,18 @@ read_job(struct job *job, int stream)
     }
 }
 
-/* Shows what has come of a job line by line: all but stacks and tasks. */
+/* Shows what has come of a job line by line: all but stacks, tasks and the like. */
 static void
 show_job_lines(const struct jobs *jobs, struct job *job, int stream)
 {
-    if (jobs->request->action == ACTION_RUN || stream == 1) {
+    if (!is_shown_whole(jobs->request) || stream == 1) {
         show_lines(STDOUT_FILENO + stream, label_of(job->target).text, &job->text[stream],
                    job->fd[stream] < 0);
     }
 }
 
-/* Shows the stacks or tasks that are complete, in the order of the command line; briefs are of all
- * at once. */
+/* Shows the stacks, or the like, that are complete, in the order of the command line; briefs are of
+ * all at once. */
 static void
 show_in_order(struct jobs *jobs)
 {
@@ -260,7 +260,7 @@ attend_jobs(struct jobs *jobs)
             show_job_lines(jobs, &jobs->list[i / 2], (int)(i % 2));
         }
     }
-    if (is_look(jobs->request)) {
+    if (is_shown_whole(jobs->request)) {
         show_in_order(jobs);
     }
 }
@@ -292,7 +292,7 @@ serve_many(const struct request *request, const struct target *targets, size_t c
         answered += jobs.has_answered[i];
         status = jobs.list[i].status > status ? jobs.list[i].status : status;
     }
-    if (!is_given(request, OPTION_QUIET)) {
+    if (!terminal.is_quiet) {
         (void)fprintf(stderr, "manhole-cli: %zu of %zu answered\n", answered, count);
     }
     free(jobs.list);

@@ -1,12 +1,13 @@
 /* Marks: what a console and a client at a terminal tell each other among the bytes of a session.
  *
- *   to the server     Ctrl-C (3), Ctrl-D (4), and a paste between 2 and 5
+ *   to the server     Ctrl-C (3), Ctrl-D (4), a paste between 2 and 5, or 6 and 5
  *   from the server   1 "?>>> " 2   somebody reads; 1 "?" 2   one who is not the console
  *                     1 "!" 2       he has a line that was sent before he asked
  *
  * The server is told by the calling card that lines are typed at a terminal, for then Ctrl-C and
  * Ctrl-D are for who reads there: the console, input() or Pdb. They go over as those bytes, and two
- * more stand around what is pasted, which the console runs as one.
+ * more stand around what is pasted, which the console runs as one; with 6 before it, instead of the
+ * lines that the console has of a block.
  *
  * The server in turn says between two bytes when somebody begins to read: "?" and the prompt, if it
  * is one of the console's, of which "... " is one that goes on with a statement; and "!" when he
@@ -19,7 +20,13 @@
 #include "channels.c"
 
 enum { MARK_BEGIN = 1, MARK_END = 2, MARK_SIZE = 256 };
-enum { KEY_PASTE = 2, KEY_INTERRUPT = 3, KEY_END = 4, KEY_PASTED = 5 };
+enum {
+    KEY_PASTE = 2,
+    KEY_INTERRUPT = 3,
+    KEY_END = 4,
+    KEY_PASTED = 5,
+    KEY_PASTE_ANEW = 6,
+};
 
 enum mark { NO_MARK, MARK_UNFINISHED, MARK_WAITS, MARK_HAS_READ, MARK_BROKEN };
 

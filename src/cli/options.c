@@ -36,6 +36,9 @@ enum option_name {
     OPTION_GREENLETS,
     OPTION_JSON,
     OPTION_BRIEF,
+    OPTION_LOG_LEVEL,
+    OPTION_MEMORY,
+    OPTION_REPORT,
     OPTION_LIST,
     OPTION_CLEAN,
     OPTION_ALL,
@@ -55,6 +58,7 @@ enum action {
     ACTION_GREENLETS,
     ACTION_LIST,
     ACTION_CLEAN,
+    ACTION_TOP,
 };
 
 struct request {
@@ -79,12 +83,13 @@ enum group { NO_GROUP, SIGNAL_GROUP, ACTION_GROUP, PLACE_GROUP };
 #define NUMBER(number) NUMBER_(number)
 #define NUMBER_(number) #number
 #define DEFAULT_TIMEOUT_S 1
+#define DEFAULT_MEMORY_S 10
 
 static const struct known_option {
     enum group group;    /* at most one of these may be given */
     const char *letter;  /* may be NULL, */
     const char *name;    /* or this one */
-    const char *metavar; /* NULL: takes no argument */
+    const char *metavar; /* NULL: takes no argument; in brackets: may go without */
     const char *help;
 } options[OPTIONS] = {
     [OPTION_HELP] = {NO_GROUP, "h", "help", NULL, "show this help message and exit"},
@@ -125,6 +130,18 @@ static const struct known_option {
     [OPTION_BRIEF] =
         {NO_GROUP, NULL, "brief", NULL,
          "Print of the stacks a line for each that differs, most threads first."},
+    [OPTION_LOG_LEVEL] =
+        {ACTION_GROUP, NULL, "log-level", "LOGGER=LEVEL",
+         "Give a logger of the process this level; LEVEL alone: the root logger; "
+         "\"restore\": give back what they had."},
+    [OPTION_MEMORY] = {ACTION_GROUP, NULL, "memory", "[=SECONDS]",
+                       "Look twice, " NUMBER(
+                           DEFAULT_MEMORY_S) " SECONDS apart: how memory, and the "
+                                             "number of objects of each type, grew."},
+    [OPTION_REPORT] =
+        {ACTION_GROUP, NULL, "report", NULL,
+         "Print what a ticket wants: versions, threads, open files, garbage, "
+         "the environment without secrets."},
     [OPTION_LIST] = {ACTION_GROUP, NULL, "list", NULL,
                      "List the processes that have a manhole, and whether they answer."},
     [OPTION_CLEAN] = {ACTION_GROUP, NULL, "clean", NULL,
@@ -205,9 +222,13 @@ print_help(void)
     (void)printf("%s\nConnect to a manhole.\n\npositional arguments:\n", usage);
     print_entry("PID",
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
+    print_entry("top [PID ...]",
+                "Show every 2 seconds what these processes do, or the threads of one.");
     for (size_t i = 0; i < OPTIONS; i++) {
         const char *metavar = options[i].metavar;
-        struct text argument = metavar != NULL ? print(" %s", metavar) : print("%s", "");
+        struct text argument = metavar == NULL     ? print("%s", "")
+                               : metavar[0] == '[' ? print("%s", metavar)
+                                                   : print(" %s", metavar);
         if (headings[i] != NULL) {
             (void)printf("\n%s:\n", headings[i]);
         }
@@ -277,6 +298,7 @@ static void
 apply_option(struct request *request, enum option_name name, const char *argument)
 {
     enum group group = options[name].group;
+    double seconds = 0;
 
     switch (name) {
     case OPTION_HELP:
@@ -300,6 +322,13 @@ apply_option(struct request *request, enum option_name name, const char *argumen
         request->ancestor = parse_pid(argument);
         if (request->ancestor == 0) {
             fail(STATUS_USAGE, "argument %s: %s", name_of(name).text, not_a_pid);
+        }
+        break;
+    case OPTION_MEMORY:
+        argument = argument[0] == '\0' ? NUMBER(DEFAULT_MEMORY_S) : argument;
+        if (!parse_float(argument, &seconds) || !(seconds >= 0 && seconds < INT_MAX)) {
+            fail(STATUS_USAGE, "argument %s: invalid number of seconds: %s",
+                 name_of(name).text, quote(argument).text);
         }
         break;
     default:
@@ -350,6 +379,14 @@ static bool
 is_look_at_tasks(const struct request *request)
 {
     return is_look(request) && request->action != ACTION_STACKS;
+}
+
+/* Whether what comes of a process is shown in one piece, where there are several. */
+static bool
+is_shown_whole(const struct request *request)
+{
+    return is_look(request) || is_given(request, OPTION_MEMORY) ||
+           is_given(request, OPTION_REPORT);
 }
 
 static bool
@@ -410,10 +447,13 @@ build_tables(char letters[LETTERS_SIZE], struct option names[NAMES_SIZE])
 
     for (int i = 0; i < OPTIONS; i++) {
         const char *each[] = {options[i].letter, options[i].name};
-        bool has_argument = options[i].metavar != NULL;
+        const char *metavar = options[i].metavar;
+        int has_argument = metavar == NULL     ? no_argument
+                           : metavar[0] == '[' ? optional_argument
+                                               : required_argument;
         if (each[0] != NULL) {
             length += (size_t)snprintf(letters + length, LETTERS_SIZE - length, "%s%s",
-                                       each[0], has_argument ? ":" : "");
+                                       each[0], metavar != NULL ? ":" : "");
         }
         for (size_t j = 0; j < 2; j++) {
             if (each[j] != NULL) {
@@ -493,6 +533,9 @@ find_action(const struct request *request)
                 {OPTION_STACKS, ACTION_STACKS},
                 {OPTION_TASKS, ACTION_TASKS},
                 {OPTION_GREENLETS, ACTION_GREENLETS},
+                {OPTION_LOG_LEVEL, ACTION_RUN},
+                {OPTION_MEMORY, ACTION_RUN},
+                {OPTION_REPORT, ACTION_RUN},
                 {OPTION_JSON, ACTION_STACKS},
                 {OPTION_BRIEF, ACTION_STACKS}};
 
@@ -502,6 +545,18 @@ find_action(const struct request *request)
         }
     }
     return ACTION_CONSOLE;
+}
+
+/* The one action that is a word, before the PIDs: none of these is called so. */
+static void
+take_command(struct request *request)
+{
+    if (request->action == ACTION_CONSOLE && request->pids > 0 &&
+        strcmp(request->pid[0], "top") == 0) {
+        request->action = ACTION_TOP;
+        request->pids--;
+        memmove(request->pid, request->pid + 1, request->pids * sizeof(request->pid[0]));
+    }
 }
 
 /* Finds what the PIDs mean. */
@@ -529,11 +584,14 @@ parse_command_line(int argc, char **argv, struct request *request)
     OWNED_BUFFER unknown = {.data = NULL};
 
     parse_words(argc, argv, request, &unknown);
-    enum action action = find_action(request);
-    request->action = action;
-    bool may_be_several = action == ACTION_RUN || is_look(request);
+    request->action = find_action(request);
+    take_command(request);
+    enum action action = request->action;
+    bool may_be_several =
+        action == ACTION_RUN || action == ACTION_TOP || is_look(request);
     bool may_be_none = action == ACTION_LIST || action == ACTION_CLEAN ||
-                       is_selection(request) || (argc <= 1 && is_interactive());
+                       action == ACTION_TOP || is_selection(request) ||
+                       (argc <= 1 && is_interactive());
 
     if (request->pids == 0 && !may_be_none) {
         fail(STATUS_USAGE, "the following arguments are required: PID");
@@ -543,6 +601,9 @@ parse_command_line(int argc, char **argv, struct request *request)
     }
     if (unknown.length > 0) {
         fail(STATUS_USAGE, "unrecognized arguments:%s", unknown.data);
+    }
+    if (request->pids > 0 && is_given(request, OPTION_ALL)) {
+        fail(STATUS_USAGE, "argument --all: not allowed with argument PID");
     }
     if (is_given(request, OPTION_BRIEF) &&
         (action != ACTION_STACKS || is_given(request, OPTION_JSON))) {

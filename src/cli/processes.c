@@ -261,6 +261,7 @@ print_process(const struct process *process, size_t number)
     const pid_t pid = process->target.pid;
     struct text condition = print("%s", words[process->condition]);
     OWNED_BUFFER command = {.data = NULL};
+    OWNED_BUFFER row = {.data = NULL};
     int signal = opening_signal(advert);
 
     if (process->condition == CLOSED && signal != 0) {
@@ -268,18 +269,17 @@ print_process(const struct process *process, size_t number)
         condition = name != NULL ? print("-s %s", name) : print("signal %d", signal);
     }
     append_harmless(&command, text_of(&process->command), process->command.length);
+    append_text(&command, process->is_alive ? "" : process->target.path);
     if (number > 0) {
-        (void)printf("%3zu. ", number);
+        append_format(&row, "%3zu. ", number);
     }
-    if (!process->is_alive) {
-        (void)printf("%7d %-10s %-6s %9s  %-11s  %s\n", (int)pid,
-                     user_of(process->uid).text, "-", "-", condition.text,
-                     process->target.path);
-        return;
-    }
-    (void)printf("%7d %-10s %-6s %9s  %-11s  %s\n", (int)pid, user_of(process->uid).text,
-                 advert->python > 0 ? print("3.%d", advert->python).text : "?",
-                 age_of(pid).text, condition.text, text_of(&command));
+    append_format(
+        &row, "%7d %-10s %-6s %9s  %-11s  %s", (int)pid, user_of(process->uid).text,
+        !process->is_alive   ? "-"
+        : advert->python > 0 ? print("3.%d", advert->python).text
+                             : "?",
+        process->is_alive ? age_of(pid).text : "-", condition.text, text_of(&command));
+    (void)printf("%.*s\n", (int)fit_row(&row), text_of(&row));
 }
 
 /* Sockets without a process come last, and not more than a few of them. */

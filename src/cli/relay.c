@@ -180,7 +180,9 @@ move_bytes(struct relay *relay, const struct pollfd fds[POLLED])
 static void
 remark(const char *text)
 {
-    (void)fprintf(stderr, "\n%s\n", text);
+    if (!terminal.is_quiet) {
+        (void)fprintf(stderr, "\n%s\n", text);
+    }
 }
 
 /* Ctrl-C: interrupts who asks for something, or what the process runs. Without a terminal, and

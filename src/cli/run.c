@@ -13,10 +13,11 @@
 #define MANHOLE_CLI_RUN_C
 
 #include "channels.c"
+#include "jobs.c"
 
 enum {
     SECOND_LOOK_MS = 100,   /* at a process that is stopped: a profiler lets it go on */
-    STACKS_PATIENCE_S = 10, /* also for tasks */
+    STACKS_PATIENCE_S = 10, /* also for tasks, and until a program of ours begins */
 };
 
 /* ---- Our own streams --------------------------------------------------------------- */
@@ -46,6 +47,17 @@ write_output(struct output *output, const char *bytes, size_t count)
     }
     append_piece(&shown, &output->unfinished, bytes, count);
     write_all(output->fd, text_of(&shown), shown.length);
+}
+
+/* Half a character at the end is shown as what it is. */
+static void
+end_output(struct output *output)
+{
+    OWNED_BUFFER shown = {.data = NULL};
+
+    append_harmless(&shown, text_of(&output->unfinished), output->unfinished.length);
+    write_all(output->fd, text_of(&shown), shown.length);
+    free_buffer(&output->unfinished);
 }
 
 /* Whether somebody still reads our standard output and error, as poll() tells beside all else. */
@@ -78,6 +90,7 @@ struct task {
     int server;
     const struct target *target;
     double deadline;
+    const struct own_program *awaited; /* of which nothing has come yet; or NULL */
     struct readers readers;
     bool is_watched; /* it has answered, or the silence was looked into */
     bool was_interrupted;
@@ -100,6 +113,22 @@ find_deadline(const struct request *request)
     return is_given(request, OPTION_TIMEOUT) ? now_s() + request->timeout_s
            : is_look(request)                ? now_s() + STACKS_PATIENCE_S
                                              : HUGE_VAL;
+}
+
+static void
+say_late(const struct task *task)
+{
+    struct text label = label_of(task->target);
+
+    if (task->awaited == NULL) {
+        say_error("process %s has not finished within the timeout; it was told to stop",
+                  label.text);
+        return;
+    }
+    say_error(
+        "the Python of process %s did not come to %s in time; where it is, also when "
+        "it is stuck, is what --stacks shows",
+        label.text, name_of(task->awaited->option).text);
 }
 
 /* Whether the process can do nothing but wait itself; says so. One that is sampled by a profiler is
@@ -140,7 +169,9 @@ wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
         }
     }
     else if (is_interrupt_late()) {
-        (void)fprintf(stderr, "%s\n", interrupt_is_late);
+        if (!terminal.is_quiet) {
+            (void)fprintf(stderr, "%s\n", interrupt_is_late);
+        }
     }
     else if (ready == 0 && is_first) {
         task->is_watched = true;
@@ -149,8 +180,7 @@ wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
         }
     }
     else if (ready == 0 || patience_ms == 0) { /* a flood does not give it more time */
-        say_error("process %s has not finished within the timeout; it was told to stop",
-                  label_of(task->target).text);
+        say_late(task);
         end_task(task, STATUS_TIMEOUT);
     }
     return ready > 0 && !task->is_over;
@@ -175,10 +205,11 @@ static void
 read_source(struct request *request)
 {
     const char *path = request->given[OPTION_FILE];
+    const struct own_program *ours = find_own_program(request);
     struct buffer *source = &request->source;
 
     if (path == NULL) {
-        append_text(source, request->given[OPTION_CODE]);
+        append_text(source, ours != NULL ? ours->text : request->given[OPTION_CODE]);
         return;
     }
     bool is_read =
@@ -208,12 +239,16 @@ static void
 build_request(const struct request *request, struct buffer *out)
 {
     const char *file = request->given[OPTION_FILE];
+    const struct own_program *ours = find_own_program(request);
     OWNED_BUFFER fields = {.data = NULL};
 
     append_word(&fields, file == NULL             ? "<string>"
                          : strcmp(file, "-") == 0 ? "<stdin>"
                                                   : file);
     append_word(&fields, file == NULL ? "-c" : file);
+    if (ours != NULL) {
+        append_word(&fields, request->given[ours->option]);
+    }
     for (size_t i = 0; i < request->arguments; i++) {
         append_word(&fields, request->argument[i]);
     }
@@ -343,14 +378,19 @@ static enum exit_status
 run_code(int server, const struct request *request, const struct target *target,
          bool *answered)
 {
-    struct task task = {
-        .server = server, .target = target, .deadline = request->deadline};
+    struct task task = {.server = server,
+                        .target = target,
+                        .deadline = request->deadline,
+                        .awaited = find_own_program(request)};
     struct answer answer = {.status = -1,
                             .out = open_output(STDOUT_FILENO),
                             .err = open_output(STDERR_FILENO)};
     struct input input = {.is_over = false};
 
     build_request(request, &input.unsent);
+    if (task.awaited != NULL && task.deadline > now_s() + STACKS_PATIENCE_S) {
+        task.deadline = now_s() + STACKS_PATIENCE_S;
+    }
     follow_signal(SIGINT);
     while (!task.is_over) {
         bool has_unsent = input.unsent.length > 0;
@@ -368,12 +408,16 @@ run_code(int server, const struct request *request, const struct target *target,
         if ((fds[1].revents & ~POLLOUT) != 0) {
             bool is_open = read_answer(&task, &answer.bytes);
             parse_frames(&answer);
+            task.deadline = request->deadline;
+            task.awaited = NULL;
             if (!is_open || (answer.is_refusal && line_length(&answer.bytes) > 0)) {
                 end_task(&task, conclude(&answer, &task));
             }
         }
     }
     *answered = answer.status >= 0;
+    end_output(&answer.out);
+    end_output(&answer.err);
     free_buffer(&answer.bytes);
     free_buffer(&input.unsent);
     return task.status;

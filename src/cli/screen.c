@@ -17,15 +17,26 @@
 
 #include "relay.c"
 
+enum { LINE_SIZE = 4096 }; /* of a line without end, before what fills rows is output */
+
 #ifdef HAVE_LIBEDIT
 
-/* Cells and columns: where the cursor is after text that began in column 0. */
-struct cell {
-    int row;
-    int column;
+/* The lines around the one that libedit has, see the room block. */
+struct block {
+    struct buffer above; /* each with its newline */
+    struct buffer below;
+    size_t settled; /* bytes of above that were sent, and stand on the screen as output */
+    bool is_anew;   /* the server has lines of it that it is to forget */
+    bool is_pasted; /* a whole line of what is not settled was */
+    bool is_torn;   /* other output stands behind the settled ones */
+    int rows_above; /* drawn over the line, of those that are not settled */
+    struct buffer indent; /* what the next line begins with; then */
+    size_t indented;      /* that many blanks, while nothing else is in the line */
 };
 
 enum way_out { NO_WAY_OUT, SERVER_CLOSED, LINE_CANCELLED, LEFT, INPUT_ENDED };
+
+static const char continuation[] = "... ";
 
 static struct editor {
     EditLine *el;
@@ -47,44 +58,14 @@ static struct editor {
     bool is_stale;          /* what is shown of it is not what it should be */
     struct buffer unsent;   /* to the server */
     struct buffer keys;     /* read, and not yet asked for */
-    struct buffer paste; /* behind the line that is typed; last, the next one's start */
-    struct buffer block; /* lines to be sent with it */
-    bool is_block;       /* it is one of several, or a whole one was pasted */
-    bool is_pasting;     /* a paste has begun, and not ended */
+    bool is_pasting;        /* a paste has begun, and not ended */
+    struct block block;     /* that the line is of */
+    int recalled;           /* which entry of the history it was; 0: none */
+    struct buffer draft;    /* what was typed before one was recalled */
+    struct buffer entry;    /* the newest one */
 } editor;
 
 /* ---- What the server says ---------------------------------------------------------- */
-
-/* Moves over a character, which takes no, one or two cells; eight at most where it is a tab.
- * libedit shows a control character as two, and begins a new row as soon as one is full. */
-static void
-move_over(struct cell *cell, wchar_t c, int columns)
-{
-    int width = wcwidth(c);
-    int cells = c == L'\t'              ? 8 - cell->column % 8
-                : c < 0x20 || c == 0x7f ? 2
-                : width >= 0            ? width
-                                        : 1;
-
-    if (cell->column + cells > columns) {
-        cell->row++;
-        cell->column = 0;
-    }
-    cell->column += cells;
-    if (cell->column >= columns) {
-        cell->row++;
-        cell->column = 0;
-    }
-}
-
-/* How wide the terminal is; 80 where it does not say. */
-static int
-count_columns(void)
-{
-    struct winsize size = {.ws_col = 0};
-    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col
-                                                                           : 80;
-}
 
 /* Returns how many bytes of the text fill whole rows of the terminal, so that a newline behind them
  * is not seen. */
@@ -134,16 +115,48 @@ add_output(char byte)
     else {
         append(line, &byte, 1);
         editor.is_stale = editor.is_stale || !editor.is_waiting;
-        if (line->length % HISTORY_LINE_SIZE == 0) { /* what takes no room stays */
+        if (line->length % LINE_SIZE == 0) { /* what takes no room stays */
             shorten(line);
         }
     }
 }
 
-/* Somebody reads. */
+/* Whether the line is what it was begun with, and nothing else. */
+static bool
+is_indentation_alone(void)
+{
+    const LineInfoW *line = el_wline(editor.el);
+    const wchar_t *end = line->buffer + editor.block.indented;
+    const wchar_t *c = line->buffer;
+
+    while (c < line->lastchar && (*c == L' ' || *c == L'\t')) {
+        c++;
+    }
+    return editor.block.indented > 0 && c == end && line->cursor == end &&
+           line->lastchar == end;
+}
+
+/* What was sent of the block has run; what is still typed of it goes on. */
+static void
+end_block(void)
+{
+    drop(&editor.block.above, editor.block.settled);
+    editor.block.settled = 0;
+    editor.block.is_anew = editor.block.is_torn = false;
+    empty(&editor.block.indent);
+    if (editor.is_typing && is_indentation_alone()) {
+        el_deletestr(editor.el, (int)editor.block.indented);
+    }
+    editor.block.indented = 0;
+}
+
+/* Somebody reads. What does not go on with a block ends it. */
 static void
 begin_waiting(const char *prompt)
 {
+    if (strcmp(prompt, continuation) != 0) {
+        end_block();
+    }
     shorten(&editor.line);
     append_text(&editor.line, prompt);
     editor.asked = strlen(prompt);
@@ -200,6 +213,9 @@ receive_byte(char byte)
 static void
 guess_prompt(struct buffer *line)
 {
+    if (ends_with(line, ">>> ")) {
+        end_block();
+    }
     if (ends_with(line, ">>> ") || ends_with(line, "... ")) {
         struct buffer prompt = *line;
         *line = editor.line;
@@ -235,19 +251,36 @@ receive_output(void)
 
 /* ---- The screen -------------------------------------------------------------------- */
 
+/* The prompt of a line of the block, given by where that begins in above: the session's for the
+ * first one that is not settled. */
+static void
+append_prompt(struct buffer *out, size_t start)
+{
+    const char *line = text_of(&editor.line);
+    const char *carriage_return = memrchr(line, '\r', editor.line.length);
+    const char *text = carriage_return != NULL ? carriage_return + 1 : line;
+
+    if (editor.block.is_anew && start == 0) {
+        append_text(out, ">>> ");
+    }
+    else if (editor.block.is_anew || start > editor.block.settled) {
+        append_text(out, editor.asked > 0 ? continuation : "");
+    }
+    else {
+        append_harmless(out, text, editor.line.length - (size_t)(text - line));
+    }
+}
+
 /* For libedit. Between two bytes '\1' stands what takes no room. libedit writes that along with the
  * character behind it, and not at all when there is none: so where the colour ends, the blank that
  * ends the prompt is written once more. */
 static char *
 prompt_of(EditLine *el)
 {
-    const char *line = text_of(&editor.line);
-    const char *carriage_return = memrchr(line, '\r', editor.line.length);
-    const char *text = carriage_return != NULL ? carriage_return + 1 : line;
     OWNED_BUFFER shown = {.data = NULL};
 
     (void)el;
-    append_harmless(&shown, text, editor.line.length - (size_t)(text - line));
+    append_prompt(&shown, editor.block.above.length);
     bool is_painted = terminal.has_colours && editor.asked > 0 && ends_with(&shown, " ");
     empty(&editor.prompt);
     append_format(&editor.prompt,
@@ -259,29 +292,141 @@ prompt_of(EditLine *el)
     return editor.prompt.data;
 }
 
-/* Puts the cursor where the prompt begins, and clears all from there on. */
+/* Where the cursor is when it stands at a character of the line. */
+static struct cell
+cell_of(const wchar_t *end)
+{
+    struct cell cell = editor.prompt_end;
+    int columns = count_columns();
+
+    for (const wchar_t *c = el_wline(editor.el)->buffer; c < end; c++) {
+        move_over(&cell, *c, columns);
+    }
+    return cell;
+}
+
+/* Puts the cursor where the first line of the block begins, and clears all from there on. */
 static void
 hide_line(void)
 {
-    struct cell cell = editor.prompt_end;
-    const LineInfoW *line = el_wline(editor.el);
-    int columns = count_columns();
+    int rows = cell_of(el_wline(editor.el)->cursor).row + editor.block.rows_above;
 
-    for (const wchar_t *c = line->buffer; c < line->cursor; c++) {
-        move_over(&cell, *c, columns);
-    }
     (void)fputs("\r", stdout);
-    if (cell.row > 0) {
-        (void)printf("\033[%dA", cell.row);
+    if (rows > 0) {
+        (void)printf("\033[%dA", rows);
     }
     (void)fputs("\033[J", stdout);
+    editor.block.rows_above = 0;
 }
 
-/* Has libedit draw the line that is being typed, if there is one. */
+/* Adds a line of the block, as it looks with the prompt of where it begins, but for its newline.
+ * Returns how many rows that takes. */
+static int
+append_row(struct buffer *out, size_t prompt_at, const char *line, size_t length)
+{
+    OWNED_BUFFER text = {.data = NULL};
+    struct cell cell = {.row = 0};
+
+    append_prompt(&text, prompt_at);
+    append_paint(out, editor.asked > 0 ? PROMPT : PLAIN, text_of(&text));
+    size_t prompt_length = text.length;
+    append_harmless(&text, line, length - 1);
+    append_text(out, text_of(&text) + prompt_length);
+    (void)move_over_text(&cell, &text);
+    return cell.row + (cell.column > 0 || cell.row == 0);
+}
+
+/* The rows of the lines of above from there on. */
+static int
+count_rows(size_t start)
+{
+    const struct buffer *above = &editor.block.above;
+    OWNED_BUFFER unused = {.data = NULL};
+    int rows = 0;
+
+    for (size_t length = 0; start < above->length; start += length) {
+        length = next_line(above, start, false);
+        rows += append_row(&unused, start, above->data + start, length);
+    }
+    return rows;
+}
+
+/* Draws the last lines over the line being typed, as many as there is room for. */
+static void
+draw_above(int room)
+{
+    const struct buffer *above = &editor.block.above;
+    int rows = count_rows(editor.block.settled);
+    size_t length = 0;
+
+    for (size_t i = editor.block.settled; i < above->length; i += length) {
+        OWNED_BUFFER row = {.data = NULL};
+        length = next_line(above, i, false);
+        int taken = append_row(&row, i, above->data + i, length);
+        if (rows > room) {
+            rows -= taken;
+        }
+        else {
+            append_text(&row, "\n");
+            (void)fwrite(row.data, 1, row.length, stdout);
+        }
+    }
+    editor.block.rows_above = rows;
+}
+
+/* Moves the cursor, "A" up or "C" to the right; for 0 a terminal would move it by 1. */
+static void
+append_move(struct buffer *out, int count, char where)
+{
+    if (count > 0) {
+        append_format(out, "\033[%d%c", count, where);
+    }
+}
+
+/* Draws the first lines under the line being typed, and leaves the cursor where it was. */
+static void
+draw_below(void)
+{
+    const struct buffer *below = &editor.block.below;
+    const LineInfoW *line = el_wline(editor.el);
+    struct cell cursor = cell_of(line->cursor);
+    struct cell end = cell_of(line->lastchar);
+    int room = count_screen().row - 1 - editor.block.rows_above - end.row;
+    int rows = end.row - cursor.row;
+    OWNED_BUFFER out = {.data = NULL};
+    size_t length = 0;
+
+    if (below->length == 0) {
+        return;
+    }
+    for (int i = 0; i < rows; i++) {
+        append_text(&out, "\n");
+    }
+    append_text(&out, "\r");
+    append_move(&out, end.column, 'C');
+    append_text(&out, "\033[J");
+    for (size_t i = 0; i < below->length && room > 0; i += length) {
+        OWNED_BUFFER row = {.data = NULL};
+        length = next_line(below, i, false);
+        int taken = append_row(&row, editor.block.settled + 1, below->data + i, length);
+        append_text(&out, room >= taken ? "\n" : "");
+        append_text(&out, room >= taken ? row.data : "");
+        rows += room >= taken ? taken : 0;
+        room -= taken;
+    }
+    append_text(&out, "\r");
+    append_move(&out, rows, 'A');
+    append_move(&out, cursor.column, 'C');
+    (void)fwrite(out.data, 1, out.length, stdout);
+}
+
+/* Has the line that is being typed drawn, if there is one, and the block around it. */
 static void
 draw_line(void)
 {
     if (editor.is_typing) {
+        int screen = count_screen().row;
+        draw_above(editor.block.below.length > 0 ? screen / 2 : screen - 2);
         (void)el_set(editor.el, EL_REFRESH);
     }
 }
@@ -294,9 +439,13 @@ show_output(void)
         if (editor.is_typing) {
             hide_line();
         }
+        editor.block.is_torn = editor.block.is_torn || editor.out.length > 0;
         (void)fwrite(text_of(&editor.out), 1, editor.out.length, stdout);
         empty(&editor.out);
         draw_line();
+    }
+    if (editor.is_typing) {
+        draw_below(); /* anew each time, for libedit knows nothing of it */
     }
     /* EIO: the terminal is gone. */
     if (fflush(stdout) != 0 && (errno == EPIPE || errno == EIO)) {
@@ -308,8 +457,10 @@ show_output(void)
 static void
 say_note(const char *text)
 {
-    append_paint(&editor.out, FAINT, text);
-    append_text(&editor.out, "\n");
+    if (!terminal.is_quiet) {
+        append_paint(&editor.out, FAINT, text);
+        append_text(&editor.out, "\n");
+    }
 }
 
 /* Puts the terminal in or out of the editor's hands, and has it mark pasted text. */

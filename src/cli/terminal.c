@@ -30,6 +30,7 @@ static struct terminal {
     bool is_typed_on; /* standard input is one */
     bool is_capable;  /* it can move its cursor: there is a TERM, and it is not dumb */
     bool has_colours; /* wanted, too: no NO_COLOR in the environment */
+    bool is_quiet;    /* --quiet: no remarks of our own */
     bool is_raw;      /* --raw: control sequences are sent as they come */
     bool is_in_traceback; /* the last line that was painted */
 } terminal;
@@ -81,6 +82,76 @@ describe_terminal(void)
                    size.ws_col > 1
                ? print(".%d%s", size.ws_col, colours)
                : print("%s", "");
+}
+
+/* Cells and columns: where the cursor is after text that began in column 0. */
+struct cell {
+    int row;
+    int column;
+};
+
+/* How large the terminal is; 80 by 24 where it does not say. */
+static struct cell
+count_screen(void)
+{
+    struct winsize size = {.ws_col = 0};
+    bool is_known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0;
+    return (struct cell){.row = is_known && size.ws_row > 1 ? size.ws_row : 24,
+                         .column = is_known && size.ws_col > 1 ? size.ws_col : 80};
+}
+
+static int
+count_columns(void)
+{
+    return count_screen().column;
+}
+
+/* Moves over a character, which takes no, one or two cells; eight at most where it is a tab.
+ * libedit shows a control character as two, and begins a new row as soon as one is full. */
+static void
+move_over(struct cell *cell, wchar_t c, int columns)
+{
+    int width = wcwidth(c);
+
+    if (c == L'\n') {
+        *cell = (struct cell){.row = cell->row + 1};
+        return;
+    }
+    int cells = c == L'\t'              ? 8 - cell->column % 8
+                : c < 0x20 || c == 0x7f ? 2
+                : width >= 0            ? width
+                                        : 1;
+
+    if (cell->column + cells > columns) {
+        cell->row++;
+        cell->column = 0;
+    }
+    cell->column += cells;
+    if (cell->column >= columns) {
+        cell->row++;
+        cell->column = 0;
+    }
+}
+
+/* How many bytes of a line, given without its newline, fit into a row of the terminal; all of them
+ * where there is none. */
+static size_t
+fit_row(const struct buffer *line)
+{
+    struct cell cell = {.row = 0};
+    int columns = terminal.is_shown_on ? count_columns() : INT_MAX;
+    size_t length = 0;
+
+    while (length < line->length) {
+        wchar_t c = L'?';
+        size_t count = decode(line->data + length, &c);
+        move_over(&cell, c, columns);
+        if (cell.row > 0 && cell.column > 0) {
+            break;
+        }
+        length += count > 0 ? count : 1;
+    }
+    return length;
 }
 
 /* Whether a character turns the direction of the text around it, so that it reads as what it is

@@ -248,6 +248,11 @@ find_channel(const char *name)
          .receive = receive_program,
          .serve = serve_program},
         {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
+        {.name = "json-again", /* by who watches, after a first "json" */
+         .aside = true,
+         .unlogged = true,
+         .serve = serve_json,
+         .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
         {.name = "tasks", .aside = true, .serve = serve_tasks, .report = report_silence},
         {.name = "tasks-json",

@@ -152,7 +152,9 @@ static const char paste_program[] =
     "        return console.compile(source, console.filename, 'single') is None\n"
     "    except (OverflowError, SyntaxError, ValueError):\n"
     "        return False\n"
-    "def run(console, text, only_ast):\n"
+    "def run(console, text, only_ast, anew):\n"
+    "    if anew:\n"
+    "        console.resetbuffer()\n"
     "    full = [line for line in text.split('\\n') if line.strip()]\n"
     "    code = [line for line in full if not line.lstrip().startswith('#')]\n"
     "    if not console.buffer:\n"
@@ -183,11 +185,12 @@ static const struct part paste_part = {.name = "paste", .program = paste_program
 
 /* Returns a new bool, whether more lines are wanted; or NULL with an exception. */
 ATTACHED static PyObject *
-run_paste(PyObject *console, PyObject *text)
+run_paste(struct session *session, PyObject *console, PyObject *text)
 {
     OWNED PyObject *run = get_from_part(manhole.module, &paste_part, "run");
     return run == NULL ? NULL
-                       : PyObject_CallFunction(run, "OOi", console, text, PyCF_ONLY_AST);
+                       : PyObject_CallFunction(run, "OOii", console, text, PyCF_ONLY_AST,
+                                               (int)session->run.anew);
 }
 
 /* Runs what a line completes, if it does. Returns a new bool, whether more lines are wanted; or
@@ -220,14 +223,14 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
         return SESSION_OVER;
     }
     replace_streams();
-    if (begins) {
+    if (begins || session->run.anew) {
         log_audit(session, bare);
     }
 
     session->run.one_act = begins && !is_paste && is_one_act(bare);
     begin_running(session);
-    OWNED PyObject *more =
-        is_paste ? run_paste(console, bare) : run_line(session, console, bare, begins);
+    OWNED PyObject *more = is_paste ? run_paste(session, console, bare)
+                                    : run_line(session, console, bare, begins);
     end_running(session);
     session->run.one_act = false;
 

@@ -19,7 +19,8 @@
  *
  *   A paste comes between two more keys. To the console each is the end of a read: the first ends
  *   an empty line, by which it knows that all up to the second is one text (read_input); to all
- *   others they are nothing.
+ *   others they are nothing. The first may be another, by which the text stands for a block of
+ *   which the console has the first lines: one that was edited where it was typed.
  *
  *   Taken back. A TCP client's Ctrl-C cannot overtake the text before it as a side channel does.
  *   The line that it stands in ends with it, and is none: see read_line(), and the room telnet.
@@ -58,14 +59,15 @@ ends_line(PyObject *line)
 }
 
 /* Keys beside Ctrl-C and Ctrl-D. */
-enum { PASTE_BEGINS = 2, PASTE_ENDS = 5 };
+enum { PASTE_BEGINS = 2, PASTE_ENDS = 5, PASTE_BEGINS_ANEW = 6 };
 
 /* Whether a byte is no text but a key of the client's. */
 static bool
 is_key(const struct session *session, char byte)
 {
-    return session->channel->marked && (byte == CTRL_C || byte == CTRL_D ||
-                                        byte == PASTE_BEGINS || byte == PASTE_ENDS);
+    return session->channel->marked &&
+           (byte == CTRL_C || byte == CTRL_D || byte == PASTE_BEGINS ||
+            byte == PASTE_ENDS || byte == PASTE_BEGINS_ANEW);
 }
 
 /* The prompt, with the marks for a client that wants them. */
@@ -205,7 +207,9 @@ read_typed(struct session *session, char *bytes, size_t size)
         }
         if (bytes[0] == CTRL_D || session->run.takes_paste) {
             bool was_pasting = session->run.pasting;
-            session->run.pasting = bytes[0] == PASTE_BEGINS;
+            session->run.anew = bytes[0] == PASTE_BEGINS_ANEW || session->run.anew;
+            session->run.pasting =
+                bytes[0] == PASTE_BEGINS || bytes[0] == PASTE_BEGINS_ANEW;
             if (bytes[0] != PASTE_ENDS || was_pasting) {
                 return 0;
             }
@@ -402,6 +406,7 @@ read_input(struct session *session, const char *prompt /* NULL: it is there alre
            bool *is_paste)
 {
     session->run.takes_paste = true;
+    session->run.anew = false;
     OWNED PyObject *text =
         prompt == NULL ? await_line(session) : ask_line(session, prompt);
     *is_paste = session->run.pasting;

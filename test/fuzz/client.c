@@ -427,8 +427,8 @@ edit_in_pieces(const char *bytes, size_t length, uint32_t seed)
     marks.are_put = true; /* else a prompt is guessed, by what arrives together */
     while (editor.way_out == NO_WAY_OUT) {
         receive_output();
-        MUST(editor.line.length <= HISTORY_LINE_SIZE);
-        MUST(editor.aside.length <= HISTORY_LINE_SIZE);
+        MUST(editor.line.length <= LINE_SIZE);
+        MUST(editor.aside.length <= LINE_SIZE);
         append(&all, text_of(&editor.out), editor.out.length);
         empty(&editor.out);
     }
@@ -861,7 +861,7 @@ fuzz_history(const char *bytes, size_t length)
         const char *newline = memchr(kept + i, '\n', (size_t)(count - i));
         MUST(newline != NULL);
         line = newline + 1 - (kept + i);
-        MUST(line > 1 && line <= HISTORY_LINE_SIZE);
+        MUST(line > 1 && line <= HISTORY_ENTRY_SIZE);
     }
     if (is_long) {
         for (size_t i = 0; i + input.length <= sizeof(kept); i += input.length) {

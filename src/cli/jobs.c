@@ -1,0 +1,301 @@
+/* Jobs: programs of ours for --log-level, --report and --memory. They go over as the code of -c
+ * does, so any manhole that runs code does them, and several processes are asked at once.
+ *
+ * They are guests in a process of which nothing is known but that somebody is worried about it:
+ *
+ *   --log-level   changes what it is asked to change. What a logger had before is an attribute of
+ *                 that logger, so that whoever comes next can put it back.
+ *   --report      reads what is there already: no attribute that would run a property, no file
+ *                 of the application's. Of the environment it shows the variables known to be
+ *                 harmless, of the others the names: what is a secret only its owner knows.
+ *   --memory      has to look at every object that the garbage collector knows, and the program
+ *                 stands still for that: see count_objects(), the one place that does it.
+ *
+ * To add one: an option of ACTION_GROUP, its row in find_action() and in own_programs[], a test.
+ */
+#ifndef MANHOLE_CLI_JOBS_C
+#define MANHOLE_CLI_JOBS_C
+
+#include "options.c"
+
+/* argv: LOGGER=LEVEL, or LEVEL of the root logger; or "restore". */
+static const char log_level_program[] =
+    "import sys\n"
+    "logging = sys.modules.get('logging')\n"
+    "if logging is None:\n"
+    "    sys.exit('manhole-cli: this program has not imported logging')\n"
+    "loggers = dict(logging.root.manager.loggerDict, root=logging.root)\n"
+    /* The attribute that keeps what a logger had before. */
+    "KEPT = 'level_before_manhole_cli'\n"
+    "def set_level(logger, level):\n"
+    "    before = logger.level\n"
+    "    logger.setLevel(level)\n"
+    "    print(logger.name, 'had', logging.getLevelName(before) + ', has', "
+    "logging.getLevelName(level))\n"
+    "def restore():\n"
+    "    changed = [logger for logger in loggers.values() if KEPT in vars(logger)]\n"
+    "    for logger in changed:\n"
+    "        set_level(logger, vars(logger).pop(KEPT))\n"
+    "    if not changed:\n"
+    "        print('no logger has a level that --log-level gave it')\n"
+    "def parse_level(text):\n"
+    "    level = logging.getLevelName(text.upper())\n"
+    "    if type(level) is not int and not text.isdigit():\n"
+    "        sys.exit(f'manhole-cli: no level is called {text!r}; say DEBUG, INFO, "
+    "WARNING, '\n"
+    "                 'ERROR, CRITICAL or a number')\n"
+    "    return level if type(level) is int else int(text)\n"
+    /* A mistyped name would make a logger that nobody uses. */
+    "def find_logger(name):\n"
+    "    if name not in loggers:\n"
+    "        names = ', '.join(sorted(loggers)[:20])\n"
+    "        more = ', ...' if len(loggers) > 20 else ''\n"
+    "        sys.exit(f'manhole-cli: no logger is called {name!r}; there are "
+    "{names}{more}')\n"
+    "    return logging.root if name == 'root' else logging.getLogger(name)\n"
+    /* What keeps such lines from being seen all the same. */
+    "def say_obstacles(logger, level):\n"
+    "    if logging.root.manager.disable >= level:\n"
+    "        print('  logging.disable() drops them for all loggers')\n"
+    "    handlers = []\n"
+    "    while logger is not None:\n"
+    "        handlers += logger.handlers\n"
+    "        logger = logger.parent if logger.propagate else None\n"
+    "    for handler in handlers:\n"
+    "        if handler.level > level:\n"
+    "            print(f'  {handler!r} has a level of its own, below which it drops "
+    "them')\n"
+    "    if not handlers:\n"
+    "        print('  there is no handler: what is below WARNING is dropped')\n"
+    "if sys.argv[1] == 'restore':\n"
+    "    restore()\n"
+    "else:\n"
+    "    name, equals, text = sys.argv[1].rpartition('=')\n"
+    "    level = parse_level(text)\n"
+    "    logger = find_logger(name or 'root')\n"
+    "    vars(logger).setdefault(KEPT, logger.level)\n"
+    "    set_level(logger, level)\n"
+    "    say_obstacles(logger, level)\n";
+
+static const char report_program[] =
+    "import gc, os, re, sys, threading, time\n"
+    "LONG = 200\n" /* lines of one kind */
+    "def show(title, lines):\n"
+    "    lines = list(lines)\n"
+    "    print(f'\\n{title}')\n"
+    "    for line in lines[:LONG]:\n"
+    "        print(' ', str(line).encode('utf-8', 'backslashreplace').decode())\n"
+    "    if len(lines) > LONG:\n"
+    "        print(f'  and {len(lines) - LONG} more')\n"
+    "def read(name):\n"
+    "    try:\n"
+    "        with open('/proc/self/' + name, errors='backslashreplace') as file:\n"
+    "            return file.read()\n"
+    "    except OSError:\n"
+    "        return ''\n"
+    /* A word that tells of a secret, and the value behind it; a password in a URL. */
+    "def mask(text):\n"
+    "    secret = r'(?i)([\\w-]*(?:pass|pwd|secret|token|key|credential|auth)[\\w-]*[=: "
+    "]+)[^ ]+'\n"
+    "    return re.sub(r'(://[^/@ ]*:)[^/@ ]+@', r'\\1***@', re.sub(secret, r'\\1***', "
+    "text))\n"
+    "def about():\n"
+    "    manhole = sys.modules.get('manhole')\n"
+    "    yield f'command    {mask(read(\"cmdline\").rstrip(chr(0)).replace(chr(0), \" "
+    "\"))}'\n"
+    "    yield f'python     {sys.version}'.replace('\\n', ' ')\n"
+    "    yield f'           {sys.executable}'\n"
+    "    yield f'manhole    {vars(manhole).get(\"__version__\") if manhole else None}'\n"
+    /* Not by platform, which starts a process for that. */
+    "    system = os.uname()\n"
+    "    yield f'system     {system.sysname} {system.release} {system.machine}, '\\\n"
+    "          f'{os.cpu_count()} processors'\n"
+    "    yield f'user       {os.geteuid()}, in {os.getcwd()}'\n"
+    "    for line in read('status').splitlines():\n"
+    "        if line.startswith(('VmRSS', 'VmHWM', 'VmSwap', 'Threads')):\n"
+    "            name, value = line.split(':')\n"
+    "            yield f'{name:<10} {value.strip()}'\n"
+    "    yield f'blocks     {sys.getallocatedblocks()} of Python\\'s allocator'\n"
+    "def garbage():\n"
+    "    yield f'{\"on\" if gc.isenabled() else \"off\"}, counts {gc.get_count()}, '\\\n"
+    "          f'thresholds {gc.get_threshold()}, frozen {gc.get_freeze_count()}'\n"
+    "    for number, each in enumerate(gc.get_stats()):\n"
+    "        yield f'generation {number}: ' + ', '.join(f'{value} {name}' for name, "
+    "value in "
+    "each.items())\n"
+    "    for each in gc.garbage[:20]:\n"
+    "        yield f'gc.garbage has a "
+    "{type(each).__module__}.{type(each).__qualname__}'\n"
+    "def threads():\n"
+    "    known = {each.ident: each for each in threading.enumerate()}\n"
+    "    for ident, frame in sys._current_frames().items():\n"
+    "        if ident == threading.get_ident():\n"
+    "            continue\n"
+    "        thread = known.get(ident)\n"
+    "        yield (f'{thread.name}, {thread.native_id}' + ', daemon' * thread.daemon\n"
+    "               if thread else f'{ident}, which threading does not know')\n"
+    "        while frame is not None:\n"
+    "            code = frame.f_code\n"
+    "            yield f'    {code.co_filename}:{frame.f_lineno} in {code.co_name}'\n"
+    "            frame = frame.f_back\n"
+    /* By the number that the link of a descriptor has; the addresses are hexadecimal words of the
+     * processor's own order. */
+    "def address(text):\n"
+    "    words, port = text.split(':')\n"
+    "    data = b''.join(int(words[i:i + 8], 16).to_bytes(4, sys.byteorder)\n"
+    "                    for i in range(0, len(words), 8))\n"
+    "    if len(data) == 4:\n"
+    "        host = '.'.join(map(str, data))\n"
+    "    else:\n"
+    "        host = '[' + ':'.join(data[i:i + 2].hex() for i in range(0, 16, 2)) + ']'\n"
+    "    return f'{host}:{int(port, 16)}'\n"
+    "def sockets():\n"
+    "    for kind in 'tcp', 'tcp6', 'udp', 'udp6':\n"
+    "        for line in read('net/' + kind).splitlines()[1:]:\n"
+    "            words = line.split()\n"
+    "            yield words[9], f'{kind} {address(words[1])} -> {address(words[2])}'\n"
+    "    for line in read('net/unix').splitlines()[1:]:\n"
+    "        words = line.split(None, 7)\n"
+    "        yield words[6], 'unix ' + ''.join(words[7:])\n"
+    "def files():\n"
+    "    known = dict(sockets())\n"
+    "    for fd in sorted(map(int, os.listdir('/proc/self/fd'))):\n"
+    "        try:\n"
+    "            target = os.readlink(f'/proc/self/fd/{fd}')\n"
+    "        except OSError:\n" /* the folder's own, and what was closed meanwhile */
+    "            continue\n"
+    "        inode = re.fullmatch(r'socket:\\[(\\d+)\\]', target)\n"
+    "        yield f'{fd:>4} {inode and known.get(inode[1]) or target}'\n"
+    "def limits():\n"
+    "    for line in read('limits').splitlines():\n"
+    "        if line.startswith(('Max open files', 'Max processes', 'Max address')):\n"
+    "            yield line.rstrip()\n"
+    /* What is installed, by the names of its folders. */
+    "def packages():\n"
+    "    for folder in dict.fromkeys(sys.path):\n"
+    "        if folder.endswith(('site-packages', 'dist-packages')) and "
+    "os.path.isdir(folder):\n"
+    "            for name in sorted(os.listdir(folder), key=str.lower):\n"
+    "                found = "
+    "re.fullmatch(r'([\\w.]+)-(.+?)(-py[\\d.]+)?\\.(dist|egg)-info', name)\n"
+    "                if found:\n"
+    "                    yield f'{found[1]} {found[2]}'\n"
+    "HARMLESS = "
+    "re.compile('LANG|LC_.*|TZ|PATH|HOME|USER|LOGNAME|SHELL|PWD|HOSTNAME|TERM|VIRTUAL_"
+    "ENV|'\n"
+    "                      "
+    "'LD_.*|MALLOC_.*|PYTHON(?!MANHOLE).*|OMP_NUM_THREADS|KUBERNETES_PORT')\n"
+    "def environment():\n"
+    "    for name, value in sorted(os.environ.items()):\n"
+    "        yield f'{name}={mask(value)}' if HARMLESS.fullmatch(name) else f'{name} is "
+    "left out'\n"
+    "print(f'Report of process {os.getpid()} on {os.uname().nodename}, '\n"
+    "      + time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime()))\n"
+    "show('PROCESS', about())\n"
+    "show('GARBAGE COLLECTOR', garbage())\n"
+    "show('THREADS', threads())\n"
+    "show('OPEN FILES', files())\n"
+    "show('LIMITS', limits())\n"
+    "show('ENVIRONMENT', environment())\n"
+    "show('PACKAGES', packages())\n";
+
+/* argv: the seconds between the two looks. */
+static const char memory_program[] =
+    "import collections, gc, itertools, os, sys, time, tracemalloc\n"
+    "MOST = 20\n"
+    /* By type. All of it is one call of C, in which chain() asks for the list and drops it again:
+     * no other thread runs while there is that list, so no object lives longer because of it, nor
+     * dies in this thread. The program stands still meanwhile, 0.1 s for a million objects. */
+    "def count_objects(types):\n"
+    "    lists = itertools.starmap(gc.get_objects, [()])\n"
+    "    types.update(map(type, itertools.chain.from_iterable(lists)))\n"
+    "def read_status():\n"
+    "    with open('/proc/self/status') as file:\n"
+    "        pairs = (line.split(':') for line in file if 'kB' in line)\n"
+    "        return {name: int(value.split()[0]) for name, value in pairs}\n"
+    "class Look:\n"
+    "    def __init__(self):\n"
+    "        self.types = collections.Counter()\n"
+    "    def take(self):\n"
+    "        self.trace = tracemalloc.take_snapshot() if tracemalloc.is_tracing() else "
+    "None\n"
+    "        self.status = read_status()\n"
+    "        self.blocks = sys.getallocatedblocks()\n"
+    "        self.collections = [each['collections'] for each in gc.get_stats()]\n"
+    "        begin = time.perf_counter()\n"
+    "        count_objects(self.types)\n"
+    "        self.stall = time.perf_counter() - begin\n"
+    /* What grows is counted from here, for the look has taken memory itself. */
+    "        self.status_after = read_status()\n"
+    "        self.blocks_after = sys.getallocatedblocks()\n"
+    "def name_of(kind):\n"
+    "    module = kind.__module__\n"
+    "    return kind.__qualname__ if module == 'builtins' else "
+    "f'{module}.{kind.__qualname__}'\n"
+    "def sleep_until(end):\n" /* in pieces, for Ctrl-C to come in between */
+    "    while time.monotonic() < end:\n"
+    "        time.sleep(min(0.2, max(0, end - time.monotonic())))\n"
+    "def show_sizes(first, second):\n"
+    "    for title, key in ('resident', 'VmRSS'), ('of its own', 'RssAnon'), ('swapped', "
+    "'VmSwap'):\n"
+    "        now = second.status.get(key, 0)\n"
+    "        print(f'{title:<12}{now / 1024:>12,.1f} MiB '\n"
+    "              f'{(now - first.status_after.get(key, 0)) / 1024:>+12,.1f} MiB')\n"
+    "    print(f'{\"blocks\":<12}{second.blocks:>12,}     {second.blocks - "
+    "first.blocks_after:>+12,}')\n"
+    "    made = [b - a for a, b in zip(first.collections, second.collections)]\n"
+    "    print(f'{\"collections\":<12}{\" \".join(map(str, made)):>12} by generation; '\n"
+    "          f'gc is {\"on\" if gc.isenabled() else \"off\"}, garbage "
+    "{len(gc.garbage)}')\n"
+    "def show_types(first, second):\n"
+    "    grown = (second.types - first.types).most_common(MOST)\n"
+    "    for kind, growth in grown:\n"
+    "        print(f'{second.types[kind]:>12,} {growth:>+12,}  {name_of(kind)}')\n"
+    "    if not grown:\n"
+    "        print('no type has more objects than before')\n"
+    "def show_trace(first, second):\n"
+    "    if first.trace is None or second.trace is None:\n"
+    "        print('\\ntracemalloc is off. PYTHONTRACEMALLOC=1 has it on from the start; "
+    "from now on: '\n"
+    "              \"-c 'import tracemalloc; tracemalloc.start()'\")\n"
+    "        return\n"
+    "    print('\\ntracemalloc: where most was allocated in between')\n"
+    "    changes = second.trace.compare_to(first.trace, 'lineno')\n"
+    "    for each in [each for each in changes if each.size_diff > 0][:10]:\n"
+    "        print(' ', each)\n"
+    "seconds = float(sys.argv[1])\n"
+    "print(f'process {os.getpid()}, two looks {seconds:g} s apart', flush=True)\n"
+    "first, second = Look(), Look()\n" /* both now, lest the second count as grown */
+    "first.take()\n"
+    "sleep_until(time.monotonic() + seconds)\n"
+    "second.take()\n"
+    "print(f'at {sum(second.types.values()):,} objects; it stood still for '\n"
+    "      f'{first.stall * 1e3:.0f} and {second.stall * 1e3:.0f} ms\\n')\n"
+    "show_sizes(first, second)\n"
+    "print()\n"
+    "show_types(first, second)\n"
+    "show_trace(first, second)\n";
+
+static const struct own_program {
+    enum option_name option;
+    const char *text;
+} own_programs[] = {
+    /* What each prints first, it prints at once: see run_code(). */
+    {OPTION_LOG_LEVEL, log_level_program},
+    {OPTION_REPORT, report_program},
+    {OPTION_MEMORY, memory_program},
+};
+
+/* The one that is asked for, or NULL: the code is the user's own. */
+static const struct own_program *
+find_own_program(const struct request *request)
+{
+    for (size_t i = 0; i < sizeof(own_programs) / sizeof(own_programs[0]); i++) {
+        if (is_given(request, own_programs[i].option)) {
+            return &own_programs[i];
+        }
+    }
+    return NULL;
+}
+
+#endif /* MANHOLE_CLI_JOBS_C */
