@@ -222,8 +222,6 @@ print_help(void)
     (void)printf("%s\nConnect to a manhole.\n\npositional arguments:\n", usage);
     print_entry("PID",
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
-    print_entry("top [PID ...]",
-                "Show every 2 seconds what these processes do, or the threads of one.");
     for (size_t i = 0; i < OPTIONS; i++) {
         const char *metavar = options[i].metavar;
         struct text argument = metavar == NULL     ? print("%s", "")
@@ -234,6 +232,9 @@ print_help(void)
         }
         print_entry(title_of(&options[i], ", ", argument.text).text, options[i].help);
     }
+    (void)printf("\ninstead of a PID:\n");
+    print_entry("top [PID ...]",
+                "Show every 2 seconds what these processes do, or the threads of one.");
     leave(STATUS_OK);
 }
 
