@@ -30,6 +30,8 @@ enum option_name {
     OPTION_VERSION,
     OPTION_CODE,
     OPTION_FILE,
+    OPTION_FROZEN,
+    OPTION_YES,
     OPTION_STACKS,
     OPTION_TASKS,
     OPTION_JSON,
@@ -106,6 +108,11 @@ static const struct known_option {
                      "status. Words behind it are its sys.argv."},
     [OPTION_FILE] = {ACTION_GROUP, "f", NULL, "FILE",
                      "The same with the code in FILE; \"-\" is standard input."},
+    [OPTION_FROZEN] = {NO_GROUP, NULL, "frozen", NULL,
+                       "The console, or the code of -c or -f, in a frozen copy of the "
+                       "process, also when that hangs. What is done there does nothing."},
+    [OPTION_YES] = {NO_GROUP, NULL, "yes", NULL,
+                    "Copy a process of more than 4 GB, too, which stops for that."},
     [OPTION_STACKS] =
         {ACTION_GROUP, NULL, "stacks", NULL,
          "Print the stacks of all threads and exit, also when the process hangs."},
@@ -529,6 +536,13 @@ parse_command_line(int argc, char **argv, struct request *request)
     }
     if (is_given(request, OPTION_JSON) && !is_look(request)) {
         fail(STATUS_USAGE, "argument --json: only with --stacks or --tasks");
+    }
+    if (is_given(request, OPTION_FROZEN) && action != ACTION_RUN &&
+        action != ACTION_CONSOLE) {
+        fail(STATUS_USAGE, "argument --frozen: only with a console, -c or -f");
+    }
+    if (is_given(request, OPTION_YES) && !is_given(request, OPTION_FROZEN)) {
+        fail(STATUS_USAGE, "argument --yes: only with --frozen");
     }
     parse_targets(request);
 }

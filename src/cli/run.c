@@ -12,7 +12,7 @@
 #ifndef MANHOLE_CLI_RUN_C
 #define MANHOLE_CLI_RUN_C
 
-#include "channels.c"
+#include "frozen.c"
 
 enum {
     SECOND_LOOK_MS = 100,   /* at a process that is stopped: a profiler lets it go on */

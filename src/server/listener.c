@@ -32,6 +32,9 @@
  *              client with this ID, a line each. No word on any error.
  *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
  *   json       the same as a JSON document.
+ *   frozen, frozen-terminal, frozen-exec
+ *              the console and exec in a frozen copy of the process. Sends "frozen" and a newline
+ *              first, for the client to know. A console begins with a byte of the client's.
  *   exec       reads a program and runs it: four bytes of length, the high one first; then file
  *              name, sys.argv's elements and source, a NUL between two. What follows is its stdin.
  *              Sends frames (a kind; four bytes of length; so many bytes): 'o' stdout, 'e' stderr,
@@ -59,6 +62,7 @@
 #include "../session/channels.c"
 #include "../session/session.c"
 #include "../session/report.c"
+#include "../session/frozen.c"
 
 enum {
     /* Of those that do, which is glibc's own; musl's is 128 KiB. */
@@ -111,7 +115,9 @@ note_client(struct session *session, const struct client *client, bool stuck)
     lock_leaf(&session->out_lock);
     session->hang.watched = true;
     session->hang.asked_ms = monotonic_ms();
-    session->hang.state = stuck ? HANG_REPORTED : HANG_ASKED;
+    session->hang.state = stuck                                        ? HANG_REPORTED
+                          : client->channel->receive == receive_frozen ? HANG_NONE
+                                                                       : HANG_ASKED;
     unlock(&session->out_lock);
 }
 
@@ -120,9 +126,10 @@ DETACHED static bool
 start_session(const struct client *client)
 {
     const struct channel *channel = client->channel;
-    bool stuck = channel->aside && is_python_stuck();
+    bool is_frozen = channel->serve_copy != NULL;
+    bool stuck = (channel->aside || is_frozen) && is_python_stuck();
     char why[120];
-    if (stuck && channel->report == NULL) {
+    if (stuck && channel->report == NULL && !is_frozen) {
         (void)close(client->fd); /* it is about Python alone, and does not want to wait */
         return false;
     }
@@ -136,8 +143,11 @@ start_session(const struct client *client)
     }
 
     note_client(session, client, stuck);
-    int error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
-                             PYTHON_STACK_SIZE);
+    int error = start_thread(NULL,
+                             !stuck      ? session_main
+                             : is_frozen ? lone_freezer_main
+                                         : lone_reporter_main,
+                             session, PYTHON_STACK_SIZE);
     if (error != 0) {
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
                        error_text(error));
@@ -244,6 +254,22 @@ find_channel(const char *name)
          .framed = true,
          .receive = receive_program,
          .serve = serve_program},
+        {.name = "frozen",
+         .no_stacks = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_console},
+        {.name = "frozen-terminal",
+         .no_stacks = true,
+         .marked = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_console},
+        {.name = "frozen-exec",
+         .framed = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_program},
         {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
         {.name = "tasks", .aside = true, .serve = serve_tasks, .report = report_silence},
@@ -341,7 +367,8 @@ has_report(const struct channel *channel)
     if (channel->serve == NULL) {
         return kind == HANDLER_REPL || kind == HANDLER_COMMANDS;
     }
-    return channel->report != NULL || channel->serve == serve_console;
+    return channel->report != NULL || channel->serve_copy != NULL ||
+           channel->serve == serve_console;
 }
 
 /* When the client must have heard something; -1: it has, or is not the listener's. */
@@ -472,7 +499,12 @@ look_after(struct session *session)
     int64_t now_ms = monotonic_ms();
     int64_t report_ms = report_time(session);
     if (report_ms >= 0 && report_ms <= now_ms) {
-        report_session(session);
+        if (session->channel->serve_copy != NULL) {
+            send_freezer(session);
+        }
+        else {
+            report_session(session);
+        }
     }
     if (session->gone_ms != 0 && session->gone_ms + GONE_CHECK_MS <= now_ms) {
         session->gone_ms = now_ms;

@@ -52,6 +52,7 @@ append_banner(struct text *text)
     append_string(text,
                   "\nType \"help\", \"copyright\", \"credits\" or \"license\" for more "
                   "information.\n(ManholeConsole)\n");
+    append_string(text, frozen.note);
 }
 
 /* What became of a line. */

@@ -125,7 +125,7 @@ append_headers(struct text *text, const struct stacks *stacks, size_t group)
             continue;
         }
         append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
-                      (long)getpid(), thread->ident);
+                      (long)process_id(), thread->ident);
         if (stacks->is_frozen) {
             append_thread_facts(text, thread);
         }

@@ -190,7 +190,7 @@ DETACHED static void
 append_json(struct text *text, struct stacks *stacks)
 {
     const char *version = Py_GetVersion();
-    append_format(text, "{\"pid\": %ld, \"python\": ", (long)getpid());
+    append_format(text, "{\"pid\": %ld, \"python\": ", (long)process_id());
     append_json_string(text, (struct slice){version, strcspn(version, " ")});
     append_format(text, ", \"source\": \"%s\", \"threads\": [",
                   stacks->is_frozen ? "frozen copy" : "attached");

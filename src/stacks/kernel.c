@@ -1,6 +1,6 @@
 /* Kernel: what the kernel says of a thread, beside its Python stack.
  * Runs on:  any native thread.
- * Touches:  /proc/self/task, read.
+ * Touches:  /proc/PID/task, read; in a frozen copy that of the process, as it is now.
  *
  * A stack says which line a thread is at, not whether it computes there or waits, and for what. The
  * kernel knows: its state, and the function inside the kernel that it sleeps in (wchan: futex_wait,
@@ -46,7 +46,8 @@ read_state(unsigned long native_id)
 {
     char path[64];
     char stat[512]; /* "7 (name) S ...", and the name may have any byte in it */
-    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/stat", native_id);
+    (void)snprintf(path, sizeof(path), "/proc/%ld/task/%lu/stat", (long)process_id(),
+                   native_id);
     read_proc(path, stat, sizeof(stat));
     const char *after_name = strrchr(stat, ')');
     return after_name == NULL || strlen(after_name) < 3 ? NULL
@@ -58,7 +59,8 @@ static bool
 is_thread_gone(unsigned long native_id)
 {
     char path[64];
-    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu", native_id);
+    (void)snprintf(path, sizeof(path), "/proc/%ld/task/%lu", (long)process_id(),
+                   native_id);
     return access(path, F_OK) < 0 && errno == ENOENT &&
            access("/proc/self/task", F_OK) == 0;
 }
@@ -71,7 +73,8 @@ append_kernel_state(struct text *text, unsigned long native_id)
     char where[128];
 
     append_format(text, "TID %lu", native_id);
-    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/comm", native_id);
+    (void)snprintf(path, sizeof(path), "/proc/%ld/task/%lu/comm", (long)process_id(),
+                   native_id);
     read_proc(path, where, sizeof(where));
     if (where[0] != '\0') {
         append_format(text, " (%s)", where);
@@ -85,13 +88,15 @@ append_kernel_state(struct text *text, unsigned long native_id)
     }
     append_format(text, ", %s", state);
 
-    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/wchan", native_id);
+    (void)snprintf(path, sizeof(path), "/proc/%ld/task/%lu/wchan", (long)process_id(),
+                   native_id);
     read_proc(path, where, sizeof(where));
     if (where[0] != '\0' && strcmp(where, "0") != 0) {
         append_format(text, " in %s", where);
     }
     else {
-        (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/syscall", native_id);
+        (void)snprintf(path, sizeof(path), "/proc/%ld/task/%lu/syscall",
+                       (long)process_id(), native_id);
         read_proc(path, where, sizeof(where));
         where[strcspn(where, " ")] = '\0';
         if (where[0] >= '0' && where[0] <= '9') {

@@ -92,6 +92,18 @@ collect_own_frames(void)
     return steal_reference(&frames);
 }
 
+/* In a frozen copy our own frames stand on those of the thread that it has taken over. Returns 0,
+ * or -1 with an exception. */
+ATTACHED static int
+show_taken_over(PyObject *frames)
+{
+    if (frozen.ident == NULL) {
+        return 0;
+    }
+    return frozen.frame == NULL ? PyDict_DelItem(frames, frozen.ident)
+                                : PyDict_SetItem(frames, frozen.ident, frozen.frame);
+}
+
 /* The topmost frame of each thread, by ident; of other interpreters too, where that is safe.
  * Nothing in it lets go of the GIL, where there is one. Returns a new dict, or NULL with an
  * exception. */
@@ -106,7 +118,9 @@ collect_frames(void)
         PyErr_SetString(PyExc_RuntimeError, "sys._current_frames is gone");
         return NULL;
     }
-    return PyObject_CallNoArgs(current_frames);
+    OWNED PyObject *frames = PyObject_CallNoArgs(current_frames);
+    return frames == NULL || show_taken_over(frames) < 0 ? NULL
+                                                         : steal_reference(&frames);
 }
 
 /* Returns 0, or -1 with an exception. */
@@ -220,8 +234,8 @@ describe_thread(struct thread_stack *stack, PyObject *active /* dict, or NULL */
     OWNED PyObject *native_id = get_thread_property(thread, "_native_id", "native_id");
     if (native_id != NULL && PyLong_Check(native_id)) {
         stack->native_id = PyLong_AsUnsignedLongMask(native_id);
-        if (!is_task(getpid(), stack->native_id)) {
-            stack->native_id = is_main_thread(thread) ? (unsigned long)getpid() : 0;
+        if (!is_task(process_id(), stack->native_id)) {
+            stack->native_id = is_main_thread(thread) ? (unsigned long)process_id() : 0;
         }
     }
 
