@@ -163,6 +163,23 @@ code_in_a_copy_has_its_arguments_and_its_status(void)
     assert_string_equal(out, "['a', 'b'] typed\n");
 }
 
+static void
+frames_of_a_copy_are_debugged_and_errors_say_what_it_is(void)
+{
+    struct process *app = start_app(STUCK_APP);
+    struct process *console = start_frozen_console(app);
+    write_stdin(console, "debug()\n");
+    wait_for_text(console, OUT, "(Pdb) ", DEADLINE);
+    write_stdin(console, "p request\n");
+    wait_for_text(console, OUT, "'milk'", DEADLINE);
+    write_stdin(console, "q\n");
+    wait_for_text(console, OUT, "copy>>> ", DEADLINE);
+    write_stdin(console, "open('made', 'w')\n");
+    wait_for_text(console, OUT, "manhole: this is a frozen copy: ", DEADLINE);
+    write_stdin(console, "exit()\n");
+    assert_int_equal(wait_for_exit(console, DEADLINE), 0);
+}
+
 /* ---- What is not to be done -------------------------------------------------------- */
 
 static void
@@ -360,6 +377,7 @@ main(void)
         TEST(copy_shows_frames_and_keeps_what_is_done_to_itself),
         TEST(copy_comes_while_python_is_stuck_and_harms_nothing),
         TEST(console_says_whose_copy_it_is),
+        TEST(frames_of_a_copy_are_debugged_and_errors_say_what_it_is),
         TEST(code_in_a_copy_has_its_arguments_and_its_status),
         TEST(copy_reaches_no_file_no_process_and_no_memory_of_others),
         TEST(process_sees_nothing_of_its_copies),

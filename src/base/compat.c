@@ -607,6 +607,9 @@ find_gil_holder(PyInterpreterState *interpreter)
 #endif
 }
 
+/* Whether a signal interrupts what runs in the main thread alone, also after a fork of another. */
+enum { SIGNALS_NEED_MAIN_THREAD = PY_VERSION_HEX >= 0x030d0000 };
+
 /* The thread state that was made first: the main thread's. Reads memory alone. */
 ASYNC_SAFE static PyThreadState *
 find_oldest_thread(PyInterpreterState *interpreter)

@@ -57,7 +57,7 @@ enum copy_end {
 
 enum {
     COPY_ATTEMPTS = 40,
-    COPY_LOOK_MS = 5,        /* between two looks at one that is being made, */
+    COPY_LOOK_MS = 2,        /* between two looks at one that is being made, */
     COPY_PATIENCE_MS = 300,  /* which sleeps, */
     COPY_TIMEOUT_MS = 20000, /* or does not, but gets nowhere */
     COPY_WATCH_MS = 100,     /* between two looks at one that lives */
@@ -66,7 +66,8 @@ enum {
 
 /* The page that a copy shares with the process. */
 struct board {
-    _Atomic bool is_ready;
+    _Atomic bool is_ready; /* the copy's word: it has Python, */
+    _Atomic bool may_live; /* and the process's: it knows whom to interrupt */
 };
 
 /* What a copy is made of: memory of the thread that makes it, which the copy has at the same
@@ -77,6 +78,7 @@ struct freezing {
     int client_fd;
     char *stack;
     struct board *board;
+    void (*note)(void *argument, pid_t copy); /* in the process: it has begun */
     void (*live)(void *argument, struct board *board);
     void *argument;
 };
@@ -94,6 +96,16 @@ frozen_main(void *argument)
     become_python(freezing->original, freezing->attached, freezing->stack);
     freezing->live(freezing->argument, freezing->board);
     _exit(0);
+}
+
+/* In the copy: it is ready to live. */
+COPY_ONLY static void
+wait_on_board(struct board *board)
+{
+    atomic_store(&board->is_ready, true);
+    while (!atomic_load(&board->may_live)) {
+        (void)poll(NULL, 0, 1);
+    }
 }
 
 /* Whether the copy sleeps: it waits for something, and nobody is there to give it. */
@@ -145,27 +157,31 @@ judge_end(int status)
     }
 }
 
-/* Makes one copy and waits until it lives; attached to make it, if it was. Returns FREEZE_DONE with
- * its pid. */
+/* Makes one copy and waits until it lives; attached to make it, if the caller is. */
 MAY_ATTACH static enum freeze_result
-try_to_freeze(struct freezing *freezing, pid_t *copy)
+try_to_freeze(struct freezing *freezing)
 {
     enum { BOARD_SIZE = 4096 };
     enum freeze_result result = FREEZE_REFUSED;
     int status = 0;
+    pid_t copy = -1;
     freezing->board =
         mmap(NULL, BOARD_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     freezing->stack = mmap(NULL, COPY_STACK_SIZE, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    *copy = freezing->board == MAP_FAILED || freezing->stack == MAP_FAILED
-                ? -1
-                : clone(frozen_main, freezing->stack + COPY_STACK_SIZE, 0, freezing);
+    if (freezing->board != MAP_FAILED && freezing->stack != MAP_FAILED) {
+        copy = clone(frozen_main, freezing->stack + COPY_STACK_SIZE, 0, freezing);
+    }
     int error = errno;
 
     PyThreadState *tstate = freezing->attached ? detach() : NULL;
-    if (*copy > 0) {
-        result =
-            await_copy(*copy, freezing->board, &status) ? FREEZE_DONE : judge_end(status);
+    if (copy > 0 && await_copy(copy, freezing->board, &status)) {
+        freezing->note(freezing->argument, copy);
+        atomic_store(&freezing->board->may_live, true);
+        result = FREEZE_DONE;
+    }
+    else if (copy > 0) {
+        result = judge_end(status);
     }
     if (freezing->stack != MAP_FAILED) {
         (void)munmap(freezing->stack, COPY_STACK_SIZE);
@@ -180,7 +196,7 @@ try_to_freeze(struct freezing *freezing, pid_t *copy)
 
 /* Makes copies until one lives. */
 MAY_ATTACH static enum freeze_result
-freeze(struct freezing *freezing, pid_t *copy)
+freeze(struct freezing *freezing)
 {
     enum freeze_result result = is_memory_low() ? FREEZE_NO_MEMORY : FREEZE_DIED;
     freezing->original = getpid();
@@ -188,7 +204,7 @@ freeze(struct freezing *freezing, pid_t *copy)
         PyThreadState *tstate = freezing->attached ? detach() : NULL;
         (void)poll(NULL, 0, i);
         reattach(tstate);
-        result = try_to_freeze(freezing, copy);
+        result = try_to_freeze(freezing);
     }
     return result;
 }

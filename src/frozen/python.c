@@ -13,8 +13,10 @@
  *   then the copy dies, or hangs, and another is made (src/frozen/copies.c).
  *
  *   A process that is well. A thread that is attached makes the copy, so nothing in Python is half
- *   done. It then becomes the main thread, for only there a signal interrupts what runs, since
- *   CPython 3.13.
+ *   done. It then becomes the main thread.
+ *
+ *   From CPython 3.13 on a signal interrupts what runs in the main thread alone: there the copy of
+ *   a process that is stuck becomes that, too, if it was another that had the GIL.
  *
  * Then Python is told that it was forked (make_python_anew). Its hooks run, the application's among
  * them, behind the fence.
@@ -110,10 +112,11 @@ take_signals(void)
 /* Notes where the thread is that the copy has taken over, and rids it of what is the application's:
  * tracing, a limit to its depth. */
 ATTACHED static void
-settle_in(pid_t original)
+settle_in(pid_t original, unsigned long meant)
 {
     PyThreadState *own = PyThreadState_Get();
     frozen.original = original;
+    frozen.meant = PyLong_FromUnsignedLong(meant);
     frozen.ident = PyLong_FromUnsignedLong(own->thread_id);
     frozen.frame = (PyObject *)PyThreadState_GetFrame(own);
     PyEval_SetTrace(NULL, NULL);
@@ -122,7 +125,6 @@ settle_in(pid_t original)
     take_signals();
 }
 
-/* Python is deaf to signals in another thread, from 3.13 on. */
 MAY_ATTACH static void
 become_main_thread(PyThreadState *main_thread, void *stack)
 {
@@ -164,10 +166,10 @@ become_python(pid_t original, bool is_attached_now, void *stack)
     }
     PyErr_Clear();
     fork_python(own);
-    if (is_attached_now) {
+    if (is_attached_now || SIGNALS_NEED_MAIN_THREAD) {
         become_main_thread(main_thread, stack);
     }
-    settle_in(original);
+    settle_in(original, is_attached_now ? main_thread->thread_id : own->thread_id);
 }
 
 #endif /* CAN_FREEZE */

@@ -272,11 +272,15 @@ find_channel(const char *name)
          .serve_copy = serve_program},
         {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
-        {.name = "tasks", .aside = true, .serve = serve_tasks, .report = report_silence},
+        {.name = "tasks",
+         .aside = true,
+         .serve = serve_tasks,
+         .report = report_tasks,
+         .serve_copy = serve_tasks},
         {.name = "tasks-json",
          .aside = true,
          .serve = serve_tasks_json,
-         .report = report_silence},
+         .serve_copy = serve_tasks_json},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(channels); i++) {
         if (strcmp(channels[i].name, name) == 0) {

@@ -118,13 +118,18 @@ live_as_copy(void *argument, struct board *board)
     const struct purpose *purpose = argument;
     struct session *session = purpose->session;
     struct channel channel = *session->channel;
+    struct text report = {0};
+    if (channel.report != NULL) {
+        channel.report(&report, session);
+    }
     note_what_it_is(purpose->is_stuck);
     forget_all_but(session);
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     (void)import_needed_modules(session, NULL);
     PyErr_Clear();
-    atomic_store(&board->is_ready, true);
+    wait_on_board(board);
 
+    session->outbox.unsent = report; /* goes out ahead of all else */
     channel.serve = channel.serve_copy;
     session->channel = &channel;
     serve_session(session);
@@ -163,15 +168,15 @@ describe_result(enum freeze_result result)
 
 /* Tells the client why there is no copy; and what the stacks are, if it came for a prompt. */
 DETACHED static void
-refuse_copy(struct session *session, enum freeze_result result)
+refuse_copy(struct session *session, enum freeze_result result, bool attached)
 {
     struct text text = {0};
     const char *why = describe_result(result);
     log_line("No frozen copy for the client of %s: %s",
              describe_peer(&session->peer).text, why);
-    append_format(&text,
-                  "manhole: no frozen copy can be made: %s; --stacks shows where it is\n",
-                  why);
+    append_format(
+        &text, "manhole: %sno frozen copy can be made: %s; --stacks shows where it is\n",
+        attached ? "" : "Python does not answer, and ", why);
     if (result == FREEZE_DIED && session->channel->receive == receive_frozen &&
         !session->channel->framed) {
         append_snapshot(&text, &dump_form);
@@ -229,9 +234,10 @@ give_up_copy(struct session *session)
     unlock(&table_lock);
 }
 
-static void
-set_copy(struct session *session, pid_t copy)
+DETACHED static void
+note_copy(void *argument, pid_t copy)
 {
+    struct session *session = ((const struct purpose *)argument)->session;
     lock_leaf(&session->out_lock);
     session->copy = copy;
     unlock(&session->out_lock);
@@ -246,20 +252,18 @@ serve_by_copy(struct session *session, bool attached)
     struct purpose purpose = {session, !attached};
     struct freezing freezing = {.attached = attached,
                                 .client_fd = kept_number(&session->fd),
+                                .note = note_copy,
                                 .live = live_as_copy,
                                 .argument = &purpose};
-    pid_t copy = 0;
-    enum freeze_result result =
-        claim_copy(session) ? freeze(&freezing, &copy) : FREEZE_TOO_MANY;
+    enum freeze_result result = claim_copy(session) ? freeze(&freezing) : FREEZE_TOO_MANY;
     int error = errno;
     PyThreadState *tstate = attached ? detach() : NULL;
     errno = error;
     if (result == FREEZE_DONE) {
-        set_copy(session, copy);
         tell_end(session, watch_copy(session));
     }
     else {
-        refuse_copy(session, result);
+        refuse_copy(session, result, attached);
     }
     give_up_copy(session);
     reattach(tstate);
@@ -270,8 +274,7 @@ serve_by_copy(struct session *session, bool attached)
 DETACHED static void
 serve_by_copy(struct session *session, bool attached)
 {
-    (void)attached;
-    refuse_copy(session, FREEZE_NOT_HERE);
+    refuse_copy(session, FREEZE_NOT_HERE, attached);
 }
 
 #endif /* CAN_FREEZE */

@@ -378,7 +378,7 @@ static const char tasks_program[] =
     "    _, kind, ident, name = loop\n"
     "    thread = f' in ThreadID={ident}' if ident else ', thread not known'\n"
     "    thread += f' ({name})' if name else ''\n"
-    "    return (f'######### ProcessID={os.getpid()}, {kind}{thread}, '\n"
+    "    return (f'######### ProcessID={process_id()}, {kind}{thread}, '\n"
     "            f'{noun}: {count} #########')\n"
     "\n"
     "def dump():\n"
@@ -432,7 +432,7 @@ static const char tasks_program[] =
     "    greenlets = ','.join(list_records(greenlets, greenlet_members))\n"
     "    for record in records:\n"
     "        record.awaiters = record.children = None\n"
-    "    return (f'{{\"pid\": {os.getpid()}, \"python\": "
+    "    return (f'{{\"pid\": {process_id()}, \"python\": "
     "{quote(sys.version.split()[0])}, '\n"
     "            f'\"tasks\": [{tasks}], \"greenlets\": [{greenlets}]}}\\n')\n";
 
