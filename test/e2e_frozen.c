@@ -1,7 +1,7 @@
 /* e2e_frozen.c - what is done in a frozen copy of the process does nothing, and shows all of it.
  *
- * The long tests are scripts: test/frozen/matrix.py, in which a process is caught at every bad
- * moment, and test/frozen/harm.py. */
+ * test/frozen/harm.py tries more than these few, and takes longer.
+ */
 #include "support.h"
 
 #include <poll.h>
