@@ -13,6 +13,7 @@
 enum {
     FROZEN_LARGE_MB = 4096, /* resident, from where on we ask */
     FROZEN_MS_PER_GB = 25,  /* that a process stands still: measured at 2 GB */
+    HELLO_PATIENCE_MS = 2000,
 };
 
 static const char frozen_hello[] = "frozen\n";
@@ -39,7 +40,7 @@ check_size(const struct request *request, const struct target *target, int serve
 static bool
 read_hello(int server, struct buffer *line)
 {
-    double deadline = now_s() + FIRST_BYTE_PATIENCE_S;
+    double deadline = now_s() + HELLO_PATIENCE_MS / 1e3;
     char byte = 0;
 
     while (line->length < QUOTED_SIZE && byte != '\n') {
@@ -71,6 +72,9 @@ open_frozen(const struct request *request, struct target *target, const char *ch
     }
     if (is_line && strncmp(text_of(&line), "manhole: ", 9) == 0) {
         show_lines(STDERR_FILENO, NULL, &line, true);
+        leave(STATUS_NO_CONNECTION);
+    }
+    if (say_hindrance(server_pid(server))) {
         leave(STATUS_NO_CONNECTION);
     }
     fail(STATUS_NO_CONNECTION,

@@ -112,10 +112,10 @@ wait_on_board(struct board *board)
 DETACHED static bool
 is_asleep(pid_t copy)
 {
-    char path[40];
-    char stat[512];
-    (void)snprintf(path, sizeof(path), "/proc/%ld/stat", (long)copy);
-    read_proc(path, stat, sizeof(stat));
+    char folder[40];
+    char stat[KERNEL_FILE_SIZE];
+    (void)snprintf(folder, sizeof(folder), "/proc/%ld", (long)copy);
+    read_kernel_file(stat, folder, "stat");
     const char *behind_name = strrchr(stat, ')');
     return behind_name != NULL && (behind_name[2] == 'S' || behind_name[2] == 'D');
 }

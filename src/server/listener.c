@@ -35,6 +35,9 @@
  *   frozen, frozen-terminal, frozen-exec
  *              the console and exec in a frozen copy of the process. Sends "frozen" and a newline
  *              first, for the client to know. A console begins with a byte of the client's.
+ *   tasks, tasks-json, greenlets, greenlets-json
+ *              sends what each task and greenlet, or each greenlet, waits for; from a frozen copy
+ *              when Python does not answer.
  *   exec       reads a program and runs it: four bytes of length, the high one first; then file
  *              name, sys.argv's elements and source, a NUL between two. What follows is its stdin.
  *              Sends frames (a kind; four bytes of length; so many bytes): 'o' stdout, 'e' stderr,
@@ -281,6 +284,15 @@ find_channel(const char *name)
          .aside = true,
          .serve = serve_tasks_json,
          .serve_copy = serve_tasks_json},
+        {.name = "greenlets",
+         .aside = true,
+         .serve = serve_greenlets,
+         .report = report_tasks,
+         .serve_copy = serve_greenlets},
+        {.name = "greenlets-json",
+         .aside = true,
+         .serve = serve_greenlets_json,
+         .serve_copy = serve_greenlets_json},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(channels); i++) {
         if (strcmp(channels[i].name, name) == 0) {

@@ -112,7 +112,7 @@ report_tasks(struct text *text, const struct session *session)
 {
     (void)session;
     append_silence(text);
-    append_string(text, "The tasks, in a frozen copy of the process:\n");
+    append_string(text, "In a frozen copy of the process:\n");
 }
 
 /* Appends what the session's client is told when Python does not answer. */
