@@ -86,6 +86,7 @@
 #include "src/stacks/json.c"
 #include "src/stacks/tasks.c"
 #include "src/stacks/frames.c"
+#include "src/stacks/locals.c"
 
 /* Exceptions that leave a function, and requests that a WSGI application is at. */
 #include "src/watch/probes.c"

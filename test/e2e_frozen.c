@@ -234,6 +234,37 @@ process_sees_nothing_of_its_copies(void)
     wait_for_usage(app->pid, fds, 2);
 }
 
+/* ---- Variables --------------------------------------------------------------------- */
+
+static void
+stacks_tell_what_variables_hold_whatever_their_repr_does(void)
+{
+    const char *out = NULL;
+    struct process *app = start_app(INSTALL(
+        "hang_timeout=0.3") "import ctypes, os, threading\n"
+                            "class Late:\n"
+                            "    def __repr__(self): os.write(1, b'ran'); self.lock()\n"
+                            "class Wrong:\n"
+                            "    def __repr__(self): raise SystemExit\n"
+                            "def serve(request):\n"
+                            "    late, wrong = Late(), Wrong()\n"
+                            "    lock = threading.Lock(); lock.acquire()\n"
+                            "    Late.lock, many = lock.acquire, [*range(10**6)]\n"
+                            "    " READY "    ctypes.PyDLL(None).getchar()\n"
+                            "serve('milk')\n");
+    const char *pid = pid_of(app);
+    assert_int_equal(run_command(CLI("--stacks", "--locals", pid), NULL, &out, NULL), 0);
+    assert_contains(out, ", holds the GIL\n");
+    assert_contains(out, "in serve\n  ctypes.PyDLL(None).getchar()\n"
+                         "    request = 'milk'\n"
+                         "    late = <Late, whose repr takes too long>\n"
+                         "    wrong = <Wrong, whose repr raises SystemExit>\n");
+    assert_contains(out, "    many = [0, 1, 2, 3, 4, 5, ...]\n");
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    assert_null(strstr(text_of(app, OUT), "ran"));
+}
+
 /* ---- How it ends ------------------------------------------------------------------- */
 
 static void
@@ -367,7 +398,9 @@ frozen_stands_with_a_console_or_code_alone(void)
     assert_int_equal(run_command(FROZEN("--stacks", "1"), NULL, NULL, &err), 2);
     assert_contains(err, "argument --frozen: only with a console, -c or -f");
     assert_int_equal(run_command(CLI("--yes", "1"), NULL, NULL, &err), 2);
-    assert_contains(err, "argument --yes: only with --frozen");
+    assert_contains(err, "argument --yes: only with --frozen or --locals");
+    assert_int_equal(run_command(CLI("--locals", "--brief", "1"), NULL, NULL, &err), 2);
+    assert_contains(err, "argument --locals: only with --stacks, and not with --brief");
 }
 
 int
@@ -381,6 +414,7 @@ main(void)
         TEST(code_in_a_copy_has_its_arguments_and_its_status),
         TEST(copy_reaches_no_file_no_process_and_no_memory_of_others),
         TEST(process_sees_nothing_of_its_copies),
+        TEST(stacks_tell_what_variables_hold_whatever_their_repr_does),
         TEST(interrupt_reaches_what_runs_in_a_copy),
         TEST(copy_ends_with_its_client),
         TEST(copy_ends_with_its_process),

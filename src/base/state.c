@@ -376,9 +376,10 @@ static struct {
 
 /* Set in a frozen copy that has Python, and nowhere else: see src/frozen/. */
 static struct {
-    pid_t original;  /* the process that it is a copy of; 0: this is no copy */
-    PyObject *ident; /* owned, of the thread that it has taken over, */
-    PyObject *frame; /* owned, and where that was */
+    pid_t original;       /* the process that it is a copy of; 0: this is no copy */
+    unsigned long holder; /* who had the GIL while Python did not answer; 0: nobody */
+    PyObject *ident;      /* owned, of the thread that it has taken over, */
+    PyObject *frame;      /* owned, and where that was */
     PyObject *meant; /* owned, the ident of the thread that is meant without a word */
     char note[256];  /* what it tells its client of itself */
 } frozen;

@@ -32,6 +32,7 @@ enum option_name {
     OPTION_FILE,
     OPTION_FROZEN,
     OPTION_YES,
+    OPTION_LOCALS,
     OPTION_STACKS,
     OPTION_TASKS,
     OPTION_GREENLETS,
@@ -115,6 +116,9 @@ static const struct known_option {
                        "process, also when that hangs. What is done there does nothing."},
     [OPTION_YES] = {NO_GROUP, NULL, "yes", NULL,
                     "Copy a process of more than 4 GB, too, which stops for that."},
+    [OPTION_LOCALS] = {NO_GROUP, NULL, "locals", NULL,
+                       "With --stacks: also what the variables of each frame hold, found "
+                       "in a frozen copy."},
     [OPTION_STACKS] =
         {ACTION_GROUP, NULL, "stacks", NULL,
          "Print the stacks of all threads and exit, also when the process hangs."},
@@ -559,8 +563,13 @@ parse_command_line(int argc, char **argv, struct request *request)
         action != ACTION_CONSOLE) {
         fail(STATUS_USAGE, "argument --frozen: only with a console, -c or -f");
     }
-    if (is_given(request, OPTION_YES) && !is_given(request, OPTION_FROZEN)) {
-        fail(STATUS_USAGE, "argument --yes: only with --frozen");
+    if (is_given(request, OPTION_LOCALS) &&
+        (action != ACTION_STACKS || is_given(request, OPTION_BRIEF))) {
+        fail(STATUS_USAGE, "argument --locals: only with --stacks, and not with --brief");
+    }
+    if (is_given(request, OPTION_YES) && !is_given(request, OPTION_FROZEN) &&
+        !is_given(request, OPTION_LOCALS)) {
+        fail(STATUS_USAGE, "argument --yes: only with --frozen or --locals");
     }
     parse_targets(request);
 }

@@ -7,12 +7,11 @@
 #include "editor.c"
 #include "stacks.c"
 
-/* A console of a copy begins when it is told to: behind open_frozen() the process may be too big.
- */
+/* What a copy serves begins when it is told to: behind open_frozen() the process may be too big. */
 static int
-open_console(const struct request *request, struct target *target, const char *channel)
+open_channel(const struct request *request, struct target *target, const char *channel)
 {
-    if (!is_given(request, OPTION_FROZEN)) {
+    if (!is_given(request, OPTION_FROZEN) && !is_given(request, OPTION_LOCALS)) {
         return open_connection(request, target, channel);
     }
     int server = open_frozen(request, target, channel);
@@ -36,10 +35,10 @@ hold_console(const struct request *request, struct target *target)
     find_history();
 #ifdef HAVE_LIBEDIT
     if (open_editor()) {
-        return converse(open_console(request, target, channel), target);
+        return converse(open_channel(request, target, channel), target);
     }
 #endif
-    return relay_session(open_console(request, target, channel), target);
+    return relay_session(open_channel(request, target, channel), target);
 }
 
 /* Does for one process what is asked for. */
@@ -60,8 +59,11 @@ serve(const struct request *request, const struct target *asked, bool *answered)
             [ACTION_TASKS] = {"tasks", "tasks-json"},
             [ACTION_GREENLETS] = {"greenlets", "greenlets-json"}};
         bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
-        int server =
-            open_connection(request, &target, channels[request->action][is_json]);
+        const char *channel = !is_given(request, OPTION_LOCALS)
+                                  ? channels[request->action][is_json]
+                              : is_json ? "frozen-json"
+                                        : "frozen-stacks";
+        int server = open_channel(request, &target, channel);
         enum exit_status status = show_stacks(server, request, &target);
         *answered = status == STATUS_OK;
         return status;

@@ -112,11 +112,12 @@ take_signals(void)
 /* Notes where the thread is that the copy has taken over, and rids it of what is the application's:
  * tracing, a limit to its depth. */
 ATTACHED static void
-settle_in(pid_t original, unsigned long meant)
+settle_in(pid_t original, unsigned long holder, unsigned long main_ident)
 {
     PyThreadState *own = PyThreadState_Get();
     frozen.original = original;
-    frozen.meant = PyLong_FromUnsignedLong(meant);
+    frozen.holder = holder;
+    frozen.meant = PyLong_FromUnsignedLong(holder != 0 ? holder : main_ident);
     frozen.ident = PyLong_FromUnsignedLong(own->thread_id);
     frozen.frame = (PyObject *)PyThreadState_GetFrame(own);
     PyEval_SetTrace(NULL, NULL);
@@ -169,7 +170,7 @@ become_python(pid_t original, bool is_attached_now, void *stack)
     if (is_attached_now || SIGNALS_NEED_MAIN_THREAD) {
         become_main_thread(main_thread, stack);
     }
-    settle_in(original, is_attached_now ? main_thread->thread_id : own->thread_id);
+    settle_in(original, is_attached_now ? 0 : own->thread_id, main_thread->thread_id);
 }
 
 #endif /* CAN_FREEZE */

@@ -35,6 +35,8 @@
  *   frozen, frozen-terminal, frozen-exec
  *              the console and exec in a frozen copy of the process. Sends "frozen" and a newline
  *              first, for the client to know. A console begins with a byte of the client's.
+ *   frozen-stacks, frozen-json
+ *              the same with stacks and json, and the variables of each frame.
  *   tasks, tasks-json, greenlets, greenlets-json
  *              sends what each task and greenlet, or each greenlet, waits for; from a frozen copy
  *              when Python does not answer.
@@ -273,6 +275,16 @@ find_channel(const char *name)
          .receive = receive_frozen,
          .serve = serve_frozen,
          .serve_copy = serve_program},
+        {.name = "frozen-stacks",
+         .aside = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_locals},
+        {.name = "frozen-json",
+         .aside = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_locals_json},
         {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
         {.name = "tasks",

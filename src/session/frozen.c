@@ -177,8 +177,7 @@ refuse_copy(struct session *session, enum freeze_result result, bool attached)
     append_format(
         &text, "manhole: %sno frozen copy can be made: %s; --stacks shows where it is\n",
         attached ? "" : "Python does not answer, and ", why);
-    if (result == FREEZE_DIED && session->channel->receive == receive_frozen &&
-        !session->channel->framed) {
+    if (result == FREEZE_DIED && !session->channel->aside && !session->channel->framed) {
         append_snapshot(&text, &dump_form);
     }
     (void)send_patiently(session, text.bytes, text.length, 0);

@@ -127,7 +127,8 @@ collect_frames(void)
 ATTACHED static int
 record_threads(struct stacks *stacks)
 {
-    const unsigned long own_ident = PyThread_get_thread_ident();
+    const unsigned long holder =
+        frozen.original != 0 ? frozen.holder : PyThread_get_thread_ident();
     OWNED PyObject *frames = collect_frames();
     if (frames == NULL) {
         return -1;
@@ -140,7 +141,7 @@ record_threads(struct stacks *stacks)
         struct thread_stack *thread = add_thread(stacks, PyLong_AsUnsignedLong(ident));
         if (thread != NULL) {
             thread->is_shown = true;
-            thread->holds_gil = thread->ident == own_ident ? ANSWER_YES : ANSWER_NO;
+            thread->holds_gil = thread->ident == holder ? ANSWER_YES : ANSWER_NO;
             thread->count = record_stack(stacks, top);
         }
     }
