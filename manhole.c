@@ -86,10 +86,17 @@
 #include "src/stacks/json.c"
 #include "src/stacks/tasks.c"
 #include "src/stacks/frames.c"
+#include "src/stacks/locals.c"
 
 /* Exceptions that leave a function, and requests that a WSGI application is at. */
 #include "src/watch/probes.c"
 #include "src/watch/requests.c"
+
+/* A copy of the process that runs Python behind a fence. */
+#include "src/frozen/fence.c"
+#include "src/frozen/heap.c"
+#include "src/frozen/python.c"
+#include "src/frozen/copies.c"
 
 /* One client, from its first byte to its last. */
 #include "src/session/output.c"
@@ -113,6 +120,7 @@
 #include "src/session/commands.c"
 #include "src/session/session.c"
 #include "src/session/report.c"
+#include "src/session/frozen.c"
 
 /* The listener, signals, forks, and what install() does. */
 #include "src/server/listener.c"

@@ -29,6 +29,7 @@
  *   signals                              waiting, for descriptors and signals alike
  *   adverts, hindrances                  what /proc tells of a process and of its manhole
  *   tcp, connection, channels            ways to it, and who is there; questions beside the session
+ *   frozen                               a copy of the process instead of it
  *   marks, history, relay                the console, whatever the bytes come from and go to
  *   screen, block, completion, editor    the console at a terminal, where libedit is
  *   jobs, run                            what --memory and the like run there; that, -c and -f
@@ -56,6 +57,7 @@
 #include "src/cli/tcp.c"
 #include "src/cli/connection.c"
 #include "src/cli/channels.c"
+#include "src/cli/frozen.c"
 #include "src/cli/marks.c"
 #include "src/cli/history.c"
 #include "src/cli/relay.c"

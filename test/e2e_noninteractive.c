@@ -470,6 +470,26 @@ json_is_by_the_schema(void)
     assert_contains(out, "\"source\": \"while os.read(0, 4096): pass\"");
 }
 
+static void
+json_with_variables_is_by_the_schema(void)
+{
+    require_gil();
+    struct process *app = NULL;
+    const char *out = NULL;
+#if !defined(__x86_64__) || !defined(__GLIBC__)
+    skip_test("copies are made on x86-64 with glibc alone");
+#endif
+    if (is_wrapped() || is_sanitized()) {
+        skip_test("a sanitizer's or valgrind's memory is not forked by itself");
+    }
+    require_debian_module("jsonschema");
+    const char *pid = start_app(TARGET(""), &app);
+    assert_int_equal(
+        run_command(CLI("--stacks", "--locals", "--json", pid), NULL, &out, NULL), 0);
+    assert_contains(check_json("stacks", out), "\"source\": \"frozen copy\"");
+    assert_contains(out, ", \"locals\": {");
+}
+
 /* It reads the memory of the process, which takes the right to trace it; of a file it may tell the
  * name alone. */
 static void
@@ -749,6 +769,7 @@ main(void)
         TEST(stacks_are_the_dump_alone),
         TEST(stacks_of_a_stuck_process_are_those_of_its_copy),
         TEST(json_is_by_the_schema),
+        TEST(json_with_variables_is_by_the_schema),
         TEST(frames_are_those_that_cpython_s_own_tool_tells),
         TEST(cpython_s_own_profiler_works_beside_a_client),
         TEST(ctrl_c_gets_in_beside_a_flood),

@@ -1016,12 +1016,12 @@ memory_that_a_cgroup_has_left_is_read_in_both_forms(void **state)
 {
     (void)state;
     put_cgroup(1000, 900, 100);
-    assert_int_equal(left_in("cgroup/memory", &cgroup_v1), 200);
-    assert_int_equal(left_in("cgroup", &cgroup_v2), 200);
-    assert_true(left_in("cgroup", &cgroup_v1) == UINT64_MAX);
+    assert_int_equal(left_in("cgroup/memory", &cgroup_v1, 100), 200);
+    assert_int_equal(left_in("cgroup", &cgroup_v2, 100), 200);
+    assert_true(left_in("cgroup", &cgroup_v1, 100) == UINT64_MAX);
     put_cgroup(1000, 1200, 100);
-    assert_int_equal(left_in("cgroup/memory", &cgroup_v1), 0);
-    assert_int_equal(left_in("cgroup", &cgroup_v2), 0);
+    assert_int_equal(left_in("cgroup/memory", &cgroup_v1, 100), 0);
+    assert_int_equal(left_in("cgroup", &cgroup_v2, 100), 0);
     remove_cgroup();
 }
 

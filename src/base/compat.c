@@ -4,7 +4,7 @@
  *
  * This is the only room with PY_VERSION_HEX in it, and the only one that names what is CPython's
  * own: a name with an underscore, a field of a struct. Each such use says which versions need it,
- * and what there is no public function for. They are of four kinds:
+ * and what there is no public function for. They are of five kinds:
  *
  *   Is the interpreter ending, is this thread attached: public from 3.13 on.
  *   Frames and exceptions: the same functions everywhere, by the names of the newest versions.
@@ -12,6 +12,7 @@
  *   object's attributes. It has no thread state of its own, so it can call no function that wants
  *   one. Locks of CPython's that a fork or an interrupt can leave in a bad state: new_state_lock,
  *   settle_interrupts().
+ *   What makes a frozen copy run Python (src/frozen/python.c): the list of thread states.
  */
 #ifndef MANHOLE_BASE_COMPAT_C
 #define MANHOLE_BASE_COMPAT_C
@@ -576,6 +577,106 @@ new_thread_state(PyInterpreterState *interpreter)
     PyThreadState *tstate = PyThreadState_New(interpreter);
     unlock_new_state(FORKS_WAIT_FOR_NEW_STATES);
     return tstate;
+}
+
+/* ---- For a frozen copy that becomes Python: src/frozen/python.c ------------------------------ */
+
+/* Where a copy can be more than read: the thread pointer is set by a system call, and is what the C
+ * library and CPython know a thread by. Not tried elsewhere. Without a GIL no copy has a thread at
+ * which Python stands still. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(Py_GIL_DISABLED)
+#  define CAN_FREEZE true
+#else
+#  define CAN_FREEZE false
+#endif
+
+#if PY_VERSION_HEX >= 0x030e0000
+/* Not in 3.14.0 and 3.14.1, where a module that was built with a later one has to load, too. */
+extern int PyUnstable_ThreadState_SetStackProtection(PyThreadState *, void *, size_t)
+    __attribute__((weak));
+#endif
+
+/* From 3.14 on Python knows a thread's stack by its addresses, and has to be told of another.
+ * Returns false where it cannot be: no code of Python's would run on that. */
+ASYNC_SAFE static bool
+set_stack(PyThreadState *tstate, void *start, size_t size)
+{
+#if PY_VERSION_HEX >= 0x030e0000
+    return PyUnstable_ThreadState_SetStackProtection != NULL &&
+           PyUnstable_ThreadState_SetStackProtection(tstate, start, size) == 0;
+#else
+    (void)tstate;
+    (void)start;
+    (void)size;
+    return true;
+#endif
+}
+
+/* The thread that has the GIL; NULL: none. Reads memory alone. */
+ASYNC_SAFE static PyThreadState *
+find_gil_holder(PyInterpreterState *interpreter)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    (void)interpreter;
+    return _PyThreadState_UncheckedGet();
+#else
+    PyThreadState *tstate = PyInterpreterState_ThreadHead(interpreter);
+    while (tstate != NULL && !holds_gil(tstate)) {
+        tstate = tstate->next;
+    }
+    return tstate;
+#endif
+}
+
+/* Whether a signal interrupts what runs in the main thread alone, also after a fork of another. */
+enum { SIGNALS_NEED_MAIN_THREAD = PY_VERSION_HEX >= 0x030d0000 };
+
+/* The thread state that was made first: the main thread's. Reads memory alone. */
+ASYNC_SAFE static PyThreadState *
+find_oldest_thread(PyInterpreterState *interpreter)
+{
+    PyThreadState *oldest = PyInterpreterState_ThreadHead(interpreter);
+    while (oldest != NULL && oldest->next != NULL) {
+        oldest = oldest->next;
+    }
+    return oldest;
+}
+
+/* Makes Python one of this process, in which there is no thread but the calling one. It would
+ * delete the states of all others, and with them what their frames are made of: 3.15 dies of
+ * looking at them then. So they are taken out of its list meanwhile. Its head is not to be had, so
+ * a new state is made for that, which is what it deletes. From 3.13 on it gives the import lock
+ * back, and has to have it for that. Returns false without memory. */
+ATTACHED static bool
+make_python_anew(PyThreadState *own)
+{
+    PyThreadState *head = PyThreadState_New(own->interp);
+    if (head == NULL) {
+        return false;
+    }
+    PyThreadState *first = head->next;
+    PyThreadState *before = own == first ? NULL : own->prev;
+    PyThreadState *behind = own->next;
+    first->prev = NULL;
+    head->next = own;
+    own->prev = head;
+    own->next = NULL;
+
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject *imp = PyDict_GetItemString(PyImport_GetModuleDict(), "_imp"); /* borrowed */
+    Py_XDECREF(imp == NULL ? NULL : PyObject_CallMethod(imp, "acquire_lock", NULL));
+#endif
+    PyOS_AfterFork_Child();
+
+    own->next = before == NULL ? behind : first;
+    if (before != NULL) {
+        first->prev = own;
+        before->next = behind;
+    }
+    if (behind != NULL) {
+        behind->prev = before == NULL ? own : before;
+    }
+    return true;
 }
 
 #ifdef Py_GIL_DISABLED

@@ -8,7 +8,8 @@
  *
  * How it works. A part is a module that stands in no sys.modules: an interpreter has it once, in
  * module_state.parts, and import of manhole compiles none. Beside what its own row names it finds
- * two functions of C in its namespace: standard(), which is import_standard(), and counter().
+ * three functions of C in its namespace: standard(), which is import_standard(), counter() and
+ * process_id().
  *
  * Threads may run it at the same time, without a GIL as well, so a part keeps to what is one step
  * there: a read or write of an attribute, a method of a set, dict or list in C. Locks it has none:
@@ -30,7 +31,7 @@ struct part {
         *functions; /* in C, that it calls, beside standard() and counter(); or NULL */
 };
 
-static PyMethodDef part_functions[3];
+static PyMethodDef part_functions[4];
 
 /* Runs a part in its new module. Returns 0, or -1 with an exception. Its frames are seen in stacks
  * and tracebacks, as File "<manhole>". */
@@ -138,8 +139,18 @@ part_counter(PyObject *self, PyObject *unused)
     return PyCFunction_New(&count_method, capsule);
 }
 
+/* For parts: the process that is looked at, also from a frozen copy of it. */
+ATTACHED static PyObject *
+part_process_id(PyObject *self, PyObject *unused)
+{
+    (void)self;
+    (void)unused;
+    return PyLong_FromLong(process_id());
+}
+
 static PyMethodDef part_functions[] = {
     {"counter", part_counter, METH_NOARGS, NULL},
+    {"process_id", part_process_id, METH_NOARGS, NULL},
     {"standard", part_standard, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -132,6 +132,9 @@ struct channel {
     /* In a native thread: what the client gets, once and for all, when Python has not answered for
      * hang_timeout. NULL: nothing, or what a console gets. */
     void (*report)(struct text *text, const struct session *session);
+    /* The same as serve(), in a frozen copy that is made when Python does not answer: see
+     * src/session/frozen.c. NULL: there is none. */
+    void (*serve_copy)(struct session *session, PyObject *locals);
 };
 
 /* A descriptor that we keep, and what it was when we opened it: an application that closes all
@@ -248,7 +251,9 @@ struct session {
     bool guarded; /* it has a guard */
     _Atomic bool
         over; /* it has hung up: its place is free, a guard may go; also read unlocked */
-    int helpers; /* reporters, interrupters and guards that still use the slot */
+    int helpers;   /* reporters, interrupters and guards that still use the slot */
+    bool freezing; /* a frozen copy is made for it, or is there; under table_lock */
+    pid_t copy;    /* that serves it; 0: none */
 };
 
 /* What the listener can be told, bits of manhole.orders: see tell_listener(). */
@@ -370,6 +375,23 @@ static struct {
      * left. Under snapshot_lock. */
     struct kept_fd spare;
 } snapshot = {.spare = {.number = -1}};
+
+/* Set in a frozen copy that has Python, and nowhere else: see src/frozen/. */
+static struct {
+    pid_t original;       /* the process that it is a copy of; 0: this is no copy */
+    unsigned long holder; /* who had the GIL while Python did not answer; 0: nobody */
+    PyObject *ident;      /* owned, of the thread that it has taken over, */
+    PyObject *frame;      /* owned, and where that was */
+    PyObject *meant; /* owned, the ident of the thread that is meant without a word */
+    char note[256];  /* what it tells its client of itself */
+} frozen;
+
+/* The process that is looked at. */
+static pid_t
+process_id(void)
+{
+    return frozen.original != 0 ? frozen.original : getpid();
+}
 
 /* The session that the calling thread serves, NULL in all threads of the application. */
 static _Thread_local struct session *current_session;

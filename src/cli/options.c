@@ -31,6 +31,9 @@ enum option_name {
     OPTION_VERSION,
     OPTION_CODE,
     OPTION_FILE,
+    OPTION_FROZEN,
+    OPTION_YES,
+    OPTION_LOCALS,
     OPTION_STACKS,
     OPTION_TASKS,
     OPTION_GREENLETS,
@@ -116,6 +119,14 @@ static const struct known_option {
                      "status. Words behind it are its sys.argv."},
     [OPTION_FILE] = {ACTION_GROUP, "f", NULL, "FILE",
                      "The same with the code in FILE; \"-\" is standard input."},
+    [OPTION_FROZEN] = {NO_GROUP, NULL, "frozen", NULL,
+                       "The console, or the code of -c or -f, in a frozen copy of the "
+                       "process, also when that hangs. What is done there does nothing."},
+    [OPTION_YES] = {NO_GROUP, NULL, "yes", NULL,
+                    "Copy a process of more than 4 GB, too, which stops for that."},
+    [OPTION_LOCALS] = {NO_GROUP, NULL, "locals", NULL,
+                       "With --stacks: also what the variables of each frame hold, found "
+                       "in a frozen copy."},
     [OPTION_STACKS] =
         {ACTION_GROUP, NULL, "stacks", NULL,
          "Print the stacks of all threads and exit, also when the process hangs."},
@@ -612,6 +623,18 @@ parse_command_line(int argc, char **argv, struct request *request)
     }
     if (is_given(request, OPTION_JSON) && !is_look(request)) {
         fail(STATUS_USAGE, "argument --json: only with --stacks, --tasks or --greenlets");
+    }
+    if (is_given(request, OPTION_FROZEN) && action != ACTION_RUN &&
+        action != ACTION_CONSOLE) {
+        fail(STATUS_USAGE, "argument --frozen: only with a console, -c or -f");
+    }
+    if (is_given(request, OPTION_LOCALS) &&
+        (action != ACTION_STACKS || is_given(request, OPTION_BRIEF))) {
+        fail(STATUS_USAGE, "argument --locals: only with --stacks, and not with --brief");
+    }
+    if (is_given(request, OPTION_YES) && !is_given(request, OPTION_FROZEN) &&
+        !is_given(request, OPTION_LOCALS)) {
+        fail(STATUS_USAGE, "argument --yes: only with --frozen or --locals");
     }
     parse_targets(request);
 }

@@ -14,6 +14,7 @@
 
 #include "channels.c"
 #include "jobs.c"
+#include "frozen.c"
 
 enum {
     SECOND_LOOK_MS = 100,   /* at a process that is stopped: a profiler lets it go on */

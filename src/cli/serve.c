@@ -7,6 +7,18 @@
 #include "editor.c"
 #include "stacks.c"
 
+/* What a copy serves begins when it is told to: behind open_frozen() the process may be too big. */
+static int
+open_channel(const struct request *request, struct target *target, const char *channel)
+{
+    if (!is_given(request, OPTION_FROZEN) && !is_given(request, OPTION_LOCALS)) {
+        return open_connection(request, target, channel);
+    }
+    int server = open_frozen(request, target, channel);
+    (void)send(server, "\n", 1, MSG_NOSIGNAL);
+    return server;
+}
+
 /* The console of a process: with the line editor where there can be one. */
 static enum exit_status
 hold_console(const struct request *request, struct target *target)
@@ -17,13 +29,16 @@ hold_console(const struct request *request, struct target *target)
         is_given(request, OPTION_NO_DUMP) || is_given(request, OPTION_QUIET);
     const char *channel = channels[terminal.is_typed_on][has_no_dump];
 
+    if (is_given(request, OPTION_FROZEN)) {
+        channel = terminal.is_typed_on ? "frozen-terminal" : "frozen";
+    }
     find_history();
 #ifdef HAVE_LIBEDIT
     if (open_editor()) {
-        return converse(open_connection(request, target, channel), target);
+        return converse(open_channel(request, target, channel), target);
     }
 #endif
-    return relay_session(open_connection(request, target, channel), target);
+    return relay_session(open_channel(request, target, channel), target);
 }
 
 /* Does for one process what is asked for. */
@@ -33,7 +48,9 @@ serve(const struct request *request, const struct target *asked, bool *answered)
     struct target target = *asked; /* and where it was found */
 
     if (request->action == ACTION_RUN) {
-        int server = open_connection(request, &target, "exec");
+        int server = is_given(request, OPTION_FROZEN)
+                         ? open_frozen(request, &target, "frozen-exec")
+                         : open_connection(request, &target, "exec");
         return run_code(server, request, &target, answered);
     }
     if (is_look(request)) {
@@ -42,8 +59,11 @@ serve(const struct request *request, const struct target *asked, bool *answered)
             [ACTION_TASKS] = {"tasks", "tasks-json"},
             [ACTION_GREENLETS] = {"greenlets", "greenlets-json"}};
         bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
-        int server =
-            open_connection(request, &target, channels[request->action][is_json]);
+        const char *channel = !is_given(request, OPTION_LOCALS)
+                                  ? channels[request->action][is_json]
+                              : is_json ? "frozen-json"
+                                        : "frozen-stacks";
+        int server = open_channel(request, &target, channel);
         enum exit_status status = show_stacks(server, request, &target);
         *answered = status == STATUS_OK;
         return status;

@@ -33,8 +33,14 @@
  *              client with this ID, a line each. No word on any error.
  *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
  *   json       the same as a JSON document.
+ *   frozen, frozen-terminal, frozen-exec
+ *              the console and exec in a frozen copy of the process. Sends "frozen" and a newline
+ *              first, for the client to know. A console begins with a byte of the client's.
+ *   frozen-stacks, frozen-json
+ *              the same with stacks and json, and the variables of each frame.
  *   tasks, tasks-json, greenlets, greenlets-json
- *              sends what each task and greenlet, or each greenlet, waits for.
+ *              sends what each task and greenlet, or each greenlet, waits for; from a frozen copy
+ *              when Python does not answer.
  *   exec       reads a program and runs it: four bytes of length, the high one first; then file
  *              name, sys.argv's elements and source, a NUL between two. What follows is its stdin.
  *              Sends frames (a kind; four bytes of length; so many bytes): 'o' stdout, 'e' stderr,
@@ -62,6 +68,7 @@
 #include "../session/channels.c"
 #include "../session/session.c"
 #include "../session/report.c"
+#include "../session/frozen.c"
 
 enum {
     /* Of those that do, which is glibc's own; musl's is 128 KiB. */
@@ -114,7 +121,9 @@ note_client(struct session *session, const struct client *client, bool stuck)
     lock_leaf(&session->out_lock);
     session->hang.watched = true;
     session->hang.asked_ms = monotonic_ms();
-    session->hang.state = stuck ? HANG_REPORTED : HANG_ASKED;
+    session->hang.state = stuck                                        ? HANG_REPORTED
+                          : client->channel->receive == receive_frozen ? HANG_NONE
+                                                                       : HANG_ASKED;
     unlock(&session->out_lock);
 }
 
@@ -123,9 +132,10 @@ DETACHED static bool
 start_session(const struct client *client)
 {
     const struct channel *channel = client->channel;
-    bool stuck = channel->aside && is_python_stuck();
+    bool is_frozen = channel->serve_copy != NULL;
+    bool stuck = (channel->aside || is_frozen) && is_python_stuck();
     char why[120];
-    if (stuck && channel->report == NULL) {
+    if (stuck && channel->report == NULL && !is_frozen) {
         (void)close(client->fd); /* it is about Python alone, and does not want to wait */
         return false;
     }
@@ -139,8 +149,11 @@ start_session(const struct client *client)
     }
 
     note_client(session, client, stuck);
-    int error = start_thread(NULL, stuck ? lone_reporter_main : session_main, session,
-                             PYTHON_STACK_SIZE);
+    int error = start_thread(NULL,
+                             !stuck      ? session_main
+                             : is_frozen ? lone_freezer_main
+                                         : lone_reporter_main,
+                             session, PYTHON_STACK_SIZE);
     if (error != 0) {
         (void)snprintf(why, sizeof(why), "cannot start a thread for you: %s",
                        error_text(error));
@@ -247,6 +260,32 @@ find_channel(const char *name)
          .framed = true,
          .receive = receive_program,
          .serve = serve_program},
+        {.name = "frozen",
+         .no_stacks = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_console},
+        {.name = "frozen-terminal",
+         .no_stacks = true,
+         .marked = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_console},
+        {.name = "frozen-exec",
+         .framed = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_program},
+        {.name = "frozen-stacks",
+         .aside = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_locals},
+        {.name = "frozen-json",
+         .aside = true,
+         .receive = receive_frozen,
+         .serve = serve_frozen,
+         .serve_copy = serve_locals_json},
         {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
         {.name = "json-again", /* by who watches, after a first "json" */
          .aside = true,
@@ -254,19 +293,24 @@ find_channel(const char *name)
          .serve = serve_json,
          .report = report_json},
         {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
-        {.name = "tasks", .aside = true, .serve = serve_tasks, .report = report_silence},
+        {.name = "tasks",
+         .aside = true,
+         .serve = serve_tasks,
+         .report = report_tasks,
+         .serve_copy = serve_tasks},
         {.name = "tasks-json",
          .aside = true,
          .serve = serve_tasks_json,
-         .report = report_silence},
+         .serve_copy = serve_tasks_json},
         {.name = "greenlets",
          .aside = true,
          .serve = serve_greenlets,
-         .report = report_silence},
+         .report = report_tasks,
+         .serve_copy = serve_greenlets},
         {.name = "greenlets-json",
          .aside = true,
          .serve = serve_greenlets_json,
-         .report = report_silence},
+         .serve_copy = serve_greenlets_json},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(channels); i++) {
         if (strcmp(channels[i].name, name) == 0) {
@@ -357,7 +401,8 @@ has_report(const struct channel *channel)
     if (channel->serve == NULL) {
         return kind == HANDLER_REPL || kind == HANDLER_COMMANDS;
     }
-    return channel->report != NULL || channel->serve == serve_console;
+    return channel->report != NULL || channel->serve_copy != NULL ||
+           channel->serve == serve_console;
 }
 
 /* When the client must have heard something; -1: it has, or is not the listener's. */
@@ -488,7 +533,12 @@ look_after(struct session *session)
     int64_t now_ms = monotonic_ms();
     int64_t report_ms = report_time(session);
     if (report_ms >= 0 && report_ms <= now_ms) {
-        report_session(session);
+        if (session->channel->serve_copy != NULL) {
+            send_freezer(session);
+        }
+        else {
+            report_session(session);
+        }
     }
     if (session->gone_ms != 0 && session->gone_ms + GONE_CHECK_MS <= now_ms) {
         session->gone_ms = now_ms;

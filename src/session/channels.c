@@ -15,6 +15,7 @@
 #include "../stacks/dump.c"
 #include "../stacks/json.c"
 #include "../stacks/tasks.c"
+#include "../stacks/locals.c"
 #include "output.c"
 #include "interrupt.c"
 #include "imports.c"
@@ -369,7 +370,8 @@ serve_look(struct session *session, const struct form *form)
 ATTACHED static void
 serve_stacks(struct session *session, PyObject *locals)
 {
-    static const struct form form = {append_dump, add_task_summary};
+    static const struct form form = {.append = append_dump,
+                                     .add_tasks = add_task_summary};
     (void)locals;
     serve_look(session, &form);
 }
@@ -378,7 +380,7 @@ serve_stacks(struct session *session, PyObject *locals)
 ATTACHED static void
 serve_json(struct session *session, PyObject *locals)
 {
-    static const struct form form = {append_json, add_all_tasks};
+    static const struct form form = {.append = append_json, .add_tasks = add_all_tasks};
     (void)locals;
     if (may_have_tasks() && settle_report_attached(session)) {
         close_session(session);
@@ -386,6 +388,26 @@ serve_json(struct session *session, PyObject *locals)
     else {
         serve_look(session, &form);
     }
+}
+
+/* In a frozen copy: the stacks with the variables of each frame. */
+ATTACHED static void
+serve_locals(struct session *session, PyObject *locals)
+{
+    static const struct form form = {.append = append_dump,
+                                     .add_locals = add_dump_locals};
+    (void)locals;
+    serve_look(session, &form);
+}
+
+/* The same as JSON. */
+ATTACHED static void
+serve_locals_json(struct session *session, PyObject *locals)
+{
+    static const struct form form = {
+        .append = append_json, .add_tasks = add_all_tasks, .add_locals = add_json_locals};
+    (void)locals;
+    serve_look(session, &form);
 }
 
 /* Python is there as soon as this runs, however long it takes then. Never raises. */

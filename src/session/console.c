@@ -57,6 +57,7 @@ append_banner(struct text *text, bool at_terminal)
     append_string(text, at_terminal ? " Names of __main__ are found, too; obj? tells "
                                       "about one.\n"
                                     : "\n");
+    append_string(text, frozen.note);
 }
 
 /* What became of a line. */
@@ -240,13 +241,21 @@ push_line(struct session *session, PyObject *console, PyObject *line, bool begin
     return more == Py_True ? LINE_WANTS_MORE : LINE_DONE;
 }
 
+/* Python's own, and in a frozen copy one that shows which terminal it is. */
+static const char *
+choose_prompt(bool wants_more)
+{
+    static const char *const prompts[2][2] = {{">>> ", "... "}, {"copy>>> ", "copy... "}};
+    return prompts[frozen.original != 0][wants_more];
+}
+
 /* Line, prompt, line, prompt; a prompt first, if a reporter has told the client something behind
  * that of the greeting. Returns with an exception set when it was one that ended it. */
 ATTACHED static void
 run_console(struct session *session, PyObject *console, bool told)
 {
     static const char end_of_input[] = "\nnow exiting ManholeConsole...\n";
-    const char *prompt = told ? ">>> " : NULL;
+    const char *prompt = told ? choose_prompt(false) : NULL;
     enum verdict verdict = LINE_DONE;
     while (verdict != SESSION_OVER) {
         bool is_paste = false;
@@ -261,7 +270,7 @@ run_console(struct session *session, PyObject *console, bool told)
         else {
             verdict = push_line(session, console, line, verdict == LINE_DONE, is_paste);
         }
-        prompt = verdict == LINE_WANTS_MORE ? "... " : ">>> ";
+        prompt = choose_prompt(verdict == LINE_WANTS_MORE);
     }
 }
 
@@ -270,7 +279,7 @@ static void
 append_greeting(struct session *session, struct text *text)
 {
     append_banner(text, session->channel->marked);
-    append_prompt(text, session, ">>> ");
+    append_prompt(text, session, choose_prompt(false));
     session->run.says_it_reads = true;
 }
 

@@ -206,6 +206,12 @@ interrupt_session(struct session *session)
 {
     bool running = atomic_load(&session->run.running);
     lock_leaf(&session->out_lock);
+    if (session->copy >
+        0) { /* there it is for the signal's handler to say what it means */
+        running = kill(session->copy, SIGINT) == 0;
+        unlock(&session->out_lock);
+        return running ? atomic_fetch_add(&session->run.interrupts, 1) + 1 : 0;
+    }
     bool send = running && !session->run.interrupted;
     session->run.interrupted = session->run.interrupted || send;
     unlock(&session->out_lock);

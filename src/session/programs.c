@@ -194,6 +194,10 @@ refuse_request(struct session *session, const char *why)
     return false;
 }
 
+static const char no_code[] =
+    "nobody may run code here: this manhole has a shell of commands, "
+    "without its console";
+
 /* Whether a client may send code: not where it gets a shell of commands without a console. */
 static bool
 may_run_code(void)
@@ -213,9 +217,7 @@ receive_program(struct session *session)
     unsigned char head[4];
     size_t length = 0;
     if (!may_run_code()) {
-        return refuse_request(session,
-                              "nobody may run code here: this manhole has a shell "
-                              "of commands, without its console");
+        return refuse_request(session, no_code);
     }
     if (!receive_bytes(session, (char *)head, sizeof(head))) {
         return refuse_request(session, "no program came");

@@ -54,6 +54,13 @@ prompt_frame(PyObject *self, PyObject *arguments, PyObject *keywords)
 }
 
 ATTACHED static PyObject *
+prompt_debug(PyObject *self, PyObject *arguments, PyObject *keywords)
+{
+    (void)self;
+    return call_frames("debug", arguments, keywords);
+}
+
+ATTACHED static PyObject *
 prompt_threads(PyObject *self, PyObject *arguments)
 {
     (void)self;
@@ -78,15 +85,19 @@ prompt_loop(PyObject *self, PyObject *unused)
 
 static PyMethodDef prompt_functions[] = {
     {"frame", (PyCFunction)(void (*)(void))prompt_frame, METH_VARARGS | METH_KEYWORDS,
-     "frame(thread, n=0)\n--\n\n"
+     "frame(thread=None, n=0)\n--\n\n"
      "Return the n-th frame, 0 is the innermost, of a thread, task or greenlet, given\n"
      "by its name, ident or native id, or itself. Its names are attributes (or\n"
      "items), which from CPython 3.13 on can be set; frame(...).run(\"code\") runs\n"
-     "code in it."},
+     "code in it. In a frozen copy, without a thread, of the one that had the GIL."},
     {"loop", prompt_loop, METH_NOARGS,
      "loop()\n--\n\n"
      "Return the loops of asyncio that run, a list: one of them runs what is awaited\n"
      "at the prompt."},
+    {"debug", (PyCFunction)(void (*)(void))prompt_debug, METH_VARARGS | METH_KEYWORDS,
+     "debug(thread=None, n=0)\n--\n\n"
+     "Debug the n-th frame of a thread with pdb; without one, of the thread that had\n"
+     "the GIL."},
     {"tasks", prompt_tasks, METH_NOARGS,
      "tasks()\n--\n\n"
      "Print the tasks of all asyncio loops, and all greenlets: what each waits for,\n"
@@ -100,11 +111,21 @@ static PyMethodDef prompt_functions[] = {
      "numbers that frame() takes."},
 };
 
+/* In the living process pdb would hold a thread's frames while that goes on. */
+static bool
+is_for_copies(const PyMethodDef *function)
+{
+    return strcmp(function->ml_name, "debug") == 0;
+}
+
 /* Adds those whose names are not taken. Returns 0, or -1 with an exception. */
 ATTACHED static int
 add_prompt_functions(PyObject *names /* dict, perhaps one that looks into another */)
 {
     for (size_t i = 0; i < Py_ARRAY_LENGTH(prompt_functions); i++) {
+        if (is_for_copies(&prompt_functions[i]) && frozen.original == 0) {
+            continue;
+        }
         OWNED PyObject *name = PyUnicode_FromString(prompt_functions[i].ml_name);
         OWNED PyObject *function = PyCFunction_New(&prompt_functions[i], NULL);
         int taken =

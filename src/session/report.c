@@ -106,13 +106,13 @@ report_json(struct text *text, const struct session *session)
     append_snapshot(text, &json_form);
 }
 
-/* For a client that asked for what Python alone can tell. */
+/* For a client that asked for what Python alone can tell: in a copy, ahead of that. */
 DETACHED static void
-report_silence(struct text *text, const struct session *session)
+report_tasks(struct text *text, const struct session *session)
 {
     (void)session;
-    append_string(text, "manhole: Python does not answer, and it alone can read this; "
-                        "--stacks shows where it is stuck\n");
+    append_silence(text);
+    append_string(text, "In a frozen copy of the process:\n");
 }
 
 /* Appends what the session's client is told when Python does not answer. */

@@ -87,6 +87,8 @@ reset_session(struct session *session)
     session->hang = (struct hang_watch){0};
     session->guarded = false;
     session->helpers = 0;
+    session->freezing = false;
+    session->copy = 0;
     atomic_store(&session->missed, 0);
     atomic_store(&session->over, false);
 }
@@ -165,15 +167,17 @@ release_session(struct session *session)
     }
 }
 
-/* Sessions beside that of the calling thread, side channels among them: exit waits for these. */
+/* Sessions beside that of the calling thread, side channels among them: exit waits for these. Not
+ * for who looks at a copy: the process has done all for that. */
 static int
 count_sessions(void)
 {
     int count = 0;
     lock_leaf(&table_lock);
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
-        count += manhole.sessions[i].state == SESSION_TAKEN &&
-                 &manhole.sessions[i] != current_session;
+        const struct session *session = &manhole.sessions[i];
+        count += session->state == SESSION_TAKEN && session != current_session &&
+                 !session->freezing;
     }
     unlock(&table_lock);
     return count;

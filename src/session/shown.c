@@ -70,7 +70,7 @@ static const char shown_program[] =
     "    return ''.join(lines)\n"
     "\n"
     "def whole(error):\n"
-    "    return text_of(error, error.__traceback__, False)\n"
+    "    return text_of(error, error.__traceback__, False) + hint_at_copy(error)\n"
     "\n"
     /* Of a program that ends with this: what it has to say, and its exit status, as Python's
      * own. */
@@ -84,12 +84,22 @@ static const char shown_program[] =
     "def last_line(error):\n"
     "    return text_of(error, None, True)\n"
     "\n"
+    /* What the fence of a frozen copy keeps back looks like an error of the system's, or of a
+     * database's. */
+    "def hint_at_copy(error):\n"
+    "    kinds = {kind.__name__ for kind in type(error).__mro__}\n"
+    "    if is_copy() and kinds & {'OSError', 'DatabaseError', 'InterfaceError'}:\n"
+    "        return ('manhole: this is a frozen copy: it writes no files, has no sockets "
+    "and '\n"
+    "                'starts no processes\\n')\n"
+    "    return ''\n"
+    "\n"
     "def show(error, alone):\n"
     "    trace = error.__traceback__ and error.__traceback__.tb_next\n"
     "    while trace and trace.tb_frame.f_code.co_filename == '<manhole>':\n"
     "        trace = trace.tb_next\n"
     "    remember(type(error), error, trace)\n"
-    "    write(text_of(error, trace, alone))\n"
+    "    write(text_of(error, trace, alone) + hint_at_copy(error))\n"
     "\n"
     "class Reports:\n"
     "    def showtraceback(self):\n"
@@ -220,9 +230,18 @@ shown_from_awaited(PyObject *module, PyObject *name)
     return text == NULL ? NULL : get_from_part(manhole.module, &awaited_part, text);
 }
 
+ATTACHED static PyObject *
+shown_is_copy(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return PyBool_FromLong(frozen.original != 0);
+}
+
 static PyMethodDef shown_functions[] = {
     {"from_awaited", shown_from_awaited, METH_O, NULL},
     {"has_colours", shown_has_colours, METH_NOARGS, NULL},
+    {"is_copy", shown_is_copy, METH_NOARGS, NULL},
     {"remember", shown_remember, METH_VARARGS, NULL},
     {"write", shown_write, METH_O, NULL},
     {NULL, NULL, 0, NULL},

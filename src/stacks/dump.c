@@ -86,6 +86,10 @@ append_frames(struct text *text, struct stacks *stacks, size_t first, size_t cou
 {
     for (; count > 0; count--) {
         append_written(text, stacks, first + count - 1, append_frame);
+        if (stacks->locals != NULL) {
+            const struct text *variables = &stacks->locals[first + count - 1];
+            append_bytes(text, variables->bytes, variables->length);
+        }
     }
 }
 
@@ -127,7 +131,7 @@ append_headers(struct text *text, const struct stacks *stacks, size_t group)
     append_string(text, "\n");
     do {
         append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
-                      (long)getpid(), stacks->threads[i].ident);
+                      (long)process_id(), stacks->threads[i].ident);
         append_thread_facts(text, &stacks->threads[i]);
         i = stacks->threads[i].next;
         count++;
@@ -276,10 +280,11 @@ append_dump(struct text *text, struct stacks *stacks)
 
 /* ---- Who gets them ------------------------------------------------------------------- */
 
-/* How stacks are written: as the dump, or as JSON; and what is read of tasks for that. */
+/* How stacks are written: as the dump, or as JSON; and what is read of tasks and variables. */
 struct form {
     void (*append)(struct text *text, struct stacks *stacks);
-    void (*add_tasks)(struct stacks *stacks); /* ATTACHED; or NULL: nothing */
+    void (*add_tasks)(struct stacks *stacks);  /* ATTACHED; or NULL: nothing */
+    void (*add_locals)(struct stacks *stacks); /* the same, in a frozen copy alone */
 };
 
 static const struct form dump_form = {.append = append_dump};
@@ -313,6 +318,9 @@ detach_with_stacks(struct text *text, const struct form *form, struct stacks *st
     if (look_around(stacks) < 0) {
         text->failed = true;
         return detach();
+    }
+    if (form->add_locals != NULL) {
+        form->add_locals(stacks);
     }
     PyThreadState *tstate = detach_with_sources(stacks);
     form->append(text, stacks);

@@ -106,18 +106,27 @@ static const char frames_program[] =
     "wanted))\n"
     "    return outwards(only(found, 'threads called', wanted))\n"
     "\n"
+    /* In a frozen copy none is the thread that had the GIL. */
     "def stack_of(wanted):\n"
+    "    if wanted is None and meant() is None:\n"
+    "        raise TypeError('which thread? threads() lists those that there are')\n"
     "    try:\n"
-    "        return find_stack(wanted)\n"
+    "        return find_stack(meant() if wanted is None else wanted)\n"
     "    finally:\n"
     "        known.clear()\n"
     "\n"
-    "def frame(thread, n=0):\n"
+    "def frame(thread=None, n=0):\n"
     "    stack = stack_of(thread)\n"
     "    if not -len(stack) <= n < len(stack):\n"
     "        raise IndexError(f'{thread!r} has {len(stack)} frames; 0 is the "
     "innermost')\n"
     "    return Frame(stack[n], n % len(stack))\n"
+    "\n"
+    /* Python's debugger in that frame, and in those that have called it. */
+    "def debug(thread=None, n=0):\n"
+    "    debugger = standard('pdb').Pdb(nosigint=True, readrc=False)\n"
+    "    debugger.reset()\n"
+    "    debugger.interaction(frame(thread, n)._frame, None)\n"
     "\n"
     /* But the calling one, which is known by its frame: its ident is another with gevent. */
     "def threads():\n"
@@ -166,9 +175,19 @@ frames_current(PyObject *module, PyObject *unused)
     return frames;
 }
 
+/* meant(): the ident of the thread that a frozen copy is about; None: this is none. */
+ATTACHED static PyObject *
+frames_meant(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return Py_NewRef(frozen.meant == NULL ? Py_None : frozen.meant);
+}
+
 static PyMethodDef frames_functions[] = {
     {"current_frames", frames_current, METH_NOARGS, NULL},
     {"from_tasks", frames_from_tasks, METH_O, NULL},
+    {"meant", frames_meant, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,12 +4,13 @@
  *
  *     {"pid", "python", "version", "source", "threads": [{"id", "native_id", "state", "waits_in",
  *      "holds_gil", "daemon", "name", "frames": [{"file", "line", "function", "qualname",
- *      "source"}]}], "unread_files", "newer_files", "note"}
+ *      "source", "locals": {name: repr}}]}], "unread_files", "newer_files", "note"}
  *
  * null stands for what is not known, frames come outermost first. A thread of another interpreter
- * than the manhole's has that one's id as its "interpreter". There is a "note" where a frozen
- * copy is not whole. Each thread has frames of its own, also where two are the same. A document may
- * come from a process in any state, and still be one: what is no UTF-8 in it becomes U+FFFD.
+ * than the manhole's has that one's id as its "interpreter". "locals" are there when asked for.
+ * There is a "note" where a frozen copy is not whole. Each thread has frames of its own, also where
+ * two are the same. A document may come from a process in any state, and still be one: what is no
+ * UTF-8 in it becomes U+FFFD.
  *
  * Members may come; when one goes, or means something else, "version" rises.
  */
@@ -158,6 +159,7 @@ begin_json_thread(struct text *text, const struct thread_stack *thread)
     append_string(text, ", \"frames\": [");
 }
 
+/* Up to its variables. */
 static void
 append_json_frame(struct text *text, const struct shown_frame *frame)
 {
@@ -169,7 +171,16 @@ append_json_frame(struct text *text, const struct shown_frame *frame)
     append_json_string(text, frame->qualname);
     append_string(text, ", \"source\": ");
     append_json_string(text, frame->source.length > 0 ? frame->source : as_slice(NULL));
-    append_string(text, "}");
+}
+
+static void
+append_json_locals(struct text *text, const struct stacks *stacks, size_t frame)
+{
+    if (stacks->locals != NULL) {
+        append_string(text, ", \"locals\": {");
+        append_bytes(text, stacks->locals[frame].bytes, stacks->locals[frame].length);
+        append_string(text, "}");
+    }
 }
 
 static void
@@ -181,6 +192,8 @@ append_json_thread(struct text *text, struct stacks *stacks,
         if (stacks->positions[stacks->frames[i - 1]].has_file) {
             append_json_comma(text);
             append_written(text, stacks, i - 1, append_json_frame);
+            append_json_locals(text, stacks, i - 1);
+            append_string(text, "}");
         }
     }
     append_string(text, "]}");
@@ -207,10 +220,11 @@ static void
 append_json(struct text *text, struct stacks *stacks)
 {
     const char *version = Py_GetVersion();
-    append_format(text, "{\"pid\": %ld, \"python\": ", (long)getpid());
+    append_format(text, "{\"pid\": %ld, \"python\": ", (long)process_id());
     append_json_string(text, (struct slice){version, strcspn(version, " ")});
     append_format(text, ", \"version\": %d, \"source\": \"%s\", \"threads\": [",
-                  JSON_VERSION, stacks->is_frozen ? "frozen copy" : "attached");
+                  JSON_VERSION,
+                  stacks->is_frozen || frozen.original != 0 ? "frozen copy" : "attached");
     for (size_t i = 0; i < stacks->thread_count; i++) {
         if (stacks->threads[i].is_shown) {
             append_json_thread(text, stacks, &stacks->threads[i]);

@@ -1,6 +1,6 @@
 /* Kernel: what the kernel says of a thread, beside its Python stack.
- * Runs on:  any native thread, DETACHED.
- * Touches:  /proc/self/task, read.
+ * Runs on:  any native thread.
+ * Touches:  /proc/PID/task, read; in a frozen copy that of the process, as it is now.
  *
  * A stack says which line a thread is at, not whether it computes there or waits, and for what. The
  * kernel knows: its state, and the system call that it sleeps in, which is what a reader of Python
@@ -34,7 +34,8 @@ DETACHED static void
 read_of_thread(unsigned long native_id, const char *file, char *text, size_t size)
 {
     char path[64];
-    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu/%s", native_id, file);
+    (void)snprintf(path, sizeof(path), "/proc/%ld/task/%lu/%s", (long)process_id(),
+                   native_id, file);
     OWNED_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t length = fd < 0 ? -1 : read(fd, text, size - 1);
     text[length < 0 ? 0 : length] = '\0';
@@ -150,7 +151,8 @@ static bool
 is_thread_gone(unsigned long native_id)
 {
     char path[64];
-    (void)snprintf(path, sizeof(path), "/proc/self/task/%lu", native_id);
+    (void)snprintf(path, sizeof(path), "/proc/%ld/task/%lu", (long)process_id(),
+                   native_id);
     return access(path, F_OK) < 0 && errno == ENOENT &&
            access("/proc/self/task", F_OK) == 0;
 }

@@ -92,6 +92,18 @@ collect_own_frames(void)
     return steal_reference(&frames);
 }
 
+/* In a frozen copy our own frames stand on those of the thread that it has taken over. Returns 0,
+ * or -1 with an exception. */
+ATTACHED static int
+show_taken_over(PyObject *frames)
+{
+    if (frozen.ident == NULL) {
+        return 0;
+    }
+    return frozen.frame == NULL ? PyDict_DelItem(frames, frozen.ident)
+                                : PyDict_SetItem(frames, frozen.ident, frozen.frame);
+}
+
 /* The topmost frame of each thread, by ident; of other interpreters too, where that is safe.
  * Nothing in it lets go of the GIL, where there is one. Returns a new dict, or NULL with an
  * exception. */
@@ -106,14 +118,17 @@ collect_frames(void)
         PyErr_SetString(PyExc_RuntimeError, "sys._current_frames is gone");
         return NULL;
     }
-    return PyObject_CallNoArgs(current_frames);
+    OWNED PyObject *frames = PyObject_CallNoArgs(current_frames);
+    return frames == NULL || show_taken_over(frames) < 0 ? NULL
+                                                         : steal_reference(&frames);
 }
 
 /* Returns 0, or -1 with an exception. */
 ATTACHED static int
 record_threads(struct stacks *stacks)
 {
-    const unsigned long own_ident = PyThread_get_thread_ident();
+    const unsigned long holder =
+        frozen.original != 0 ? frozen.holder : PyThread_get_thread_ident();
     OWNED PyObject *frames = collect_frames();
     if (frames == NULL) {
         return -1;
@@ -126,7 +141,7 @@ record_threads(struct stacks *stacks)
         struct thread_stack *thread = add_thread(stacks, PyLong_AsUnsignedLong(ident));
         if (thread != NULL) {
             thread->is_shown = true;
-            thread->holds_gil = thread->ident == own_ident ? ANSWER_YES : ANSWER_NO;
+            thread->holds_gil = thread->ident == holder ? ANSWER_YES : ANSWER_NO;
             thread->count = record_stack(stacks, top);
         }
     }
@@ -243,9 +258,9 @@ describe_thread(struct thread_stack *stack, PyObject *active /* dict, or NULL */
     if (native_id != NULL && PyLong_Check(native_id)) {
         stack->native_id = PyLong_AsUnsignedLongMask(native_id);
     }
-    if (is_main_thread(thread) && !is_task(getpid(), stack->native_id)) {
+    if (is_main_thread(thread) && !is_task(process_id(), stack->native_id)) {
         stack->native_id =
-            (unsigned long)getpid(); /* threading has it of before a fork */
+            (unsigned long)process_id(); /* threading has it of before a fork */
     }
 
     OWNED PyObject *daemon = get_thread_property(thread, "_daemonic", "daemon");

@@ -75,16 +75,17 @@ number_behind(const char *text, const char *key)
     return found == NULL ? 0 : strtoull(found + strlen(key), NULL, 10);
 }
 
-/* The bytes that a cgroup itself has left; UINT64_MAX when it has no limit, or is none. */
+/* The bytes that a cgroup itself has left of so many hundredths of its limit; UINT64_MAX when it
+ * has no limit, or is none. */
 static uint64_t
-left_in(const char *folder, const struct cgroup_files *files)
+left_in(const char *folder, const struct cgroup_files *files, unsigned percent)
 {
     char text[KERNEL_FILE_SIZE];
     read_kernel_file(text, folder, files->most);
     if (text[0] < '0' || text[0] > '9') { /* "max" */
         return UINT64_MAX;
     }
-    const uint64_t most = strtoull(text, NULL, 10);
+    const uint64_t most = strtoull(text, NULL, 10) / 100 * percent;
 
     read_kernel_file(text, folder, files->current);
     const uint64_t current = strtoull(text, NULL, 10);
@@ -96,9 +97,9 @@ left_in(const char *folder, const struct cgroup_files *files)
     return used < most ? most - used : 0;
 }
 
-/* The bytes that the process's memory cgroup has left, and all above it. */
+/* The bytes that the process's memory cgroup has left of so much of its limit, and all above it. */
 static uint64_t
-memory_left(void)
+memory_left_of(unsigned percent)
 {
     char text[KERNEL_FILE_SIZE];
     char folder[PATH_MAX];
@@ -119,12 +120,33 @@ memory_left(void)
     uint64_t left = UINT64_MAX;
     while (length >= (size_t)top) {
         folder[length] = '\0';
-        const uint64_t here = left_in(folder, files);
+        const uint64_t here = left_in(folder, files, percent);
         left = here < left ? here : left;
         const char *slash = strrchr(folder, '/');
         length = slash == NULL ? 0 : (size_t)(slash - folder);
     }
     return left;
+}
+
+static uint64_t
+memory_left(void)
+{
+    return memory_left_of(100);
+}
+
+/* Whether so much is used that no copy may stay: nine tenths of the limit of a memory cgroup, or of
+ * what the machine has, though a GiB is enough there. What a copy shares with the process is
+ * counted once; each page that one of them writes is one more. */
+DETACHED static bool
+is_memory_low(void)
+{
+    enum { USABLE = 90 };
+    const uint64_t enough = 1 << 30;
+    char text[KERNEL_FILE_SIZE];
+    read_kernel_file(text, "/proc", "meminfo");
+    const uint64_t tenth = number_behind(text, "MemTotal:") * 1024 / 10;
+    const uint64_t available = number_behind(text, "\nMemAvailable:") * 1024;
+    return available < (tenth < enough ? tenth : enough) || memory_left_of(USABLE) == 0;
 }
 
 /* Whether a copy would take more than there is. */

@@ -98,11 +98,12 @@ struct stacks {
     size_t position_capacity;
     size_t latest[HASH_ROWS]; /* of each hash: index + 1 of the latest position */
     struct sources sources;
-    bool is_frozen;    /* a frozen copy told it, whose text is here */
-    struct text copy;  /* owned: what it wrote */
-    struct text note;  /* owned: why that is not all, for people */
-    struct text tasks; /* owned: what is told of tasks, as it goes out */
-    bool failed;       /* there was no memory for all */
+    bool is_frozen;      /* a frozen copy told it, whose text is here */
+    struct text copy;    /* owned: what it wrote */
+    struct text note;    /* owned: why that is not all, for people */
+    struct text tasks;   /* owned: what is told of tasks, as it goes out */
+    struct text *locals; /* owned: the variables of each frame, as they go out; or NULL */
+    bool failed;         /* there was no memory for all */
 };
 
 /* Returns a new thread, whose frames come next; NULL without memory. It stays where it is until the
@@ -311,7 +312,8 @@ find_group(struct stacks *stacks, size_t index, size_t *latest)
     return index;
 }
 
-/* Finds the threads with the same stacks: a thousand may all wait in one, or each in its own. */
+/* Finds the threads with the same stacks: a thousand may all wait in one, or each in its own. Where
+ * variables are shown each is for itself. */
 static void
 group_threads(struct stacks *stacks)
 {
@@ -319,7 +321,7 @@ group_threads(struct stacks *stacks)
         0}; /* of each hash: index + 1 of the latest group's first */
     for (size_t i = 0; i < stacks->thread_count; i++) {
         struct thread_stack *thread = &stacks->threads[i];
-        thread->group = thread->is_shown
+        thread->group = thread->is_shown && stacks->locals == NULL
                             ? find_group(stacks, i, &latest[hash_stack(stacks, thread)])
                             : i;
     }
@@ -362,6 +364,10 @@ free_stacks(struct stacks *stacks)
         free_text(&stacks->positions[i].qualname);
         free_text(&stacks->positions[i].written);
     }
+    for (size_t i = 0; stacks->locals != NULL && i < stacks->frame_count; i++) {
+        free_text(&stacks->locals[i]);
+    }
+    free(stacks->locals);
     free(stacks->threads);
     free(stacks->frames);
     free(stacks->positions);

@@ -1,0 +1,430 @@
+/* e2e_frozen.c - what is done in a frozen copy of the process does nothing, and shows all of it.
+ *
+ * test/frozen/harm.py tries more than these few, and takes longer.
+ */
+#include "support.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define CLI(...) LIST(build_path("manhole-cli"), __VA_ARGS__)
+#define FROZEN(...) CLI("--frozen", __VA_ARGS__)
+
+/* Stays in a function that has a local of its own. */
+#define APP                                                                              \
+  INSTALL("hang_timeout=0.3")                                                            \
+  "import os\n"                                                                          \
+  "goods = ['bread']\n"                                                                  \
+  "def serve(request):\n"                                                                \
+  "    " READY "    while os.read(0, 4096): pass\n"                                      \
+  "serve('milk')\n"
+
+/* Keeps the GIL there until a byte comes, and goes on. */
+#define STUCK_APP                                                                        \
+  INSTALL("hang_timeout=0.3")                                                            \
+  "import ctypes\n"                                                                      \
+  "goods = ['bread']\n"                                                                  \
+  "byte = ctypes.create_string_buffer(1)\n"                                              \
+  "def serve(request):\n"                                                                \
+  "    " READY "    ctypes.PyDLL(None).read(0, byte, 1)\n"                               \
+  "    print(goods, flush=True)\n"                                                       \
+  "serve('milk')\n" STAY
+
+/* Skips the test where no copy runs Python. */
+static void
+require_copies(void)
+{
+#if !defined(__x86_64__) || !defined(__GLIBC__)
+    skip_test("copies are made on x86-64 with glibc alone");
+#endif
+    require_gil();
+    if (is_wrapped() || is_sanitized()) {
+        skip_test("a sanitizer's or valgrind's memory is not forked by itself");
+    }
+}
+
+static struct process *
+start_app(const char *program)
+{
+    require_copies();
+    struct process *app = start_target(program);
+    wait_until_ready(app);
+    wait_until_asleep(app->pid);
+    return app;
+}
+
+static const char *
+pid_of(const struct process *app)
+{
+    return format_text("%d", (int)app->pid);
+}
+
+/* Runs code in a copy. Returns what it prints. */
+static const char *
+run_frozen(const struct process *app, const char *code)
+{
+    const char *out = NULL;
+    const char *err = NULL;
+    int status = run_command(FROZEN(pid_of(app), "-c", code), NULL, &out, &err);
+    if (status != 0) {
+        fail_msg("status %d: %s%s", status, out, err);
+    }
+    return out;
+}
+
+/* A console in a copy, at its first prompt. */
+static struct process *
+start_frozen_console(const struct process *app)
+{
+    struct process *console = start_process(.argv = FROZEN(pid_of(app)), .terminal = true,
+                                            .env = LIST("TERM=dumb"));
+    wait_for_text(console, OUT, ">>> ", DEADLINE);
+    return console;
+}
+
+/* The process that serves it. */
+static pid_t
+find_copy(const struct process *app)
+{
+    pid_t children[4] = {0};
+    size_t count = list_children(app->pid, children, 4);
+    assert_int_equal(count, 1);
+    return children[0];
+}
+
+static bool
+has_no_copy(void *argument)
+{
+    pid_t children[4];
+    return list_children(((const struct process *)argument)->pid, children, 4) == 0;
+}
+
+/* ---- What is seen ------------------------------------------------------------------ */
+
+static void
+copy_shows_frames_and_keeps_what_is_done_to_itself(void)
+{
+    struct process *app = start_app(APP);
+    assert_string_equal(run_frozen(app,
+                                   "import __main__; __main__.goods.clear()\n"
+                                   "print(frame('MainThread').request, __main__.goods)"),
+                        "milk []\n");
+    assert_string_equal(run_frozen(app, "import __main__; print(__main__.goods)"),
+                        "['bread']\n");
+}
+
+static void
+copy_comes_while_python_is_stuck_and_harms_nothing(void)
+{
+    struct process *app = start_app(STUCK_APP);
+    for (int i = 0; i < 2; i++) { /* found out by the first, known to the second */
+        assert_string_equal(
+            run_frozen(app, "import __main__; __main__.goods.clear()\n"
+                            "print(frame('MainThread').request, __main__.goods)"),
+            "milk []\n");
+    }
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "['bread']\n", DEADLINE);
+    assert_string_equal(run_frozen(app, "print(1)"), "1\n");
+}
+
+static void
+console_says_whose_copy_it_is(void)
+{
+    struct process *app = start_app(APP);
+    struct process *console = start_frozen_console(app);
+    rewind_stream(console, OUT);
+    wait_for_text(
+        console, OUT,
+        format_text("This is a frozen copy of process %d as of 20", (int)app->pid),
+        DEADLINE);
+    write_stdin(console, "where()\n");
+    wait_for_text(console, OUT, format_text("ProcessID=%d,", (int)app->pid), DEADLINE);
+    write_stdin(console, "exit()\n");
+    assert_int_equal(wait_for_exit(console, DEADLINE), 0);
+}
+
+static void
+code_in_a_copy_has_its_arguments_and_its_status(void)
+{
+    struct process *app = start_app(APP);
+    const char *out = NULL;
+    int status = run_command(
+        FROZEN(pid_of(app), "-c", "import sys; print(sys.argv[1:], input()); sys.exit(7)",
+               "a", "b"),
+        "typed\n", &out, NULL);
+    assert_int_equal(status, 7);
+    assert_string_equal(out, "['a', 'b'] typed\n");
+}
+
+static void
+frames_of_a_copy_are_debugged_and_errors_say_what_it_is(void)
+{
+    struct process *app = start_app(STUCK_APP);
+    struct process *console = start_frozen_console(app);
+    write_stdin(console, "debug()\n");
+    wait_for_text(console, OUT, "(Pdb) ", DEADLINE);
+    write_stdin(console, "p request\n");
+    wait_for_text(console, OUT, "'milk'", DEADLINE);
+    write_stdin(console, "q\n");
+    wait_for_text(console, OUT, "copy>>> ", DEADLINE);
+    write_stdin(console, "open('made', 'w')\n");
+    wait_for_text(console, OUT, "manhole: this is a frozen copy: ", DEADLINE);
+    write_stdin(console, "exit()\n");
+    assert_int_equal(wait_for_exit(console, DEADLINE), 0);
+}
+
+/* ---- What is not to be done -------------------------------------------------------- */
+
+static void
+copy_reaches_no_file_no_process_and_no_memory_of_others(void)
+{
+    struct process *app = start_app(
+        INSTALL("") "import mmap, os, tempfile\n"
+                    "file = open('written', 'w+b'); file.write(b'kept'); file.flush()\n"
+                    "shared = mmap.mmap(file.fileno(), 4)\n"
+                    "ours = mmap.mmap(-1, 4); ours[:] = b'kept'\n" EVALUATE);
+    assert_string_equal(
+        run_frozen(
+            app,
+            "import __main__ as m, os, signal, socket\n"
+            "def fails(call, *arguments):\n"
+            "    try: call(*arguments)\n"
+            "    except OSError as error: return error.errno in (1, 9, 22, 88)\n"
+            "m.shared[:] = m.ours[:] = b'lost'\n"
+            "m.file.write(b'lost'); m.file.flush(); os.write(m.file.fileno(), b'lost')\n"
+            "print(all([fails(open, 'made', 'w'), fails(os.unlink, 'written'),\n"
+            "           fails(os.truncate, 'written', 0), fails(os.mkdir, 'made'),\n"
+            "           fails(os.kill, os.getppid(), signal.SIGTERM), fails(os.fork),\n"
+            "           fails(socket.socket), fails(os.system, 'true') is not False,\n"
+            "           fails(os.setuid, 0), fails(os.nice, 1)]))"),
+        "True\n");
+    assert_string_equal(evaluate(app, "(shared[:], ours[:], open('written').read(), "
+                                      "os.path.exists('made'))"),
+                        "(b'kept', b'kept', 'kept', False)");
+}
+
+static void
+process_sees_nothing_of_its_copies(void)
+{
+    struct process *app = start_app(
+        INSTALL("") "import gc, os, signal\n"
+                    "seen = []\n"
+                    "signal.signal(signal.SIGCHLD, lambda *_: seen.append('SIGCHLD'))\n"
+                    "os.register_at_fork(before=lambda: seen.append('fork'),\n"
+                    "                    after_in_parent=lambda: seen.append('fork'))\n"
+                    "def wait():\n"
+                    "    try: return os.waitpid(-1, os.WNOHANG)\n"
+                    "    except ChildProcessError: return 'none'\n" EVALUATE);
+    int fds = 0;
+    run_frozen(app, "1");
+    fds = count_fds(app->pid);
+    struct process *console = start_frozen_console(app);
+    assert_string_equal(evaluate(app, "(seen, wait())"), "([], 'none')");
+    write_stdin(console, "exit()\n");
+    assert_int_equal(wait_for_exit(console, DEADLINE), 0);
+    wait_until(has_no_copy, app, "the copy is gone", DEADLINE);
+    assert_string_equal(evaluate(app, "(seen, wait())"), "([], 'none')");
+    wait_for_usage(app->pid, fds, 2);
+}
+
+/* ---- Variables --------------------------------------------------------------------- */
+
+static void
+stacks_tell_what_variables_hold_whatever_their_repr_does(void)
+{
+    const char *out = NULL;
+    struct process *app = start_app(INSTALL(
+        "hang_timeout=0.3") "import ctypes, os, threading\n"
+                            "class Late:\n"
+                            "    def __repr__(self): os.write(1, b'ran'); self.lock()\n"
+                            "class Wrong:\n"
+                            "    def __repr__(self): raise SystemExit\n"
+                            "def serve(request):\n"
+                            "    late, wrong = Late(), Wrong()\n"
+                            "    lock = threading.Lock(); lock.acquire()\n"
+                            "    Late.lock, many = lock.acquire, [*range(10**6)]\n"
+                            "    " READY "    ctypes.PyDLL(None).getchar()\n"
+                            "serve('milk')\n");
+    const char *pid = pid_of(app);
+    assert_int_equal(run_command(CLI("--stacks", "--locals", pid), NULL, &out, NULL), 0);
+    assert_contains(out, ", holds the GIL\n");
+    assert_contains(out, "in serve\n  ctypes.PyDLL(None).getchar()\n"
+                         "    request = 'milk'\n"
+                         "    late = <Late, whose repr takes too long>\n"
+                         "    wrong = <Wrong, whose repr raises SystemExit>\n");
+    assert_contains(out, "    many = [0, 1, 2, 3, 4, 5, ...]\n");
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    assert_null(strstr(text_of(app, OUT), "ran"));
+}
+
+/* ---- How it ends ------------------------------------------------------------------- */
+
+static void
+interrupt_reaches_what_runs_in_a_copy(void)
+{
+    struct process *app = start_app(STUCK_APP);
+    struct process *code =
+        start_process(.argv = FROZEN(pid_of(app), "-c",
+                                     "print('runs', flush=True)\nwhile 1: pass"));
+    wait_for_text(code, OUT, "runs\n", DEADLINE);
+    send_signal(code, SIGINT);
+    wait_for_text(code, ERR, "KeyboardInterrupt\n", DEADLINE);
+    assert_int_equal(wait_for_exit(code, DEADLINE), 130);
+    wait_until(has_no_copy, app, "the copy is gone", DEADLINE);
+}
+
+static void
+copy_ends_with_its_client(void)
+{
+    struct process *app = start_app(APP);
+    struct process *code =
+        start_process(.argv = FROZEN(pid_of(app), "-c",
+                                     "print('runs', flush=True)\nwhile 1: pass"));
+    wait_for_text(code, OUT, "runs\n", DEADLINE);
+    send_signal(code, SIGKILL);
+    (void)wait_for_exit(code, DEADLINE);
+    wait_until(has_no_copy, app, "the copy is gone", DEADLINE);
+}
+
+static bool
+is_gone(void *argument)
+{
+    return kill(*(const pid_t *)argument, 0) < 0;
+}
+
+static void
+copy_ends_with_its_process(void)
+{
+    struct process *app = start_app(APP);
+    struct process *console = start_frozen_console(app);
+    pid_t copy = find_copy(app);
+    send_signal(app, SIGKILL);
+    wait_until(is_gone, &copy, "the copy is gone", DEADLINE);
+    wait_for_text(console, OUT, "has ended before its console was left", DEADLINE);
+    (void)wait_for_exit(app, DEADLINE);
+    (void)wait_for_exit(console, DEADLINE);
+}
+
+static void
+process_does_not_wait_for_who_looks_at_its_copy(void)
+{
+    struct process *app = start_app(APP);
+    (void)start_frozen_console(app);
+    pid_t copy = find_copy(app);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+    wait_until(is_gone, &copy, "the copy is gone", DEADLINE);
+}
+
+static void
+killed_copy_is_told_to_its_client(void)
+{
+    struct process *app = start_app(APP);
+    struct process *console = start_frozen_console(app);
+    (void)kill(find_copy(app), SIGKILL);
+    wait_for_text(console, OUT, "manhole: the frozen copy has ended: it was killed",
+                  DEADLINE);
+    (void)wait_for_exit(console, DEADLINE);
+    assert_string_equal(run_frozen(app, "print(1)"), "1\n");
+}
+
+/* ---- Refusals ---------------------------------------------------------------------- */
+
+static void
+third_copy_is_refused(void)
+{
+    struct process *app = start_app(APP);
+    const char *err = NULL;
+    struct process *first = start_frozen_console(app);
+    (void)start_frozen_console(app);
+    assert_int_equal(run_command(FROZEN(pid_of(app), "-c", "1"), NULL, NULL, &err), 5);
+    assert_contains(err, "manhole: no frozen copy can be made: there are two");
+    write_stdin(first, "exit()\n");
+    assert_int_equal(wait_for_exit(first, DEADLINE), 0);
+}
+
+static void
+process_with_subinterpreters_is_refused(void)
+{
+    const char *err = NULL;
+    struct process *app =
+        start_app(INSTALL("") "try: import _interpreters as i\n"
+                              "except ImportError: import _xxsubinterpreters as i\n"
+                              "other = i.create()\n" READY STAY);
+    assert_int_equal(run_command(FROZEN(pid_of(app), "-c", "1"), NULL, NULL, &err), 5);
+    assert_contains(err, "subinterpreters");
+}
+
+static void
+shell_of_commands_gives_no_copy(void)
+{
+    const char *err = NULL;
+    struct process *app = start_app(TARGET("connection_handler='commands'"));
+    assert_int_equal(run_command(FROZEN(pid_of(app), "-c", "1"), NULL, NULL, &err), 5);
+    assert_contains(err, "nobody may run code here");
+}
+
+/* A console where none was asked for would run what is typed in the living process. */
+static void
+older_manhole_gets_not_a_byte(void)
+{
+    const char *err = NULL;
+    struct process *server = start_target(
+        "import os, socket\n"
+        "listener = socket.socket(socket.AF_UNIX)\n"
+        "listener.bind(f'/tmp/manhole-{os.getpid()}'); listener.listen()\n"
+        "print('ready', flush=True)\n" ACCEPT "os.unlink(f'/tmp/manhole-{os.getpid()}')\n"
+        "client.sendall(b'Python 3.11\\n')\n"
+        "print('got', client.recv(100), flush=True)\n" STAY);
+    wait_until_ready(server);
+    int status = run_command(FROZEN(pid_of(server), "-c", "print(1)"), NULL, NULL, &err);
+    assert_int_equal(status, 5);
+    assert_contains(err, "makes no frozen copies");
+    wait_for_text(server, OUT, "got b''\n", DEADLINE);
+}
+
+static void
+frozen_stands_with_a_console_or_code_alone(void)
+{
+    const char *err = NULL;
+    assert_int_equal(run_command(FROZEN("--stacks", "1"), NULL, NULL, &err), 2);
+    assert_contains(err, "argument --frozen: only with a console, -c or -f");
+    assert_int_equal(run_command(CLI("--yes", "1"), NULL, NULL, &err), 2);
+    assert_contains(err, "argument --yes: only with --frozen or --locals");
+    assert_int_equal(run_command(CLI("--locals", "--brief", "1"), NULL, NULL, &err), 2);
+    assert_contains(err, "argument --locals: only with --stacks, and not with --brief");
+}
+
+int
+main(void)
+{
+    static const struct test_case tests[] = {
+        TEST(copy_shows_frames_and_keeps_what_is_done_to_itself),
+        TEST(copy_comes_while_python_is_stuck_and_harms_nothing),
+        TEST(console_says_whose_copy_it_is),
+        TEST(frames_of_a_copy_are_debugged_and_errors_say_what_it_is),
+        TEST(code_in_a_copy_has_its_arguments_and_its_status),
+        TEST(copy_reaches_no_file_no_process_and_no_memory_of_others),
+        TEST(process_sees_nothing_of_its_copies),
+        TEST(stacks_tell_what_variables_hold_whatever_their_repr_does),
+        TEST(interrupt_reaches_what_runs_in_a_copy),
+        TEST(copy_ends_with_its_client),
+        TEST(copy_ends_with_its_process),
+        TEST(process_does_not_wait_for_who_looks_at_its_copy),
+        TEST(killed_copy_is_told_to_its_client),
+        TEST(third_copy_is_refused),
+        TEST(process_with_subinterpreters_is_refused),
+        TEST(shell_of_commands_gives_no_copy),
+        TEST(older_manhole_gets_not_a_byte),
+        TEST(frozen_stands_with_a_console_or_code_alone),
+    };
+    return RUN_TESTS(tests);
+}
