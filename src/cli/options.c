@@ -219,8 +219,6 @@ print_help(void)
     (void)printf("%s\nConnect to a manhole.\n\npositional arguments:\n", usage);
     print_entry("PID",
                 "A numerical process id, or a path in the form: /tmp/manhole-1234");
-    print_entry("top [PID ...]",
-                "Show every 2 seconds what these processes do, or the threads of one.");
     for (size_t i = 0; i < OPTIONS; i++) {
         const char *metavar = options[i].metavar;
         struct text argument = metavar == NULL     ? print("%s", "")
@@ -228,6 +226,10 @@ print_help(void)
                                                    : print(" %s", metavar);
         if (headings[i] != NULL) {
             (void)printf("\n%s:\n", headings[i]);
+        }
+        if (i == OPTION_CODE) {
+            print_entry("top [PID ...]", "Instead of all this, show every 2 seconds what "
+                                         "these processes do, or the threads of one.");
         }
         print_entry(title_of(&options[i], ", ", argument.text).text, options[i].help);
     }
