@@ -241,6 +241,10 @@ print_help(void)
         if (headings[i] != NULL) {
             (void)printf("\n%s:\n", headings[i]);
         }
+        if (i == OPTION_CODE) {
+            print_entry("top [PID ...]", "Instead of all this, show every 2 seconds what "
+                                         "these processes do, or the threads of one.");
+        }
         print_entry(title_of(&options[i], ", ", argument.text).text, options[i].help);
     }
     (void)printf("\ninstead of a PID:\n");
