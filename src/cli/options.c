@@ -247,9 +247,6 @@ print_help(void)
         }
         print_entry(title_of(&options[i], ", ", argument.text).text, options[i].help);
     }
-    (void)printf("\ninstead of a PID:\n");
-    print_entry("top [PID ...]",
-                "Show every 2 seconds what these processes do, or the threads of one.");
     leave(STATUS_OK);
 }
 
