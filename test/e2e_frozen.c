@@ -135,6 +135,25 @@ copy_comes_while_python_is_stuck_and_harms_nothing(void)
 }
 
 static void
+copy_is_offered_when_a_statement_cannot_begin(void)
+{
+    struct process *app = start_app(
+        INSTALL("hang_timeout=0.3") "import ctypes, os\n" READY "os.read(0, 1)\n"
+                                    "ctypes.PyDLL(None).getchar()\n");
+    struct process *console = start_process(.argv = CLI("--no-dump", pid_of(app)));
+    wait_for_text(console, OUT, ">>> ", DEADLINE);
+    write_stdin(app, "x");
+    wait_until_asleep(app->pid);
+    for (int i = 0; i < 3; i++) { /* the first may come before the process is stuck */
+        write_stdin(console, "1 + 1\n");
+    }
+    wait_for_text(console, OUT,
+                  format_text("'manhole-cli --frozen %d' gives a prompt", (int)app->pid),
+                  DEADLINE);
+    close_stdin(app);
+}
+
+static void
 console_says_whose_copy_it_is(void)
 {
     struct process *app = start_app(APP);
@@ -351,6 +370,29 @@ third_copy_is_refused(void)
     assert_int_equal(wait_for_exit(first, DEADLINE), 0);
 }
 
+/* What is resident is a small file, mapped again and again. */
+static void
+large_process_is_copied_when_that_is_said_alone(void)
+{
+    const char *out = NULL;
+    const char *err = NULL;
+    struct process *app = start_app(
+        INSTALL("") "import mmap, os, tempfile\n"
+                    "size, populate = 64 << 20, 0x8000\n"
+                    "file = tempfile.TemporaryFile(); file.truncate(size)\n"
+                    "maps = [mmap.mmap(file.fileno(), size,\n"
+                    "                  mmap.MAP_SHARED | populate, mmap.PROT_READ)\n"
+                    "        for _ in range(66)]\n" READY STAY);
+    const char *pid = pid_of(app);
+    assert_int_equal(run_command(FROZEN(pid, "-c", "print(1)"), NULL, NULL, &err), 2);
+    assert_contains(err, "GB in memory and would stand still for about ");
+    assert_int_equal(run_command(CLI("--stacks", "--locals", pid), NULL, NULL, &err), 2);
+    assert_contains(err, "; with --yes it is");
+    assert_int_equal(
+        run_command(FROZEN("--yes", pid, "-c", "print(1)"), NULL, &out, NULL), 0);
+    assert_string_equal(out, "1\n");
+}
+
 static void
 process_with_subinterpreters_is_refused(void)
 {
@@ -409,6 +451,7 @@ main(void)
     static const struct test_case tests[] = {
         TEST(copy_shows_frames_and_keeps_what_is_done_to_itself),
         TEST(copy_comes_while_python_is_stuck_and_harms_nothing),
+        TEST(copy_is_offered_when_a_statement_cannot_begin),
         TEST(console_says_whose_copy_it_is),
         TEST(frames_of_a_copy_are_debugged_and_errors_say_what_it_is),
         TEST(code_in_a_copy_has_its_arguments_and_its_status),
@@ -421,6 +464,7 @@ main(void)
         TEST(process_does_not_wait_for_who_looks_at_its_copy),
         TEST(killed_copy_is_told_to_its_client),
         TEST(third_copy_is_refused),
+        TEST(large_process_is_copied_when_that_is_said_alone),
         TEST(process_with_subinterpreters_is_refused),
         TEST(shell_of_commands_gives_no_copy),
         TEST(older_manhole_gets_not_a_byte),

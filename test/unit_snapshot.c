@@ -1025,6 +1025,60 @@ memory_that_a_cgroup_has_left_is_read_in_both_forms(void **state)
     remove_cgroup();
 }
 
+/* ---- Copies that run Python ------------------------------------------------------------ */
+
+#if CAN_FREEZE
+
+/* Watches a child that sleeps for ever, in place of a copy. */
+static enum copy_end
+watch_sleeping_child(void)
+{
+    int ends[2];
+    struct session session = {.copy = fork()};
+    if (session.copy == 0) {
+        (void)poll(NULL, 0, -1);
+        _exit(0);
+    }
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    assert_int_equal(pthread_mutex_init(&session.out_lock, NULL), 0);
+    keep_fd(&session.fd, ends[0]);
+    enum copy_end end = watch_copy(&session);
+    (void)close(ends[0]);
+    (void)close(ends[1]);
+    assert_int_equal(session.copy, 0); /* it is reaped */
+    return end;
+}
+
+static void
+copy_that_does_nothing_is_ended(void **state)
+{
+    const int64_t usual_ms = copy_idle_ms;
+    (void)state;
+    copy_idle_ms = 1;
+    assert_int_equal(watch_sleeping_child(), END_IDLE);
+    copy_idle_ms = usual_ms;
+}
+
+/* The process is never what has to go for a copy. */
+static void
+copy_is_not_made_and_does_not_stay_where_memory_is_short(void **state)
+{
+    static const unsigned long mb = 1024UL * 1024UL;
+    const char *root = cgroup_root;
+    struct freezing none = {.attached = false};
+    (void)state;
+    cgroup_root = "cgroup";
+    put_cgroup(100 * mb, 91 * mb, 0);
+    assert_int_equal(freeze(&none), FREEZE_NO_MEMORY);
+    assert_int_equal(watch_sleeping_child(), END_NO_MEMORY);
+    put_cgroup(10 * mb, 89 * mb / 10, 0); /* page tables would not fit */
+    assert_int_equal(freeze(&none), FREEZE_NO_MEMORY);
+    remove_cgroup();
+    cgroup_root = root;
+}
+
+#endif /* CAN_FREEZE */
+
 static void
 without_descriptors_no_copy_is_made(void **state)
 {
@@ -1175,6 +1229,10 @@ main(void)
         WITH_COPIES(dead_file_system_keeps_no_client_from_the_stacks),
         WITH_COPIES(no_copy_is_made_where_the_cgroup_has_no_room_for_it),
         cmocka_unit_test(memory_that_a_cgroup_has_left_is_read_in_both_forms),
+#if CAN_FREEZE
+        WITH_COPIES(copy_that_does_nothing_is_ended),
+        WITH_COPIES(copy_is_not_made_and_does_not_stay_where_memory_is_short),
+#endif
         WITH_COPIES(without_descriptors_no_copy_is_made),
         WITH_COPIES(threads_are_known_by_name_and_native_id),
         WITH_COPIES(name_counts_only_beside_the_known_ident),

@@ -590,42 +590,44 @@ new_thread_state(PyInterpreterState *interpreter)
 #  define CAN_FREEZE false
 #endif
 
-#if PY_VERSION_HEX >= 0x030e0000
+#if CAN_FREEZE
+
+#  if PY_VERSION_HEX >= 0x030e0000
 /* Not in 3.14.0 and 3.14.1, where a module that was built with a later one has to load, too. */
 extern int PyUnstable_ThreadState_SetStackProtection(PyThreadState *, void *, size_t)
     __attribute__((weak));
-#endif
+#  endif
 
 /* From 3.14 on Python knows a thread's stack by its addresses, and has to be told of another.
  * Returns false where it cannot be: no code of Python's would run on that. */
 ASYNC_SAFE static bool
 set_stack(PyThreadState *tstate, void *start, size_t size)
 {
-#if PY_VERSION_HEX >= 0x030e0000
+#  if PY_VERSION_HEX >= 0x030e0000
     return PyUnstable_ThreadState_SetStackProtection != NULL &&
            PyUnstable_ThreadState_SetStackProtection(tstate, start, size) == 0;
-#else
+#  else
     (void)tstate;
     (void)start;
     (void)size;
     return true;
-#endif
+#  endif
 }
 
 /* The thread that has the GIL; NULL: none. Reads memory alone. */
 ASYNC_SAFE static PyThreadState *
 find_gil_holder(PyInterpreterState *interpreter)
 {
-#if PY_VERSION_HEX < 0x030c0000
+#  if PY_VERSION_HEX < 0x030c0000
     (void)interpreter;
     return _PyThreadState_UncheckedGet();
-#else
+#  else
     PyThreadState *tstate = PyInterpreterState_ThreadHead(interpreter);
     while (tstate != NULL && !holds_gil(tstate)) {
         tstate = tstate->next;
     }
     return tstate;
-#endif
+#  endif
 }
 
 /* Whether a signal interrupts what runs in the main thread alone, also after a fork of another. */
@@ -662,10 +664,10 @@ make_python_anew(PyThreadState *own)
     own->prev = head;
     own->next = NULL;
 
-#if PY_VERSION_HEX >= 0x030d0000
+#  if PY_VERSION_HEX >= 0x030d0000
     PyObject *imp = PyDict_GetItemString(PyImport_GetModuleDict(), "_imp"); /* borrowed */
     Py_XDECREF(imp == NULL ? NULL : PyObject_CallMethod(imp, "acquire_lock", NULL));
-#endif
+#  endif
     PyOS_AfterFork_Child();
 
     own->next = before == NULL ? behind : first;
@@ -678,6 +680,8 @@ make_python_anew(PyThreadState *own)
     }
     return true;
 }
+
+#endif /* CAN_FREEZE */
 
 #ifdef Py_GIL_DISABLED
 #  define HAS_GIL false

@@ -13,7 +13,7 @@
  * watch_copy() then stays with it until its end, which comes
  *   by itself             its client has left its prompt;
  *   with the client       who has hung up needs it no more;
- *   by its being idle     it had nothing to do for COPY_IDLE_MS;
+ *   by its being idle     it had nothing to do for copy_idle_ms;
  *   for want of memory    its own memory is what the copy writes, and what the process writes
  *                         meanwhile: see is_memory_low().
  */
@@ -61,8 +61,10 @@ enum {
     COPY_PATIENCE_MS = 300,  /* which sleeps, */
     COPY_TIMEOUT_MS = 20000, /* or does not, but gets nowhere */
     COPY_WATCH_MS = 100,     /* between two looks at one that lives */
-    COPY_IDLE_MS = 600 * 1000,
 };
+
+/* That a copy may do nothing for. Unit tests have less. */
+static int64_t copy_idle_ms = 600 * INT64_C(1000);
 
 /* The page that a copy shares with the process. */
 struct board {
@@ -198,7 +200,8 @@ try_to_freeze(struct freezing *freezing)
 MAY_ATTACH static enum freeze_result
 freeze(struct freezing *freezing)
 {
-    enum freeze_result result = is_memory_low() ? FREEZE_NO_MEMORY : FREEZE_DIED;
+    enum freeze_result result =
+        is_memory_low() || is_memory_short() ? FREEZE_NO_MEMORY : FREEZE_DIED;
     freezing->original = getpid();
     for (int i = 0; result == FREEZE_DIED && i < COPY_ATTEMPTS; i++) {
         PyThreadState *tstate = freezing->attached ? detach() : NULL;
@@ -256,7 +259,7 @@ watch_copy(struct session *session)
             waits = now;
             end = has_client_left(kept_number(&session->fd)) ? END_OF_CLIENT
                   : is_memory_low()                          ? END_NO_MEMORY
-                  : ms_until(busy_ms + COPY_IDLE_MS) == 0    ? END_IDLE
+                  : ms_until(busy_ms + copy_idle_ms) == 0    ? END_IDLE
                                                              : END_BY_ITSELF;
         }
         else {

@@ -36,6 +36,7 @@
 #include "output.c"
 #include "hang.c"
 #include "interrupt.c"
+#include "programs.c"
 #include "session.c"
 
 static const char prompt_follows[] =
@@ -76,6 +77,19 @@ append_silence(struct text *text)
                   format_seconds(waited).text, when);
 }
 
+/* Offers what a client may do meanwhile, where it can be had. */
+static void
+append_offer(struct text *text)
+{
+    if (CAN_FREEZE && may_run_code()) {
+        append_format(
+            text,
+            "manhole: 'manhole-cli --frozen %ld' gives a prompt in a frozen copy "
+            "of it meanwhile.\n",
+            (long)getpid());
+    }
+}
+
 /* For a client that waits for its prompt. */
 DETACHED static void
 report_to_console(struct text *text, const struct session *session)
@@ -85,6 +99,7 @@ report_to_console(struct text *text, const struct session *session)
         append_string(text, "The stacks, from a frozen copy of the process:\n");
         append_snapshot(text, &dump_form);
     }
+    append_offer(text);
     append_string(text, prompt_follows);
 }
 

@@ -134,6 +134,8 @@ memory_left(void)
     return memory_left_of(100);
 }
 
+#if CAN_FREEZE
+
 /* Whether so much is used that no copy may stay: nine tenths of the limit of a memory cgroup, or of
  * what the machine has, though a GiB is enough there. What a copy shares with the process is
  * counted once; each page that one of them writes is one more. */
@@ -148,6 +150,8 @@ is_memory_low(void)
     const uint64_t available = number_behind(text, "\nMemAvailable:") * 1024;
     return available < (tenth < enough ? tenth : enough) || memory_left_of(USABLE) == 0;
 }
+
+#endif /* CAN_FREEZE */
 
 /* Whether a copy would take more than there is. */
 DETACHED static bool
