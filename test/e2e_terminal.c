@@ -412,10 +412,10 @@ block_is_one_entry_of_the_history(void)
 static void
 block_longer_than_the_screen_is_edited(void)
 {
-    char text[1024] = "a = 0\n";
+    const char *text = "a = 0\n";
     (void)open_console(TARGET(""), "");
     for (int i = 1; i <= 40; i++) {
-        (void)strcat(text, format_text("a += %d\n", i));
+        text = format_text("%sa += %d\n", text, i);
     }
     paste(format_text("%sa", text));
     see("\n\\.\\.\\. a$");

@@ -108,13 +108,13 @@ static bool
 has_ended(pid_t pid)
 {
     enum { FLAGS = 9, EXITING = 4 };
+    struct text flags = read_stat(pid, FLAGS); /* first: it may be reaped meanwhile */
     char state = process_state(pid);
 
     if (state == 0) {
         return kill(pid, 0) < 0 && errno == ESRCH;
     }
-    return state == 'Z' || state == 'X' ||
-           (strtoul(read_stat(pid, FLAGS).text, NULL, 10) & EXITING) != 0;
+    return state == 'Z' || state == 'X' || (strtoul(flags.text, NULL, 10) & EXITING) != 0;
 }
 
 /* The process that a number means: also that of one of its threads, as top and the like show. */
