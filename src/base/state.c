@@ -330,6 +330,7 @@ static struct manhole {
     struct session *sessions; /* MAX_SESSIONS of them */
     _Atomic size_t
         sessions_end; /* those from here on were never used; grows under table_lock */
+    _Atomic unsigned visits;    /* sessions that have ever begun */
     _Atomic size_t viewers_end; /* no slot from here on has ever had viewing set */
     _Atomic int viewers;        /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */

@@ -1,0 +1,452 @@
+/* Inject: a manhole in a process that has none, by a thread that is made there.
+ *
+ *   1  A thread that may be lent (carrier.c) is stopped. It makes three system calls for us: memory
+ *      of its own for all this, access to it, and a memory file, into which we write the module. So
+ *      it does not matter which files the process sees.
+ *   2  It calls pthread_create() once, on a stack of ours, and is put back as it was. It never
+ *      loads anything: the loader runs code of libraries, which may wait for anything.
+ *   3  The new thread holds nothing that anybody waits for, so it may wait: for the loader, then
+ *      for the GIL. It loads the module and calls its entry, manhole_attached(), with an order:
+ *      options, and where our memory is. src/attached.c goes on from there.
+ *   4  We read in the order's state how that went, say so (ORDER_READ), and the new thread unmaps
+ *      our memory. When we are gone it does that without us.
+ *
+ * docs/internals.rst has the order, for it is what two programs have to agree on.
+ */
+#ifndef MANHOLE_CLI_ATTACH_INJECT_C
+#define MANHOLE_CLI_ATTACH_INJECT_C
+
+#include "carrier.c"
+#include "module_file.c"
+
+#if HAS_ATTACH
+
+/* How far it has come; stored by the new thread, but for the last one. */
+enum order_state {
+    ORDER_MADE,
+    ORDER_LOADING,    /* the module */
+    ORDER_WAITING,    /* for the GIL */
+    ORDER_INSTALLING, /* runs install() */
+    ORDER_FAILED,     /* error tells why */
+    ORDER_DONE,
+    ORDER_READ,
+};
+
+/* What the module's entry is called with. */
+struct order {
+    uint32_t state;
+    uint32_t keeps;     /* the manhole stays when the last client has left */
+    uint32_t cancelled; /* nobody wants it any more */
+    int32_t fd;         /* of the memory file, to close; -1: none */
+    uint64_t memory;    /* to unmap */
+    uint64_t memory_size;
+    char error[512];
+    char options[2048]; /* of install(), as Python text */
+};
+
+/* What sent_code and sent_thread work with, at the beginning of our memory: addresses of functions,
+ * room for what these want, and the order. */
+struct errand {
+    uint64_t entry; /* 0: the module is still to be loaded */
+    uint64_t dlopen;
+    uint64_t dlsym;
+    uint64_t dlerror;
+    uint64_t attr_init;
+    uint64_t set_detached;
+    uint64_t set_stack_size;
+    uint64_t create;
+    uint64_t stack_size;
+    uint64_t thread;
+    uint64_t attributes[16];
+    char path[64];
+    char name[32];
+    struct order order;
+};
+
+#  define CHECK_OFFSET(FIELD, OFFSET)                                                    \
+    _Static_assert(offsetof(struct errand, FIELD) == (OFFSET), "see ERRAND_" #FIELD)
+CHECK_OFFSET(create, 56);
+CHECK_OFFSET(attributes, 80);
+CHECK_OFFSET(path, 208);
+CHECK_OFFSET(name, 272);
+CHECK_OFFSET(order.state, 304);
+CHECK_OFFSET(order.error, 336);
+
+/* Our memory in the process. */
+enum {
+    MEMORY_SIZE = 256 * 1024,
+    FRAME_AT = 64 * 1024,
+    CODE_AT = MEMORY_SIZE - 4096, /* a page that may be executed */
+    STACK_TOP = CODE_AT,
+    THREAD_STACK_SIZE = 8 * 1024 * 1024, /* as the module's own for Python have */
+};
+
+static const char entry_name[] = "manhole_attached";
+
+/* What is done to one process. */
+struct attaching {
+    const struct request *request;
+    struct image image;
+    struct errand errand;
+    char *module;    /* its file; NULL: the process has it already */
+    uint64_t memory; /* in the process; 0: none yet */
+};
+
+/* ---- Before anybody is stopped ----------------------------------------------------- */
+
+/* Reads what is mapped, and ends the program where that tells that this is not for us. */
+static void
+look_at_process(struct image *image, pid_t pid)
+{
+    char byte = 0;
+
+    image->pid = pid;
+    check_process(pid);
+    if (!read_mappings(image)) {
+        fail_denied(pid, errno);
+    }
+    if (image->mapping_count == 0) {
+        fail(STATUS_NO_CONNECTION, "process %d is a thread of the kernel's", (int)pid);
+    }
+    if (!peek(pid, image->mappings[0].start, &byte, 1) && errno == EPERM) {
+        fail_denied(pid, errno);
+    }
+    read_objects(image);
+    if (find_python(image, "Py_FatalError") == 0) {
+        fail(STATUS_NO_CONNECTION, "process %d runs no CPython of this kind of processor",
+             (int)pid);
+    }
+    if (!find_gadgets(image)) {
+        fail(STATUS_NO_CONNECTION,
+             "process %d has a C library that is neither glibc nor musl as they are known here",
+             (int)pid);
+    }
+}
+
+/* Fills in the addresses. Ends the program when one is missing. */
+static void
+find_functions(struct attaching *attaching)
+{
+    struct errand *errand = &attaching->errand;
+    const struct image *image = &attaching->image;
+    const struct {
+        const char *name;
+        uint64_t *address;
+    } rows[] = {
+        {"dlopen", &errand->dlopen},
+        {"dlsym", &errand->dlsym},
+        {"dlerror", &errand->dlerror},
+        {"pthread_attr_init", &errand->attr_init},
+        {"pthread_attr_setdetachstate", &errand->set_detached},
+        {"pthread_attr_setstacksize", &errand->set_stack_size},
+        {"pthread_create", &errand->create},
+    };
+
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        *rows[i].address = find_libc(image, rows[i].name);
+        if (*rows[i].address == 0) {
+            fail(STATUS_NO_CONNECTION,
+                 "process %d has no %s() in its C library, so it can load no module",
+                 (int)image->pid, rows[i].name);
+        }
+    }
+    for (size_t i = 0; i < image->object_count && errand->entry == 0; i++) {
+        errand->entry = find_in(image->pid, &image->objects[i], entry_name);
+    }
+}
+
+/* Puts the errand together. */
+static void
+prepare_errand(struct attaching *attaching)
+{
+    struct errand *errand = &attaching->errand;
+    const struct request *request = attaching->request;
+    struct text python = describe_python(&attaching->image);
+    const char *arguments = request->given[OPTION_ATTACH];
+
+    if (python.text[0] == '\0') {
+        fail(STATUS_NO_CONNECTION,
+             "process %d runs a Python before 3.9, and manhole wants 3.9 or newer",
+             (int)attaching->image.pid);
+    }
+    if (strlen(arguments) >= sizeof(errand->order.options)) {
+        fail(STATUS_USAGE, "argument %s: more than %zu bytes of options",
+             name_of(OPTION_ATTACH).text, sizeof(errand->order.options) - 1);
+    }
+    find_functions(attaching);
+    if (errand->entry == 0) {
+        attaching->module = find_module(request, attaching->image.pid, python.text);
+    }
+    errand->stack_size = THREAD_STACK_SIZE;
+    (void)snprintf(errand->path, sizeof(errand->path), "manhole");
+    (void)snprintf(errand->name, sizeof(errand->name), "%s", entry_name);
+    errand->order.keeps = is_given(request, OPTION_KEEP);
+    errand->order.fd = -1;
+    errand->order.memory_size = MEMORY_SIZE;
+    (void)snprintf(errand->order.options, sizeof(errand->order.options), "%s", arguments);
+}
+
+/* ---- While a thread is held -------------------------------------------------------- */
+
+/* Makes our memory. It is born to be executed, and what is written to loses that: the other way
+ * round is what hardened systems forbid. Returns 0 or a negative errno. */
+static long
+make_memory(struct attaching *attaching, const struct lent *lent)
+{
+    long memory = call_kernel(lent, SYS_mmap,
+                              ARGUMENTS(0, MEMORY_SIZE, PROT_READ | PROT_EXEC,
+                                        MAP_PRIVATE | MAP_ANONYMOUS, (uint64_t)-1));
+
+    if (memory == LOST || is_error(memory)) {
+        return memory;
+    }
+    attaching->memory = (uint64_t)memory;
+    attaching->errand.order.memory = attaching->memory;
+    return call_kernel(lent, SYS_mprotect,
+                       ARGUMENTS(attaching->memory, CODE_AT, PROT_READ | PROT_WRITE));
+}
+
+/* Makes the memory file, its name being the errand's path, and fills it. Kernels before 6.3 know
+ * no flag for one that may be executed. Returns its descriptor, or a negative errno. */
+static long
+make_file(const struct attaching *attaching, const struct lent *lent)
+{
+    const uint64_t name = attaching->memory + offsetof(struct errand, path);
+    enum { MAY_BE_EXECUTED = 0x10 };
+    OWNED_BUFFER module = {.data = NULL};
+
+    if (!read_file(attaching->module, &module)) {
+        return -errno;
+    }
+    long fd = call_kernel(lent, SYS_memfd_create,
+                          ARGUMENTS(name, MFD_CLOEXEC | MAY_BE_EXECUTED));
+    if (fd == -EINVAL) {
+        fd = call_kernel(lent, SYS_memfd_create, ARGUMENTS(name, MFD_CLOEXEC));
+    }
+    if (fd == LOST || is_error(fd)) {
+        return fd;
+    }
+    struct text path = proc_path(attaching->image.pid, print("fd/%ld", fd).text);
+    OWNED_FD file = open(path.text, O_WRONLY | O_CLOEXEC);
+    size_t written = 0;
+    while (file >= 0 && written < module.length) {
+        ssize_t count = write(file, module.data + written, module.length - written);
+        if (count <= 0) {
+            break;
+        }
+        written += (size_t)count;
+    }
+    if (written < module.length) {
+        int error = errno;
+        (void)call_kernel(lent, SYS_close, ARGUMENTS((uint64_t)fd));
+        return -error;
+    }
+    return fd;
+}
+
+/* All of the errand, the code, and the way home, which from now on is not on the thread's stack. */
+static bool
+fill_memory(const struct attaching *attaching, struct lent *lent)
+{
+    return poke(lent->tid, attaching->memory, &attaching->errand,
+                sizeof(attaching->errand)) &&
+           poke_code(attaching->image.pid, attaching->memory + CODE_AT, sent_code,
+                     (size_t)(sent_end - sent_code)) &&
+           place_frame(lent, attaching->memory + FRAME_AT);
+}
+
+/* Has the thread run sent_code, and returns pthread_create()'s result, or LOST: it waits for a lock
+ * that somebody does not let go. */
+static long
+make_thread(const struct attaching *attaching, const struct lent *lent)
+{
+    const uint64_t code = attaching->memory + CODE_AT;
+    struct cpu cpu = lent->was;
+
+    prepare_call(&cpu, code, attaching->memory + STACK_TOP, attaching->memory, 0,
+                 lent->frame + sizeof(uint64_t)); /* as when its first word is taken off */
+    if (!write_regs(lent->tid, &cpu)) {
+        return LOST;
+    }
+    block_signals(lent->tid);
+    do {
+        if (!run_to_syscall(lent->tid) || !read_cpu(lent->tid, &cpu)) {
+            return LOST;
+        }
+    } while (!is_at_sign(&cpu, code));
+    return run_to_syscall(lent->tid) ? errand_result(&cpu) : LOST;
+}
+
+/* All that the held thread does for us. Returns 0, an errno, or LOST. */
+static long
+run_errand(struct attaching *attaching, struct lent *lent)
+{
+    struct errand *errand = &attaching->errand;
+    long result = make_memory(attaching, lent);
+
+    if (result == 0 && attaching->module != NULL) {
+        if (!poke(lent->tid, attaching->memory, errand, sizeof(*errand))) {
+            return EFAULT;
+        }
+        result = make_file(attaching, lent);
+        errand->order.fd = (int32_t)result;
+        (void)snprintf(errand->path, sizeof(errand->path), "/proc/self/fd/%ld", result);
+    }
+    if (result == LOST || is_error(result)) {
+        return result == LOST ? LOST : -result;
+    }
+    return fill_memory(attaching, lent) ? make_thread(attaching, lent) : EFAULT;
+}
+
+/* Holds a thread for that, and puts it back, whatever comes of it. What was made is taken away when
+ * there is no thread that would. Returns the same. */
+static long
+borrow_thread(struct attaching *attaching)
+{
+    static struct lent lent;
+
+    if (!lend_thread(&attaching->image, &lent)) {
+        fail(STATUS_NO_CONNECTION,
+             "no thread of process %d came to a place where it may be lent, within %d s; try "
+             "again",
+             (int)attaching->image.pid, LENDING_PATIENCE_S);
+    }
+    long result = run_errand(attaching, &lent);
+    if (result == LOST) { /* wherever it is now, that is taken back */
+        (void)ptrace(PTRACE_INTERRUPT, lent.tid, NULL, NULL);
+        (void)await_status(lent.tid, PATIENCE_MS);
+    }
+    else {
+        if (result != 0 && attaching->errand.order.fd >= 0) {
+            (void)call_kernel(&lent, SYS_close,
+                              ARGUMENTS((uint64_t)attaching->errand.order.fd));
+        }
+        if (result != 0 && attaching->memory != 0) {
+            (void)place_frame(&lent, lent.stack_bytes);
+            (void)call_kernel(&lent, SYS_munmap,
+                              ARGUMENTS(attaching->memory, MEMORY_SIZE));
+        }
+        (void)run_to_rest(lent.tid);
+    }
+    restore(&lent);
+    return result;
+}
+
+/* ---- Afterwards -------------------------------------------------------------------- */
+
+/* Ends the program with what has gone wrong while the thread was held. */
+static _Noreturn void
+fail_errand(pid_t pid, long error)
+{
+    if (has_ended(pid)) {
+        fail(STATUS_CUT, "process %d has ended meanwhile", (int)pid);
+    }
+    if (error == LOST) {
+        fail(STATUS_NO_CONNECTION,
+             "process %d makes no thread: it waits for a lock that is not let go; this was taken "
+             "back. Its stacks need none: %s --attach --stacks %d",
+             (int)pid, program, (int)pid);
+    }
+    if (error == EMFILE) {
+        fail(STATUS_NO_CONNECTION,
+             "process %d has no descriptor left for a manhole; 'prlimit --pid %d --nofile=N' gives "
+             "it more, 'manhole-cli --attach --stacks %d' needs none",
+             (int)pid, (int)pid, (int)pid);
+    }
+    errno = (int)error;
+    fail(STATUS_NO_CONNECTION, "cannot attach to process %d: %m, says the kernel to it",
+         (int)pid);
+}
+
+/* Waits until the manhole is there, as long as that takes: with -t that long. */
+static void
+await_manhole(const struct attaching *attaching)
+{
+    const pid_t pid = attaching->image.pid;
+    const struct request *request = attaching->request;
+    const double begun = now_s();
+    const uint64_t at = attaching->memory + offsetof(struct errand, order);
+    struct order order;
+    bool is_told = false;
+
+    while (peek(pid, at, &order, sizeof(order)) && order.state < ORDER_FAILED) {
+        double waited = now_s() - begun;
+        bool is_late =
+            is_given(request, OPTION_TIMEOUT) && !(waited < request->timeout_s);
+        if (waited > FIRST_BYTE_PATIENCE_S && !is_told && !is_late) {
+            is_told = true;
+            say_error("process %d does not let go of the GIL; the manhole comes when it does "
+                      "(its stacks: %s --attach --stacks %d)",
+                      (int)pid, program, (int)pid);
+        }
+        if (is_late) {
+            const uint32_t yes = 1;
+            (void)poke(pid, at + offsetof(struct order, cancelled), &yes, sizeof(yes));
+            fail(STATUS_NO_CONNECTION,
+                 "process %d does not let go of the GIL, or of its loader's lock, within the "
+                 "timeout; its stacks: %s --attach --stacks %d",
+                 (int)pid, program, (int)pid);
+        }
+        doze();
+    }
+    if (order.state == ORDER_FAILED || order.state == ORDER_DONE) {
+        const uint32_t read = ORDER_READ;
+        (void)poke(pid, at, &read, sizeof(read));
+    }
+    if (order.state == ORDER_FAILED) {
+        order.error[sizeof(order.error) - 1] = '\0';
+        fail(STATUS_NO_CONNECTION, "process %d takes no manhole: %s", (int)pid,
+             order.error);
+    }
+    if (has_ended(pid)) {
+        fail(STATUS_CUT, "process %d has ended meanwhile", (int)pid);
+    }
+}
+
+/* Gives the process a manhole, or ends the program. */
+static void
+attach(const struct request *request, pid_t pid)
+{
+    static struct attaching attaching;
+    sigset_t all;
+    sigset_t before;
+
+    attaching.request = request;
+    look_at_process(&attaching.image, pid);
+    prepare_errand(&attaching);
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    long error = borrow_thread(&attaching);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0) {
+        fail_errand(pid, error);
+    }
+    await_manhole(&attaching);
+}
+
+#else
+
+static _Noreturn void
+attach(const struct request *request, pid_t pid)
+{
+    (void)request;
+    fail(STATUS_NO_CONNECTION, "cannot attach to process %d: this is for x86-64 alone so far",
+         (int)pid);
+}
+
+#endif /* HAS_ATTACH */
+
+/* Gives the process a manhole, unless it has one, which may be closed. */
+static void
+attach_where_there_is_none(const struct request *request, const struct target *target)
+{
+    if (target->by_path || target->pid == 0) {
+        fail(STATUS_USAGE, "argument %s: wants the PID of a process, not the path of a socket",
+             name_of(OPTION_ATTACH).text);
+    }
+    if (!read_advert(target->pid).is_there) {
+        attach(request, target->pid);
+    }
+}
+
+#endif /* MANHOLE_CLI_ATTACH_INJECT_C */
