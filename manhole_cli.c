@@ -71,6 +71,7 @@
 #include "src/cli/attach/carrier.c"
 #include "src/cli/attach/module_file.c"
 #include "src/cli/attach/inject.c"
+#include "src/cli/attach/outside.c"
 #include "src/cli/serve.c"
 #include "src/cli/processes.c"
 #include "src/cli/many.c"

@@ -74,6 +74,9 @@ __attribute__((used)) static const char built_for[] =
     "This manhole is for CPython " WORD(PY_MAJOR_VERSION) "." WORD(
         PY_MINOR_VERSION) THREADING_WORD ", " LIBC_WORD " (" MANHOLE_VERSION ")";
 
+/* A client has said so: the manhole stays when the last one has left. */
+static _Atomic bool is_kept;
+
 /* Installs with the client's options, which win over ours. Returns 0, or -1 with an exception. */
 ATTACHED static int
 install_as_ordered(const char *options)
@@ -94,6 +97,9 @@ follow_order(struct order *order)
     if (atomic_load(&order->cancelled) != 0) {
         (void)snprintf(order->error, sizeof(order->error), "the client has given up");
         return ORDER_FAILED;
+    }
+    if (order->keeps != 0) {
+        atomic_store(&is_kept, true);
     }
     if ((manhole.installed && is_owner()) || install_as_ordered(order->options) == 0) {
         return ORDER_DONE;
@@ -145,7 +151,7 @@ DETACHED static void
 await_last_client(unsigned visits)
 {
     int64_t deadline_ms = monotonic_ms() + VISIT_PATIENCE_MS;
-    while (monotonic_ms() < deadline_ms && is_owner()) {
+    while (monotonic_ms() < deadline_ms && is_owner() && !atomic_load(&is_kept)) {
         (void)poll(NULL, 0, VISIT_LOOK_MS);
         if (count_sessions() > 0 || atomic_load(&manhole.visits) != visits) {
             visits = atomic_load(&manhole.visits);
@@ -162,7 +168,7 @@ release_attached(void)
     if (tstate == NULL) {
         return;
     }
-    if (release() < 0) {
+    if (!atomic_load(&is_kept) && release() < 0) {
         PyErr_Clear();
     }
     leave_interpreter(tstate);
@@ -175,7 +181,6 @@ DETACHED void *
 manhole_attached(void *argument)
 {
     struct order *order = argument;
-    const bool keeps = order->keeps != 0;
     const unsigned visits = atomic_load(&manhole.visits);
 
     (void)prctl(PR_SET_NAME, "Manhole attach");
@@ -184,7 +189,7 @@ manhole_attached(void *argument)
     }
     enum order_state state = install_attached(order);
     answer_order(order, state);
-    if (state == ORDER_DONE && !keeps) {
+    if (state == ORDER_DONE && !atomic_load(&is_kept)) {
         await_last_client(visits);
         release_attached();
     }

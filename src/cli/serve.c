@@ -6,7 +6,7 @@
 
 #include "editor.c"
 #include "stacks.c"
-#include "attach/inject.c"
+#include "attach/outside.c"
 
 /* The console of a process: with the line editor where there can be one. */
 static enum exit_status
@@ -33,8 +33,12 @@ serve(const struct request *request, const struct target *asked, bool *answered)
 {
     struct target target = *asked; /* and where it was found */
 
-    if (is_given(request, OPTION_ATTACH)) {
-        attach_where_there_is_none(request, &target);
+    if (wants_attaching(request, &target)) {
+        if (request->action == ACTION_STACKS) {
+            *answered = true;
+            return show_stacks_from_outside(request, target.pid);
+        }
+        attach(request, target.pid);
     }
     if (request->action == ACTION_RUN) {
         int server = open_connection(request, &target, "exec");

@@ -94,35 +94,6 @@ struct attaching {
 
 /* ---- Before anybody is stopped ----------------------------------------------------- */
 
-/* Reads what is mapped, and ends the program where that tells that this is not for us. */
-static void
-look_at_process(struct image *image, pid_t pid)
-{
-    char byte = 0;
-
-    image->pid = pid;
-    check_process(pid);
-    if (!read_mappings(image)) {
-        fail_denied(pid, errno);
-    }
-    if (image->mapping_count == 0) {
-        fail(STATUS_NO_CONNECTION, "process %d is a thread of the kernel's", (int)pid);
-    }
-    if (!peek(pid, image->mappings[0].start, &byte, 1) && errno == EPERM) {
-        fail_denied(pid, errno);
-    }
-    read_objects(image);
-    if (find_python(image, "Py_FatalError") == 0) {
-        fail(STATUS_NO_CONNECTION, "process %d runs no CPython of this kind of processor",
-             (int)pid);
-    }
-    if (!find_gadgets(image)) {
-        fail(STATUS_NO_CONNECTION,
-             "process %d has a C library that is neither glibc nor musl as they are known here",
-             (int)pid);
-    }
-}
-
 /* Fills in the addresses. Ends the program when one is missing. */
 static void
 find_functions(struct attaching *attaching)
@@ -322,7 +293,7 @@ borrow_thread(struct attaching *attaching)
                               ARGUMENTS((uint64_t)attaching->errand.order.fd));
         }
         if (result != 0 && attaching->memory != 0) {
-            (void)place_frame(&lent, lent.stack_bytes);
+            (void)place_frame_on_stack(&lent);
             (void)call_kernel(&lent, SYS_munmap,
                               ARGUMENTS(attaching->memory, MEMORY_SIZE));
         }
@@ -436,17 +407,20 @@ attach(const struct request *request, pid_t pid)
 
 #endif /* HAS_ATTACH */
 
-/* Gives the process a manhole, unless it has one, which may be closed. */
-static void
-attach_where_there_is_none(const struct request *request, const struct target *target)
+/* Whether a manhole is to be put in: there is none yet, open or closed, or it would go and is to
+ * stay. */
+static bool
+wants_attaching(const struct request *request, const struct target *target)
 {
+    if (!is_given(request, OPTION_ATTACH)) {
+        return false;
+    }
     if (target->by_path || target->pid == 0) {
         fail(STATUS_USAGE, "argument %s: wants the PID of a process, not the path of a socket",
              name_of(OPTION_ATTACH).text);
     }
-    if (!read_advert(target->pid).is_there) {
-        attach(request, target->pid);
-    }
+    struct advert advert = read_advert(target->pid);
+    return !advert.is_there || (advert.is_temporary && is_given(request, OPTION_KEEP));
 }
 
 #endif /* MANHOLE_CLI_ATTACH_INJECT_C */

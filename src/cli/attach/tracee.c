@@ -28,6 +28,8 @@ enum {
     STOPPED_AS_ASKED = 128, /* PTRACE_EVENT_STOP */
     AT_SYSCALL = SIGTRAP | 0x80,
     PATIENCE_MS = 2000, /* for what takes microseconds */
+    UNDER_FRAME = 1024,
+    SCRATCH_SIZE = FRAME_SIZE + UNDER_FRAME,
 };
 
 /* A thread that is held. */
@@ -37,8 +39,8 @@ struct lent {
     struct cpu was;
     uint64_t mask;        /* of signals, as it was */
     uint64_t frame;       /* where the way home lies */
-    uint64_t stack_bytes; /* where these were, below its stack */
-    unsigned char below[FRAME_SIZE];
+    uint64_t scratch; /* below its stack: the frame at first, and under that a word */
+    unsigned char below[SCRATCH_SIZE]; /* what was there */
 };
 
 enum stop {
@@ -68,6 +70,37 @@ find_gadgets(const struct image *image)
         }
     }
     return gadgets.call != 0 && gadgets.back != 0;
+}
+
+/* ---- Before anybody is stopped ------------------------------------------------ */
+
+/* Reads what is mapped, and ends the program where that tells that this is not for us. */
+static void
+look_at_process(struct image *image, pid_t pid)
+{
+    char byte = 0;
+
+    image->pid = pid;
+    check_process(pid);
+    if (!read_mappings(image)) {
+        fail_denied(pid, errno);
+    }
+    if (image->mapping_count == 0) {
+        fail(STATUS_NO_CONNECTION, "process %d is a thread of the kernel's", (int)pid);
+    }
+    if (!peek(pid, image->mappings[0].start, &byte, 1) && errno == EPERM) {
+        fail_denied(pid, errno);
+    }
+    read_objects(image);
+    if (find_python(image, "Py_FatalError") == 0) {
+        fail(STATUS_NO_CONNECTION, "process %d runs no CPython of this kind of processor",
+             (int)pid);
+    }
+    if (!find_gadgets(image)) {
+        fail(STATUS_NO_CONNECTION,
+             "process %d has a C library that is neither glibc nor musl as they are known here",
+             (int)pid);
+    }
 }
 
 /* ---- Stops ------------------------------------------------------------------------- */
@@ -204,6 +237,12 @@ place_frame(struct lent *lent, uint64_t address)
     return true;
 }
 
+static bool
+place_frame_on_stack(struct lent *lent)
+{
+    return place_frame(lent, lent->scratch + UNDER_FRAME);
+}
+
 /* Notes all that a stopped thread is, and puts the way home on its stack. */
 static bool
 keep_thread(struct lent *lent)
@@ -212,9 +251,9 @@ keep_thread(struct lent *lent)
         ptrace(PTRACE_GETSIGMASK, lent->tid, sizeof(lent->mask), &lent->mask) < 0) {
         return false;
     }
-    lent->stack_bytes = (stack_pointer(&lent->was) - RED_ZONE - FRAME_SIZE) / 64 * 64;
-    return peek(lent->tid, lent->stack_bytes, lent->below, sizeof(lent->below)) &&
-           place_frame(lent, lent->stack_bytes);
+    lent->scratch = (stack_pointer(&lent->was) - RED_ZONE - SCRATCH_SIZE) / 64 * 64;
+    return peek(lent->tid, lent->scratch, lent->below, sizeof(lent->below)) &&
+           place_frame_on_stack(lent);
 }
 
 /* Puts all back, and lets go: the process is as it was. */
@@ -224,7 +263,7 @@ restore(struct lent *lent)
     rewind_epoll(&lent->was);
     (void)ptrace(PTRACE_SETSIGMASK, lent->tid, sizeof(lent->mask), &lent->mask);
     (void)write_cpu(lent->tid, &lent->was);
-    (void)poke(lent->tid, lent->stack_bytes, lent->below, sizeof(lent->below));
+    (void)poke(lent->tid, lent->scratch, lent->below, sizeof(lent->below));
     let_go(lent->tid);
 }
 
