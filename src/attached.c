@@ -1,12 +1,12 @@
 /* Attached: the manhole of a process that did not install one, but was attached to.
  * Runs on:  a thread that manhole-cli --attach has made here; it holds nothing, and has all signals
  *           blocked but those of faults.
- * Touches:  the client's memory in this process, which it unmaps; else what install() touches.
+ * Touches:  the order, and what install() touches.
  *
  * src/cli/attach/inject.c tells how the thread and this module come into the process. Here it
  * waits for the GIL, calls install(), and tells the client by the order's state how that went; the
- * client connects then as to any manhole. Our memory in the process, the order's, is unmapped when
- * the client has read that, or does not within a second, for it may be gone.
+ * client connects then as to any manhole. The order is in memory that the client has made in this
+ * process, and takes away when it has read that.
  *
  * Unless the manhole is to be kept the thread stays, without a thread state, and looks a few times a
  * second whether somebody is in. When the last client has left, or none has come, it releases the
@@ -28,7 +28,6 @@
 #include "c_api.c"
 
 enum {
-    ORDER_PATIENCE_MS = 1000,  /* until the client has read the state */
     VISIT_PATIENCE_MS = 10000, /* for the first client to come */
     LINGER_MS = 500,           /* for the next one, as in a loop of a shell */
     VISIT_LOOK_MS = 50,
@@ -40,7 +39,6 @@ enum order_state {
     ORDER_INSTALLING,
     ORDER_FAILED, /* error tells why */
     ORDER_DONE,
-    ORDER_READ, /* the client has read one of these two */
 };
 
 /* As src/cli/attach/inject.c has it: two programs have to agree on it, so a change wants another
@@ -50,8 +48,6 @@ struct order {
     uint32_t keeps;
     _Atomic uint32_t cancelled;
     int32_t fd;
-    uint64_t memory;
-    uint64_t memory_size;
     char error[512];
     char options[2048];
 };
@@ -71,8 +67,8 @@ struct order {
 
 /* By these words the client knows which file fits a process. */
 __attribute__((used)) static const char built_for[] =
-    "This manhole is for CPython " WORD(PY_MAJOR_VERSION) "." WORD(
-        PY_MINOR_VERSION) THREADING_WORD ", " LIBC_WORD " (" MANHOLE_VERSION ")";
+    "This manhole is for CPython " WORD(PY_MAJOR_VERSION) "." WORD(PY_MINOR_VERSION)
+        THREADING_WORD ", " LIBC_WORD " (" MANHOLE_VERSION ")";
 
 /* A client has said so: the manhole stays when the last one has left. */
 static _Atomic bool is_kept;
@@ -81,9 +77,14 @@ static _Atomic bool is_kept;
 ATTACHED static int
 install_as_ordered(const char *options)
 {
+    if (!is_imported("threading") &&
+        (load_threading() < 0 ||
+         (is_imported("threading") && tell_threading_main() < 0))) {
+        return -1;
+    }
     OWNED PyObject *module = get_module();
-    OWNED PyObject *text =
-        PyUnicode_FromFormat("**{**dict(verbose=False, patch_fork=False), **dict(%s)}", options);
+    OWNED PyObject *text = PyUnicode_FromFormat(
+        "**{**dict(verbose=False, patch_fork=False), **dict(%s)}", options);
     OWNED PyObject *result =
         module == NULL || text == NULL ? NULL : eval_install(module, text);
     return result == NULL ? -1 : 0;
@@ -98,10 +99,9 @@ follow_order(struct order *order)
         (void)snprintf(order->error, sizeof(order->error), "the client has given up");
         return ORDER_FAILED;
     }
-    if (order->keeps != 0) {
-        atomic_store(&is_kept, true);
-    }
-    if ((manhole.installed && is_owner()) || install_as_ordered(order->options) == 0) {
+    bool is_there = manhole.installed && is_owner();
+    atomic_store(&is_kept, order->keeps != 0 || (is_there && atomic_load(&is_kept)));
+    if (is_there || install_as_ordered(order->options) == 0) {
         return ORDER_DONE;
     }
     OWNED PyObject *exception = take_exception();
@@ -110,7 +110,7 @@ follow_order(struct order *order)
 }
 
 /* With a thread state of this thread's, in the main interpreter, for as long as that takes. */
-DETACHED static enum order_state
+MAY_ATTACH static enum order_state
 install_attached(struct order *order)
 {
     enum order_state state = ORDER_FAILED;
@@ -131,27 +131,19 @@ install_attached(struct order *order)
     return state;
 }
 
-/* Tells the client, waits until it knows, and takes its memory away. */
-DETACHED static void
-answer_order(struct order *order, enum order_state state)
+/* Whether there is a manhole here that is ours to release. */
+static bool
+is_temporary(void)
 {
-    const uintptr_t memory = (uintptr_t)order->memory;
-    const size_t size = (size_t)order->memory_size;
-    int64_t deadline_ms = monotonic_ms() + ORDER_PATIENCE_MS;
-
-    atomic_store(&order->state, state);
-    while (atomic_load(&order->state) != ORDER_READ && monotonic_ms() < deadline_ms) {
-        (void)poll(NULL, 0, 1);
-    }
-    (void)munmap((void *)memory, size); /* NOLINT(performance-no-int-to-ptr): as mmap() gave it */
+    return is_owner() && manhole.installed && !atomic_load(&is_kept);
 }
 
-/* Returns when the last client has left, or none has come. */
+/* Returns when the last client has left, or none has come, or there is nothing to release. */
 DETACHED static void
 await_last_client(unsigned visits)
 {
     int64_t deadline_ms = monotonic_ms() + VISIT_PATIENCE_MS;
-    while (monotonic_ms() < deadline_ms && is_owner() && !atomic_load(&is_kept)) {
+    while (monotonic_ms() < deadline_ms && is_temporary()) {
         (void)poll(NULL, 0, VISIT_LOOK_MS);
         if (count_sessions() > 0 || atomic_load(&manhole.visits) != visits) {
             visits = atomic_load(&manhole.visits);
@@ -161,14 +153,14 @@ await_last_client(unsigned visits)
 }
 
 /* Not where the interpreter ends, which releases it by itself. */
-DETACHED static void
+MAY_ATTACH static void
 release_attached(void)
 {
     PyThreadState *tstate = enter_interpreter();
     if (tstate == NULL) {
         return;
     }
-    if (!atomic_load(&is_kept) && release() < 0) {
+    if (release() < 0) {
         PyErr_Clear();
     }
     leave_interpreter(tstate);
@@ -188,9 +180,11 @@ manhole_attached(void *argument)
         (void)close(order->fd); /* the loader has mapped it */
     }
     enum order_state state = install_attached(order);
-    answer_order(order, state);
-    if (state == ORDER_DONE && !atomic_load(&is_kept)) {
+    atomic_store(&order->state, state); /* the last word: the order may be gone now */
+    if (state == ORDER_DONE) {
         await_last_client(visits);
+    }
+    if (state == ORDER_DONE && is_temporary()) {
         release_attached();
     }
     return NULL;

@@ -289,7 +289,7 @@ static struct session session_table[MAX_SESSIONS];
 /* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
 static struct manhole {
     /* Under install_lock, attached. */
-    bool installed;
+    _Atomic bool installed;
     bool replaceable; /* by any install(): there was none here, or it cannot listen */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */

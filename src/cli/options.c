@@ -140,8 +140,9 @@ static const struct known_option {
                      "With --attach: the manhole stays when the last client has left."},
     [OPTION_DETACH] = {ACTION_GROUP, NULL, "detach", NULL,
                        "Close the manhole of a process, as manhole.release() does."},
-    [OPTION_MODULE] = {NO_GROUP, NULL, "module", "PATH",
-                       "With --attach: the module's file, or a folder to look for it in."},
+    [OPTION_MODULE] =
+        {NO_GROUP, NULL, "module", "PATH",
+         "With --attach: the module's file, or a folder to look for it in."},
     [OPTION_HOST] = {PLACE_GROUP, NULL, "host", "HOST",
                      "On another machine, by ssh and the manhole-cli there."},
     [OPTION_EXEC] =
@@ -490,11 +491,11 @@ find_action(const struct request *request)
     static const struct {
         enum option_name option;
         enum action action;
-    } rows[] = {{OPTION_CODE, ACTION_RUN},      {OPTION_FILE, ACTION_RUN},
-                {OPTION_LIST, ACTION_LIST},     {OPTION_CLEAN, ACTION_CLEAN},
-                {OPTION_DETACH, ACTION_RUN},
-                {OPTION_STACKS, ACTION_STACKS}, {OPTION_TASKS, ACTION_TASKS},
-                {OPTION_JSON, ACTION_STACKS},   {OPTION_BRIEF, ACTION_STACKS}};
+    } rows[] = {{OPTION_CODE, ACTION_RUN},    {OPTION_FILE, ACTION_RUN},
+                {OPTION_LIST, ACTION_LIST},   {OPTION_CLEAN, ACTION_CLEAN},
+                {OPTION_DETACH, ACTION_RUN},  {OPTION_STACKS, ACTION_STACKS},
+                {OPTION_TASKS, ACTION_TASKS}, {OPTION_JSON, ACTION_STACKS},
+                {OPTION_BRIEF, ACTION_STACKS}};
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         if (is_given(request, rows[i].option)) {

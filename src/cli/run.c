@@ -178,8 +178,9 @@ read_source(struct request *request)
     struct buffer *source = &request->source;
 
     if (path == NULL) {
-        append_text(source, is_given(request, OPTION_DETACH) ? "__import__('manhole').release()"
-                                                             : request->given[OPTION_CODE]);
+        append_text(source, is_given(request, OPTION_DETACH)
+                                ? "__import__('manhole')._release()"
+                                : request->given[OPTION_CODE]);
         return;
     }
     bool is_read =

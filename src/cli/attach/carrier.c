@@ -25,6 +25,7 @@
 #if HAS_ATTACH
 
 enum {
+    HOLD_TRIES = 20,        /* for any thread to stop */
     TRIED_AT_ONCE = 16,     /* threads in a round */
     STOP_PATIENCE_MS = 20,  /* for a thread to stop */
     LENDING_PATIENCE_S = 3, /* for one that may be lent */
@@ -47,12 +48,35 @@ static bool
 is_harmless(long number)
 {
     static const long harmless[] = {
-        SYS_poll,       SYS_ppoll,   SYS_select,    SYS_pselect6,      SYS_nanosleep,
-        SYS_wait4,      SYS_waitid,  SYS_pause,     SYS_rt_sigsuspend, SYS_read,
-        SYS_readv,      SYS_write,   SYS_writev,    SYS_recvfrom,      SYS_recvmsg,
-        SYS_accept,     SYS_accept4, SYS_connect,   SYS_sendto,        SYS_sendmsg,
-        SYS_flock,      SYS_fcntl,   SYS_open,      SYS_openat,        SYS_fsync,
-        SYS_epoll_wait, SYS_futex,   SYS_epoll_pwait, SYS_restart_syscall,
+        SYS_poll,
+        SYS_ppoll,
+        SYS_select,
+        SYS_pselect6,
+        SYS_nanosleep,
+        SYS_wait4,
+        SYS_waitid,
+        SYS_pause,
+        SYS_rt_sigsuspend,
+        SYS_read,
+        SYS_readv,
+        SYS_write,
+        SYS_writev,
+        SYS_recvfrom,
+        SYS_recvmsg,
+        SYS_accept,
+        SYS_accept4,
+        SYS_connect,
+        SYS_sendto,
+        SYS_sendmsg,
+        SYS_flock,
+        SYS_fcntl,
+        SYS_open,
+        SYS_openat,
+        SYS_fsync,
+        SYS_epoll_wait,
+        SYS_futex,
+        SYS_epoll_pwait,
+        SYS_restart_syscall,
         SYS_clock_nanosleep,
 #  ifdef SYS_epoll_pwait2
         SYS_epoll_pwait2,
@@ -92,7 +116,8 @@ is_library_lock(const struct image *image, uint64_t address)
 static bool
 is_mutex_wait(long number, uint64_t operation, uint64_t value)
 {
-    return number == SYS_futex && (operation & (uint64_t)FUTEX_CMD_MASK) == FUTEX_WAIT && value == 2;
+    return number == SYS_futex && (operation & (uint64_t)FUTEX_CMD_MASK) == FUTEX_WAIT &&
+           value == 2;
 }
 
 /* ---- In which order they are tried ------------------------------------------------- */
@@ -195,7 +220,8 @@ is_in_handler(struct image *image, pid_t tid, uint64_t stack)
 static bool
 is_in_sequence(const struct lent *lent)
 {
-    const int get_configuration = 0x420f; /* PTRACE_GET_RSEQ_CONFIGURATION, which is new */
+    const int get_configuration =
+        0x420f; /* PTRACE_GET_RSEQ_CONFIGURATION, which is new */
     struct {
         uint64_t address;
         uint32_t size, signature, flags, padding;
@@ -317,6 +343,28 @@ lend_thread(struct image *image, struct lent *lent)
         }
         settle();
         doze();
+    }
+    return false;
+}
+
+/* Holds any thread but one in a restartable sequence, for system calls alone; who waits comes before
+ * who would notice. */
+static bool
+hold_any_thread(struct image *image, struct lent *lent)
+{
+    for (size_t round = 0; round < HOLD_TRIES; round++) {
+        size_t count = 0;
+        OWNED struct candidate *list = list_candidates(image, &count);
+        pid_t tid = list[round % count].tid;
+        *lent = (struct lent){.tid = tid, .image = image};
+        if (!stop_thread(image->pid, tid, STOP_PATIENCE_MS)) {
+            continue;
+        }
+        if (keep_thread(lent) && !is_in_sequence(lent)) {
+            settle();
+            return true;
+        }
+        let_go(tid);
     }
     return false;
 }

@@ -95,7 +95,8 @@ read_object(pid_t pid, struct object *object)
             continue;
         }
         if (is_first) {
-            object->shift = object->base - segments[i].p_vaddr / SEGMENT_ALIGNMENT * SEGMENT_ALIGNMENT;
+            object->shift = object->base -
+                            segments[i].p_vaddr / SEGMENT_ALIGNMENT * SEGMENT_ALIGNMENT;
             is_first = false;
         }
         uint64_t end = object->shift + segments[i].p_vaddr + segments[i].p_memsz;

@@ -8,8 +8,8 @@
  *   3  The new thread holds nothing that anybody waits for, so it may wait: for the loader, then
  *      for the GIL. It loads the module and calls its entry, manhole_attached(), with an order:
  *      options, and where our memory is. src/attached.c goes on from there.
- *   4  We read in the order's state how that went, say so (ORDER_READ), and the new thread unmaps
- *      our memory. When we are gone it does that without us.
+ *   4  We read in the order's state how that went, and have a thread unmap our memory. It is us who
+ *      do that, for nobody else knows that the lent thread is home: without us the memory stays.
  *
  * docs/internals.rst has the order, for it is what two programs have to agree on.
  */
@@ -21,7 +21,7 @@
 
 #if HAS_ATTACH
 
-/* How far it has come; stored by the new thread, but for the last one. */
+/* How far it has come; stored by the new thread. */
 enum order_state {
     ORDER_MADE,
     ORDER_LOADING,    /* the module */
@@ -29,7 +29,7 @@ enum order_state {
     ORDER_INSTALLING, /* runs install() */
     ORDER_FAILED,     /* error tells why */
     ORDER_DONE,
-    ORDER_READ,
+    ORDER_NOT_LOADED, /* error tells what the loader said */
 };
 
 /* What the module's entry is called with. */
@@ -38,8 +38,6 @@ struct order {
     uint32_t keeps;     /* the manhole stays when the last client has left */
     uint32_t cancelled; /* nobody wants it any more */
     int32_t fd;         /* of the memory file, to close; -1: none */
-    uint64_t memory;    /* to unmap */
-    uint64_t memory_size;
     char error[512];
     char options[2048]; /* of install(), as Python text */
 };
@@ -70,7 +68,7 @@ CHECK_OFFSET(attributes, 80);
 CHECK_OFFSET(path, 208);
 CHECK_OFFSET(name, 272);
 CHECK_OFFSET(order.state, 304);
-CHECK_OFFSET(order.error, 336);
+CHECK_OFFSET(order.error, 320);
 
 /* Our memory in the process. */
 enum {
@@ -153,7 +151,6 @@ prepare_errand(struct attaching *attaching)
     (void)snprintf(errand->name, sizeof(errand->name), "%s", entry_name);
     errand->order.keeps = is_given(request, OPTION_KEEP);
     errand->order.fd = -1;
-    errand->order.memory_size = MEMORY_SIZE;
     (void)snprintf(errand->order.options, sizeof(errand->order.options), "%s", arguments);
 }
 
@@ -172,7 +169,6 @@ make_memory(struct attaching *attaching, const struct lent *lent)
         return memory;
     }
     attaching->memory = (uint64_t)memory;
-    attaching->errand.order.memory = attaching->memory;
     return call_kernel(lent, SYS_mprotect,
                        ARGUMENTS(attaching->memory, CODE_AT, PROT_READ | PROT_WRITE));
 }
@@ -222,7 +218,7 @@ fill_memory(const struct attaching *attaching, struct lent *lent)
     return poke(lent->tid, attaching->memory, &attaching->errand,
                 sizeof(attaching->errand)) &&
            poke_code(attaching->image.pid, attaching->memory + CODE_AT, sent_code,
-                     (size_t)(sent_end - sent_code)) &&
+                     sent_size) &&
            place_frame(lent, attaching->memory + FRAME_AT);
 }
 
@@ -235,7 +231,8 @@ make_thread(const struct attaching *attaching, const struct lent *lent)
     struct cpu cpu = lent->was;
 
     prepare_call(&cpu, code, attaching->memory + STACK_TOP, attaching->memory, 0,
-                 lent->frame + sizeof(uint64_t)); /* as when its first word is taken off */
+                 lent->frame +
+                     sizeof(uint64_t)); /* as when its first word is taken off */
     if (!write_regs(lent->tid, &cpu)) {
         return LOST;
     }
@@ -278,7 +275,8 @@ borrow_thread(struct attaching *attaching)
 
     if (!lend_thread(&attaching->image, &lent)) {
         fail(STATUS_NO_CONNECTION,
-             "no thread of process %d came to a place where it may be lent, within %d s; try "
+             "no thread of process %d came to a place where it may be lent, within %d s; "
+             "try "
              "again",
              (int)attaching->image.pid, LENDING_PATIENCE_S);
     }
@@ -314,13 +312,15 @@ fail_errand(pid_t pid, long error)
     }
     if (error == LOST) {
         fail(STATUS_NO_CONNECTION,
-             "process %d makes no thread: it waits for a lock that is not let go; this was taken "
+             "process %d makes no thread: it waits for a lock that is not let go; this "
+             "was taken "
              "back. Its stacks need none: %s --attach --stacks %d",
              (int)pid, program, (int)pid);
     }
     if (error == EMFILE) {
         fail(STATUS_NO_CONNECTION,
-             "process %d has no descriptor left for a manhole; 'prlimit --pid %d --nofile=N' gives "
+             "process %d has no descriptor left for a manhole; 'prlimit --pid %d "
+             "--nofile=N' gives "
              "it more, 'manhole-cli --attach --stacks %d' needs none",
              (int)pid, (int)pid, (int)pid);
     }
@@ -329,48 +329,73 @@ fail_errand(pid_t pid, long error)
          (int)pid);
 }
 
-/* Waits until the manhole is there, as long as that takes: with -t that long. */
-static void
-await_manhole(const struct attaching *attaching)
+static uint64_t
+order_at(const struct attaching *attaching)
 {
-    const pid_t pid = attaching->image.pid;
+    return attaching->memory + offsetof(struct errand, order);
+}
+
+/* The thread is made, and waits for what others have. With -t that long, else as long as it takes.
+ */
+static void
+wait_on(const struct attaching *attaching, double waited, bool *is_told)
+{
     const struct request *request = attaching->request;
+    const int pid = (int)attaching->image.pid;
+
+    if (is_given(request, OPTION_TIMEOUT) && !(waited < request->timeout_s)) {
+        const uint32_t yes = 1;
+        (void)poke(attaching->image.pid,
+                   order_at(attaching) + offsetof(struct order, cancelled), &yes,
+                   sizeof(yes));
+        fail(STATUS_NO_CONNECTION,
+             "process %d does not let go of the GIL, or of a lock of its loader, within "
+             "the "
+             "timeout; its stacks: %s --attach --stacks %d",
+             pid, program, pid);
+    }
+    if (waited > FIRST_BYTE_PATIENCE_S && !*is_told) {
+        *is_told = true;
+        say_error(
+            "process %d does not let go of the GIL; the manhole comes when it does (its "
+            "stacks: %s --attach --stacks %d)",
+            pid, program, pid);
+    }
+    doze();
+}
+
+/* Has a thread unmap our memory. Not where the loader has said no, for then the new thread is still on
+ * its way out of there. */
+static void
+unmap_memory(struct attaching *attaching)
+{
+    static struct lent lent;
+
+    block_all_signals();
+    if (hold_any_thread(&attaching->image, &lent)) {
+        (void)call_kernel(&lent, SYS_munmap, ARGUMENTS(attaching->memory, MEMORY_SIZE));
+        (void)run_to_rest(lent.tid);
+        restore(&lent);
+    }
+    unblock_signals();
+}
+
+/* Returns when the new thread is done with the order, which is read. */
+static void
+await_thread(const struct attaching *attaching, struct order *order)
+{
     const double begun = now_s();
-    const uint64_t at = attaching->memory + offsetof(struct errand, order);
-    struct order order;
     bool is_told = false;
 
-    while (peek(pid, at, &order, sizeof(order)) && order.state < ORDER_FAILED) {
-        double waited = now_s() - begun;
-        bool is_late =
-            is_given(request, OPTION_TIMEOUT) && !(waited < request->timeout_s);
-        if (waited > FIRST_BYTE_PATIENCE_S && !is_told && !is_late) {
-            is_told = true;
-            say_error("process %d does not let go of the GIL; the manhole comes when it does "
-                      "(its stacks: %s --attach --stacks %d)",
-                      (int)pid, program, (int)pid);
+    for (;;) {
+        if (!peek(attaching->image.pid, order_at(attaching), order, sizeof(*order))) {
+            fail(STATUS_CUT, "process %d has ended meanwhile", (int)attaching->image.pid);
         }
-        if (is_late) {
-            const uint32_t yes = 1;
-            (void)poke(pid, at + offsetof(struct order, cancelled), &yes, sizeof(yes));
-            fail(STATUS_NO_CONNECTION,
-                 "process %d does not let go of the GIL, or of its loader's lock, within the "
-                 "timeout; its stacks: %s --attach --stacks %d",
-                 (int)pid, program, (int)pid);
+        if (order->state >= ORDER_FAILED) {
+            order->error[sizeof(order->error) - 1] = '\0';
+            return;
         }
-        doze();
-    }
-    if (order.state == ORDER_FAILED || order.state == ORDER_DONE) {
-        const uint32_t read = ORDER_READ;
-        (void)poke(pid, at, &read, sizeof(read));
-    }
-    if (order.state == ORDER_FAILED) {
-        order.error[sizeof(order.error) - 1] = '\0';
-        fail(STATUS_NO_CONNECTION, "process %d takes no manhole: %s", (int)pid,
-             order.error);
-    }
-    if (has_ended(pid)) {
-        fail(STATUS_CUT, "process %d has ended meanwhile", (int)pid);
+        wait_on(attaching, now_s() - begun, &is_told);
     }
 }
 
@@ -379,20 +404,25 @@ static void
 attach(const struct request *request, pid_t pid)
 {
     static struct attaching attaching;
-    sigset_t all;
-    sigset_t before;
+    struct order order;
 
     attaching.request = request;
     look_at_process(&attaching.image, pid);
     prepare_errand(&attaching);
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    block_all_signals();
     long error = borrow_thread(&attaching);
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    unblock_signals();
     if (error != 0) {
         fail_errand(pid, error);
     }
-    await_manhole(&attaching);
+    await_thread(&attaching, &order);
+    if (order.state != ORDER_NOT_LOADED) {
+        unmap_memory(&attaching);
+    }
+    if (order.state != ORDER_DONE) {
+        fail(STATUS_NO_CONNECTION, "process %d takes no manhole: %s", (int)pid,
+             order.error);
+    }
 }
 
 #else
@@ -401,8 +431,8 @@ static _Noreturn void
 attach(const struct request *request, pid_t pid)
 {
     (void)request;
-    fail(STATUS_NO_CONNECTION, "cannot attach to process %d: this is for x86-64 alone so far",
-         (int)pid);
+    fail(STATUS_NO_CONNECTION,
+         "cannot attach to process %d: this is for x86-64 alone so far", (int)pid);
 }
 
 #endif /* HAS_ATTACH */
@@ -416,7 +446,8 @@ wants_attaching(const struct request *request, const struct target *target)
         return false;
     }
     if (target->by_path || target->pid == 0) {
-        fail(STATUS_USAGE, "argument %s: wants the PID of a process, not the path of a socket",
+        fail(STATUS_USAGE,
+             "argument %s: wants the PID of a process, not the path of a socket",
              name_of(OPTION_ATTACH).text);
     }
     struct advert advert = read_advert(target->pid);

@@ -17,7 +17,8 @@ struct mapping {
     uint64_t end;
     bool is_readable;
     bool is_executable;
-    const char *path; /* "" for none; as the process sees it, with " (deleted)" if it is */
+    const char
+        *path; /* "" for none; as the process sees it, with " (deleted)" if it is */
 };
 
 struct image {

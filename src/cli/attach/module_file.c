@@ -75,12 +75,14 @@ describe_module(const char *path)
 static char *
 search_folder(const char *folder, const char *python, struct buffer *others)
 {
-    static const char *const places[] = {"manhole*.so", "*/manhole*.so", "../*/manhole*.so",
+    static const char *const places[] = {"manhole*.so", "*/manhole*.so",
+                                         "../*/manhole*.so",
                                          "../lib*/python3*/*-packages/manhole*.so"};
 
     for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
         glob_t found = {.gl_pathc = 0};
         char *fitting = NULL;
+        /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
         (void)glob(print("%s/%s", folder, places[i]).text, 0, NULL, &found);
         for (size_t j = 0; j < found.gl_pathc && fitting == NULL; j++) {
             struct text what = describe_module(found.gl_pathv[j]);
@@ -115,8 +117,9 @@ find_module(const struct request *request, pid_t pid, const char *python)
         struct text what = describe_module(given);
         if (strcmp(what.text, python) != 0) {
             fail(STATUS_TROUBLE, "the module %s is for %s, but process %d runs %s",
-                 quote(given).text, what.text[0] != '\0' ? what.text : "nothing known here",
-                 (int)pid, python);
+                 quote(given).text,
+                 what.text[0] != '\0' ? what.text : "nothing known here", (int)pid,
+                 python);
         }
         return strdup(given);
     }
@@ -129,7 +132,8 @@ find_module(const struct request *request, pid_t pid, const char *python)
     char *path = search_folder(folder, python, &others);
     if (path == NULL) {
         fail(STATUS_TROUBLE,
-             "process %d runs %s, and there is no module for that in or beside %s%s; build one "
+             "process %d runs %s, and there is no module for that in or beside %s%s; "
+             "build one "
              "with 'make PYTHON=...' of that Python, and name it with --module FILE",
              (int)pid, python, quote(folder).text, text_of(&others));
     }

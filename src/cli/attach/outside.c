@@ -27,8 +27,7 @@
 #  include <linux/seccomp.h>
 
 enum {
-    COPY_TRIES = 12,      /* copies, until one has told all */
-    HOLD_TRIES = 20,      /* threads, until one stops */
+    COPY_TRIES = 12, /* copies, until one has told all */
     COPY_PATIENCE_MS = 5000,
     COPY_MEMORY = 1024 * 1024,
     WORDS_AT = 0, /* in that memory */
@@ -43,27 +42,6 @@ struct copy {
 };
 
 /* ---- Making it --------------------------------------------------------------------- */
-
-/* Holds any thread but one in a restartable sequence. */
-static bool
-hold_any_thread(struct image *image, struct lent *lent)
-{
-    for (size_t round = 0; round < HOLD_TRIES; round++) {
-        size_t count = 0;
-        OWNED struct candidate *list = list_candidates(image, &count);
-        pid_t tid = list[round % count].tid;
-        *lent = (struct lent){.tid = tid, .image = image};
-        if (!stop_thread(image->pid, tid, STOP_PATIENCE_MS)) {
-            continue;
-        }
-        if (keep_thread(lent) && !is_in_sequence(lent)) {
-            settle();
-            return true;
-        }
-        let_go(tid);
-    }
-    return false;
-}
 
 /* Has the held thread make the copy. Should we die before we hold that, it returns to _exit() at
  * once. Returns its pid, or a negative errno. */
@@ -80,11 +58,11 @@ clone_thread(struct lent *lent, struct copy *copy)
         return -EFAULT;
     }
     long result = call_kernel(lent, SYS_clone, ARGUMENTS(0, lent->scratch));
-    bool is_born =
-        result != LOST && ptrace(PTRACE_GETEVENTMSG, lent->tid, NULL, &born) == 0 &&
-        born > END_OF_SYSCALL;
+    bool is_born = result != LOST &&
+                   ptrace(PTRACE_GETEVENTMSG, lent->tid, NULL, &born) == 0 &&
+                   born > END_OF_SYSCALL;
     if (is_born) {
-        struct cpu cpu;
+        struct cpu cpu = lent->was;
         bool is_back = run_to_syscall(lent->tid) && read_cpu(lent->tid, &cpu);
         copy->inner = is_back ? (pid_t)call_result(&cpu) : 0;
         result = (long)born;
@@ -158,10 +136,9 @@ confine_copy(const struct lent *lent, uint64_t memory)
         SYS_futex,          SYS_brk,          SYS_mmap,          SYS_munmap, SYS_mprotect,
         SYS_madvise,        SYS_sched_yield,  SYS_clock_gettime,
     };
-    static const unsigned ends[] = {SYS_tgkill,          SYS_tkill,
-                                    SYS_kill,            SYS_rt_sigqueueinfo,
-                                    SYS_rt_tgsigqueueinfo, SYS_exit,
-                                    SYS_exit_group};
+    static const unsigned ends[] = {
+        SYS_tgkill, SYS_tkill,     SYS_kill, SYS_rt_sigqueueinfo, SYS_rt_tgsigqueueinfo,
+        SYS_exit,   SYS_exit_group};
     enum {
         ALLOWED = sizeof(allowed) / sizeof(allowed[0]),
         ENDS = sizeof(ends) / sizeof(ends[0]),
@@ -194,9 +171,9 @@ confine_copy(const struct lent *lent, uint64_t memory)
                 sizeof(program_of_filter)) &&
            poke(lent->tid, memory + FILTER_AT, filter, sizeof(filter)) &&
            call_kernel(lent, SYS_prctl, ARGUMENTS(PR_SET_NO_NEW_PRIVS, 1)) == 0 &&
-           call_kernel(lent, SYS_prctl,
-                       ARGUMENTS(PR_SET_SECCOMP, SECCOMP_MODE_FILTER,
-                                 memory + PROGRAM_AT)) == 0;
+           call_kernel(
+               lent, SYS_prctl,
+               ARGUMENTS(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, memory + PROGRAM_AT)) == 0;
 }
 
 /* Puts a memory file in the place of the copy's standard error. Returns our own descriptor of it,
@@ -210,13 +187,15 @@ redirect_copy(const struct lent *lent, uint64_t memory)
         return -1;
     }
     (void)call_kernel(lent, SYS_close, ARGUMENTS(STDIN_FILENO));
-    long fd = call_kernel(lent, SYS_memfd_create, ARGUMENTS(memory + WORDS_AT, MFD_CLOEXEC));
+    long fd =
+        call_kernel(lent, SYS_memfd_create, ARGUMENTS(memory + WORDS_AT, MFD_CLOEXEC));
     if (fd == LOST || is_error(fd) ||
         call_kernel(lent, SYS_dup3, ARGUMENTS((uint64_t)fd, STDERR_FILENO, 0)) !=
             STDERR_FILENO) {
         return -1;
     }
-    return open(proc_path(lent->tid, print("fd/%ld", fd).text).text, O_RDONLY | O_CLOEXEC);
+    return open(proc_path(lent->tid, print("fd/%ld", fd).text).text,
+                O_RDONLY | O_CLOEXEC);
 }
 
 /* Has the copy call Py_FatalError(), and returns whether it came to its end. It comes to rest first,
@@ -317,7 +296,8 @@ append_source(struct buffer *out, pid_t pid, const struct shown_frame *frame)
     size_t length = 0;
 
     (void)read_file(path.text, &source);
-    for (long i = 1; i < frame->line && (length = next_line(&source, at, true)) > 0; i++) {
+    for (long i = 1; i < frame->line && (length = next_line(&source, at, true)) > 0;
+         i++) {
         at += length;
     }
     length = next_line(&source, at, true);
@@ -388,10 +368,11 @@ append_thread(struct buffer *out, pid_t pid, const char *line, bool is_json)
 
     end = end != NULL ? end : frames + strlen(frames) - 1; /* at its last newline */
     if (is_json) {
-        append_format(out,
-                      "{\"id\": %lu, \"native_id\": null, \"state\": null, \"holds_gil\": null, "
-                      "\"daemon\": null, \"name\": null, \"frames\": [",
-                      ident);
+        append_format(
+            out,
+            "{\"id\": %lu, \"native_id\": null, \"state\": null, \"holds_gil\": null, "
+            "\"daemon\": null, \"name\": null, \"frames\": [",
+            ident);
     }
     else {
         append_format(out, "\n######### ProcessID=%d, ThreadID=%lu #########\n", (int)pid,
@@ -414,8 +395,9 @@ format_stacks(struct buffer *out, pid_t pid, const struct buffer *answer, bool i
     bool is_first = true;
 
     if (is_json) {
-        append_format(out, "{\"pid\": %d, \"python\": null, \"source\": \"frozen copy\", "
-                           "\"threads\": [",
+        append_format(out,
+                      "{\"pid\": %d, \"python\": null, \"source\": \"frozen copy\", "
+                      "\"threads\": [",
                       (int)pid);
     }
     while ((at = strstr(at, "hread 0x")) != NULL) {
@@ -435,23 +417,21 @@ show_stacks_from_outside(const struct request *request, pid_t pid)
     OWNED_BUFFER answer = {.data = NULL};
     OWNED_BUFFER shown = {.data = NULL};
     bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
-    sigset_t all;
-    sigset_t before;
     int result = -1;
 
     look_at_process(&image, pid);
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    block_all_signals();
     for (int i = 0; i < COPY_TRIES && result < 0; i++) {
         empty(&answer);
         result = ask_copy(&image, &answer);
     }
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    unblock_signals();
     if (result != 0) {
         errno = result;
         fail(STATUS_NO_CONNECTION,
-             result > 0 ? "cannot make a copy of process %d: %m"
-                        : "the copies of process %d died before they had told their stacks",
+             result > 0
+                 ? "cannot make a copy of process %d: %m"
+                 : "the copies of process %d died before they had told their stacks",
              (int)pid);
     }
     format_stacks(&shown, pid, &answer, is_json);

@@ -33,7 +33,8 @@ fail_traced(pid_t pid, long tracer)
 
     (void)read_proc((pid_t)tracer, "comm", &name);
     fail(STATUS_NO_CONNECTION,
-         "process %d is traced by process %ld (%.*s), and can have one tracer; end that, then "
+         "process %d is traced by process %ld (%.*s), and can have one tracer; end that, "
+         "then "
          "try again",
          (int)pid, tracer, (int)strcspn(text_of(&name), "\n"), text_of(&name));
 }
@@ -67,31 +68,36 @@ fail_denied(pid_t pid, int error)
     errno = error;
     if (scope == 3) {
         fail(STATUS_NO_CONNECTION,
-             "cannot attach to process %d: %m; kernel.yama.ptrace_scope is 3, which forbids it "
+             "cannot attach to process %d: %m; kernel.yama.ptrace_scope is 3, which "
+             "forbids it "
              "to everybody until the machine boots",
              number);
     }
     if (scope > 0 && !may_trace_all()) {
         fail(STATUS_NO_CONNECTION,
-             "cannot attach to process %d: %m; kernel.yama.ptrace_scope is %ld: this takes root "
+             "cannot attach to process %d: %m; kernel.yama.ptrace_scope is %ld: this "
+             "takes root "
              "(sudo %s --attach %d), or for all of this user's processes 'sudo sysctl "
              "kernel.yama.ptrace_scope=0'",
              number, scope, program, number);
     }
     if (!may_trace_all() && geteuid() == 0) {
         fail(STATUS_NO_CONNECTION,
-             "cannot attach to process %d: %m; root lacks CAP_SYS_PTRACE here: in a container "
+             "cannot attach to process %d: %m; root lacks CAP_SYS_PTRACE here: in a "
+             "container "
              "started with --cap-add=SYS_PTRACE, or from the host",
              number);
     }
     if (!may_trace_all() && find_uid(pid, &uid)) {
         fail(STATUS_NO_CONNECTION,
-             "cannot attach to process %d: %m; it has changed its user or has more rights than "
+             "cannot attach to process %d: %m; it has changed its user or has more "
+             "rights than "
              "you (it is not dumpable): run %s as root",
              number, program);
     }
     fail(STATUS_NO_CONNECTION,
-         "cannot attach to process %d: %m; a security module (SELinux: 'setsebool deny_ptrace "
+         "cannot attach to process %d: %m; a security module (SELinux: 'setsebool "
+         "deny_ptrace "
          "off'), or a container's seccomp profile, forbids it",
          number);
 }
@@ -110,16 +116,18 @@ check_process(pid_t pid)
         fail_traced(pid, tracer);
     }
     if (strtol(read_status(pid, "CoreDumping").text, NULL, 10) != 0) {
-        fail(STATUS_NO_CONNECTION, "process %d has crashed, and its core is being written",
-             (int)pid);
+        fail(STATUS_NO_CONNECTION,
+             "process %d has crashed, and its core is being written", (int)pid);
     }
     if (strstr(read_status(pid, "x86_Thread_features").text, "shstk") != NULL) {
         fail(STATUS_NO_CONNECTION,
-             "process %d has a shadow stack, behind which no thread of it can be lent", (int)pid);
+             "process %d has a shadow stack, behind which no thread of it can be lent",
+             (int)pid);
     }
     if (strtol(read_status(pid, "Seccomp").text, NULL, 10) == 1) {
         fail(STATUS_NO_CONNECTION,
-             "process %d is in seccomp's strict mode: it may only read and write", (int)pid);
+             "process %d is in seccomp's strict mode: it may only read and write",
+             (int)pid);
     }
 }
 

@@ -37,8 +37,8 @@ struct lent {
     pid_t tid;
     const struct image *image;
     struct cpu was;
-    uint64_t mask;        /* of signals, as it was */
-    uint64_t frame;       /* where the way home lies */
+    uint64_t mask;    /* of signals, as it was */
+    uint64_t frame;   /* where the way home lies */
     uint64_t scratch; /* below its stack: the frame at first, and under that a word */
     unsigned char below[SCRATCH_SIZE]; /* what was there */
 };
@@ -98,9 +98,28 @@ look_at_process(struct image *image, pid_t pid)
     }
     if (!find_gadgets(image)) {
         fail(STATUS_NO_CONNECTION,
-             "process %d has a C library that is neither glibc nor musl as they are known here",
+             "process %d has a C library that is neither glibc nor musl as they are "
+             "known here",
              (int)pid);
     }
+}
+
+static sigset_t signals_before;
+
+/* While a thread is held nothing but SIGKILL ends us. */
+static void
+block_all_signals(void)
+{
+    sigset_t all;
+
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &signals_before);
+}
+
+static void
+unblock_signals(void)
+{
+    (void)pthread_sigmask(SIG_SETMASK, &signals_before, NULL);
 }
 
 /* ---- Stops ------------------------------------------------------------------------- */
@@ -148,7 +167,8 @@ await_stop(pid_t tid, int patience_ms)
             errno = EBUSY; /* by SIGSTOP, with all others of the process */
             return WSTOPSIG(status) == SIGTRAP;
         }
-        if (ptrace(PTRACE_CONT, tid, NULL, event != 0 ? 0L : (long)WSTOPSIG(status)) < 0) {
+        if (ptrace(PTRACE_CONT, tid, NULL, event != 0 ? 0L : (long)WSTOPSIG(status)) <
+            0) {
             return false;
         }
         (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
@@ -281,8 +301,8 @@ run_to_syscall(pid_t tid)
         }
         status = await_status(tid, PATIENCE_MS);
     }
-    return status > 0 && (WSTOPSIG(status) == AT_SYSCALL ||
-                          status >> 16 == PTRACE_EVENT_CLONE);
+    return status > 0 &&
+           (WSTOPSIG(status) == AT_SYSCALL || status >> 16 == PTRACE_EVENT_CLONE);
 }
 
 /* From the end of a system call to a stop as at first, where the registers that are put back are
@@ -311,13 +331,15 @@ block_signals(pid_t tid)
     (void)ptrace(PTRACE_SETSIGMASK, tid, sizeof(mask), &mask);
 }
 
-#define ARGUMENTS(...)                                                                   \
-  (const uint64_t[6])                                                                    \
-  {                                                                                      \
-    __VA_ARGS__                                                                          \
-  }
+#  define ARGUMENTS(...)                                                                 \
+    (const uint64_t[6])                                                                  \
+    {                                                                                    \
+      __VA_ARGS__                                                                        \
+    }
 
-enum { LOST = -100000 }; /* instead of a system call's result: the thread does not come back */
+enum {
+    LOST = -100000
+}; /* instead of a system call's result: the thread does not come back */
 
 /* Has the thread make a system call, and returns its result, or LOST. */
 static long
@@ -330,10 +352,9 @@ call_kernel(const struct lent *lent, long number, const uint64_t arguments[6])
         return LOST;
     }
     block_signals(lent->tid);
-    return run_to_syscall(lent->tid) && run_to_syscall(lent->tid) &&
-                   read_cpu(lent->tid, &cpu)
-               ? call_result(&cpu)
-               : LOST;
+    bool is_back = run_to_syscall(lent->tid);       /* to its beginning */
+    is_back = is_back && run_to_syscall(lent->tid); /* and to its end */
+    return is_back && read_cpu(lent->tid, &cpu) ? call_result(&cpu) : LOST;
 }
 
 static bool

@@ -33,9 +33,9 @@
 
 enum {
     MACHINE = EM_X86_64,
-    RED_ZONE = 128,              /* below the stack pointer, in use all the same */
-    XSTATE_SIZE = 16 * 1024,     /* more than any processor has */
-    FRAME_SIZE = 17 * 1024,      /* of a signal frame at most */
+    RED_ZONE = 128,          /* below the stack pointer, in use all the same */
+    XSTATE_SIZE = 16 * 1024, /* more than any processor has */
+    FRAME_SIZE = 17 * 1024,  /* of a signal frame at most */
 };
 
 struct cpu {
@@ -115,8 +115,8 @@ static void
 rewind_epoll(struct cpu *cpu)
 {
     struct user_regs_struct *regs = &cpu->regs;
-    bool is_epoll = call_number(cpu) == SYS_epoll_wait ||
-                    call_number(cpu) == SYS_epoll_pwait;
+    bool is_epoll =
+        call_number(cpu) == SYS_epoll_wait || call_number(cpu) == SYS_epoll_pwait;
 
     if (is_epoll && call_result(cpu) == -EINTR && (int)regs->r10 < 0) {
         regs->rax = regs->orig_rax;
@@ -189,9 +189,8 @@ xstate_size(uint64_t features)
     unsigned unused = 0;
 
     for (unsigned i = 2; i < 63; i++) {
-        bool is_there =
-            (features >> i & 1) != 0 &&
-            __get_cpuid_count(0xd, i, &length, &offset, &flags, &unused) != 0;
+        bool is_there = (features >> i & 1) != 0 &&
+                        __get_cpuid_count(0xd, i, &length, &offset, &flags, &unused) != 0;
         bool is_users = (flags & 1) == 0;
         if (is_there && length > 0 && is_users && offset + length > size) {
             size = offset + length;
@@ -233,7 +232,12 @@ make_fpstate(const struct cpu *cpu, unsigned char *bytes)
 static void
 resume_call(const struct cpu *cpu, uint64_t *counter, uint64_t *result)
 {
-    enum { AGAIN = 512, AGAIN_IF_NO_HANDLER = 513, AGAIN_IF_RESTARTABLE = 514, REST = 516 };
+    enum {
+        AGAIN = 512,
+        AGAIN_IF_NO_HANDLER = 513,
+        AGAIN_IF_RESTARTABLE = 514,
+        REST = 516
+    };
 
     if (call_number(cpu) < 0) {
         return;
@@ -300,7 +304,7 @@ make_frame(const struct cpu *cpu, uint64_t mask, uint64_t return_to, uint64_t ad
 #  define ERRAND_NAME "272"
 #  define ERRAND_ORDER "304"
 #  define ERRAND_STATE "304"
-#  define ERRAND_ERROR "336"
+#  define ERRAND_ERROR "320"
 #  define ERRAND_ERROR_ROOM "511"
 
 /* Two pieces, of which neither knows where it lies, both given the errand's address:
@@ -347,7 +351,7 @@ __asm__(".pushsection .rodata\n"
         "sent_thread:\n"
         "  push %rbx\n"
         "  mov %rdi, %rbx\n"
-        "  movl $1, " ERRAND_STATE "(%rbx)\n" /* ATTACH_LOADING */
+        "  movl $1, " ERRAND_STATE "(%rbx)\n" /* ORDER_LOADING */
         "  mov " ERRAND_ENTRY "(%rbx), %rax\n"
         "  test %rax, %rax\n"
         "  jnz 2f\n"
@@ -375,22 +379,24 @@ __asm__(".pushsection .rodata\n"
         "  stosb\n"
         "  test %al, %al\n"
         "  loopnz 4b\n"
-        "  movl $4, " ERRAND_STATE "(%rbx)\n" /* ATTACH_FAILED */
+        "  movl $6, " ERRAND_STATE "(%rbx)\n" /* ORDER_NOT_LOADED */
         "  xor %eax, %eax\n"
         "  pop %rbx\n"
         "  ret\n"
         "sent_end:\n"
+        ".balign 4\n"
+        "sent_size: .long sent_end - sent_code\n"
+        "sent_sign_at: .long sent_sign - sent_code\n"
         ".popsection\n");
 extern const unsigned char sent_code[] __attribute__((visibility("hidden")));
-extern const unsigned char sent_sign[] __attribute__((visibility("hidden")));
-extern const unsigned char sent_end[] __attribute__((visibility("hidden")));
+extern const uint32_t sent_size __attribute__((visibility("hidden")));
+extern const uint32_t sent_sign_at __attribute__((visibility("hidden")));
 
 /* Whether the thread stands behind the sign, in code that was sent to that address. */
 static bool
 is_at_sign(const struct cpu *cpu, uint64_t code)
 {
-    return program_counter(cpu) == code + (uint64_t)(sent_sign - sent_code) &&
-           call_number(cpu) == SYS_getpid;
+    return program_counter(cpu) == code + sent_sign_at && call_number(cpu) == SYS_getpid;
 }
 
 static int
