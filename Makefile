@@ -11,6 +11,8 @@ DESTDIR ?=
 WERROR ?=
 # How long make soak takes.
 SOAK_SECONDS ?= 600
+# make dumps: so many of each kind.
+DUMPS ?= 2000
 # Run the tests that match a pattern: make test TEST='*fork*'
 TEST ?=
 # make faults: so many of all faults, the same ones each time; empty: all.
@@ -114,6 +116,7 @@ BUILD := $(BUILD_ROOT)/$(or $(TAG),none)$(SUFFIX)
 MODULE := $(BUILD)/manhole$(EXT_SUFFIX)
 INSTALLED_STARTUP := $(BUILD)/user/$(USER_SITE)/$(STARTUP)
 UNIT_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/unit_*.c)))
+MANY_DUMPS := $(BUILD)/many_dumps
 E2E_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/e2e_*.c)))
 # Tests of what the distribution has for its own Python: the same whatever PYTHON is.
 SYSTEM_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/system_*.c)))
@@ -126,7 +129,7 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .DELETE_ON_ERROR:
 .PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup \
     test test-all test-newest compile-arm64 compile-musl test-arm64 test-musl asan tsan coverage \
-    measured valgrind faults fuzz run-fuzzers mutants soak bench where home single demo install \
+    measured valgrind faults fuzz run-fuzzers mutants soak dumps bench where home single demo install \
     uninstall lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
@@ -148,7 +151,7 @@ $(BUILD)/manhole-cli: manhole_cli.c $(BUILD)/config.h
 
 # ---- Tests: a program for each test/*.c that the wildcards find ----------------------------
 
-$(UNIT_TESTS): $(BUILD)/%: test/%.c $(BUILD)/config.h
+$(UNIT_TESTS) $(MANY_DUMPS): $(BUILD)/%: test/%.c $(BUILD)/config.h
 	$(CC) $(OUR_CFLAGS) $(TEST_CFLAGS) -isystem $(PYTHON_INCLUDE) $(CPPFLAGS) $(CFLAGS) \
 	    $(DEPENDENCIES) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(LIBPYTHON) -lcmocka
 
@@ -301,6 +304,9 @@ soak: ## a gunicorn application under load beside clients of all kinds, SOAK_SEC
 	@$(DEBIAN_PYTHON) test/soak.py --seconds $(SOAK_SECONDS) $(DEBIAN_PYTHON) \
 	    $(BUILD_ROOT)/$(DEBIAN_TAG) $(BUILD_ROOT)/$(DEBIAN_TAG)/manhole-cli
 
+dumps: check-python $(MANY_DUMPS) ## look DUMPS times at a process where all is in motion; count copies that died
+	@PYTHONHOME='$(PYTHON_HOME)' $(MANY_DUMPS) $(DUMPS)
+
 fuzz: ## try inputs on all that parses bytes from outside, FUZZ_SECONDS for each target
 	$(SET_UP) fuzz
 	@$(MAKE) --no-print-directory run-fuzzers CC=clang CFLAGS='-O1 -g' \
@@ -444,7 +450,7 @@ $(LINTED_ROOMS): lint/%: %
 	@gcc $(LINT_FLAGS) $(WARNINGS) -Wno-unused -Werror -fsyntax-only $<
 
 # Unit tests and fuzzers include manhole.c, which is analyzed once, with its rooms.
-IS_UNIT = $(findstring /unit_,$<)$(findstring /fuzz/,$<)
+IS_UNIT = $(findstring /unit_,$<)$(findstring /fuzz/,$<)$(findstring /many_dumps,$<)
 ANALYZER = $(if $(IS_UNIT),--checks='-clang-analyzer-*' --header-filter='/(unit|fuzz)\.h$$')
 CPPCHECK = $(if $(IS_UNIT),:,cppcheck)
 

@@ -15,16 +15,18 @@
  *   helpers      native threads for one errand: a reporter sends the stacks of a process whose
  *                Python does not answer, an interrupter raises KeyboardInterrupt in a session, a
  *                guard has a oneshot's session interrupted when its client has left, a courier
- *                carries log lines to a Python object; one beside each session of a TCP client
- *                takes telnet out of what that sends.
+ *                carries log lines to a Python object, a reader reads source files, whose file
+ *                system may be dead; one beside each session of a TCP client takes telnet out of
+ *                what that sends.
  *   application  its threads run the stream objects' write(), the fork hook, the exit callback and
  *                what manhole.* offers; the signal handlers run in whichever thread is hit.
  *
  * WHAT IT TOUCHES IN A PROCESS
  *   files        the sockets' paths, with mode 0600; removed again by exit, release or a signal.
  *   descriptors  two sockets to wake threads, the listening ones, a spare one; one for each client,
- *                two more where it comes by TCP; a memory file while a frozen copy is made; a
- *                netlink socket while a TCP client's user is asked for. All close-on-exec.
+ *                two more where it comes by TCP; a memory file, or a pipe where it may have none,
+ *                while a frozen copy is made; a netlink socket while a TCP client's user is asked
+ *                for. All close-on-exec.
  *   signals      activate_on (a C handler), oneshot_on (signal.signal), one real-time signal
  *                (faulthandler.register), from CPython 3.15 on another (a C handler), and while the
  *                socket exists those of death_signals[] that were SIG_DFL. All are put back, but

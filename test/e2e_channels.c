@@ -203,10 +203,11 @@ json_tells_threads_with_their_frames(void)
         "main = threads['MainThread']\n"
         "print(document['pid'], document['source'], document['python'], 'note' in "
         "document)\n"
-        "print(sorted(odd) == sorted('id native_id name state holds_gil daemon "
-        "frames'.split()))\n"
+        "print(sorted(odd) == sorted('id native_id name state waits_in holds_gil "
+        "daemon frames'.split()))\n"
         "print(odd['daemon'], main['daemon'], odd['holds_gil'], odd['state'])\n"
         "print(main['native_id'], type(odd['id']).__name__)\n"
+        "print(main['waits_in'], odd['frames'][0]['qualname'], document['version'])\n"
         "frame = [f for f in odd['frames'] if f['function'] == 'odd'][0]\n"
         "print(sorted(frame), frame['line'])\n"
         "print(ascii(frame['file']), ascii(frame['source']))\n"
@@ -215,7 +216,8 @@ json_tells_threads_with_their_frames(void)
     assert_contains(seen, format_text("%ld attached 3.", (long)app->pid));
     assert_matches(seen, " False\nTrue\nTrue False False (sleeping|running)\n");
     assert_contains(seen, format_text("%ld int\n", (long)app->pid));
-    assert_contains(seen, "['file', 'function', 'line', 'source'] 2\n");
+    assert_matches(seen, "^read (Thread._bootstrap|None) 1$");
+    assert_contains(seen, "['file', 'function', 'line', 'qualname', 'source'] 2\n");
     assert_contains(seen, "'odd \\\\ \" \\t \\u20ac \\\\udcff.py' ");
     assert_contains(seen, "'stop.wait()  # \\\\ \" \\x7f \\u20ac \\\\ud800'\n");
     assert_contains(seen, "<module> True\n_bootstrap\n");

@@ -260,7 +260,7 @@ help_groups_its_options(void)
     } groups[] = {
         {"\noptions:\n", {"-h,", "-t ", "-s ", "--no-dump ", "--raw ", "--version "}},
         {"\nrun and print:\n",
-         {"-c ", "-f ", "--stacks ", "--tasks ", "--json ", "--brief "}},
+         {"-c ", "-f ", "--stacks ", "--tasks ", "--greenlets ", "--json "}},
         {"\nwhich processes:\n",
          {"--list ", "--clean ", "--all ", "--children ", "--match "}},
         {"\nelsewhere:\n", {"--host ", "--exec "}},

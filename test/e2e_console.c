@@ -91,6 +91,24 @@ banner(void)
         text);
 }
 
+/* Without the lines of facts, which python-manhole has not. */
+static const char *
+without_facts(const char *dump)
+{
+    static const char begin[] = "Thread: ";
+    const char *rest = "";
+    for (const char *line = dump; *line != '\0'; line += strcspn(line, "\n") + 1) {
+        size_t length = strcspn(line, "\n") + 1;
+        if (line[length - 1] == '\0') {
+            return format_text("%s%s", rest, line);
+        }
+        if (strncmp(line, begin, strlen(begin)) != 0) {
+            rest = format_text("%s%.*s", rest, (int)length, line);
+        }
+    }
+    return rest;
+}
+
 /* Each of its lines with a frame is the same line while it waits and before. */
 static void
 greeting_is_as_ever_to_the_byte(void)
@@ -125,7 +143,55 @@ greeting_is_as_ever_to_the_byte(void)
         "%s>>> ",
         (int)app->pid, (int)strlen(worker) - 1, worker, file, file, (int)app->pid,
         (int)strlen(thread) - 1, thread, file, banner());
-    assert_string_equal(client_wait_for(connect_to(app), ">>> "), wanted);
+    assert_string_equal(without_facts(client_wait_for(connect_to(app), ">>> ")), wanted);
+}
+
+/* As in the dump of a stuck process. The busy one computes without the GIL, or it would be luck
+ * which of the others waits for that. */
+static void
+greeting_tells_name_kernel_id_and_wait_of_each_thread(void)
+{
+    static const struct {
+        const char *name;
+        const char *does;
+    } rows[] = {
+        {"MainThread", "sleeping in read"},
+        {"waits", "sleeping in futex"},
+        {"polls", "sleeping in p?poll"},
+        {"sleeps", "sleeping in (clock_nanosleep|p?select6?)"}, /* before 3.11 */
+        {"busy", "running"},
+    };
+    require_gil();
+    struct process *app = start_target(INSTALL(
+        "") "import hashlib, select, threading, time\n"
+            "def spin(): hashlib.pbkdf2_hmac('sha256', b'', b'', 10 ** 9)\n"
+            "threads = {name: threading.Thread(target=run, name=name, daemon=True)\n"
+            "           for name, run in dict(\n"
+            "               waits=threading.Event().wait, polls=select.poll().poll,\n"
+            "               sleeps=lambda: time.sleep(1000), busy=spin).items()}\n"
+            "for t in threads.values(): t.start()\n"
+            "def call_of(name):\n"
+            "    task = f'/proc/self/task/{threads[name].native_id}'\n"
+            "    with open(f'{task}/syscall') as file: return file.read().split()[0]\n"
+            "def is_at_rest():\n"
+            "    calls = {call_of(name) for name in ('waits', 'polls', 'sleeps')}\n"
+            "    return len(calls) == 3 and 'running' not in calls\n"
+            "while not is_at_rest() or call_of('busy') != 'running':\n"
+            "    time.sleep(0.001)\n"
+            "for t in threading.enumerate(): print(t.name, t.native_id)\n" READY STAY);
+    wait_until_ready(app);
+    wait_until_asleep(app->pid);
+    const char *greeting = client_wait_for(connect_to(app), ">>> ");
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *printed = strstr(text_of(app, OUT), rows[i].name);
+        assert_non_null(printed);
+        printed += strlen(rows[i].name) + 1;
+        assert_matches(greeting,
+                       format_text("^######### ProcessID=%d, ThreadID=[0-9]+ #########\n"
+                                   "Thread: %s, TID %.*s \\(.*\\), %s\nFile: \"",
+                                   (int)app->pid, rows[i].name,
+                                   (int)strcspn(printed, "\n"), printed, rows[i].does));
+    }
 }
 
 static void
@@ -919,6 +985,7 @@ main(void)
 {
     static const struct test_case tests[] = {
         TEST(greeting_is_as_ever_to_the_byte),
+        TEST(greeting_tells_name_kernel_id_and_wait_of_each_thread),
         TEST(frame_without_source_is_a_header_alone),
         TEST(dump_shows_names_in_any_script),
         TEST(dump_stacktraces_of_a_session_goes_to_its_client_alone),

@@ -100,7 +100,8 @@ client_that_leaves_an_endless_statement_lets_the_process_end(void)
 {
     struct process *app = start_target(ENDING(STAYS, ""));
     struct client *client = client_at_prompt(app);
-    client_send(client, "while True: pass\n\n");
+    client_send(client, "if True:\n    print('begun')\n    while True: pass\n\n");
+    client_wait_for(client, "begun\n");
     begin_end_of(app);
     client_close(client);
     assert_int_equal(wait_for_exit(app, DEADLINE), 0);

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static const char *
 number(pid_t pid)
@@ -216,6 +218,62 @@ process_that_is_stopped_or_traced_is_told_while_the_client_waits(void)
         format_text("manhole-cli: error: " TRACED "\n", (int)traced->pid));
 }
 
+/* Where a cgroup of either version can be made, and how it is frozen and let go. */
+static const struct freezer {
+    const char *folder;
+    const char *file;
+    const char *freeze;
+    const char *thaw;
+} freezers[] = {
+    {"/sys/fs/cgroup/freezer", "freezer.state", "FROZEN", "THAWED"},
+    {"/sys/fs/cgroup/unified", "cgroup.freeze", "1", "0"},
+    {"/sys/fs/cgroup", "cgroup.freeze", "1", "0"},
+};
+
+static bool
+put_text(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "we");
+    bool is_written = file != NULL && fputs(text, file) >= 0;
+    return file != NULL && fclose(file) == 0 && is_written;
+}
+
+/* As after docker pause. The client says so without waiting for a timeout, and waits on. */
+static void
+frozen_cgroup_is_told_while_the_client_waits(void)
+{
+    int tried = 0;
+    for (size_t i = 0; i < sizeof(freezers) / sizeof(freezers[0]); i++) {
+        const struct freezer *freezer = &freezers[i];
+        const char *folder =
+            format_text("%s/manhole-test-%d", freezer->folder, (int)getpid());
+        if (!path_exists(format_text("%s/cgroup.procs", freezer->folder)) ||
+            mkdir(folder, 0700) < 0) {
+            continue;
+        }
+        const char *file = format_text("%s/%s", folder, freezer->file);
+        struct process *app = start_ready(TARGET(""));
+        struct process *cli = NULL;
+        if (put_text(format_text("%s/cgroup.procs", folder), number(app->pid)) &&
+            put_text(file, freezer->freeze)) {
+            tried++;
+            cli = start_cli(app);
+            wait_for_text(cli, ERR, "\n", DEADLINE);
+            (void)put_text(file, freezer->thaw);
+            assert_goes_on(cli);
+            assert_contains(text_of(cli, ERR),
+                            format_text("manhole-cli: error: process is frozen: PID %d ",
+                                        (int)app->pid));
+        }
+        close_stdin(app);
+        assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+        assert_int_equal(rmdir(folder), 0);
+    }
+    if (tried == 0) {
+        skip_test("no cgroup can be frozen here");
+    }
+}
+
 /* The queue of a listener that is stopped is full: even the connection does not come about. */
 static void
 stopped_process_with_a_full_queue_is_told(void)
@@ -248,6 +306,7 @@ main(void)
         TEST(stopped_process_without_a_socket_is_told),
         TEST(traced_process_without_a_socket_is_told),
         TEST(process_that_is_stopped_or_traced_is_told_while_the_client_waits),
+        TEST(frozen_cgroup_is_told_while_the_client_waits),
         TEST(stopped_process_with_a_full_queue_is_told),
     };
     return RUN_TESTS(tests);

@@ -457,26 +457,6 @@ stacks_of_a_stuck_process_are_those_of_its_copy(void)
     close_stdin(app);
 }
 
-/* Checks a document, or an array of them, by the schema, with Debian's jsonschema. Returns it. */
-static const char *
-check_json(const char *document)
-{
-    const char *err = NULL;
-    const char *check = "import json, jsonschema, sys\n"
-                        "document = json.load(sys.stdin)\n"
-                        "schema = json.load(open(sys.argv[1]))\n"
-                        "for one in document if type(document) is list else [document]:\n"
-                        "    jsonschema.validate(one, schema)\n";
-    struct process *checker =
-        start_process(.argv = LIST(debian_python(), "-c", check,
-                                   source_path("test/stacks.schema.json")),
-                      .env = LIST("LD_PRELOAD"));
-    if (run_process(checker, document, NULL, &err) != 0) {
-        fail_msg("%s\n%s", err, document);
-    }
-    return document;
-}
-
 static void
 json_is_by_the_schema(void)
 {
@@ -486,8 +466,49 @@ json_is_by_the_schema(void)
     require_debian_module("jsonschema");
     const char *pid = start_app(TARGET(""), &app);
     assert_int_equal(run_command(CLI("--stacks", "--json", pid), NULL, &out, NULL), 0);
-    assert_contains(check_json(out), "\"source\": \"attached\"");
+    assert_contains(check_json("stacks", out), "\"source\": \"attached\"");
     assert_contains(out, "\"source\": \"while os.read(0, 4096): pass\"");
+}
+
+/* It reads the memory of the process, which takes the right to trace it; of a file it may tell the
+ * name alone. */
+static void
+frames_are_those_that_cpython_s_own_tool_tells(void)
+{
+    struct process *app = NULL;
+    const char *out = NULL;
+    const char *dump = NULL;
+    require_gil();
+    if (!is_python_from(15)) {
+        skip_test("only from CPython 3.15 on");
+    }
+    const char *pid = start_app(
+        INSTALL("") "import os, queue, threading\n"
+                    "class Worker(threading.Thread):\n"
+                    "    def run(self): queue.Queue().get()\n"
+                    "for _ in range(3): Worker(daemon=True).start()\n" READY STAY,
+        &app);
+    wait_until_asleep(app->pid);
+    if (run_command(LIST(python(), "-m", "profiling.sampling", "dump", "-a", pid), NULL,
+                    &dump, NULL) != 0) {
+        skip_test("CPython's own tool may not look at the process");
+    }
+    const char *theirs = write_file("dump", dump);
+    assert_int_equal(run_command(CLI(pid, "--stacks", "--json"), NULL, &out, NULL), 0);
+    const char *compare =
+        "import json, re, sys\n"
+        "ours = [[(frame['file'].split('/')[-1], frame['line'], "
+        "frame['function'].split('.')[-1])\n"
+        "         for frame in thread['frames']] for thread in "
+        "json.load(sys.stdin)['threads']]\n"
+        "theirs = [[(file.split('/')[-1], int(line), name.split('.')[-1]) for file, "
+        "line, name in\n"
+        "           re.findall('  File \"(.*)\", line (.*), in (.*)', thread)]\n"
+        "          for thread in open(sys.argv[1]).read().split('Stack dump')[1:]]\n"
+        "print(sorted(ours) == sorted(theirs) and len(ours) == 4 or (ours, theirs))\n";
+    assert_int_equal(run_command(LIST(python(), "-c", compare, theirs), out, &out, NULL),
+                     0);
+    assert_string_equal(out, "True\n");
 }
 
 /* Faster than it can be shown. */
@@ -618,7 +639,8 @@ json_of_who_does_not_answer_is_by_the_schema(void)
     const char *none = format_text("%d", (int)ended->pid);
     assert_int_equal(run_command(CLI("--stacks", "--json", pid, none), NULL, &out, NULL),
                      5);
-    assert_contains(check_json(out), format_text("\"pid\": %s, \"python\": null", none));
+    assert_contains(check_json("stacks", out),
+                    format_text("\"pid\": %s, \"python\": null", none));
 }
 
 static void
@@ -630,7 +652,7 @@ json_of_a_stuck_process_is_by_the_schema(void)
     require_debian_module("jsonschema");
     const char *pid = start_app(STUCK, &app);
     assert_int_equal(run_command(CLI("--stacks", "--json", pid), NULL, &out, NULL), 0);
-    assert_contains(check_json(out), "\"source\": \"frozen copy\"");
+    assert_contains(check_json("stacks", out), "\"source\": \"frozen copy\"");
     assert_contains(out, "\"holds_gil\": true");
     close_stdin(app);
 }
@@ -666,7 +688,8 @@ options_that_exclude_each_other_are_a_mistake(void)
     assert_int_equal(run_command(CLI("1", "-c", "1", "--stacks"), NULL, NULL, &err), 2);
     assert_contains(err, "error: argument --stacks: not allowed with argument -c\n");
     assert_int_equal(run_command(CLI("1", "-c", "1", "--json"), NULL, NULL, &err), 2);
-    assert_contains(err, "error: argument --json: only with --stacks or --tasks\n");
+    assert_contains(
+        err, "error: argument --json: only with --stacks, --tasks or --greenlets\n");
     assert_int_equal(run_command(CLI("1", "-c"), NULL, NULL, &err), 2);
     assert_contains(err, "error: argument -c: expected one argument\n");
 }
@@ -701,6 +724,7 @@ main(void)
         TEST(stacks_are_the_dump_alone),
         TEST(stacks_of_a_stuck_process_are_those_of_its_copy),
         TEST(json_is_by_the_schema),
+        TEST(frames_are_those_that_cpython_s_own_tool_tells),
         TEST(ctrl_c_gets_in_beside_a_flood),
         TEST(timeout_is_over_in_the_middle_of_a_flood),
         TEST(process_that_is_gone_is_not_waited_for),

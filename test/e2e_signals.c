@@ -451,7 +451,7 @@ oneshot_client_that_vanishes_lets_the_program_go_on(void)
         {NULL, ""},
         {"", ""},
         {"half a li", ""},
-        {"print('begun')\nwhile True: pass\n\n", "begun\n"},
+        {"if True:\n    print('begun')\n    while True: pass\n\n", "begun\n"},
         {"while True: print('x' * 1000)\n\n", "xxx"},
     };
     struct process *app = start_ready(INSTALL(ONESHOT) ECHO);

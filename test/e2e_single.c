@@ -115,7 +115,8 @@ clean_ups_of_a_thread_that_exit_ends_touch_no_python(void)
         "                locals={'read': os.read, 'end': ends[0]})\n" READY STAY,
         folder));
     struct client *client = connect_to(app);
-    client_send(client, "exec('print(1)\\nwhile True:\\n try: read(end, 1)\\n "
+    /* The interrupt of who exits is not to end the loop: it may come as soon as 1 is printed. */
+    client_send(client, "exec('while True:\\n try: print(1); read(end, 1)\\n "
                         "except BaseException: pass')\n");
     wait_for_text(app, OUT, "1\n", DEADLINE);
     close_stdin(app);

@@ -166,12 +166,13 @@ cycle_that_nobody_awaits_is_shown_above_what_it_awaits(void)
     assert_matches(tasks, "^    other: other, waiting for Task$");
 }
 
-/* It reads the memory of the process, which takes the right to trace it. */
+/* It reads the memory of the process, which takes the right to trace it. A line of its tree is a
+ * task, "(T) NAME", or a frame, "FUNCTION FILE:LINE", of the last task to the left of it. */
 static void
-awaiters_are_those_that_cpython_s_own_tool_tells(void)
+awaiters_and_frames_are_those_that_cpython_s_own_tool_tells(void)
 {
     const char *out = NULL;
-    const char *table = NULL;
+    const char *tree = NULL;
     require_gil();
     require_python_from(14);
     const char *pid = start_loop(
@@ -184,24 +185,32 @@ awaiters_are_those_that_cpython_s_own_tool_tells(void)
                   "    global parking\n"
                   "    parking = asyncio.create_task(park(), name='parking')\n"
                   "    await asyncio.create_task(parent(), name='parent')\n" RUN);
-    if (run_command(LIST(python(), "-m", "asyncio", "ps", pid), NULL, &table, NULL) !=
+    if (run_command(LIST(python(), "-m", "asyncio", "pstree", pid), NULL, &tree, NULL) !=
         0) {
         skip_test("CPython's own tool may not look at the process");
     }
-    const char *theirs = write_file("table", table);
+    const char *theirs = write_file("tree", tree);
     assert_int_equal(run_command(CLI(pid, "--tasks", "--json"), NULL, &out, NULL), 0);
     const char *compare =
         "import json, re, sys\n"
         "tasks = {task['id']: task for task in json.load(sys.stdin)['tasks']}\n"
-        "ours = {(task['name'], tasks[above]['name']) for task in tasks.values()\n"
-        "        for above in task['awaited_by']}\n"
-        "lines = open(sys.argv[1]).read().splitlines()[2:]\n"
-        "rows = [re.split('  +', line) for line in lines]\n"
-        "names = {row[1].split()[-1]: row[2] for row in rows}\n"
-        "theirs = {(row[2], names[row[-1].strip() or row[-2]]) for row in rows\n"
-        "          if '0x0' not in row}\n"
-        "print(ours == theirs and len(ours) > 3 and len(tasks) == len(names) or "
-        "(ours, theirs))\n";
+        "ours = {task['name']: ({tasks[above]['name'] for above in task['awaited_by']},\n"
+        "        [(frame['function'], f\"{frame['file']}:{frame['line']}\")\n"
+        "         for frame in task['frames']]) for task in tasks.values()}\n"
+        "theirs, path = {}, []\n"
+        "for line in open(sys.argv[1]).read().splitlines():\n"
+        "    margin, words = re.match(r'(\\W*)(.*)', line.replace('(T) ', 'T "
+        "')).groups()\n"
+        "    path = [row for row in path if row[0] < len(margin)]\n"
+        "    name = words[2:] if words.startswith('T ') else path[-1][1]\n"
+        "    awaiters, frames = theirs.setdefault(name, (set(), []))\n"
+        "    if words.startswith('T '):\n"
+        "        awaiters.update(row[1] for row in path[-1:])\n"
+        "    else:\n"
+        "        function, place = words.split()\n"
+        "        frames.append((function.split('.')[-1], place))\n"
+        "    path.append((len(margin), name))\n"
+        "print(ours == theirs and len(ours) == 6 or (ours, theirs))\n";
     assert_int_equal(run_command(LIST(python(), "-c", compare, theirs), out, &out, NULL),
                      0);
     assert_string_equal(out, "True\n");
@@ -369,7 +378,7 @@ process_without_asyncio_has_no_tasks_and_imports_none(void)
     const char *out = NULL;
     wait_until_ready(app);
     const char *pid = format_text("%d", (int)app->pid);
-    assert_contains(show_tasks(pid), "No task of asyncio, no greenlet.\n");
+    assert_contains(show_tasks(pid), "No task of asyncio or trio, no greenlet.\n");
     run_command(CLI(pid, "-c", "import sys; print('asyncio' in sys.modules)"), NULL, &out,
                 NULL);
     assert_string_equal(out, "False\n");
@@ -429,6 +438,111 @@ task_is_not_kept_after_a_look(void)
     assert_string_equal(out, "True\n");
 }
 
+/* ---- Beside the stacks of threads -------------------------------------------------- */
+
+#define LEAVES                                                                           \
+  LOOP LEAF "async def main():\n"                                                        \
+            "    global tasks\n"                                                         \
+            "    tasks = [asyncio.create_task(leaf()) for _ in range(300)]\n"            \
+            "    await park()\n" RUN
+
+static void
+stacks_end_with_where_tasks_wait(void)
+{
+    const char *out = NULL;
+    require_gil();
+    const char *pid = start_loop(LEAVES);
+    assert_int_equal(run_command(CLI(pid, "--stacks"), NULL, &out, NULL), 0);
+    assert_matches(out,
+                   "^######### ProcessID=[0-9]+, ThreadID=[0-9]+ #########\n"
+                   "(.*\n)+\n"
+                   "######### ProcessID=[0-9]+, tasks: 301 #########\n"
+                   "300 x waiting in wait, by leaf at .*target.*:[0-9]+: Task-2, Task-3, "
+                   "Task-4, Task-5, Task-6 and 295 more\n"
+                   "1 x waiting in wait, by park at .*target.*:[0-9]+: Task-1\n"
+                   "#############################################\n\n\n$");
+}
+
+static void
+places_where_few_tasks_wait_are_counted_alone(void)
+{
+    const char *out = NULL;
+    require_gil();
+    const char *pid = start_loop(
+        LOOP "for i in range(30):\n"
+             "    exec(f'async def leaf{i}(): await asyncio.Event().wait()')\n"
+             "async def main():\n"
+             "    global tasks\n"
+             "    tasks = [asyncio.create_task(globals()[f'leaf{i}']()) for i in "
+             "range(30)]\n"
+             "    tasks.append(asyncio.create_task(leaf0()))\n"
+             "    await park()\n" RUN);
+    assert_int_equal(run_command(CLI(pid, "--stacks"), NULL, &out, NULL), 0);
+    assert_matches(out,
+                   "tasks: 32 #########\n2 x waiting in wait, by leaf0 at <string>:1: "
+                   "Task-2, Task-32\n(1 x .*\n){19}11 more at 11 other places\n#{45}\n");
+}
+
+static void
+stacks_as_json_have_every_task(void)
+{
+    const char *out = NULL;
+    const char *counts = NULL;
+    require_gil();
+    require_debian_module("jsonschema");
+    const char *pid = start_loop(LEAVES);
+    assert_int_equal(run_command(CLI(pid, "--stacks", "--json"), NULL, &out, NULL), 0);
+    check_json("stacks", out);
+    assert_int_equal(run_command(LIST(python(), "-c",
+                                      "import json, sys\n"
+                                      "told = json.load(sys.stdin)\n"
+                                      "print(*[len(told[name]) for name in ('threads', "
+                                      "'tasks', 'greenlets')])"),
+                                 out, &counts, NULL),
+                     0);
+    assert_string_equal(counts, "1 301 0\n");
+}
+
+static void
+brief_has_a_line_for_each_place_where_tasks_wait(void)
+{
+    const char *out = NULL;
+    const char *program = write_file("app.py", LEAVES);
+    const char *pid[2];
+    require_gil();
+    for (size_t i = 0; i < 2; i++) {
+        struct process *app = start_process(.argv = LIST(python(), program));
+        wait_for_text(app, OUT, "ready\n", DEADLINE);
+        wait_until_asleep(app->pid);
+        pid[i] = format_text("%d", (int)app->pid);
+    }
+    assert_int_equal(run_command(CLI("--brief", pid[0], pid[1]), NULL, &out, NULL), 0);
+    assert_matches(out, format_text("^600 x task waiting in wait, by leaf at .*: %s %s\n",
+                                    pid[0], pid[1]));
+    assert_matches(out, "^2 x (sleeping )?in select, by <module> at ");
+}
+
+/* Its client waits for the prompt, and may ask there. */
+static void
+dump_of_a_console_is_of_the_threads_alone(void)
+{
+    struct process *app = start_target(LEAVES);
+    wait_until_ready(app);
+    struct client *client = connect_to(app);
+    assert_null(strstr(client_wait_for(client, ">>> "), "tasks: "));
+}
+
+static void
+stacks_of_a_process_without_tasks_say_nothing_of_any(void)
+{
+    const char *out = NULL;
+    require_gil();
+    const char *pid =
+        start_loop(INSTALL("") "import asyncio, time\n" READY "time.sleep(1000)\n");
+    assert_int_equal(run_command(CLI(pid, "--stacks"), NULL, &out, NULL), 0);
+    assert_matches(out, "^  time.sleep\\(1000\\)\n#{45}\n\n\n$");
+}
+
 /* ---- The ways to ask --------------------------------------------------------------- */
 
 static void
@@ -463,7 +577,6 @@ static void
 json_is_by_its_schema(void)
 {
     const char *out = NULL;
-    const char *err = NULL;
     require_gil();
     require_debian_module("jsonschema");
     const char *pid = start_loop(
@@ -471,16 +584,7 @@ json_is_by_its_schema(void)
     const char *none = format_text("%d", (int)getpid());
     assert_int_equal(run_command(CLI("--tasks", "--json", pid, none), NULL, &out, NULL),
                      5);
-    const char *check = "import json, jsonschema, sys\n"
-                        "schema = json.load(open(sys.argv[1]))\n"
-                        "for one in json.load(sys.stdin):\n"
-                        "    jsonschema.validate(one, schema)\n";
-    struct process *checker =
-        start_process(.argv = LIST(debian_python(), "-c", check,
-                                   source_path("test/tasks.schema.json")),
-                      .env = LIST("LD_PRELOAD"));
-    assert_int_equal(run_process(checker, out, NULL, &err), 0);
-    assert_string_equal(err, "");
+    check_json("tasks", out);
 }
 
 static void
@@ -610,7 +714,7 @@ main(void)
         TEST(task_of_a_group_is_below_its_group),
         TEST(tasks_that_await_each_other_are_a_cycle),
         TEST(cycle_that_nobody_awaits_is_shown_above_what_it_awaits),
-        TEST(awaiters_are_those_that_cpython_s_own_tool_tells),
+        TEST(awaiters_and_frames_are_those_that_cpython_s_own_tool_tells),
         TEST(task_is_told_down_to_its_innermost_frame),
         TEST(task_that_blocks_its_loop_is_running_and_the_others_are_seen),
         TEST(task_that_has_not_begun_is_ready),
@@ -625,6 +729,12 @@ main(void)
         TEST(task_is_not_kept_after_a_look),
         TEST(json_tells_every_task),
         TEST(json_is_by_its_schema),
+        TEST(stacks_end_with_where_tasks_wait),
+        TEST(places_where_few_tasks_wait_are_counted_alone),
+        TEST(stacks_as_json_have_every_task),
+        TEST(brief_has_a_line_for_each_place_where_tasks_wait),
+        TEST(dump_of_a_console_is_of_the_threads_alone),
+        TEST(stacks_of_a_process_without_tasks_say_nothing_of_any),
         TEST(several_processes_are_asked_side_by_side),
         TEST(stuck_process_says_why_there_are_none),
         TEST(process_without_a_gil_says_why_there_are_none),

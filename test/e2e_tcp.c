@@ -616,7 +616,8 @@ loop_of_a_client_that_left_is_interrupted(void)
     struct process *app = start_target(TARGET(ON_A_PORT));
     int port = port_of(app);
     struct client *client = client_at_prompt(port);
-    client_send(client, "open('begun', 'w').close()\nwhile True: pass\n\n");
+    client_send(client,
+                "if True:\n    open('begun', 'w').close()\n    while True: pass\n\n");
     wait_for_path(test_path("begun"), DEADLINE);
     client_close(client);
     wait_for_text(app, ERR, "Cleaned up.", DEADLINE);

@@ -216,8 +216,9 @@ MUTANTS = [
     (
         "the frozen copy is not reaped",
         "src/stacks/copy.c",
-        "    reap_copy((pid_t)copy, memory_fd);\n",
-        "    (void)poll(NULL, 0, 500);\n",
+        "    reap_copy((pid_t)copy, raw, memory_fd < 0 ? pipe_end : memory_fd);\n",
+        "    (void)poll(NULL, 0, 500);\n"
+        "    (void)append_news(raw, memory_fd < 0 ? pipe_end : memory_fd, 0);\n",
         "e2e_hang",
         "application_sees_no_child_and_no_fork",
     ),
@@ -323,7 +324,9 @@ def run(tree, program, pattern):
     """Returns the exit status of some tests of a tree, or None when it cannot be built."""
     if program.startswith("fuzz_"):
         return fuzz(tree, pattern)
-    path = os.path.join(make(tree, "where").stdout.strip(), program)
+    # The Makefile names its targets from the tree on; "where" prints an absolute path.
+    build = os.path.relpath(make(tree, "where").stdout.strip(), tree)
+    path = os.path.join(build, program)
     made = make(tree, "all", "importable", path)
     if made.returncode != 0:
         print(made.stderr)

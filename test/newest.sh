@@ -26,7 +26,7 @@ packages=(
     python3-venv python3-pip                       # installing
     gunicorn python3-flask                         # servers
     uwsgi-core uwsgi-plugin-python3
-    python3-gevent python3-eventlet python3-uvloop # other loops
+    python3-gevent python3-eventlet python3-uvloop python3-trio # other loops
 )
 
 as_root=()

@@ -732,6 +732,28 @@ require_debian_module(const char *name)
     }
 }
 
+/* The schemas refer to each other by name. */
+const char *
+check_json(const char *schema, const char *document)
+{
+    const char *err = NULL;
+    const char *check =
+        "import json, jsonschema, sys\n"
+        "document = json.load(sys.stdin)\n"
+        "schema = json.load(open(sys.argv[1]))\n"
+        "names = jsonschema.RefResolver('file://' + sys.argv[1], schema)\n"
+        "for one in document if type(document) is list else [document]:\n"
+        "    jsonschema.validate(one, schema, resolver=names)\n";
+    const char *path = source_path(format_text("test/%s.schema.json", schema));
+    struct process *checker =
+        start_process(.argv = LIST(debian_python(), "-c", check, path),
+                      .env = LIST("LD_PRELOAD"));
+    if (run_process(checker, document, NULL, &err) != 0) {
+        fail_msg("%s\n%s", err, document);
+    }
+    return document;
+}
+
 struct list {
     const char **items; /* owned, ends with NULL; the strings are kept by the test */
     size_t count;

@@ -78,6 +78,10 @@ void skip_test(const char *format, ...) __attribute__((format(printf, 1, 2), nor
 void require_program(const char *name);
 void require_debian_module(const char *name);
 
+/* Holds a document, or each of an array of them, to test/SCHEMA.schema.json, with Debian's
+ * jsonschema. Returns it. */
+const char *check_json(const char *schema, const char *document);
+
 /* ---- Files ------------------------------------------------------------------------- */
 
 /* The test's own directory, short enough for a socket's path; also the processes' HOME,

@@ -396,14 +396,19 @@ greenlets_of_eventlet_are_seen(void)
 }
 
 static const char *
-show_tasks(const struct process *app)
+show(const struct process *app, const char *option)
 {
     const char *out = NULL;
     const char *pid = format_text("%d", (int)app->pid);
     assert_int_equal(
-        run_command(LIST(build_path("manhole-cli"), pid, "--tasks"), NULL, &out, NULL),
-        0);
+        run_command(LIST(build_path("manhole-cli"), pid, option), NULL, &out, NULL), 0);
     return out;
+}
+
+static const char *
+show_tasks(const struct process *app)
+{
+    return show(app, "--tasks");
 }
 
 /* One that waits has spawned three that wait. */
@@ -431,6 +436,11 @@ greenlets_of_gevent_are_below_who_spawned_them(void)
                          "(    File: .*\n)*"
                          "        3 greenlets: leaf, waiting: Greenlet at 0x.*\n"
                          "        File: \".*, in leaf\n        File: .*, in sleep$");
+    assert_string_equal(show(app, "--greenlets"), seen);
+    assert_matches(show(app, "--stacks"),
+                   "^######### ProcessID=[0-9]+, greenlets: [0-9]+ #########\n(.*\n)*"
+                   "3 x waiting in .*, by leaf at .*: Greenlet at 0x.*, Greenlet at "
+                   "0x.*, Greenlet at 0x[0-9a-f]+$");
     struct client *client = client_at_prompt(app->pid);
     assert_matches(client_ask(client, "frame('the parent', -1)"),
                    ", in parent; names: >$");
@@ -449,6 +459,35 @@ greenlets_of_eventlet_are_told_where_they_wait(void)
                          "File: .*, in main\nFile: .*, in leaf\n");
     assert_matches(
         seen, "^the parent: main, waiting\nFile: .*, in main\nFile: .*, in parent\n");
+}
+
+/* A nursery's tasks are below the one whose it is. */
+static void
+tasks_of_trio_are_below_their_nurserys_own(void)
+{
+    require_debian_module("trio");
+    struct process *app =
+        start_target(INSTALL("") "import trio\n"
+                                 "async def leaf(): await trio.sleep_forever()\n"
+                                 "async def parent():\n"
+                                 "    async with trio.open_nursery() as nursery:\n"
+                                 "        for _ in range(3): nursery.start_soon(leaf, "
+                                 "name='child')\n"
+                                 "        await trio.sleep(0.05)\n"
+                                 "        print('ready', flush=True)\n"
+                                 "trio.run(parent)\n",
+                     .debian = true);
+    wait_until_ready(app);
+    wait_until_asleep(app->pid);
+    assert_matches(show_tasks(app),
+                   "^######### ProcessID=[0-9]+, trio, thread not known, tasks: [0-9]+ "
+                   "#########\n(.*\n)*    __main__.parent: parent, waiting\n"
+                   "    File: .*, in parent\n(    File: .*\n)*"
+                   "        3 tasks: leaf, waiting: child, child, child\n"
+                   "        File: .*, in leaf$");
+    assert_matches(show(app, "--stacks"),
+                   "^3 x waiting in .*, by leaf at .*: child, child, child$");
+    assert_contains(show(app, "--greenlets"), "No greenlet.\n");
 }
 
 static bool
@@ -741,6 +780,7 @@ main(void)
         TEST(gevent_hub_of_a_session_ends_with_it),
         TEST(greenlets_of_gevent_are_below_who_spawned_them),
         TEST(greenlets_of_eventlet_are_told_where_they_wait),
+        TEST(tasks_of_trio_are_below_their_nurserys_own),
         TEST(tasks_of_uvloop_are_seen),
         TEST(asyncio_loop_works_for_the_prompt),
         TEST(uvloop_loop_works_for_the_prompt),

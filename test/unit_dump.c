@@ -1,5 +1,28 @@
 /* Stack dump: which threads have the same stack, their names, and where source lines come from. The
  * form of the dump is shown in e2e_console.c. */
+#include <Python.h>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+static atomic_bool is_dead; /* the file system that a file called `dead.py` is on */
+
+static int
+open_on_it(const char *path, int flags, mode_t mode)
+{
+    const char *name = strrchr(path, '/');
+    while (name != NULL && strcmp(name, "/dead.py") == 0 && atomic_load(&is_dead)) {
+        (void)poll(NULL, 0, 1);
+    }
+    return open(path, flags, mode);
+}
+
+#define FIRST_THREE(one, two, three, ...) one, two, three
+#define open(...) open_on_it(FIRST_THREE(__VA_ARGS__, 0, 0))
+
 #include "../manhole.c"
 
 #include "unit.h"
@@ -64,11 +87,9 @@ static const char end_threads[] = "gate.release()\n"
 /* ---- Groups ---------------------------------------------------------------------------- */
 
 ATTACHED static void
-same_stack_is_shown_once_with_all_its_threads(void **state)
+same_stack_is_shown_once_below_all_its_threads(void **state)
 {
-    static const char title[] = " #########\n3 threads with the same stack: ";
     char *text = NULL;
-    const char *names = NULL; /* "a, b, c" in some order */
     (void)state;
     SKIP_WITHOUT_GIL();
     run(start_threads);
@@ -76,12 +97,12 @@ same_stack_is_shown_once_with_all_its_threads(void **state)
     assert_count(text, "######### ProcessID=", 4);
     assert_count(text, ", in park\n", 1);
     assert_count(text, ", in wait\n", 1);
-    assert_count(text, " threads with the same stack: ", 1);
-    assert_count(text, title, 1);
-    names = strstr(text, title) + strlen(title);
-    assert_memory_equal(names + strlen("a, b, c"), "\nFile: \"", 8);
-    for (const char *name = "abc"; *name != '\0'; name++) {
-        assert_non_null(memchr(names, *name, strlen("a, b, c")));
+    assert_count(text, " threads with the same stack:\n", 1);
+    assert_count(text, "3 threads with the same stack:\nFile: \"", 1);
+    for (const char *name = "abcd"; *name != '\0'; name++) {
+        char line[] = " #########\nThread: ?, TID ";
+        *strchr(line, '?') = *name;
+        assert_count(text, line, 1);
     }
     free(text);
     run(end_threads);
@@ -121,7 +142,29 @@ stacks_that_only_look_alike_are_not_the_same(void **state)
     free_stacks(&stacks);
 }
 
-/* ---- Names ------------------------------------------------------------------------------ */
+/* ---- Facts and names --------------------------------------------------------------------- */
+
+ATTACHED static PyObject *
+py_dump(PyObject *self, PyObject *unused)
+{
+    char *text = dump();
+    PyObject *result = PyUnicode_FromString(text);
+    (void)self;
+    (void)unused;
+    free(text);
+    return result;
+}
+
+static PyMethodDef dump_method = {"dump", py_dump, METH_NOARGS, NULL};
+
+ATTACHED static void
+give_dump_to_main(void)
+{
+    PyObject *function = PyCFunction_New(&dump_method, NULL);
+    (void)PyDict_SetItemString(PyModule_GetDict(PyImport_AddModule("__main__")), "dump",
+                               function);
+    Py_DECREF(function);
+}
 
 /* Whatever is in threading's dict. */
 ATTACHED static void
@@ -161,20 +204,45 @@ threads_have_no_names_without_threading(void **state)
     assert_null(active);
 }
 
-/* ---- Source ------------------------------------------------------------------------------- */
-
-ATTACHED static PyObject *
-py_dump(PyObject *self, PyObject *unused)
+/* Who looks has the GIL, and each other thread has none. */
+ATTACHED static void
+calling_thread_holds_the_gil(void **state)
 {
-    char *text = dump();
-    PyObject *result = PyUnicode_FromString(text);
-    (void)self;
-    (void)unused;
-    free(text);
-    return result;
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    run(start_threads);
+    run("text = dump()\n"
+        "assert text.count(', holds the GIL') == 1, text\n"
+        "assert f'MainThread, TID {threading.main_thread().native_id}, ' in text, text\n"
+        "assert ', running, holds the GIL\\nFile: ' in text, text\n");
+    run(end_threads);
 }
 
-static PyMethodDef dump_method = {"dump", py_dump, METH_NOARGS, NULL};
+/* And no function around it: it is looked for by its own name. */
+ATTACHED static void
+function_is_shown_with_its_class(void **state)
+{
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    run("class Till:\n"
+        "    def sell(self): return (lambda: dump())()\n"
+        "def outer():\n"
+        "    class Shop(Till):\n"
+        "        def open(self): return self.sell()\n"
+        "    def inner(): return Shop().open()\n"
+        "    return inner()\n"
+        "import sys\n"
+        "names = [line.split(', in ')[1] for line in outer().splitlines() if ', in ' in "
+        "line]\n"
+        "wanted = ['outer', 'inner', 'Shop.open', 'Till.sell', '<lambda>']\n"
+        "if sys.version_info < (3, 11):\n"
+        "    wanted = [name.split('.')[-1] for name in wanted]\n"
+        "assert names[-5:] == wanted, names\n");
+}
+
+/* ---- Source ------------------------------------------------------------------------------- */
 
 /* What dump() shows beneath the function that has called it. PREPARATION makes `show(name)`, whose
  * code object has the file name `name`. */
@@ -250,15 +318,6 @@ static const struct {
 };
 
 ATTACHED static void
-give_dump_to_main(void)
-{
-    PyObject *function = PyCFunction_New(&dump_method, NULL);
-    (void)PyDict_SetItemString(PyModule_GetDict(PyImport_AddModule("__main__")), "dump",
-                               function);
-    Py_DECREF(function);
-}
-
-ATTACHED static void
 line_is_found_wherever_it_is(void **state)
 {
     (void)state;
@@ -288,6 +347,54 @@ line_in_utf8_is_found_without_any_module(void **state)
         "assert not kept.keys() & sys.modules.keys()\n"
         "sys.modules.update((name, kept[name]) for name in kept if kept[name])\n"
         "os.unlink('a.py')\n");
+}
+
+/* Nor does linecache, whose os.stat() would not return. A stuck reader is the only one. */
+ATTACHED static void
+dead_file_system_keeps_no_client_from_its_dump(void **state)
+{
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    run(stacked_program);
+    run("import linecache; linecache.checkcache = linecache.getlines = None\n"
+        "write('dead.py', b'one\\n')\n"
+        "show = make(os.path.abspath('dead.py'))\n"
+        "assert shown(show) == '  one'\n");
+    atomic_store(&is_dead, true);
+    run("text = show()\n"
+        "below = text.split(', in show\\n', 1)[1]\n"
+        "assert below.startswith('Without lines, for a file system does not answer: '), "
+        "text\n"
+        "assert '/dead.py\\n####' in below, text\n"
+        "before = set(os.listdir('/proc/self/task'))\n"
+        "assert ', in show\\nWithout lines' in show()\n"
+        "assert set(os.listdir('/proc/self/task')) == before and len(before) == 2\n");
+    atomic_store(&is_dead, false);
+    run("while len(os.listdir('/proc/self/task')) > 1: pass\n"
+        "assert shown(show) == '  one'\n"
+        "os.unlink('dead.py'); import importlib; importlib.reload(linecache)\n");
+}
+
+/* A process that was started with a file knows nothing of what was put in its place. */
+ATTACHED static void
+file_that_is_newer_than_the_process_is_told(void **state)
+{
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    note_process_start();
+    run(stacked_program);
+    run("import time\n"
+        "write('new.py', b'one\\n')\n"
+        "show = make(os.path.abspath('new.py'))\n"
+        "os.utime('new.py', (time.time() - 100,) * 2)\n"
+        "assert 'Newer' not in show(), show()\n"
+        "os.utime('new.py', (time.time() + 100,) * 2)\n"
+        "assert shown(show) == '  one'\n"
+        "line = 'Newer than the process, so their lines may not be what runs: '\n"
+        "assert show().count(f'\\n{line}{os.path.abspath(\"new.py\")}\\n####') == 1\n"
+        "os.unlink('new.py')\n");
 }
 
 /* Applications replace linecache's functions; some fail. */
@@ -369,12 +476,16 @@ int
 main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_stack_is_shown_once_with_all_its_threads),
+        cmocka_unit_test(same_stack_is_shown_once_below_all_its_threads),
         cmocka_unit_test(stacks_that_only_look_alike_are_not_the_same),
         cmocka_unit_test(name_that_cannot_be_had_is_none),
         cmocka_unit_test(threads_have_no_names_without_threading),
+        cmocka_unit_test(calling_thread_holds_the_gil),
+        cmocka_unit_test(function_is_shown_with_its_class),
         cmocka_unit_test(line_is_found_wherever_it_is),
         cmocka_unit_test(line_in_utf8_is_found_without_any_module),
+        cmocka_unit_test(dead_file_system_keeps_no_client_from_its_dump),
+        cmocka_unit_test(file_that_is_newer_than_the_process_is_told),
         cmocka_unit_test(linecache_may_do_what_it_likes),
         cmocka_unit_test(every_frame_of_a_deep_stack_is_shown),
         cmocka_unit_test(interpreter_without_current_frames_is_an_error),

@@ -435,6 +435,38 @@ attached_thread_dumps_without_install(void **state)
     }
 }
 
+/* Its state has no id yet, and CPython from 3.14 on takes it for freed. The latest is the first in
+ * the list, so both are tried: at its head and behind that. */
+CHECKED(no_thread_safety_analysis) /* detaches */
+static void
+thread_that_has_just_begun_hides_no_other(void **state)
+{
+    PyThreadState *begun[2];
+    const unsigned long ident = PyThread_get_thread_ident();
+    (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
+    install_quietly();
+    for (size_t i = 0; i < 2; i++) {
+        begun[i] = PyThreadState_New(PyInterpreterState_Get());
+    }
+    for (size_t i = 0; i < 2; i++) {
+        struct text text = {0};
+        begun[i]->thread_id = 0;
+        PyThreadState *tstate = PyEval_SaveThread();
+        append_snapshot(&text, &dump_form);
+        PyEval_RestoreThread(tstate);
+        append_bytes(&text, "", 1);
+        begun[i]->thread_id = ident;
+        assert_non_null(strstr(text.bytes, "ThreadID="));
+        assert_non_null(strstr(text.bytes, "Thread: MainThread, "));
+        free_text(&text);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        PyThreadState_Clear(begun[i]);
+        PyThreadState_Delete(begun[i]);
+    }
+}
+
 ATTACHED static void
 attached_thread_dumps_with_install(void **state)
 {
@@ -958,6 +990,7 @@ main(void)
         WITH_PYTHON(name_given_to_the_console_may_be_dropped_after_install),
         WITH_PYTHON(any_attached_thread_may_install),
         WITH_PYTHON(attached_thread_dumps_without_install),
+        WITH_PYTHON(thread_that_has_just_begun_hides_no_other),
         WITH_PYTHON(attached_thread_dumps_with_install),
         WITH_PYTHON(thread_without_python_dumps_while_python_hangs),
         WITH_PYTHON(thread_without_python_needs_an_installed_manhole),

@@ -200,7 +200,7 @@ try_copied_threads(void)
     append_bytes(&copied.copy, whole, sizeof(whole));
     if (!copied.copy.failed) {
         read_copy(&copied);
-        read_sources_soon(&copied.sources);
+        (void)read_sources(&copied.sources);
         append_dump(&text, &copied);
     }
     reattach(tstate);

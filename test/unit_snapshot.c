@@ -2,11 +2,13 @@
  * them; and copies that die. That a stuck process's stacks come is shown in e2e_*.c. */
 #include <Python.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static atomic_bool is_dead; /* the file system that a file called `dead` is on */
 
@@ -19,6 +21,16 @@ open_on_it(const char *path, int flags, mode_t mode)
     return open(path, flags, mode);
 }
 
+static bool is_memfd_refused; /* as by a seccomp filter */
+
+static int
+create_memory_file(const char *name, unsigned flags)
+{
+    errno = EPERM;
+    return is_memfd_refused ? -1 : memfd_create(name, flags);
+}
+
+#define memfd_create create_memory_file
 #define FIRST_THREE(one, two, three, ...) one, two, three
 #define open(...) open_on_it(FIRST_THREE(__VA_ARGS__, 0, 0))
 
@@ -203,6 +215,7 @@ read_as_copy(const char *stacks, const char *facts)
     append_string(&read.copy, facts);
     append_bytes(&read.copy, "", 1);
     read_copy(&read);
+    read_kernel_states(&read);
     (void)read_sources(&read.sources);
     return read;
 }
@@ -563,12 +576,31 @@ kernel_state_is_that_of_the_thread(void **state)
     char wanted[64];
     struct text text = {0};
     (void)state;
-    (void)prctl(PR_SET_NAME, "a) Z (b c");
-    append_kernel_state(&text, (unsigned long)getpid());
+    (void)prctl(PR_SET_NAME, "a) Z (b\nc");
+    const struct kernel_state kernel = read_kernel_state((unsigned long)getpid());
+    append_kernel_state(&text, (unsigned long)getpid(), &kernel);
     (void)prctl(PR_SET_NAME, "unit_snapshot");
-    (void)snprintf(wanted, sizeof(wanted), "TID %ld (a) Z (b c), running",
+    (void)snprintf(wanted, sizeof(wanted), "TID %ld (a) Z (b?c), running",
                    (long)getpid());
     assert_ptr_equal(strstr(string_of(&text), wanted), text.bytes);
+    free_text(&text);
+}
+
+/* What the kernel calls a thread that has a name is neither read nor shown. */
+static void
+named_thread_has_the_same_state(void **state)
+{
+    char wanted[64];
+    struct text text = {0};
+    (void)state;
+    const struct kernel_state own = read_named_state((unsigned long)getpid());
+    const struct kernel_state gone = read_named_state(4194304);
+    append_kernel_state(&text, (unsigned long)getpid(), &own);
+    append_string(&text, "\n");
+    append_kernel_state(&text, 4194304, &gone);
+    (void)snprintf(wanted, sizeof(wanted), "TID %ld, running\nTID 4194304, gone",
+                   (long)getpid());
+    assert_text("both", &text, wanted);
     free_text(&text);
 }
 
@@ -577,7 +609,8 @@ thread_that_is_gone_is_gone(void **state)
 {
     struct text text = {0};
     (void)state;
-    append_kernel_state(&text, 4194304); /* more than any pid */
+    const struct kernel_state kernel = read_kernel_state(4194304); /* more than any pid */
+    append_kernel_state(&text, 4194304, &kernel);
     assert_text("no thread", &text, "TID 4194304, gone");
 }
 
@@ -646,7 +679,17 @@ other_threads_are_those_without_facts(void **state)
 /* ---- Copies ---------------------------------------------------------------------------------- */
 
 /* What becomes of each copy in turn, the last one of all that follow. */
-enum fate { LIVES, DIES_AT_ONCE, DIES_LATE, DIES_AT_TWO, LIVES_IN_FILES, HANGS };
+enum fate {
+    LIVES,
+    DIES_AT_ONCE,
+    DIES_LATE,
+    DIES_AT_TWO,
+    LIVES_IN_FILES,
+    WRITES_MUCH,
+    HANGS,
+};
+
+enum { MUCH = 10000 }; /* frames, 300 KB */
 
 static const enum fate *fates;
 static size_t fate_count;
@@ -673,6 +716,13 @@ on_snapshot(int signum)
                                     "  File \"alive\", line 1 in inner\n"
                                     "  File \"dead\", line 1 in outer\n";
         (void)!write(STDERR_FILENO, files, sizeof(files) - 1);
+        fate = LIVES;
+    }
+    if (fate == WRITES_MUCH) {
+        static const char frame[] = "  File \"none\", line 1 in much\n";
+        for (int i = 0; i < MUCH; i++) {
+            (void)!write(STDERR_FILENO, frame, sizeof(frame) - 1);
+        }
         fate = LIVES;
     }
     if (fate == DIES_AT_TWO) {
@@ -781,6 +831,41 @@ best_of_dead_copies_is_shown(void **state)
     assert_int_equal(atomic_load(&copies_made->count), SNAPSHOT_ATTEMPTS);
 }
 
+static void
+assert_much_comes(void)
+{
+    struct text text = {0};
+    SET_FATES(WRITES_MUCH);
+    append_snapshot(&text, &dump_form);
+    size_t count = 0;
+    for (const char *at = string_of(&text); (at = strstr(at, ", in much\n")) != NULL;
+         at++) {
+        count++;
+    }
+    assert_int_equal(count, MUCH);
+    free_text(&text);
+    assert_int_equal(atomic_exchange(&copies_made->count, 0), 1);
+}
+
+/* A pipe holds 64 KiB; a copy that hangs is ended as ever. */
+static void
+pipe_does_where_no_memory_file_may_be_had(void **state)
+{
+    (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
+    close_kept(&snapshot.spare);
+    const size_t descriptors = count_entries("/proc/self/fd");
+    assert_much_comes();
+    is_memfd_refused = true;
+    assert_much_comes();
+    SET_FATES(HANGS, DIES_LATE, LIVES);
+    assert_snapshot("ThreadID=1 #########\n  one\n");
+    assert_int_equal(atomic_load(&copies_made->count), 3);
+    is_memfd_refused = false;
+    close_kept(&snapshot.spare);
+    assert_int_equal(count_entries("/proc/self/fd"), descriptors);
+}
+
 /* It hid all threads behind it. */
 static void
 thread_that_copies_die_of_is_left_out(void **state)
@@ -855,6 +940,7 @@ dead_file_system_keeps_no_client_from_the_stacks(void **state)
     const size_t tasks = count_entries("/proc/self/task");
     assert_snapshot("File: \"dead\", line 1, in outer\n"
                     "File: \"alive\", line 1, in inner\n");
+    assert_snapshot("Without lines, for a file system does not answer: alive, dead\n");
     assert_int_equal(count_entries("/proc/self/task"), tasks); /* one is stuck, not two */
     atomic_store(&is_dead, false);
     (void)unlink("alive");
@@ -1074,6 +1160,7 @@ main(void)
         cmocka_unit_test(same_stack_is_told_once_under_all_its_headers),
         cmocka_unit_test(text_may_break_off_anywhere),
         cmocka_unit_test(kernel_state_is_that_of_the_thread),
+        cmocka_unit_test(named_thread_has_the_same_state),
         cmocka_unit_test(thread_that_is_gone_is_gone),
         cmocka_unit_test(each_state_has_a_name),
         cmocka_unit_test(other_threads_are_those_without_facts),
@@ -1081,6 +1168,7 @@ main(void)
         WITH_COPIES(copy_that_dies_is_made_again),
         WITH_COPIES(copy_that_hangs_is_ended_and_made_again),
         WITH_COPIES(best_of_dead_copies_is_shown),
+        WITH_COPIES(pipe_does_where_no_memory_file_may_be_had),
         WITH_COPIES(thread_that_copies_die_of_is_left_out),
         cmocka_unit_test(frames_that_are_forgotten_are_not_walked),
         WITH_COPIES(signal_that_the_application_took_makes_no_copy),

@@ -252,16 +252,6 @@ append_bytes(struct text *text, const char *bytes, size_t length)
     }
 }
 
-/* Appends what it has already at this place. */
-static void
-append_again(struct text *text, size_t start, size_t length)
-{
-    if (length > 0 && make_room(text, length)) {
-        memcpy(text->bytes + text->length, text->bytes + start, length);
-        text->length += length;
-    }
-}
-
 static void
 append_string(struct text *text, const char *string)
 {

@@ -213,6 +213,27 @@ resume_gc(bool was_enabled)
 #endif
 }
 
+/* Shows visit() each object that the garbage collector knows of, until it returns 0; from CPython
+ * 3.12 on without a list of them all. Returns 0, or -1 with an exception. */
+ATTACHED static int
+visit_objects(PyObject *gc /* the module */,
+              int (*visit)(PyObject *object, void *argument), void *argument)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    (void)gc;
+    PyUnstable_GC_VisitObjects(visit, argument);
+    return 0;
+#else
+    int go_on = 1;
+    OWNED PyObject *objects = PyObject_CallMethod(gc, "get_objects", NULL);
+    for (Py_ssize_t i = 0; objects != NULL && go_on && i < PyList_GET_SIZE(objects);
+         i++) {
+        go_on = visit(PyList_GET_ITEM(objects, i), argument);
+    }
+    return objects == NULL ? -1 : 0;
+#endif
+}
+
 /* Whether sys._current_frames() may be called. It goes through all interpreters, and from 3.12 on
  * one may have a GIL of its own, and frames that run on meanwhile: CPython dies of that. A new one
  * comes first in the list, and takes our GIL to be made, so the main one at its head is alone. */

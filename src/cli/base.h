@@ -54,7 +54,7 @@
 
 /* Limits. */
 enum {
-    FIRST_BYTE_PATIENCE_S = 2, /* a manhole tells a hang by itself, after hang_timeout */
+    FIRST_BYTE_PATIENCE_MS = 200, /* then: can it answer? It tells of a hang by itself */
     INTERRUPT_PATIENCE_MS = 1000, /* for an answer aside, and between two Ctrl-C */
     CHUNK_SIZE = 16 * 1024,       /* bytes that are read at once */
     HISTORY_LINE_SIZE = 4096, /* bytes with the newline; a longer one is not remembered */

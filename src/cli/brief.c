@@ -1,11 +1,12 @@
-/* Brief: --brief, the stacks of all threads of all processes, equal ones in one line.
+/* Brief: --brief, the stacks of all threads and tasks of all processes, equal ones in one line.
  * It is made of what --stacks --json gives, so it is the same for a process that is stuck. That is
  * read by lines, for the server begins one for each thread and each frame; a key with its quotes
  * cannot stand in a string, where quotes are escaped. What is shown is as JSON escapes it.
  *
  * Of a stack is told where it is, which for a waiting thread is in the standard library, and the
  * innermost frame of the application's own, which says whose work that is. Stacks are equal here
- * when that is. Most threads come first, then the processes in their order.
+ * when that is. Tasks and greenlets have lines of their own, by the same rule. Most come first,
+ * then the processes in their order.
  */
 #ifndef MANHOLE_CLI_BRIEF_C
 #define MANHOLE_CLI_BRIEF_C
@@ -20,8 +21,9 @@ struct json {
     size_t length;
 };
 
-/* Threads with the same stack. */
+/* Threads with the same stack; or tasks, or greenlets. */
 struct brief {
+    const char *kind;    /* "task ", "greenlet "; "" is a thread */
     struct buffer place; /* what is told of them */
     struct json state;   /* of all of them; else none */
     struct buffer members;
@@ -118,12 +120,22 @@ append_place(struct buffer *out, struct json inner, struct json ours)
     append_json(out, find_member(at, "\"line\": "));
 }
 
-/* Those that are at this place; a new one where there are none yet. */
+/* What a line of the document is about. */
+static const char *
+kind_of(struct json line)
+{
+    bool is_task = find_member(line, "\"coroutine\": ").bytes != NULL;
+    bool is_greenlet = find_member(line, "\"run\": ").bytes != NULL;
+    return is_task ? "task " : is_greenlet ? "greenlet " : "";
+}
+
+/* Those of a kind that are at this place; a new one where there are none yet. */
 static struct brief *
-find_brief(struct briefs *briefs, struct buffer *place /* taken over */)
+find_brief(struct briefs *briefs, const char *kind, struct buffer *place /* taken over */)
 {
     for (size_t i = 0; i < briefs->count; i++) {
-        if (strcmp(briefs->list[i].place.data, place->data) == 0) {
+        if (strcmp(briefs->list[i].kind, kind) == 0 &&
+            strcmp(briefs->list[i].place.data, place->data) == 0) {
             free(place->data);
             return &briefs->list[i];
         }
@@ -132,7 +144,8 @@ find_brief(struct briefs *briefs, struct buffer *place /* taken over */)
     if (briefs->list == NULL) {
         fail(STATUS_TROUBLE, "out of memory");
     }
-    briefs->list[briefs->count] = (struct brief){.place = *place, .order = briefs->count};
+    briefs->list[briefs->count] =
+        (struct brief){.kind = kind, .place = *place, .order = briefs->count};
     return &briefs->list[briefs->count++];
 }
 
@@ -164,8 +177,8 @@ add_to_brief(struct brief *brief, struct json thread, struct json process, bool 
     }
 }
 
-/* Adds the thread whose line begins here, with the lines of its frames. Returns how long all of
- * that is. */
+/* Adds the thread or task whose line begins here, with the lines of its frames. Returns how long
+ * all of that is. */
 static size_t
 read_thread(struct briefs *briefs, const struct buffer *document, size_t start,
             struct json process)
@@ -184,7 +197,8 @@ read_thread(struct briefs *briefs, const struct buffer *document, size_t start,
         length += frame.length;
     }
     append_place(&place, inner, ours);
-    add_to_brief(find_brief(briefs, &place), thread, process, briefs->is_of_one);
+    add_to_brief(find_brief(briefs, kind_of(thread), &place), thread, process,
+                 briefs->is_of_one);
     return length;
 }
 
@@ -244,7 +258,7 @@ show_briefs(struct briefs *briefs)
     for (size_t i = 0; i < briefs->count; i++) {
         struct brief *brief = &briefs->list[i];
         OWNED_BUFFER line = {.data = NULL};
-        append_format(&line, "%zu x ", brief->count);
+        append_format(&line, "%zu x %s", brief->count, brief->kind);
         append_json(&line, brief->state);
         append_format(&line, "%s%s: %s", brief->state.bytes == NULL ? "" : " ",
                       brief->place.data, text_of(&brief->members));

@@ -151,7 +151,7 @@ static int
 poll_session(struct pollfd fds[], nfds_t count, int server, bool *is_silent,
              void (*remark)(const char *text))
 {
-    int patience_ms = *is_silent ? FIRST_BYTE_PATIENCE_S * 1000 : -1;
+    int patience_ms = *is_silent ? FIRST_BYTE_PATIENCE_MS : -1;
     int ready = poll_with_signals(fds, count, until_interrupt_is_late(patience_ms));
 
     if (is_interrupt_late()) {

@@ -1,16 +1,49 @@
 /* Hindrances: why nobody answers, as far as /proc shows it.
  *
- * "Timeout" helps nobody at three in the morning: a process that is stopped, is held by a debugger,
- * belongs to another user, waits for a signal to open its manhole, or has none, looks the same from
- * its socket. So whoever has waited in vain asks here. Each say_...() writes one line with what to
- * do next, or is silent and returns false when it sees no such thing. Nothing is guessed: what may
- * not be looked at is not spoken of.
+ * "Timeout" helps nobody at three in the morning: a process that is stopped, or frozen with its
+ * container, or held by a debugger, that belongs to another user, waits for a signal to open its
+ * manhole, or has none, looks the same from its socket. So whoever has waited in vain asks here,
+ * and who gets no byte from one that listens soon asks say_hindrance(). Each say_...() writes one
+ * line with what to do next, or is silent and returns false when it sees no such thing. Nothing is
+ * guessed: what may not be looked at is not spoken of.
  * To add a reason: a function of this kind, its turn in say_why(), and a test.
  */
 #ifndef MANHOLE_CLI_HINDRANCES_C
 #define MANHOLE_CLI_HINDRANCES_C
 
 #include "adverts.c"
+
+/* Whether a file of a cgroup's has these words. */
+static bool
+has_words(const char *hierarchy, const char *cgroup, const char *file, const char *words)
+{
+    OWNED_BUFFER content = {.data = NULL};
+    struct text path = print("/sys/fs/cgroup%s%.*s/%s", hierarchy,
+                             (int)strcspn(cgroup, "\n"), cgroup, file);
+
+    return read_file(path.text, &content) && strstr(text_of(&content), words) != NULL;
+}
+
+/* Whether the cgroup of a process is frozen, or one above it, as docker pause does that. In its
+ * stat it sleeps then, or waits for a disk. */
+static bool
+is_frozen(pid_t pid)
+{
+    static const char freezer[] =
+        ":freezer:";                     /* "6:freezer:/a/b", of the first version */
+    static const char unified[] = "0::"; /* "0::/a/b", of the second */
+    OWNED_BUFFER cgroups = {.data = NULL};
+
+    (void)read_proc(pid, "cgroup", &cgroups);
+    const char *first = strstr(text_of(&cgroups), freezer);
+    const char *second = strstr(text_of(&cgroups), unified);
+    return (first != NULL &&
+            has_words("/freezer", first + strlen(freezer), "freezer.state", "FROZEN")) ||
+           (second != NULL &&
+            (has_words("", second + strlen(unified), "cgroup.events", "frozen 1") ||
+             has_words("/unified", second + strlen(unified), "cgroup.events",
+                       "frozen 1")));
+}
 
 /* What keeps a process from answering. */
 static bool
@@ -38,6 +71,12 @@ say_hindrance(pid_t pid)
                   number);
         return true;
     default:
+        if (is_frozen(pid)) {
+            say_error("process is frozen: PID %d is in a cgroup that was paused; who did "
+                      "that lets it go on, as with docker unpause",
+                      number);
+            return true;
+        }
         return false;
     }
 }

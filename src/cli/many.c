@@ -117,7 +117,7 @@ show_document(struct job *job, bool is_first, bool is_tasks)
         append_format(&shown, "{\"pid\": %s, \"python\": null, %s}",
                       job->target->pid == 0 ? "null" : label_of(job->target).text,
                       is_tasks ? "\"tasks\": null, \"greenlets\": null"
-                               : "\"source\": null, \"threads\": null");
+                               : "\"version\": 1, \"source\": null, \"threads\": null");
     }
     else if (terminal.is_shown_on) {
         append_harmless(&shown, text->data, text->length);
@@ -194,7 +194,7 @@ show_in_order(struct jobs *jobs)
          jobs->shown++) {
         struct job *job = &jobs->list[jobs->shown];
         if (is_given(jobs->request, OPTION_JSON)) {
-            show_document(job, jobs->shown == 0, jobs->request->action == ACTION_TASKS);
+            show_document(job, jobs->shown == 0, is_look_at_tasks(jobs->request));
         }
         else if (!is_given(jobs->request, OPTION_BRIEF)) {
             show_block(job);

@@ -32,6 +32,7 @@ enum option_name {
     OPTION_FILE,
     OPTION_STACKS,
     OPTION_TASKS,
+    OPTION_GREENLETS,
     OPTION_JSON,
     OPTION_BRIEF,
     OPTION_LIST,
@@ -54,6 +55,7 @@ enum action {
     ACTION_RUN,
     ACTION_STACKS,
     ACTION_TASKS,
+    ACTION_GREENLETS,
     ACTION_LIST,
     ACTION_CLEAN,
 };
@@ -115,7 +117,10 @@ static const struct known_option {
          "Print the stacks of all threads and exit, also when the process hangs."},
     [OPTION_TASKS] =
         {ACTION_GROUP, NULL, "tasks", NULL,
-         "Print what each task of asyncio, or greenlet, waits for, and for whom; exit."},
+         "Print what each task of asyncio or trio, or greenlet, waits for, and for whom; "
+         "exit."},
+    [OPTION_GREENLETS] = {ACTION_GROUP, NULL, "greenlets", NULL,
+                          "The same of greenlets alone."},
     [OPTION_JSON] = {NO_GROUP, NULL, "json", NULL,
                      "Print the stacks, or the tasks, as one JSON document."},
     [OPTION_BRIEF] =
@@ -351,7 +356,15 @@ is_elsewhere(const struct request *request)
 static bool
 is_look(const struct request *request)
 {
-    return request->action == ACTION_STACKS || request->action == ACTION_TASKS;
+    return request->action == ACTION_STACKS || request->action == ACTION_TASKS ||
+           request->action == ACTION_GREENLETS;
+}
+
+/* Whether that is no more than what tasks or greenlets wait for. */
+static bool
+is_look_at_tasks(const struct request *request)
+{
+    return is_look(request) && request->action != ACTION_STACKS;
 }
 
 static bool
@@ -491,10 +504,15 @@ find_action(const struct request *request)
     static const struct {
         enum option_name option;
         enum action action;
-    } rows[] = {{OPTION_CODE, ACTION_RUN},    {OPTION_FILE, ACTION_RUN},
-                {OPTION_LIST, ACTION_LIST},   {OPTION_CLEAN, ACTION_CLEAN},
-                {OPTION_DETACH, ACTION_RUN},  {OPTION_STACKS, ACTION_STACKS},
-                {OPTION_TASKS, ACTION_TASKS}, {OPTION_JSON, ACTION_STACKS},
+    } rows[] = {{OPTION_CODE, ACTION_RUN},
+                {OPTION_FILE, ACTION_RUN},
+                {OPTION_LIST, ACTION_LIST},
+                {OPTION_CLEAN, ACTION_CLEAN},
+                {OPTION_DETACH, ACTION_RUN},
+                {OPTION_STACKS, ACTION_STACKS},
+                {OPTION_TASKS, ACTION_TASKS},
+                {OPTION_GREENLETS, ACTION_GREENLETS},
+                {OPTION_JSON, ACTION_STACKS},
                 {OPTION_BRIEF, ACTION_STACKS}};
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
@@ -550,7 +568,7 @@ parse_command_line(int argc, char **argv, struct request *request)
         fail(STATUS_USAGE, "argument --brief: only with --stacks, and not with --json");
     }
     if (is_given(request, OPTION_JSON) && !is_look(request)) {
-        fail(STATUS_USAGE, "argument --json: only with --stacks or --tasks");
+        fail(STATUS_USAGE, "argument --json: only with --stacks, --tasks or --greenlets");
     }
     parse_targets(request);
 }

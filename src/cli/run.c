@@ -123,7 +123,7 @@ enum { TASK_FDS = 2 }; /* that a task waits for at most, besides our outputs */
 static bool
 wait_on_task(struct task *task, struct pollfd fds[], nfds_t count)
 {
-    const int first_ms = FIRST_BYTE_PATIENCE_S * 1000;
+    const int first_ms = FIRST_BYTE_PATIENCE_MS;
     int patience_ms = patience_until(task->deadline);
     bool is_first = !task->is_watched && (patience_ms < 0 || patience_ms > first_ms);
 

@@ -45,11 +45,13 @@ serve(const struct request *request, const struct target *asked, bool *answered)
         return run_code(server, request, &target, answered);
     }
     if (is_look(request)) {
-        static const char *const channels[2][2] = {{"stacks", "json"},
-                                                   {"tasks", "tasks-json"}};
+        static const char *const channels[][2] = {
+            [ACTION_STACKS] = {"stacks", "json"},
+            [ACTION_TASKS] = {"tasks", "tasks-json"},
+            [ACTION_GREENLETS] = {"greenlets", "greenlets-json"}};
         bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
-        int server = open_connection(request, &target,
-                                     channels[request->action == ACTION_TASKS][is_json]);
+        int server =
+            open_connection(request, &target, channels[request->action][is_json]);
         enum exit_status status = show_stacks(server, request, &target);
         *answered = status == STATUS_OK;
         return status;

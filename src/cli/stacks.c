@@ -1,4 +1,4 @@
-/* Stacks: --stacks, --tasks and --json, a text that the server sends and then closes.
+/* Stacks: --stacks, --tasks, --greenlets and --json, a text that the server sends and then closes.
  *
  * There is no protocol about it, so what came has to tell by itself what it is:
  *
@@ -79,7 +79,7 @@ show_stacks(int server, const struct request *request, const struct target *targ
     OWNED_BUFFER text = {.data = NULL};
     struct pollfd fds[1 + 2] = {{.fd = server, .events = POLLIN}};
     bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
-    bool is_tasks = request->action == ACTION_TASKS;
+    bool is_tasks = is_look_at_tasks(request);
     bool is_held = is_json || is_tasks; /* until it is whole */
     bool is_begun = false;
     bool is_whole = false;

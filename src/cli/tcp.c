@@ -160,7 +160,7 @@ open_tcp_connection(const struct request *request, const struct target *target)
     if (request->action != ACTION_CONSOLE) {
         fail(STATUS_NO_CONNECTION,
              "process %s listens at %s alone, and by TCP there is a console, no -c, "
-             "--stacks or --tasks; they want a path in listen as well",
+             "--stacks, --tasks or --greenlets; they want a path in listen as well",
              label_of(target).text, quote(target->path).text);
     }
     enter_network(target);

@@ -29,6 +29,7 @@
 #include "../base/handlers.c"
 #include "../door/socket.c"
 #include "../stacks/copy.c"
+#include "../stacks/sources.c"
 #include "../session/interrupt.c"
 #include "../session/console.c"
 #include "../session/session.c"
@@ -208,6 +209,7 @@ open_snapshot(void)
         (void)sigaction(snapshot.signum, NULL, &current);
     }
     snapshot.handler = current.sa_handler;
+    note_process_start();
     open_spare();
 }
 
@@ -310,7 +312,8 @@ remove_oneshot_notice(void)
     }
 }
 
-/* A forked child has none until it says so itself. */
+/* A forked child has none until it says so itself. Nor has a process that may have no file in
+ * memory, as behind a seccomp filter. */
 static void
 put_up_oneshot_notice(int signum)
 {

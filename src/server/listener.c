@@ -32,6 +32,8 @@
  *              client with this ID, a line each. No word on any error.
  *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
  *   json       the same as a JSON document.
+ *   tasks, tasks-json, greenlets, greenlets-json
+ *              sends what each task and greenlet, or each greenlet, waits for.
  *   exec       reads a program and runs it: four bytes of length, the high one first; then file
  *              name, sys.argv's elements and source, a NUL between two. What follows is its stdin.
  *              Sends frames (a kind; four bytes of length; so many bytes): 'o' stdout, 'e' stderr,
@@ -250,6 +252,14 @@ find_channel(const char *name)
         {.name = "tasks-json",
          .aside = true,
          .serve = serve_tasks_json,
+         .report = report_silence},
+        {.name = "greenlets",
+         .aside = true,
+         .serve = serve_greenlets,
+         .report = report_silence},
+        {.name = "greenlets-json",
+         .aside = true,
+         .serve = serve_greenlets_json,
          .report = report_silence},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(channels); i++) {

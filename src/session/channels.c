@@ -320,20 +320,28 @@ serve_look(struct session *session, const struct form *form)
     close_session(session);
 }
 
-/* The stack dump alone: what manhole-cli --stacks prints. */
+/* The stack dump alone: what manhole-cli --stacks prints. The dump of a console, whose client can
+ * ask for the tasks, goes without them: it is to be there at once. */
 ATTACHED static void
 serve_stacks(struct session *session, PyObject *locals)
 {
+    static const struct form form = {append_dump, add_task_summary};
     (void)locals;
-    serve_look(session, &dump_form);
+    serve_look(session, &form);
 }
 
-/* The same as JSON, for programs. */
+/* The same as JSON, for programs. To list many tasks takes time, and is no hang. */
 ATTACHED static void
 serve_json(struct session *session, PyObject *locals)
 {
+    static const struct form form = {append_json, add_all_tasks};
     (void)locals;
-    serve_look(session, &json_form);
+    if (may_have_tasks() && settle_report_attached(session)) {
+        close_session(session);
+    }
+    else {
+        serve_look(session, &form);
+    }
 }
 
 /* Python is there as soon as this runs, however long it takes then. Never raises. */
@@ -352,7 +360,7 @@ serve_text(struct session *session, PyObject *(*make)(void))
     close_session(session);
 }
 
-/* The tasks of asyncio alone. */
+/* The tasks and greenlets alone. */
 ATTACHED static void
 serve_tasks(struct session *session, PyObject *locals)
 {
@@ -366,6 +374,22 @@ serve_tasks_json(struct session *session, PyObject *locals)
 {
     (void)locals;
     serve_text(session, make_tasks_json);
+}
+
+/* The greenlets alone. */
+ATTACHED static void
+serve_greenlets(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_text(session, make_greenlets_dump);
+}
+
+/* The same as JSON. */
+ATTACHED static void
+serve_greenlets_json(struct session *session, PyObject *locals)
+{
+    (void)locals;
+    serve_text(session, make_greenlets_json);
 }
 
 #endif /* MANHOLE_SESSION_CHANNELS_C */

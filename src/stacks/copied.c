@@ -352,7 +352,9 @@ look_at_copy(struct stacks *stacks)
     }
     else {
         read_copy(stacks);
-        read_sources_soon(&stacks->sources);
+        read_kernel_states(stacks);
+        (void)read_sources(&stacks->sources);
+        stacks->sources.settled = stacks->sources.count; /* Python is not asked */
     }
     note_copy_result(stacks, result, error);
 }

@@ -4,7 +4,8 @@
  * A copy of the process is made by a raw clone: no SIGCHLD, no fork handlers, only the calling
  * thread lives in it. There faulthandler walks all frames without the GIL. Nothing moves in the
  * copy, and a copy that dies of what it reads is one copy less: the process never walks its own
- * living frames. The copy writes into the memory file, and the process reads that.
+ * living frames. The copy writes into the memory file, and the process reads that. Where it may not
+ * have such a file, as behind a seccomp filter, a pipe does.
  *
  * How a copy is made.
  *
@@ -13,15 +14,17 @@
  *      die at the same thread, the next leaves out its frames. If all die the longest text is
  *      taken.
  *   2. try_copy() opens the memory file; where the process has no descriptor left, the spare one is
- *      closed for it. Then a raw clone without any flag: the child shares nothing, tells its parent
- *      nothing when it ends (exit signal 0), and is seen by waitpid(__WALL) alone.
+ *      closed for it. A pipe takes two, and holds 64 KiB: all that is written is read as it comes,
+ *      or the copy would wait for room and be killed for that. Then a raw clone without any flag:
+ *      the child shares nothing, tells its parent nothing when it ends (exit signal 0), and is seen
+ *      by waitpid(__WALL) alone.
  *   3. copy_main(), in the copy, sees to it that it dies silently, whatever it dies of: with its
  *      parent, without a core, its fatal signals at their default. The memory file becomes its
  *      descriptor 2, for that is where faulthandler was told to write at install().
  *   4. describe_copy() has faulthandler's handler run, by a tgkill to itself: glibc's raise()
  *      would use the thread id that it remembers, the parent's. Then come the facts that
  *      faulthandler does not tell.
- *   5. reap_copy() waits for as long as the file grows, then kills.
+ *   5. reap_copy() reads for as long as something comes, then kills.
  *
  * Not fork(): it runs handlers, and waits for locks of the C library that another thread may hold.
  * Not a walk in the process itself: the threads that run would change what is read, and it is the
@@ -263,18 +266,42 @@ last_thread(const struct text *raw)
     return ident;
 }
 
+/* Takes threads that have just been begun, and have no id yet, off the lists: from CPython 3.14 on
+ * faulthandler takes them for freed, and stops there. That leaves the heads. */
+COPY_ONLY static void
+leave_out_new_threads(void)
+{
+    PyInterpreterState *interpreter = PyInterpreterState_Head();
+    for (; interpreter != NULL; interpreter = PyInterpreterState_Next(interpreter)) {
+        PyThreadState *tstate = PyInterpreterState_ThreadHead(interpreter);
+        for (; tstate != NULL; tstate = tstate->next) {
+            while (tstate->next != NULL && tstate->next->thread_id == 0) {
+                tstate->next = tstate->next->next;
+            }
+        }
+    }
+}
+
 /* Has faulthandler write the stacks of an interpreter. It goes through no more than
  * THREADS_AT_ONCE, and through the list of the main interpreter, for this thread has no state: it
  * is asked again and again, with the next ones linked behind the head of that list, which it so
- * repeats. */
+ * repeats. A head without an id has this thread's meanwhile, and is not shown. */
 COPY_ONLY static void
 write_stacks(int fd, PyInterpreterState *interpreter)
 {
     PyThreadState *head = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
     PyThreadState *behind_head = head == NULL ? NULL : head->next;
-    bool is_shown = interpreter == PyInterpreterState_Main();
+    const bool is_main = interpreter == PyInterpreterState_Main();
+    const bool is_new = head != NULL && head->thread_id == 0;
+    bool is_shown = is_main && !is_new;
     PyThreadState *next =
-        is_shown ? behind_head : PyInterpreterState_ThreadHead(interpreter);
+        is_main ? behind_head : PyInterpreterState_ThreadHead(interpreter);
+    if (next != NULL && next->thread_id == 0) {
+        next = next->next;
+    }
+    if (is_new) {
+        head->thread_id = (unsigned long)pthread_self();
+    }
     do {
         if (head != NULL) {
             head->next = next;
@@ -291,6 +318,7 @@ write_stacks(int fd, PyInterpreterState *interpreter)
     } while (next != NULL);
     if (head != NULL) {
         head->next = behind_head;
+        head->thread_id = is_new ? 0 : head->thread_id;
     }
 }
 
@@ -357,6 +385,7 @@ COPY_ONLY static void
 describe_copy(int fd)
 {
     forget_unreadable();
+    leave_out_new_threads();
     write_all_stacks(fd);
     (void)!write(fd, stacks_complete, sizeof(stacks_complete) - 1);
 
@@ -374,7 +403,7 @@ describe_copy(int fd)
 /* Body of the copy. Whatever kills it, it dies without a word: no core, no handler, no
  * stderr. */
 COPY_ONLY static void
-copy_main(int memory_fd)
+copy_main(int fd)
 {
     static const int fatal[] = {SIGSEGV, SIGBUS,  SIGFPE, SIGILL,
                                 SIGABRT, SIGTRAP, SIGSYS};
@@ -392,7 +421,7 @@ copy_main(int memory_fd)
     }
 
     /* The table of descriptors is a copy, too: nobody else sees it. */
-    (void)dup2(memory_fd, STDERR_FILENO);
+    (void)dup2(fd, STDERR_FILENO);
 
     for (size_t i = 0; i < Py_ARRAY_LENGTH(fatal); i++) {
         (void)sigaction(fatal[i], &action, NULL);
@@ -409,19 +438,38 @@ copy_main(int memory_fd)
     (void)syscall(SYS_exit_group, 0);
 }
 
-/* Waits for the copy, as long as it writes. How it ended does not matter, only what it wrote. */
+/* Appends what a copy has written since, in a file behind the offset. Returns how much that is. */
+DETACHED static off_t
+append_news(struct text *text, int fd, off_t offset)
+{
+    char piece[4096];
+    off_t total = 0;
+    ssize_t length = 0;
+    do {
+        length = pread(fd, piece, sizeof(piece), offset + total);
+        if (length < 0 && errno == ESPIPE) {
+            length = read(fd, piece, sizeof(piece));
+        }
+        length = length < 0 ? 0 : length;
+        append_bytes(text, piece, (size_t)length);
+        total += length;
+    } while (length > 0);
+    return total;
+}
+
+/* Appends what the copy writes, as long as it does. How it ended does not matter. */
 DETACHED static void
-reap_copy(pid_t copy, int memory_fd)
+reap_copy(pid_t copy, struct text *raw, int fd)
 {
     int64_t deadline_ms = monotonic_ms() + SNAPSHOT_TIMEOUT_MS;
-    struct stat file = {0};
     off_t size = 0;
     int status = 0;
     pid_t reaped = 0;
     while (reaped == 0) {
         reaped = waitpid(copy, &status, __WALL | WNOHANG);
-        if (fstat(memory_fd, &file) == 0 && file.st_size > size) {
-            size = file.st_size;
+        const off_t more = append_news(raw, fd, size);
+        if (more > 0) {
+            size += more;
             deadline_ms = monotonic_ms() + SNAPSHOT_TIMEOUT_MS;
         }
         if (reaped == 0 && ms_until(deadline_ms) == 0) {
@@ -445,18 +493,6 @@ is_snapshot_ready(void)
            current.sa_handler == snapshot.handler;
 }
 
-/* Appends all that the file holds. */
-DETACHED static void
-append_file(struct text *text, int fd)
-{
-    char piece[4096];
-    ssize_t length = 0;
-    for (off_t offset = 0; (length = pread(fd, piece, sizeof(piece), offset)) > 0;
-         offset += length) {
-        append_bytes(text, piece, (size_t)length);
-    }
-}
-
 /* A file in memory for a copy to write into; -1 with errno. Where the process has no descriptor
  * left the spare one makes room for it. */
 static int
@@ -470,6 +506,18 @@ open_memory_file(void)
     return fd;
 }
 
+/* A pipe in place of that. Returns its end for the copy, the other in *reading; -1 with errno. */
+static int
+open_pipe(int *reading)
+{
+    int ends[2] = {-1, -1};
+    if (pipe2(ends, O_CLOEXEC) == 0) {
+        (void)fcntl(ends[0], F_SETFL, O_NONBLOCK); /* the copy's end stays as it is */
+    }
+    *reading = ends[0];
+    return ends[1];
+}
+
 /* Makes one copy and appends what it wrote. */
 DETACHED static enum copy_result
 try_copy(struct text *raw)
@@ -478,21 +526,24 @@ try_copy(struct text *raw)
         errno = EBUSY;
         return COPY_REFUSED;
     }
+    OWNED_FD int pipe_end = -1; /* for reading */
     OWNED_FD int memory_fd = open_memory_file();
-    if (memory_fd < 0) {
+    OWNED_FD int copy_end =
+        memory_fd < 0 && errno != EMFILE && errno != ENFILE ? open_pipe(&pipe_end) : -1;
+    const int writing = memory_fd < 0 ? copy_end : memory_fd;
+    if (writing < 0) {
         return COPY_REFUSED;
     }
 
     long copy = syscall(SYS_clone, 0UL, NULL, NULL, NULL, 0UL);
     if (copy == 0) {
-        copy_main(memory_fd);
+        copy_main(writing);
     }
     if (copy < 0) {
         return COPY_REFUSED;
     }
 
-    reap_copy((pid_t)copy, memory_fd);
-    append_file(raw, memory_fd);
+    reap_copy((pid_t)copy, raw, memory_fd < 0 ? pipe_end : memory_fd);
     return raw->length > 0 && memmem(raw->bytes, raw->length, stacks_complete,
                                      sizeof(stacks_complete) - 1) != NULL
                ? COPY_DONE
@@ -545,7 +596,7 @@ static void
 open_spare(void)
 {
     if (snapshot.signum != 0 && kept_number(&snapshot.spare) < 0) {
-        keep_fd(&snapshot.spare, memfd_create("manhole", MFD_CLOEXEC));
+        keep_fd(&snapshot.spare, socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
     }
 }
 

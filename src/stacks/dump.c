@@ -10,18 +10,22 @@
  *     who wants those of single threads and greenlets      open_stacks() ... close_stacks()
  *
  * Threads with the same stack are shown once, under the headers of all: a pool of a thousand that
- * wait is a screen and not fifty thousand lines. Scripts look for these lines, each byte of them:
+ * wait is a screen and not fifty thousand lines. Scripts look for the headers and the lines with
+ * frames, each byte of them; below each header stands what is known of that thread:
  *
  *     ######### ProcessID=4711, ThreadID=139849 #########
+ *     Thread: Worker-1, TID 4712, sleeping in futex
  *     ######### ProcessID=4711, ThreadID=139850 #########
- *     2 threads with the same stack: Worker-1, Worker-2
- *     File: "shop.py", line 2, in sell
+ *     Thread: Worker-2, TID 4713, sleeping in futex
+ *     2 threads with the same stack:
+ *     File: "shop.py", line 2, in Till.sell
  *       take(apple)
  *     #############################################
  *
- * What a frozen copy has told is for somebody whose process is stuck, so there each header has the
- * kernel's word on the thread below it, "Thread: Worker-1, TID 4712 (shop), sleeping in
- * futex_wait", and threads that Python knows nothing of come at the end.
+ * A function has its class where Python tells that; not the functions around it, for it is looked
+ * for by its name. Who has a dump made of a process that answers has the GIL for it, and no other
+ * thread: "holds the GIL" is said of one that is shown, the calling one. A frozen copy tells who
+ * has it while Python does not answer, and threads that Python knows nothing of come at its end.
  */
 #ifndef MANHOLE_STACKS_DUMP_C
 #define MANHOLE_STACKS_DUMP_C
@@ -44,6 +48,21 @@ append_slice(struct text *text, struct slice slice)
     append_bytes(text, slice.bytes, slice.length);
 }
 
+/* "Till.sell" of what Python calls "main.<locals>.Till.sell"; "sell" where it has no such name. */
+static struct slice
+name_with_class(const struct shown_frame *frame)
+{
+    static const struct slice mark = {"<locals>.", 9};
+    struct slice name = frame->qualname;
+    const char *found = name.bytes == NULL ? NULL : find_last(name, mark);
+    if (found != NULL) {
+        found += mark.length;
+        name.length -= (size_t)(found - name.bytes);
+        name.bytes = found;
+    }
+    return name.length > 0 ? name : frame->function;
+}
+
 static void
 append_frame(struct text *text, const struct shown_frame *frame)
 {
@@ -52,7 +71,7 @@ append_frame(struct text *text, const struct shown_frame *frame)
         append_string(text, frame->path);
         append_format(text, "\", line %ld, in ", frame->line);
     }
-    append_slice(text, frame->function);
+    append_slice(text, name_with_class(frame));
     append_string(text, "\n");
     if (frame->source.length > 0) {
         append_string(text, "  ");
@@ -63,17 +82,17 @@ append_frame(struct text *text, const struct shown_frame *frame)
 
 /* Appends a thread's frames, outermost first. */
 static void
-append_frames(struct text *text, const struct stacks *stacks, size_t first, size_t count)
+append_frames(struct text *text, struct stacks *stacks, size_t first, size_t count)
 {
     for (; count > 0; count--) {
-        const struct shown_frame frame = show_frame(stacks, first + count - 1);
-        append_frame(text, &frame);
+        append_written(text, stacks, first + count - 1, append_frame);
     }
 }
 
-/* Appends a line that says what thread it is: "Thread: Worker, TID 7 (shop), sleeping in read". Of
- * another interpreter than the manhole's, also which. */
-DETACHED static void
+/* Appends a line that says what thread it is: "Thread: Worker, TID 7, sleeping in read". One
+ * without a name has what the kernel calls it: "Thread: TID 7 (shop), running"; one of another
+ * interpreter than the manhole's also which. */
+static void
 append_thread_facts(struct text *text, const struct thread_stack *thread)
 {
     static const char intro[] = "Thread: ";
@@ -89,7 +108,7 @@ append_thread_facts(struct text *text, const struct thread_stack *thread)
     }
     if (thread->native_id != 0) {
         append_string(text, before);
-        append_kernel_state(text, thread->native_id);
+        append_kernel_state(text, thread->native_id, &thread->kernel);
         before = ", ";
     }
     if (thread->holds_gil == ANSWER_YES) {
@@ -99,44 +118,22 @@ append_thread_facts(struct text *text, const struct thread_stack *thread)
     append_string(text, before == intro ? "" : "\n");
 }
 
-/* Appends the names of the threads of a group, for the headers alone tell little then. */
-static void
-append_group_names(struct text *text, const struct stacks *stacks, size_t group)
-{
-    for (size_t i = group; i < stacks->thread_count; i++) {
-        const struct thread_stack *thread = &stacks->threads[i];
-        if (thread->is_shown && thread->group == group) {
-            append_string(text, i == group ? " " : ", ");
-            append_string(text, thread->name.bytes == NULL ? "?" : "");
-            append_bytes(text, thread->name.bytes, thread->name.length);
-        }
-    }
-}
-
 /* Appends the headers of all threads of a group. */
-DETACHED static void
+static void
 append_headers(struct text *text, const struct stacks *stacks, size_t group)
 {
     size_t count = 0;
+    size_t i = group;
     append_string(text, "\n");
-    for (size_t i = group; i < stacks->thread_count; i++) {
-        const struct thread_stack *thread = &stacks->threads[i];
-        if (!thread->is_shown || thread->group != group) {
-            continue;
-        }
+    do {
         append_format(text, "######### ProcessID=%ld, ThreadID=%lu #########\n",
-                      (long)getpid(), thread->ident);
-        if (stacks->is_frozen) {
-            append_thread_facts(text, thread);
-        }
+                      (long)getpid(), stacks->threads[i].ident);
+        append_thread_facts(text, &stacks->threads[i]);
+        i = stacks->threads[i].next;
         count++;
-    }
+    } while (i != 0);
     if (count > 1) {
-        append_format(text, "%zu threads with the same stack:", count);
-        if (!stacks->is_frozen) {
-            append_group_names(text, stacks, group);
-        }
-        append_string(text, "\n");
+        append_format(text, "%zu threads with the same stack:\n", count);
     }
 }
 
@@ -198,7 +195,8 @@ append_other_threads(struct text *text, const struct stacks *stacks)
     }
     for (ssize_t i = 0; i < count; i++) {
         append_string(text, "  ");
-        append_kernel_state(text, ids[i]);
+        const struct kernel_state kernel = read_kernel_state(ids[i]);
+        append_kernel_state(text, ids[i], &kernel);
         append_string(text, "\n");
     }
     free(ids);
@@ -212,8 +210,45 @@ append_note(struct text *text, const struct stacks *stacks)
     append_string(text, stacks->note.length > 0 ? "\n" : "");
 }
 
+static bool
+is_newer(const struct source *source)
+{
+    return source->is_newer;
+}
+
+/* Appends a line that names up to three of the files that are so, if there are any. */
+static void
+append_files(struct text *text, const struct stacks *stacks,
+             bool is_so(const struct source *source), const char *line)
+{
+    enum { NAMED = 3 };
+    size_t count = 0;
+    for (size_t i = 0; i < stacks->sources.count; i++) {
+        const struct source *source = &stacks->sources.files[i];
+        if (is_so(source)) {
+            append_string(text, count == 0 ? line : count < NAMED ? ", " : "");
+            append_string(text, count < NAMED ? source->path : "");
+            count++;
+        }
+    }
+    if (count > NAMED) {
+        append_format(text, " and %zu more", count - NAMED);
+    }
+    append_string(text, count > 0 ? "\n" : "");
+}
+
+/* Appends which source lines are missing, or may be others than those that run. */
+static void
+append_source_notes(struct text *text, const struct stacks *stacks)
+{
+    append_files(text, stacks, is_to_be_read,
+                 "Without lines, for a file system does not answer: ");
+    append_files(text, stacks, is_newer,
+                 "Newer than the process, so their lines may not be what runs: ");
+}
+
 /* Appends all threads: headers of those with the same stack, and that once. */
-DETACHED static void
+static void
 append_threads(struct text *text, struct stacks *stacks)
 {
     group_threads(stacks);
@@ -234,17 +269,20 @@ append_dump(struct text *text, struct stacks *stacks)
     if (stacks->is_frozen) {
         append_other_threads(text, stacks);
     }
+    append_source_notes(text, stacks);
+    append_bytes(text, stacks->tasks.bytes, stacks->tasks.length);
     append_string(text, "#############################################\n\n\n");
 }
 
 /* ---- Who gets them ------------------------------------------------------------------- */
 
-/* How stacks are written: as the dump, or as JSON. */
+/* How stacks are written: as the dump, or as JSON; and what is read of tasks for that. */
 struct form {
     void (*append)(struct text *text, struct stacks *stacks);
+    void (*add_tasks)(struct stacks *stacks); /* ATTACHED; or NULL: nothing */
 };
 
-static const struct form dump_form = {append_dump};
+static const struct form dump_form = {.append = append_dump};
 
 /* Appends all stacks of a process whose interpreter does not answer. */
 DETACHED static void
@@ -268,6 +306,9 @@ detach_with_stacks(struct text *text, const struct form *form, struct stacks *st
         PyThreadState *tstate = detach();
         append_snapshot(text, form);
         return tstate;
+    }
+    if (form->add_tasks != NULL) {
+        form->add_tasks(stacks);
     }
     if (look_around(stacks) < 0) {
         text->failed = true;

@@ -1,14 +1,17 @@
 /* JSON: the same stacks for programs. test/stacks.schema.json describes the document.
  * Runs on:  sessions and helpers, DETACHED.
- * Touches:  /proc/self/task, read.
+ * Touches:  nothing.
  *
- *     {"pid", "python", "source", "threads": [{"id", "native_id", "name", "state", "holds_gil",
- *      "daemon", "frames": [{"file", "line", "function", "source"}]}], "note"}
+ *     {"pid", "python", "version", "source", "threads": [{"id", "native_id", "state", "waits_in",
+ *      "holds_gil", "daemon", "name", "frames": [{"file", "line", "function", "qualname",
+ *      "source"}]}], "unread_files", "newer_files", "note"}
  *
  * null stands for what is not known, frames come outermost first. A thread of another interpreter
  * than the manhole's has that one's id as its "interpreter". There is a "note" where a frozen
  * copy is not whole. Each thread has frames of its own, also where two are the same. A document may
  * come from a process in any state, and still be one: what is no UTF-8 in it becomes U+FFFD.
+ *
+ * Members may come; when one goes, or means something else, "version" rises.
  */
 #ifndef MANHOLE_STACKS_JSON_C
 #define MANHOLE_STACKS_JSON_C
@@ -20,6 +23,10 @@
 #include "sources.c"
 #include "model.c"
 #include "dump.c"
+
+enum {
+    JSON_VERSION = 1
+}; /* manhole-cli writes it too, for a process that it cannot ask */
 
 /* The length of the UTF-8 character that the bytes begin with, 0: they begin with none. As RFC 3629
  * has it: no surrogate, nothing above U+10FFFF, none in more bytes than it takes. Whoever reads the
@@ -124,7 +131,7 @@ append_json_answer(struct text *text, const char *key, enum answer answer)
 }
 
 /* Up to the frames. */
-DETACHED static void
+static void
 begin_json_thread(struct text *text, const struct thread_stack *thread)
 {
     append_json_comma(text);
@@ -133,9 +140,12 @@ begin_json_thread(struct text *text, const struct thread_stack *thread)
     append_string(text, ", ");
     append_json_id(text, "native_id", thread->native_id);
 
-    const char *state = thread->native_id == 0 ? NULL : read_state(thread->native_id);
+    const struct kernel_state *kernel = &thread->kernel;
     append_string(text, ", \"state\": ");
-    append_json_string(text, as_slice(state));
+    append_json_string(text, as_slice(kernel->name));
+    append_string(text, ", \"waits_in\": ");
+    append_json_string(text,
+                       as_slice(kernel->waits_in[0] == '\0' ? NULL : kernel->waits_in));
     append_string(text, ", ");
     append_json_answer(text, "holds_gil", thread->holds_gil);
     append_string(text, ", ");
@@ -155,51 +165,64 @@ append_json_frame(struct text *text, const struct shown_frame *frame)
     append_json_string(text, as_slice(frame->path));
     append_format(text, ", \"line\": %ld, \"function\": ", frame->line);
     append_json_string(text, frame->function);
+    append_string(text, ", \"qualname\": ");
+    append_json_string(text, frame->qualname);
     append_string(text, ", \"source\": ");
     append_json_string(text, frame->source.length > 0 ? frame->source : as_slice(NULL));
     append_string(text, "}");
 }
 
-/* A position is copied from where it is in the text already: threads of one kind share most of
- * theirs, and escaping it each time is what writing a thousand of them would spend its time on. */
-DETACHED static void
+static void
 append_json_thread(struct text *text, struct stacks *stacks,
                    const struct thread_stack *thread)
 {
     begin_json_thread(text, thread);
     for (size_t i = thread->first + thread->count; i > thread->first; i--) {
-        struct code_position *position = &stacks->positions[stacks->frames[i - 1]];
-        if (!position->has_file) {
-            continue;
+        if (stacks->positions[stacks->frames[i - 1]].has_file) {
+            append_json_comma(text);
+            append_written(text, stacks, i - 1, append_json_frame);
         }
-        append_json_comma(text);
-        if (position->length > 0) {
-            append_again(text, position->start, position->length);
-            continue;
-        }
-        const struct shown_frame frame = show_frame(stacks, i - 1);
-        position->start = text->length;
-        append_json_frame(text, &frame);
-        position->length = text->length - position->start;
     }
     append_string(text, "]}");
 }
 
+/* Appends the names of the files that are so. */
+static void
+append_json_files(struct text *text, const char *key, const struct stacks *stacks,
+                  bool is_so(const struct source *source))
+{
+    append_format(text, ", \"%s\": [", key);
+    for (size_t i = 0; i < stacks->sources.count; i++) {
+        const struct source *source = &stacks->sources.files[i];
+        if (is_so(source)) {
+            append_json_comma(text);
+            append_json_string(text, as_slice(source->path));
+        }
+    }
+    append_string(text, "]");
+}
+
 /* Appends the whole document. */
-DETACHED static void
+static void
 append_json(struct text *text, struct stacks *stacks)
 {
     const char *version = Py_GetVersion();
     append_format(text, "{\"pid\": %ld, \"python\": ", (long)getpid());
     append_json_string(text, (struct slice){version, strcspn(version, " ")});
-    append_format(text, ", \"source\": \"%s\", \"threads\": [",
-                  stacks->is_frozen ? "frozen copy" : "attached");
+    append_format(text, ", \"version\": %d, \"source\": \"%s\", \"threads\": [",
+                  JSON_VERSION, stacks->is_frozen ? "frozen copy" : "attached");
     for (size_t i = 0; i < stacks->thread_count; i++) {
         if (stacks->threads[i].is_shown) {
             append_json_thread(text, stacks, &stacks->threads[i]);
         }
     }
     append_string(text, "]");
+    append_json_files(text, "unread_files", stacks, is_to_be_read);
+    append_json_files(text, "newer_files", stacks, is_newer);
+    if (stacks->tasks.length > 0) {
+        append_string(text, ", ");
+        append_bytes(text, stacks->tasks.bytes, stacks->tasks.length);
+    }
     if (stacks->note.length > 0) {
         append_string(text, ", \"note\": ");
         append_json_text(text, &stacks->note);
@@ -207,6 +230,6 @@ append_json(struct text *text, struct stacks *stacks)
     append_string(text, "}\n");
 }
 
-static const struct form json_form = {append_json};
+static const struct form json_form = {.append = append_json};
 
 #endif /* MANHOLE_STACKS_JSON_C */

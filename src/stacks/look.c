@@ -113,6 +113,7 @@ collect_frames(void)
 ATTACHED static int
 record_threads(struct stacks *stacks)
 {
+    const unsigned long own_ident = PyThread_get_thread_ident();
     OWNED PyObject *frames = collect_frames();
     if (frames == NULL) {
         return -1;
@@ -125,6 +126,7 @@ record_threads(struct stacks *stacks)
         struct thread_stack *thread = add_thread(stacks, PyLong_AsUnsignedLong(ident));
         if (thread != NULL) {
             thread->is_shown = true;
+            thread->holds_gil = thread->ident == own_ident ? ANSWER_YES : ANSWER_NO;
             thread->count = record_stack(stacks, top);
         }
     }
@@ -133,6 +135,26 @@ record_threads(struct stacks *stacks)
         return -1;
     }
     return 0;
+}
+
+/* Notes what the kernel calls the threads of our interpreter, as CPython has it. They are in the
+ * list as in the look, but for those without a frame: so each is found where the last one was. */
+ATTACHED static void
+note_native_ids(struct stacks *stacks)
+{
+    PyThreadState *tstate = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    size_t next = 0;
+    for (; tstate != NULL; tstate = PyThreadState_Next(tstate)) {
+        size_t i = next;
+        while (i < stacks->thread_count &&
+               stacks->threads[i].ident != tstate->thread_id) {
+            i++;
+        }
+        if (i < stacks->thread_count) {
+            stacks->threads[i].native_id = native_id_of(tstate);
+            next = i + 1;
+        }
+    }
 }
 
 /* One look at all threads. Returns 0, or -1 with an exception. */
@@ -210,7 +232,7 @@ describe_thread(struct thread_stack *stack, PyObject *active /* dict, or NULL */
     OWNED PyObject *thread =
         active == NULL || ident == NULL ? NULL : PyObject_GetItem(active, ident);
     PyErr_Clear();
-    if (thread == NULL) {
+    if (thread == NULL) { /* started in C: the kernel's number is all */
         return;
     }
 
@@ -220,9 +242,10 @@ describe_thread(struct thread_stack *stack, PyObject *active /* dict, or NULL */
     OWNED PyObject *native_id = get_thread_property(thread, "_native_id", "native_id");
     if (native_id != NULL && PyLong_Check(native_id)) {
         stack->native_id = PyLong_AsUnsignedLongMask(native_id);
-        if (!is_task(getpid(), stack->native_id)) {
-            stack->native_id = is_main_thread(thread) ? (unsigned long)getpid() : 0;
-        }
+    }
+    if (is_main_thread(thread) && !is_task(getpid(), stack->native_id)) {
+        stack->native_id =
+            (unsigned long)getpid(); /* threading has it of before a fork */
     }
 
     OWNED PyObject *daemon = get_thread_property(thread, "_daemonic", "daemon");
@@ -329,6 +352,8 @@ describe_position(struct stacks *stacks, size_t index)
     describe_as(stacks, index, path.bytes, copy_str(code->co_name),
                 PyCode_Addr2Line(code, position->key.instruction));
     free_text(&path);
+    OWNED PyObject *qualname = find_attribute((PyObject *)code, "co_qualname"); /* 3.11 */
+    stacks->positions[index].qualname = copy_str(qualname);
 
     if (stacks->sources.count > source_count) { /* the first one in this file */
         struct source *source = &stacks->sources.files[source_count];
@@ -361,6 +386,7 @@ look_around(struct stacks *stacks)
     if (look_at_threads(stacks) < 0) {
         return -1;
     }
+    note_native_ids(stacks);
 
     PyObject *active = get_active_threads(); /* owned, or NULL */
     for (size_t i = 0; i < stacks->thread_count; i++) {
@@ -375,13 +401,14 @@ look_around(struct stacks *stacks)
     return 0;
 }
 
-/* Detaches. Lines of source are found before it returns: nearly always without Python, so that a
- * look and what follows it need the GIL once. */
+/* Detaches. What the threads do, and lines of source, are found before it returns: nearly always
+ * without Python, so that a look and what follows it need the GIL once. */
 DETACHES static PyThreadState *
 detach_with_sources(struct stacks *stacks)
 {
     struct sources *sources = &stacks->sources;
     PyThreadState *tstate = detach();
+    read_kernel_states(stacks);
     if (read_sources(sources)) {
         reattach(tstate);
         for (size_t i = sources->settled; i < sources->count; i++) {

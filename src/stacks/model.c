@@ -22,13 +22,16 @@
 #include "../base/compat.c"
 #include "../base/state.c"
 #include "../base/basics.c"
+#include "kernel.c"
 #include "sources.c"
 
 enum {
-    /* Of the table that finds a code position. */
-    POSITION_ROWS = 512,
+    /* Of the tables that find a code position, and a stack. */
+    HASH_ROWS = 512,
     OWN_INTERPRETER = -1,
 };
+
+static const size_t HASH_PRIME = 0x100000001b3U;
 
 /* What may be known or not. */
 enum answer {
@@ -54,10 +57,10 @@ struct code_position {
     bool has_file; /* else it is shown in faulthandler's words: "..." */
     size_t source; /* index of its file */
     struct text function;
+    struct text
+        qualname; /* with its class and outer function; its bytes NULL: not known */
     long line;
-    /* Once written as JSON: where it stands in that text. */
-    size_t start;
-    size_t length; /* 0: not written yet */
+    struct text written; /* as it goes out; empty: not written yet */
 };
 
 /* A thread, and what is known of it beside its stack: its facts. */
@@ -68,9 +71,13 @@ struct thread_stack {
     size_t first;  /* index of the innermost frame */
     size_t count;
     size_t group; /* index of the first thread that has the same stack */
+    size_t
+        older; /* of a group's first: index + 1 of such another one with the same hash */
+    size_t next; /* index of the next thread of the group; 0: there is none */
     /* What threading and the kernel call it: */
     struct text name;        /* its bytes NULL: not known */
     unsigned long native_id; /* 0: not known */
+    struct kernel_state kernel;
     enum answer holds_gil;
     enum answer daemon;
 };
@@ -86,12 +93,13 @@ struct stacks {
     struct code_position *positions; /* owned */
     size_t position_count;
     size_t position_capacity;
-    size_t latest[POSITION_ROWS]; /* of each hash: index + 1 of the latest position */
+    size_t latest[HASH_ROWS]; /* of each hash: index + 1 of the latest position */
     struct sources sources;
-    bool is_frozen;   /* a frozen copy told it, whose text is here */
-    struct text copy; /* owned: what it wrote */
-    struct text note; /* owned: why that is not all, for people */
-    bool failed;      /* there was no memory for all */
+    bool is_frozen;    /* a frozen copy told it, whose text is here */
+    struct text copy;  /* owned: what it wrote */
+    struct text note;  /* owned: why that is not all, for people */
+    struct text tasks; /* owned: what is told of tasks, as it goes out */
+    bool failed;       /* there was no memory for all */
 };
 
 /* Returns a new thread, whose frames come next; NULL without memory. It stays where it is until the
@@ -125,16 +133,29 @@ find_thread(const struct stacks *stacks, unsigned long ident)
     return NULL;
 }
 
+/* Asks the kernel of all threads, at as much the same moment as can be. */
+DETACHED static void
+read_kernel_states(struct stacks *stacks)
+{
+    for (size_t i = 0; i < stacks->thread_count; i++) {
+        struct thread_stack *thread = &stacks->threads[i];
+        if (thread->native_id != 0) {
+            thread->kernel = thread->name.length > 0
+                                 ? read_named_state(thread->native_id)
+                                 : read_kernel_state(thread->native_id);
+        }
+    }
+}
+
 /* The row of a key. Code objects lie 16 bytes apart at least, so their last bits tell nothing. */
 static size_t
 hash_key(const struct position_key *key)
 {
-    const size_t prime = 0x100000001b3U;
-    size_t hash = (((size_t)key->code >> 4) ^ (size_t)key->instruction) * prime;
+    size_t hash = (((size_t)key->code >> 4) ^ (size_t)key->instruction) * HASH_PRIME;
     for (size_t i = 0; i < key->line.length; i++) {
-        hash = (hash ^ (unsigned char)key->line.bytes[i]) * prime;
+        hash = (hash ^ (unsigned char)key->line.bytes[i]) * HASH_PRIME;
     }
-    return hash % POSITION_ROWS;
+    return hash % HASH_ROWS;
 }
 
 static bool
@@ -216,21 +237,50 @@ is_same_stack(const struct stacks *stacks, const struct thread_stack *one,
                    one->count * sizeof(*stacks->frames)) == 0);
 }
 
-/* Finds the threads with the same stacks. Compared with the first of each group alone: of a
- * thousand threads most are in a few. */
+/* Returns the row of a stack. */
+static size_t
+hash_stack(const struct stacks *stacks, const struct thread_stack *thread)
+{
+    size_t hash = 0;
+    for (size_t i = thread->first; i < thread->first + thread->count; i++) {
+        hash = (hash ^ stacks->frames[i]) * HASH_PRIME;
+    }
+    return (hash >> 32) % HASH_ROWS;
+}
+
+/* Returns the index of the first thread that has this one's stack, which may be itself. */
+static size_t
+find_group(struct stacks *stacks, size_t index, size_t *latest)
+{
+    struct thread_stack *thread = &stacks->threads[index];
+    for (size_t i = *latest; i != 0; i = stacks->threads[i - 1].older) {
+        if (is_same_stack(stacks, &stacks->threads[i - 1], thread)) {
+            return i - 1;
+        }
+    }
+    thread->older = *latest;
+    *latest = index + 1;
+    return index;
+}
+
+/* Finds the threads with the same stacks: a thousand may all wait in one, or each in its own. */
 static void
 group_threads(struct stacks *stacks)
 {
+    size_t latest[HASH_ROWS] = {
+        0}; /* of each hash: index + 1 of the latest group's first */
     for (size_t i = 0; i < stacks->thread_count; i++) {
         struct thread_stack *thread = &stacks->threads[i];
-        thread->group = i;
-        for (size_t k = 0; k < i && thread->is_shown; k++) {
-            const struct thread_stack *earlier = &stacks->threads[k];
-            if (earlier->is_shown && earlier->group == k &&
-                is_same_stack(stacks, earlier, thread)) {
-                thread->group = k;
-                break;
-            }
+        thread->group = thread->is_shown
+                            ? find_group(stacks, i, &latest[hash_stack(stacks, thread)])
+                            : i;
+    }
+    for (size_t i = stacks->thread_count;
+         i-- > 0;) { /* backwards, so that they are in order */
+        struct thread_stack *first = &stacks->threads[stacks->threads[i].group];
+        if (first != &stacks->threads[i]) {
+            stacks->threads[i].next = first->next;
+            first->next = i;
         }
     }
 }
@@ -239,6 +289,7 @@ group_threads(struct stacks *stacks)
 struct shown_frame {
     const char *path; /* NULL: there is a line of another form alone, in function */
     struct slice function;
+    struct slice qualname; /* its bytes NULL: not known */
     long line;
     struct slice source; /* empty: not to be had */
 };
@@ -254,9 +305,25 @@ show_frame(const struct stacks *stacks, size_t frame)
     return (struct shown_frame){
         .path = source->path,
         .function = {position->function.bytes, position->function.length},
+        .qualname = {position->qualname.bytes, position->qualname.length},
         .line = position->line,
         .source = source_line(source, position->line),
     };
+}
+
+/* Appends a frame as append_frame() writes it, the same for all of these stacks. Each position is
+ * written once: threads of one kind share most of theirs. */
+static void
+append_written(struct text *text, struct stacks *stacks, size_t frame,
+               void append_frame(struct text *text, const struct shown_frame *frame))
+{
+    struct code_position *position = &stacks->positions[stacks->frames[frame]];
+    if (position->written.length == 0) {
+        const struct shown_frame shown = show_frame(stacks, frame);
+        append_frame(&position->written, &shown);
+    }
+    append_bytes(text, position->written.bytes, position->written.length);
+    text->failed = text->failed || position->written.failed;
 }
 
 /* ATTACHED, if it was filled so. */
@@ -270,6 +337,8 @@ free_stacks(struct stacks *stacks)
         Py_XDECREF(stacks->positions[i].key.code);
         Py_XDECREF(stacks->positions[i].globals);
         free_text(&stacks->positions[i].function);
+        free_text(&stacks->positions[i].qualname);
+        free_text(&stacks->positions[i].written);
     }
     free(stacks->threads);
     free(stacks->frames);
@@ -277,6 +346,7 @@ free_stacks(struct stacks *stacks)
     free_sources(&stacks->sources);
     free_text(&stacks->copy);
     free_text(&stacks->note);
+    free_text(&stacks->tasks);
     *stacks = (struct stacks){0};
 }
 

@@ -9,6 +9,17 @@
  *
  * A name can be anything: a FIFO, a terminal, a file of gigabytes. Only regular files are read, up
  * to MAX_SOURCE, and opened so that it neither waits nor becomes the controlling terminal.
+ *
+ * The file system may be dead, and then open() does not return, whatever its flags: a server of NFS
+ * that is gone, which may be why the process hangs. So a thread of its own reads, and is waited for
+ * SOURCES_PATIENCE_S; what it has by then is taken, and the dump names the other files. What comes
+ * later is thrown away: the frames are out, and such a file system is back after minutes, if at
+ * all, when its lines would be printed into whatever the client does then, and --stacks would not
+ * end before. The next dump has them.
+ *
+ * A file that was changed after the process began may have other lines than those that run: its age
+ * is compared, and told. A forked child runs what its parent has read, so the parent's beginning
+ * counts where that has had a manhole.
  */
 #ifndef MANHOLE_STACKS_SOURCES_C
 #define MANHOLE_STACKS_SOURCES_C
@@ -21,9 +32,11 @@
 enum {
     /* Bytes of a source file that lines are read from. */
     MAX_SOURCE = 4 * 1024 * 1024,
-    /* Until all files of a process that is stuck are read. Those behind one that cannot be read go
-     * without their lines, too. */
+    /* Until all files are read, which is 1 ms as a rule. Those behind one that cannot be read go
+     * without their lines, too. Not hang_timeout, which may be 0. */
     SOURCES_PATIENCE_S = 1,
+    /* By so much may a file seem newer than who has read it: clocks are rounded. */
+    CLOCK_SLACK_S = 1,
 };
 
 /* ---- Pieces of text ------------------------------------------------------------------ */
@@ -82,6 +95,7 @@ struct source {
     struct slice *lines; /* owned pages; may be NULL */
     size_t line_count;
     bool loaded;          /* or tried to */
+    bool is_newer;        /* than the process */
     bool is_special;      /* no regular file: to read it may never end */
     bool python_is_asked; /* linecache may have what the file system has not */
     size_t position;      /* index of a code position in this file, the first one seen */
@@ -114,6 +128,42 @@ unmap_pages(void *pages /* or NULL */, size_t size)
     }
 }
 
+/* When the process began, in seconds of the wall clock; 0: not known. */
+static _Atomic int64_t process_began_s;
+
+/* At install, in the first process that has a manhole. */
+static void
+note_process_start(void)
+{
+    enum { BEHIND_STATE = 19 }; /* fields of /proc/self/stat, up to starttime */
+    char stat[1024];
+    struct timespec boot = {0};
+    struct timespec now = {0};
+    OWNED_FD int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, stat, sizeof(stat) - 1);
+    stat[length < 0 ? 0 : length] = '\0';
+
+    const char *field = strrchr(stat, ')');
+    for (int i = 0; i <= BEHIND_STATE && field != NULL; i++) {
+        field = strchr(field + 1, ' ');
+    }
+    const int64_t ticks = sysconf(_SC_CLK_TCK);
+    if (field == NULL || ticks <= 0 || atomic_load(&process_began_s) != 0) {
+        return;
+    }
+    (void)clock_gettime(CLOCK_BOOTTIME, &boot);
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    atomic_store(&process_began_s,
+                 now.tv_sec - boot.tv_sec + strtoll(field, NULL, 10) / ticks);
+}
+
+static bool
+is_newer_than_process(const struct stat *file)
+{
+    const int64_t began_s = atomic_load(&process_began_s);
+    return began_s != 0 && file->st_mtim.tv_sec > began_s + CLOCK_SLACK_S;
+}
+
 /* Reads a regular file of a reasonable size whole. */
 DETACHED static void
 read_file(struct source *source)
@@ -124,6 +174,7 @@ read_file(struct source *source)
         return;
     }
     source->is_special = !S_ISREG(status.st_mode);
+    source->is_newer = !source->is_special && is_newer_than_process(&status);
     if (source->is_special || status.st_size > MAX_SOURCE) {
         return;
     }
@@ -162,14 +213,6 @@ index_lines(struct source *source)
     while (source->lines != NULL && next_line(&rest, &line)) {
         source->lines[source->line_count++] = line;
     }
-}
-
-DETACHED static void
-load_source(struct source *source)
-{
-    source->loaded = true;
-    read_file(source);
-    index_lines(source);
 }
 
 static void
@@ -300,25 +343,34 @@ is_in_file(const struct source *source)
     return source->path[0] != '<' || source->path[length - 1] != '>';
 }
 
-/* Reads the files that have come since. Returns whether Python would have other lines for some. */
-DETACHED static bool
-read_sources(struct sources *sources)
+DETACHED static void
+load_source(struct source *source)
 {
-    bool more = false;
-    for (size_t i = sources->settled; i < sources->count; i++) {
-        struct source *source = &sources->files[i];
-        if (source->loaded || !is_in_file(source)) {
-            continue;
-        }
-        load_source(source);
-        source->python_is_asked =
-            source->bytes == NULL ? !source->is_special : !is_as_python_reads_it(source);
-        more = more || source->python_is_asked;
-    }
-    return more;
+    source->loaded = true;
+    read_file(source);
+    index_lines(source);
+    source->python_is_asked =
+        source->bytes == NULL ? !source->is_special : !is_as_python_reads_it(source);
 }
 
-/* ---- Files of a process that is stuck ------------------------------------------------ */
+static bool
+is_to_be_read(const struct source *source)
+{
+    return !source->loaded && is_in_file(source);
+}
+
+/* Reads the files that have come since, whatever that takes. */
+DETACHED static void
+load_sources(struct sources *sources)
+{
+    for (size_t i = sources->settled; i < sources->count; i++) {
+        if (is_to_be_read(&sources->files[i])) {
+            load_source(&sources->files[i]);
+        }
+    }
+}
+
+/* ---- A thread that reads ------------------------------------------------------------- */
 
 /* The process in which a reader is stuck, with nobody waiting for it: as long as it is there are no
  * others, or each look would leave one. 0: none is. In a forked child there is no such thread. */
@@ -370,7 +422,8 @@ reading_main(void *argument)
     return NULL;
 }
 
-/* Sends out a thread for these files. Returns NULL where there is no memory, or no thread. */
+/* Sends out a thread for the files that have come since. Returns NULL where there is no memory, or
+ * no thread. */
 static struct reading *
 begin_reading(const struct sources *sources, pthread_t *thread)
 {
@@ -386,8 +439,8 @@ begin_reading(const struct sources *sources, pthread_t *thread)
     (void)pthread_cond_init(&reading->news, &timed);
     (void)pthread_condattr_destroy(&timed);
 
-    for (size_t i = 0; i < sources->count; i++) {
-        if (is_in_file(&sources->files[i])) {
+    for (size_t i = sources->settled; i < sources->count; i++) {
+        if (is_to_be_read(&sources->files[i])) {
             (void)add_source(&reading->sources, sources->files[i].path);
         }
     }
@@ -406,34 +459,19 @@ take_files(struct sources *sources, struct reading *reading)
         struct source *theirs = &reading->sources.files[i];
         struct source *ours = theirs->loaded ? add_source(sources, theirs->path) : NULL;
         if (ours != NULL) {
-            const struct source taken = *theirs;
-            *theirs = (struct source){.path = taken.path};
-            forget_lines(ours);
-            *ours = (struct source){.path = ours->path,
-                                    .bytes = taken.bytes,
-                                    .size = taken.size,
-                                    .length = taken.length,
-                                    .lines = taken.lines,
-                                    .line_count = taken.line_count,
-                                    .loaded = true};
+            const struct source mine = *ours; /* it has no lines */
+            *ours = *theirs;
+            ours->path = mine.path;
+            ours->position = mine.position;
+            *theirs = (struct source){.path = theirs->path};
         }
     }
 }
 
-/* Reads the files that can be read soon; none while an earlier reader is stuck. */
+/* Waits for who reads, but not for long. */
 DETACHED static void
-read_sources_soon(struct sources *sources)
+end_reading(struct sources *sources, struct reading *reading, pthread_t thread)
 {
-    pthread_t thread;
-    if (atomic_load(&stuck_reader_of) == getpid()) {
-        return;
-    }
-    struct reading *reading = begin_reading(sources, &thread);
-    if (reading == NULL) {
-        (void)read_sources(sources);
-        return;
-    }
-
     struct timespec deadline;
     (void)clock_gettime(CLOCK_MONOTONIC, &deadline);
     deadline.tv_sec += SOURCES_PATIENCE_S;
@@ -458,6 +496,34 @@ read_sources_soon(struct sources *sources)
     else {
         (void)pthread_detach(thread);
     }
+}
+
+/* Reads the files that have come since, as far as that is soon done, or there is no thread to be
+ * had; none while an earlier reader is stuck. Returns whether Python would have other lines for
+ * some. */
+DETACHED static bool
+read_sources(struct sources *sources)
+{
+    bool is_any_left = false;
+    for (size_t i = sources->settled; i < sources->count; i++) {
+        is_any_left = is_any_left || is_to_be_read(&sources->files[i]);
+    }
+    if (is_any_left && atomic_load(&stuck_reader_of) != getpid()) {
+        pthread_t thread;
+        struct reading *reading = begin_reading(sources, &thread);
+        if (reading != NULL) {
+            end_reading(sources, reading, thread);
+        }
+        else {
+            load_sources(sources);
+        }
+    }
+
+    bool is_python_asked = false;
+    for (size_t i = sources->settled; i < sources->count; i++) {
+        is_python_asked = is_python_asked || sources->files[i].python_is_asked;
+    }
+    return is_python_asked;
 }
 
 #endif /* MANHOLE_STACKS_SOURCES_C */

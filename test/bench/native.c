@@ -1,9 +1,9 @@
 /* native.c - what bench.py needs that Python cannot do.
  *
  * walk() is the least that any dump of all stacks has to do while it keeps the application from
- * running; hold() is a C call that computes, or waits, and does not let go of the GIL;
- * keep_thread() is the least that it takes to have a thread in each forked child; serve() greets
- * each client from a thread of its own, and knows nothing of Python.
+ * running, walk_tasks() the same of tasks; hold() is a C call that computes, or waits, and does not
+ * let go of the GIL; keep_thread() is the least that it takes to have a thread in each forked
+ * child; serve() greets each client from a thread of its own, and knows nothing of Python.
  *
  * SPDX-License-Identifier: BSD-2-Clause
  */
@@ -58,6 +58,45 @@ walk(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
             Py_DECREF(frame);
             frame = back;
         }
+    }
+    return Py_BuildValue("Lnn", now_ns() - begin_ns, seen.frames, seen.letters);
+}
+
+/* A new reference, or NULL. */
+static PyObject *
+find(PyObject *object, const char *name)
+{
+    PyObject *found = PyObject_GetAttrString(object, name);
+    PyErr_Clear();
+    return found;
+}
+
+static void
+look_at_task(PyObject *task, struct seen *seen)
+{
+    PyObject *waiter = find(task, "_fut_waiter"); /* owned */
+    Py_XDECREF(waiter);
+    PyObject *coroutine = find(task, "_coro"); /* owned */
+    while (coroutine != NULL && PyCoro_CheckExact(coroutine)) {
+        PyObject *frame = find(coroutine, "cr_frame");   /* owned */
+        PyObject *awaited = find(coroutine, "cr_await"); /* owned */
+        if (frame != NULL && PyFrame_Check(frame)) {
+            look_at_frame((PyFrameObject *)frame, seen);
+        }
+        Py_XDECREF(frame);
+        Py_DECREF(coroutine);
+        coroutine = awaited;
+    }
+    Py_XDECREF(coroutine);
+}
+
+static PyObject *
+walk_tasks(PyObject *Py_UNUSED(module), PyObject *tasks)
+{
+    struct seen seen = {0};
+    long long begin_ns = now_ns();
+    for (Py_ssize_t i = 0; i < PyList_Size(tasks); i++) {
+        look_at_task(PyList_GetItem(tasks, i), &seen);
     }
     return Py_BuildValue("Lnn", now_ns() - begin_ns, seen.frames, seen.letters);
 }
@@ -156,6 +195,8 @@ keep_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 static PyMethodDef methods[] = {
     {"walk", walk, METH_NOARGS,
      "walk() -> (ns, frames, letters): look once at each frame of each thread."},
+    {"walk_tasks", walk_tasks, METH_O,
+     "walk_tasks(list) -> (ns, frames, letters): look once at each frame of each task."},
     {"hold", hold, METH_O, "hold(seconds): wait, and let no other thread run Python."},
     {"serve", serve, METH_O, "serve(path): send as much as a manhole to each client."},
     {"keep_thread", keep_thread, METH_NOARGS,

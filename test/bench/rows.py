@@ -269,8 +269,35 @@ def row_hang(place, _):
     return [Figure(what, "ms", samples, [below(HANG_TIMEOUT_S * 1000 + 20, "ms")])]
 
 
-THREADS = """
+# Each time it tells how long a bare walk takes, and, of a thread that does nothing but tick, the
+# longest gap and the sum of the gaps until it is asked again.
+TICK = """
 import native
+
+def tick(gaps, ticking):
+    last = time.perf_counter_ns()
+    while ticking:
+        now = time.perf_counter_ns()
+        if now - last > 100000:
+            gaps.append((now - last) / 1e6)
+        last = now
+
+def tick_when_asked(walk):
+    while asked():
+        ns, frames, _ = walk()
+        tell([ns / 1e6, frames])
+        asked()
+        gaps, ticking = [], [True]
+        ticker = threading.Thread(target=tick, args=(gaps, ticking), daemon=True)
+        ticker.start()
+        tell(0)
+        asked()
+        ticking.clear()
+        ticker.join()
+        tell([max(gaps, default=0), sum(gaps)])
+"""
+
+THREADS = """
 
 gate = threading.Lock()
 gate.acquire()
@@ -296,27 +323,8 @@ for i in range(count):
     start(descend, i, depth - 4)  # 3 of threading's, one of its own
     reached.acquire()
 
-def tick(gaps, ticking):
-    last = time.perf_counter_ns()
-    while ticking:
-        now = time.perf_counter_ns()
-        if now - last > 100000:
-            gaps.append((now - last) / 1e6)
-        last = now
-
 tell(install())
-while asked():
-    ns, frames, _ = native.walk()
-    tell([ns / 1e6, frames])
-    asked()
-    gaps, ticking = [], [True]
-    ticker = threading.Thread(target=tick, args=(gaps, ticking), daemon=True)
-    ticker.start()
-    tell(0)
-    asked()
-    ticking.clear()
-    ticker.join()
-    tell([max(gaps, default=0), sum(gaps)])
+tick_when_asked(native.walk)
 """
 THREAD_COUNT, FRAME_COUNT = 1000, 50
 
@@ -336,7 +344,7 @@ def look_at_threads(target):
 
 
 def row_threads(place, _):
-    with place.targets(THREADS, THREAD_COUNT, FRAME_COUNT) as targets:
+    with place.targets(TICK + THREADS, THREAD_COUNT, FRAME_COUNT) as targets:
         prompt, longest, total, walk = columns(alternate(9, targets, look_at_threads))
     longest["bare"] = walk["ours"]
     what = "%d threads x %d frames: " % (THREAD_COUNT, FRAME_COUNT)
@@ -350,6 +358,90 @@ def row_threads(place, _):
         ),
         Figure(what + "sum of stalls", "ms", total),
     ]
+
+
+TASKS = """
+import asyncio
+
+async def leaf(gate):
+    await gate.wait()
+
+def serve(tasks):
+    tell(install())
+    tick_when_asked(lambda: native.walk_tasks(tasks))
+
+async def main():
+    gate = asyncio.Event()
+    tasks = [asyncio.create_task(leaf(gate)) for _ in range(int(sys.argv[1]))]
+    await asyncio.sleep(0)
+    start(serve, tasks)
+    await gate.wait()
+
+asyncio.run(main())
+"""
+TASK_COUNT = 10000
+
+
+def look_at_tasks(place, target, option):
+    """Returns the ms of manhole-cli, of the longest stall, of all of them, of a bare walk."""
+    command = [place.build + "/manhole-cli", str(target.pid), *option.split()]
+    environment = place.environment("none")
+    walk_ms, frames = target.ask()
+    if frames < 2 * TASK_COUNT:
+        raise RuntimeError("only %d frames" % frames)
+    idle_ms = run_ms(command, os.devnull, environment)
+    target.ask()
+    run_ms(command, os.devnull, environment)
+    return (idle_ms, *target.ask(), walk_ms)
+
+
+def row_tasks(place, _):
+    options = ["--tasks", "--stacks", "--stacks --json"]
+    with place.target("ours", TICK + TASKS, TASK_COUNT) as target:
+        target.wait_for_socket()
+        looks = alternate(
+            9, dict(zip(options, options)), lambda option: look_at_tasks(place, target, option)
+        )
+    figures = []
+    for option in options:
+        taken, longest, total, walk = columns({"ours": looks[option]})
+        longest["bare"] = walk["ours"]
+        what = "%d tasks, %s: " % (TASK_COUNT, option)
+        figures += [
+            Figure(what + "manhole-cli", "ms", taken),
+            Figure(what + "longest stall; bare: a walk in C", "ms", longest, [share_of("bare", 2)]),
+            Figure(what + "sum of stalls", "ms", total),
+        ]
+    return figures
+
+
+BRIEF = """
+def serve():
+    threading.Event().wait()
+
+for _ in range(int(sys.argv[1])):
+    start(serve)
+tell(install())
+asked()
+"""
+WORKERS, WORKER_THREADS = 8, 50
+
+
+def row_brief(place, _):
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(place.target("ours", BRIEF, WORKER_THREADS)).wait_for_socket()
+            for _ in range(WORKERS)
+        ]
+        pids = [str(worker.pid) for worker in workers]
+        commands = {
+            side: [place.build + "/manhole-cli", option, *pids]
+            for side, option in (("ours", "--brief"), ("bare", "--json"))
+        }
+        environment = place.environment("none")
+        samples = alternate(21, commands, lambda command: run_ms(command, os.devnull, environment))
+    what = "%d processes x %d threads: --brief; bare: --stacks --json" % (WORKERS, WORKER_THREADS)
+    return [Figure(what, "ms", samples)]
 
 
 # ---- A session -------------------------------------------------------------------------------

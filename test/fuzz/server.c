@@ -309,7 +309,10 @@ fuzz_proc(const char *bytes, size_t length)
 {
     struct text text = {0};
     (void)file_with(bytes, length);
-    append_kernel_state(&text, 12);
+    const struct kernel_state kernel = read_kernel_state(12);
+    const struct kernel_state named = read_named_state(12);
+    append_kernel_state(&text, 12, &kernel);
+    MUST(named.command[0] == '\0');
     MUST(!text.failed && text.length < 512);
     /* No name, where comm is an empty line. */
     MUST(memcmp(text.bytes, "TID 12 (", 8) == 0 ||

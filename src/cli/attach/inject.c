@@ -354,7 +354,7 @@ wait_on(const struct attaching *attaching, double waited, bool *is_told)
              "timeout; its stacks: %s --attach --stacks %d",
              pid, program, pid);
     }
-    if (waited > FIRST_BYTE_PATIENCE_S && !*is_told) {
+    if (waited > FIRST_BYTE_PATIENCE_MS / 1e3 && !*is_told) {
         *is_told = true;
         say_error(
             "process %d does not let go of the GIL; the manhole comes when it does (its "
