@@ -504,16 +504,11 @@ find_action(const struct request *request)
     static const struct {
         enum option_name option;
         enum action action;
-    } rows[] = {{OPTION_CODE, ACTION_RUN},
-                {OPTION_FILE, ACTION_RUN},
-                {OPTION_LIST, ACTION_LIST},
-                {OPTION_CLEAN, ACTION_CLEAN},
-                {OPTION_DETACH, ACTION_RUN},
-                {OPTION_STACKS, ACTION_STACKS},
-                {OPTION_TASKS, ACTION_TASKS},
-                {OPTION_GREENLETS, ACTION_GREENLETS},
-                {OPTION_JSON, ACTION_STACKS},
-                {OPTION_BRIEF, ACTION_STACKS}};
+    } rows[] = {{OPTION_CODE, ACTION_RUN},    {OPTION_FILE, ACTION_RUN},
+                {OPTION_LIST, ACTION_LIST},   {OPTION_CLEAN, ACTION_CLEAN},
+                {OPTION_DETACH, ACTION_RUN},  {OPTION_STACKS, ACTION_STACKS},
+                {OPTION_TASKS, ACTION_TASKS}, {OPTION_GREENLETS, ACTION_GREENLETS},
+                {OPTION_JSON, ACTION_STACKS}, {OPTION_BRIEF, ACTION_STACKS}};
 
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         if (is_given(request, rows[i].option)) {

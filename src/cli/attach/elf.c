@@ -14,6 +14,8 @@
 #include "maps.c"
 #include <elf.h>
 
+#if HAS_ATTACH
+
 struct object {
     const char *path;
     uint64_t base;  /* where its file's first byte is mapped */
@@ -333,5 +335,7 @@ find_code(const struct image *image, const struct object *object, const void *by
     }
     return 0;
 }
+
+#endif /* HAS_ATTACH */
 
 #endif /* MANHOLE_CLI_ATTACH_ELF_C */

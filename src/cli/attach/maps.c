@@ -9,8 +9,11 @@
 #define MANHOLE_CLI_ATTACH_MAPS_C
 
 #include "../target.c"
+#include "x86_64.c"
 #include <inttypes.h>
 #include <sys/uio.h>
+
+#if HAS_ATTACH
 
 struct mapping {
     uint64_t start;
@@ -111,5 +114,7 @@ mapping_at(const struct image *image, uint64_t address)
     }
     return NULL;
 }
+
+#endif /* HAS_ATTACH */
 
 #endif /* MANHOLE_CLI_ATTACH_MAPS_C */

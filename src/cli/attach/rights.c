@@ -12,6 +12,8 @@
 #include "../hindrances.c"
 #include "maps.c"
 
+#if HAS_ATTACH
+
 enum {
     CAPABILITY_PTRACE = 19, /* CAP_SYS_PTRACE, whose header musl has not */
 };
@@ -108,12 +110,11 @@ check_process(pid_t pid)
 {
     long tracer = strtol(read_status(pid, "TracerPid").text, NULL, 10);
 
-    if (has_ended(pid) || process_state(pid) == 'T') {
-        (void)say_hindrance(pid);
-        leave(STATUS_NO_CONNECTION);
-    }
     if (tracer != 0) {
         fail_traced(pid, tracer);
+    }
+    if (say_hindrance(pid)) {
+        leave(STATUS_NO_CONNECTION);
     }
     if (strtol(read_status(pid, "CoreDumping").text, NULL, 10) != 0) {
         fail(STATUS_NO_CONNECTION,
@@ -130,5 +131,7 @@ check_process(pid_t pid)
              (int)pid);
     }
 }
+
+#endif /* HAS_ATTACH */
 
 #endif /* MANHOLE_CLI_ATTACH_RIGHTS_C */
