@@ -5,8 +5,8 @@
 BUILD is what `make where` prints, PYTHON the one that it was built for. Each run starts a process that
 counts and checks itself, attaches at some moment, has it answer, and looks whether it goes on as if
 nothing had been: signal masks, tracer, children, threads, standard error, exit status. With --stacks it
-is looked at from outside instead. Prints a line for each kind: runs, refused, harmed, and the time of the
-client in ms (median, 95th, longest).
+is looked at from outside instead. Prints a line for each kind: runs, refused, harmed, the time of the
+client, and the longest time that it held a thread, in ms (median, 95th, longest).
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 
 # What all kinds begin with: turn() counts, check() notes what is wrong, is_over() is asked often.
 HEAD = """
-import mmap, os, struct, sys, threading, time
+import mmap, os, signal, struct, sys, threading, time
 page = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096)
 lock = threading.Lock()
 def add(at):
@@ -37,8 +37,8 @@ def in_threads(count, work):
     threads = [threading.Thread(target=work, args=(i + 1,)) for i in range(count)]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
-def ready():
-    page[24] = 1
+def ready(pid=os.getpid()):
+    struct.pack_into("Q", page, 24, pid)
 """
 TAIL = """
 sys.exit(7 if struct.unpack_from("Q", page, 8)[0] == 0 else 1)
@@ -114,6 +114,55 @@ async def main():
         check(loop.time() - before > 0.0195, "early")
         turn()
 asyncio.run(main())
+""",
+    "epoll": """
+import select
+reader, writer = os.pipe()
+epoll = select.epoll()
+epoll.register(reader, select.EPOLLIN)
+def write(_):
+    while not is_over():
+        time.sleep(0.03)
+        os.write(writer, b"x")
+    os.write(writer, b"x")
+threading.Thread(target=write, args=(1,)).start()
+ready()
+while not is_over():
+    check(epoll.poll() == [(reader, select.EPOLLIN)], "epoll")
+    check(os.read(reader, 1) == b"x", "pipe")
+    turn()
+""",
+    "gunicorn": """
+import gunicorn.app.base
+class App(gunicorn.app.base.BaseApplication):
+    def load_config(self):
+        for name, value in (("bind", "unix:" + sys.argv[1] + ".sock"), ("workers", 1),
+                            ("loglevel", "critical"), ("post_worker_init", begin)):
+            self.cfg.set(name, value)
+    def load(self):
+        def answer(environ, start_response):
+            start_response("200 OK", [("Content-Length", "5000")])
+            return [b"x" * 5000]
+        return answer
+def ask():
+    import socket
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(sys.argv[1] + ".sock")
+        client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        with client.makefile("rb") as file:
+            return file.read().count(b"x")
+def begin(worker):
+    ready(os.getpid())
+    def work():
+        while not is_over():
+            check(ask() == 5000, "answer")
+            turn()
+        os.kill(os.getppid(), signal.SIGTERM)
+    threading.Thread(target=work).start()
+try:
+    App().run()
+except SystemExit as exit:
+    check(exit.code in (0, None), "gunicorn")
 """,
     "import": """
 import importlib
@@ -191,6 +240,44 @@ while not is_over():
     turn()
 """,
 }
+# Loaded into the client: notes from PTRACE_INTERRUPT to PTRACE_DETACH, in microseconds.
+HELD = r"""
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/ptrace.h>
+#include <time.h>
+static struct { long tid, us; } held[4096];
+static long longest;
+static long now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+long ptrace(enum __ptrace_request request, ...) {
+    static long (*real)(int, long, void *, void *);
+    va_list rest;
+    va_start(rest, request);
+    long tid = va_arg(rest, int);
+    void *address = va_arg(rest, void *), *data = va_arg(rest, void *);
+    va_end(rest);
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "ptrace");
+    if (request == PTRACE_INTERRUPT && held[tid % 4096].tid != tid) {
+        held[tid % 4096].tid = tid;
+        held[tid % 4096].us = now();
+    }
+    long result = real(request, tid, address, data);
+    if (request == PTRACE_DETACH && held[tid % 4096].tid == tid) {
+        long us = now() - held[tid % 4096].us;
+        held[tid % 4096].tid = 0;
+        longest = us > longest ? us : longest;
+    }
+    return result;
+}
+__attribute__((destructor)) static void tell(void) {
+    fprintf(stderr, "HELD %ld\n", longest);
+}
+"""
 NO_CHILDREN = set(KINDS) - {"fork", "spawn"}
 
 
@@ -220,9 +307,8 @@ def status_of(pid, task):
         return {}
 
 
-def look(process, kind):
+def look(pid, kind):
     """What is not as it was."""
-    pid = process.pid
     for task in os.listdir(f"/proc/{pid}/task"):
         status = status_of(pid, task)
         if status and (status["TracerPid"] != "0\n" or status["State"][0] in "Tt"):
@@ -234,26 +320,30 @@ def look(process, kind):
 
 
 def run_once(options, kind, folder):
-    """Returns the client's ms, whether it was refused, and what was harmed."""
+    """Returns the client's ms, whether it was refused, and what was harmed; None: no such program."""
     page = os.path.join(folder, "page")
-    program = os.path.join(folder, kind + ".py")
+    program = os.path.join(folder, kind + "_kind.py")
     with open(page, "wb") as file:
         file.write(bytes(4096))
     with open(program, "w") as file:
         file.write(HEAD + KINDS[kind] + TAIL)
     errors = open(os.path.join(folder, "errors"), "w+")
     process = subprocess.Popen([options.python, program, page], stderr=errors)
-    wait_for(lambda: word(page, 24) == 1)
+    wait_for(lambda: word(page, 24) or process.poll() is not None)
+    pid = word(page, 24)
+    if pid == 0:
+        return None
     time.sleep(random.random() * 0.1)
-    client = [options.build + "/manhole-cli", "--attach", str(process.pid)]
+    client = [options.build + "/manhole-cli", "--attach", str(pid)]
     client += ["--stacks"] if options.stacks else ["-c", "print(6 * 7)"]
     begun = time.monotonic()
-    done = subprocess.run(client, capture_output=True, text=True, timeout=60)
+    environment = dict(os.environ, LD_PRELOAD=options.held)
+    done = subprocess.run(client, capture_output=True, text=True, timeout=60, env=environment)
     took = (time.monotonic() - begun) * 1e3
-    wanted = kind + ".py" if options.stacks else "42\n"
+    wanted = kind + "_kind.py" if options.stacks else "42\n"
     harmed = [] if done.returncode or wanted in done.stdout else [f"answered {done.stdout!r}"]
-    wait_for(lambda: not list(look(process, kind)), 3)  # fork() and others block signals, too
-    harmed += look(process, kind)
+    wait_for(lambda: not list(look(pid, kind)), 3)  # fork() and others block signals, too
+    harmed += look(pid, kind)
     turns = word(page, 0)
     if not wait_for(lambda: word(page, 0) > turns + 1 or process.poll() is not None):
         harmed.append("goes on no more")
@@ -269,25 +359,37 @@ def run_once(options, kind, folder):
     errors.seek(0)
     harmed += filter(None, [errors.read()[-300:]])
     errors.close()
-    if os.path.exists(f"/tmp/manhole-{process.pid}"):
-        os.unlink(f"/tmp/manhole-{process.pid}")
+    if os.path.exists(f"/tmp/manhole-{pid}"):
+        os.unlink(f"/tmp/manhole-{pid}")
         harmed.append("socket left")
-    return took, done.stderr.strip() if done.returncode else "", harmed
+    said, _, held = done.stderr.partition("HELD ")
+    return took, int(held or 0) / 1e3, said.strip() if done.returncode else "", harmed
+
+
+def summary(times):
+    times.sort()
+    late = times[int(len(times) * 0.95)]
+    return f"{times[len(times) // 2]:.1f} {late:.1f} {times[-1]:.1f}"
 
 
 def run_kind(options, kind):
-    times, refused, harmed = [], [], []
+    times, helds, refused, harmed = [], [], [], []
     for _ in range(options.runs):
         with tempfile.TemporaryDirectory() as folder:
-            took, refusal, harm = run_once(options, kind, folder)
+            outcome = run_once(options, kind, folder)
+        if outcome is None:
+            break
+        took, held, refusal, harm = outcome
         times.append(took)
+        helds.append(held)
         refused += [refusal] if refusal else []
         harmed += [harm] if harm else []
-    times.sort()
-    middle, late = times[len(times) // 2], times[int(len(times) * 0.95)]
+    if not times:
+        print(f"{kind:9} is not to be had here", flush=True)
+        return 0
     print(
-        f"{kind:9} {options.runs} runs, {len(refused)} refused, {len(harmed)} harmed; "
-        f"{middle:.0f} {late:.0f} {times[-1]:.0f} ms",
+        f"{kind:9} {len(times)} runs, {len(refused)} refused, {len(harmed)} harmed; "
+        f"{summary(times)} ms, held {summary(helds)} ms",
         flush=True,
     )
     for each in refused[:2] + harmed[:3]:
@@ -303,7 +405,11 @@ def main():
     parser.add_argument("python")
     parser.add_argument("kinds", nargs="*", default=[])
     options = parser.parse_args()
-    bad = sum([run_kind(options, kind) for kind in options.kinds or KINDS])
+    with tempfile.TemporaryDirectory() as folder:
+        options.held = os.path.join(folder, "held.so")
+        compiler = ["cc", "-shared", "-fPIC", "-w", "-D_GNU_SOURCE", "-xc", "-", "-o", options.held]
+        subprocess.run(compiler, input=HELD, text=True, check=True)
+        bad = sum([run_kind(options, kind) for kind in options.kinds or KINDS])
     sys.exit(bad > 0)
 
 

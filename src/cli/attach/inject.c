@@ -86,8 +86,8 @@ struct attaching {
     const struct request *request;
     struct image image;
     struct errand errand;
-    char *module;    /* its file; NULL: the process has it already */
-    uint64_t memory; /* in the process; 0: none yet */
+    struct buffer module; /* what is in its file; empty: the process has it already */
+    uint64_t memory;      /* in the process; 0: none yet */
 };
 
 /* ---- Before anybody is stopped ----------------------------------------------------- */
@@ -144,7 +144,7 @@ prepare_errand(struct attaching *attaching)
     }
     find_functions(attaching);
     if (errand->entry == 0) {
-        attaching->module = find_module(request, attaching->image.pid, python.text);
+        find_module(request, attaching->image.pid, python.text, &attaching->module);
     }
     errand->stack_size = THREAD_STACK_SIZE;
     (void)snprintf(errand->path, sizeof(errand->path), "manhole");
@@ -179,12 +179,9 @@ static long
 make_file(const struct attaching *attaching, const struct lent *lent)
 {
     const uint64_t name = attaching->memory + offsetof(struct errand, path);
+    const struct buffer *module = &attaching->module;
     enum { MAY_BE_EXECUTED = 0x10 };
-    OWNED_BUFFER module = {.data = NULL};
 
-    if (!read_file(attaching->module, &module)) {
-        return -errno;
-    }
     long fd = call_kernel(lent, SYS_memfd_create,
                           ARGUMENTS(name, MFD_CLOEXEC | MAY_BE_EXECUTED));
     if (fd == -EINVAL) {
@@ -196,14 +193,14 @@ make_file(const struct attaching *attaching, const struct lent *lent)
     struct text path = proc_path(attaching->image.pid, print("fd/%ld", fd).text);
     OWNED_FD file = open(path.text, O_WRONLY | O_CLOEXEC);
     size_t written = 0;
-    while (file >= 0 && written < module.length) {
-        ssize_t count = write(file, module.data + written, module.length - written);
+    while (file >= 0 && written < module->length) {
+        ssize_t count = write(file, module->data + written, module->length - written);
         if (count <= 0) {
             break;
         }
         written += (size_t)count;
     }
-    if (written < module.length) {
+    if (written < module->length) {
         int error = errno;
         (void)call_kernel(lent, SYS_close, ARGUMENTS((uint64_t)fd));
         return -error;
@@ -252,7 +249,7 @@ run_errand(struct attaching *attaching, struct lent *lent)
     struct errand *errand = &attaching->errand;
     long result = make_memory(attaching, lent);
 
-    if (result == 0 && attaching->module != NULL) {
+    if (result == 0 && attaching->module.length > 0) {
         if (!poke(lent->tid, attaching->memory, errand, sizeof(*errand))) {
             return EFAULT;
         }

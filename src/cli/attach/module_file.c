@@ -48,19 +48,19 @@ describe_python(const struct image *image)
                  has_no_gil ? "t" : "", is_musl ? "musl" : "glibc");
 }
 
-/* What a module's file was built for, in the same words; "" when it is none, or is of another
- * processor. */
+/* Reads a module's file, and tells what it was built for, in the same words; "" when it is none, or
+ * is of another processor. */
 static struct text
-describe_module(const char *path)
+read_module(const char *path, struct buffer *module)
 {
-    OWNED_BUFFER file = {.data = NULL};
     Elf64_Ehdr header = {.e_machine = EM_NONE};
 
-    if (!read_file(path, &file) || file.length < sizeof(header)) {
+    empty(module);
+    if (!read_file(path, module) || module->length < sizeof(header)) {
         return print("%s", "");
     }
-    memcpy(&header, file.data, sizeof(header));
-    const char *text = memmem(file.data, file.length, built_for, strlen(built_for));
+    memcpy(&header, module->data, sizeof(header));
+    const char *text = memmem(module->data, module->length, built_for, strlen(built_for));
     if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_machine != MACHINE ||
         text == NULL) {
         return print("%s", "");
@@ -70,40 +70,36 @@ describe_module(const char *path)
     return print("%.*s", end != NULL ? (int)(end - text) : 0, text);
 }
 
-/* Looks for one in the folder and around it, and notes what else is there. Returns it, to be freed,
- * or NULL. */
-static char *
-search_folder(const char *folder, const char *python, struct buffer *others)
+/* Looks for one in the folder and around it, reads it, and notes what else is there. */
+static bool
+search_folder(const char *folder, const char *python, struct buffer *module,
+              struct buffer *others)
 {
     static const char *const places[] = {"manhole*.so", "*/manhole*.so",
                                          "../*/manhole*.so",
                                          "../lib*/python3*/*-packages/manhole*.so"};
+    bool is_found = false;
 
-    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]) && !is_found; i++) {
         glob_t found = {.gl_pathc = 0};
-        char *fitting = NULL;
         /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
         (void)glob(print("%s/%s", folder, places[i]).text, 0, NULL, &found);
-        for (size_t j = 0; j < found.gl_pathc && fitting == NULL; j++) {
-            struct text what = describe_module(found.gl_pathv[j]);
-            if (strcmp(what.text, python) == 0) {
-                fitting = strdup(found.gl_pathv[j]);
-            }
-            else if (what.text[0] != '\0' && others->length < QUOTED_SIZE / 2) {
+        for (size_t j = 0; j < found.gl_pathc && !is_found; j++) {
+            struct text what = read_module(found.gl_pathv[j], module);
+            is_found = strcmp(what.text, python) == 0;
+            if (!is_found && what.text[0] != '\0' && others->length < QUOTED_SIZE / 2) {
                 append_format(others, "; %s is for %s", found.gl_pathv[j], what.text);
             }
         }
         globfree(&found);
-        if (fitting != NULL) {
-            return fitting;
-        }
     }
-    return NULL;
+    return is_found;
 }
 
-/* Returns the path of the module for what the process runs; ends the program without one. */
-static char *
-find_module(const struct request *request, pid_t pid, const char *python)
+/* Reads the module for what the process runs; ends the program without one. */
+static void
+find_module(const struct request *request, pid_t pid, const char *python,
+            struct buffer *module)
 {
     const char *given = request->given[OPTION_MODULE];
     char folder[PATH_MAX] = "";
@@ -114,14 +110,14 @@ find_module(const struct request *request, pid_t pid, const char *python)
         fail(STATUS_TROUBLE, "cannot read the module %s: %m", quote(given).text);
     }
     if (given != NULL && !S_ISDIR(status.st_mode)) {
-        struct text what = describe_module(given);
+        struct text what = read_module(given, module);
         if (strcmp(what.text, python) != 0) {
             fail(STATUS_TROUBLE, "the module %s is for %s, but process %d runs %s",
                  quote(given).text,
                  what.text[0] != '\0' ? what.text : "nothing known here", (int)pid,
                  python);
         }
-        return strdup(given);
+        return;
     }
     if (given != NULL) {
         (void)snprintf(folder, sizeof(folder), "%s", given);
@@ -129,15 +125,13 @@ find_module(const struct request *request, pid_t pid, const char *python)
     else if (readlink("/proc/self/exe", folder, sizeof(folder) - 1) > 0) {
         *strrchr(folder, '/') = '\0';
     }
-    char *path = search_folder(folder, python, &others);
-    if (path == NULL) {
+    if (!search_folder(folder, python, module, &others)) {
         fail(STATUS_TROUBLE,
              "process %d runs %s, and there is no module for that in or beside %s%s; "
-             "build one "
-             "with 'make PYTHON=...' of that Python, and name it with --module FILE",
+             "build one with 'make PYTHON=...' of that Python, and name it with --module "
+             "FILE",
              (int)pid, python, quote(folder).text, text_of(&others));
     }
-    return path;
 }
 
 #endif /* HAS_ATTACH */
