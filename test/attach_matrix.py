@@ -342,8 +342,12 @@ def run_once(options, kind, folder):
     took = (time.monotonic() - begun) * 1e3
     wanted = kind + "_kind.py" if options.stacks else "42\n"
     harmed = [] if done.returncode or wanted in done.stdout else [f"answered {done.stdout!r}"]
-    wait_for(lambda: not list(look(pid, kind)), 3)  # fork() and others block signals, too
-    harmed += look(pid, kind)
+    for _ in range(100):
+        seen = list(look(pid, kind))
+        if not seen:
+            break
+        time.sleep(0.03)  # fork() and others block signals, too, for a moment
+    harmed += seen
     turns = word(page, 0)
     if not wait_for(lambda: word(page, 0) > turns + 1 or process.poll() is not None):
         harmed.append("goes on no more")

@@ -88,6 +88,7 @@ struct attaching {
     struct errand errand;
     struct buffer module; /* what is in its file; empty: the process has it already */
     uint64_t memory;      /* in the process; 0: none yet */
+    long error;           /* that came of it: an errno, LOST, or 0 */
 };
 
 /* ---- Before anybody is stopped ----------------------------------------------------- */
@@ -264,30 +265,30 @@ run_errand(struct attaching *attaching, struct lent *lent)
 }
 
 /* Holds a thread for that, and puts it back, whatever comes of it. What was made is taken away when
- * there is no thread that would. Returns the same. */
-static long
-borrow_thread(struct attaching *attaching)
+ * there is no thread that would. */
+static void *
+borrow_thread(void *argument)
 {
     static struct lent lent;
+    struct attaching *attaching = argument;
 
     if (!lend_thread(&attaching->image, &lent)) {
         fail(STATUS_NO_CONNECTION,
              "no thread of process %d came to a place where it may be lent, within %d s; "
-             "try "
-             "again",
+             "try again",
              (int)attaching->image.pid, LENDING_PATIENCE_S);
     }
-    long result = run_errand(attaching, &lent);
-    if (result == LOST) { /* wherever it is now, that is taken back */
+    attaching->error = run_errand(attaching, &lent);
+    if (attaching->error == LOST) { /* wherever it is now, that is taken back */
         (void)ptrace(PTRACE_INTERRUPT, lent.tid, NULL, NULL);
         (void)await_status(lent.tid, PATIENCE_MS);
     }
     else {
-        if (result != 0 && attaching->errand.order.fd >= 0) {
+        if (attaching->error != 0 && attaching->errand.order.fd >= 0) {
             (void)call_kernel(&lent, SYS_close,
                               ARGUMENTS((uint64_t)attaching->errand.order.fd));
         }
-        if (result != 0 && attaching->memory != 0) {
+        if (attaching->error != 0 && attaching->memory != 0) {
             (void)place_frame_on_stack(&lent);
             (void)call_kernel(&lent, SYS_munmap,
                               ARGUMENTS(attaching->memory, MEMORY_SIZE));
@@ -295,7 +296,7 @@ borrow_thread(struct attaching *attaching)
         (void)run_to_rest(lent.tid);
     }
     restore(&lent);
-    return result;
+    return NULL;
 }
 
 /* ---- Afterwards -------------------------------------------------------------------- */
@@ -363,18 +364,18 @@ wait_on(const struct attaching *attaching, double waited, bool *is_told)
 
 /* Has a thread unmap our memory. Not where the loader has said no, for then the new thread is still on
  * its way out of there. */
-static void
-unmap_memory(struct attaching *attaching)
+static void *
+unmap_memory(void *argument)
 {
     static struct lent lent;
+    struct attaching *attaching = argument;
 
-    block_all_signals();
     if (hold_any_thread(&attaching->image, &lent)) {
         (void)call_kernel(&lent, SYS_munmap, ARGUMENTS(attaching->memory, MEMORY_SIZE));
         (void)run_to_rest(lent.tid);
         restore(&lent);
     }
-    unblock_signals();
+    return NULL;
 }
 
 /* Returns when the new thread is done with the order, which is read. */
@@ -406,15 +407,13 @@ attach(const struct request *request, pid_t pid)
     attaching.request = request;
     look_at_process(&attaching.image, pid);
     prepare_errand(&attaching);
-    block_all_signals();
-    long error = borrow_thread(&attaching);
-    unblock_signals();
-    if (error != 0) {
-        fail_errand(pid, error);
+    trace(borrow_thread, &attaching);
+    if (attaching.error != 0) {
+        fail_errand(pid, attaching.error);
     }
     await_thread(&attaching, &order);
     if (order.state != ORDER_NOT_LOADED) {
-        unmap_memory(&attaching);
+        trace(unmap_memory, &attaching);
     }
     if (order.state != ORDER_DONE) {
         fail(STATUS_NO_CONNECTION, "process %d takes no manhole: %s", (int)pid,

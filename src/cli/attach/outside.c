@@ -225,8 +225,14 @@ run_fatal_error(const struct lent *lent, uint64_t memory)
     return status > 0 && WSTOPSIG(status) == SIGSYS;
 }
 
-/* Adds what one copy tells. Returns 0 when that is all, an errno when there can be no copy, or -1:
- * another one may tell more. */
+/* What is asked of a process, and what came of it. */
+struct look {
+    struct image image;
+    struct buffer answer;
+    int result; /* 0: it is the answer; an errno: there can be no copy; -1: the copies died */
+};
+
+/* Has one copy tell. Returns that result; -1: another one may tell more. */
 static int
 ask_copy(struct image *image, struct buffer *answer)
 {
@@ -249,6 +255,18 @@ ask_copy(struct image *image, struct buffer *answer)
     }
     end_copy(image, &copy);
     return is_whole ? 0 : -1;
+}
+
+static void *
+ask_copies(void *argument)
+{
+    struct look *look = argument;
+
+    for (int i = 0; i < COPY_TRIES && look->result < 0; i++) {
+        empty(&look->answer);
+        look->result = ask_copy(&look->image, &look->answer);
+    }
+    return NULL;
 }
 
 /* ---- Showing it -------------------------------------------------------------------- */
@@ -347,7 +365,7 @@ append_frame(struct buffer *out, pid_t pid, const char *line, bool is_json)
     append_json_word(out, frame.path, (size_t)frame.path_length);
     append_format(out, ", \"line\": %ld, \"function\": ", frame.line);
     append_json_word(out, frame.function, (size_t)frame.function_length);
-    append_text(out, ", \"source\": ");
+    append_text(out, ", \"qualname\": null, \"source\": ");
     if (source.length > 0) {
         append_json_word(out, source.data, source.length);
     }
@@ -368,11 +386,11 @@ append_thread(struct buffer *out, pid_t pid, const char *line, bool is_json)
 
     end = end != NULL ? end : frames + strlen(frames) - 1; /* at its last newline */
     if (is_json) {
-        append_format(
-            out,
-            "{\"id\": %lu, \"native_id\": null, \"state\": null, \"holds_gil\": null, "
-            "\"daemon\": null, \"name\": null, \"frames\": [",
-            ident);
+        append_format(out,
+                      "{\"id\": %lu, \"native_id\": null, \"state\": null, \"waits_in\": "
+                      "null, \"holds_gil\": null, "
+                      "\"daemon\": null, \"name\": null, \"frames\": [",
+                      ident);
     }
     else {
         append_format(out, "\n######### ProcessID=%d, ThreadID=%lu #########\n", (int)pid,
@@ -396,7 +414,8 @@ format_stacks(struct buffer *out, pid_t pid, const struct buffer *answer, bool i
 
     if (is_json) {
         append_format(out,
-                      "{\"pid\": %d, \"python\": null, \"source\": \"frozen copy\", "
+                      "{\"pid\": %d, \"python\": null, \"version\": 1, \"source\": "
+                      "\"frozen copy\", "
                       "\"threads\": [",
                       (int)pid);
     }
@@ -413,28 +432,21 @@ format_stacks(struct buffer *out, pid_t pid, const struct buffer *answer, bool i
 static enum exit_status
 show_stacks_from_outside(const struct request *request, pid_t pid)
 {
-    struct image image = {.pid = pid};
-    OWNED_BUFFER answer = {.data = NULL};
+    static struct look look = {.result = -1};
     OWNED_BUFFER shown = {.data = NULL};
     bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
-    int result = -1;
 
-    look_at_process(&image, pid);
-    block_all_signals();
-    for (int i = 0; i < COPY_TRIES && result < 0; i++) {
-        empty(&answer);
-        result = ask_copy(&image, &answer);
-    }
-    unblock_signals();
-    if (result != 0) {
-        errno = result;
+    look_at_process(&look.image, pid);
+    trace(ask_copies, &look);
+    if (look.result != 0) {
+        errno = look.result;
         fail(STATUS_NO_CONNECTION,
-             result > 0
+             look.result > 0
                  ? "cannot make a copy of process %d: %m"
                  : "the copies of process %d died before they had told their stacks",
              (int)pid);
     }
-    format_stacks(&shown, pid, &answer, is_json);
+    format_stacks(&shown, pid, &look.answer, is_json);
     show_lines(STDOUT_FILENO, NULL, &shown, true);
     return STATUS_OK;
 }

@@ -12,7 +12,7 @@
  *   - a signal that is on its way when it stops is delivered first.
  *
  * What lay below its stack is put back, too: a coroutine's stack may have somebody else's data
- * there. We have all signals blocked ourselves meanwhile, for nothing but SIGKILL is to end us.
+ * there. All of this runs in a thread of ours that lives no longer than that, see trace().
  */
 #ifndef MANHOLE_CLI_ATTACH_TRACEE_C
 #define MANHOLE_CLI_ATTACH_TRACEE_C
@@ -21,6 +21,7 @@
 #include "elf.c"
 #include "rights.c"
 #include "x86_64.c"
+#include <pthread.h>
 
 #if HAS_ATTACH
 
@@ -104,24 +105,6 @@ look_at_process(struct image *image, pid_t pid)
     }
 }
 
-static sigset_t signals_before;
-
-/* While a thread is held nothing but SIGKILL ends us. */
-static void
-block_all_signals(void)
-{
-    sigset_t all;
-
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &signals_before);
-}
-
-static void
-unblock_signals(void)
-{
-    (void)pthread_sigmask(SIG_SETMASK, &signals_before, NULL);
-}
-
 /* ---- Stops ------------------------------------------------------------------------- */
 
 /* Returns the status of a tracee that stops, or an enum stop. SIGCHLD is blocked. */
@@ -201,7 +184,7 @@ was_unsettled(pid_t tid)
     return false;
 }
 
-/* Lets those go that have come to their stop. Our end lets go of the rest. */
+/* Lets those go that have come to their stop. The end of trace() lets go of the rest. */
 static void
 settle(void)
 {
@@ -361,6 +344,28 @@ static bool
 is_error(long result)
 {
     return result < 0 && result >= -4095;
+}
+
+/* Calls work in a thread of its own, with all signals blocked: nothing but SIGKILL is to end us
+ * while a thread is held. When a tracer ends, and to the kernel each thread is one, it lets go of all
+ * that it has seized: so no thread stays held that was asked to stop and has not stopped yet. */
+static void
+trace(void *(*work)(void *), void *argument)
+{
+    sigset_t all;
+    sigset_t before;
+    pthread_t tracer;
+
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&tracer, NULL, work, argument);
+    if (error != 0) {
+        errno = error;
+        fail(STATUS_TROUBLE, "cannot start a thread: %m");
+    }
+    (void)pthread_join(tracer, NULL);
+    unsettled.count = 0;
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 #endif /* HAS_ATTACH */
