@@ -408,7 +408,7 @@ uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDI
 # ---- The one file to drop in --------------------------------------------------------------
 
 SINGLE := $(BUILD_ROOT)/single
-ROOMS := $(wildcard src/*.c src/*/*.c)
+ROOMS := $(wildcard src/*.c src/*/*.c src/*/*/*.c)
 ROOM_HEADERS := $(wildcard src/*/*.h)
 
 single: $(SINGLE)/manhole.c $(SINGLE)/manhole_cli.c ## build/single/: manhole.c and manhole_cli.c, each in one file

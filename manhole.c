@@ -134,3 +134,6 @@
 /* What Python and C see of it. */
 #include "src/module.c"
 #include "src/c_api.c"
+
+/* The way in for a process that did not ask for one. */
+#include "src/attached.c"

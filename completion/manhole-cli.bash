@@ -20,7 +20,7 @@ _manhole_cli() {
         mapfile -t COMPREPLY < <(_manhole_cli_signals "$current")
         return
         ;;
-    -f)
+    -f | --module)
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;

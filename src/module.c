@@ -264,6 +264,15 @@ py_install_from_environment(PyObject *module, PyObject *unused)
     return Py_NewRef(Py_None);
 }
 
+/* For manhole-cli --detach, which has not got install()'s object. */
+ATTACHED static PyObject *
+py_release(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return release() < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 /* What leads with an underscore is called by others than people: see the head of this room. */
 static PyMethodDef module_methods[] = {
     {"install", (PyCFunction)(void (*)(void))py_install, METH_VARARGS | METH_KEYWORDS,
@@ -283,6 +292,7 @@ static PyMethodDef module_methods[] = {
      handle_connection_commands_doc},
     {"_install_from_environment", py_install_from_environment, METH_NOARGS,
      install_from_environment_doc},
+    {"_release", py_release, METH_NOARGS, NULL},
     {"_displayhook", py_displayhook, METH_O, NULL},
     {"_exit", py_exit, METH_VARARGS, NULL},
     {"_at_exit", py_at_exit, METH_NOARGS, NULL},

@@ -665,8 +665,8 @@ timeout_at_a_process_without_manhole(void)
         "Failed to connect to '%s': Timeout\n"
         "manhole-cli: error: process %s seems to have no manhole: it wants "
         "manhole.install(), or PYTHONMANHOLE in its environment, when it "
-        "starts\n",
-        own_path(), own_pid());
+        "starts; 'manhole-cli --attach %s' puts one in\n",
+        own_path(), own_pid(), own_pid());
 }
 
 static void

@@ -132,8 +132,8 @@ process_without_a_manhole_is_told(void)
     assert_reason(app->pid,
                   format_text("process %d seems to have no manhole: it wants "
                               "manhole.install(), or PYTHONMANHOLE in its environment, "
-                              "when it starts",
-                              (int)app->pid));
+                              "when it starts; 'manhole-cli --attach %d' puts one in",
+                              (int)app->pid, (int)app->pid));
 }
 
 static void

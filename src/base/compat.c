@@ -567,6 +567,38 @@ is_to_import_threading(void)
     return first == PyThreadState_Get();
 }
 
+/* Tells threading, which another thread has imported, which thread is the main one: the
+ * interpreter's first, whose lock threading lets go at exit. It would take the importing thread for
+ * that; from 3.13 on its native id alone. Up to 3.12 nothing else can be done where the main thread
+ * runs no Python just now, and 3.15 has the fields still. Returns 0, or -1 with an exception. */
+ATTACHED static int
+tell_threading_main(void)
+{
+    static const char program[] =
+        "import _thread, sys, threading\n"
+        "main = threading._main_thread\n"
+        "main._native_id = native_id\n"
+        "if sys.version_info < (3, 13):\n"
+        "    lock = _thread.allocate_lock()\n"
+        "    lock.acquire()\n"
+        "    threading._shutdown_locks.discard(main._tstate_lock)\n"
+        "    main._tstate_lock = lock\n"
+        "    threading._active.pop(main._ident, None)\n"
+        "    threading._active[ident] = main\n"
+        "    main._ident = ident\n";
+    PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    unsigned long ident = 0; /* of the last in the list, the latest being in front */
+    for (; state != NULL; state = PyThreadState_Next(state)) {
+        ident = state->thread_id;
+    }
+    OWNED PyObject *names =
+        Py_BuildValue("{sO sk sl}", "__builtins__", PyEval_GetBuiltins(), "ident", ident,
+                      "native_id", (long)getpid());
+    OWNED PyObject *result =
+        names == NULL ? NULL : run_source(program, Py_file_input, names);
+    return result == NULL ? -1 : 0;
+}
+
 /* A thread state for the calling thread, which is not attached. Returns NULL without memory. */
 DETACHED static PyThreadState *
 new_thread_state(PyInterpreterState *interpreter)

@@ -296,7 +296,7 @@ static struct session session_table[MAX_SESSIONS];
 /* NOLINTNEXTLINE(clang-analyzer-optin.performance.Padding): grouped by who writes them */
 static struct manhole {
     /* Under install_lock, attached. */
-    bool installed;
+    _Atomic bool installed;
     bool replaceable; /* by any install(): there was none here, or it cannot listen */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
@@ -337,6 +337,7 @@ static struct manhole {
     struct session *sessions; /* MAX_SESSIONS of them */
     _Atomic size_t
         sessions_end; /* those from here on were never used; grows under table_lock */
+    _Atomic unsigned visits;    /* sessions that have ever begun */
     _Atomic size_t viewers_end; /* no slot from here on has ever had viewing set */
     _Atomic int viewers;        /* sessions with viewing set: the streams' short cut */
     /* sys attributes, under sys_lock, attached. */

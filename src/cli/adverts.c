@@ -20,6 +20,7 @@ enum {
 
 struct advert {
     bool is_there;
+    bool is_temporary;  /* by --attach, until the last client has left */
     int signals[2];     /* that open it: activate_on, oneshot_on; 0: none */
     int python;         /* 11 for Python 3.11; 0: none was seen */
     bool has_no_module; /* it runs Python, and has not loaded manhole */
@@ -37,6 +38,7 @@ read_thread_name(struct advert *advert, const char *name)
         advert->is_there = true;
         advert->signals[0] = (int)strtol(rest, NULL, 10);
     }
+    advert->is_temporary = advert->is_temporary || strcmp(name, "Manhole attach\n") == 0;
 }
 
 /* What is mapped: files, the version of Python in their names, and that empty mapping. */

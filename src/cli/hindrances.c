@@ -170,8 +170,9 @@ say_no_manhole(pid_t pid, const struct advert *advert)
     }
     else {
         say_error("process %d seems to have no manhole: it wants manhole.install(), or "
-                  "PYTHONMANHOLE in its environment, when it starts",
-                  (int)pid);
+                  "PYTHONMANHOLE in its environment, when it starts; 'manhole-cli "
+                  "--attach %d' puts one in",
+                  (int)pid, (int)pid);
     }
 }
 

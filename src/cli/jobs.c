@@ -284,6 +284,7 @@ static const struct own_program {
     {OPTION_LOG_LEVEL, log_level_program},
     {OPTION_REPORT, report_program},
     {OPTION_MEMORY, memory_program},
+    {OPTION_DETACH, "__import__('manhole')._release()"},
 };
 
 /* The one that is asked for, or NULL: the code is the user's own. */

@@ -47,6 +47,10 @@ enum option_name {
     OPTION_ALL,
     OPTION_CHILDREN,
     OPTION_MATCH,
+    OPTION_ATTACH,
+    OPTION_KEEP,
+    OPTION_DETACH,
+    OPTION_MODULE,
     OPTION_HOST,
     OPTION_EXEC,
     OPTIONS,
@@ -92,7 +96,7 @@ static const struct known_option {
     enum group group;    /* at most one of these may be given */
     const char *letter;  /* may be NULL, */
     const char *name;    /* or this one */
-    const char *metavar; /* NULL: takes no argument; in brackets: may go without */
+    const char *metavar; /* NULL: takes no argument; "[=...": only one that is glued on */
     const char *help;
 } options[OPTIONS] = {
     [OPTION_HELP] = {NO_GROUP, "h", "help", NULL, "show this help message and exit"},
@@ -164,6 +168,17 @@ static const struct known_option {
          "Of these, PID and all that come from it: a master with its workers."},
     [OPTION_MATCH] = {NO_GROUP, NULL, "match", "REGEX",
                       "Of these, those whose command line matches REGEX."},
+    [OPTION_ATTACH] =
+        {NO_GROUP, NULL, "attach", "[=OPTIONS]",
+         "Where there is no manhole, put one in, with these options of install(), until "
+         "the last client leaves. Of --stacks alone nothing stays in the process."},
+    [OPTION_KEEP] = {NO_GROUP, NULL, "keep", NULL,
+                     "With --attach: the manhole stays when the last client has left."},
+    [OPTION_DETACH] = {ACTION_GROUP, NULL, "detach", NULL,
+                       "Close the manhole of a process, as manhole.release() does."},
+    [OPTION_MODULE] =
+        {NO_GROUP, NULL, "module", "PATH",
+         "With --attach: the module's file, or a folder to look for it in."},
     [OPTION_HOST] = {PLACE_GROUP, NULL, "host", "HOST",
                      "On another machine, by ssh and the manhole-cli there."},
     [OPTION_EXEC] =
@@ -227,6 +242,7 @@ print_help(void)
         [OPTION_HELP] = "options", /* python-manhole's scripts look for it */
         [OPTION_CODE] = "run and print",
         [OPTION_LIST] = "which processes",
+        [OPTION_ATTACH] = "a process without a manhole",
         [OPTION_HOST] = "elsewhere",
     };
 
@@ -466,7 +482,7 @@ build_tables(char letters[LETTERS_SIZE], struct option names[NAMES_SIZE])
                                                : required_argument;
         if (each[0] != NULL) {
             length += (size_t)snprintf(letters + length, LETTERS_SIZE - length, "%s%s",
-                                       each[0], metavar != NULL ? ":" : "");
+                                       each[0], has_argument != no_argument ? ":" : "");
         }
         for (size_t j = 0; j < 2; j++) {
             if (each[j] != NULL) {
@@ -546,6 +562,7 @@ find_action(const struct request *request)
                 {OPTION_STACKS, ACTION_STACKS},
                 {OPTION_TASKS, ACTION_TASKS},
                 {OPTION_GREENLETS, ACTION_GREENLETS},
+                {OPTION_DETACH, ACTION_RUN},
                 {OPTION_LOG_LEVEL, ACTION_RUN},
                 {OPTION_MEMORY, ACTION_RUN},
                 {OPTION_REPORT, ACTION_RUN},

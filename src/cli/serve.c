@@ -6,6 +6,7 @@
 
 #include "editor.c"
 #include "stacks.c"
+#include "attach/outside.c"
 
 /* What a copy serves begins when it is told to: behind open_frozen() the process may be too big. */
 static int
@@ -47,6 +48,13 @@ serve(const struct request *request, const struct target *asked, bool *answered)
 {
     struct target target = *asked; /* and where it was found */
 
+    if (wants_attaching(request, &target)) {
+        if (request->action == ACTION_STACKS) {
+            *answered = true;
+            return show_stacks_from_outside(request, target.pid);
+        }
+        attach(request, target.pid);
+    }
     if (request->action == ACTION_RUN) {
         int server = is_given(request, OPTION_FROZEN)
                          ? open_frozen(request, &target, "frozen-exec")

@@ -10,9 +10,9 @@
  * are less than 1 % of a core, they only come less often. A look that took long because Python did
  * not answer was no work, so there it is STUCK_PAUSE_S at most.
  *
- * A look that has not come after PATIENCE_MS is shown when it comes; until then the last one is,
- * and how old it is. The first look is in the process's log, as any client is; those after it have
- * a channel that is not, so that a log is not filled by who watches.
+ * A look that has not come after LOOK_PATIENCE_MS is shown when it comes; until then the last one
+ * is, and how old it is. The first look is in the process's log, as any client is; those after it
+ * have a channel that is not, so that a log is not filled by who watches.
  *
  * On a terminal each view is written over the last one, elsewhere below it. Ctrl-C ends it, and
  * --timeout.
@@ -26,11 +26,11 @@
 
 enum {
     PERIOD_MS = 2000,
-    PATIENCE_MS = 500,   /* for looks, before a view is shown */
-    RENEWAL_PERIODS = 5, /* of which process there are: workers come and go */
-    SHARE = 120,         /* looks are to stay below 1 % */
-    STUCK_PAUSE_S = 20,  /* at most, when Python does not answer */
-    STALE_S = 6,         /* older looks say so */
+    LOOK_PATIENCE_MS = 500, /* for looks, before a view is shown */
+    RENEWAL_PERIODS = 5,    /* of which process there are: workers come and go */
+    SHARE = 120,            /* looks are to stay below 1 % */
+    STUCK_PAUSE_S = 20,     /* at most, when Python does not answer */
+    STALE_S = 6,            /* older looks say so */
 };
 
 /* One question to a process, asked again and again. */
@@ -330,7 +330,7 @@ append_process(struct buffer *out, const struct watched *process)
 }
 
 static void
-append_thread(struct buffer *out, const struct thread *thread, double cpu)
+append_thread_row(struct buffer *out, const struct thread *thread, double cpu)
 {
     struct json state = find_member(thread->head, "\"state\": ");
     struct json name = find_member(thread->head, "\"name\": ");
@@ -387,7 +387,7 @@ fill_threads(struct watched *process, double seconds, struct row *rows, size_t c
         double cpu = used >= 0 && before >= 0 ? (used - before) / seconds / 1e7 : -1;
         rows[i] = (struct row){.cpu = cpu, .order = i};
         usages[i] = (struct usage){tid, used};
-        append_thread(&rows[i].text, &thread, cpu);
+        append_thread_row(&rows[i].text, &thread, cpu);
     }
     free(process->usages);
     process->usages = usages;
@@ -608,7 +608,7 @@ watch_processes(const struct request *request)
         for (size_t i = 0; i < view.count; i++) {
             begin_look(view.list[i]);
         }
-        receive_looks(&view, now_s() + PATIENCE_MS / 1e3, true);
+        receive_looks(&view, now_s() + LOOK_PATIENCE_MS / 1e3, true);
         show_view(&view);
         due += PERIOD_MS / 1e3;
         receive_looks(&view, due < request->deadline ? due : request->deadline, false);

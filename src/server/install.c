@@ -87,13 +87,10 @@ prepare(PyObject *module)
     return 0;
 }
 
-/* Before 3.13 threading takes the thread that imports it first for the main one: were that a
- * session's, Python would wait for its client at the end. Since 3.13 it takes the native id alone
- * of who imports it for the main thread's. So the main thread imports it now, unless that would be
- * a module of the application's. Returns 0, also where it cannot be had; or -1 with what a handler
- * of the application's signals raised. */
+/* Imports threading, unless that would be a module of the application's. Returns 0, also where it
+ * cannot be had; or -1 with what a handler of the application's signals raised. */
 ATTACHED static int
-import_threading(void)
+load_threading(void)
 {
     static const char program[] =
         "import os, sys\n"
@@ -102,9 +99,6 @@ import_threading(void)
         "        file = finder.find_spec('threading').origin\n"
         "        if os.path.dirname(file) == os.path.dirname(os.__file__):\n"
         "            import threading\n";
-    if (!is_to_import_threading()) {
-        return 0;
-    }
     OWNED PyObject *names = Py_BuildValue("{sO}", "__builtins__", PyEval_GetBuiltins());
     OWNED PyObject *result =
         names == NULL ? NULL : run_source(program, Py_file_input, names);
@@ -113,6 +107,15 @@ import_threading(void)
     }
     PyErr_Clear(); /* there is none: a client cannot import it either */
     return 0;
+}
+
+/* Before 3.13 threading takes the thread that imports it first for the main one: were that a
+ * session's, Python would wait for its client at the end. Since 3.13 it takes the native id alone
+ * of who imports it for the main thread's. So the main thread imports it now. Returns the same. */
+ATTACHED static int
+import_threading(void)
+{
+    return is_to_import_threading() ? load_threading() : 0;
 }
 
 /* Returns 0, or -1 with an exception; uninstall() then. */

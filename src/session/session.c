@@ -124,6 +124,7 @@ claim_session(int fd, const struct peer *peer, const struct channel *channel)
     struct session *session = find_free_session(channel);
     if (session != NULL) {
         session->state = SESSION_TAKEN;
+        atomic_fetch_add(&manhole.visits, 1);
         session->peer = *peer;
         session->channel = channel;
         session->card[0] = '\0';

@@ -1,0 +1,341 @@
+/* ELF: the objects that a process has mapped, and where in them a symbol is.
+ *
+ * All is read from the process's memory, not from files: what is mapped may have been deleted or
+ * replaced, or be in a file system that only the process sees. An object's program headers lead to
+ * its dynamic section, that to its symbols and to one of two hash tables, by which a name is found
+ * with a few reads. Only what is exported is looked for, so stripped objects do as well.
+ *
+ * Of a few it is known what they are. A thread must not be lent while it is in an object that has
+ * locks which we need (carrier.c): the C library's, glibc's loader, and whoever exports a malloc.
+ */
+#ifndef MANHOLE_CLI_ATTACH_ELF_C
+#define MANHOLE_CLI_ATTACH_ELF_C
+
+#include "maps.c"
+#include <elf.h>
+
+#if HAS_ATTACH
+
+struct object {
+    const char *path;
+    uint64_t base;  /* where its file's first byte is mapped */
+    uint64_t shift; /* what to add to the addresses in it */
+    uint64_t end;   /* of all that it has mapped */
+    uint64_t symbols;
+    uint64_t names;
+    uint64_t gnu_hash; /* 0: it has the other table */
+    uint64_t hash;
+    uint64_t versions; /* 0: its symbols have none */
+    bool is_libc;
+    bool is_loader; /* glibc's; musl's is its C library, too */
+    bool has_malloc;
+    bool has_python;
+};
+
+enum { MOST_SEGMENTS = 32, SEGMENT_ALIGNMENT = 4096 };
+
+/* ---- Reading an object ------------------------------------------------------------- */
+
+/* Some loaders, and the kernel for its vdso, leave the addresses as they are in the file. */
+static void
+note_table(struct object *object, const Elf64_Dyn *entry)
+{
+    uint64_t value = entry->d_un.d_ptr;
+    uint64_t address = value < object->base ? value + object->shift : value;
+
+    switch (entry->d_tag) {
+    case DT_SYMTAB:
+        object->symbols = address;
+        break;
+    case DT_STRTAB:
+        object->names = address;
+        break;
+    case DT_GNU_HASH:
+        object->gnu_hash = address;
+        break;
+    case DT_HASH:
+        object->hash = address;
+        break;
+    case DT_VERSYM:
+        object->versions = address;
+        break;
+    default:
+        break;
+    }
+}
+
+static void
+read_dynamic(pid_t pid, struct object *object, const Elf64_Phdr *segment)
+{
+    uint64_t start = object->shift + segment->p_vaddr;
+    Elf64_Dyn entry = {.d_tag = DT_DEBUG};
+
+    for (uint64_t at = start; at < start + segment->p_memsz && entry.d_tag != DT_NULL &&
+                              peek(pid, at, &entry, sizeof(entry));
+         at += sizeof(entry)) {
+        note_table(object, &entry);
+    }
+}
+
+/* Whether there is an object with symbols at its base. */
+static bool
+read_object(pid_t pid, struct object *object)
+{
+    Elf64_Ehdr header;
+    Elf64_Phdr segments[MOST_SEGMENTS];
+    bool is_first = true;
+
+    if (!peek(pid, object->base, &header, sizeof(header)) ||
+        memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 ||
+        header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_phnum > MOST_SEGMENTS ||
+        !peek(pid, object->base + header.e_phoff, segments,
+              header.e_phnum * sizeof(*segments))) {
+        return false;
+    }
+    for (size_t i = 0; i < header.e_phnum; i++) {
+        if (segments[i].p_type != PT_LOAD) {
+            continue;
+        }
+        if (is_first) {
+            object->shift = object->base -
+                            segments[i].p_vaddr / SEGMENT_ALIGNMENT * SEGMENT_ALIGNMENT;
+            is_first = false;
+        }
+        uint64_t end = object->shift + segments[i].p_vaddr + segments[i].p_memsz;
+        object->end = end > object->end ? end : object->end;
+    }
+    for (size_t i = 0; i < header.e_phnum; i++) {
+        if (segments[i].p_type == PT_DYNAMIC) {
+            read_dynamic(pid, object, &segments[i]);
+        }
+    }
+    return object->symbols != 0 && object->names != 0;
+}
+
+/* ---- Symbols ----------------------------------------------------------------------- */
+
+/* What looks for a symbol in an object. */
+struct search {
+    pid_t pid;
+    const struct object *object;
+    const char *name;
+    uint64_t found; /* 0: nothing yet */
+};
+
+/* Takes the symbol of this number, if it has the name. Of several versions the default one wins,
+ * which is the one without the bit that hides it. */
+static void
+try_symbol(struct search *search, uint32_t number)
+{
+    enum { HIDDEN_VERSION = 0x8000 };
+    const struct object *object = search->object;
+    Elf64_Sym symbol;
+    char name[64];
+    size_t size = strlen(search->name) + 1;
+    uint16_t version = 0;
+
+    if (size > sizeof(name) ||
+        !peek(search->pid, object->symbols + number * sizeof(symbol), &symbol,
+              sizeof(symbol)) ||
+        symbol.st_shndx == SHN_UNDEF || symbol.st_value == 0 ||
+        ELF64_ST_TYPE(symbol.st_info) == STT_TLS ||
+        !peek(search->pid, object->names + symbol.st_name, name, size) ||
+        memcmp(name, search->name, size) != 0) {
+        return;
+    }
+    if (object->versions != 0) {
+        (void)peek(search->pid, object->versions + 2UL * number, &version, 2);
+    }
+    if (search->found == 0 || (version & HIDDEN_VERSION) == 0) {
+        search->found = object->shift + symbol.st_value;
+    }
+}
+
+/* The newer table: a filter, which is skipped, buckets, and chains whose last entry is odd. */
+static void
+search_gnu_hash(struct search *search)
+{
+    const uint64_t table = search->object->gnu_hash;
+    struct {
+        uint32_t buckets, first, filter_size, shift;
+    } head;
+    uint32_t hash = 5381;
+    uint32_t number = 0;
+    uint32_t value = 0;
+
+    for (const char *c = search->name; *c != '\0'; c++) {
+        hash = hash * 33 + (unsigned char)*c;
+    }
+    if (!peek(search->pid, table, &head, sizeof(head)) || head.buckets == 0) {
+        return;
+    }
+    uint64_t buckets = table + sizeof(head) + 8UL * head.filter_size;
+    uint64_t chains = buckets + 4UL * head.buckets;
+    if (!peek(search->pid, buckets + 4UL * (hash % head.buckets), &number, 4) ||
+        number < head.first) {
+        return;
+    }
+    for (; peek(search->pid, chains + 4UL * (number - head.first), &value, 4); number++) {
+        if ((value | 1) == (hash | 1)) {
+            try_symbol(search, number);
+        }
+        if ((value & 1) != 0) {
+            return;
+        }
+    }
+}
+
+/* The older table: buckets, and chains that end with 0. */
+static void
+search_hash(struct search *search)
+{
+    const uint64_t table = search->object->hash;
+    struct {
+        uint32_t buckets, symbols;
+    } head;
+    uint32_t hash = 0;
+    uint32_t number = 0;
+
+    for (const char *c = search->name; *c != '\0'; c++) {
+        hash = (hash << 4) + (unsigned char)*c;
+        hash ^= (hash & 0xf0000000) >> 24;
+        hash &= 0x0fffffff;
+    }
+    if (!peek(search->pid, table, &head, sizeof(head)) || head.buckets == 0 ||
+        !peek(search->pid, table + sizeof(head) + 4UL * (hash % head.buckets), &number,
+              4)) {
+        return;
+    }
+    for (uint32_t left = head.symbols; number != 0 && left > 0; left--) {
+        try_symbol(search, number);
+        if (!peek(search->pid, table + sizeof(head) + 4UL * (head.buckets + number),
+                  &number, 4)) {
+            return;
+        }
+    }
+}
+
+/* The address of what an object exports by that name; 0: nothing. */
+static uint64_t
+find_in(pid_t pid, const struct object *object, const char *name)
+{
+    struct search search = {.pid = pid, .object = object, .name = name};
+
+    if (object->gnu_hash != 0) {
+        search_gnu_hash(&search);
+    }
+    else if (object->hash != 0) {
+        search_hash(&search);
+    }
+    return search.found;
+}
+
+/* ---- Which objects there are ------------------------------------------------------- */
+
+/* Whether a path's last part begins with one of these words, apart by blanks. */
+static bool
+is_called(const char *path, const char *words)
+{
+    const char *slash = strrchr(path, '/');
+    const char *name = slash != NULL ? slash + 1 : path;
+
+    for (size_t length = 0; *words != '\0'; words += length) {
+        words += strspn(words, " ");
+        length = strcspn(words, " ");
+        if (length > 0 && strncmp(name, words, length) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static const struct object *
+object_at(const struct image *image, uint64_t address)
+{
+    for (size_t i = 0; i < image->object_count; i++) {
+        if (address >= image->objects[i].base && address < image->objects[i].end) {
+            return &image->objects[i];
+        }
+    }
+    return NULL;
+}
+
+/* Finds the objects among the mappings. */
+static void
+read_objects(struct image *image)
+{
+    static const char loaders[] = "ld-linux ld-2. ld.so ld64.so";
+    static const char libraries[] = "libc.so libc-2. libpthread libdl.so libdl-2. "
+                                    "ld-musl libc.musl";
+    const pid_t pid = image->pid;
+
+    image->object_count = 0;
+    image->objects = allocate(image->mapping_count, sizeof(*image->objects));
+    for (size_t i = 0; i < image->mapping_count; i++) {
+        const struct mapping *mapping = &image->mappings[i];
+        struct object object = {.path = mapping->path, .base = mapping->start};
+        bool is_vdso = strcmp(mapping->path, "[vdso]") == 0;
+        if (!mapping->is_readable || (mapping->path[0] != '/' && !is_vdso) ||
+            object_at(image, mapping->start) != NULL || !read_object(pid, &object)) {
+            continue;
+        }
+        object.is_loader = is_called(object.path, loaders);
+        object.is_libc = object.is_loader || is_called(object.path, libraries);
+        object.has_malloc = find_in(pid, &object, "malloc") != 0;
+        object.has_python = find_in(pid, &object, "Py_FatalError") != 0;
+        image->objects[image->object_count++] = object;
+    }
+}
+
+static uint64_t
+find_libc(const struct image *image, const char *name)
+{
+    uint64_t address = 0;
+
+    for (size_t i = 0; i < image->object_count && address == 0; i++) {
+        if (image->objects[i].is_libc) {
+            address = find_in(image->pid, &image->objects[i], name);
+        }
+    }
+    return address;
+}
+
+static uint64_t
+find_python(const struct image *image, const char *name)
+{
+    uint64_t address = 0;
+
+    for (size_t i = 0; i < image->object_count && address == 0; i++) {
+        if (image->objects[i].has_python) {
+            address = find_in(image->pid, &image->objects[i], name);
+        }
+    }
+    return address;
+}
+
+/* Where these bytes are in what an object has to be executed; 0: nowhere. */
+static uint64_t
+find_code(const struct image *image, const struct object *object, const void *bytes,
+          size_t count)
+{
+    for (size_t i = 0; i < image->mapping_count; i++) {
+        const struct mapping *mapping = &image->mappings[i];
+        size_t size = (size_t)(mapping->end - mapping->start);
+        if (!mapping->is_executable || mapping->start < object->base ||
+            mapping->start >= object->end) {
+            continue;
+        }
+        OWNED char *code = allocate(size, 1);
+        const char *at = peek(image->pid, mapping->start, code, size)
+                             ? memmem(code, size, bytes, count)
+                             : NULL;
+        if (at != NULL) {
+            return mapping->start + (uint64_t)(at - code);
+        }
+    }
+    return 0;
+}
+
+#endif /* HAS_ATTACH */
+
+#endif /* MANHOLE_CLI_ATTACH_ELF_C */

@@ -1,0 +1,139 @@
+/* Module file: the build of the module that fits the process.
+ *
+ * Each module has a text in it that says what it was built for, as "CPython 3.11, glibc"; what the
+ * process runs is told by what its libpython exports, for there need be no file with a telling
+ * name. Both have to be the same, and the file of our own kind of processor: all that is known
+ * before the process is touched. What else may be missing, a newer C library say, the loader tells.
+ *
+ * Without --module FILE it is looked for where make leaves it and where make install and pip put
+ * it, seen from this program: in its folder, in a folder beside that, in the packages of each
+ * Python under the same prefix. --module FOLDER: the same, from there.
+ */
+#ifndef MANHOLE_CLI_ATTACH_MODULE_FILE_C
+#define MANHOLE_CLI_ATTACH_MODULE_FILE_C
+
+#include "../options.c"
+#include "elf.c"
+#include "x86_64.c"
+
+#if HAS_ATTACH
+
+/* As src/attached.c has it; what follows ends at " (". */
+static const char built_for[] = "This manhole is for ";
+
+/* What the process runs, in the same words; "" for a Python before 3.9, or none. */
+static struct text
+describe_python(const struct image *image)
+{
+    uint64_t version_at = find_python(image, "Py_Version");
+    unsigned long version = 0;
+    bool is_musl = false;
+    bool has_no_gil = find_python(image, "PyUnstable_Module_SetGIL") != 0;
+
+    if (version_at == 0) { /* is there from 3.11 on */
+        version = find_python(image, "PyModule_AddObjectRef") != 0 ? 0x030a0000
+                  : find_python(image, "PyFrame_GetBack") != 0     ? 0x03090000
+                                                                   : 0;
+    }
+    else if (!peek(image->pid, version_at, &version, sizeof(version))) {
+        version = 0;
+    }
+    if (version == 0) {
+        return print("%s", "");
+    }
+    for (size_t i = 0; i < image->object_count; i++) {
+        is_musl = is_musl || is_called(image->objects[i].path, "ld-musl libc.musl");
+    }
+    return print("CPython %lu.%lu%s, %s", version >> 24 & 0xff, version >> 16 & 0xff,
+                 has_no_gil ? "t" : "", is_musl ? "musl" : "glibc");
+}
+
+/* Reads a module's file, and tells what it was built for, in the same words; "" when it is none, or
+ * is of another processor. */
+static struct text
+read_module(const char *path, struct buffer *module)
+{
+    Elf64_Ehdr header = {.e_machine = EM_NONE};
+
+    empty(module);
+    if (!read_file(path, module) || module->length < sizeof(header)) {
+        return print("%s", "");
+    }
+    memcpy(&header, module->data, sizeof(header));
+    const char *text = memmem(module->data, module->length, built_for, strlen(built_for));
+    if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_machine != MACHINE ||
+        text == NULL) {
+        return print("%s", "");
+    }
+    text += strlen(built_for);
+    const char *end = strstr(text, " (");
+    return print("%.*s", end != NULL ? (int)(end - text) : 0, text);
+}
+
+/* Looks for one in the folder and around it, reads it, and notes what else is there. */
+static bool
+search_folder(const char *folder, const char *python, struct buffer *module,
+              struct buffer *others)
+{
+    static const char *const places[] = {"manhole*.so", "*/manhole*.so",
+                                         "../*/manhole*.so",
+                                         "../lib*/python3*/*-packages/manhole*.so"};
+    bool is_found = false;
+
+    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]) && !is_found; i++) {
+        glob_t found = {.gl_pathc = 0};
+        /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
+        (void)glob(print("%s/%s", folder, places[i]).text, 0, NULL, &found);
+        for (size_t j = 0; j < found.gl_pathc && !is_found; j++) {
+            struct text what = read_module(found.gl_pathv[j], module);
+            is_found = strcmp(what.text, python) == 0;
+            if (!is_found && what.text[0] != '\0' && others->length < QUOTED_SIZE / 2) {
+                append_format(others, "; %s is for %s", found.gl_pathv[j], what.text);
+            }
+        }
+        globfree(&found);
+    }
+    return is_found;
+}
+
+/* Reads the module for what the process runs; ends the program without one. */
+static void
+find_module(const struct request *request, pid_t pid, const char *python,
+            struct buffer *module)
+{
+    const char *given = request->given[OPTION_MODULE];
+    char folder[PATH_MAX] = "";
+    struct stat status;
+    OWNED_BUFFER others = {.data = NULL};
+
+    if (given != NULL && stat(given, &status) < 0) {
+        fail(STATUS_TROUBLE, "cannot read the module %s: %m", quote(given).text);
+    }
+    if (given != NULL && !S_ISDIR(status.st_mode)) {
+        struct text what = read_module(given, module);
+        if (strcmp(what.text, python) != 0) {
+            fail(STATUS_TROUBLE, "the module %s is for %s, but process %d runs %s",
+                 quote(given).text,
+                 what.text[0] != '\0' ? what.text : "nothing known here", (int)pid,
+                 python);
+        }
+        return;
+    }
+    if (given != NULL) {
+        (void)snprintf(folder, sizeof(folder), "%s", given);
+    }
+    else if (readlink("/proc/self/exe", folder, sizeof(folder) - 1) > 0) {
+        *strrchr(folder, '/') = '\0';
+    }
+    if (!search_folder(folder, python, module, &others)) {
+        fail(STATUS_TROUBLE,
+             "process %d runs %s, and there is no module for that in or beside %s%s; "
+             "build one with 'make PYTHON=...' of that Python, and name it with --module "
+             "FILE",
+             (int)pid, python, quote(folder).text, text_of(&others));
+    }
+}
+
+#endif /* HAS_ATTACH */
+
+#endif /* MANHOLE_CLI_ATTACH_MODULE_FILE_C */

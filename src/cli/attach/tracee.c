@@ -1,0 +1,374 @@
+/* Tracee: holding a thread of the process by ptrace, having it make system calls, putting it back.
+ *
+ * A thread is seized, which does not stop it, and then interrupted, which sends it no signal. While
+ * it is held:
+ *   - what it was is kept: registers, vectors, signal mask. restore() puts that back, and lets go.
+ *   - a signal frame with all that lies on its stack, below what it uses (x86_64.c), or later in
+ *     memory of ours. Whatever it runs for us returns there. So a client that is killed, which
+ *     lets the kernel detach from all its tracees, leaves a thread that finishes what it does,
+ *     goes home by rt_sigreturn, and is as it was. This holds between any two steps here.
+ *   - all signals are blocked in it, but those that a fault of ours would raise: none is lost, they
+ *     wait. Blocked only once there is a way back that unblocks them, that is, after the registers.
+ *   - a signal that is on its way when it stops is delivered first.
+ *
+ * What lay below its stack is put back, too: a coroutine's stack may have somebody else's data
+ * there. All of this runs in a thread of ours that lives no longer than that, see trace().
+ */
+#ifndef MANHOLE_CLI_ATTACH_TRACEE_C
+#define MANHOLE_CLI_ATTACH_TRACEE_C
+
+#include "../signals.c"
+#include "elf.c"
+#include "rights.c"
+#include "x86_64.c"
+#include <pthread.h>
+
+#if HAS_ATTACH
+
+enum {
+    STOPPED_AS_ASKED = 128, /* PTRACE_EVENT_STOP */
+    AT_SYSCALL = SIGTRAP | 0x80,
+    REMOTE_PATIENCE_MS = 2000, /* for what takes microseconds */
+    UNDER_FRAME = 1024,
+    SCRATCH_SIZE = FRAME_SIZE + UNDER_FRAME,
+};
+
+/* A thread that is held. */
+struct lent {
+    pid_t tid;
+    const struct image *image;
+    struct cpu was;
+    uint64_t mask;    /* of signals, as it was */
+    uint64_t frame;   /* where the way home lies */
+    uint64_t scratch; /* below its stack: the frame at first, and under that a word */
+    unsigned char below[SCRATCH_SIZE]; /* what was there */
+};
+
+enum stop {
+    STOP_LATE = -1, /* it has not stopped in time */
+    STOP_GONE = -2, /* there is no such thread any more */
+};
+
+/* In the C library: "make a system call", and "return from a handler". */
+struct gadgets {
+    uint64_t call;
+    uint64_t back;
+};
+
+static struct gadgets gadgets;
+
+/* Whether both are there. */
+static bool
+find_gadgets(const struct image *image)
+{
+    for (size_t i = 0; i < image->object_count; i++) {
+        const struct object *object = &image->objects[i];
+        if (object->is_libc && gadgets.call == 0) {
+            gadgets.call = find_code(image, object, syscall_code, sizeof(syscall_code));
+        }
+        if (object->is_libc && gadgets.back == 0) {
+            gadgets.back = find_code(image, object, return_code, sizeof(return_code));
+        }
+    }
+    return gadgets.call != 0 && gadgets.back != 0;
+}
+
+/* ---- Before anybody is stopped ------------------------------------------------ */
+
+/* Reads what is mapped, and ends the program where that tells that this is not for us. */
+static void
+look_at_process(struct image *image, pid_t pid)
+{
+    char byte = 0;
+
+    image->pid = pid;
+    check_process(pid);
+    if (!read_mappings(image)) {
+        fail_denied(pid, errno);
+    }
+    if (image->mapping_count == 0) {
+        fail(STATUS_NO_CONNECTION, "process %d is a thread of the kernel's", (int)pid);
+    }
+    if (!peek(pid, image->mappings[0].start, &byte, 1) && errno == EPERM) {
+        fail_denied(pid, errno);
+    }
+    read_objects(image);
+    if (find_python(image, "Py_FatalError") == 0) {
+        fail(STATUS_NO_CONNECTION, "process %d runs no CPython of this kind of processor",
+             (int)pid);
+    }
+    if (!find_gadgets(image)) {
+        fail(STATUS_NO_CONNECTION,
+             "process %d has a C library that is neither glibc nor musl as they are "
+             "known here",
+             (int)pid);
+    }
+}
+
+/* ---- Stops ------------------------------------------------------------------------- */
+
+/* Returns the status of a tracee that stops, or an enum stop. SIGCHLD is blocked. */
+static int
+await_status(pid_t tid, int patience_ms)
+{
+    const double deadline = now_s() + patience_ms / 1e3;
+    sigset_t child;
+    int status = 0;
+
+    (void)sigemptyset(&child);
+    (void)sigaddset(&child, SIGCHLD);
+    for (;;) {
+        pid_t found = waitpid(tid, &status, __WALL | WNOHANG);
+        int left_ms = patience_until(deadline);
+        if (found != 0) {
+            return found == tid && WIFSTOPPED(status) ? status : STOP_GONE;
+        }
+        if (left_ms == 0) {
+            return STOP_LATE;
+        }
+        (void)sigtimedwait(&child, NULL,
+                           &(struct timespec){.tv_sec = left_ms / 1000,
+                                              .tv_nsec = left_ms % 1000 * 1000000L});
+    }
+}
+
+/* Awaits the stop of a seized thread that was interrupted; a signal on its way is delivered. errno
+ * is EAGAIN when that has not come in time. */
+static bool
+await_stop(pid_t tid, int patience_ms)
+{
+    const double deadline = now_s() + patience_ms / 1e3;
+
+    for (;;) {
+        int status = await_status(tid, patience_until(deadline));
+        if (status < 0) {
+            errno = status == STOP_LATE ? EAGAIN : ESRCH;
+            return false;
+        }
+        int event = status >> 16;
+        if (event == STOPPED_AS_ASKED) {
+            errno = EBUSY; /* by SIGSTOP, with all others of the process */
+            return WSTOPSIG(status) == SIGTRAP;
+        }
+        if (ptrace(PTRACE_CONT, tid, NULL, event != 0 ? 0L : (long)WSTOPSIG(status)) <
+            0) {
+            return false;
+        }
+        (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
+    }
+}
+
+static void
+let_go(pid_t tid)
+{
+    (void)ptrace(PTRACE_DETACH, tid, NULL, NULL);
+}
+
+/* Threads that are asked to stop and have not yet: in the kernel's deepest sleep, or waiting for
+ * vfork()'s child. The stop will come and hold them until we see to it. */
+static struct {
+    pid_t tids[64];
+    size_t count;
+} unsettled;
+
+/* Forgets that thread, and returns whether it was one. */
+static bool
+was_unsettled(pid_t tid)
+{
+    for (size_t i = 0; i < unsettled.count; i++) {
+        if (unsettled.tids[i] == tid) {
+            unsettled.tids[i] = unsettled.tids[--unsettled.count];
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Lets those go that have come to their stop. The end of trace() lets go of the rest. */
+static void
+settle(void)
+{
+    for (size_t i = unsettled.count; i-- > 0;) {
+        if (await_stop(unsettled.tids[i], 0) || errno != EAGAIN) {
+            let_go(unsettled.tids[i]);
+            unsettled.tids[i] = unsettled.tids[--unsettled.count];
+        }
+    }
+}
+
+/* Seizes and stops a thread. False when it is gone, or does not stop just now. */
+static bool
+stop_thread(pid_t pid, pid_t tid, int patience_ms)
+{
+    bool is_ours = was_unsettled(tid);
+
+    if (!is_ours &&
+        ptrace(PTRACE_SEIZE, tid, NULL, (unsigned long)PTRACE_O_TRACESYSGOOD) < 0) {
+        if (errno != ESRCH) {
+            fail_denied(pid, errno);
+        }
+        return false;
+    }
+    if (!is_ours) {
+        (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
+    }
+    if (await_stop(tid, patience_ms)) {
+        return true;
+    }
+    if (errno == EAGAIN && unsettled.count < sizeof(unsettled.tids) / sizeof(pid_t)) {
+        unsettled.tids[unsettled.count++] = tid;
+    }
+    else {
+        let_go(tid);
+    }
+    return false;
+}
+
+/* ---- Keeping, and putting back ----------------------------------------------------- */
+
+/* Puts the way home there. */
+static bool
+place_frame(struct lent *lent, uint64_t address)
+{
+    unsigned char bytes[FRAME_SIZE];
+    size_t size = make_frame(&lent->was, lent->mask, gadgets.back, address, bytes);
+
+    if (size == 0 || !poke(lent->tid, address, bytes, size)) {
+        return false;
+    }
+    lent->frame = address;
+    return true;
+}
+
+static bool
+place_frame_on_stack(struct lent *lent)
+{
+    return place_frame(lent, lent->scratch + UNDER_FRAME);
+}
+
+/* Notes all that a stopped thread is, and puts the way home on its stack. */
+static bool
+keep_thread(struct lent *lent)
+{
+    if (!read_cpu(lent->tid, &lent->was) ||
+        ptrace(PTRACE_GETSIGMASK, lent->tid, sizeof(lent->mask), &lent->mask) < 0) {
+        return false;
+    }
+    lent->scratch = (stack_pointer(&lent->was) - RED_ZONE - SCRATCH_SIZE) / 64 * 64;
+    return peek(lent->tid, lent->scratch, lent->below, sizeof(lent->below)) &&
+           place_frame_on_stack(lent);
+}
+
+/* Puts all back, and lets go: the process is as it was. */
+static void
+restore(struct lent *lent)
+{
+    rewind_epoll(&lent->was);
+    (void)ptrace(PTRACE_SETSIGMASK, lent->tid, sizeof(lent->mask), &lent->mask);
+    (void)write_cpu(lent->tid, &lent->was);
+    (void)poke(lent->tid, lent->scratch, lent->below, sizeof(lent->below));
+    let_go(lent->tid);
+}
+
+/* ---- Having it do something -------------------------------------------------------- */
+
+/* Runs to the next beginning or end of a system call, or to the birth of a copy. */
+static bool
+run_to_syscall(pid_t tid)
+{
+    int status = STOPPED_AS_ASKED << 16;
+
+    while (status > 0 && status >> 16 == STOPPED_AS_ASKED) { /* by SIGSTOP, meanwhile */
+        if (ptrace(PTRACE_SYSCALL, tid, NULL, NULL) < 0) {
+            return false;
+        }
+        status = await_status(tid, REMOTE_PATIENCE_MS);
+    }
+    return status > 0 &&
+           (WSTOPSIG(status) == AT_SYSCALL || status >> 16 == PTRACE_EVENT_CLONE);
+}
+
+/* From the end of a system call to a stop as at first, where the registers that are put back are
+ * taken for those of an interrupted call, if they are. */
+static bool
+run_to_rest(pid_t tid)
+{
+    if (ptrace(PTRACE_INTERRUPT, tid, NULL, NULL) < 0 ||
+        ptrace(PTRACE_CONT, tid, NULL, NULL) < 0) {
+        return false;
+    }
+    int status = await_status(tid, REMOTE_PATIENCE_MS);
+    return status > 0 && status >> 16 == STOPPED_AS_ASKED;
+}
+
+/* Blocks all signals but those of a fault of ours. */
+static void
+block_signals(pid_t tid)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGSYS, SIGFPE};
+    uint64_t mask = ~0UL;
+
+    for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++) {
+        mask &= ~(1UL << (faults[i] - 1));
+    }
+    (void)ptrace(PTRACE_SETSIGMASK, tid, sizeof(mask), &mask);
+}
+
+#  define ARGUMENTS(...)                                                                 \
+    (const uint64_t[6])                                                                  \
+    {                                                                                    \
+      __VA_ARGS__                                                                        \
+    }
+
+enum {
+    LOST = -100000
+}; /* instead of a system call's result: the thread does not come back */
+
+/* Has the thread make a system call, and returns its result, or LOST. */
+static long
+call_kernel(const struct lent *lent, long number, const uint64_t arguments[6])
+{
+    struct cpu cpu = lent->was;
+
+    prepare_syscall(&cpu, gadgets.call, lent->frame, number, arguments);
+    if (!write_regs(lent->tid, &cpu)) {
+        return LOST;
+    }
+    block_signals(lent->tid);
+    bool is_back = run_to_syscall(lent->tid);       /* to its beginning */
+    is_back = is_back && run_to_syscall(lent->tid); /* and to its end */
+    return is_back && read_cpu(lent->tid, &cpu) ? call_result(&cpu) : LOST;
+}
+
+static bool
+is_error(long result)
+{
+    return result < 0 && result >= -4095;
+}
+
+/* Calls work in a thread of its own, with all signals blocked: nothing but SIGKILL is to end us
+ * while a thread is held. When a tracer ends, and to the kernel each thread is one, it lets go of
+ * all that it has seized: so no thread stays held that was asked to stop and has not stopped yet.
+ * */
+static void
+trace(void *(*work)(void *), void *argument)
+{
+    sigset_t all;
+    sigset_t before;
+    pthread_t tracer;
+
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&tracer, NULL, work, argument);
+    if (error != 0) {
+        errno = error;
+        fail(STATUS_TROUBLE, "cannot start a thread: %m");
+    }
+    (void)pthread_join(tracer, NULL);
+    unsettled.count = 0;
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+#endif /* HAS_ATTACH */
+
+#endif /* MANHOLE_CLI_ATTACH_TRACEE_C */

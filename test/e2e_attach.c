@@ -1,0 +1,368 @@
+/* e2e_attach.c - manhole-cli --attach: into a process that never heard of a manhole, by ptrace.
+ *
+ * What is attached to counts on meanwhile, and has to go on as if nothing had been: same signal
+ * masks, nobody's tracee, no children, nothing on standard error, its own exit status. Where ptrace
+ * is not allowed, or for another processor than x86-64, all of these are skipped.
+ */
+#include "support.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Sleeps in short turns with its own signal handler, and counts them, until its stdin is closed. */
+#define COUNTING                                                                         \
+  "import os, select, sys, threading\n"                                                  \
+  "turns = 0\n" READY "while not select.select([0], [], [], 0.002)[0]: turns += 1\n"     \
+  "sys.exit(7)\n"
+
+/* A process that has not been told of manhole, not even by a path. */
+static struct process *
+start_unprepared(const char *program)
+{
+    struct process *app;
+#if !defined(__x86_64__)
+    skip_test("--attach is for x86-64");
+#endif
+    if (is_sanitized() || is_wrapped()) {
+        skip_test("a sanitizer's library cannot be loaded later, and valgrind has its "
+                  "own threads");
+    }
+    app = start_target(program, .env = LIST("PYTHONPATH", "PYTHONMANHOLE"));
+    wait_until_ready(app);
+    if (ptrace(PTRACE_SEIZE, app->pid, NULL, NULL) < 0) {
+        skip_test("ptrace is not allowed here: %s", strerror(errno));
+    }
+    assert_int_equal(ptrace(PTRACE_INTERRUPT, app->pid, NULL, NULL), 0);
+    assert_int_equal(waitpid(app->pid, NULL, __WALL), app->pid);
+    assert_int_equal(ptrace(PTRACE_DETACH, app->pid, NULL, NULL), 0);
+    return app;
+}
+
+static const char *
+number(pid_t pid)
+{
+    return format_text("%d", (int)pid);
+}
+
+/* What stands behind this name in /proc/PID/status. */
+static const char *
+status_of(pid_t pid, const char *name)
+{
+    const char *status = read_file(format_text("/proc/%d/status", (int)pid));
+    const char *line = strstr(status, name);
+    assert_non_null(line);
+    return format_text("%.*s", (int)strcspn(line, "\n"), line);
+}
+
+/* Whether anything of it is left in the process but the mapped file. */
+static bool
+has_no_manhole(void *argument)
+{
+    const pid_t pid = *(pid_t *)argument;
+    return count_threads(pid) == 1 && access(socket_path_of(pid), F_OK) < 0;
+}
+
+/* It goes on, and ends as it wants to. */
+static void
+assert_unharmed(struct process *app)
+{
+    const char *children =
+        format_text("/proc/%d/task/%d/children", (int)app->pid, (int)app->pid);
+    assert_string_equal(status_of(app->pid, "TracerPid:"), "TracerPid:\t0");
+    assert_string_equal(status_of(app->pid, "SigBlk:"), "SigBlk:\t0000000000000000");
+    assert_string_equal(read_file(children), ""); /* nor a dead one */
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+    assert_string_equal(app->text[ERR].data, "");
+}
+
+static void
+code_runs_in_a_process_that_had_no_manhole(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    const char *out;
+    const char *err;
+    int status = run_command(LIST(build_path("manhole-cli"), "--attach", number(app->pid),
+                                  "-c", "import __main__; print(__main__.turns > 0)"),
+                             NULL, &out, &err);
+    assert_string_equal(err, "");
+    assert_int_equal(status, 0);
+    assert_string_equal(out, "True\n");
+    wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
+    assert_unharmed(app);
+}
+
+static void
+kept_manhole_stays_until_it_is_detached(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    const char *cli = build_path("manhole-cli");
+    const char *out;
+    assert_int_equal(run_command(LIST(cli, "--attach=locals={'bread': 3}", "--keep",
+                                      number(app->pid), "-c", "print(bread)"),
+                                 NULL, &out, NULL),
+                     0);
+    assert_string_equal(out, "3\n");
+    watch_for(700); /* longer than it lingers otherwise */
+    assert_int_equal(
+        run_command(LIST(cli, number(app->pid), "-c", "print(4)"), NULL, &out, NULL), 0);
+    assert_string_equal(out, "4\n");
+    assert_int_equal(
+        run_command(LIST(cli, "--detach", number(app->pid)), NULL, NULL, NULL), 0);
+    wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
+    assert_unharmed(app);
+}
+
+/* The loaded module is used again, not a second copy. */
+static void
+second_attach_loads_nothing(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    const char *maps;
+    int mapped = 0;
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(run_command(LIST(build_path("manhole-cli"), "--attach",
+                                          number(app->pid), "-c", "pass"),
+                                     NULL, NULL, NULL),
+                         0);
+        wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
+    }
+    maps = read_file(format_text("/proc/%d/maps", (int)app->pid));
+    for (const char *at = maps; (at = strstr(at, "/memfd:manhole")) != NULL; at++) {
+        mapped += strstr(at, "\n") != NULL && strncmp(at - 40, "r-xp", 4) != 0;
+    }
+    assert_in_range(mapped, 1, 6); /* segments of one file */
+    assert_unharmed(app);
+}
+
+/* The GIL is held for good: the prompt cannot come, the stacks do, and nothing is left behind. */
+static void
+stacks_come_from_outside_while_the_gil_is_held(void)
+{
+    struct process *app =
+        start_unprepared("import ctypes, sys, time\n" READY "def stuck_here():\n"
+                         "    ctypes.PyDLL(None).read(0, None, 0)\n"
+                         "    ctypes.PyDLL(None).getchar()\n"
+                         "stuck_here()\n"
+                         "sys.exit(7)\n");
+    const char *out;
+    const char *err;
+    int status;
+    wait_until_asleep(app->pid);
+    status = run_command(
+        LIST(build_path("manhole-cli"), "--attach", "--stacks", number(app->pid)), NULL,
+        &out, &err);
+    assert_string_equal(err, "");
+    assert_int_equal(status, 0);
+    assert_contains(out, ", in stuck_here\n  ctypes.PyDLL(None).getchar()\n");
+    assert_contains(out, "#############################################\n");
+    assert_int_equal(count_threads(app->pid), 1);
+    assert_not_contains(read_file(format_text("/proc/%d/maps", (int)app->pid)), "memfd");
+    assert_unharmed(app);
+}
+
+static void
+stacks_from_outside_come_as_json_and_brief(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    const char *out;
+    assert_int_equal(run_command(LIST(build_path("manhole-cli"), "--attach", "--stacks",
+                                      "--json", number(app->pid)),
+                                 NULL, &out, NULL),
+                     0);
+    assert_matches(out, "^\\{\"pid\": [0-9]+, \"python\": null, \"version\": 1, "
+                        "\"source\": \"frozen copy\"");
+    assert_contains(
+        out, "\"function\": \"<module>\", \"qualname\": null, \"source\": \"while");
+    assert_int_equal(run_command(LIST(build_path("manhole-cli"), "--attach", "--brief",
+                                      number(app->pid)),
+                                 NULL, &out, NULL),
+                     0);
+    assert_contains(out, "1 x in <module> at ");
+    assert_unharmed(app);
+}
+
+static void
+assert_refused(const struct process *app, const char *option, const char *reason)
+{
+    const char *err;
+    int status = run_command(
+        LIST(build_path("manhole-cli"), "--attach", option, number(app->pid), "-c", "1"),
+        NULL, NULL, &err);
+    assert_in_range(status, 1, 5);
+    assert_contains(err, reason);
+}
+
+static void
+refusals_name_what_is_missing_and_touch_nothing(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    const char *nothing =
+        write_file("module.so", "This manhole is for CPython 2.7, glibc (1)");
+    assert_refused(app, format_text("--module=%s", nothing),
+                   "is for nothing known here, but");
+    assert_refused(app, format_text("--module=%s", test_directory()),
+                   "there is no module for");
+    assert_refused(app, "--attach=no_such_option=1", "no_such_option");
+    assert_int_equal(ptrace(PTRACE_SEIZE, app->pid, NULL, NULL), 0);
+    assert_refused(app, "--raw", format_text("is traced by process %d", (int)getpid()));
+    assert_int_equal(ptrace(PTRACE_INTERRUPT, app->pid, NULL, NULL), 0);
+    assert_int_equal(waitpid(app->pid, NULL, __WALL), app->pid);
+    assert_int_equal(ptrace(PTRACE_DETACH, app->pid, NULL, NULL), 0);
+    send_signal(app, SIGSTOP);
+    assert_refused(app, "--raw", format_text("'kill -CONT %d'", (int)app->pid));
+    send_signal(app, SIGCONT);
+    assert_unharmed(app);
+}
+
+/* ---- A client that is killed ------------------------------------------------------- */
+
+/* Whether a tracee is at the beginning of ptrace() or of what writes into the process. */
+static bool
+is_at_step(pid_t tid)
+{
+    struct {
+        unsigned char op, pad[7];
+        uint64_t unused[2];
+        uint64_t number;
+    } info[8] = {{0}};
+    const long size = (long)sizeof(info);
+    return ptrace(0x420e /* PTRACE_GET_SYSCALL_INFO */, tid, size, info) > 0 &&
+           info[0].op == 1 &&
+           (info[0].number == 101 /* ptrace */ ||
+            info[0].number == 311 /* process_vm_writev */ ||
+            info[0].number == 18 /* pwrite64 */);
+}
+
+/* Runs the client with these arguments and kills it at its n-th such step, before that is done.
+ * Returns whether it came so far. */
+static bool
+kill_client_at(long nth, const char *const argv[])
+{
+    const pid_t client = fork();
+    const long options = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE;
+    char *const *arguments;
+    pid_t tid = client;
+    long steps = 0;
+    int status = 0;
+    assert_true(client >= 0);
+    if (client == 0) {
+        int null = open("/dev/null", O_RDWR);
+        (void)dup2(null, 0);
+        (void)dup2(null, 1);
+        (void)dup2(null, 2);
+        (void)setpgid(0, 0);
+        (void)ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+        memcpy(&arguments, &argv, sizeof(arguments)); /* which execv() only reads */
+        (void)execv(argv[0], arguments);
+        _exit(127);
+    }
+    assert_int_equal(waitpid(client, &status, __WALL), client);
+    assert_int_equal(ptrace(PTRACE_SETOPTIONS, client, NULL, options), 0);
+    while (tid != client || WIFSTOPPED(status)) {
+        int number = WIFSTOPPED(status) ? WSTOPSIG(status) : 0;
+        bool is_signal = number != (SIGTRAP | 0x80) && number != SIGTRAP &&
+                         number != SIGSTOP; /* as a new thread's first stop */
+        if (number == (SIGTRAP | 0x80) && is_at_step(tid) && ++steps == nth) {
+            (void)kill(client, SIGKILL);
+        }
+        (void)ptrace(PTRACE_SYSCALL, tid, NULL, is_signal ? (long)number : 0L);
+        tid = waitpid(-client, &status, __WALL);
+        assert_true(tid > 0);
+    }
+    return WIFSIGNALED(status);
+}
+
+/* Whether it has counted on since. */
+struct count {
+    pid_t pid;
+    long switches;
+};
+
+static bool
+has_counted_on(void *argument)
+{
+    const struct count *count = argument;
+    const char *line = status_of(count->pid, "voluntary_ctxt_switches:");
+    return strtol(strchr(line, ':') + 1, NULL, 10) > count->switches + 3;
+}
+
+static void
+assert_goes_on(pid_t pid)
+{
+    struct count count = {.pid = pid};
+    const char *line = status_of(pid, "voluntary_ctxt_switches:");
+    count.switches = strtol(strchr(line, ':') + 1, NULL, 10);
+    wait_until(has_counted_on, &count, "the process counts on", DEADLINE);
+    assert_string_equal(status_of(pid, "TracerPid:"), "TracerPid:\t0");
+    assert_string_equal(status_of(pid, "SigBlk:"), "SigBlk:\t0000000000000000");
+}
+
+/* At each step of attaching. Where the manhole has come all the same, it goes again. */
+static void
+client_that_is_killed_at_any_step_does_no_harm(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    const char *cli = build_path("manhole-cli");
+    long steps = 0;
+    while (kill_client_at(steps + 1,
+                          LIST(cli, "--attach", number(app->pid), "-c", "pass"))) {
+        steps++;
+        assert_goes_on(app->pid);
+        if (count_threads(app->pid) > 1) { /* or it waits long for somebody to come */
+            (void)run_command(LIST(cli, "-t5", "--detach", number(app->pid)), NULL, NULL,
+                              NULL);
+        }
+        wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
+    }
+    assert_in_range(steps, 20, 1000);
+    assert_unharmed(app);
+}
+
+/* No copy runs on. A dead one may be left, which goes with the process. */
+static bool
+has_no_living_copy(void *argument)
+{
+    pid_t copy;
+    return list_children(*(pid_t *)argument, &copy, 1) == 0;
+}
+
+static void
+client_that_is_killed_at_any_step_of_a_look_does_no_harm(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    long steps = 0;
+    while (kill_client_at(steps + 1, LIST(build_path("manhole-cli"), "--attach",
+                                          "--stacks", number(app->pid)))) {
+        steps++;
+        assert_goes_on(app->pid);
+        wait_until(has_no_living_copy, &app->pid, "no copy is left", DEADLINE);
+    }
+    assert_in_range(steps, 20, 1000);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+    assert_string_equal(app->text[ERR].data, "");
+}
+
+int
+main(void)
+{
+    static const struct test_case tests[] = {
+        TEST(code_runs_in_a_process_that_had_no_manhole),
+        TEST(kept_manhole_stays_until_it_is_detached),
+        TEST(second_attach_loads_nothing),
+        TEST(stacks_come_from_outside_while_the_gil_is_held),
+        TEST(stacks_from_outside_come_as_json_and_brief),
+        TEST(refusals_name_what_is_missing_and_touch_nothing),
+        TEST(client_that_is_killed_at_any_step_does_no_harm),
+        TEST(client_that_is_killed_at_any_step_of_a_look_does_no_harm),
+    };
+    return RUN_TESTS(tests);
+}
