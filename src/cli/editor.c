@@ -424,9 +424,8 @@ load_history(void)
     }
 }
 
-/* Returns false where there can be no editor: not at a terminal, or not at this one. */
-static bool
-open_editor(void)
+static void
+bind_keys(void)
 {
     static const char *const keys[][2] = {
         {"^I", "manhole-complete"},
@@ -473,6 +472,19 @@ open_editor(void)
         {"manhole-clear", "Clear the screen", on_clear},
     };
 
+    for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); i++) {
+        (void)el_set(editor.el, EL_ADDFN, functions[i].name, functions[i].help,
+                     functions[i].call);
+    }
+    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+        (void)el_set(editor.el, EL_BIND, keys[i][0], keys[i][1], NULL);
+    }
+}
+
+/* Returns false where there can be no editor: not at a terminal, or not at this one. */
+static bool
+open_editor(void)
+{
     if (editor.el != NULL) {
         return true;
     }
@@ -488,13 +500,7 @@ open_editor(void)
     (void)el_set(editor.el, EL_SIGNAL, 0);
     (void)el_set(editor.el, EL_HIST, history, editor.history);
     (void)el_set(editor.el, EL_GETCFN, read_key);
-    for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); i++) {
-        (void)el_set(editor.el, EL_ADDFN, functions[i].name, functions[i].help,
-                     functions[i].call);
-    }
-    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
-        (void)el_set(editor.el, EL_BIND, keys[i][0], keys[i][1], NULL);
-    }
+    bind_keys();
     (void)el_source(editor.el, NULL);
     return true;
 }
