@@ -89,19 +89,26 @@ report_has_threads_and_files_but_no_secret(void)
     const char *out = NULL;
     const char *file = write_file("stock.txt", "bread\n");
     const char *program = format_text(
-        INSTALL("") "import threading\n"
+        INSTALL("") "import os, tempfile, threading\n"
                     "stock = open('%s')\n"
+                    "os.chdir(tempfile.mkdtemp())\n"
+                    "os.rmdir(os.getcwd())\n"
                     "threading.Thread(target=threading.Event().wait, daemon=True, "
                     "name='baker').start()\n" READY STAY,
         file);
     struct process *app = start_target(
-        program, .argv = LIST("--password=hunter2", "postgres://shop:hunter2@db/orders"),
-        .env = LIST("SHOP_KEY=hunter2", "TZ=Europe/Paris"));
+        program,
+        .argv = LIST("--password=hunter2", "postgres://shop:hunter2@db/orders",
+                     "{\"token\": \"hunter2\"}", "Authorization: Bearer hunter2",
+                     "--secret", "hunter2 and hunter2", "https://hunter2@git/"),
+        .env = LIST("SHOP_KEY=hunter2", "LD_SDK_KEY=hunter2", "PYTHON_DB=hunter2",
+                    "TZ=Europe/Paris"));
     wait_until_ready(app);
     assert_int_equal(run_command(CLI(pid_of(app), "--report"), NULL, &out, NULL), 0);
     assert_matches(out, format_text("^Report of process %s on ", pid_of(app)));
     assert_matches(
-        out, "^  command .* --password=\\*\\*\\* postgres://shop:\\*\\*\\*@db/orders$");
+        out, "^  command .* --password=\\*\\*\\* postgres://shop:\\*\\*\\*@db/orders ");
+    assert_matches(out, "^  user .*, in /.* \\(deleted\\)$");
     assert_matches(out, "^  baker, [0-9]+, daemon$");
     assert_contains(out, format_text(" %s\n", file));
     assert_matches(out, format_text("unix %s$", socket_path_of(app->pid)));
