@@ -1205,7 +1205,11 @@ object_is_told_about_when_asked_for(void)
 {
     (void)write_file("shop.py", "def count(stock, *, kind='tea'):\n"
                                 "    \"Count one kind.\"\n"
-                                "    return stock[kind]\n");
+                                "    return stock[kind]\n"
+                                "class Unbound:\n"
+                                "    def __call__(self): pass\n"
+                                "    def __getattr__(self, name): raise OverflowError\n"
+                                "unbound = Unbound()\n");
     (void)open_console("import sys; sys.path.insert(0, '.'); import shop\n" TARGET(""),
                        "");
     enter("shop.count?");
@@ -1215,6 +1219,9 @@ object_is_told_about_when_asked_for(void)
     enter("shop.count??");
     see("^def count\\(stock, \\*, kind='tea'\\):\n    \"Count one kind.\"\n    return "
         "stock\\[kind\\]\nFile");
+    enter("shop.unbound?");
+    see("^shop.unbound: shop.Unbound\n    no documentation\nFile: \".*shop.py\", line "
+        "4\n");
     enter("?shop.nothing");
     see("^AttributeError: module 'shop' has no attribute 'nothing'\n>>>$");
     enter("'what?'");
@@ -1299,6 +1306,21 @@ await_leaves_the_loop_running(void)
     see(">>>$");
     enter("await tell(2)");
     see("^\\('MainThread', 2\\)\n>>>$");
+}
+
+static void
+await_does_not_outlive_its_loop(void)
+{
+    (void)open_console("import asyncio\n"
+                       "async def stop():\n"
+                       "    asyncio.get_running_loop().stop()\n"
+                       "    await asyncio.sleep(1000)\n" INSTALL(
+                           "") "loop = asyncio.new_event_loop()\n"
+                               "loop.call_soon(exec, 'print(\"ready\", flush=True)')\n"
+                               "loop.run_forever()\n" STAY,
+                       "");
+    enter("await stop()");
+    see("^RuntimeError: the loop has ended meanwhile\n>>>$");
 }
 
 static void
@@ -1503,6 +1525,7 @@ main(void)
         TEST(names_of_main_are_found_at_the_prompt),
         TEST(await_runs_in_the_loop_of_the_process),
         TEST(await_leaves_the_loop_running),
+        TEST(await_does_not_outlive_its_loop),
         TEST(await_asks_in_which_of_several_loops),
         TEST(value_longer_than_a_line_is_laid_out),
         TEST(object_is_told_about_when_asked_for),

@@ -18,19 +18,20 @@ static const char asked_program[] =
     "def head_of(name, value):\n"
     "    try:\n"
     "        return f'{name}{inspect.signature(value)}'\n"
-    "    except (TypeError, ValueError):\n"
+    "    except Exception:\n"
     "        kind = value if isinstance(value, type) else type(value)\n"
     "        return f'{name}: {kind.__module__}.{kind.__qualname__}'\n"
     "\n"
-    /* A value that has no source has that of its type. What is none of the kinds that inspect
-     * knows is a TypeError. */
+    /* A value that has no source has that of its type. Why there is none may be anything: what asks
+     * is inspect, of objects that answer as they like, as proxies do, and of files that may have
+     * changed. */
     "def source_of(value):\n"
     "    for thing in value, type(value):\n"
     "        try:\n"
     "            thing = inspect.unwrap(thing)\n"
     "            lines, start = inspect.getsourcelines(thing)\n"
     "            return inspect.getsourcefile(thing), start or 1, lines\n"
-    "        except (OSError, TypeError, ValueError):\n"
+    "        except Exception:\n"
     "            pass\n"
     "    return None, 0, []\n"
     "\n"
@@ -48,7 +49,7 @@ static const char asked_program[] =
     "\n"
     /* Returns whether the line is such a question. What the expression raises is shown. */
     "def answer(console, line):\n"
-    "    match = re.fullmatch(r'\\s*(\\?{0,2})([^?#]+?)(\\?{0,2})\\s*', line)\n"
+    "    match = re.fullmatch(r'(\\?{0,2})([^?#]+)(\\?{0,2})', line.strip())\n"
     "    marks = match and (match[1] or match[3])\n"
     "    if not marks:\n"
     "        return False\n"

@@ -92,11 +92,13 @@ static const char awaited_program[] =
     "        self.is_given_up = False\n"
     "        self.done = thread.allocate_lock()\n"
     "        self.done.acquire()\n"
-    /* Since when the loop has not answered. */
-    "        self.asked = [monotonic()]\n"
-    /* These three in the loop. */
+    /* Since when the loop has not answered; None: it has. */
+    "        self.asked = monotonic()\n"
+    /* These four in the loop. */
+    "    def answer(self):\n"
+    "        self.asked = None\n"
     "    def begin(self):\n"
-    "        self.asked.clear()\n"
+    "        self.answer()\n"
     "        if not self.is_given_up:\n"
     "            self.task = self.loop.create_task(held(self.coroutine))\n"
     "            self.task.add_done_callback(self.end)\n"
@@ -112,11 +114,15 @@ static const char awaited_program[] =
     "    def wait(self):\n"
     "        is_told = False\n"
     "        while not self.done.acquire(timeout=PAUSE):\n"
-    "            if not self.asked:\n"
-    "                self.asked.append(monotonic())\n"
-    "                self.loop.call_soon_threadsafe(self.asked.clear)\n"
-    "            elif monotonic() - self.asked[0] > PATIENCE and not is_told:\n"
-    "                print(BLOCKED)\n"
+    "            asked = self.asked\n" /* which the loop may set at any time */
+    "            if asked is None:\n"
+    "                self.asked = monotonic()\n"
+    "                self.loop.call_soon_threadsafe(self.answer)\n"
+    "            elif monotonic() - asked > PATIENCE:\n"
+    "                if not self.loop.is_running():\n"
+    "                    raise RuntimeError('the loop has ended meanwhile')\n"
+    "                if not is_told:\n"
+    "                    print(BLOCKED)\n"
     "                is_told = True\n"
     "\n"
     /* Runs what was compiled so, and returns its value. */

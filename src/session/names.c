@@ -93,19 +93,30 @@ is_special(PyObject *name)
     return text == NULL || strncmp(text, "__", 2) == 0;
 }
 
+/* Returns a new reference, or NULL, with an exception unless there is just no such name. A borrowed
+ * one could be gone at once where there is no GIL. */
+ATTACHED static PyObject *
+look_up(PyObject *mapping, PyObject *name)
+{
+    PyObject *found = PyObject_GetItem(mapping, name); /* new, handed to the caller */
+    if (found == NULL && PyErr_ExceptionMatches(PyExc_KeyError)) {
+        PyErr_Clear();
+    }
+    return found;
+}
+
 /* find_elsewhere(name): what a name means that the namespace has not got. */
 ATTACHED static PyObject *
 names_find_elsewhere(PyObject *module, PyObject *name)
 {
     (void)module;
-    OWNED PyObject *found =
-        Py_XNewRef(PyDict_GetItemWithError(PyEval_GetBuiltins(), name));
+    OWNED PyObject *found = look_up(PyEval_GetBuiltins(), name);
     if (found == NULL && PyErr_Occurred() == NULL && !is_special(name)) {
         PyObject *main =
             PyDict_GetItemString(PyImport_GetModuleDict(), "__main__"); /* borrowed */
         found = main == NULL || !PyModule_Check(main)
                     ? NULL
-                    : Py_XNewRef(PyDict_GetItemWithError(PyModule_GetDict(main), name));
+                    : look_up(PyModule_GetDict(main), name);
     }
     if (found == NULL && PyErr_Occurred() == NULL) {
         PyErr_SetObject(PyExc_KeyError, name);

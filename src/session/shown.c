@@ -144,14 +144,17 @@ static const char shown_program[] =
     "        except BaseException:\n"
     "            self.showtraceback()\n"
     "\n"
+    /* Made once: a class is a cycle, which only the garbage collector ends, if it is on. */
     "types = {}\n"
+    "def derive(name, *bases):\n"
+    "    if bases not in types:\n"
+    "        types[bases] = type(name, bases, {})\n"
+    "    return types[bases]\n"
     "def make_console(base, names):\n"
-    "    if base not in types:\n"
-    "        types[base] = type('ManholeConsole', (Reports, Runs, base), {})\n"
-    "    console = types[base](names)\n"
+    "    console = derive('ManholeConsole', Reports, Runs, base)(names)\n"
     "    if console.compile is not console:\n" /* as it is in our plain one */
     "        kind = type(console.compile.compiler)\n"
-    "        console.compile.compiler = type(kind.__name__, (Awaits, kind), {})()\n"
+    "        console.compile.compiler = derive(kind.__name__, Awaits, kind)()\n"
     "        console.compile.compiler.flags |= ALLOW_TOP_LEVEL_AWAIT\n"
     "    return console\n";
 

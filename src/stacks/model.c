@@ -31,7 +31,7 @@ enum {
     OWN_INTERPRETER = -1,
 };
 
-static const size_t HASH_PRIME = 0x100000001b3U;
+static const uint64_t HASH_PRIME = 0x100000001b3U;
 
 /* In which a session's thread serves its client, from 3.15 on. */
 #define SESSION_FUNCTION "serve_client"
@@ -155,7 +155,7 @@ read_kernel_states(struct stacks *stacks)
 static size_t
 hash_key(const struct position_key *key)
 {
-    size_t hash = (((size_t)key->code >> 4) ^ (size_t)key->instruction) * HASH_PRIME;
+    uint64_t hash = (((size_t)key->code >> 4) ^ (size_t)key->instruction) * HASH_PRIME;
     for (size_t i = 0; i < key->line.length; i++) {
         hash = (hash ^ (unsigned char)key->line.bytes[i]) * HASH_PRIME;
     }
@@ -290,7 +290,7 @@ is_same_stack(const struct stacks *stacks, const struct thread_stack *one,
 static size_t
 hash_stack(const struct stacks *stacks, const struct thread_stack *thread)
 {
-    size_t hash = 0;
+    uint64_t hash = 0;
     for (size_t i = thread->first; i < thread->first + thread->count; i++) {
         hash = (hash ^ stacks->frames[i]) * HASH_PRIME;
     }
