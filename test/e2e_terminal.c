@@ -1188,7 +1188,10 @@ colours_of_tracebacks_alone_are_let_through(void)
 static void
 value_longer_than_a_line_is_laid_out(void)
 {
-    (void)open_console(TARGET("locals={'fruit': {n: 'x' * 30 for n in range(3)}}"), "");
+    (void)open_console("deep = []\n"
+                       "for _ in range(300): deep = [*range(100), deep]\n" TARGET(
+                           "locals={'fruit': {n: 'x' * 30 for n in range(3)}}"),
+                       "");
     enter("fruit");
     see("^\\{0: 'x{30}',\n 1: 'x{30}',\n 2: 'x{30}'\\}\n>>>$");
     enter("list(fruit)");
@@ -1198,6 +1201,9 @@ value_longer_than_a_line_is_laid_out(void)
         "all\n>>>$");
     enter("len(_)");
     see("^100000\n>>>$");
+    /* pprint would take many seconds for this. */
+    enter("deep");
+    see("^\\.\\.\\. 97602 characters more: ");
 }
 
 static void

@@ -257,16 +257,26 @@ static const struct part shown_part = {
 };
 
 static const char layout_program[] =
-    "pprint = standard('pprint')\n"
-    /* Characters: of a repr that can be laid out in a moment, and of what is shown. */
-    "MAX_REPR, MAX_SHOWN = 200_000, 20_000\n"
+    "pprint, thread_time = standard('pprint'), standard('time').thread_time\n"
+    /* Characters: of a repr that can be laid out in a moment, and of what is shown. Seconds of work
+     * in a moment: pprint makes the repr of each part anew, so depth costs more than length. */
+    "MAX_REPR, MAX_SHOWN, MOMENT = 200_000, 20_000, 0.5\n"
+    "class Page:\n"
+    "    def __init__(self):\n"
+    "        self.pieces, self.end = [], thread_time() + MOMENT\n"
+    "    def write(self, piece):\n"
+    "        self.pieces.append(piece)\n"
+    "        if thread_time() > self.end:\n"
+    "            raise TimeoutError\n"
     "def lay_out(value, text, columns):\n"
     "    if len(text) <= MAX_REPR:\n"
+    "        page = Page()\n"
     "        try:\n"
-    "            text = pprint.pformat(value, width=columns - 1, compact=True,\n"
-    "                                  sort_dicts=False)\n"
+    "            pprint.PrettyPrinter(width=columns - 1, stream=page, compact=True,\n"
+    "                                 sort_dicts=False).pprint(value)\n"
+    "            text = ''.join(page.pieces)[:-1]\n" /* but for its newline */
     "        except Exception:\n"
-    "            pass\n" /* it is no value of the kind that it passes for */
+    "            pass\n" /* there is no time, or it is not the kind of value that it passes for */
     "    if len(text) <= MAX_SHOWN:\n"
     "        return text\n"
     "    end = text.rfind('\\n', 0, MAX_SHOWN)\n"
