@@ -611,6 +611,9 @@ watch_processes(const struct request *request)
         receive_looks(&view, now_s() + LOOK_PATIENCE_MS / 1e3, true);
         show_view(&view);
         due += PERIOD_MS / 1e3;
+        if (due < now_s()) { /* who was stopped does not catch up */
+            due = now_s() + PERIOD_MS / 1e3;
+        }
         receive_looks(&view, due < request->deadline ? due : request->deadline, false);
     }
     return STATUS_OK;
