@@ -1215,7 +1215,10 @@ object_is_told_about_when_asked_for(void)
                                 "class Unbound:\n"
                                 "    def __call__(self): pass\n"
                                 "    def __getattr__(self, name): raise OverflowError\n"
-                                "unbound = Unbound()\n");
+                                "unbound = Unbound()\n"
+                                "import sys\n"
+                                "is_lazy = sys.version_info >= (3, 14)\n"
+                                "exec('def late(x%s): 0' % (': Missing' * is_lazy))\n");
     (void)open_console("import sys; sys.path.insert(0, '.'); import shop\n" TARGET(""),
                        "");
     enter("shop.count?");
@@ -1228,6 +1231,8 @@ object_is_told_about_when_asked_for(void)
     enter("shop.unbound?");
     see("^shop.unbound: shop.Unbound\n    no documentation\nFile: \".*shop.py\", line "
         "4\n");
+    enter("shop.late?");
+    see("^shop.late\\(x(: Missing)?\\)\n    no documentation\n");
     enter("?shop.nothing");
     see("^AttributeError: module 'shop' has no attribute 'nothing'\n>>>$");
     enter("'what?'");

@@ -14,10 +14,19 @@
 
 static const char asked_program[] =
     "inspect, re, textwrap = standard('inspect'), standard('re'), standard('textwrap')\n"
+    "sys = standard('sys')\n"
+    "\n"
+    /* CPython 3.14 and newer would run the annotations, which may name what is not there. */
+    "def signature_of(value):\n"
+    "    if sys.version_info < (3, 14):\n"
+    "        return inspect.signature(value)\n"
+    "    as_written = standard('annotationlib').Format.STRING\n"
+    "    found = inspect.signature(value, annotation_format=as_written)\n"
+    "    return found.format(quote_annotation_strings=False)\n"
     "\n"
     "def head_of(name, value):\n"
     "    try:\n"
-    "        return f'{name}{inspect.signature(value)}'\n"
+    "        return f'{name}{signature_of(value)}'\n"
     "    except Exception:\n"
     "        kind = value if isinstance(value, type) else type(value)\n"
     "        return f'{name}: {kind.__module__}.{kind.__qualname__}'\n"
