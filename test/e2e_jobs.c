@@ -123,7 +123,9 @@ memory_names_the_type_whose_number_grew(void)
     const char *out = NULL;
     struct process *app = start_target(
         INSTALL("") "import threading, time\n"
-                    "class Order:\n"
+                    "class Kind(type):\n"
+                    "    def __eq__(self, other): return self is other\n"
+                    "class Order(metaclass=Kind):\n"
                     "    def __init__(self): self.lines = []\n"
                     "orders = []\n"
                     "def leak():\n"
