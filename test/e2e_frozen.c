@@ -229,6 +229,43 @@ copy_reaches_no_file_no_process_and_no_memory_of_others(void)
                         "(b'kept', b'kept', 'kept', False)");
 }
 
+/* An address whose lower half is 0, where a filter's first look would see none. */
+static void
+copy_sends_nothing_to_a_socket_by_its_name(void)
+{
+    struct process *app =
+        start_app(INSTALL("") "import os, socket\n"
+                              "bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+                              "bound.bind('bound'); bound.setblocking(False)\n" EVALUATE);
+    assert_string_equal(
+        run_frozen(app,
+                   "import ctypes, socket\n"
+                   "libc = ctypes.CDLL(None, use_errno=True)\n"
+                   "libc.mmap.restype = ctypes.c_void_p\n"
+                   "at = libc.mmap(ctypes.c_void_p(1 << 32), 4096, 3, 0x32, -1, 0)\n"
+                   "ctypes.memmove(at, b'\\1\\0bound\\0', 8)\n"
+                   "one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+                   "libc.sendto(one.fileno(), b'lost', 4, 0, ctypes.c_void_p(at), 8)\n"
+                   "print(at == 1 << 32, ctypes.get_errno())"),
+        "True 1\n");
+}
+
+/* A session that has none would take it, and hang it up at its end. */
+static void
+terminal_that_a_copy_opens_does_not_become_its_own(void)
+{
+    struct process *app = start_app(INSTALL("") "import os\n"
+                                                "ours, theirs = os.openpty()\n"
+                                                "name = os.ttyname(theirs)\n" READY STAY);
+    assert_string_equal(
+        run_frozen(app,
+                   "import __main__, os\n"
+                   "of = lambda: open('/proc/thread-self/stat').read().split()[-46]\n"
+                   "before = of(); os.open(__main__.name, os.O_RDONLY)\n"
+                   "print(of() == before)"),
+        "True\n");
+}
+
 static void
 process_sees_nothing_of_its_copies(void)
 {
@@ -456,6 +493,8 @@ main(void)
         TEST(frames_of_a_copy_are_debugged_and_errors_say_what_it_is),
         TEST(code_in_a_copy_has_its_arguments_and_its_status),
         TEST(copy_reaches_no_file_no_process_and_no_memory_of_others),
+        TEST(copy_sends_nothing_to_a_socket_by_its_name),
+        TEST(terminal_that_a_copy_opens_does_not_become_its_own),
         TEST(process_sees_nothing_of_its_copies),
         TEST(stacks_tell_what_variables_hold_whatever_their_repr_does),
         TEST(interrupt_reaches_what_runs_in_a_copy),

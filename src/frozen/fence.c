@@ -373,7 +373,7 @@ add_conditions(struct filter *filter)
     const struct condition conditions[] = {
         {SYS_openat, 2, HAS_NONE_OF, writes},
         {SYS_open, 1, HAS_NONE_OF, writes},
-        {SYS_sendto, 4, IS, 0}, /* no address */
+        {SYS_sendto, 5, IS, 0}, /* no address: what has no length is none */
         {SYS_fcntl, 1, IS, F_DUPFD},
         {SYS_fcntl, 1, IS, F_DUPFD_CLOEXEC},
         {SYS_fcntl, 1, IS, F_GETFD},
@@ -464,7 +464,9 @@ offer_to_oom_killer(void)
     (void)close(fd);
 }
 
-/* No handler of the application's runs here, and Ctrl-C at its terminal is not for the copy. */
+/* No handler of the application's runs here, and Ctrl-C at its terminal is not for the copy; nor is
+ * what is typed there: to read it is an error. Not a session of its own: the first terminal that it
+ * opened, a serial line, say, would be that session's, and be hung up at its end for all. */
 COPY_ONLY static void
 leave_signals(void)
 {
@@ -475,9 +477,10 @@ leave_signals(void)
     }
     action.sa_handler = SIG_IGN;
     (void)sigaction(SIGPIPE, &action, NULL);
+    (void)sigaction(SIGTTIN, &action, NULL);
     (void)sigemptyset(&none);
     (void)pthread_sigmask(SIG_SETMASK, &none, NULL);
-    (void)syscall(SYS_setsid);
+    (void)setpgid(0, 0);
 }
 
 /* First of all in a copy. Returns whether it can hurt nobody. */
@@ -492,7 +495,7 @@ fence_in(pid_t original, int client_fd, const void *own_board)
     (void)setrlimit(RLIMIT_CORE, &no_core);
     (void)setrlimit(RLIMIT_CPU, &cpu);
     leave_signals();
-    (void)setpriority(PRIO_PROCESS, 0, COPY_NICE);
+    (void)!nice(COPY_NICE);
     offer_to_oom_killer();
     rename_copy(original);
     /* Last what hides /proc/self from who is not root. */
