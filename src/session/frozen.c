@@ -161,6 +161,8 @@ describe_result(enum freeze_result result)
         return "there are two of this process already; try again when one is left";
     case FREEZE_REFUSED:
         return error_text(errno);
+    case FREEZE_NO_CLIENT:
+        return "its client has left";
     default:
         return "each dies of what the process was in the middle of; try again";
     }
