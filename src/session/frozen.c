@@ -147,9 +147,8 @@ describe_result(enum freeze_result result)
     case FREEZE_SUBINTERPRETERS:
         return "the process has subinterpreters, and no copy of one lives";
     case FREEZE_NO_FENCE:
-        return "the kernel gives it no seccomp filter, or no /proc, and without its "
-               "fence it "
-               "might do harm";
+        return "seccomp, /proc, /dev/null or process_vm_readv() is kept from it, and "
+               "without its fence it might do harm";
     case FREEZE_NO_STACK:
         return "CPython 3.14 has what it takes from 3.14.2 on";
     case FREEZE_NO_MEMORY:
