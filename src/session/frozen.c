@@ -336,14 +336,22 @@ lone_freezer_main(void *argument)
     return NULL;
 }
 
-/* Python has not answered the session's thread in time. */
+static const char no_freezer[] = "manhole: Python does not answer, and no thread can be "
+                                 "started to make a frozen copy\n";
+
+/* Python has not answered the session's thread in time. Where there is no thread to be had its
+ * client is told that, and waits no longer. */
 DETACHED static void
 send_freezer(struct session *session)
 {
     lock_leaf(&session->out_lock);
     session->hang.state = HANG_REPORTED;
     unlock(&session->out_lock);
-    (void)send_helper(session, freezer_main);
+    if (!send_helper(session, freezer_main)) {
+        (void)send(kept_number(&session->fd), no_freezer, sizeof(no_freezer) - 1,
+                   MSG_NOSIGNAL | MSG_DONTWAIT);
+        (void)shutdown(kept_number(&session->fd), SHUT_RDWR);
+    }
 }
 
 #endif /* MANHOLE_SESSION_FROZEN_C */
