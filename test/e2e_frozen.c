@@ -409,6 +409,33 @@ copy_ends_with_its_client(void)
     wait_until(has_no_copy, app, "the copy is gone", DEADLINE);
 }
 
+/* Whoever has made it looks after it without Python. */
+static void
+copy_ends_with_its_client_when_the_process_gets_stuck_meanwhile(void)
+{
+    require_copies();
+    struct process *app = start_target(
+        INSTALL("hang_timeout=60") "import ctypes, glob\n"
+                                   "def has_copy():\n"
+                                   "    try: return any(open(name).read() for name in\n"
+                                   "                    "
+                                   "glob.glob('/proc/self/task/*/children'))\n"
+                                   "    except OSError: return False\n" READY
+                                   "while not has_copy(): pass\n"
+                                   "ctypes.PyDLL(None).getchar()\n");
+    wait_until_ready(app);
+    struct process *code =
+        start_process(.argv = FROZEN(pid_of(app), "-c",
+                                     "import signal\n"
+                                     "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                                     "print('runs', flush=True)\nwhile 1: pass"));
+    wait_for_text(code, OUT, "runs\n", DEADLINE);
+    send_signal(code, SIGKILL);
+    (void)wait_for_exit(code, DEADLINE);
+    wait_until(has_no_copy, app, "the copy is gone", DEADLINE);
+    close_stdin(app);
+}
+
 static bool
 is_gone(void *argument)
 {
@@ -561,6 +588,7 @@ main(void)
         TEST(stacks_tell_what_variables_hold_whatever_their_repr_does),
         TEST(interrupt_reaches_what_runs_in_a_copy),
         TEST(copy_ends_with_its_client),
+        TEST(copy_ends_with_its_client_when_the_process_gets_stuck_meanwhile),
         TEST(copy_ends_with_its_process),
         TEST(process_does_not_wait_for_who_looks_at_its_copy),
         TEST(killed_copy_is_told_to_its_client),

@@ -76,7 +76,8 @@ struct board {
  * place. */
 struct freezing {
     pid_t original;
-    bool attached;
+    bool attached; /* who makes it is, up to the first copy, and while it makes one: */
+    PyThreadState *tstate; /* its state while it is not */
     int client_fd;
     char *stack;
     struct board *board;
@@ -159,7 +160,8 @@ judge_end(int status)
     }
 }
 
-/* Makes one copy and waits until it lives; attached to make it, if the caller is. */
+/* Makes one copy and waits until it lives. Detached from then on: the process may get stuck now,
+ * and the copy has to be looked after. */
 MAY_ATTACH static enum freeze_result
 try_to_freeze(struct freezing *freezing)
 {
@@ -176,7 +178,7 @@ try_to_freeze(struct freezing *freezing)
     }
     int error = errno;
 
-    PyThreadState *tstate = freezing->attached ? detach() : NULL;
+    freezing->tstate = freezing->attached ? detach() : NULL;
     if (copy > 0 && await_copy(copy, freezing->board, &status)) {
         freezing->note(freezing->argument, copy);
         atomic_store(&freezing->board->may_live, true);
@@ -191,7 +193,6 @@ try_to_freeze(struct freezing *freezing)
     if (freezing->board != MAP_FAILED) {
         (void)munmap(freezing->board, BOARD_SIZE);
     }
-    reattach(tstate);
     errno = error;
     return result;
 }
@@ -214,10 +215,11 @@ freeze(struct freezing *freezing)
         is_memory_low() || is_memory_short() ? FREEZE_NO_MEMORY : FREEZE_DIED;
     freezing->original = getpid();
     for (int i = 0; result == FREEZE_DIED && i < COPY_ATTEMPTS; i++) {
-        PyThreadState *tstate = freezing->attached ? detach() : NULL;
-        const bool is_wanted = !has_client_left(freezing->client_fd, i);
-        reattach(tstate);
-        result = is_wanted ? try_to_freeze(freezing) : FREEZE_NO_CLIENT;
+        if (has_client_left(freezing->client_fd, i)) {
+            return FREEZE_NO_CLIENT;
+        }
+        reattach(freezing->tstate);
+        result = try_to_freeze(freezing);
     }
     return result;
 }

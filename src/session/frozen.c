@@ -257,7 +257,9 @@ serve_by_copy(struct session *session, bool attached)
                                 .argument = &purpose};
     enum freeze_result result = claim_copy(session) ? freeze(&freezing) : FREEZE_TOO_MANY;
     int error = errno;
-    PyThreadState *tstate = attached ? detach() : NULL;
+    if (attached && freezing.tstate == NULL) { /* there was no first copy */
+        freezing.tstate = detach();
+    }
     errno = error;
     if (result == FREEZE_DONE) {
         tell_end(session, watch_copy(session));
@@ -266,7 +268,7 @@ serve_by_copy(struct session *session, bool attached)
         refuse_copy(session, result, attached);
     }
     give_up_copy(session);
-    reattach(tstate);
+    reattach(freezing.tstate);
 }
 
 #else
