@@ -64,7 +64,7 @@ import gc, socketserver, threading
 threading.active_count()
 END
 cat "$work/session.log"
-grep -q 'in serve_forever' "$work/session.log" || give_up 'the stack of the server is missing'
+grep -q 'serve_forever$' "$work/session.log" || give_up 'the stack of the server is missing'
 port=${url##*:} port=${port%/}
 grep -qF "('127.0.0.1', $port)" "$work/session.log" || give_up 'the answer of the server is missing'
 

@@ -362,7 +362,7 @@ stacks_tell_what_variables_hold_whatever_their_repr_does(void)
                             "class Wrong:\n"
                             "    def __repr__(self): raise SystemExit\n"
                             "def serve(request):\n"
-                            "    late, wrong = Late(), Wrong()\n"
+                            "    late, wrong, data = Late(), Wrong(), b'x' * 10**7\n"
                             "    lock = threading.Lock(); lock.acquire()\n"
                             "    Late.lock, many = lock.acquire, [*range(10**6)]\n"
                             "    " READY "    ctypes.PyDLL(None).getchar()\n"
@@ -374,6 +374,7 @@ stacks_tell_what_variables_hold_whatever_their_repr_does(void)
                          "    request = 'milk'\n"
                          "    late = <Late, whose repr takes too long>\n"
                          "    wrong = <Wrong, whose repr raises SystemExit>\n");
+    assert_matches(out, "^    data = b'x{100}'[.]{3}$");
     assert_contains(out, "    many = [0, 1, 2, 3, 4, 5, ...]\n");
     close_stdin(app);
     assert_int_equal(wait_for_exit(app, DEADLINE), 0);

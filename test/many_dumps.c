@@ -133,13 +133,13 @@ note(struct figures *figures, struct text *text, double began_ms)
 
 /* Runs detached but for the attached look. */
 MAY_ATTACH static void
-look(long dumps, struct figures *attached, struct figures *frozen)
+look(long dumps, struct figures *asked, struct figures *copied)
 {
     for (long i = 0; i < dumps; i++) {
         struct text text = {0};
         double began_ms = now_ms();
         append_snapshot(&text, &dump_form);
-        note(frozen, &text, began_ms);
+        note(copied, &text, began_ms);
 
         PyGILState_STATE state = PyGILState_Ensure();
         began_ms = now_ms();
@@ -147,7 +147,7 @@ look(long dumps, struct figures *attached, struct figures *frozen)
             PyErr_Print();
         }
         PyGILState_Release(state);
-        note(attached, &text, began_ms);
+        note(asked, &text, began_ms);
     }
 }
 
@@ -155,8 +155,8 @@ MAY_ATTACH int
 main(int count, char **words)
 {
     const long dumps = count == 2 ? strtol(words[1], NULL, 10) : -1;
-    struct figures attached = {0};
-    struct figures frozen = {0};
+    struct figures asked = {0};
+    struct figures copied = {0};
     if (dumps < 0) {
         (void)fprintf(stderr, "usage: many_dumps NUMBER\n");
         return 2;
@@ -169,20 +169,20 @@ main(int count, char **words)
     }
     PyThreadState *main_state = PyEval_SaveThread();
     copies_made = 0;
-    look(dumps, &attached, &frozen);
+    look(dumps, &asked, &copied);
     if (dumps == 0) {
         (void)sleep(BARE_S);
     }
     PyEval_RestoreThread(main_state);
 
-    printf("%.6s: %ld dumps each way; attached: %u whole, longest %.0f ms; frozen: %u "
+    printf("%.6s: %ld dumps each way; asked: %u whole, longest %.0f ms; copied: %u "
            "whole, "
            "longest %.0f ms, %u copies, of which %u died\n",
-           Py_GetVersion(), dumps, attached.whole, attached.longest_ms, frozen.whole,
-           frozen.longest_ms, copies_made, copies_made - (unsigned)dumps + frozen.dead);
+           Py_GetVersion(), dumps, asked.whole, asked.longest_ms, copied.whole,
+           copied.longest_ms, copies_made, copies_made - (unsigned)dumps + copied.dead);
     (void)fflush(stdout);
     if (PyRun_SimpleString("print('unharmed:', end())\n") != 0 || Py_FinalizeEx() < 0) {
         return 1;
     }
-    return attached.lacking + frozen.lacking != 0;
+    return asked.lacking + copied.lacking != 0;
 }

@@ -32,7 +32,12 @@ static const char locals_program[] =
     "until = time.monotonic() + ALL_S\n"
     "known_kinds = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, "
     "type)\n"
-    "short = reprlib.Repr()\n"
+    "class Short(reprlib.Repr):\n"
+    "    def repr_bytes(self, x, level):\n" /* they may be all that the process holds */
+    "        return repr(x[:self.maxstring]) + ('...' if len(x) > self.maxstring else "
+    "'')\n"
+    "    repr_bytearray = repr_bytes\n"
+    "short = Short()\n"
     "short.maxlevel, short.maxstring, short.maxother, short.maxlong = 3, 100, 150, 100\n"
     "\n"
     /* No Exception: what a repr catches, this is not. */

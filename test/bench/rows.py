@@ -444,6 +444,60 @@ def row_brief(place, _):
     return [Figure(what, "ms", samples)]
 
 
+FROZEN = """
+memory = bytearray(int(sys.argv[1]) << 20)
+memory[::4096] = b"x" * len(memory[::4096])
+for _ in range(int(sys.argv[2])):
+    start(threading.Event().wait)
+tell(install())
+tick_when_asked(native.walk)
+"""
+FROZEN_MIB, FROZEN_THREADS = 100, 50
+
+
+def row_frozen(place, _):
+    asked = {"--frozen -c 1": "-c 1", "--stacks --locals": "--stacks"}
+    environment = place.environment("none")
+
+    def run(target, options):
+        command = [place.build + "/manhole-cli", str(target.pid), *options.split()]
+        return run_ms(command, os.devnull, environment)
+
+    def look(target, options):
+        target.ask()
+        idle_ms = run(target, options)
+        target.ask()
+        run(target, options)
+        return (idle_ms, target.ask()[0])
+
+    figures = []
+    with place.target("ours", TICK + FROZEN, FROZEN_MIB, FROZEN_THREADS) as target:
+        target.wait_for_socket()
+        for copied, plain in asked.items():
+            sides = {"ours": copied, "bare": plain}
+            taken, stall = columns(alternate(9, sides, lambda options: look(target, options)))
+            what = "%d MB, %d threads, %s; bare: %s" % (FROZEN_MIB, FROZEN_THREADS, copied, plain)
+            figures += [
+                Figure(what, "ms", taken),
+                Figure(what + ": longest stall", "ms", stall),
+            ]
+    with place.target("ours", HANG, HELD_S) as target:
+        target.wait_for_socket()
+
+        def ask_while_stuck(options):
+            target.say()
+            time.sleep(0.05)  # until the GIL is held
+            taken_ms = run(target, options)
+            with target.client() as client:
+                client.read_until(PROMPT)  # it is let go of
+                client.leave()
+            return taken_ms
+
+        samples = alternate(5, {"ours": "--frozen -c 1"}, ask_while_stuck)
+    figures.append(Figure("--frozen -c 1, GIL stuck for %g s" % HELD_S, "ms", samples))
+    return figures
+
+
 # ---- A session -------------------------------------------------------------------------------
 
 LINE = "len(sys.modules)"
