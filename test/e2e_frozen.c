@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/sysinfo.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -199,6 +200,27 @@ frames_of_a_copy_are_debugged_and_errors_say_what_it_is(void)
     assert_int_equal(wait_for_exit(console, DEADLINE), 0);
 }
 
+/* As old versions of docker's: process_vm_readv() is denied. */
+static void
+list_grows_in_a_copy_behind_a_filter_of_the_process(void)
+{
+    struct process *app = start_app(
+        INSTALL("") "import ctypes, struct\n"
+                    "goods = ['bread'] * 5000\n"
+                    "rules = ((32, 0, 0, 0), (21, 0, 1, 310), (6, 0, 0, 0x50001),\n"
+                    "         (6, 0, 0, 0x7fff0000))\n"
+                    "code = ctypes.create_string_buffer(\n"
+                    "    b''.join(struct.pack('HBBI', *rule) for rule in rules))\n"
+                    "filter = struct.pack('H6xP', 4, ctypes.addressof(code))\n"
+                    "libc = ctypes.CDLL(None)\n"
+                    "libc.prctl(38, 1, 0, 0, 0)\n"
+                    "assert libc.syscall(317, 1, 1, filter) == 0\n" READY STAY);
+    assert_string_equal(run_frozen(app, "from __main__ import goods\n"
+                                        "goods.extend(range(5000))\n"
+                                        "print(goods[0], goods[-1])"),
+                        "bread 4999\n");
+}
+
 /* ---- What is not to be done -------------------------------------------------------- */
 
 static void
@@ -229,6 +251,64 @@ copy_reaches_no_file_no_process_and_no_memory_of_others(void)
                         "(b'kept', b'kept', 'kept', False)");
 }
 
+/* Of shared memory that nobody has written to a page is made by whoever reads it, for good. */
+static void
+shared_memory_does_not_grow_by_being_copied(void)
+{
+    struct sysinfo memory;
+    if (sysinfo(&memory) < 0 || memory.freeswap != memory.totalswap) {
+        skip_test("what is swapped out cannot be told from what there is not");
+    }
+    struct process *app = start_app(INSTALL(
+        "") "import mmap, os\n"
+            "path = f'/dev/shm/manhole-test-{os.getpid()}'\n"
+            "fd = os.open(path, os.O_RDWR | os.O_CREAT); os.unlink(path)\n"
+            "size = 64 << 20; os.ftruncate(fd, size)\n"
+            "shared = mmap.mmap(fd, size); shared[size - 4:] = b'kept'\n" EVALUATE);
+    const char *before = evaluate(app, "os.fstat(fd).st_blocks");
+    assert_string_equal(run_frozen(app, "import __main__ as m\n"
+                                        "print(m.shared[:4], m.shared[m.size - 4:])"),
+                        "b'\\x00\\x00\\x00\\x00' b'kept'\n");
+    assert_string_equal(evaluate(app, "os.fstat(fd).st_blocks"), before);
+}
+
+/* An address whose lower half is 0, where a filter's first look would see none. */
+static void
+copy_sends_nothing_to_a_socket_by_its_name(void)
+{
+    struct process *app =
+        start_app(INSTALL("") "import os, socket\n"
+                              "bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+                              "bound.bind('bound'); bound.setblocking(False)\n" EVALUATE);
+    assert_string_equal(
+        run_frozen(app,
+                   "import ctypes, socket\n"
+                   "libc = ctypes.CDLL(None, use_errno=True)\n"
+                   "libc.mmap.restype = ctypes.c_void_p\n"
+                   "at = libc.mmap(ctypes.c_void_p(1 << 32), 4096, 3, 0x32, -1, 0)\n"
+                   "ctypes.memmove(at, b'\\1\\0bound\\0', 8)\n"
+                   "one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+                   "libc.sendto(one.fileno(), b'lost', 4, 0, ctypes.c_void_p(at), 8)\n"
+                   "print(at == 1 << 32, ctypes.get_errno())"),
+        "True 1\n");
+}
+
+/* A session that has none would take it, and hang it up at its end. */
+static void
+terminal_that_a_copy_opens_does_not_become_its_own(void)
+{
+    struct process *app = start_app(INSTALL("") "import os\n"
+                                                "ours, theirs = os.openpty()\n"
+                                                "name = os.ttyname(theirs)\n" READY STAY);
+    assert_string_equal(
+        run_frozen(app,
+                   "import __main__, os\n"
+                   "of = lambda: open('/proc/thread-self/stat').read().split()[-46]\n"
+                   "before = of(); os.open(__main__.name, os.O_RDONLY)\n"
+                   "print(of() == before)"),
+        "True\n");
+}
+
 static void
 process_sees_nothing_of_its_copies(void)
 {
@@ -251,6 +331,22 @@ process_sees_nothing_of_its_copies(void)
     wait_until(has_no_copy, app, "the copy is gone", DEADLINE);
     assert_string_equal(evaluate(app, "(seen, wait())"), "([], 'none')");
     wait_for_usage(app->pid, fds, 2);
+}
+
+static void
+copy_goes_first_where_memory_is_short_without_a_descriptor_too(void)
+{
+    struct process *app = start_app(INSTALL(
+        "hang_timeout=0.3") "import ctypes, os, resource\n"
+                            "stuck = ctypes.PyDLL(None).getchar\n"
+                            "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n" READY
+                            "try:\n"
+                            "    while True: last = os.dup(0)\n"
+                            "except OSError: os.close(last)\n"
+                            "stuck()\n");
+    assert_string_equal(run_frozen(app, "print(open('/proc/self/oom_score_adj').read())"),
+                        "1000\n\n");
+    close_stdin(app);
 }
 
 /* ---- Variables --------------------------------------------------------------------- */
@@ -312,6 +408,33 @@ copy_ends_with_its_client(void)
     send_signal(code, SIGKILL);
     (void)wait_for_exit(code, DEADLINE);
     wait_until(has_no_copy, app, "the copy is gone", DEADLINE);
+}
+
+/* Whoever has made it looks after it without Python. */
+static void
+copy_ends_with_its_client_when_the_process_gets_stuck_meanwhile(void)
+{
+    require_copies();
+    struct process *app = start_target(
+        INSTALL("hang_timeout=60") "import ctypes, glob\n"
+                                   "def has_copy():\n"
+                                   "    try: return any(open(name).read() for name in\n"
+                                   "                    "
+                                   "glob.glob('/proc/self/task/*/children'))\n"
+                                   "    except OSError: return False\n" READY
+                                   "while not has_copy(): pass\n"
+                                   "ctypes.PyDLL(None).getchar()\n");
+    wait_until_ready(app);
+    struct process *code =
+        start_process(.argv = FROZEN(pid_of(app), "-c",
+                                     "import signal\n"
+                                     "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                                     "print('runs', flush=True)\nwhile 1: pass"));
+    wait_for_text(code, OUT, "runs\n", DEADLINE);
+    send_signal(code, SIGKILL);
+    (void)wait_for_exit(code, DEADLINE);
+    wait_until(has_no_copy, app, "the copy is gone", DEADLINE);
+    close_stdin(app);
 }
 
 static bool
@@ -456,11 +579,17 @@ main(void)
         TEST(console_says_whose_copy_it_is),
         TEST(frames_of_a_copy_are_debugged_and_errors_say_what_it_is),
         TEST(code_in_a_copy_has_its_arguments_and_its_status),
+        TEST(list_grows_in_a_copy_behind_a_filter_of_the_process),
         TEST(copy_reaches_no_file_no_process_and_no_memory_of_others),
+        TEST(shared_memory_does_not_grow_by_being_copied),
+        TEST(copy_sends_nothing_to_a_socket_by_its_name),
+        TEST(terminal_that_a_copy_opens_does_not_become_its_own),
         TEST(process_sees_nothing_of_its_copies),
+        TEST(copy_goes_first_where_memory_is_short_without_a_descriptor_too),
         TEST(stacks_tell_what_variables_hold_whatever_their_repr_does),
         TEST(interrupt_reaches_what_runs_in_a_copy),
         TEST(copy_ends_with_its_client),
+        TEST(copy_ends_with_its_client_when_the_process_gets_stuck_meanwhile),
         TEST(copy_ends_with_its_process),
         TEST(process_does_not_wait_for_who_looks_at_its_copy),
         TEST(killed_copy_is_told_to_its_client),

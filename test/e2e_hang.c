@@ -716,6 +716,18 @@ limit_of_threads_is_told(void)
     assert_kernels_view(app, dump);
 }
 
+static void
+limit_of_threads_is_told_to_who_asks_for_tasks(void)
+{
+    const char *err = NULL;
+    struct process *app = start_limited(1);
+    int status = run_command(
+        LIST(build_path("manhole-cli"), "--tasks", format_text("%d", (int)app->pid)),
+        NULL, NULL, &err);
+    assert_int_equal(status, 5);
+    assert_contains(err, "no thread can be started to make a frozen copy");
+}
+
 /* A filter that refuses memfd_create(), as sandboxes have; and so many stacks that a pipe cannot
  * hold them. */
 static void
@@ -1047,6 +1059,7 @@ main(void)
         TEST(signal_that_the_application_took_stays_its_own),
         TEST(limit_of_processes_is_told),
         TEST(limit_of_threads_is_told),
+        TEST(limit_of_threads_is_told_to_who_asks_for_tasks),
         TEST(stacks_come_behind_a_seccomp_filter),
         TEST(client_without_a_thread_is_told),
         TEST(limit_of_descriptors_does_no_harm),

@@ -1077,6 +1077,20 @@ copy_is_not_made_and_does_not_stay_where_memory_is_short(void **state)
     cgroup_root = root;
 }
 
+/* It may be gone before Python answers, and after each copy that dies. */
+static void
+copy_is_not_made_for_a_client_that_has_left(void **state)
+{
+    int ends[2];
+    struct freezing freezing = {.attached = false};
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    freezing.client_fd = ends[0];
+    (void)close(ends[1]);
+    assert_int_equal(freeze(&freezing), FREEZE_NO_CLIENT);
+    (void)close(ends[0]);
+}
+
 #endif /* CAN_FREEZE */
 
 static void
@@ -1232,6 +1246,7 @@ main(void)
 #if CAN_FREEZE
         WITH_COPIES(copy_that_does_nothing_is_ended),
         WITH_COPIES(copy_is_not_made_and_does_not_stay_where_memory_is_short),
+        WITH_COPIES(copy_is_not_made_for_a_client_that_has_left),
 #endif
         WITH_COPIES(without_descriptors_no_copy_is_made),
         WITH_COPIES(threads_are_known_by_name_and_native_id),

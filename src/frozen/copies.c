@@ -41,7 +41,7 @@ enum freeze_result {
     FREEZE_REFUSED, /* the kernel made none: errno */
     FREEZE_NOT_HERE,
     FREEZE_TOO_MANY,
-    FREEZE_NO_CODE, /* nobody may run any here */
+    FREEZE_NO_CLIENT, /* who wanted it has left */
 };
 
 /* Why a copy ended. */
@@ -76,7 +76,8 @@ struct board {
  * place. */
 struct freezing {
     pid_t original;
-    bool attached;
+    bool attached; /* who makes it is, up to the first copy, and while it makes one: */
+    PyThreadState *tstate; /* its state while it is not */
     int client_fd;
     char *stack;
     struct board *board;
@@ -159,7 +160,8 @@ judge_end(int status)
     }
 }
 
-/* Makes one copy and waits until it lives; attached to make it, if the caller is. */
+/* Makes one copy and waits until it lives. Detached from then on: the process may get stuck now,
+ * and the copy has to be looked after. */
 MAY_ATTACH static enum freeze_result
 try_to_freeze(struct freezing *freezing)
 {
@@ -176,7 +178,7 @@ try_to_freeze(struct freezing *freezing)
     }
     int error = errno;
 
-    PyThreadState *tstate = freezing->attached ? detach() : NULL;
+    freezing->tstate = freezing->attached ? detach() : NULL;
     if (copy > 0 && await_copy(copy, freezing->board, &status)) {
         freezing->note(freezing->argument, copy);
         atomic_store(&freezing->board->may_live, true);
@@ -191,12 +193,21 @@ try_to_freeze(struct freezing *freezing)
     if (freezing->board != MAP_FAILED) {
         (void)munmap(freezing->board, BOARD_SIZE);
     }
-    reattach(tstate);
     errno = error;
     return result;
 }
 
-/* Makes copies until one lives. */
+/* Waits so long for the client to leave. Returns whether it has. */
+static bool
+has_client_left(int client_fd, int patience_ms)
+{
+    struct pollfd client = {.fd = client_fd, .events = 0};
+    return client_fd < 0 || (poll(&client, 1, patience_ms) == 1 &&
+                             (client.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0);
+}
+
+/* Makes copies until one lives. Each has the process stand still: none is made for a client that
+ * has left meanwhile. */
 MAY_ATTACH static enum freeze_result
 freeze(struct freezing *freezing)
 {
@@ -204,9 +215,10 @@ freeze(struct freezing *freezing)
         is_memory_low() || is_memory_short() ? FREEZE_NO_MEMORY : FREEZE_DIED;
     freezing->original = getpid();
     for (int i = 0; result == FREEZE_DIED && i < COPY_ATTEMPTS; i++) {
-        PyThreadState *tstate = freezing->attached ? detach() : NULL;
-        (void)poll(NULL, 0, i);
-        reattach(tstate);
+        if (has_client_left(freezing->client_fd, i)) {
+            return FREEZE_NO_CLIENT;
+        }
+        reattach(freezing->tstate);
         result = try_to_freeze(freezing);
     }
     return result;
@@ -221,15 +233,6 @@ count_waits(pid_t copy)
     (void)snprintf(folder, sizeof(folder), "/proc/%ld", (long)copy);
     read_kernel_file(text, folder, "status");
     return number_behind(text, "\nvoluntary_ctxt_switches:");
-}
-
-/* Its client is gone. */
-static bool
-has_client_left(int client_fd)
-{
-    struct pollfd client = {.fd = client_fd, .events = 0};
-    return client_fd < 0 || (poll(&client, 1, COPY_WATCH_MS) == 1 &&
-                             (client.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0);
 }
 
 /* Takes a copy's status if it has ended; then nobody may send it a signal any more. */
@@ -257,10 +260,11 @@ watch_copy(struct session *session)
             const uint64_t now = count_waits(copy);
             busy_ms = now == 0 || now != waits ? monotonic_ms() : busy_ms;
             waits = now;
-            end = has_client_left(kept_number(&session->fd)) ? END_OF_CLIENT
-                  : is_memory_low()                          ? END_NO_MEMORY
-                  : ms_until(busy_ms + copy_idle_ms) == 0    ? END_IDLE
-                                                             : END_BY_ITSELF;
+            end = has_client_left(kept_number(&session->fd), COPY_WATCH_MS)
+                      ? END_OF_CLIENT
+                  : is_memory_low()                       ? END_NO_MEMORY
+                  : ms_until(busy_ms + copy_idle_ms) == 0 ? END_IDLE
+                                                          : END_BY_ITSELF;
         }
         else {
             (void)poll(NULL, 0,

@@ -34,7 +34,11 @@
 #if CAN_FREEZE
 #  include <linux/audit.h>
 #  include <linux/filter.h>
+#  include <linux/magic.h>
 #  include <linux/seccomp.h>
+#  include <sys/mman.h>
+#  include <sys/statfs.h>
+#  include <sys/sysinfo.h>
 #  include <sys/uio.h>
 
 enum {
@@ -120,17 +124,58 @@ copy_with_holes(void *to, void *from, size_t size)
     return true;
 }
 
+/* Whether a shared mapping is memory alone: what nobody has written to yet takes none, and would,
+ * for good, by being read. The kernel tells what there is, but not from what it has swapped out. */
+COPY_ONLY static bool
+may_be_sparse(const char *path)
+{
+    struct statfs file_system;
+    struct sysinfo memory;
+    const bool is_memory =
+        strncmp(path, "/dev/zero", 9) == 0 ||
+        (strncmp(path, "/dev/shm/", 9) == 0 && statfs("/dev/shm", &file_system) == 0 &&
+         file_system.f_type == TMPFS_MAGIC);
+    return is_memory && sysinfo(&memory) == 0 && memory.freeswap == memory.totalswap;
+}
+
+/* As copy_with_holes(), leaving out the pages that there are not. */
+COPY_ONLY static bool
+copy_present(char *to, char *from, size_t size)
+{
+    enum { PAGE = 4096 };
+    unsigned char present[1024];
+    for (size_t at = 0; at < size; at += PAGE) {
+        const size_t page = at / PAGE % sizeof(present);
+        const size_t rest = size - at;
+        if (page == 0 &&
+            mincore(from + at,
+                    rest < PAGE * sizeof(present) ? rest : PAGE * sizeof(present),
+                    present) < 0) {
+            return false;
+        }
+        if ((present[page] & 1) != 0 && !copy_with_holes(to + at, from + at, PAGE)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Makes one shared and writable mapping the copy's own. */
 COPY_ONLY static bool
-unshare_mapping(char *begin, size_t size, bool is_device, size_t *copied)
+unshare_mapping(char *begin, size_t size, const char *path, size_t *copied)
 {
+    const bool is_device = strncmp(path, "/dev/", 5) == 0 &&
+                           strncmp(path, "/dev/shm/", 9) != 0 &&
+                           strncmp(path, "/dev/zero", 9) != 0;
     if (is_device || *copied + size > SHARED_MOST) {
         return mprotect(begin, size, is_device ? PROT_NONE : PROT_READ) == 0;
     }
     *copied += size;
     char *fresh =
         mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return fresh != MAP_FAILED && copy_with_holes(fresh, begin, size) &&
+    return fresh != MAP_FAILED &&
+           (may_be_sparse(path) ? copy_present(fresh, begin, size)
+                                : copy_with_holes(fresh, begin, size)) &&
            mremap(fresh, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, begin) != MAP_FAILED;
 }
 
@@ -145,10 +190,8 @@ unshare_line(const char *line, const char *own_board, size_t *copied)
         return true;
     }
     const char *path = strchr(at, '/');
-    bool is_device = path != NULL && strncmp(path, "/dev/", 5) == 0 &&
-                     strncmp(path, "/dev/shm/", 9) != 0 &&
-                     strncmp(path, "/dev/zero", 9) != 0;
-    return unshare_mapping(begin, (size_t)(end - begin), is_device, copied);
+    return unshare_mapping(begin, (size_t)(end - begin), path == NULL ? "" : path,
+                           copied);
 }
 
 /* All of them but the board, by which the copy tells the process how far it is. */
@@ -373,7 +416,7 @@ add_conditions(struct filter *filter)
     const struct condition conditions[] = {
         {SYS_openat, 2, HAS_NONE_OF, writes},
         {SYS_open, 1, HAS_NONE_OF, writes},
-        {SYS_sendto, 4, IS, 0}, /* no address */
+        {SYS_sendto, 5, IS, 0}, /* no address: what has no length is none */
         {SYS_fcntl, 1, IS, F_DUPFD},
         {SYS_fcntl, 1, IS, F_DUPFD_CLOEXEC},
         {SYS_fcntl, 1, IS, F_GETFD},
@@ -464,7 +507,9 @@ offer_to_oom_killer(void)
     (void)close(fd);
 }
 
-/* No handler of the application's runs here, and Ctrl-C at its terminal is not for the copy. */
+/* No handler of the application's runs here, and Ctrl-C at its terminal is not for the copy; nor is
+ * what is typed there: to read it is an error. Not a session of its own: the first terminal that it
+ * opened, a serial line, say, would be that session's, and be hung up at its end for all. */
 COPY_ONLY static void
 leave_signals(void)
 {
@@ -475,9 +520,10 @@ leave_signals(void)
     }
     action.sa_handler = SIG_IGN;
     (void)sigaction(SIGPIPE, &action, NULL);
+    (void)sigaction(SIGTTIN, &action, NULL);
     (void)sigemptyset(&none);
     (void)pthread_sigmask(SIG_SETMASK, &none, NULL);
-    (void)syscall(SYS_setsid);
+    (void)setpgid(0, 0);
 }
 
 /* First of all in a copy. Returns whether it can hurt nobody. */
@@ -492,12 +538,14 @@ fence_in(pid_t original, int client_fd, const void *own_board)
     (void)setrlimit(RLIMIT_CORE, &no_core);
     (void)setrlimit(RLIMIT_CPU, &cpu);
     leave_signals();
-    (void)setpriority(PRIO_PROCESS, 0, COPY_NICE);
+    (void)!nice(COPY_NICE);
+    if (!replace_descriptors(client_fd)) { /* then there are some for the rest */
+        return false;
+    }
     offer_to_oom_killer();
     rename_copy(original);
     /* Last what hides /proc/self from who is not root. */
-    return replace_descriptors(client_fd) && unshare_memory(own_board) &&
-           prctl(PR_SET_DUMPABLE, 0) == 0 && filter_calls();
+    return unshare_memory(own_board) && prctl(PR_SET_DUMPABLE, 0) == 0 && filter_calls();
 }
 
 #endif /* CAN_FREEZE */

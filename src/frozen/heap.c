@@ -158,8 +158,9 @@ heap_realloc(void *unused, void *memory, size_t size)
         memcpy(fresh, memory, room);
         heap_free(unused, memory);
     }
-    else if (fresh != NULL && memory != NULL) {
-        (void)copy_with_holes(fresh, memory, size);
+    else if (fresh != NULL && memory != NULL && !copy_with_holes(fresh, memory, size)) {
+        memcpy(fresh, memory,
+               size); /* a filter of the process's own keeps that call back */
     }
     return fresh;
 }

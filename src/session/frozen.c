@@ -147,9 +147,8 @@ describe_result(enum freeze_result result)
     case FREEZE_SUBINTERPRETERS:
         return "the process has subinterpreters, and no copy of one lives";
     case FREEZE_NO_FENCE:
-        return "the kernel gives it no seccomp filter, or no /proc, and without its "
-               "fence it "
-               "might do harm";
+        return "seccomp, /proc, /dev/null or process_vm_readv() is kept from it, and "
+               "without its fence it might do harm";
     case FREEZE_NO_STACK:
         return "CPython 3.14 has what it takes from 3.14.2 on";
     case FREEZE_NO_MEMORY:
@@ -161,6 +160,8 @@ describe_result(enum freeze_result result)
         return "there are two of this process already; try again when one is left";
     case FREEZE_REFUSED:
         return error_text(errno);
+    case FREEZE_NO_CLIENT:
+        return "its client has left";
     default:
         return "each dies of what the process was in the middle of; try again";
     }
@@ -256,7 +257,9 @@ serve_by_copy(struct session *session, bool attached)
                                 .argument = &purpose};
     enum freeze_result result = claim_copy(session) ? freeze(&freezing) : FREEZE_TOO_MANY;
     int error = errno;
-    PyThreadState *tstate = attached ? detach() : NULL;
+    if (attached && freezing.tstate == NULL) { /* there was no first copy */
+        freezing.tstate = detach();
+    }
     errno = error;
     if (result == FREEZE_DONE) {
         tell_end(session, watch_copy(session));
@@ -265,7 +268,7 @@ serve_by_copy(struct session *session, bool attached)
         refuse_copy(session, result, attached);
     }
     give_up_copy(session);
-    reattach(tstate);
+    reattach(freezing.tstate);
 }
 
 #else
@@ -335,14 +338,22 @@ lone_freezer_main(void *argument)
     return NULL;
 }
 
-/* Python has not answered the session's thread in time. */
+static const char no_freezer[] = "manhole: Python does not answer, and no thread can be "
+                                 "started to make a frozen copy\n";
+
+/* Python has not answered the session's thread in time. Where there is no thread to be had its
+ * client is told that, and waits no longer. */
 DETACHED static void
 send_freezer(struct session *session)
 {
     lock_leaf(&session->out_lock);
     session->hang.state = HANG_REPORTED;
     unlock(&session->out_lock);
-    (void)send_helper(session, freezer_main);
+    if (!send_helper(session, freezer_main)) {
+        (void)send(kept_number(&session->fd), no_freezer, sizeof(no_freezer) - 1,
+                   MSG_NOSIGNAL | MSG_DONTWAIT);
+        (void)shutdown(kept_number(&session->fd), SHUT_RDWR);
+    }
 }
 
 #endif /* MANHOLE_SESSION_FROZEN_C */
