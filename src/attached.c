@@ -70,8 +70,9 @@ __attribute__((used)) static const char built_for[] =
     "This manhole is for CPython " WORD(PY_MAJOR_VERSION) "." WORD(PY_MINOR_VERSION)
         THREADING_WORD ", " LIBC_WORD " (" MANHOLE_VERSION ")";
 
-/* A client has said so: the manhole stays when the last one has left. */
-static _Atomic bool is_kept;
+/* The manhole that is installed came by an order, and goes when the last client has left. One that
+ * the application has installed is not. */
+static _Atomic bool is_on_loan;
 
 /* Installs with the client's options, which win over ours. Returns 0, or -1 with an exception. */
 ATTACHED static int
@@ -100,8 +101,9 @@ follow_order(struct order *order)
         return ORDER_FAILED;
     }
     bool is_there = manhole.installed && is_owner();
-    atomic_store(&is_kept, order->keeps != 0 || (is_there && atomic_load(&is_kept)));
     if (is_there || install_as_ordered(order->options) == 0) {
+        bool was_on_loan = !is_there || atomic_load(&is_on_loan);
+        atomic_store(&is_on_loan, was_on_loan && order->keeps == 0);
         return ORDER_DONE;
     }
     OWNED PyObject *exception = take_exception();
@@ -135,7 +137,7 @@ install_attached(struct order *order)
 static bool
 is_temporary(void)
 {
-    return is_owner() && manhole.installed && !atomic_load(&is_kept);
+    return is_owner() && manhole.installed && atomic_load(&is_on_loan);
 }
 
 /* Returns when the last client has left, or none has come, or there is nothing to release. */
