@@ -308,6 +308,31 @@ manhole_that_was_installed_meanwhile_stays(void)
     assert_int_equal(wait_for_exit(app, DEADLINE), 7);
 }
 
+/* An install() of the application's own finds one on loan, takes its place, and stays. */
+static void
+application_installs_its_own_in_place_of_one_on_loan(void)
+{
+    struct process *app =
+        start_unprepared("import select, sys\n" READY "sys.stdin.readline()\n"
+                         "import manhole\n"
+                         "manhole.install(verbose=False)\n"
+                         "print('own', flush=True)\n"
+                         "select.select([0], [], [])\n"
+                         "sys.exit(7)\n");
+    struct process *client = start_process(.argv = LIST(build_path("manhole-cli"),
+                                                        "--attach", number(app->pid)));
+    wait_for_text(client, OUT, ">>>", DEADLINE);
+    write_stdin(app, "\n");
+    wait_for_text(app, OUT, "own", DEADLINE);
+    close_stdin(client);
+    assert_int_equal(wait_for_exit(client, DEADLINE), 0);
+    watch_for(700); /* longer than one that is on loan lingers */
+    assert_true(path_exists(socket_path_of(app->pid)));
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+    assert_string_equal(app->text[ERR].data, "");
+}
+
 /* Whoever made the handler's frame return: here not the C library. */
 static void
 thread_in_a_handler_is_not_lent(void)
@@ -573,6 +598,7 @@ main(void)
         TEST(module_that_cannot_be_loaded_leaves_no_descriptor),
         TEST(module_of_another_user_is_not_taken),
         TEST(manhole_that_was_installed_meanwhile_stays),
+        TEST(application_installs_its_own_in_place_of_one_on_loan),
         TEST(thread_in_a_handler_is_not_lent),
         TEST(strange_file_names_do_no_harm_to_a_look),
         TEST(client_that_is_killed_at_any_step_does_no_harm),

@@ -91,8 +91,7 @@ read_module(int file, struct buffer *module)
 }
 
 /* Whether who put a file there could as well have changed what we run: it is root's, ours, or the
- * folder's owner's. Else, beside a client in /tmp, anybody's would be loaded into a process of root's.
- */
+ * folder's owner's. Else root, with a client in /tmp, would load anybody's into any process. */
 static bool
 is_trusted(int file, const char *folder)
 {

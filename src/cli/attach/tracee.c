@@ -278,8 +278,8 @@ restore(struct lent *lent)
 /* ---- Having it do something -------------------------------------------------------- */
 
 /* Whether a signal that is to be delivered now is somebody's, and no fault of what it runs for us.
- * It is blocked then: the kernel, given it back, keeps it until the mask is put back. SIGSTOP cannot
- * be blocked: it takes effect, which does not keep us from going on. */
+ * It is blocked then: the kernel, given it back, keeps it until the mask is put back. SIGSTOP takes
+ * effect, for it cannot be blocked; that does not keep us from going on. */
 static bool
 postpone(pid_t tid, int signal)
 {
