@@ -70,10 +70,12 @@ __attribute__((used)) static const char built_for[] =
     "This manhole is for CPython " WORD(PY_MAJOR_VERSION) "." WORD(PY_MINOR_VERSION)
         THREADING_WORD ", " LIBC_WORD " (" MANHOLE_VERSION ")";
 
-/* A client has said so: the manhole stays when the last one has left. */
-static _Atomic bool is_kept;
+/* The manhole that an order has installed goes when the last client has left. One of the
+ * application's own, which may have taken its place, is not replaceable. */
+static _Atomic bool is_on_loan;
 
-/* Installs with the client's options, which win over ours. Returns 0, or -1 with an exception. */
+/* Installs with the client's options, which win over ours. An install() of the application's own
+ * takes its place, as if there were none. Returns 0, or -1 with an exception. */
 ATTACHED static int
 install_as_ordered(const char *options)
 {
@@ -87,7 +89,14 @@ install_as_ordered(const char *options)
         "**{**dict(verbose=False, patch_fork=False), **dict(%s)}", options);
     OWNED PyObject *result =
         module == NULL || text == NULL ? NULL : eval_install(module, text);
+    manhole.replaceable = manhole.replaceable || result != NULL;
     return result == NULL ? -1 : 0;
+}
+
+static bool
+is_installed_here(void)
+{
+    return manhole.installed && is_owner();
 }
 
 /* Installs, unless somebody has meanwhile, or the client has given up. Returns the state. */
@@ -99,9 +108,12 @@ follow_order(struct order *order)
         (void)snprintf(order->error, sizeof(order->error), "the client has given up");
         return ORDER_FAILED;
     }
-    bool is_there = manhole.installed && is_owner();
-    atomic_store(&is_kept, order->keeps != 0 || (is_there && atomic_load(&is_kept)));
-    if (is_there || install_as_ordered(order->options) == 0) {
+    bool was_there = is_installed_here();
+    bool is_new = !was_there && install_as_ordered(order->options) == 0;
+    if (is_new || is_installed_here()) { /* by somebody who was quicker */
+        PyErr_Clear();
+        bool was_on_loan = is_new || (atomic_load(&is_on_loan) && manhole.replaceable);
+        atomic_store(&is_on_loan, was_on_loan && order->keeps == 0);
         return ORDER_DONE;
     }
     OWNED PyObject *exception = take_exception();
@@ -135,7 +147,7 @@ install_attached(struct order *order)
 static bool
 is_temporary(void)
 {
-    return is_owner() && manhole.installed && !atomic_load(&is_kept);
+    return is_installed_here() && manhole.replaceable && atomic_load(&is_on_loan);
 }
 
 /* Returns when the last client has left, or none has come, or there is nothing to release. */

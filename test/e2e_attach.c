@@ -22,11 +22,9 @@
   "turns = 0\n" READY "while not select.select([0], [], [], 0.002)[0]: turns += 1\n"     \
   "sys.exit(7)\n"
 
-/* A process that has not been told of manhole, not even by a path. */
-static struct process *
-start_unprepared(const char *program)
+static void
+require_attaching(void)
 {
-    struct process *app;
 #if !defined(__x86_64__)
     skip_test("--attach is for x86-64");
 #endif
@@ -34,14 +32,28 @@ start_unprepared(const char *program)
         skip_test("a sanitizer's library cannot be loaded later, and valgrind has its "
                   "own threads");
     }
-    app = start_target(program, .env = LIST("PYTHONPATH", "PYTHONMANHOLE"));
-    wait_until_ready(app);
+}
+
+static void
+require_ptrace(const struct process *app)
+{
     if (ptrace(PTRACE_SEIZE, app->pid, NULL, NULL) < 0) {
         skip_test("ptrace is not allowed here: %s", strerror(errno));
     }
     assert_int_equal(ptrace(PTRACE_INTERRUPT, app->pid, NULL, NULL), 0);
     assert_int_equal(waitpid(app->pid, NULL, __WALL), app->pid);
     assert_int_equal(ptrace(PTRACE_DETACH, app->pid, NULL, NULL), 0);
+}
+
+/* A process that has not been told of manhole, not even by a path. */
+static struct process *
+start_unprepared(const char *program)
+{
+    struct process *app;
+    require_attaching();
+    app = start_target(program, .env = LIST("PYTHONPATH", "PYTHONMANHOLE"));
+    wait_until_ready(app);
+    require_ptrace(app);
     return app;
 }
 
@@ -210,6 +222,15 @@ refusals_name_what_is_missing_and_touch_nothing(void)
                    "is for nothing known here, but");
     assert_refused(app, format_text("--module=%s", test_directory()),
                    "there is no module for");
+    assert_int_equal(
+        run_command(LIST("sh", "-c",
+                         "head -c 4096 $0/manhole*.so >cut.so && grep -aho 'This "
+                         "manhole is for .* (' $0/manhole*.so >>cut.so",
+                         build_path("")),
+                    NULL, NULL, NULL),
+        0);
+    assert_refused(app, format_text("--module=%s", test_path("cut.so")),
+                   "is for nothing known here, but");
     assert_refused(app, "--attach=no_such_option=1", "no_such_option");
     assert_int_equal(ptrace(PTRACE_SEIZE, app->pid, NULL, NULL), 0);
     assert_refused(app, "--raw", format_text("is traced by process %d", (int)getpid()));
@@ -219,6 +240,141 @@ refusals_name_what_is_missing_and_touch_nothing(void)
     send_signal(app, SIGSTOP);
     assert_refused(app, "--raw", format_text("'kill -CONT %d'", (int)app->pid));
     send_signal(app, SIGCONT);
+    assert_unharmed(app);
+}
+
+/* Nothing stays of a file that says it fits, and that the loader does not take. */
+static void
+module_that_cannot_be_loaded_leaves_no_descriptor(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    int fds = count_fds(app->pid);
+    assert_int_equal(
+        run_command(LIST("sh", "-c",
+                         "sed 's/libc[.]so/libq.so/g' $0/manhole*.so >broken.so",
+                         build_path("")),
+                    NULL, NULL, NULL),
+        0);
+    assert_refused(app, format_text("--module=%s", test_path("broken.so")),
+                   "takes no manhole: ");
+    assert_int_equal(count_fds(app->pid), fds);
+    assert_unharmed(app);
+}
+
+/* As would be loaded by root who has the client in /tmp. */
+static void
+module_of_another_user_is_not_taken(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    if (geteuid() != 0) {
+        skip_test("only root can give a file away");
+    }
+    assert_int_equal(
+        run_command(LIST("sh", "-c",
+                         "mkdir -p a/b && cp $0/manhole*.so a/b/manhole.so && "
+                         "chown 12345 a/b/manhole.so",
+                         build_path("")),
+                    NULL, NULL, NULL),
+        0);
+    assert_refused(app, format_text("--module=%s", test_path("a/b")),
+                   "manhole.so is for that, but is another user's");
+    assert_unharmed(app);
+}
+
+/* The application was quicker: what the last client leaves is its own. */
+static void
+manhole_that_was_installed_meanwhile_stays(void)
+{
+    struct process *client;
+    struct process *app;
+    require_attaching();
+    app = start_target("import ctypes, select, sys, manhole\n"
+                       "sys.setswitchinterval(1000)\n" READY
+                       "ctypes.PyDLL(None).getchar()\n" /* holds the GIL */
+                       "manhole.install(verbose=False)\n"
+                       "sys.setswitchinterval(0.005)\n"
+                       "select.select([0], [], [])\n"
+                       "sys.exit(7)\n");
+    wait_until_ready(app);
+    require_ptrace(app);
+    client = start_process(.argv = LIST(build_path("manhole-cli"), "--attach",
+                                        number(app->pid), "-c", "print(5)"));
+    wait_for_text(client, ERR, "does not let go of the GIL", DEADLINE);
+    write_stdin(app, "\n");
+    assert_int_equal(wait_for_exit(client, DEADLINE), 0);
+    watch_for(700); /* longer than one that is on loan lingers */
+    assert_true(path_exists(socket_path_of(app->pid)));
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+}
+
+/* An install() of the application's own finds one on loan, takes its place, and stays. */
+static void
+application_installs_its_own_in_place_of_one_on_loan(void)
+{
+    struct process *app =
+        start_unprepared("import select, sys\n" READY "sys.stdin.readline()\n"
+                         "import manhole\n"
+                         "manhole.install(verbose=False)\n"
+                         "print('own', flush=True)\n"
+                         "select.select([0], [], [])\n"
+                         "sys.exit(7)\n");
+    struct process *client = start_process(.argv = LIST(build_path("manhole-cli"),
+                                                        "--attach", number(app->pid)));
+    wait_for_text(client, OUT, ">>>", DEADLINE);
+    write_stdin(app, "\n");
+    wait_for_text(app, OUT, "own", DEADLINE);
+    close_stdin(client);
+    assert_int_equal(wait_for_exit(client, DEADLINE), 0);
+    watch_for(700); /* longer than one that is on loan lingers */
+    assert_true(path_exists(socket_path_of(app->pid)));
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+    assert_string_equal(app->text[ERR].data, "");
+}
+
+/* Whoever made the handler's frame return: here not the C library. */
+static void
+thread_in_a_handler_is_not_lent(void)
+{
+    struct process *app = start_unprepared(
+        "import ctypes, mmap, os, sys\n"
+        "page = mmap.mmap(-1, 4096, prot=7)\n"
+        "page.write(bytes.fromhex('48c7c00f0000000f05'))\n" /* rt_sigreturn() */
+        "at = ctypes.addressof(ctypes.c_char.from_buffer(page))\n"
+        "libc = ctypes.CDLL(None)\n"
+        "handler = ctypes.cast(libc.getchar, ctypes.c_void_p).value\n"
+        "libc.syscall(13, 10, (ctypes.c_ulong * 4)(handler, 0x04000000, at, 0), None, "
+        "8)\n" READY "os.kill(os.getpid(), 10)\n"
+        "sys.exit(7)\n");
+    wait_until_asleep(app->pid);
+    assert_refused(app, "--raw", "came to a place where it may be lent");
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+}
+
+/* Names that look like what is around them. */
+static void
+strange_file_names_do_no_harm_to_a_look(void)
+{
+    struct process *app =
+        start_unprepared("import os, select, sys\n"
+                         "os.mkfifo('pipe')\n"
+                         "names = ['pipe', ', line 3', 'hread 0x5 ']\n"
+                         "def wait():\n"
+                         "    if names: exec(compile('wait()', names.pop(), 'exec'))\n"
+                         "    else: select.select([0], [], [])\n" READY "wait()\n"
+                         "sys.exit(7)\n");
+    const char *out;
+    wait_until_asleep(app->pid);
+    assert_int_equal(run_command(LIST(build_path("manhole-cli"), "--attach", "--stacks",
+                                      "--json", number(app->pid)),
+                                 NULL, &out, NULL),
+                     0);
+    assert_contains(out, "\"file\": \"hread 0x5 \", \"line\": 1");
+    assert_contains(out, "\"file\": \", line 3\", \"line\": 1");
+    assert_contains(out, "\"file\": \"pipe\", \"line\": 1");
+    assert_null(strstr(strstr(out, "\"id\": ") + 1, "\"id\": ")); /* one thread */
     assert_unharmed(app);
 }
 
@@ -241,17 +397,29 @@ is_at_step(pid_t tid)
             info[0].number == 18 /* pwrite64 */);
 }
 
-/* Runs the client with these arguments and kills it at its n-th such step, before that is done.
- * Returns whether it came so far. */
-static bool
-kill_client_at(long nth, const char *const argv[])
+/* What happens at the n-th such step of a client, before that is done. */
+struct disturbance {
+    long nth; /* 0: at each */
+    pid_t
+        whom; /* 0: the client itself; another one that was stopped goes on a while later */
+    int signal;
+};
+
+/* Runs the client with these arguments and disturbs it so. Returns its status, and notes how many
+ * steps it has made. */
+static int
+disturb_client(const struct disturbance *disturbance, const char *const argv[],
+               long *steps)
 {
+    enum { A_WHILE = 50 }; /* system calls of the client's */
     const pid_t client = fork();
     const long options = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE;
     char *const *arguments;
     pid_t tid = client;
-    long steps = 0;
+    pid_t whom = disturbance->whom != 0 ? disturbance->whom : client;
+    long calls = 0;
     int status = 0;
+    *steps = 0;
     assert_true(client >= 0);
     if (client == 0) {
         int null = open("/dev/null", O_RDWR);
@@ -270,14 +438,35 @@ kill_client_at(long nth, const char *const argv[])
         int number = WIFSTOPPED(status) ? WSTOPSIG(status) : 0;
         bool is_signal = number != (SIGTRAP | 0x80) && number != SIGTRAP &&
                          number != SIGSTOP; /* as a new thread's first stop */
-        if (number == (SIGTRAP | 0x80) && is_at_step(tid) && ++steps == nth) {
-            (void)kill(client, SIGKILL);
+        if (number == (SIGTRAP | 0x80) && is_at_step(tid) &&
+            (++*steps == disturbance->nth || disturbance->nth == 0)) {
+            (void)kill(whom, disturbance->signal);
+        }
+        calls += *steps >= disturbance->nth;
+        if (whom != client && calls % A_WHILE == 0) {
+            (void)kill(whom, SIGCONT);
         }
         (void)ptrace(PTRACE_SYSCALL, tid, NULL, is_signal ? (long)number : 0L);
-        tid = waitpid(-client, &status, __WALL);
+        tid = waitpid(-client, &status, __WALL | (whom == client ? 0 : WNOHANG));
+        for (int idle = 1; tid == 0; idle++) {
+            (void)usleep(100);
+            if (idle % 1000 == 0) { /* it waits for who is stopped */
+                (void)kill(whom, SIGCONT);
+            }
+            tid = waitpid(-client, &status, __WALL | WNOHANG);
+        }
         assert_true(tid > 0);
     }
-    return WIFSIGNALED(status);
+    return status;
+}
+
+/* Kills it at that step. Returns whether it came so far. */
+static bool
+kill_client_at(long nth, const char *const argv[])
+{
+    const struct disturbance death = {.nth = nth, .signal = SIGKILL};
+    long steps;
+    return WIFSIGNALED(disturb_client(&death, argv, &steps));
 }
 
 /* Whether it has counted on since. */
@@ -351,6 +540,51 @@ client_that_is_killed_at_any_step_of_a_look_does_no_harm(void)
     assert_string_equal(app->text[ERR].data, "");
 }
 
+/* One that is a fault's cannot be blocked in the thread that is lent, for it might be ours. */
+static void
+signal_of_a_fault_that_is_sent_at_any_step_arrives(void)
+{
+    struct process *app = start_unprepared(
+        "import select, signal, sys\n"
+        "hits = []\n"
+        "signal.signal(signal.SIGSEGV, lambda *a: hits.append(1))\n" READY
+        "while not select.select([0], [], [], 0.002)[0]: pass\n"
+        "sys.exit(7 if hits else 8)\n");
+    const struct disturbance fault = {.whom = app->pid, .signal = SIGSEGV};
+    const char *cli = build_path("manhole-cli");
+    long steps;
+    assert_int_equal(disturb_client(&fault,
+                                    LIST(cli, "--attach", "--stacks", number(app->pid)),
+                                    &steps),
+                     0);
+    assert_int_equal(disturb_client(&fault,
+                                    LIST(cli, "--attach", number(app->pid), "-c", "pass"),
+                                    &steps),
+                     0);
+    wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
+    assert_unharmed(app);
+}
+
+/* It is neither lost nor keeps the client from coming in when the process goes on. */
+static void
+process_that_is_stopped_meanwhile_goes_on(void)
+{
+    struct process *app = start_unprepared(COUNTING);
+    struct disturbance stop = {.nth = 4, .whom = app->pid, .signal = SIGSTOP};
+    long steps;
+    for (; stop.nth <= 44; stop.nth += 10) { /* most of these while a thread is held */
+        assert_int_equal(disturb_client(&stop,
+                                        LIST(build_path("manhole-cli"), "--attach",
+                                             number(app->pid), "-c", "pass"),
+                                        &steps),
+                         0);
+        assert_in_range(steps, stop.nth, 1000);
+        assert_goes_on(app->pid);
+        wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
+    }
+    assert_unharmed(app);
+}
+
 int
 main(void)
 {
@@ -361,8 +595,16 @@ main(void)
         TEST(stacks_come_from_outside_while_the_gil_is_held),
         TEST(stacks_from_outside_come_as_json_and_brief),
         TEST(refusals_name_what_is_missing_and_touch_nothing),
+        TEST(module_that_cannot_be_loaded_leaves_no_descriptor),
+        TEST(module_of_another_user_is_not_taken),
+        TEST(manhole_that_was_installed_meanwhile_stays),
+        TEST(application_installs_its_own_in_place_of_one_on_loan),
+        TEST(thread_in_a_handler_is_not_lent),
+        TEST(strange_file_names_do_no_harm_to_a_look),
         TEST(client_that_is_killed_at_any_step_does_no_harm),
         TEST(client_that_is_killed_at_any_step_of_a_look_does_no_harm),
+        TEST(signal_of_a_fault_that_is_sent_at_any_step_arrives),
+        TEST(process_that_is_stopped_meanwhile_goes_on),
     };
     return RUN_TESTS(tests);
 }

@@ -297,7 +297,8 @@ static struct session session_table[MAX_SESSIONS];
 static struct manhole {
     /* Under install_lock, attached. */
     _Atomic bool installed;
-    bool replaceable; /* by any install(): there was none here, or it cannot listen */
+    _Atomic bool
+        replaceable;       /* by any install(): not the application's, or cannot listen */
     bool has_exit_handler; /* C's; it cannot be taken back */
     _Atomic pid_t owner;   /* the process whose all this is; another one does nothing */
     struct options options;

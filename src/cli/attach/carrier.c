@@ -8,8 +8,8 @@
  *     it lies in their data, or at the head of one of malloc's heaps. Any other may be the lock of
  *     an allocator that we do not know; those are held for moments, so who has waited for a tenth
  *     of a second waits for something else;
- *   - and not in a signal handler, which may have interrupted any of that: the address that a
- *     handler returns to is nowhere on its stack;
+ *   - and not in a signal handler, which may have interrupted any of that: no frame of one is on
+ *     its stack;
  *   - and not in a restartable sequence (librseq, tcmalloc), which the kernel would not begin anew.
  *
  * Threads are tried in the order of what /proc says of them, those that wait first, the main thread
@@ -188,7 +188,7 @@ list_candidates(const struct image *image, size_t *count)
 
 /* ---- Whether a stopped thread may be lent ------------------------------------------ */
 
-/* Whether a word on its stack is where handlers return to. The stack may have grown since. */
+/* Whether a handler's frame is on its stack. The stack may have grown since. */
 static bool
 is_in_handler(struct image *image, pid_t tid, uint64_t stack)
 {
@@ -208,7 +208,7 @@ is_in_handler(struct image *image, pid_t tid, uint64_t stack)
         return true;
     }
     for (size_t i = 0; i < size / 8; i++) {
-        if (words[i] == gadgets.back) {
+        if (is_handler_frame(&words[i], size / 8 - i)) {
             return true;
         }
     }
@@ -360,11 +360,15 @@ hold_any_thread(struct image *image, struct lent *lent)
         if (!stop_thread(image->pid, tid, STOP_PATIENCE_MS)) {
             continue;
         }
-        if (keep_thread(lent) && !is_in_sequence(lent)) {
+        if (!keep_thread(lent)) {
+            let_go(tid);
+            continue;
+        }
+        if (!is_in_sequence(lent)) {
             settle();
             return true;
         }
-        let_go(tid);
+        restore(lent);
     }
     return false;
 }

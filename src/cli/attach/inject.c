@@ -68,6 +68,7 @@ CHECK_OFFSET(attributes, 80);
 CHECK_OFFSET(path, 208);
 CHECK_OFFSET(name, 272);
 CHECK_OFFSET(order.state, 304);
+CHECK_OFFSET(order.fd, 316);
 CHECK_OFFSET(order.error, 320);
 
 /* Our memory in the process. */
@@ -264,6 +265,24 @@ run_errand(struct attaching *attaching, struct lent *lent)
     return fill_memory(attaching, lent) ? make_thread(attaching, lent) : EFAULT;
 }
 
+/* It has not come back in time. Where it waits for a lock it is taken back. Elsewhere in the C
+ * library, frozen say, or short of memory, it may have a lock, so it goes home by itself. */
+static void
+call_back(struct lent *lent)
+{
+    struct cpu cpu = lent->was;
+    bool is_called_out = lent->frame != lent->scratch + UNDER_FRAME;
+
+    (void)ptrace(PTRACE_INTERRUPT, lent->tid, NULL, NULL);
+    int status = await_status(lent->tid, REMOTE_PATIENCE_MS);
+    if (is_called_out && status > 0 && status >> 16 == STOPPED_AS_ASKED &&
+        read_cpu(lent->tid, &cpu) && call_number(&cpu) != SYS_futex) {
+        let_go(lent->tid);
+        return;
+    }
+    restore(lent);
+}
+
 /* Holds a thread for that, and puts it back, whatever comes of it. What was made is taken away when
  * there is no thread that would. */
 static void *
@@ -279,22 +298,19 @@ borrow_thread(void *argument)
              (int)attaching->image.pid, LENDING_PATIENCE_S);
     }
     attaching->error = run_errand(attaching, &lent);
-    if (attaching->error == LOST) { /* wherever it is now, that is taken back */
-        (void)ptrace(PTRACE_INTERRUPT, lent.tid, NULL, NULL);
-        (void)await_status(lent.tid, REMOTE_PATIENCE_MS);
+    if (attaching->error == LOST) {
+        call_back(&lent);
+        return NULL;
     }
-    else {
-        if (attaching->error != 0 && attaching->errand.order.fd >= 0) {
-            (void)call_kernel(&lent, SYS_close,
-                              ARGUMENTS((uint64_t)attaching->errand.order.fd));
-        }
-        if (attaching->error != 0 && attaching->memory != 0) {
-            (void)place_frame_on_stack(&lent);
-            (void)call_kernel(&lent, SYS_munmap,
-                              ARGUMENTS(attaching->memory, MEMORY_SIZE));
-        }
-        (void)run_to_rest(lent.tid);
+    if (attaching->error != 0 && attaching->errand.order.fd >= 0) {
+        (void)call_kernel(&lent, SYS_close,
+                          ARGUMENTS((uint64_t)attaching->errand.order.fd));
     }
+    if (attaching->error != 0 && attaching->memory != 0) {
+        (void)place_frame_on_stack(&lent);
+        (void)call_kernel(&lent, SYS_munmap, ARGUMENTS(attaching->memory, MEMORY_SIZE));
+    }
+    (void)run_to_rest(lent.tid);
     restore(&lent);
     return NULL;
 }
@@ -310,9 +326,9 @@ fail_errand(pid_t pid, long error)
     }
     if (error == LOST) {
         fail(STATUS_NO_CONNECTION,
-             "process %d makes no thread: it waits for a lock that is not let go; this "
-             "was taken "
-             "back. Its stacks need none: %s --attach --stacks %d",
+             "process %d makes no thread: it waits for a lock that is not let go, or for "
+             "memory; the thread that was lent is let go. Stacks need none: %s --attach "
+             "--stacks %d",
              (int)pid, program, (int)pid);
     }
     if (error == EMFILE) {

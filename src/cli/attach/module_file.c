@@ -48,26 +48,60 @@ describe_python(const struct image *image)
                  has_no_gil ? "t" : "", is_musl ? "musl" : "glibc");
 }
 
-/* Reads a module's file, and tells what it was built for, in the same words; "" when it is none, or
- * is of another processor. */
+/* Whether all that the loader maps is in the file. Of one that was cut off it would touch what is
+ * not there, and the process would die of SIGBUS. */
+static bool
+is_whole(const struct buffer *module, const Elf64_Ehdr *header)
+{
+    Elf64_Phdr segment;
+
+    for (size_t i = 0; i < header->e_phnum; i++) {
+        uint64_t at = header->e_phoff + i * sizeof(segment);
+        if (at + sizeof(segment) > module->length) {
+            return false;
+        }
+        memcpy(&segment, module->data + at, sizeof(segment));
+        if (segment.p_offset + segment.p_filesz > module->length) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Reads a module's file, and tells what it was built for, in the same words; "" when it is none, is
+ * of another processor, or not whole. */
 static struct text
-read_module(const char *path, struct buffer *module)
+read_module(int file, struct buffer *module)
 {
     Elf64_Ehdr header = {.e_machine = EM_NONE};
 
     empty(module);
-    if (!read_file(path, module) || module->length < sizeof(header)) {
+    if (!read_all(file, module) || module->length < sizeof(header)) {
         return print("%s", "");
     }
     memcpy(&header, module->data, sizeof(header));
     const char *text = memmem(module->data, module->length, built_for, strlen(built_for));
     if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_machine != MACHINE ||
-        text == NULL) {
+        text == NULL || !is_whole(module, &header)) {
         return print("%s", "");
     }
     text += strlen(built_for);
     const char *end = strstr(text, " (");
     return print("%.*s", end != NULL ? (int)(end - text) : 0, text);
+}
+
+/* Whether who put a file there could as well have changed what we run: it is root's, ours, or the
+ * folder's owner's. Else root, with a client in /tmp, would load anybody's into any process. */
+static bool
+is_trusted(int file, const char *folder)
+{
+    struct stat status;
+    struct stat home;
+
+    return fstat(file, &status) == 0 && stat(folder, &home) == 0 &&
+           (status.st_mode & S_IWOTH) == 0 &&
+           (status.st_uid == 0 || status.st_uid == geteuid() ||
+            status.st_uid == home.st_uid);
 }
 
 /* Looks for one in the folder and around it, reads it, and notes what else is there. */
@@ -85,10 +119,14 @@ search_folder(const char *folder, const char *python, struct buffer *module,
         /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
         (void)glob(print("%s/%s", folder, places[i]).text, 0, NULL, &found);
         for (size_t j = 0; j < found.gl_pathc && !is_found; j++) {
-            struct text what = read_module(found.gl_pathv[j], module);
-            is_found = strcmp(what.text, python) == 0;
+            const char *path = found.gl_pathv[j];
+            OWNED_FD file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+            struct text what = read_module(file, module);
+            bool fits = strcmp(what.text, python) == 0;
+            is_found = fits && is_trusted(file, folder);
             if (!is_found && what.text[0] != '\0' && others->length < QUOTED_SIZE / 2) {
-                append_format(others, "; %s is for %s", found.gl_pathv[j], what.text);
+                append_format(others, "; %s is for %s", path,
+                              fits ? "that, but is another user's" : what.text);
             }
         }
         globfree(&found);
@@ -110,7 +148,8 @@ find_module(const struct request *request, pid_t pid, const char *python,
         fail(STATUS_TROUBLE, "cannot read the module %s: %m", quote(given).text);
     }
     if (given != NULL && !S_ISDIR(status.st_mode)) {
-        struct text what = read_module(given, module);
+        OWNED_FD file = open(given, O_RDONLY | O_CLOEXEC);
+        struct text what = read_module(file, module);
         if (strcmp(what.text, python) != 0) {
             fail(STATUS_TROUBLE, "the module %s is for %s, but process %d runs %s",
                  quote(given).text,

@@ -94,7 +94,8 @@ make_copy(struct image *image, struct copy *copy)
     return 0;
 }
 
-/* Ends it, and has a thread of the process take its exit status. */
+/* Ends it, and has a thread of the process take its exit status: by its number, for without one
+ * wait4() would take that of a child of the application's. */
 static void
 end_copy(struct image *image, const struct copy *copy)
 {
@@ -106,7 +107,7 @@ end_copy(struct image *image, const struct copy *copy)
     while (waitpid(copy->lent.tid, &status, __WALL) == copy->lent.tid &&
            WIFSTOPPED(status)) {
     }
-    for (int i = 0; i < HOLD_TRIES && buried == 0; i++) {
+    for (int i = 0; i < HOLD_TRIES && buried == 0 && copy->inner > 0; i++) {
         if (hold_any_thread(image, &lent)) {
             buried = call_kernel(&lent, SYS_wait4,
                                  ARGUMENTS((uint64_t)copy->inner, 0, __WALL | WNOHANG));
@@ -288,10 +289,13 @@ parse_frame(const char *line, struct shown_frame *frame)
 {
     static const char start[] = "  File \"";
     const char *end = strchr(line, '\n');
-    const char *path = line + strlen(start);
-    const char *number = memmem(line, (size_t)(end - line), "\", line ", 8);
 
-    if (strncmp(line, start, strlen(start)) != 0 || number == NULL) {
+    if (strncmp(line, start, strlen(start)) != 0) {
+        return false;
+    }
+    const char *path = line + strlen(start);
+    const char *number = memmem(path, (size_t)(end - path), "\", line ", 8);
+    if (number == NULL) {
         return false;
     }
     char *behind = NULL;
@@ -304,17 +308,21 @@ parse_frame(const char *line, struct shown_frame *frame)
     return true;
 }
 
-/* A line of the source, without what indents it; as the process sees the file. */
+/* A line of the source, without what indents it; as the process sees the file. What is none, a
+ * pipe say, is not waited for. */
 static void
 append_source(struct buffer *out, pid_t pid, const struct shown_frame *frame)
 {
     OWNED_BUFFER source = {.data = NULL};
-    struct text path =
-        print("%s%.*s", root_of(pid).text, frame->path_length, frame->path);
+    struct text start = frame->path[0] == '/' ? root_of(pid) : proc_path(pid, "cwd/");
+    struct text path = print("%s%.*s", start.text, frame->path_length, frame->path);
+    struct stat status;
     size_t at = 0;
     size_t length = 0;
 
-    (void)read_file(path.text, &source);
+    if (stat(path.text, &status) == 0 && S_ISREG(status.st_mode)) {
+        (void)read_file(path.text, &source);
+    }
     for (long i = 1; i < frame->line && (length = next_line(&source, at, true)) > 0;
          i++) {
         at += length;
@@ -406,11 +414,26 @@ append_outside_thread(struct buffer *out, pid_t pid, const char *line, bool is_j
     append_text(out, is_json ? "]}" : "");
 }
 
+/* The next line that begins a thread, from the beginning of a line on; NULL: there is none. */
+static const char *
+next_outside_thread(const char *line)
+{
+    while (strncmp(line, "Thread 0x", 9) != 0 &&
+           strncmp(line, "Current thread 0x", 17) != 0) {
+        const char *end = strchr(line, '\n');
+        if (end == NULL) {
+            return NULL;
+        }
+        line = end + 1;
+    }
+    return line;
+}
+
 /* All threads, as the module's own dump has them. */
 static void
 format_stacks(struct buffer *out, pid_t pid, const struct buffer *answer, bool is_json)
 {
-    const char *at = text_of(answer);
+    const char *at = next_outside_thread(text_of(answer));
     bool is_first = true;
 
     if (is_json) {
@@ -420,11 +443,10 @@ format_stacks(struct buffer *out, pid_t pid, const struct buffer *answer, bool i
                       "\"threads\": [",
                       (int)pid);
     }
-    while ((at = strstr(at, "hread 0x")) != NULL) {
+    for (; at != NULL; at = next_outside_thread(strchr(at, '\n') + 1)) {
         append_text(out, !is_json ? "" : is_first ? "\n" : ",\n");
         append_outside_thread(out, pid, at, is_json);
         is_first = false;
-        at++;
     }
     append_text(out, is_json ? "]}\n" : END_OF_DUMP "\n\n");
 }

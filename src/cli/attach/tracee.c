@@ -10,6 +10,7 @@
  *   - all signals are blocked in it, but those that a fault of ours would raise: none is lost, they
  *     wait. Blocked only once there is a way back that unblocks them, that is, after the registers.
  *   - a signal that is on its way when it stops is delivered first.
+ *   - a fault's signal that somebody sends meanwhile waits as well, see postpone().
  *
  * What lay below its stack is put back, too: a coroutine's stack may have somebody else's data
  * there. All of this runs in a thread of ours that lives no longer than that, see trace().
@@ -204,8 +205,10 @@ stop_thread(pid_t pid, pid_t tid, int patience_ms)
 
     if (!is_ours &&
         ptrace(PTRACE_SEIZE, tid, NULL, (unsigned long)PTRACE_O_TRACESYSGOOD) < 0) {
-        if (errno != ESRCH) {
-            fail_denied(pid, errno);
+        int error = errno;
+        if (error != ESRCH &&
+            !has_ended(tid)) { /* EPERM for one that has just ended, too */
+            fail_denied(pid, error);
         }
         return false;
     }
@@ -259,33 +262,63 @@ keep_thread(struct lent *lent)
            place_frame_on_stack(lent);
 }
 
-/* Puts all back, and lets go: the process is as it was. */
+/* Puts all back, and lets go: the process is as it was. One that is not stopped refuses: then its
+ * stack is left alone, for its way home lies there, or it is another program's after an exec. */
 static void
 restore(struct lent *lent)
 {
     rewind_epoll(&lent->was);
     (void)ptrace(PTRACE_SETSIGMASK, lent->tid, sizeof(lent->mask), &lent->mask);
-    (void)write_cpu(lent->tid, &lent->was);
-    (void)poke(lent->tid, lent->scratch, lent->below, sizeof(lent->below));
+    if (write_cpu(lent->tid, &lent->was)) {
+        (void)poke(lent->tid, lent->scratch, lent->below, sizeof(lent->below));
+    }
     let_go(lent->tid);
 }
 
 /* ---- Having it do something -------------------------------------------------------- */
 
+/* Whether a signal that is to be delivered now is somebody's, and no fault of what it runs for us.
+ * It is blocked then: the kernel, given it back, keeps it until the mask is put back. SIGSTOP takes
+ * effect, for it cannot be blocked; that does not keep us from going on. */
+static bool
+postpone(pid_t tid, int signal)
+{
+    siginfo_t info = {.si_code = SI_KERNEL};
+    uint64_t mask = 0;
+
+    (void)ptrace(PTRACE_GETSIGINFO, tid, NULL, &info);
+    if (signal != SIGSTOP && info.si_code > 0) {
+        return false;
+    }
+    (void)ptrace(PTRACE_GETSIGMASK, tid, sizeof(mask), &mask);
+    mask |= 1UL << (signal - 1);
+    return ptrace(PTRACE_SETSIGMASK, tid, sizeof(mask), &mask) == 0;
+}
+
 /* Runs to the next beginning or end of a system call, or to the birth of a copy. */
 static bool
 run_to_syscall(pid_t tid)
 {
-    int status = STOPPED_AS_ASKED << 16;
+    int signal = 0;
 
-    while (status > 0 && status >> 16 == STOPPED_AS_ASKED) { /* by SIGSTOP, meanwhile */
-        if (ptrace(PTRACE_SYSCALL, tid, NULL, NULL) < 0) {
+    for (;;) {
+        if (ptrace(PTRACE_SYSCALL, tid, NULL, (long)signal) < 0) {
             return false;
         }
-        status = await_status(tid, REMOTE_PATIENCE_MS);
+        int status = await_status(tid, REMOTE_PATIENCE_MS);
+        if (status < 0) {
+            return false;
+        }
+        int event = status >> 16;
+        if (event == PTRACE_EVENT_CLONE || WSTOPSIG(status) == AT_SYSCALL) {
+            return true;
+        }
+        signal =
+            event == 0 ? WSTOPSIG(status) : 0; /* else stopped by SIGSTOP, meanwhile */
+        if (signal != 0 && !postpone(tid, signal)) {
+            return false;
+        }
     }
-    return status > 0 &&
-           (WSTOPSIG(status) == AT_SYSCALL || status >> 16 == PTRACE_EVENT_CLONE);
 }
 
 /* From the end of a system call to a stop as at first, where the registers that are put back are
@@ -324,7 +357,8 @@ enum {
     LOST = -100000
 }; /* instead of a system call's result: the thread does not come back */
 
-/* Has the thread make a system call, and returns its result, or LOST. */
+/* Has the thread make a system call, and returns its result, or LOST. A clone() that a signal has
+ * come before the kernel begins anew. */
 static long
 call_kernel(const struct lent *lent, long number, const uint64_t arguments[6])
 {
@@ -335,9 +369,13 @@ call_kernel(const struct lent *lent, long number, const uint64_t arguments[6])
         return LOST;
     }
     block_signals(lent->tid);
-    bool is_back = run_to_syscall(lent->tid);       /* to its beginning */
-    is_back = is_back && run_to_syscall(lent->tid); /* and to its end */
-    return is_back && read_cpu(lent->tid, &cpu) ? call_result(&cpu) : LOST;
+    bool is_back = false;
+    do {
+        is_back = run_to_syscall(lent->tid);            /* to its beginning */
+        is_back = is_back && run_to_syscall(lent->tid); /* and to its end */
+        is_back = is_back && read_cpu(lent->tid, &cpu);
+    } while (is_back && is_begun_anew(&cpu));
+    return is_back ? call_result(&cpu) : LOST;
 }
 
 static bool

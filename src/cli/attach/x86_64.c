@@ -228,33 +228,49 @@ make_fpstate(const struct cpu *cpu, unsigned char *bytes)
     return size + sizeof(end);
 }
 
+/* How the kernel ends a system call that a signal or a stop has interrupted; only a debugger sees
+ * that. The names are the kernel's, less ERESTART. */
+enum syscall_restart { SYS = 512, NOINTR = 513, NOHAND = 514, RESTART_BLOCK = 516 };
+
+/* Whether the call that has ended so is made once more, whatever comes. */
+static bool
+is_begun_anew(const struct cpu *cpu)
+{
+    return call_result(cpu) == -NOINTR;
+}
+
 /* Where the thread goes on: at a system call that the kernel would begin anew, or behind one. */
 static void
 resume_call(const struct cpu *cpu, uint64_t *counter, uint64_t *result)
 {
-    enum {
-        AGAIN = 512,
-        AGAIN_IF_NO_HANDLER = 513,
-        AGAIN_IF_RESTARTABLE = 514,
-        REST = 516
-    };
-
     if (call_number(cpu) < 0) {
         return;
     }
     switch (-call_result(cpu)) {
-    case AGAIN:
-    case AGAIN_IF_NO_HANDLER:
-    case AGAIN_IF_RESTARTABLE:
+    case SYS:
+    case NOINTR:
+    case NOHAND:
         *counter -= 2;
         *result = cpu->regs.orig_rax;
         break;
-    case REST: /* only the kernel knows how much of the timeout was left */
+    case RESTART_BLOCK: /* only the kernel knows how much of the timeout was left */
         *result = (uint64_t)-EINTR;
         break;
     default:
         break;
     }
+}
+
+/* Whether a handler's frame begins with this word of a stack, whoever is its return address: the
+ * kernel writes no link, few flags, and the user's code and stack segment. */
+static bool
+is_handler_frame(const uint64_t words[], size_t count)
+{
+    enum { FLAGS = 1, LINK = 2, SEGMENTS = 24, MOST_FLAGS = 7 };
+    const uint64_t segments = 0x002b000000000033; /* in 64-bit code */
+
+    return count > SEGMENTS && words[FLAGS] <= MOST_FLAGS && words[LINK] == 0 &&
+           words[SEGMENTS] == segments;
 }
 
 /* Fills bytes, FRAME_SIZE of them, with a frame that is to lie at that address, and returns its
@@ -304,6 +320,7 @@ make_frame(const struct cpu *cpu, uint64_t mask, uint64_t return_to, uint64_t ad
 #  define ERRAND_NAME "272"
 #  define ERRAND_ORDER "304"
 #  define ERRAND_STATE "304"
+#  define ERRAND_FD "316"
 #  define ERRAND_ERROR "320"
 #  define ERRAND_ERROR_ROOM "511"
 
@@ -379,6 +396,9 @@ __asm__(".pushsection .rodata\n"
         "  stosb\n"
         "  test %al, %al\n"
         "  loopnz 4b\n"
+        "  mov " ERRAND_FD "(%rbx), %edi\n" /* nobody else knows of it */
+        "  mov $3, %eax\n"                  /* close() */
+        "  syscall\n"
         "  movl $6, " ERRAND_STATE "(%rbx)\n" /* ORDER_NOT_LOADED */
         "  xor %eax, %eax\n"
         "  pop %rbx\n"
