@@ -244,6 +244,30 @@ refusals_name_what_is_missing_and_touch_nothing(void)
 }
 
 /* Nothing stays of a file that says it fits, and that the loader does not take. */
+/* What a filter would say is told to nobody: it might kill. */
+static void
+filter_of_a_process_is_tried_only_when_told_to(void)
+{
+    struct process *app = start_unprepared(
+        "import ctypes, struct\n"
+        "allow = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0x7fff0000))\n"
+        "rules = struct.pack('HxxxxxxP', 1, ctypes.addressof(allow))\n"
+        "c = ctypes.PyDLL(None)\n"
+        "if c.prctl(38, 1, 0, 0, 0) or c.prctl(22, 2, rules): print('none')\n" COUNTING);
+    const char *out;
+    if (strstr(text_of(app, OUT), "none") != NULL) {
+        skip_test("no such filter here");
+    }
+    assert_refused(app, "--raw", "is behind a seccomp filter, which might kill it");
+    assert_int_equal(run_command(LIST(build_path("manhole-cli"), "--attach", "--yes",
+                                      number(app->pid), "-c", "print(6 * 7)"),
+                                 NULL, &out, NULL),
+                     0);
+    assert_string_equal(out, "42\n");
+    wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
+    assert_unharmed(app);
+}
+
 static void
 module_that_cannot_be_loaded_leaves_no_descriptor(void)
 {
@@ -595,6 +619,7 @@ main(void)
         TEST(stacks_come_from_outside_while_the_gil_is_held),
         TEST(stacks_from_outside_come_as_json_and_brief),
         TEST(refusals_name_what_is_missing_and_touch_nothing),
+        TEST(filter_of_a_process_is_tried_only_when_told_to),
         TEST(module_that_cannot_be_loaded_leaves_no_descriptor),
         TEST(module_of_another_user_is_not_taken),
         TEST(manhole_that_was_installed_meanwhile_stays),

@@ -127,7 +127,8 @@ static const struct known_option {
                        "The console, or the code of -c or -f, in a frozen copy of the "
                        "process, also when that hangs. What is done there does nothing."},
     [OPTION_YES] = {NO_GROUP, NULL, "yes", NULL,
-                    "Copy a process of more than 4 GB, too, which stops for that."},
+                    "Copy a process of more than 4 GB, too, which stops for that; "
+                    "attach to one behind a seccomp filter."},
     [OPTION_LOCALS] = {NO_GROUP, NULL, "locals", NULL,
                        "With --stacks: also what the variables of each frame hold, found "
                        "in a frozen copy."},
@@ -651,8 +652,8 @@ parse_command_line(int argc, char **argv, struct request *request)
         fail(STATUS_USAGE, "argument --locals: only with --stacks, and not with --brief");
     }
     if (is_given(request, OPTION_YES) && !is_given(request, OPTION_FROZEN) &&
-        !is_given(request, OPTION_LOCALS)) {
-        fail(STATUS_USAGE, "argument --yes: only with --frozen or --locals");
+        !is_given(request, OPTION_LOCALS) && !is_given(request, OPTION_ATTACH)) {
+        fail(STATUS_USAGE, "argument --yes: only with --frozen, --locals or --attach");
     }
     parse_targets(request);
 }

@@ -421,7 +421,7 @@ attach(const struct request *request, pid_t pid)
     struct order order;
 
     attaching.request = request;
-    look_at_process(&attaching.image, pid);
+    look_at_process(&attaching.image, request, pid);
     prepare_errand(&attaching);
     trace(borrow_thread, &attaching);
     if (attaching.error != 0) {

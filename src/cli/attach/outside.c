@@ -459,7 +459,7 @@ show_stacks_from_outside(const struct request *request, pid_t pid)
     OWNED_BUFFER shown = {.data = NULL};
     bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
 
-    look_at_process(&look.image, pid);
+    look_at_process(&look.image, request, pid);
     trace(ask_copies, &look);
     if (look.result != 0) {
         errno = look.result;

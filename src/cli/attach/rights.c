@@ -105,9 +105,20 @@ fail_denied(pid_t pid, int error)
          number);
 }
 
+/* How many filters of seccomp's a process is behind; before Linux 5.9 whether it is behind any. */
+static long
+count_filters(pid_t pid)
+{
+    struct text count = read_status(pid, "Seccomp_filters");
+    struct text mode = read_status(pid, "Seccomp");
+
+    return count.text[0] != '\0' ? strtol(count.text, NULL, 10)
+                                 : strtol(mode.text, NULL, 10) == 2;
+}
+
 /* Ends the program when this is not to be tried. */
 static void
-check_process(pid_t pid)
+check_process(const struct request *request, pid_t pid)
 {
     long tracer = strtol(read_status(pid, "TracerPid").text, NULL, 10);
 
@@ -129,6 +140,14 @@ check_process(pid_t pid)
     if (strtol(read_status(pid, "Seccomp").text, NULL, 10) == 1) {
         fail(STATUS_NO_CONNECTION,
              "process %d is in seccomp's strict mode: it may only read and write",
+             (int)pid);
+    }
+    /* What it may do is told to nobody but root; those that we are behind, too, do not kill. */
+    if (count_filters(pid) > count_filters(0) && !is_given(request, OPTION_YES)) {
+        fail(STATUS_NO_CONNECTION,
+             "process %d is behind a seccomp filter, which might kill it for what it is "
+             "made to call: clone(), memfd_create(), mmap() of code. A container's "
+             "usually only says no; --yes tries",
              (int)pid);
     }
 }

@@ -78,12 +78,12 @@ find_gadgets(const struct image *image)
 
 /* Reads what is mapped, and ends the program where that tells that this is not for us. */
 static void
-look_at_process(struct image *image, pid_t pid)
+look_at_process(struct image *image, const struct request *request, pid_t pid)
 {
     char byte = 0;
 
     image->pid = pid;
-    check_process(pid);
+    check_process(request, pid);
     if (!read_mappings(image)) {
         fail_denied(pid, errno);
     }
