@@ -143,6 +143,31 @@ heap_free(void *unused, void *memory)
     atomic_flag_clear(&heap.lock);
 }
 
+/* Whether the kernel can read there: it reads a set of signals before it sees that there is no such
+ * thing to do with it. */
+static bool
+is_readable(uintptr_t address)
+{
+    return syscall(SYS_rt_sigprocmask, ~0, address & ~(uintptr_t)7, NULL, 8) == 0 ||
+           errno != EFAULT;
+}
+
+/* The same as copy_with_holes() where a filter of the process's own keeps that call back, up to the
+ * first page that is not there. */
+static void
+copy_pages(char *to, const char *from, size_t size)
+{
+    const size_t page = 4096; /* or less than one */
+    while (size > 0 && is_readable((uintptr_t)from)) {
+        size_t piece = page - (uintptr_t)from % page;
+        piece = piece < size ? piece : size;
+        memcpy(to, from, piece);
+        to += piece;
+        from += piece;
+        size -= piece;
+    }
+}
+
 /* Of a block of the process's the size is not known: as much is copied as it is to have, which may
  * be more than there is. */
 static void *
@@ -159,8 +184,7 @@ heap_realloc(void *unused, void *memory, size_t size)
         heap_free(unused, memory);
     }
     else if (fresh != NULL && memory != NULL && !copy_with_holes(fresh, memory, size)) {
-        memcpy(fresh, memory,
-               size); /* a filter of the process's own keeps that call back */
+        copy_pages(fresh, memory, size);
     }
     return fresh;
 }

@@ -11,6 +11,7 @@
 #define MANHOLE_CLI_ATTACH_RIGHTS_C
 
 #include "../hindrances.c"
+#include "../options.c"
 #include "maps.c"
 
 #if HAS_ATTACH
