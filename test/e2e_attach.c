@@ -222,13 +222,10 @@ refusals_name_what_is_missing_and_touch_nothing(void)
                    "is for nothing known here, but");
     assert_refused(app, format_text("--module=%s", test_directory()),
                    "there is no module for");
-    assert_int_equal(
-        run_command(LIST("sh", "-c",
-                         "head -c 4096 $0/manhole*.so >cut.so && grep -aho 'This "
-                         "manhole is for .* (' $0/manhole*.so >>cut.so",
-                         build_path("")),
-                    NULL, NULL, NULL),
-        0);
+    const char *cut = "head -c 4096 $0/manhole*.so >cut.so &&"
+                      "grep -aho 'This manhole is for .* (' $0/manhole*.so >>cut.so";
+    assert_int_equal(run_command(LIST("sh", "-c", cut, build_path("")), NULL, NULL, NULL),
+                     0);
     assert_refused(app, format_text("--module=%s", test_path("cut.so")),
                    "is for nothing known here, but");
     assert_refused(app, "--attach=no_such_option=1", "no_such_option");
@@ -293,13 +290,10 @@ module_of_another_user_is_not_taken(void)
     if (geteuid() != 0) {
         skip_test("only root can give a file away");
     }
+    const char *give = "mkdir -p a/b && cp $0/manhole*.so a/b/manhole.so &&"
+                       "chown 12345 a/b/manhole.so";
     assert_int_equal(
-        run_command(LIST("sh", "-c",
-                         "mkdir -p a/b && cp $0/manhole*.so a/b/manhole.so && "
-                         "chown 12345 a/b/manhole.so",
-                         build_path("")),
-                    NULL, NULL, NULL),
-        0);
+        run_command(LIST("sh", "-c", give, build_path("")), NULL, NULL, NULL), 0);
     assert_refused(app, format_text("--module=%s", test_path("a/b")),
                    "manhole.so is for that, but is another user's");
     assert_unharmed(app);

@@ -425,11 +425,10 @@ copy_ends_with_its_client_when_the_process_gets_stuck_meanwhile(void)
                                    "while not has_copy(): pass\n"
                                    "ctypes.PyDLL(None).getchar()\n");
     wait_until_ready(app);
-    struct process *code =
-        start_process(.argv = FROZEN(pid_of(app), "-c",
-                                     "import signal\n"
-                                     "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-                                     "print('runs', flush=True)\nwhile 1: pass"));
+    const char *endless = "import signal\n"
+                          "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                          "print('runs', flush=True)\nwhile 1: pass";
+    struct process *code = start_process(.argv = FROZEN(pid_of(app), "-c", endless));
     wait_for_text(code, OUT, "runs\n", DEADLINE);
     send_signal(code, SIGKILL);
     (void)wait_for_exit(code, DEADLINE);
