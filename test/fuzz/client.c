@@ -151,7 +151,27 @@ is_tame(const char *text, size_t length)
     return true;
 }
 
-/* The same once our own colours are taken out, each of which ends on its line. */
+/* How long the colour is that begins here, one of ours or of CPython's tracebacks; 0: none does. */
+static size_t
+skip_colour(const char *text, bool *is_painted)
+{
+    size_t count = strncmp(text, "\033[", 2) == 0 ? strspn(text + 2, "0123456789;") : 0;
+    const char *end = text + 2 + count;
+    unsigned long code = 0;
+    if (strncmp(text, "\033[", 2) != 0 || *end != 'm') {
+        return 0;
+    }
+    for (const char *at = text + 2; at < end; at += *at == ';') {
+        code = strtoul(at, (char **)&at, 10);
+        if (code > 2 && code != 31 && code != 32 && code != 35 && code != 36) {
+            return 0;
+        }
+    }
+    *is_painted = code != 0;
+    return count + 3;
+}
+
+/* The same once such colours are taken out, each of which ends on its line. */
 static bool
 is_tame_in_colours(const char *text, size_t length)
 {
@@ -159,14 +179,9 @@ is_tame_in_colours(const char *text, size_t length)
     bool is_painted = false;
     bool is_good = true;
     for (size_t i = 0; i < length; i++) {
-        if (strncmp(text + i, "\033[0m", 4) == 0 && is_painted) {
-            is_painted = false;
-            i += 3;
-        }
-        else if (!is_painted && strncmp(text + i, "\033[1;", 4) == 0 &&
-                 strchr("126", text[i + 5]) != NULL && text[i + 6] == 'm') {
-            is_painted = true;
-            i += 6;
+        size_t colour = skip_colour(text + i, &is_painted);
+        if (colour > 0) {
+            i += colour - 1;
         }
         else {
             is_good = is_good && !(is_painted && text[i] == '\n');
