@@ -294,8 +294,13 @@ take_lines(struct source *source, PyObject *lines)
     struct text text = copy_str(whole);
 
     forget_lines(source);
-    source->bytes = text.bytes; /* taken over */
-    source->length = text.length;
+    source->size = text.length + 1;
+    source->bytes = text.bytes == NULL ? NULL : map_pages(source->size);
+    if (source->bytes != NULL) {
+        memcpy(source->bytes, text.bytes, text.length);
+        source->length = text.length;
+    }
+    free_text(&text);
     index_lines(source);
 }
 
