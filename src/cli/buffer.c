@@ -129,8 +129,8 @@ static bool
 ends_with(const struct buffer *buffer, const char *text)
 {
     size_t length = strlen(text);
-    return buffer->length >= length &&
-           memcmp(text_of(buffer) + buffer->length - length, text, length) == 0;
+    return buffer->data != NULL && buffer->length >= length &&
+           memcmp(buffer->data + buffer->length - length, text, length) == 0;
 }
 
 /* The length of the line that begins there, with its newline; 0: there is no whole one. At the end

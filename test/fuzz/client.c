@@ -162,7 +162,9 @@ skip_colour(const char *text, bool *is_painted)
         return 0;
     }
     for (const char *at = text + 2; at < end; at += *at == ';') {
-        code = strtoul(at, (char **)&at, 10);
+        char *rest = NULL;
+        code = strtoul(at, &rest, 10);
+        at = rest;
         if (code > 2 && code != 31 && code != 32 && code != 35 && code != 36) {
             return 0;
         }
