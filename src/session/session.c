@@ -352,7 +352,9 @@ session_main(void *argument)
         note_waiting(session, 0);
     }
     if (tstate != NULL) {
-        (PROFILER_NEEDS_FRAMES ? serve_below_frame : serve_session)(session);
+        /* In a frozen copy it would pass for one of the threads that were. */
+        const bool is_below = PROFILER_NEEDS_FRAMES && session->channel->serve_copy == NULL;
+        (is_below ? serve_below_frame : serve_session)(session);
         Py_CLEAR(session->run.raised);
         if (is_open() && !session->channel->unlogged) {
             log_waiting();
