@@ -353,7 +353,8 @@ session_main(void *argument)
     }
     if (tstate != NULL) {
         /* In a frozen copy it would pass for one of the threads that were. */
-        const bool is_below = PROFILER_NEEDS_FRAMES && session->channel->serve_copy == NULL;
+        const bool is_below =
+            PROFILER_NEEDS_FRAMES && session->channel->serve_copy == NULL;
         (is_below ? serve_below_frame : serve_session)(session);
         Py_CLEAR(session->run.raised);
         if (is_open() && !session->channel->unlogged) {
