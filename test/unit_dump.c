@@ -398,6 +398,24 @@ file_that_is_newer_than_the_process_is_told(void **state)
 }
 
 /* Applications replace linecache's functions; some fail. */
+/* Also where more was read before: what is given back is what was taken. */
+ATTACHED static void
+lines_of_linecache_are_pages_of_their_own(void **state)
+{
+    struct source source = {.path = NULL};
+    PyObject *lines = Py_BuildValue("[ss]", "one\n", "two\n");
+    (void)state;
+    source.size = (size_t)1 << 20;
+    source.bytes = map_pages(source.size);
+    take_lines(&source, lines);
+    assert_int_equal(source.length, 8);
+    assert_int_equal(source.size, 9);
+    assert_int_equal((uintptr_t)source.bytes % 4096, 0);
+    assert_memory_equal(source_line(&source, 2).bytes, "two", 3);
+    forget_lines(&source);
+    Py_DECREF(lines);
+}
+
 ATTACHED static void
 linecache_may_do_what_it_likes(void **state)
 {
@@ -486,6 +504,7 @@ main(void)
         cmocka_unit_test(line_in_utf8_is_found_without_any_module),
         cmocka_unit_test(dead_file_system_keeps_no_client_from_its_dump),
         cmocka_unit_test(file_that_is_newer_than_the_process_is_told),
+        cmocka_unit_test(lines_of_linecache_are_pages_of_their_own),
         cmocka_unit_test(linecache_may_do_what_it_likes),
         cmocka_unit_test(every_frame_of_a_deep_stack_is_shown),
         cmocka_unit_test(interpreter_without_current_frames_is_an_error),

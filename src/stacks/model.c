@@ -60,8 +60,7 @@ struct code_position {
     bool has_file; /* else it is shown in faulthandler's words: "..." */
     size_t source; /* index of its file */
     struct text function;
-    struct text
-        qualname; /* with its class and outer function; its bytes NULL: not known */
+    struct text qualname; /* with what it is in; its bytes NULL: not known */
     long line;
     struct text written; /* as it goes out; empty: not written yet */
 };
@@ -74,9 +73,8 @@ struct thread_stack {
     size_t first;  /* index of the innermost frame */
     size_t count;
     size_t group; /* index of the first thread that has the same stack */
-    size_t
-        older; /* of a group's first: index + 1 of such another one with the same hash */
-    size_t next; /* index of the next thread of the group; 0: there is none */
+    size_t older; /* of such a first one: index + 1 of another with the same hash */
+    size_t next;  /* index of the next thread of the group; 0: there is none */
     /* What threading and the kernel call it: */
     struct text name;        /* its bytes NULL: not known */
     unsigned long native_id; /* 0: not known */
@@ -317,16 +315,15 @@ find_group(struct stacks *stacks, size_t index, size_t *latest)
 static void
 group_threads(struct stacks *stacks)
 {
-    size_t latest[HASH_ROWS] = {
-        0}; /* of each hash: index + 1 of the latest group's first */
+    size_t latest[HASH_ROWS] = {0}; /* of each: index + 1 of the latest group's first */
     for (size_t i = 0; i < stacks->thread_count; i++) {
         struct thread_stack *thread = &stacks->threads[i];
         thread->group = thread->is_shown && stacks->locals == NULL
                             ? find_group(stacks, i, &latest[hash_stack(stacks, thread)])
                             : i;
     }
-    for (size_t i = stacks->thread_count;
-         i-- > 0;) { /* backwards, so that they are in order */
+    /* Backwards, so that each group is in order. */
+    for (size_t i = stacks->thread_count; i-- > 0;) {
         struct thread_stack *first = &stacks->threads[stacks->threads[i].group];
         if (first != &stacks->threads[i]) {
             stacks->threads[i].next = first->next;
