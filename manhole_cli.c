@@ -34,6 +34,7 @@
  *   screen, block, completion, editor    the console at a terminal, where libedit is
  *   jobs, run                            what --memory and the like run there; that, -c and -f
  *   stacks, brief                        --stacks and --tasks; --brief
+ *   memory                               the two looks of --memory
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
  *   top                                  what they do, again and again
  *   local_shell, main                    a configuration file to choose by; the table of contents
@@ -78,6 +79,7 @@
 #include "src/cli/attach/module_file.c"
 #include "src/cli/attach/inject.c"
 #include "src/cli/attach/outside.c"
+#include "src/cli/memory.c"
 #include "src/cli/serve.c"
 #include "src/cli/processes.c"
 #include "src/cli/many.c"

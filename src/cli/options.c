@@ -652,8 +652,10 @@ parse_command_line(int argc, char **argv, struct request *request)
         fail(STATUS_USAGE, "argument --locals: only with --stacks, and not with --brief");
     }
     if (is_given(request, OPTION_YES) && !is_given(request, OPTION_FROZEN) &&
-        !is_given(request, OPTION_LOCALS) && !is_given(request, OPTION_ATTACH)) {
-        fail(STATUS_USAGE, "argument --yes: only with --frozen, --locals or --attach");
+        !is_given(request, OPTION_LOCALS) && !is_given(request, OPTION_MEMORY) &&
+        !is_given(request, OPTION_ATTACH)) {
+        fail(STATUS_USAGE,
+             "argument --yes: only with --frozen, --locals, --memory or --attach");
     }
     parse_targets(request);
 }
