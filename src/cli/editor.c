@@ -365,9 +365,12 @@ type_line(void)
 }
 
 /* Lets a line be typed at a prompt of our own, while there is no server. Adds it with its newline;
- * returns false at the end. */
+ * returns false at the end. complete() adds the lines that one may become, see the room completion.
+ */
 static bool
-type_local_line(const char *prompt, struct buffer *line)
+type_local_line(const char *prompt,
+                void (*complete)(const char *start, struct buffer *matches),
+                struct buffer *line)
 {
     const char *typed = NULL;
     int count = 0;
@@ -377,6 +380,7 @@ type_local_line(const char *prompt, struct buffer *line)
     append_text(&editor.line, prompt);
     editor.asked = editor.line.length;
     editor.server = -1;
+    editor.complete_locally = complete;
     editor.is_waiting = editor.is_stale = true;
     do {
         editor.way_out = NO_WAY_OUT;
