@@ -40,12 +40,13 @@ suffer(int number)
     set_handler(number, on_signal);
 }
 
-/* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. */
+/* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. Where there is no
+ * shell the kernel lets nobody stop by that. */
 static void
 stop_for_a_while(void)
 {
     hold_terminal(false);
-    suffer(SIGTSTP);
+    suffer(terminal.is_recorded ? SIGSTOP : SIGTSTP);
     hold_terminal(true);
     el_resize(editor.el);
     draw_line();
