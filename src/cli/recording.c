@@ -14,7 +14,7 @@
  *
  * and we copy: from our terminal, which is raw meanwhile, to the pseudo-terminal; what comes back,
  * and from the pipes, to where it would have gone, and into the file. What is typed is in there if
- * it was echoed: no password is.
+ * it was echoed.
  *
  * The client has a session of its own, so that Ctrl-C at the pseudo-terminal is a signal to it.
  * What stops it stops us, then the shell has the terminal as it was; what we are sent is sent on to
@@ -71,8 +71,11 @@ append_escaped(struct buffer *out, const char *bytes, size_t count, bool is_plai
         if (length == 0) {
             append_text(out, "\\ufffd");
         }
-        else if (c == L'\n' && is_plain) {
-            append_text(out, "\\r\\n");
+        else if (c == L'\n') {
+            append_text(out, is_plain ? "\\r\\n" : "\\n");
+        }
+        else if (c == L'\r') {
+            append_text(out, "\\r");
         }
         else if (c < 0x20 || c == 0x7f) {
             append_format(out, "\\u%04x", (unsigned)c);
