@@ -221,13 +221,16 @@ static const char report_program[] =
     "show('ENVIRONMENT', environment())\n"
     "show('PACKAGES', packages())\n";
 
-/* argv: seconds; "copy" or "process", what it looks at; what the first look has found, which
- * prints it. A type is known again by its number and its name: what has no hash may be one, and
- * two copies of a process have the same numbers. */
+/* argv: seconds; "copy" or "process", what it looks at; what the first look has printed. Types are
+ * known again by their names: those of modules that each copy has to import are elsewhere in each.
+ * Both looks do the same up to their counting, so that nothing grows by it. */
 static const char memory_program[] =
     "import collections, gc, itertools, os, sys, time, tracemalloc\n"
-    "place, before = sys.argv[2:]\n"
+    "seconds, place, before = sys.argv[1:]\n"
     "is_copy, is_first = place == 'copy', not before\n"
+    /* The process is the copy's parent. */
+    "pid = os.getppid() if is_copy else os.getpid()\n"
+    "print(f'process {pid}, two looks {seconds} s apart', flush=True)\n"
     "is_collecting, collections_made = gc.isenabled(), [each['collections'] for each in "
     "gc.get_stats()]\n"
     "MOST = 20\n"
@@ -255,12 +258,13 @@ static const char memory_program[] =
     "    begin = time.perf_counter()\n"
     "    list_types(types)\n"
     "    stall = time.perf_counter() - begin\n"
-    "    counts = collections.Counter(map(id, types))\n"
-    "    kinds = dict(zip(map(id, types), types))\n"
-    "    return stall, {(key, name_of(kinds[key])): counts[key] for key in counts}\n"
-    /* Of the process, which is the copy's parent. */
+    /* By the number of a type, for one whose metaclass has an __eq__ may have no hash. */
+    "    kinds, names = dict(zip(map(id, types), types)), collections.Counter()\n"
+    "    for number, count in collections.Counter(map(id, types)).items():\n"
+    "        names[name_of(kinds[number])] += count\n"
+    "    return stall, dict(names)\n"
     "def measure():\n"
-    "    with open(f'/proc/{os.getppid() if is_copy else os.getpid()}/status') as file:\n"
+    "    with open(f'/proc/{pid}/status') as file:\n"
     "        pairs = (line.split(':') for line in file if 'kB' in line)\n"
     "        return {name: int(value.split()[0]) for name, value in pairs}, "
     "sys.getallocatedblocks()\n"
@@ -281,8 +285,8 @@ static const char memory_program[] =
     "    print(f'{\"blocks\":<12}{second[1]:>12,}     {second[1] - first[1]:>+12,}')\n"
     "def show_types(first, second):\n"
     "    grown = collections.Counter(second) - collections.Counter(first)\n"
-    "    for key, growth in grown.most_common(MOST):\n"
-    "        print(f'{second[key]:>12,} {growth:>+12,}  {key[1]}')\n"
+    "    for name, growth in grown.most_common(MOST):\n"
+    "        print(f'{second[name]:>12,} {growth:>+12,}  {name}')\n"
     "    if not grown:\n"
     "        print('no type has more objects than before')\n"
     "def show_trace(first, second):\n"
@@ -304,27 +308,25 @@ static const char memory_program[] =
     "            print(' ', each)\n"
     /* What grows is measured from behind the first look to before the second, for a look takes
      * memory itself. */
+    "sizes = measure()\n"
+    "traced = trace()\n"
+    "stall, types = count()\n"
     "if is_first:\n"
-    "    print(flush=True)\n"
-    "    traced = trace()\n"
-    "    stall, types = count()\n"
     "    print(ascii((measure(), collections_made, stall, types, traced and "
     "by_line(traced))))\n"
     "else:\n"
-    "    sizes, before_made, before_stall, before_types, before_trace = eval(before)\n"
-    "    show_sizes(sizes, measure())\n"
-    "    made = ' '.join(str(b - a) for a, b in zip(before_made, collections_made))\n"
+    "    first = eval(before.partition('\\n')[2])\n"
+    "    show_sizes(first[0], sizes)\n"
+    "    made = ' '.join(str(b - a) for a, b in zip(first[1], collections_made))\n"
     "    print(f'{\"collections\":<12}{made:>12} by generation; '\n"
     "          f'gc is {\"on\" if is_collecting else \"off\"}, garbage "
-    "{len(gc.garbage)}', flush=True)\n"
-    "    traced = trace()\n"
-    "    stall, types = count()\n"
+    "{len(gc.garbage)}')\n"
     "    print(f'\\n{sum(types.values()):,} objects, ' + (\n"
     "          'counted in a frozen copy' if is_copy else\n"
-    "          f'for which it stood still {before_stall * 1e3:.0f} and {stall * 1e3:.0f} "
+    "          f'for which it stood still {first[2] * 1e3:.0f} and {stall * 1e3:.0f} "
     "ms'))\n"
-    "    show_types(before_types, types)\n"
-    "    show_trace(before_trace, traced)\n";
+    "    show_types(first[3], types)\n"
+    "    show_trace(first[4], traced)\n";
 
 static const struct own_program {
     enum option_name option;

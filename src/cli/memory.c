@@ -103,9 +103,9 @@ compare_memory(const struct request *request, struct target *target, bool *answe
         return status;
     }
     (void)parse_float(request->given[OPTION_MEMORY], &seconds);
-    struct text head =
-        print("process %s, two looks %g s apart\n", label_of(target).text, seconds);
-    write_all(STDOUT_FILENO, head.text, strlen(head.text));
+    if (!terminal.is_quiet && isatty(STDERR_FILENO) == 1) {
+        (void)fprintf(stderr, "%s: looking again in %g s\n", program, seconds);
+    }
     double due = now_s() + seconds;
     if (!wait_between_looks(due < request->deadline ? due : request->deadline, &status)) {
         return status;
