@@ -38,10 +38,9 @@ enum {
 
 /* What the client writes. */
 struct stream {
-    int from; /* -1: there is none, or it is over */
-    int to;   /* where it would have gone */
-    bool
-        is_plain; /* not to a terminal, which puts a carriage return before each newline */
+    int from;                 /* -1: there is none, or it is over */
+    int to;                   /* where it would have gone */
+    bool is_plain;            /* a pipe: newlines have no carriage return before them */
     struct buffer unfinished; /* a character of which the rest is still to come */
 };
 
@@ -88,7 +87,9 @@ append_escaped(struct buffer *out, const char *bytes, size_t count, bool is_plai
     }
 }
 
-/* Says why there will be no more of it. The terminal is raw, and has the client's text. */
+/* Says why there will be no more of it, once. What was written of the last line goes, so that the
+ * file ends with a whole one. The terminal is raw, and has the client's text: so the message begins
+ * and ends a line of its own. */
 static void
 give_up_recording(void)
 {
@@ -158,7 +159,8 @@ begin_file(void)
     write_recorded(&line);
 }
 
-/* Nothing that is there already is written over, no other recording either. */
+/* Nothing that is there already is written over: another recording is as precious, and a link that
+ * somebody has left in /tmp may lead anywhere. */
 static void
 open_recording(const char *path)
 {
@@ -176,7 +178,9 @@ open_recording(const char *path)
 
 /* ---- The terminal ------------------------------------------------------------------ */
 
-/* Ours is the client's to set where its keys come from there. */
+/* While it is held keys go through as they are, and what they mean is the pseudo-terminal's to say:
+ * Ctrl-C, an echo, a line. Where no keys come from it, it stays as it is, and its Ctrl-C is ours to
+ * pass on. */
 static void
 hold_outer_terminal(bool is_held)
 {
@@ -195,7 +199,8 @@ release_outer_terminal(void)
     hold_outer_terminal(false);
 }
 
-/* Returns the client's end, or -1 where no stream is a terminal. */
+/* It begins with the settings and the size of ours. The streams that are terminals are taken for
+ * the same one, as those of a shell's are. Returns the client's end, or -1 where there is none. */
 static int
 open_pseudo_terminal(void)
 {
@@ -227,9 +232,8 @@ open_pseudo_terminal(void)
     if (ioctl(recorder.terminal, TIOCGWINSZ, &size) == 0) {
         (void)ioctl(end, TIOCSWINSZ, &size);
     }
-    if (size.ws_row > 0 &&
-        size.ws_col > 0) { /* else a container's that nobody has told */
-        recorder.size = size;
+    if (size.ws_row > 0 && size.ws_col > 0) {
+        recorder.size = size; /* a container's may be 0 by 0 */
     }
     return end;
 }
@@ -267,6 +271,7 @@ record_output(struct stream *stream, size_t count)
     }
 }
 
+/* An end is an error, too: EIO of a pseudo-terminal whose other end nobody has any more. */
 static void
 copy_stream(struct stream *stream)
 {
@@ -335,7 +340,9 @@ copy_some(bool waits)
 
 /* ---- The client -------------------------------------------------------------------- */
 
-/* It has stopped itself: so do we, until the shell lets us go on. */
+/* It has stopped itself: so do we, until the shell lets us go on. Where we have no shell either,
+ * the kernel stops us not, and the client goes on at once. The window may have another size by
+ * then. */
 static void
 stop_beside_client(void)
 {
@@ -346,6 +353,7 @@ stop_beside_client(void)
     (void)kill(-recorder.client, SIGCONT);
 }
 
+/* All that the client has started has them, as from its terminal. */
 static void
 pass_signals_on(void)
 {
@@ -361,8 +369,9 @@ pass_signals_on(void)
     }
 }
 
-/* Copies until the client has ended; then what it has left. Somebody that it has started may have
- * its streams still. */
+/* Copies until the client has ended, then what it has left there. That its streams end is not
+ * waited for: a connection that ssh keeps in the background has them, too. SIGCHLD only ends the
+ * waiting; whether the client has stopped or ended is asked for each time. */
 static _Noreturn void
 attend_client(void)
 {
@@ -396,7 +405,8 @@ attend_client(void)
                                                : 128 + WTERMSIG(status)));
 }
 
-/* In a session without a shell SIGTSTP stops nobody. */
+/* The kernel lets SIGTSTP stop nobody in a session without a shell, who could not let him go on
+ * again; but we can. SIGSTOP always stops. */
 static void
 on_recorded_stop(int number)
 {
@@ -404,7 +414,8 @@ on_recorded_stop(int number)
     (void)raise(SIGSTOP);
 }
 
-/* In the child, which goes on as the client. It is not to outlive who shows what it says. */
+/* In the child, which goes on as the client. It is not to outlive who shows what it says; and it
+ * keeps none of our ends, by which it would not see that we are gone. */
 static void
 become_client(const int ends[3], pid_t parent)
 {
