@@ -156,6 +156,56 @@ find_program(pid_t pid, char *found, size_t size)
     found[length > 0 ? length : 0] = '\0';
 }
 
+/* Finds where the Python that a process runs has python-manhole: the folder with its package. */
+static bool
+find_python_manhole(pid_t pid, char *found, size_t size)
+{
+    static const char *const places[] = {"",
+                                         "/local"}; /* the latter is pip's on Debian */
+    char python[PATH_MAX] = "";
+    glob_t packages = {.gl_pathc = 0};
+
+    find_program(pid, python, sizeof(python));
+    char *folder = strstr(python, "/bin/");
+    for (size_t i = 0; folder != NULL && packages.gl_pathc == 0 && i < 2; i++) {
+        char pattern[PATH_MAX + 128];
+        (void)snprintf(pattern, sizeof(pattern),
+                       "%.32s%.*s%s/lib*/python3*/*-packages/manhole/__init__.py",
+                       root_of(pid).text, (int)(folder - python), python, places[i]);
+        /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
+        (void)glob(pattern, 0, NULL, &packages);
+    }
+    bool is_found = packages.gl_pathc > 0;
+    if (is_found) {
+        *strrchr(packages.gl_pathv[0], '/') = '\0';
+        (void)snprintf(found, size, "%s", packages.gl_pathv[0]);
+    }
+    globfree(&packages);
+    return is_found;
+}
+
+/* Says of python-manhole that it is who answers. That opens its socket with the mode that the umask
+ * gives, which is ours only by chance; so of a manhole of our own no more is asked than that. */
+static void
+say_python_manhole(const struct target *target)
+{
+    char package[PATH_MAX];
+    char python[PATH_MAX];
+    struct stat file;
+
+    if (target->pid == 0 || stat(target->path, &file) < 0 ||
+        (file.st_mode & 0777) == 0600 || !read_advert(target->pid).has_no_module ||
+        !find_python_manhole(target->pid, package, sizeof(package))) {
+        return;
+    }
+    find_program(target->pid, python, sizeof(python));
+    (void)fprintf(stderr,
+                  "%s: process %d has python-manhole, of %s, which gives a prompt and no "
+                  "more. For all of it: %s -m pip uninstall manhole, install this one "
+                  "there (again), and start the process anew\n",
+                  program, (int)target->pid, quote(package).text, quote(python).text);
+}
+
 /* The commonest mistake gets a line of its own: the variable is there, and Python never saw it. */
 static void
 say_no_manhole(pid_t pid, const struct advert *advert)
