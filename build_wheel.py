@@ -40,8 +40,9 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 def make_wheel(folder):
     name = f"{NAME}-{version()}"
     python_tag = "cp%d%d" % sys.version_info[:2]
+    libedit = static_libedit()
     with tempfile.TemporaryDirectory() as work:
-        contents, platform_tag = install(work, f"{name}.data")
+        contents, platform_tag = install(work, f"{name}.data", libedit)
     tag = f"{python_tag}-{python_tag}{sys.abiflags}-{platform_tag}"
     info = f"{name}.dist-info"
     contents[f"{info}/METADATA"] = metadata()
@@ -49,6 +50,10 @@ def make_wheel(folder):
         f"Wheel-Version: 1.0\nGenerator: build_wheel.py\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()
     )
     contents[f"{info}/LICENSE"] = read("LICENSE")
+    for library in ["edit", "ncurses", "bsd", "md"] if libedit else []:
+        terms = f"/usr/share/doc/lib{library}-dev/copyright"
+        if os.path.exists(terms):
+            contents[f"{info}/LICENSE.lib{library}"] = read(terms)
     record = "".join(f"{path},{digest(data)},{len(data)}\n" for path, data in contents.items())
     contents[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     wheel = f"{name}-{tag}.whl"
@@ -61,11 +66,11 @@ def make_wheel(folder):
     return wheel
 
 
-def install(work, data):
+def install(work, data, options):
     """The files by their names in the wheel, and the platform that they are for."""
     root = work + "/root/wheel"
     make = ["make", "install", "PYTHON=" + sys.executable, f"DESTDIR={work}/root", "PREFIX=/wheel"]
-    subprocess.run([*make, f"BUILD_ROOT={work}/build", *static_libedit()], check=True)
+    subprocess.run([*make, f"BUILD_ROOT={work}/build", *options], check=True)
     contents, programs = {}, []
     for folder, _, files in os.walk(root):
         for file in files:
