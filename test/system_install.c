@@ -78,7 +78,7 @@ mypy_finds_the_types_of_an_installed_copy(void)
                       .env = LIST("PYTHONPATH", "LD_PRELOAD", "MYPY_CACHE_DIR=/dev/null"),
                       .debian = true);
     (void)run_process(mypy, NULL, &out, NULL);
-    assert_contains(out, "app.py:3: note: Revealed type is \"builtins.int\"");
+    assert_matches(out, "^app.py:3: note: Revealed type is \"(builtins\\.)?int\"$");
     assert_contains(out, "app.py:4: error: Unexpected keyword argument \"activate\"");
     assert_contains(out, "Found 1 error in 1 file");
 }
@@ -122,16 +122,38 @@ auditwheel_agrees_with_the_tag_of_a_wheel(void)
     assert_contains(out, strstr(out, "tag to \"linux_") != NULL ? "libc.so.6" : tag);
 }
 
-/* In this system, on which it is installed for as long as this takes, and nobody else sees it. */
+/* Runs shell commands, as root, in a layer above this system that nobody else sees and that goes
+ * with them; a.deb in it is the package. Skips the test where there can be none. */
+static const char *
+run_in_overlay(const char *package, const char *commands)
+{
+    static const char inside[] =
+        "cd \"$0\" && mount -t tmpfs none . && cd . && mkdir upper work root || exit 77\n"
+        "mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work none root || exit "
+        "77\n"
+        "mount -t proc none root/proc && mount --bind /dev root/dev || exit 77\n"
+        "cp \"$1\" root/a.deb && exec chroot root env -i PATH=\"$PATH\" sh -euxc "
+        "\"$2\"\n";
+    const char *folder = test_path("system");
+    assert_int_equal(mkdir(folder, 0755), 0);
+    if (run_command(LIST("unshare", "--mount", "true"), NULL, NULL, NULL) != 0) {
+        skip_test("no namespace of mounts here: are you root?");
+    }
+    struct process *shell =
+        start_process(.argv =
+                          LIST("unshare", "--mount", "--pid", "--fork", "--kill-child",
+                               "sh", "-c", inside, folder, package, commands));
+    int status = wait_for_exit(shell, DEADLINE);
+    if (status == 77) {
+        skip_test("nothing can be mounted here");
+    }
+    assert_int_equal(status, 0);
+    return text_of(shell, OUT);
+}
+
 static void
 debian_package_is_accepted_by_lintian_works_and_goes_without_a_trace(void)
 {
-    static const char inside[] =
-        "set -e; mount -t tmpfs none \"$1\"; mkdir \"$1/upper\" \"$1/work\" \"$1/root\"\n"
-        "mount -t overlay -o \"lowerdir=/,upperdir=$1/upper,workdir=$1/work\" none "
-        "\"$1/root\"\n"
-        "cp \"$2\" \"$1/root/a.deb\"; cd \"$1/root\"; mount -t proc none proc\n"
-        "mount --bind /dev dev; exec chroot . env -i PATH=\"$PATH\" sh -euxc \"$3\"\n";
     static const char use[] =
         "cd /; dpkg --install a.deb\n"
         "dpkg --verify python3-cmanhole\n"
@@ -145,13 +167,7 @@ debian_package_is_accepted_by_lintian_works_and_goes_without_a_trace(void)
     require_program("lintian");
     const char *package = make_package("deb");
     (void)check(LIST("lintian", "--fail-on", "error", "--allow-root", package));
-    if (geteuid() != 0) {
-        skip_test("only root installs packages");
-    }
-    const char *folder = test_path("system");
-    assert_int_equal(mkdir(folder, 0755), 0);
-    const char *out = check(LIST("unshare", "--mount", "--pid", "--fork", "--kill-child",
-                                 "sh", "-c", inside, "sh", folder, package, use));
+    const char *out = run_in_overlay(package, use);
     assert_contains(out, "/usr/lib/python3/dist-packages/manhole/__init__.cpython-");
     assert_contains(out, "Thread: MainThread");
     assert_contains(out, "gone\n");
