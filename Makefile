@@ -139,6 +139,8 @@ check-python:
 	@test -n "$(TAG)" || { echo "$(PYTHON) does not run; say PYTHON=..." >&2; exit 1; }
 	@test -e "$(PYTHON_INCLUDE)/Python.h" || { \
 	    echo "$(PYTHON) has no Python.h; on Debian: apt-get install python3-dev" >&2; exit 1; }
+	@command -v $(firstword $(CC)) >/dev/null || { \
+	    echo "$(CC) is missing; on Debian: apt-get install gcc" >&2; exit 1; }
 
 $(MODULE): $(BUILD)/manhole.o
 	$(CC) -shared $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^ -lm

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -38,6 +39,10 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 def make_wheel(folder):
+    compiler = os.environ.get("CC", "cc").split()[0]
+    for tool, package in ("make", "make"), (compiler, "gcc"), ("objdump", "binutils"):
+        if shutil.which(tool) is None:
+            sys.exit(f"{tool} is missing; on Debian: apt-get install {package}")
     name = f"{NAME}-{version()}"
     python_tag = "cp%d%d" % sys.version_info[:2]
     libedit = static_libedit()
@@ -96,10 +101,7 @@ def static_libedit():
 def platform_of(programs):
     """manylinux_2_N or musllinux_1_N, by the newest version of the C library that one of them needs, as
     auditwheel has it; linux where they need other libraries."""
-    try:
-        facts = "".join(subprocess.check_output(["objdump", "-p", path], text=True) for path in programs)
-    except FileNotFoundError:
-        sys.exit("objdump is missing, which tells what a program needs; on Debian: apt-get install binutils")
+    facts = "".join(subprocess.check_output(["objdump", "-p", path], text=True) for path in programs)
     here = re.sub("[-.]", "_", sysconfig.get_platform())
     needed = {name for name in re.findall(r"NEEDED +(\S+)", facts) if not name.startswith("ld-")}
     if needed <= GLIBC:

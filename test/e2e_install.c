@@ -348,6 +348,34 @@ build_and_client_without_libedit_say_what_is_lost(void)
     assert_int_equal(wait_for_exit(console, DEADLINE), 0);
 }
 
+static void
+tool_that_is_missing_is_named_with_the_command_that_brings_it(void)
+{
+    static const struct {
+        const char *command;
+        const char *advice;
+    } rows[] = {
+        {"make CC=/no/cc", "/no/cc is missing; on Debian: apt-get install gcc\n"},
+        {"make PYTHON=/no/python", "/no/python does not run; say PYTHON=...\n"},
+        {"PATH=/no \"$0\" -c 'import build_wheel; build_wheel.make_wheel(\"/no\")'",
+         "make is missing; on Debian: apt-get install make\n"},
+        {"PATH=/no /bin/bash ./build_deb.sh",
+         "dpkg-deb is missing; on Debian: apt-get install dpkg-dev binutils gzip\n"},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *line =
+            format_text("cd '%s' && %s", source_path("."), rows[i].command);
+        struct process *build =
+            start_process(.argv = LIST("sh", "-c", line, python()),
+                          .env = LIST("LD_PRELOAD", "PYTHONPATH", "PYTHONUSERBASE",
+                                      "PYTHONDONTWRITEBYTECODE=1",
+                                      format_text("BUILD_ROOT=%s", test_directory())));
+        const char *err;
+        assert_int_not_equal(run_process(build, NULL, NULL, &err), 0);
+        assert_contains(err, rows[i].advice);
+    }
+}
+
 /* Each of which manhole-cli takes; and what bash then shows of some of them. */
 static void
 bash_completes_signals_by_the_names_that_are_taken(void)
@@ -526,6 +554,7 @@ main(void)
         TEST(install_elsewhere_warns_of_python_manhole_on_the_path),
         TEST(client_says_that_a_process_has_python_manhole),
         TEST(build_and_client_without_libedit_say_what_is_lost),
+        TEST(tool_that_is_missing_is_named_with_the_command_that_brings_it),
         TEST(bash_completes_signals_by_the_names_that_are_taken),
         TEST(pip_install_needs_no_network_and_brings_the_same),
         TEST(pip_install_stops_where_python_manhole_is),
