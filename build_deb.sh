@@ -3,8 +3,8 @@
 # name is not python3-manhole for the reason that pip's is not manhole, see build_wheel.py; it stands
 # for that package, and takes its place.
 #
-# Environment: PYTHON, MAKE, BUILD_ROOT, CFLAGS; DEBFULLNAME and DEBEMAIL, whom it names as its maintainer,
-# else nobody.
+# Environment: PYTHON, MAKE, BUILD_ROOT, CFLAGS; DEBFULLNAME and DEBEMAIL, whom it names as its
+# maintainer, else nobody.
 set -eu
 umask 022
 

@@ -298,9 +298,11 @@ client_says_that_a_process_has_python_manhole(void)
                                     "        client, card = listener.accept()\n"
                                     "    client.close()\n"
                                     "os.unlink(path)\n");
+    const char *activated = format_text("export VIRTUAL_ENV='%s' PATH=\"%s:$PATH\"\n"
+                                        "exec python -c 'import manhole'",
+                                        test_path("venv"), test_path("venv/bin"));
     struct process *app =
-        start_process(.argv = LIST(venv_python, "-c", "import manhole"),
-                      .env = LIST("LD_PRELOAD", "PYTHONPATH", "PYTHONUSERBASE"));
+        start_process(.argv = LIST("sh", "-c", activated), .env = PLAIN);
     wait_until_ready(app);
     const char *cli = build_path("manhole-cli");
     const char *pid = format_text("%d", (int)app->pid);

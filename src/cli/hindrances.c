@@ -124,35 +124,53 @@ say_owner_of_socket(const struct target *target)
     return true;
 }
 
-/* Whether this variable was in the environment that the process was started with. */
+/* The value of a variable in the environment that the process was started with, of which this is a
+ * copy; NULL: there was none. */
+static const char *
+find_variable(const struct buffer *environment, const char *name)
+{
+    size_t length = strlen(name);
+
+    for (size_t i = 0; i < environment->length; i += strlen(environment->data + i) + 1) {
+        const char *variable = environment->data + i;
+        if (strncmp(variable, name, length) == 0 && variable[length] == '=') {
+            return variable + length + 1;
+        }
+    }
+    return NULL;
+}
+
 static bool
 has_variable(pid_t pid, const char *name)
 {
     OWNED_BUFFER environment = {.data = NULL};
-    size_t length = strlen(name);
 
     (void)read_proc(pid, "environ", &environment);
-    for (size_t i = 0; i < environment.length; i += strlen(environment.data + i) + 1) {
-        const char *variable = environment.data + i;
-        if (strncmp(variable, name, length) == 0 && variable[length] == '=') {
-            return true;
-        }
-    }
-    return false;
+    return find_variable(&environment, name) != NULL;
 }
 
-/* The program that a process runs, by the path that it was called by, if it was, which in a virtual
- * environment is more than the kernel's own. */
+/* The program that a process runs, by the path that it was called by, which in a virtual
+ * environment is more than the kernel's own. By its name alone it is called where the environment
+ * is activated, which says so in a variable. */
 static void
 find_program(pid_t pid, char *found, size_t size)
 {
     OWNED_BUFFER words = {.data = NULL};
+    OWNED_BUFFER environment = {.data = NULL};
+    struct text program_file = proc_path(pid, "exe");
 
-    if (read_proc(pid, "cmdline", &words) && text_of(&words)[0] == '/') {
-        (void)snprintf(found, size, "%s", words.data);
+    (void)read_proc(pid, "cmdline", &words);
+    (void)read_proc(pid, "environ", &environment);
+    const char *word = text_of(&words);
+    const char *venv = find_variable(&environment, "VIRTUAL_ENV");
+    struct text within = print("%s/bin/%s", venv != NULL ? venv : "", word);
+    bool is_within = venv != NULL && access(within.text, X_OK) == 0 &&
+                     is_same_file(within.text, program_file.text);
+    if (word[0] == '/' || is_within) {
+        (void)snprintf(found, size, "%s", word[0] == '/' ? word : within.text);
         return;
     }
-    ssize_t length = readlink(proc_path(pid, "exe").text, found, size - 1);
+    ssize_t length = readlink(program_file.text, found, size - 1);
     found[length > 0 ? length : 0] = '\0';
 }
 
@@ -160,8 +178,7 @@ find_program(pid_t pid, char *found, size_t size)
 static bool
 find_python_manhole(pid_t pid, char *found, size_t size)
 {
-    static const char *const places[] = {"",
-                                         "/local"}; /* the latter is pip's on Debian */
+    static const char *const places[] = {"", "/local"}; /* which is pip's on Debian */
     char python[PATH_MAX] = "";
     glob_t packages = {.gl_pathc = 0};
 
