@@ -6,6 +6,7 @@
 
 #include "editor.c"
 #include "stacks.c"
+#include "memory.c"
 #include "attach/outside.c"
 
 /* What a copy serves begins when it is told to: behind open_frozen() the process may be too big. */
@@ -63,11 +64,14 @@ serve(const struct request *request, const struct target *asked, bool *answered)
         }
         attach(request, target.pid);
     }
+    if (is_given(request, OPTION_MEMORY)) {
+        return compare_memory(request, &target, answered);
+    }
     if (request->action == ACTION_RUN) {
         int server = is_given(request, OPTION_FROZEN)
                          ? open_frozen(request, &target, "frozen-exec")
                          : open_connection(request, &target, "exec");
-        return run_code(server, request, &target, answered);
+        return run_code(server, request, &target, answered, NULL);
     }
     if (is_look(request)) {
         static const char *const channels[][2] = {

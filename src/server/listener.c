@@ -34,6 +34,8 @@
  *              client with this ID, a line each. No word on any error.
  *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
  *   json       the same as a JSON document.
+ *   watch, watch-again
+ *              the same with the number of tasks alone; but for the first time the log is silent.
  *   frozen, frozen-terminal, frozen-exec
  *              the console and exec in a frozen copy of the process. Sends "frozen" and a newline
  *              first, for the client to know. A console begins with a byte of the client's.
@@ -282,10 +284,11 @@ static const struct channel channels[] = {
      .serve = serve_frozen,
      .serve_copy = serve_locals_json},
     {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
-    {.name = "json-again", /* by who watches, after a first "json" */
+    {.name = "watch", .aside = true, .serve = serve_watch, .report = report_json},
+    {.name = "watch-again",
      .aside = true,
      .unlogged = true,
-     .serve = serve_json,
+     .serve = serve_watch,
      .report = report_json},
     {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
     {.name = "tasks",
