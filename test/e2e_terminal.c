@@ -1427,6 +1427,27 @@ recording_goes_on_after_ctrl_z(void)
     assert_not_contains(shown, "shell:");
 }
 
+static void
+recorded_client_without_an_editor_stops_at_ctrl_z_too(void)
+{
+    struct process *app = start_target(TARGET(""));
+    require_program("bash");
+    wait_until_ready(app);
+    open_screen("PS1=shell: exec bash --norc --noprofile -i");
+    see("shell:");
+    enter(format_text("TERM=dumb %s --record %s --no-dump %d", build_path("manhole-cli"),
+                      test_path("cast"), (int)app->pid));
+    see(">>>");
+    press("C-z");
+    see("Stopped.*(\n.*)?\nshell:");
+    enter("fg");
+    see("shell:fg\n");
+    enter("6 * 7");
+    see("\n42\n>>>");
+    press("C-d");
+    see("now exiting.*\nshell:");
+}
+
 /* Standard output and error stay apart, and what is of several bytes is whole. */
 static void
 recording_of_what_is_no_terminal_has_its_text(void)
@@ -1716,6 +1737,7 @@ main(void)
         TEST(object_is_told_about_when_asked_for),
         TEST(recording_has_what_the_screen_had),
         TEST(recording_goes_on_after_ctrl_z),
+        TEST(recorded_client_without_an_editor_stops_at_ctrl_z_too),
         TEST(recording_of_what_is_no_terminal_has_its_text),
         TEST(recording_is_a_new_file),
         TEST(session_goes_on_when_its_recording_cannot),

@@ -201,6 +201,7 @@ open_pseudo_terminal(void)
 {
     static const int fds[] = {STDOUT_FILENO, STDERR_FILENO, STDIN_FILENO};
     struct stream *screen = &recorder.streams[SCREEN];
+    struct winsize size = {.ws_row = 0};
     char name[64] = "";
 
     recorder.size = (struct winsize){.ws_row = 24, .ws_col = 80};
@@ -223,8 +224,13 @@ open_pseudo_terminal(void)
     }
     (void)tcgetattr(recorder.terminal, &recorder.settings);
     (void)tcsetattr(end, TCSANOW, &recorder.settings);
-    (void)ioctl(recorder.terminal, TIOCGWINSZ, &recorder.size);
-    (void)ioctl(end, TIOCSWINSZ, &recorder.size);
+    if (ioctl(recorder.terminal, TIOCGWINSZ, &size) == 0) {
+        (void)ioctl(end, TIOCSWINSZ, &size);
+    }
+    if (size.ws_row > 0 &&
+        size.ws_col > 0) { /* else a container's that nobody has told */
+        recorder.size = size;
+    }
     return end;
 }
 
