@@ -255,8 +255,9 @@ describe_line(struct stacks *stacks, size_t index)
 
 /* ---- All of it ----------------------------------------------------------------------- */
 
-/* A thread that has no frames and is a session's: it waits for the interpreter that is stuck, or for
- * its client before 3.15. One with frames is the application's, which serves a client of oneshot. */
+/* A thread that has no frames and is a session's: it waits for the interpreter that is stuck, or
+ * for its client before 3.15. One with frames is the application's, which serves a client of
+ * oneshot. */
 static bool
 is_waiting_session(const struct thread_stack *thread)
 {
