@@ -39,6 +39,14 @@ hold_console(const struct request *request, struct target *target)
     if (open_editor()) {
         return converse(open_channel(request, target, channel), target);
     }
+#else
+    if (is_interactive() && !terminal.is_quiet) {
+        (void)fprintf(stderr,
+                      "%s: built without libedit: no line editing, history, "
+                      "completion or colours here; with libedit-dev (Debian's "
+                      "name for it) make builds it anew\n",
+                      program);
+    }
 #endif
     return relay_session(open_channel(request, target, channel), target);
 }

@@ -16,7 +16,8 @@
  *
  * What an application may do to us. It may close every descriptor: poll() returns at once for those
  * (POLLNVAL), and they are opened anew (recover_descriptors()). It may use up all descriptors: then
- * accept() is tried again after ACCEPT_PAUSE_MS, and said once.
+ * one client gets the spare one, and for another accept() is tried again after ACCEPT_PAUSE_MS, and
+ * said once.
  *
  * The calling card. A client may bind its socket to an abstract name before it connects,
  * manhole-cli/ID/CHANNEL, and the kernel hands it to us with the connection. ID is the same for all
@@ -341,7 +342,7 @@ accept_client(const struct door *door)
     if (given) { /* a process that shares it may have had it block again */
         (void)fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
     }
-    int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC); /* owned */
+    int fd = accept_next(listen_fd, &address, &size); /* owned */
     if (fd < 0) {
         return is_passing(errno) ? 0 : -1;
     }
