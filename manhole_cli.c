@@ -34,6 +34,7 @@
  *   screen, block, completion, editor    the console at a terminal, where libedit is
  *   jobs, run                            what --memory and the like run there; that, -c and -f
  *   stacks, brief                        --stacks and --tasks; --brief
+ *   attach/                              into a process that has no manhole
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
  *   top                                  what they do, again and again
  *   local_shell, main                    a configuration file to choose by; the table of contents

@@ -1,6 +1,6 @@
 """attach_compare.py - into a process that has no manhole: this, gdb, and CPython's own way; CI does not run it.
 
-    python3 test/attach_compare.py [--runs 20] BUILD PYTHON
+    python3 test/attach_compare.py [--runs 20] BUILD PYTHON [KIND ...]
 
 BUILD is what `make where` prints, PYTHON the one that it was built for. Every tool is asked to have a
 process write 6 * 7 into a file, a fresh process each time, of kinds as in attach_matrix.py and two more.
@@ -9,6 +9,7 @@ each kind and tool: how often the file came, in what time (median and longest, f
 and how many processes did not go on as if nothing had been.
 
     manhole-cli    --attach PID -c CODE
+    cli, stacks    --attach PID --stacks, into the file
     gdb, call      as pyrasite: PyGILState_Ensure(), PyRun_SimpleString(), PyGILState_Release() are called
     gdb, malloc    as memray: a breakpoint where memory is asked for or signals are looked at, there
                    dlopen(), here of the C library, and PyRun_SimpleString()
@@ -40,6 +41,8 @@ def work(_):
     while not is_over():
         time.sleep(0.02)
         turn()
+    while os.path.exists("/tmp/manhole-%d" % os.getpid()):
+        time.sleep(0.02)
     os._exit(7 if struct.unpack_from("Q", page, 8)[0] == 0 else 1)
 threading.Thread(target=work, args=(1,)).start()
 held = threading.Lock()
@@ -102,8 +105,14 @@ def ask_manhole(options, pid, path):
     return [options.build + "/manhole-cli", "--attach", str(pid), "-c", code(path)]
 
 
+def ask_manhole_for_stacks(options, pid, path):
+    command = '"$0" --attach --stacks $1 >"$2.part" && mv "$2.part" "$2"'
+    return ["sh", "-c", command, options.build + "/manhole-cli", str(pid), path]
+
+
 TOOLS = {
     "manhole-cli": ask_manhole,
+    "cli, stacks": ask_manhole_for_stacks,
     "gdb, call": ask_gdb,
     "gdb, malloc": ask_gdb_as_memray,
     "remote_exec": ask_remote_exec,
@@ -151,9 +160,10 @@ def main():
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("build")
     parser.add_argument("python")
+    parser.add_argument("kinds", nargs="*", default=KINDS)
     options = parser.parse_args()
     has_remote = subprocess.run([options.python, "-c", "import sys; sys.remote_exec"], stderr=subprocess.DEVNULL)
-    for kind in KINDS:
+    for kind in options.kinds:
         for name in TOOLS:
             if name != "remote_exec" or has_remote.returncode == 0:
                 compare(options, kind, name)

@@ -197,6 +197,17 @@ list_candidates(const struct image *image, size_t *count)
 
 /* ---- Whether a stopped thread may be lent ------------------------------------------ */
 
+static const struct mapping *
+mapping_at(const struct image *image, uint64_t address)
+{
+    for (size_t i = 0; i < image->mapping_count; i++) {
+        if (address >= image->mappings[i].start && address < image->mappings[i].end) {
+            return &image->mappings[i];
+        }
+    }
+    return NULL;
+}
+
 /* Whether a handler's frame is on its stack. The stack may have grown since. */
 static bool
 is_in_handler(struct image *image, pid_t tid, uint64_t stack)

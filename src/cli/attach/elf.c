@@ -250,29 +250,6 @@ read_objects(struct image *image)
     image->is_musl = find_libc(image, "gnu_get_libc_version") == 0;
 }
 
-/* Where these bytes are in what an object has to be executed; 0: nowhere. */
-static uint64_t
-find_code(const struct image *image, const struct object *object, const void *bytes,
-          size_t count)
-{
-    for (size_t i = 0; i < image->mapping_count; i++) {
-        const struct mapping *mapping = &image->mappings[i];
-        size_t size = (size_t)(mapping->end - mapping->start);
-        if (!mapping->is_executable || mapping->start < object->base ||
-            mapping->start >= object->end) {
-            continue;
-        }
-        OWNED char *code = allocate(size, 1);
-        const char *at = peek(image->pid, mapping->start, code, size)
-                             ? memmem(code, size, bytes, count)
-                             : NULL;
-        if (at != NULL) {
-            return mapping->start + (uint64_t)(at - code);
-        }
-    }
-    return 0;
-}
-
 #endif /* HAS_IMAGES */
 
 #endif /* MANHOLE_CLI_ATTACH_ELF_C */

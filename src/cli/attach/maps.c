@@ -62,14 +62,6 @@ poke(pid_t pid, uint64_t address, const void *from, size_t size)
     return process_vm_writev(pid, &local, 1, &remote, 1, 0) == (ssize_t)size;
 }
 
-/* Also where it may only be executed. */
-static bool
-poke_code(pid_t pid, uint64_t address, const void *from, size_t size)
-{
-    OWNED_FD memory = open(proc_path(pid, "mem").text, O_RDWR | O_CLOEXEC);
-    return memory >= 0 && pwrite(memory, from, size, (off_t)address) == (ssize_t)size;
-}
-
 /* A line of /proc/PID/maps: "7f00-7f10 r-xp 00001000 08:01 4711    /lib/libc.so.6". The path, which
  * may have blanks in it, is all that is left. */
 static bool
@@ -110,17 +102,6 @@ read_mappings(struct image *image)
         image->mapping_count += image->mapping_count < lines && parse_mapping(line, next);
     }
     return true;
-}
-
-static const struct mapping *
-mapping_at(const struct image *image, uint64_t address)
-{
-    for (size_t i = 0; i < image->mapping_count; i++) {
-        if (address >= image->mappings[i].start && address < image->mappings[i].end) {
-            return &image->mappings[i];
-        }
-    }
-    return NULL;
 }
 
 #endif /* HAS_IMAGES */

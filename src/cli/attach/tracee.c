@@ -52,6 +52,37 @@ enum stop {
     STOP_GONE = -2, /* there is no such thread any more */
 };
 
+/* Where these bytes are in what an object has to be executed; 0: nowhere. */
+static uint64_t
+find_code(const struct image *image, const struct object *object, const void *bytes,
+          size_t count)
+{
+    for (size_t i = 0; i < image->mapping_count; i++) {
+        const struct mapping *mapping = &image->mappings[i];
+        size_t size = (size_t)(mapping->end - mapping->start);
+        if (!mapping->is_executable || mapping->start < object->base ||
+            mapping->start >= object->end) {
+            continue;
+        }
+        OWNED char *code = allocate(size, 1);
+        const char *at = peek(image->pid, mapping->start, code, size)
+                             ? memmem(code, size, bytes, count)
+                             : NULL;
+        if (at != NULL) {
+            return mapping->start + (uint64_t)(at - code);
+        }
+    }
+    return 0;
+}
+
+/* Also where it may only be executed. */
+static bool
+poke_code(pid_t pid, uint64_t address, const void *from, size_t size)
+{
+    OWNED_FD memory = open(proc_path(pid, "mem").text, O_RDWR | O_CLOEXEC);
+    return memory >= 0 && pwrite(memory, from, size, (off_t)address) == (ssize_t)size;
+}
+
 /* In the C library: "make a system call", and "return from a handler". */
 struct gadgets {
     uint64_t call;
@@ -127,11 +158,13 @@ await_stop(pid_t tid, int patience_ms)
             errno = EBUSY; /* by SIGSTOP, with all others of the process */
             return WSTOPSIG(status) == SIGTRAP;
         }
+        /* Any stop takes the place of the one that was asked for. Asked for anew before it goes on,
+         * that comes before another signal. */
+        (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
         if (ptrace(PTRACE_CONT, tid, NULL, event != 0 ? 0L : (long)WSTOPSIG(status)) <
             0) {
             return false;
         }
-        (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
     }
 }
 
