@@ -186,13 +186,14 @@ except SystemExit as exit:
     check(exit.code in (0, None), "gunicorn")
 """,
     "celery": """
-import celery, celery.signals, logging
-os.environ["C_FORCE_ROOT"] = "1"
+import celery, celery.signals, logging, warnings
+warnings.simplefilter("ignore")  # of running as root
+sys.__stderr__ = open(os.devnull, "w")  # "Warm shutdown"
 logging.disable(logging.CRITICAL)
 app = celery.Celery("kind", broker="memory://")
 app.conf.update(worker_hijack_root_logger=False, worker_send_task_events=False)
 @app.task(ignore_result=True)
-def add(n):
+def add_up(n):
     check(sum(range(n)) == n * (n - 1) // 2, "task")
     turn()
 @celery.signals.worker_process_init.connect
@@ -202,7 +203,7 @@ def begin(**_):
 def work(**_):
     def send():
         while not is_over():
-            add.delay(1000)
+            add_up.delay(1000)
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=send).start()
