@@ -92,6 +92,12 @@ status_of(pid_t pid, const char *name)
     return format_text("%.*s", (int)strcspn(line, "\n"), line);
 }
 
+static bool
+is_zombie(void *argument)
+{
+    return strstr(status_of(*(pid_t *)argument, "State:"), "Z (zombie)") != NULL;
+}
+
 /* Whether anything of it is left in the process but the mapped file. */
 static bool
 has_no_manhole(void *argument)
@@ -367,6 +373,22 @@ application_installs_its_own_in_place_of_one_on_loan(void)
     close_stdin(app);
     assert_int_equal(wait_for_exit(app, DEADLINE), 7);
     assert_string_equal(app->text[ERR].data, "");
+}
+
+static void
+process_without_its_main_thread_is_told_from_a_dead_one(void)
+{
+    struct process *app = start_target("import ctypes, os, sys, threading\n"
+                                       "def work():\n"
+                                       "    sys.stdin.read()\n"
+                                       "    os._exit(7)\n"
+                                       "threading.Thread(target=work).start()\n" READY
+                                       "ctypes.CDLL(None).pthread_exit(None)\n");
+    wait_until_ready(app);
+    wait_until(is_zombie, &app->pid, "the main thread has ended", DEADLINE);
+    assert_refused(app, "--raw", "has ended; the others run on");
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
 }
 
 /* Whoever made the handler's frame return: here not the C library. */
@@ -847,6 +869,7 @@ main(void)
         TEST(module_of_another_user_is_not_taken),
         TEST(manhole_that_was_installed_meanwhile_stays),
         TEST(application_installs_its_own_in_place_of_one_on_loan),
+        TEST(process_without_its_main_thread_is_told_from_a_dead_one),
         TEST(thread_in_a_handler_is_not_lent),
         TEST(strange_file_names_do_no_harm_to_a_look),
         TEST(code_runs_in_a_master_and_its_workers),
