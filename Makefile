@@ -26,7 +26,8 @@ FUZZ_SECONDS ?= 10
 FUZZ_SEED ?= 1
 # The Python that has the distribution's gunicorn, Flask, gevent, ...; empty: skip such tests.
 DEBIAN_PYTHON ?= $(wildcard /usr/bin/python3)
-# What links manhole-cli with libedit; empty: it goes without line editing.
+# What links manhole-cli with libedit; empty: it goes without line editing, which is said where that
+# was not asked for.
 LIBEDIT ?= $(shell echo '#include <histedit.h>' | $(CC) -E - >/dev/null 2>&1 && echo -ledit)
 # Not empty: neither look for missing Debian packages nor install them.
 NO_SETUP ?=
@@ -130,7 +131,7 @@ TESTS := $(SYSTEM_TESTS) $(E2E_TESTS) $(UNIT_TESTS)
 .PHONY: all check-python test-programs importable debian-module run-tests run-unit-tests setup \
     test test-all test-newest compile-arm64 compile-musl test-arm64 test-musl asan tsan coverage \
     measured valgrind faults fuzz run-fuzzers mutants soak dumps bench where home single demo install \
-    uninstall lint format clean help force
+    uninstall wheel deb lint format clean help force
 
 all: check-python $(MODULE) $(BUILD)/manhole-cli ## the module for PYTHON, and manhole-cli
 
@@ -138,6 +139,8 @@ check-python:
 	@test -n "$(TAG)" || { echo "$(PYTHON) does not run; say PYTHON=..." >&2; exit 1; }
 	@test -e "$(PYTHON_INCLUDE)/Python.h" || { \
 	    echo "$(PYTHON) has no Python.h; on Debian: apt-get install python3-dev" >&2; exit 1; }
+	@command -v $(firstword $(CC)) >/dev/null || { \
+	    echo "$(CC) is missing; on Debian: apt-get install gcc" >&2; exit 1; }
 
 $(MODULE): $(BUILD)/manhole.o
 	$(CC) -shared $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^ -lm
@@ -148,6 +151,13 @@ $(BUILD)/manhole.o: manhole.c $(BUILD)/config.h
 $(BUILD)/manhole-cli: manhole_cli.c $(BUILD)/config.h
 	$(CC) $(OUR_CFLAGS) $(CLI_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(DEPENDENCIES) \
 	    $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $< $(LIBEDIT)
+	@$(if $(LIBEDIT)$(filter-out file,$(origin LIBEDIT)),:,echo "$$NO_LIBEDIT" >&2)
+
+define NO_LIBEDIT
+libedit (histedit.h) is missing, so this manhole-cli has at its prompt no line editing, no history to
+recall, no completion, and no colours. On Debian: apt-get install libedit-dev; then make again.
+endef
+export NO_LIBEDIT
 
 # ---- Tests: a program for each test/*.c that the wildcards find ----------------------------
 
@@ -389,10 +399,23 @@ MANUAL = $(SHARE)/man/man1/manhole-cli.1
 BASH_COMPLETION = $(SHARE)/bash-completion/completions/manhole-cli
 ZSH_COMPLETION = $(SHARE)/zsh/site-functions/_manhole-cli
 
+# A package, and the extension module is its __init__: so there is room for what python -m runs, and
+# for what type checkers read. (They look for that in a package only, and python -m asks an extension
+# module for code, of which it has none.) The first file is what make install left before 1.1.
+FORMER = '$(PACKAGES)/$(notdir $(MODULE))'
+STARTUPS = '$(PACKAGES)/manhole.pth' '$(PACKAGES)/manhole.start'
+PACKAGE = $(PACKAGES)/manhole
+PACKAGED = '$(PACKAGE)/__init__$(EXT_SUFFIX)' '$(PACKAGE)/__init__.pyi' '$(PACKAGE)/__main__.py' \
+    '$(PACKAGE)/py.typed'
+
 install: all ## into PYTHON's (a virtual environment's) site-packages and bin, or PREFIX
-	install -d '$(PACKAGES)' '$(PROGRAMS)'
-	install -m 755 $(MODULE) '$(PACKAGES)'
-	rm -f '$(PACKAGES)/manhole.pth' '$(PACKAGES)/manhole.start'
+	@$(PYTHON) build_wheel.py '$(PACKAGES)' $(if $(DESTDIR),--alone)
+	install -d '$(PACKAGE)' '$(PROGRAMS)'
+	rm -f $(FORMER) $(STARTUPS)
+	install -m 755 $(MODULE) '$(PACKAGE)/__init__$(EXT_SUFFIX)'
+	install -m 644 manhole.pyi '$(PACKAGE)/__init__.pyi'
+	install -m 644 manhole_main.py '$(PACKAGE)/__main__.py'
+	install -m 644 /dev/null '$(PACKAGE)/py.typed'
 	install -m 644 $(STARTUP) '$(PACKAGES)'
 	install -m 755 $(BUILD)/manhole-cli '$(PROGRAMS)'
 	install -D -m 644 manhole-cli.1 '$(MANUAL)'
@@ -402,8 +425,18 @@ install: all ## into PYTHON's (a virtual environment's) site-packages and bin, o
 	    echo "bash does not look there for completion: . '$(BASH_COMPLETION)'")
 
 uninstall: check-python ## undo install; with the same PYTHON, PREFIX and DESTDIR
-	rm -f '$(PACKAGES)/$(notdir $(MODULE))' '$(PACKAGES)/manhole.pth' '$(PACKAGES)/manhole.start' \
-	    '$(PROGRAMS)/manhole-cli' '$(MANUAL)' '$(BASH_COMPLETION)' '$(ZSH_COMPLETION)'
+	rm -f $(FORMER) $(STARTUPS) $(PACKAGED) '$(PROGRAMS)/manhole-cli' '$(MANUAL)' \
+	    '$(BASH_COMPLETION)' '$(ZSH_COMPLETION)'
+	rm -rf '$(PACKAGE)/__pycache__'
+	rmdir --ignore-fail-on-non-empty '$(PACKAGE)' 2>/dev/null || :
+
+wheel: check-python ## a wheel for PYTHON, into build/
+	$(SET_UP) wheel
+	@$(PYTHON) -c 'import build_wheel as b; print("$(BUILD_ROOT)/" + b.make_wheel("$(BUILD_ROOT)"))'
+
+deb: ## a Debian package for DEBIAN_PYTHON, into build/
+	$(SET_UP) deb
+	@MAKE='$(MAKE)' BUILD_ROOT='$(BUILD_ROOT)' CFLAGS='$(CFLAGS)' PYTHON='$(DEBIAN_PYTHON)' ./build_deb.sh
 
 # ---- The one file to drop in --------------------------------------------------------------
 
@@ -422,7 +455,7 @@ $(SINGLE)/%.c: %.c $(ROOMS) $(ROOM_HEADERS) src/single.awk manhole.h
 
 SOURCES := $(wildcard manhole.c manhole_cli.c test/*.c test/bench/*.c test/faults/*.c test/fuzz/*.c)
 HEADERS := $(wildcard manhole.h test/*.h test/faults/*.h test/fuzz/*.h) $(ROOMS) $(ROOM_HEADERS)
-SCRIPTS := $(wildcard test/*.sh test/fuzz/*.sh .ci/run completion/*.bash)
+SCRIPTS := $(wildcard build_deb.sh test/*.sh test/fuzz/*.sh .ci/run completion/*.bash)
 LINT_FLAGS := -std=c11 $(TEST_CFLAGS) $(if $(LIBEDIT),-DHAVE_LIBEDIT) -I$(BUILD) -isystem $(PYTHON_INCLUDE)
 
 lint: check-python $(BUILD)/config.h ## compilers, clang-tidy, cppcheck, layout, scripts: no complaint

@@ -15,7 +15,7 @@
 
 #include <Python.h>
 
-#define MANHOLE_VERSION "1.0.0"
+#define MANHOLE_VERSION "1.1.0"
 
 #ifdef __cplusplus
 extern "C" {

@@ -16,8 +16,9 @@
  *   /proc/net/tcp*         read, for who listens at a port
  *   ~/.manhole_history     each line typed at a terminal is appended; mode 0600
  *   ~/.editrc              libedit's own settings, read
+ *   FILE of --record       made, with mode 0600; written
  *   \0manhole-cli/PID.N/terminal   its own end of the connection, see show_calling_card()
- *   HOME, TERM, NO_COLOR, LC_*  are what it reads of the environment
+ *   HOME, SHELL, TERM, NO_COLOR, LC_*  are what it reads of the environment
  *
  * EXIT STATUS: enum exit_status below; with -c and -f what the code says.
  *
@@ -27,6 +28,7 @@
  *   messages, buffer, values, terminal   text: what is said, kept, read of the command line, shown
  *   target, options                      the command line, and whom it means
  *   signals                              waiting, for descriptors and signals alike
+ *   recording                            who records all the rest
  *   adverts, hindrances                  what /proc tells of a process and of its manhole
  *   tcp, connection, channels            ways to it, and who is there; questions beside the session
  *   frozen                               a copy of the process instead of it
@@ -35,6 +37,7 @@
  *   jobs, run                            what --memory and the like run there; that, -c and -f
  *   stacks, brief                        --stacks and --tasks; --brief
  *   attach/                              into a process that has no manhole
+ *   memory                               the two looks of --memory
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
  *   top                                  what they do, again and again
  *   local_shell, main                    a configuration file to choose by; the table of contents
@@ -53,6 +56,7 @@
 #include "src/cli/target.c"
 #include "src/cli/options.c"
 #include "src/cli/signals.c"
+#include "src/cli/recording.c"
 #include "src/cli/adverts.c"
 #include "src/cli/hindrances.c"
 #include "src/cli/tcp.c"
@@ -82,6 +86,7 @@
 #include "src/cli/attach/outside.c"
 #include "src/cli/attach/told.c"
 #include "src/cli/attach/attach.c"
+#include "src/cli/memory.c"
 #include "src/cli/serve.c"
 #include "src/cli/processes.c"
 #include "src/cli/many.c"

@@ -20,7 +20,7 @@ _manhole_cli() {
         mapfile -t COMPREPLY < <(_manhole_cli_signals "$current")
         return
         ;;
-    -f | --module)
+    -f | --module | --record)
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;

@@ -11,7 +11,7 @@ from sphinx.util import logging
 
 project = "manhole"
 root_doc = "README"
-PAGES = """docs/options docs/client docs/commands docs/tcp docs/probes docs/recipes docs/security
+PAGES = """docs/install docs/options docs/client docs/commands docs/tcp docs/probes docs/recipes docs/security
     docs/internals docs/migrating docs/benchmarks CONTRIBUTING CHANGELOG""".split()
 include_patterns = [page + ".rst" for page in [root_doc, *PAGES]]
 html_title = "manhole"

@@ -39,7 +39,7 @@ print(answer.status, answer.read().decode().strip())' "$1" || give_up "no answer
 say "A throw-away virtual environment, and make install into it"
 "$python" -m venv --without-pip "$work/venv"
 "$make" --silent --no-print-directory -C "$root" install PYTHON="$work/venv/bin/python" PREFIX= DESTDIR=
-find "$work/venv" \( -name 'manhole*.so' -o -name manhole.pth -o -name manhole-cli \) -printf '%P\n'
+find "$work/venv" \( -path '*/manhole/*' -o -name manhole.pth -o -name manhole-cli \) -printf '%P\n'
 
 say "PYTHONMANHOLE='activate_on=\"USR1\"' python -m http.server"
 mkdir "$work/site"

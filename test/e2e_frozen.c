@@ -563,7 +563,8 @@ frozen_stands_with_a_console_or_code_alone(void)
     assert_int_equal(run_command(FROZEN("--stacks", "1"), NULL, NULL, &err), 2);
     assert_contains(err, "argument --frozen: only with a console, -c or -f");
     assert_int_equal(run_command(CLI("--yes", "1"), NULL, NULL, &err), 2);
-    assert_contains(err, "argument --yes: only with --frozen, --locals or --attach");
+    assert_contains(err, "argument --yes: only with --frozen, --locals, --memory or "
+                         "--attach");
     assert_int_equal(run_command(CLI("--locals", "--brief", "1"), NULL, NULL, &err), 2);
     assert_contains(err, "argument --locals: only with --stacks, and not with --brief");
 }

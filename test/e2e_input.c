@@ -424,19 +424,40 @@ lowest_free_fd(pid_t pid)
 }
 
 static void
-client_waits_until_the_app_has_descriptors_again(void)
+an_app_without_descriptors_has_one_for_a_client(void)
 {
     struct app app = start_app(INSTALL("") ECHO);
+    rlim_t before = set_limit(&app, RLIMIT_NOFILE, lowest_free_fd(app.process->pid));
+    for (int i = 0; i < 3; i++) { /* the next one has it again */
+        struct client *client = connect_to(app.process);
+        client_wait_for(client, ">>> ");
+        assert_string_equal(client_ask(client, "40 + 2"), "42\n");
+        client_close(client);
+    }
+    set_limit(&app, RLIMIT_NOFILE, before);
+    assert_healthy(&app);
+}
+
+static void
+clients_wait_until_the_app_has_descriptors_again(void)
+{
+    struct app app = start_app(INSTALL("") ECHO);
+    enum { MANY = 3 }; /* it has two to spare: for a client and for a copy */
+    struct client *clients[MANY];
     assert_healthy(&app); /* all is imported now */
     rlim_t before = set_limit(&app, RLIMIT_NOFILE, lowest_free_fd(app.process->pid));
-    struct client *client = connect_to(app.process);
+    for (int i = 0; i < MANY; i++) {
+        clients[i] = connect_to(app.process);
+    }
     wait_for_text(app.process, ERR, "Cannot accept a client: Too many open files. ",
                   DEADLINE);
     assert_goes_on(&app);
     set_limit(&app, RLIMIT_NOFILE, before);
-    client_wait_for(client, ">>> ");
-    assert_string_equal(client_ask(client, "40 + 2"), "42\n");
-    client_close(client);
+    for (int i = 0; i < MANY; i++) {
+        client_wait_for(clients[i], ">>> ");
+        assert_string_equal(client_ask(clients[i], "40 + 2"), "42\n");
+        client_close(clients[i]);
+    }
     assert_healthy(&app);
 }
 
@@ -731,7 +752,8 @@ main(void)
         TEST(crowd_of_clients_leaves_nothing),
         TEST(one_client_too_many_is_told_so),
         TEST(any_calling_card_is_answered),
-        TEST(client_waits_until_the_app_has_descriptors_again),
+        TEST(an_app_without_descriptors_has_one_for_a_client),
+        TEST(clients_wait_until_the_app_has_descriptors_again),
         TEST(client_for_whom_there_is_no_thread_is_told_so),
         TEST(install_without_descriptors_is_a_log_line_and_may_be_tried_again),
         TEST(install_without_threads_is_a_log_line_and_may_be_tried_again),

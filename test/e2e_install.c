@@ -5,18 +5,17 @@
 
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 /* Without what a sanitizer's run preloads: compilers and pip are not under test. */
 #define PLAIN LIST("LD_PRELOAD", "PYTHONPATH", "PYTHONUSERBASE")
 
-/* Runs make on the sources, with a build folder of these tests' own, quick to make. Returns what it
- * says. */
-static const char *
-run_make(const char *target, const char *python_path, const char *prefix,
-         const char *destdir)
+/* Runs make on the sources, with a build folder of these tests' own, quick to make. Returns its
+ * status. */
+static int
+try_make(const char *target, const char *python_path, const char *prefix,
+         const char *destdir, const char **out, const char **err)
 {
-    const char *out;
-    const char *err;
     struct process *make =
         start_process(.argv = LIST("make", "--silent", "-C", source_path("."), target,
                                    "CFLAGS=-O0",
@@ -25,7 +24,17 @@ run_make(const char *target, const char *python_path, const char *prefix,
                                    format_text("PREFIX=%s", prefix),
                                    format_text("DESTDIR=%s", destdir)),
                       .env = PLAIN);
-    if (run_process(make, NULL, &out, &err) != 0) {
+    return run_process(make, NULL, out, err);
+}
+
+/* Returns what it says. */
+static const char *
+run_make(const char *target, const char *python_path, const char *prefix,
+         const char *destdir)
+{
+    const char *out;
+    const char *err;
+    if (try_make(target, python_path, prefix, destdir, &out, &err) != 0) {
         fail_msg("make %s: %s", target, err);
     }
     return out;
@@ -44,13 +53,38 @@ make_virtual_environment(void)
     return python_path;
 }
 
-/* The files below a folder whose names say manhole, one a line, sorted. */
+/* Where packages go that are installed for this Python. */
+static const char *
+packages_of(const char *python_path)
+{
+    const char *out;
+    const char *ask = "import sysconfig; print(sysconfig.get_path('platlib'), end='')";
+    struct process *asked =
+        start_process(.argv = LIST(python_path, "-c", ask), .env = PLAIN);
+    assert_int_equal(run_process(asked, NULL, &out, NULL), 0);
+    return out;
+}
+
+/* What python-manhole's own installation leaves, with this program as its module. */
+static void
+put_python_manhole(const char *python_path, const char *program)
+{
+    const char *folder = packages_of(python_path) + strlen(test_path(""));
+    assert_int_equal(mkdir(test_path(format_text("%s/manhole", folder)), 0755), 0);
+    (void)write_file(format_text("%s/manhole/__init__.py", folder), program);
+    folder = format_text("%s/manhole-1.8.1.dist-info", folder);
+    assert_int_equal(mkdir(test_path(folder), 0755), 0);
+    (void)write_file(format_text("%s/METADATA", folder),
+                     "Metadata-Version: 2.1\nName: manhole\nVersion: 1.8.1\n");
+}
+
+/* The files below a folder whose paths say manhole, one a line, sorted. */
 static const char *
 installed_files(const char *folder)
 {
     const char *out;
     const char *find =
-        format_text("cd %s && find . -type f -name '*manhole*' | sort", folder);
+        format_text("cd %s && find . -type f -path '*manhole*' | sort", folder);
     assert_int_equal(run_command(LIST("sh", "-c", find), NULL, &out, NULL), 0);
     return out;
 }
@@ -73,7 +107,7 @@ run_with_manhole(const char *python_path, const char *text, const char **err)
 /* ---- make install ------------------------------------------------------------------ */
 
 static void
-install_under_destdir_and_prefix_puts_three_files_there(void)
+install_under_destdir_and_prefix_puts_a_package_there(void)
 {
     const char *root = test_path("root");
     run_make("install", python(), "/opt/tools", root);
@@ -81,7 +115,10 @@ install_under_destdir_and_prefix_puts_three_files_there(void)
     assert_matches(files, "^\\./opt/tools/bin/manhole-cli$");
     assert_matches(files,
                    "^\\./opt/tools/lib/python3\\.[0-9]+t?/site-packages/manhole\\.pth$");
-    assert_matches(files, "/site-packages/manhole\\.cpython-.*\\.so$");
+    assert_matches(files, "/site-packages/manhole/__init__\\.cpython-.*\\.so$");
+    assert_contains(files, "/site-packages/manhole/__init__.pyi\n");
+    assert_contains(files, "/site-packages/manhole/__main__.py\n");
+    assert_contains(files, "/site-packages/manhole/py.typed\n");
 }
 
 static void
@@ -176,6 +213,171 @@ virtual_environment_has_module_variable_and_client(void)
     assert_contains(out, "usage: manhole-cli");
 }
 
+/* With the variable that gives the Python a manhole of its own, whose socket goes. */
+static void
+python_m_runs_the_client_that_was_installed_with_the_module(void)
+{
+    const char *venv_python = make_virtual_environment();
+    run_make("install", venv_python, "", "");
+    struct process *app = start_target(TARGET("locals={'answer': 42}"));
+    wait_until_ready(app);
+    const char *pid = format_text("%d", (int)app->pid);
+    const char *const client[] = {venv_python,     "-m", "manhole", pid, "-c",
+                                  "print(answer)", NULL};
+    struct process *run =
+        start_process(.argv = client,
+                      .env = LIST("PYTHONPATH", "PYTHONUSERBASE", "PYTHONMANHOLE="));
+    const char *out;
+    assert_int_equal(run_process(run, NULL, &out, NULL), 0);
+    assert_string_equal(out, "42\n");
+
+    assert_int_equal(unlink(test_path("venv/bin/manhole-cli")), 0);
+    const char *err;
+    run = start_process(.argv = client, .env = LIST("PYTHONPATH", "PYTHONUSERBASE"));
+    assert_int_equal(run_process(run, NULL, NULL, &err), 1);
+    assert_contains(err, "python -m manhole: no bin/manhole-cli in a folder around ");
+}
+
+static void
+install_replaces_the_single_file_of_former_versions(void)
+{
+    const char *root = test_path("root");
+    run_make("install", python(), "/opt", root);
+    const char *move =
+        "cd \"$0\"/opt/lib/python3*/site-packages &&"
+        "for file in manhole/__init__.*.so; do mv $file manhole${file##*__init__};"
+        "done";
+    assert_int_equal(run_command(LIST("sh", "-c", move, root), NULL, NULL, NULL), 0);
+    assert_matches(installed_files(root), "/site-packages/manhole\\.cpython-.*\\.so$");
+    run_make("install", python(), "/opt", root);
+    assert_not_contains(installed_files(root), "/site-packages/manhole.cpython");
+}
+
+/* ---- Beside python-manhole ---------------------------------------------------------- */
+
+static void
+install_stops_where_python_manhole_is(void)
+{
+    const char *venv_python = make_virtual_environment();
+    const char *err;
+    put_python_manhole(venv_python, "");
+    assert_int_equal(try_make("install", venv_python, "", "", NULL, &err), 2);
+    assert_contains(err, format_text("manhole 1.8.1 is installed in %s: python-manhole",
+                                     packages_of(venv_python)));
+    assert_contains(err, format_text("    %s -m pip uninstall manhole\n", venv_python));
+    assert_no_path(test_path("venv/bin/manhole-cli"));
+}
+
+static void
+install_elsewhere_warns_of_python_manhole_on_the_path(void)
+{
+    const char *venv_python = make_virtual_environment();
+    const char *err;
+    put_python_manhole(venv_python, "");
+    const char *prefix = test_path("elsewhere");
+    assert_int_equal(try_make("install", venv_python, prefix, "", NULL, &err), 0);
+    assert_contains(err, format_text("warning: manhole 1.8.1 is installed in %s, too",
+                                     packages_of(venv_python)));
+    assert_path_exists(test_path("elsewhere/bin/manhole-cli"));
+}
+
+/* A program that serves its socket as python-manhole does, as far as the client can see. */
+static void
+client_says_that_a_process_has_python_manhole(void)
+{
+    const char *venv_python = make_virtual_environment();
+    const char *err;
+    put_python_manhole(venv_python, "import os, socket\n"
+                                    "os.umask(0o22)\n"
+                                    "path = '/tmp/manhole-%d' % os.getpid()\n"
+                                    "listener = socket.socket(socket.AF_UNIX)\n"
+                                    "listener.bind(path)\n"
+                                    "listener.listen()\n" READY "for i in range(2):\n"
+                                    "    card = '" LISTING "'\n"
+                                    "    while '" LISTING "' in str(card):\n"
+                                    "        client, card = listener.accept()\n"
+                                    "    client.close()\n"
+                                    "os.unlink(path)\n");
+    const char *activated = format_text("export VIRTUAL_ENV='%s' PATH=\"%s:$PATH\"\n"
+                                        "exec python -c 'import manhole'",
+                                        test_path("venv"), test_path("venv/bin"));
+    struct process *app =
+        start_process(.argv = LIST("sh", "-c", activated), .env = PLAIN);
+    wait_until_ready(app);
+    const char *cli = build_path("manhole-cli");
+    const char *pid = format_text("%d", (int)app->pid);
+    (void)run_command(LIST(cli, pid), "", NULL, &err);
+    assert_contains(err, format_text("manhole-cli: process %s has python-manhole, of "
+                                     "'%s/manhole', which gives a prompt and no more. "
+                                     "For all of it: '%s' -m pip uninstall manhole, ",
+                                     pid, packages_of(venv_python), venv_python));
+    (void)run_command(LIST(cli, "--quiet", pid), "", NULL, &err);
+    assert_not_contains(err, "python-manhole");
+    assert_int_equal(wait_for_exit(app, DEADLINE), 0);
+}
+
+/* ---- Without libedit ---------------------------------------------------------------- */
+
+/* The compiler of a machine on which its header is missing. */
+static void
+build_and_client_without_libedit_say_what_is_lost(void)
+{
+    const char *compiler = test_path("without-libedit");
+    (void)write_file("without-libedit",
+                     "#!/bin/sh\ncase \"$*\" in '-E -') exit 1;; esac\nexec cc \"$@\"\n");
+    assert_int_equal(chmod(compiler, 0755), 0);
+    const char *build =
+        "set -- -C \"$0\" CC=\"$1\" PYTHON=\"$2\" CFLAGS=-O0 BUILD_ROOT=\"$PWD\"\n"
+        "make -s \"$@\" \"$(make -s \"$@\" where)/manhole-cli\" && make -s \"$@\" where";
+    struct process *make = start_process(.argv = LIST("sh", "-c", build, source_path("."),
+                                                      compiler, python()),
+                                         .env = PLAIN);
+    const char *out;
+    const char *err;
+    assert_int_equal(run_process(make, NULL, &out, &err), 0);
+    assert_contains(err, "libedit (histedit.h) is missing");
+    assert_contains(err, "apt-get install libedit-dev");
+
+    const char *cli = format_text("%.*s/manhole-cli", (int)strcspn(out, "\n"), out);
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *console =
+        start_process(.argv = LIST(cli, format_text("%d", (int)app->pid)),
+                      .terminal = true);
+    (void)wait_for_text(console, OUT, "built without libedit: no line editing", DEADLINE);
+    (void)wait_for_text(console, OUT, ">>> ", DEADLINE);
+    write_stdin(console, "\x04");
+    assert_int_equal(wait_for_exit(console, DEADLINE), 0);
+}
+
+static void
+tool_that_is_missing_is_named_with_the_command_that_brings_it(void)
+{
+    static const struct {
+        const char *command;
+        const char *advice;
+    } rows[] = {
+        {"make CC=/no/cc", "/no/cc is missing; on Debian: apt-get install gcc\n"},
+        {"make PYTHON=/no/python", "/no/python does not run; say PYTHON=...\n"},
+        {"PATH=/no \"$0\" -c 'import build_wheel; build_wheel.make_wheel(\"/no\")'",
+         "make is missing; on Debian: apt-get install make\n"},
+        {"PATH=/no /bin/bash ./build_deb.sh",
+         "dpkg-deb is missing; on Debian: apt-get install dpkg-dev binutils gzip\n"},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        const char *line =
+            format_text("cd '%s' && %s", source_path("."), rows[i].command);
+        struct process *build =
+            start_process(.argv = LIST("sh", "-c", line, python()),
+                          .env = LIST("LD_PRELOAD", "PYTHONPATH", "PYTHONUSERBASE",
+                                      "PYTHONDONTWRITEBYTECODE=1",
+                                      format_text("BUILD_ROOT=%s", test_directory())));
+        const char *err;
+        assert_int_not_equal(run_process(build, NULL, NULL, &err), 0);
+        assert_contains(err, rows[i].advice);
+    }
+}
+
 /* Each of which manhole-cli takes; and what bash then shows of some of them. */
 static void
 bash_completes_signals_by_the_names_that_are_taken(void)
@@ -221,6 +423,28 @@ pip_install_needs_no_network_and_brings_the_same(void)
     assert_path_exists(test_path("venv/bin/manhole-cli"));
     assert_string_equal(run_with_manhole(venv_python, "", &err), "imported\n");
     assert_contains(err, "Manhole UDS path: ");
+}
+
+/* pip shows what a backend says when that fails, and only then. */
+static void
+pip_install_stops_where_python_manhole_is(void)
+{
+    const char *venv_python = make_virtual_environment();
+    const char *err;
+    const char *const pip[] = {venv_python,      "-m", "pip", "install", "--no-index",
+                               source_path("."), NULL};
+    if (run_command(LIST(venv_python, "-c", "import pip"), NULL, NULL, NULL) != 0) {
+        skip_test("%s has no pip", python());
+    }
+    put_python_manhole(venv_python, "");
+    struct process *installation =
+        start_process(.argv = pip,
+                      .env = LIST("LD_PRELOAD", "PYTHONPATH", "PYTHONUSERBASE",
+                                  "PIP_CONFIG_FILE=/dev/null"));
+    assert_int_equal(run_process(installation, NULL, NULL, &err), 1);
+    assert_contains(err, "manhole 1.8.1 is installed in ");
+    assert_contains(err, "-m pip uninstall manhole");
+    assert_no_path(test_path("venv/bin/manhole-cli"));
 }
 
 /* ---- PYTHONMANHOLE ----------------------------------------------------------------- */
@@ -321,13 +545,21 @@ int
 main(void)
 {
     static const struct test_case tests[] = {
-        TEST(install_under_destdir_and_prefix_puts_three_files_there),
+        TEST(install_under_destdir_and_prefix_puts_a_package_there),
         TEST(uninstall_takes_away_all_that_install_brought),
         TEST(install_for_debian_under_usr_local_uses_dist_packages),
         TEST(install_from_3_18_brings_a_start_file_and_no_pth),
         TEST(virtual_environment_has_module_variable_and_client),
+        TEST(python_m_runs_the_client_that_was_installed_with_the_module),
+        TEST(install_replaces_the_single_file_of_former_versions),
+        TEST(install_stops_where_python_manhole_is),
+        TEST(install_elsewhere_warns_of_python_manhole_on_the_path),
+        TEST(client_says_that_a_process_has_python_manhole),
+        TEST(build_and_client_without_libedit_say_what_is_lost),
+        TEST(tool_that_is_missing_is_named_with_the_command_that_brings_it),
         TEST(bash_completes_signals_by_the_names_that_are_taken),
         TEST(pip_install_needs_no_network_and_brings_the_same),
+        TEST(pip_install_stops_where_python_manhole_is),
         TEST(variable_unset_imports_nothing),
         TEST(variable_empty_installs_with_the_defaults),
         TEST(variable_text_is_the_arguments_of_install),

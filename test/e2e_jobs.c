@@ -78,6 +78,10 @@ log_level_of_a_logger_or_level_that_is_not_there_changes_nothing(void)
         run_command(CLI(pid_of(app), "--log-level", "shop.orders=ALL"), NULL, NULL, &err),
         1);
     assert_contains(err, "no level is called 'ALL'; say DEBUG, ");
+    assert_int_equal(
+        run_command(CLI(pid_of(app), "--log-level", "shop.orders=²"), NULL, NULL, &err),
+        1);
+    assert_contains(err, "no level is called '²'; say DEBUG, ");
     assert_string_equal(
         evaluate(app, "(log.level, sorted(logging.root.manager.loggerDict))"),
         "(40, ['shop', 'shop.orders'])");
@@ -133,9 +137,9 @@ memory_names_the_type_whose_number_grew(void)
                     "threading.Thread(target=leak, daemon=True).start()\n" READY STAY);
     wait_until_ready(app);
     assert_int_equal(run_command(CLI(pid_of(app), "--memory=0.5"), NULL, &out, NULL), 0);
-    assert_matches(
-        out, format_text("^process %s, two looks 0\\.5 s apart\nat [0-9,]+ objects; ",
-                         pid_of(app)));
+    assert_matches(out, format_text("^process %s, two looks 0\\.5 s apart\n"
+                                    "resident .* MiB .* MiB\n(.*\n)*\n[0-9,]+ objects, ",
+                                    pid_of(app)));
     assert_matches(out, "^ +[0-9,]+ +\\+[0-9,]+  __main__\\.Order$");
     assert_contains(out, "\ntracemalloc is off.");
     assert_int_equal(
@@ -168,6 +172,48 @@ job_in_a_process_that_is_stuck_says_so_and_what_helps(void)
     close_stdin(app);
 }
 
+/* Its Python is in a C function that holds the GIL, so it could not count itself. */
+static void
+memory_of_a_process_that_is_stuck_is_counted_in_copies(void)
+{
+    const char *out = NULL;
+    const char *err = NULL;
+#if !defined(__x86_64__) || !defined(__GLIBC__)
+    skip_test("copies are made on x86-64 with glibc alone");
+#endif
+    require_gil();
+    if (is_wrapped() || is_sanitized()) {
+        skip_test("a sanitizer's or valgrind's memory is not forked by itself");
+    }
+    struct process *app = start_target(INSTALL(
+        "hang_timeout=0.1") "import ctypes\n" READY "ctypes.PyDLL(None).getchar()\n");
+    wait_until_ready(app);
+    wait_until_asleep(app->pid);
+    assert_int_equal(run_command(CLI(pid_of(app), "--memory=0.1"), NULL, &out, &err), 0);
+    assert_matches(out, "^[0-9,]+ objects, counted in a frozen copy$");
+    assert_string_equal(err, "");
+    close_stdin(app);
+}
+
+static void
+memory_is_counted_in_the_process_where_there_is_no_copy(void)
+{
+    const char *out = NULL;
+    const char *err = NULL;
+    struct process *app =
+        start_target(INSTALL("") "try: import _interpreters as i\n"
+                                 "except ImportError: import _xxsubinterpreters as i\n"
+                                 "other = i.create()\n" READY STAY);
+    wait_until_ready(app);
+    assert_int_equal(run_command(CLI(pid_of(app), "--memory=0.1"), NULL, &out, &err), 0);
+    assert_matches(out,
+                   "^[0-9,]+ objects, for which it stood still [0-9]+ and [0-9]+ ms$");
+    assert_matches(err, format_text("^manhole: no frozen copy can be made: .*\n"
+                                    "manhole-cli: process %s is counted without a copy, "
+                                    "and stands still meanwhile\n",
+                                    pid_of(app)));
+}
+
 /* Each in one piece, under its title, though the first line of each comes a while before the rest.
  */
 static void
@@ -181,7 +227,7 @@ looks_at_memory_of_several_processes_are_not_mixed(void)
     assert_int_equal(
         run_command(CLI("--memory=0.3", pid_of(second), pid_of(first)), NULL, &out, NULL),
         0);
-    assert_matches(out, format_text("^==> %s .* <==\nprocess %s, .*\nat (.*\n)*"
+    assert_matches(out, format_text("^==> %s .* <==\nprocess %s, .*\nresident (.*\n)*"
                                     "tracemalloc .*\n(.*\n)?==> %s .* <==\nprocess %s, ",
                                     pid_of(second), pid_of(second), pid_of(first),
                                     pid_of(first)));
@@ -197,6 +243,8 @@ main(void)
         TEST(report_has_threads_and_files_but_no_secret),
         TEST(memory_names_the_type_whose_number_grew),
         TEST(job_in_a_process_that_is_stuck_says_so_and_what_helps),
+        TEST(memory_of_a_process_that_is_stuck_is_counted_in_copies),
+        TEST(memory_is_counted_in_the_process_where_there_is_no_copy),
         TEST(looks_at_memory_of_several_processes_are_not_mixed),
     };
     return RUN_TESTS(tests);

@@ -320,6 +320,22 @@ terminal_has_the_local_shell_and_then_the_process(void)
 }
 
 static void
+tab_completes_the_commands_of_the_local_shell(void)
+{
+    write_config("");
+    struct process *shell = start_process(.argv = CLI("test.ini"), .terminal = true,
+                                          .env = LIST("TERM=xterm"));
+    wait_for_text(shell, OUT, "(manhole) ", DEADLINE);
+    write_stdin(shell, "\t");
+    wait_for_text(shell, OUT, "connect   exit", DEADLINE);
+    wait_for_text(shell, OUT, "(manhole) ", DEADLINE);
+    write_stdin(shell, "h\tse\t\r");
+    wait_for_text(shell, OUT, "List the processes that can be connected to.", DEADLINE);
+    write_stdin(shell, "ex\t\r");
+    assert_int_equal(wait_for_exit(shell, DEADLINE), 0);
+}
+
+static void
 shell_without_an_editor_sleeps_until_a_line_comes(void)
 {
     write_config("");
@@ -479,6 +495,7 @@ main(void)
         TEST(wrong_file_is_named_with_the_line),
         TEST(file_goes_with_no_other_action),
         TEST(terminal_has_the_local_shell_and_then_the_process),
+        TEST(tab_completes_the_commands_of_the_local_shell),
         TEST(shell_without_an_editor_sleeps_until_a_line_comes),
         TEST(ctrl_c_ends_a_connect_that_waits),
         TEST(end_of_typing_leaves_the_local_shell),

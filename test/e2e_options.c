@@ -1318,12 +1318,14 @@ ALL_SIGNALS_are_those_that_python_names(void)
 }
 
 static void
-version_is_that_of_the_header(void)
+version_is_that_of_the_header_and_of_the_newest_changes(void)
 {
-    const char *header = read_file(source_path("manhole.h"));
     struct process *app = start_target(OBEDIENT);
-    assert_contains(header, format_text("#define MANHOLE_VERSION \"%s\"\n",
-                                        tell(app, "manhole.__version__")));
+    const char *version = tell(app, "manhole.__version__");
+    const char *changes = strstr(read_file(source_path("CHANGELOG.rst")), "\n\n");
+    assert_contains(read_file(source_path("manhole.h")),
+                    format_text("#define MANHOLE_VERSION \"%s\"\n", version));
+    assert_memory_equal(changes + 2, format_text("%s ", version), strlen(version) + 1);
 }
 
 static const struct {
@@ -1502,7 +1504,7 @@ main(void)
         TEST(dump_stacktraces_prints_to_stdout_when_stderr_is_the_app_s),
         TEST(dump_stacktraces_works_without_install),
         TEST(ALL_SIGNALS_are_those_that_python_names),
-        TEST(version_is_that_of_the_header),
+        TEST(version_is_that_of_the_header_and_of_the_newest_changes),
         TEST(signature_tells_every_option_and_default),
         TEST(values_of_the_signature_may_be_passed),
         TEST(help_tells_every_option),

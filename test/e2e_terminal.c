@@ -1354,6 +1354,201 @@ await_asks_in_which_of_several_loops(void)
 }
 
 /* ======================================================================================
+ * Recordings
+ * ======================================================================================
+ */
+
+/* Holds a recording to asciinema's format. Returns what it shows; a new size in brackets. */
+static const char *
+play(const char *path)
+{
+    static const char program[] =
+        "import json, sys\n"
+        "head, *events = map(json.loads, open(sys.argv[1], encoding='utf-8'))\n"
+        "assert head['version'] == 2 and head['timestamp'] > 1e9, head\n"
+        "assert head['width'] > 0 and head['height'] > 0, head\n"
+        "assert head['env']['TERM'], head\n"
+        "times = [time for time, kind, text in events]\n"
+        "assert times == sorted(times), times\n"
+        "for time, kind, text in events:\n"
+        "    print({'o': text, 'r': f'[{text}]'}[kind], end='')\n";
+    const char *out = NULL;
+    const char *err = NULL;
+    if (run_command(LIST(python(), "-c", program, path), NULL, &out, &err) != 0) {
+        fail_msg("%s", err);
+    }
+    return out;
+}
+
+static void
+recording_has_what_the_screen_had(void)
+{
+    const char *path = test_path("cast");
+    struct stat status;
+    (void)open_console(TARGET(""), format_text("--record %s", path));
+    enter("'漢' * 3");
+    see("漢漢漢'\n>>>");
+    tmux(TMUX("resize-window", "-x", "99", "-y", "30"));
+    enter("6 * 7; 1 / 0");
+    see("\n42\n(.*\n)*ZeroDivisionError.*\n>>>");
+    press("C-d");
+    see("status=0");
+    const char *shown = play(path);
+    assert_matches(shown, ">>> .*'漢' \\* 3\r*\n(.*\n)?.*'漢漢漢'\r\n");
+    assert_matches(shown, "\\[99x30\\](.*\n)*.*6 \\* 7; 1 / 0(.*\n)*.*42\r\n");
+    assert_int_equal(stat(path, &status), 0);
+    assert_int_equal(status.st_mode & 07777, 0600);
+}
+
+static void
+recording_goes_on_after_ctrl_z(void)
+{
+    const char *path = test_path("cast");
+    struct process *app = start_target(TARGET(""));
+    require_program("bash");
+    wait_until_ready(app);
+    open_screen("PS1=shell: exec bash --norc --noprofile -i");
+    see("shell:");
+    enter(format_text("TERM=screen %s --record %s %d", build_path("manhole-cli"), path,
+                      (int)app->pid));
+    see(">>>");
+    type("40 + ");
+    see(">>> 40 \\+");
+    press("C-z");
+    see("Stopped.*(\n.*)?\nshell:");
+    enter("stty -a | grep -c \" icanon\"; fg");
+    see("\n1\n(.*\n)*>>> 40 \\+");
+    enter("2");
+    see("\n42\n>>>");
+    press("C-d");
+    see("now exiting.*\nshell:");
+    const char *shown = play(path);
+    assert_contains(shown, "42\r\n");
+    assert_not_contains(shown, "shell:");
+}
+
+static void
+recorded_client_without_an_editor_stops_at_ctrl_z_too(void)
+{
+    struct process *app = start_target(TARGET(""));
+    require_program("bash");
+    wait_until_ready(app);
+    open_screen("PS1=shell: exec bash --norc --noprofile -i");
+    see("shell:");
+    enter(format_text("TERM=dumb %s --record %s --no-dump %d", build_path("manhole-cli"),
+                      test_path("cast"), (int)app->pid));
+    see(">>>");
+    press("C-z");
+    see("Stopped.*(\n.*)?\nshell:");
+    enter("fg");
+    see("shell:fg\n");
+    enter("6 * 7");
+    see("\n42\n>>>");
+    press("C-d");
+    see("now exiting.*\nshell:");
+}
+
+/* Standard output and error stay apart, and what is of several bytes is whole. */
+static void
+recording_of_what_is_no_terminal_has_its_text(void)
+{
+    const char *out = NULL;
+    const char *err = NULL;
+    const char *path = test_path("cast");
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    assert_int_equal(
+        run_command(CLI("--record", path, format_text("%d", (int)app->pid), "-c",
+                        "import sys; print('x' + 'é' * 99999); sys.exit('\"no\"')"),
+                    NULL, &out, &err),
+        1);
+    assert_int_equal(strlen(out), 1 + 2 * 99999 + 1);
+    assert_string_equal(err, "\"no\"\n");
+    const char *shown = play(path);
+    assert_contains(shown, "xéé");
+    assert_contains(shown, "éé\r\n");
+    assert_contains(shown, "\"no\"\r\n");
+    assert_not_contains(shown, "\xef\xbf\xbd");
+}
+
+static void
+recording_is_a_new_file(void)
+{
+    const char *err = NULL;
+    const char *path = write_file("cast", "mine\n");
+    assert_int_equal(run_command(CLI("--record", path, "--list"), NULL, NULL, &err), 1);
+    assert_contains(err, "is there already, and is not overwritten; give --record a new");
+    assert_string_equal(read_file(path), "mine\n");
+    assert_int_equal(
+        run_command(CLI("--record", "/proc/cast", "--list"), NULL, NULL, &err), 1);
+    assert_contains(err, "cannot write the recording '/proc/cast': No such file");
+}
+
+static void
+session_goes_on_when_its_recording_cannot(void)
+{
+    const char *err = NULL;
+    const char *path = test_path("cast");
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    const char *command =
+        format_text("ulimit -f 1; exec %s --record %s %d -c 'print(9 * \"word \" * 99); "
+                    "print(6 * 7)'",
+                    build_path("manhole-cli"), path, (int)app->pid);
+    const char *out = NULL;
+    assert_int_equal(run_command(LIST("sh", "-c", command), NULL, &out, &err), 0);
+    assert_contains(out, "word \n42\n");
+    assert_matches(err, "^manhole-cli: error: cannot write to the recording '.*cast': "
+                        "File too large; it ends here, the session goes on$");
+    (void)play(path);
+}
+
+static void
+recording_of_a_client_that_was_killed_can_be_played(void)
+{
+    const char *path = test_path("cast");
+    struct process *app = start_target(TARGET(""));
+    pid_t client[2] = {0};
+    wait_until_ready(app);
+    struct process *cli =
+        start_process(.argv = CLI("--record", path, format_text("%d", (int)app->pid)),
+                      .terminal = true, .env = LIST("TERM=xterm"));
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    assert_int_equal(list_children(cli->pid, client, 2), 1);
+    send_signal(cli, SIGKILL);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), -SIGKILL);
+    wait_for_no_path(format_text("/proc/%d", (int)client[0]), DEADLINE);
+    assert_contains(play(path), "ManholeConsole");
+}
+
+/* ======================================================================================
+ * Top
+ * ======================================================================================
+ */
+
+static void
+top_shows_a_view_in_place_of_the_last_one(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    open_screen(format_text("TERM=screen %s top %d; echo status=$?; exec cat",
+                            build_path("manhole-cli"), (int)app->pid));
+    see("^ +TID STATE.*\n +[0-9]+ sleeping.*MainThread .* at ");
+    char *clock = strndup(screen(), 8);
+    assert_non_null(clock);
+    long end_ms = now_ms() + DEADLINE;
+    while (strncmp(screen(), clock, 8) == 0) {
+        assert_true(now_ms() < end_ms);
+    }
+    free(clock);
+    see("^[0-9:]+  [0-9]+ S, CPU .*\n +TID STATE.*\n +[0-9]+ sleeping.*MainThread .* "
+        "at ");
+    assert_null(strstr(strstr(screen(), "TID STATE") + 1, "TID STATE"));
+    press("C-c");
+    see("status=130");
+}
+
+/* ======================================================================================
  * Whatever a server sends
  * ======================================================================================
  */
@@ -1540,6 +1735,14 @@ main(void)
         TEST(await_asks_in_which_of_several_loops),
         TEST(value_longer_than_a_line_is_laid_out),
         TEST(object_is_told_about_when_asked_for),
+        TEST(recording_has_what_the_screen_had),
+        TEST(recording_goes_on_after_ctrl_z),
+        TEST(recorded_client_without_an_editor_stops_at_ctrl_z_too),
+        TEST(recording_of_what_is_no_terminal_has_its_text),
+        TEST(recording_is_a_new_file),
+        TEST(session_goes_on_when_its_recording_cannot),
+        TEST(recording_of_a_client_that_was_killed_can_be_played),
+        TEST(top_shows_a_view_in_place_of_the_last_one),
         TEST(dumb_terminal_gets_no_escape_sequence),
         TEST(ten_megabytes_without_a_newline_are_shown),
         TEST(what_takes_no_room_is_shown_without_a_newline),

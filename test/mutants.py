@@ -167,9 +167,9 @@ MUTANTS = [
     ),
     (
         "a program that is started inherits the clients",
-        "src/server/listener.c",
-        "    int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC); /* owned */",
-        "    int fd = accept4(listen_fd, &address.any, &size, 0);",
+        "src/door/socket.c",
+        "    int fd = accept4(listen_fd, &address->any, size, SOCK_CLOEXEC);",
+        "    int fd = accept4(listen_fd, &address->any, size, 0);",
         "e2e_fork",
         "program_that_is_started_inherits_no_descriptor",
     ),

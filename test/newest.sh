@@ -23,7 +23,8 @@ packages=(
     socat netcat-openbsd rlwrap telnet             # clients
     tmux openssh-client openssh-server             # screens, and another machine
     python3-jsonschema
-    python3-venv python3-pip                       # installing
+    python3-venv python3-pip mypy                  # installing
+    python3-auditwheel
     gunicorn python3-flask                         # servers
     uwsgi-core uwsgi-plugin-python3
     python3-gevent python3-eventlet python3-uvloop python3-trio # other loops

@@ -4,8 +4,8 @@
 # command to run and fails. Elsewhere than on Debian it does nothing: the compiler says what it
 # misses, and the tests of programs that are not there are skipped.
 #
-# usage: [PYTHON=python3] setup.sh build|test|docs|doctest|bench|valgrind|coverage|fuzz|lint|newest|
-#     compile-arm64|compile-musl|arm64|musl|ci
+# usage: [PYTHON=python3] setup.sh build|test|docs|doctest|bench|wheel|deb|valgrind|coverage|fuzz|lint|
+#     newest|compile-arm64|compile-musl|arm64|musl|ci
 set -u
 
 python=${PYTHON:-python3}
@@ -22,7 +22,7 @@ tests=(
     socat netcat-openbsd rlwrap telnet             # clients
     tmux openssh-client openssh-server             # screens, and another machine
     python3-jsonschema
-    python3-venv python3-pip                       # installing
+    python3-venv python3-pip mypy dpkg-dev lintian # installing
     python3-sphinx                                 # documents; it brings rst2html
     gunicorn python3-flask                         # servers
     uwsgi-core uwsgi-plugin-python3
@@ -39,6 +39,8 @@ test) packages+=("${tests[@]}") ;;
 docs) packages+=(python3-sphinx) ;;
 doctest) packages+=(python3-venv) ;;
 bench) packages+=(strace) ;;
+wheel) packages+=(binutils) ;;
+deb) packages+=(python3 python3-dev dpkg-dev) ;;
 valgrind) packages+=("${tests[@]}" valgrind) ;;
 coverage) packages+=("${tests[@]}" clang llvm) ;;
 fuzz) packages+=("${fuzzers[@]}") ;;

@@ -787,7 +787,7 @@ is_foreign(const char *variable)
         "CONFIG=",        "BUILD_ROOT=", "CFLAGS=",   "CPPFLAGS=",        "LDFLAGS=",
         "DEBIAN_PYTHON=", "DESTDIR=",    "NO_SETUP=", "NO_SYSTEM_TESTS=", "PREFIX=",
         "SANITIZE=",      "TEST=",       "VALGRIND=", "WERROR=",          "COLUMNS=",
-        "LINES=",         "JOBS=",
+        "LINES=",         "JOBS=",       "LIBEDIT=",
     };
     for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++) {
         if (strncmp(variable, prefixes[i], strlen(prefixes[i])) == 0) {

@@ -532,17 +532,29 @@ assert_loop_works_for_the_prompt(const struct framework *framework)
 }
 
 static void
-tasks_of_uvloop_are_seen(void)
+assert_tasks_are_seen(const struct framework *framework, const char *loop)
 {
-    struct process *app = start_loop(&asyncio_on_uvloop, "");
+    struct process *app = start_loop(framework, "");
     ask_for_ticks(customer_of_the_loop());
     const char *seen = show_tasks(app);
-    assert_matches(seen, "^######### ProcessID=[0-9]+, Loop, thread not known, ");
+    assert_matches(seen, format_text("^######### ProcessID=[0-9]+, %s, ", loop));
     assert_matches(
         seen,
         "^the ticker: tick, (waiting for Future|ready|running)\nFile: .*, in tick$");
     assert_matches(seen, "serve, waiting for Future\nFile: .*, in serve\n(File: .*\n)*"
                          "File: .*streams.py\", line [0-9]+, in _wait_for_data$");
+}
+
+static void
+tasks_of_asyncio_are_seen(void)
+{
+    assert_tasks_are_seen(&asyncio_alone, "_UnixSelectorEventLoop in ThreadID=[0-9]+ .*");
+}
+
+static void
+tasks_of_uvloop_are_seen(void)
+{
+    assert_tasks_are_seen(&asyncio_on_uvloop, "Loop, thread not known");
 }
 
 static void
@@ -781,6 +793,7 @@ main(void)
         TEST(greenlets_of_gevent_are_below_who_spawned_them),
         TEST(greenlets_of_eventlet_are_told_where_they_wait),
         TEST(tasks_of_trio_are_below_their_nurserys_own),
+        TEST(tasks_of_asyncio_are_seen),
         TEST(tasks_of_uvloop_are_seen),
         TEST(asyncio_loop_works_for_the_prompt),
         TEST(uvloop_loop_works_for_the_prompt),

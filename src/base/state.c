@@ -331,6 +331,8 @@ static struct manhole {
     _Atomic bool
         oneshot; /* the doors are handle_oneshot()'s: the listener leaves them alone */
     struct door doors[MAX_DOORS];
+    struct kept_fd
+        door_spare; /* nothing is in it: makes room for a client, see accept_next() */
     /* Sessions, under table_lock. */
     bool closing; /* the interpreter is about to end: nobody attaches any more */
     int entering; /* threads of ours that make their thread state just now */
@@ -349,6 +351,7 @@ static struct manhole {
     .sessions = session_table,
     .wake_bell.number = -1,
     .news_bell.number = -1,
+    .door_spare.number = -1,
     .doors = {[0 ... MAX_DOORS - 1] = {.listen_fd.number = -1, .given_fd.number = -1}},
     .borrowed =
         {

@@ -54,7 +54,8 @@ read_maps(struct advert *advert, const char *maps)
         advert->python =
             sign != NULL ? (int)strtol(sign + strlen(signs[i]), NULL, 10) : 0;
     }
-    advert->has_no_module = advert->python > 0 && strstr(maps, "/manhole.") == NULL;
+    advert->has_no_module = advert->python > 0 && strstr(maps, "/manhole.") == NULL &&
+                            strstr(maps, "/manhole/__init__.") == NULL;
     if (oneshot != NULL) {
         advert->is_there = true;
         advert->signals[1] = (int)strtol(oneshot + strlen(mapping), NULL, 10);

@@ -3,7 +3,7 @@
  * The session is asked beside the console what may stand in place of what stands before the cursor:
  * an answer is lines, each of which begins with that. It is completed as far as the session leaves
  * no choice, else the choice is shown, in columns. What it has none of, or a server that knows no
- * such question, leaves the line as it is.
+ * such question, leaves the line as it is. At a prompt of our own who has put that is asked.
  */
 #ifndef MANHOLE_CLI_COMPLETION_C
 #define MANHOLE_CLI_COMPLETION_C
@@ -117,6 +117,20 @@ insert_name(EditLine *el, char *name)
     (void)el_insertstr(el, name);
 }
 
+/* What the line may become, of which that much stands before the cursor. */
+static void
+find_matches(const struct buffer *start, struct buffer *matches)
+{
+    OWNED_BUFFER question = {.data = NULL};
+
+    if (editor.server < 0) {
+        editor.complete_locally(text_of(start), matches);
+        return;
+    }
+    append_format(&question, "%s\n", text_of(start));
+    ask_aside(editor.target, "complete", &question, matches);
+}
+
 /* Tab: indents at the start of a line; else completes what stands before the cursor as far as the
  * session leaves no choice, or shows the choice. */
 static unsigned char
@@ -128,23 +142,18 @@ on_tab(EditLine *el, int key)
 
     (void)key;
     append_characters(&start, line->buffer, line->cursor);
-    append_text(&start, "\n");
-    if (editor.server < 0) {
-        return CC_ERROR;
-    }
-    if (start.data[strspn(start.data, " \t")] == '\n') {
+    if (editor.server >= 0 && strspn(text_of(&start), " \t") == start.length) {
         return el_insertstr(el, "    ") == 0 ? CC_REFRESH : CC_ERROR;
     }
-    ask_aside(editor.target, "complete", &start, &matches);
-    start.data[--start.length] = '\0'; /* the newline */
-    if (are_matches(&matches, start.data)) {
+    find_matches(&start, &matches);
+    if (are_matches(&matches, text_of(&start))) {
         size_t common = common_length(&matches);
         if (common > start.length) {
             matches.data[common] = '\0';
             insert_name(el, matches.data + start.length);
         }
         else if (line_length(&matches) < matches.length) {
-            show_matches(&matches, start.data);
+            show_matches(&matches, text_of(&start));
         }
     }
     return CC_REFRESH;

@@ -371,6 +371,9 @@ open_connection(const struct request *request, struct target *target, const char
         return open_tcp_connection(request, target);
     }
     check_server(fd, target);
+    if (!terminal.is_quiet) {
+        say_python_manhole(target);
+    }
     return fd;
 }
 

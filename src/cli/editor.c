@@ -40,12 +40,13 @@ suffer(int number)
     set_handler(number, on_signal);
 }
 
-/* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. */
+/* Ctrl-Z: the shell gets the terminal as it was, and we the rest when it says fg. Where there is no
+ * shell the kernel lets nobody stop by that. */
 static void
 stop_for_a_while(void)
 {
     hold_terminal(false);
-    suffer(SIGTSTP);
+    suffer(terminal.is_recorded ? SIGSTOP : SIGTSTP);
     hold_terminal(true);
     el_resize(editor.el);
     draw_line();
@@ -365,9 +366,12 @@ type_line(void)
 }
 
 /* Lets a line be typed at a prompt of our own, while there is no server. Adds it with its newline;
- * returns false at the end. */
+ * returns false at the end. complete() adds the lines that one may become, see the room completion.
+ */
 static bool
-type_local_line(const char *prompt, struct buffer *line)
+type_local_line(const char *prompt,
+                void (*complete)(const char *start, struct buffer *matches),
+                struct buffer *line)
 {
     const char *typed = NULL;
     int count = 0;
@@ -377,6 +381,7 @@ type_local_line(const char *prompt, struct buffer *line)
     append_text(&editor.line, prompt);
     editor.asked = editor.line.length;
     editor.server = -1;
+    editor.complete_locally = complete;
     editor.is_waiting = editor.is_stale = true;
     do {
         editor.way_out = NO_WAY_OUT;

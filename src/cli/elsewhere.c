@@ -39,7 +39,8 @@ build_command(const struct request *request, struct buffer *out)
     for (int i = 0; i < OPTIONS; i++) {
         const struct known_option *option = &options[i];
         OWNED_BUFFER word = {.data = NULL};
-        if (request->given[i] == NULL || option->group == PLACE_GROUP) {
+        if (request->given[i] == NULL || option->group == PLACE_GROUP ||
+            i == OPTION_RECORD) { /* is done here */
             continue;
         }
         if (option->name == NULL) { /* -c and -f, whose argument may be empty */

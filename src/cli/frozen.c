@@ -54,17 +54,14 @@ read_hello(int server, struct buffer *line)
     return byte == '\n';
 }
 
-/* As open_connection(), to a manhole that knows what a frozen copy is. */
+/* As open_connection(), to a manhole that knows what a frozen copy is. -1: this one does not, or
+ * does not answer; nothing was sent. */
 static int
-open_frozen(const struct request *request, struct target *target, const char *channel)
+try_frozen(const struct request *request, struct target *target, const char *channel)
 {
     OWNED_BUFFER line = {.data = NULL};
     int server = open_connection(request, target, channel);
 
-    if (target->port != 0) {
-        fail(STATUS_USAGE, "argument --frozen: not over TCP; run manhole-cli over there, "
-                           "with --host or --exec");
-    }
     bool is_line = read_hello(server, &line);
     if (is_line && strcmp(text_of(&line), frozen_hello) == 0) {
         check_size(request, target, server);
@@ -77,10 +74,25 @@ open_frozen(const struct request *request, struct target *target, const char *ch
     if (say_hindrance(server_pid(server))) {
         leave(STATUS_NO_CONNECTION);
     }
-    fail(STATUS_NO_CONNECTION,
-         "the manhole of process %s makes no frozen copies: it is older, or does not "
-         "answer; nothing was sent",
-         label_of(target).text);
+    (void)close(server);
+    return -1;
+}
+
+static int
+open_frozen(const struct request *request, struct target *target, const char *channel)
+{
+    if (target->port != 0) {
+        fail(STATUS_USAGE, "argument --frozen: not over TCP; run manhole-cli over there, "
+                           "with --host or --exec");
+    }
+    int server = try_frozen(request, target, channel);
+    if (server < 0) {
+        fail(STATUS_NO_CONNECTION,
+             "the manhole of process %s makes no frozen copies: it is older, or does not "
+             "answer; nothing was sent",
+             label_of(target).text);
+    }
+    return server;
 }
 
 #endif /* MANHOLE_CLI_FROZEN_C */

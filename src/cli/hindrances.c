@@ -129,36 +129,103 @@ say_owner_of_socket(const struct target *target)
     return true;
 }
 
-/* Whether this variable was in the environment that the process was started with. */
+/* The value of a variable in the environment that the process was started with, of which this is a
+ * copy; NULL: there was none. */
+static const char *
+find_variable(const struct buffer *environment, const char *name)
+{
+    size_t length = strlen(name);
+
+    for (size_t i = 0; i < environment->length; i += strlen(environment->data + i) + 1) {
+        const char *variable = environment->data + i;
+        if (strncmp(variable, name, length) == 0 && variable[length] == '=') {
+            return variable + length + 1;
+        }
+    }
+    return NULL;
+}
+
 static bool
 has_variable(pid_t pid, const char *name)
 {
     OWNED_BUFFER environment = {.data = NULL};
-    size_t length = strlen(name);
 
     (void)read_proc(pid, "environ", &environment);
-    for (size_t i = 0; i < environment.length; i += strlen(environment.data + i) + 1) {
-        const char *variable = environment.data + i;
-        if (strncmp(variable, name, length) == 0 && variable[length] == '=') {
-            return true;
-        }
-    }
-    return false;
+    return find_variable(&environment, name) != NULL;
 }
 
-/* The program that a process runs, by the path that it was called by, if it was, which in a virtual
- * environment is more than the kernel's own. */
+/* The program that a process runs, by the path that it was called by, which in a virtual
+ * environment is more than the kernel's own. By its name alone it is called where the environment
+ * is activated, which says so in a variable. */
 static void
 find_program(pid_t pid, char *found, size_t size)
 {
     OWNED_BUFFER words = {.data = NULL};
+    OWNED_BUFFER environment = {.data = NULL};
+    struct text program_file = proc_path(pid, "exe");
 
-    if (read_proc(pid, "cmdline", &words) && text_of(&words)[0] == '/') {
-        (void)snprintf(found, size, "%s", words.data);
+    (void)read_proc(pid, "cmdline", &words);
+    (void)read_proc(pid, "environ", &environment);
+    const char *word = text_of(&words);
+    const char *venv = find_variable(&environment, "VIRTUAL_ENV");
+    struct text within = print("%s/bin/%s", venv != NULL ? venv : "", word);
+    bool is_within = venv != NULL && access(within.text, X_OK) == 0 &&
+                     is_same_file(within.text, program_file.text);
+    if (word[0] == '/' || is_within) {
+        (void)snprintf(found, size, "%s", word[0] == '/' ? word : within.text);
         return;
     }
-    ssize_t length = readlink(proc_path(pid, "exe").text, found, size - 1);
+    ssize_t length = readlink(program_file.text, found, size - 1);
     found[length > 0 ? length : 0] = '\0';
+}
+
+/* Finds where the Python that a process runs has python-manhole: the folder with its package. */
+static bool
+find_python_manhole(pid_t pid, char *found, size_t size)
+{
+    static const char *const places[] = {"", "/local"}; /* which is pip's on Debian */
+    char python[PATH_MAX] = "";
+    glob_t packages = {.gl_pathc = 0};
+
+    find_program(pid, python, sizeof(python));
+    char *folder = strstr(python, "/bin/");
+    for (size_t i = 0; folder != NULL && packages.gl_pathc == 0 && i < 2; i++) {
+        char pattern[PATH_MAX + 128];
+        (void)snprintf(pattern, sizeof(pattern),
+                       "%.32s%.*s%s/lib*/python3*/*-packages/manhole/__init__.py",
+                       root_of(pid).text, (int)(folder - python), python, places[i]);
+        /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
+        (void)glob(pattern, 0, NULL, &packages);
+    }
+    bool is_found = packages.gl_pathc > 0;
+    if (is_found) {
+        *strrchr(packages.gl_pathv[0], '/') = '\0';
+        (void)snprintf(found, size, "%s", packages.gl_pathv[0]);
+    }
+    globfree(&packages);
+    return is_found;
+}
+
+/* Says of python-manhole that it is who answers. That opens its socket with the mode that the umask
+ * gives, which is ours only by chance; so of a manhole of our own no more is asked than that. */
+static void
+say_python_manhole(const struct target *target)
+{
+    char package[PATH_MAX];
+    char python[PATH_MAX];
+    struct stat file;
+
+    if (target->pid == 0 || stat(target->path, &file) < 0 ||
+        (file.st_mode & 0777) == 0600 || !read_advert(target->pid).has_no_module ||
+        !find_python_manhole(target->pid, package, sizeof(package))) {
+        return;
+    }
+    find_program(target->pid, python, sizeof(python));
+    (void)fprintf(stderr,
+                  "%s: process %d has python-manhole, of %s, which gives a prompt and no "
+                  "more. For all of it: %s -m pip uninstall manhole, install this one "
+                  "there (again), and start the process anew\n",
+                  program, (int)target->pid, quote(package).text, quote(python).text);
 }
 
 /* The commonest mistake gets a line of its own: the variable is there, and Python never saw it. */

@@ -8,8 +8,9 @@
  *   --report      reads what is there already: no attribute that would run a property, no file
  *                 of the application's. Of the environment it shows the variables known to be
  *                 harmless, of the others the names: what is a secret only its owner knows.
- *   --memory      has to look at every object that the garbage collector knows, and the program
- *                 stands still for that: see list_types(), the one place that does it.
+ *   --memory      has to look at every object that the garbage collector knows. It does so in a
+ *                 frozen copy (room memory); where there is none the program stands still for that,
+ *                 see list_types().
  *
  * To add one: an option of ACTION_GROUP, its row in find_action() and in own_programs[], a test.
  */
@@ -40,7 +41,7 @@ static const char log_level_program[] =
     "        print('no logger has a level that --log-level gave it')\n"
     "def parse_level(text):\n"
     "    level = logging.getLevelName(text.upper())\n"
-    "    if type(level) is not int and not text.isdigit():\n"
+    "    if type(level) is not int and not text.isdecimal():\n"
     "        sys.exit(f'manhole-cli: no level is called {text!r}; say DEBUG, INFO, "
     "WARNING, '\n"
     "                 'ERROR, CRITICAL or a number')\n"
@@ -220,89 +221,112 @@ static const char report_program[] =
     "show('ENVIRONMENT', environment())\n"
     "show('PACKAGES', packages())\n";
 
-/* argv: the seconds between the two looks. */
+/* argv: seconds; "copy" or "process", what it looks at; what the first look has printed. Types are
+ * known again by their names: those of modules that each copy has to import are elsewhere in each.
+ * Both looks do the same up to their counting, so that nothing grows by it. */
 static const char memory_program[] =
     "import collections, gc, itertools, os, sys, time, tracemalloc\n"
+    "seconds, place, before = sys.argv[1:]\n"
+    "is_copy, is_first = place == 'copy', not before\n"
+    /* The process is the copy's parent. */
+    "pid = os.getppid() if is_copy else os.getpid()\n"
+    "print(f'process {pid}, two looks {seconds} s apart', flush=True)\n"
+    "is_collecting, collections_made = gc.isenabled(), [each['collections'] for each in "
+    "gc.get_stats()]\n"
     "MOST = 20\n"
+    "if is_copy:\n"
+    "    gc.disable()\n"
     /* Adds the type of each. All of it is one call of C, in which chain() asks for the list and
      * drops it again: no other thread runs while there is that list, so no object lives longer
-     * because of it, nor dies in this thread. The program stands still meanwhile, at most 0.1 s for
-     * a million objects. */
+     * because of it, nor dies in this thread. Without a copy the program stands still
+     * meanwhile, at most 0.1 s for a million objects. */
     "def list_types(types):\n"
     "    lists = itertools.starmap(gc.get_objects, [()])\n"
     "    types.extend(map(type, itertools.chain.from_iterable(lists)))\n"
-    "def read_status():\n"
-    "    with open('/proc/self/status') as file:\n"
-    "        pairs = (line.split(':') for line in file if 'kB' in line)\n"
-    "        return {name: int(value.split()[0]) for name, value in pairs}\n"
-    "class Look:\n"
-    "    def __init__(self):\n"
-    /* By the number of a type: one whose metaclass has an __eq__ may have no hash. */
-    "        self.counts, self.types = collections.Counter(), {}\n"
-    "    def take(self):\n"
-    "        self.trace = tracemalloc.take_snapshot() if tracemalloc.is_tracing() else "
-    "None\n"
-    "        self.status = read_status()\n"
-    "        self.blocks = sys.getallocatedblocks()\n"
-    "        self.collections = [each['collections'] for each in gc.get_stats()]\n"
-    "        types = []\n"
-    "        begin = time.perf_counter()\n"
-    "        list_types(types)\n"
-    "        self.stall = time.perf_counter() - begin\n"
-    "        self.counts.update(map(id, types))\n"
-    "        self.types.update(zip(map(id, types), types))\n"
-    "        del types\n"
-    /* What grows is counted from here, for the look has taken memory itself. */
-    "        self.status_after = read_status()\n"
-    "        self.blocks_after = sys.getallocatedblocks()\n"
+    /* As type has it: a metaclass may have a property in its place. */
+    "QUALNAME, MODULE = (vars(type)[name].__get__ for name in ('__qualname__', "
+    "'__module__'))\n"
     "def name_of(kind):\n"
-    "    module = kind.__module__\n"
-    "    return kind.__qualname__ if module == 'builtins' else "
-    "f'{module}.{kind.__qualname__}'\n"
-    "def sleep_until(end):\n" /* in pieces, for Ctrl-C to come in between */
-    "    while time.monotonic() < end:\n"
-    "        time.sleep(min(0.2, max(0, end - time.monotonic())))\n"
+    "    try:\n"
+    "        module = MODULE(kind)\n"
+    "    except AttributeError:\n"
+    "        module = None\n"
+    "    is_plain = module == 'builtins' or type(module) is not str\n"
+    "    return QUALNAME(kind) if is_plain else f'{module}.{QUALNAME(kind)}'\n"
+    "def count():\n"
+    "    types = []\n"
+    "    begin = time.perf_counter()\n"
+    "    list_types(types)\n"
+    "    stall = time.perf_counter() - begin\n"
+    /* By the number of a type, for one whose metaclass has an __eq__ may have no hash. */
+    "    kinds, names = dict(zip(map(id, types), types)), collections.Counter()\n"
+    "    for number, count in collections.Counter(map(id, types)).items():\n"
+    "        names[name_of(kinds[number])] += count\n"
+    "    return stall, dict(names)\n"
+    "def measure():\n"
+    "    with open(f'/proc/{pid}/status') as file:\n"
+    "        pairs = (line.split(':') for line in file if 'kB' in line)\n"
+    "        return {name: int(value.split()[0]) for name, value in pairs}, "
+    "sys.getallocatedblocks()\n"
+    "def trace():\n"
+    "    if not tracemalloc.is_tracing():\n"
+    "        return None\n"
+    "    return tracemalloc.take_snapshot().statistics('lineno')\n"
+    "def by_line(statistics):\n"
+    "    return {(each.traceback[0].filename, each.traceback[0].lineno): (each.size, "
+    "each.count)\n"
+    "            for each in statistics}\n"
     "def show_sizes(first, second):\n"
     "    for title, key in ('resident', 'VmRSS'), ('of its own', 'RssAnon'), ('swapped', "
     "'VmSwap'):\n"
-    "        now = second.status.get(key, 0)\n"
-    "        print(f'{title:<12}{now / 1024:>12,.1f} MiB '\n"
-    "              f'{(now - first.status_after.get(key, 0)) / 1024:>+12,.1f} MiB')\n"
-    "    print(f'{\"blocks\":<12}{second.blocks:>12,}     {second.blocks - "
-    "first.blocks_after:>+12,}')\n"
-    "    made = [b - a for a, b in zip(first.collections, second.collections)]\n"
-    "    print(f'{\"collections\":<12}{\" \".join(map(str, made)):>12} by generation; '\n"
-    "          f'gc is {\"on\" if gc.isenabled() else \"off\"}, garbage "
-    "{len(gc.garbage)}')\n"
+    "        now, was = second[0].get(key, 0), first[0].get(key, 0)\n"
+    "        print(f'{title:<12}{now / 1024:>12,.1f} MiB {(now - was) / 1024:>+12,.1f} "
+    "MiB')\n"
+    "    print(f'{\"blocks\":<12}{second[1]:>12,}     {second[1] - first[1]:>+12,}')\n"
     "def show_types(first, second):\n"
-    "    grown = (second.counts - first.counts).most_common(MOST)\n"
-    "    for kind, growth in grown:\n"
-    "        print(f'{second.counts[kind]:>12,} {growth:>+12,}  "
-    "{name_of(second.types[kind])}')\n"
+    "    grown = collections.Counter(second) - collections.Counter(first)\n"
+    "    for name, growth in grown.most_common(MOST):\n"
+    "        print(f'{second[name]:>12,} {growth:>+12,}  {name}')\n"
     "    if not grown:\n"
     "        print('no type has more objects than before')\n"
     "def show_trace(first, second):\n"
-    "    if first.trace is None or second.trace is None:\n"
+    "    if first is None or second is None:\n"
     "        print('\\ntracemalloc is off. PYTHONTRACEMALLOC=1 has it on from the start; "
     "from now on: '\n"
     "              \"-c 'import tracemalloc; tracemalloc.start()'\")\n"
     "        return\n"
     "    print('\\ntracemalloc: where most was allocated in between')\n"
-    "    changes = second.trace.compare_to(first.trace, 'lineno')\n"
-    "    for each in [each for each in changes if each.size_diff > 0][:10]:\n"
-    "        print(' ', each)\n"
-    "seconds = float(sys.argv[1])\n"
-    "print(f'process {os.getpid()}, two looks {seconds:g} s apart', flush=True)\n"
-    "first, second = Look(), Look()\n" /* both now, lest the second count as grown */
-    "first.take()\n"
-    "sleep_until(time.monotonic() + seconds)\n"
-    "second.take()\n"
-    "print(f'at {sum(second.counts.values()):,} objects; it stood still for '\n"
-    "      f'{first.stall * 1e3:.0f} and {second.stall * 1e3:.0f} ms\\n')\n"
-    "show_sizes(first, second)\n"
-    "print()\n"
-    "show_types(first, second)\n"
-    "show_trace(first, second)\n";
+    "    grown = []\n"
+    "    for each, key in zip(second, by_line(second)):\n"
+    "        size, count = first.get(key, (0, 0))\n"
+    "        grown.append(tracemalloc.StatisticDiff(each.traceback, each.size, each.size "
+    "- size,\n"
+    "                                               each.count, each.count - count))\n"
+    "    grown.sort(key=lambda each: -each.size_diff)\n"
+    "    for each in grown[:10]:\n"
+    "        if each.size_diff > 0:\n"
+    "            print(' ', each)\n"
+    /* What grows is measured from behind the first look to before the second, for a look takes
+     * memory itself. */
+    "sizes = measure()\n"
+    "traced = trace()\n"
+    "stall, types = count()\n"
+    "if is_first:\n"
+    "    print(ascii((measure(), collections_made, stall, types, traced and "
+    "by_line(traced))))\n"
+    "else:\n"
+    "    first = eval(before.partition('\\n')[2])\n"
+    "    show_sizes(first[0], sizes)\n"
+    "    made = ' '.join(str(b - a) for a, b in zip(first[1], collections_made))\n"
+    "    print(f'{\"collections\":<12}{made:>12} by generation; '\n"
+    "          f'gc is {\"on\" if is_collecting else \"off\"}, garbage "
+    "{len(gc.garbage)}')\n"
+    "    print(f'\\n{sum(types.values()):,} objects, ' + (\n"
+    "          'counted in a frozen copy' if is_copy else\n"
+    "          f'for which it stood still {first[2] * 1e3:.0f} and {stall * 1e3:.0f} "
+    "ms'))\n"
+    "    show_types(first[3], types)\n"
+    "    show_trace(first[4], traced)\n";
 
 static const struct own_program {
     enum option_name option;

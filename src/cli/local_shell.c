@@ -362,6 +362,28 @@ help_locally(const char *topic)
     }
 }
 
+#ifdef HAVE_LIBEDIT
+/* Adds what the line may become: a command, and behind help any of them. */
+static void
+complete_command(const char *start, struct buffer *matches)
+{
+    const char *name = start + strspn(start, blanks);
+    bool is_topic = strncmp(name, "help ", 5) == 0 || strncmp(name, "? ", 2) == 0;
+
+    if (is_topic) {
+        name += strcspn(name, blanks);
+        name += strspn(name, blanks);
+    }
+    for (size_t i = 0; i < LOCAL_COMMANDS; i++) {
+        if (strncmp(local_commands[i].name, name, strlen(name)) == 0) {
+            append_format(matches, "%.*s%s%s\n", (int)(name - start), start,
+                          local_commands[i].name,
+                          is_topic || local_commands[i].arguments[0] == '\0' ? "" : " ");
+        }
+    }
+}
+#endif
+
 /* Runs a line: a word, and its argument. */
 static void
 obey_locally(struct local_shell *shell, char *line)
@@ -431,7 +453,7 @@ ask_line(struct buffer *line)
 #ifdef HAVE_LIBEDIT
     if (open_editor()) {
         begin_editing();
-        return type_local_line(local_prompt, line);
+        return type_local_line(local_prompt, complete_command, line);
     }
 #endif
     return read_line(line);

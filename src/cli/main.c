@@ -1,9 +1,9 @@
 /* The program: the command line, then whatever it asks for, of one process or of several.
  *
  * Before anything is opened, descriptors 0 to 2 are made sure of, output that nobody reads becomes
- * an error of write(), and Ctrl-C ends the program. Then: over there (--host, --exec), or about all
- * processes (--list, --clean), or for those that are named or selected. Of these, one is served in
- * this process, several by a child each.
+ * an error of write(), and Ctrl-C ends the program. With --record the rest is a child's. Then: over
+ * there (--host, --exec), or about all processes (--list, --clean), or for those that are named or
+ * selected. Of these, one is served in this process, several by a child each.
  */
 #ifndef MANHOLE_CLI_MAIN_C
 #define MANHOLE_CLI_MAIN_C
@@ -12,6 +12,7 @@
 #include "top.c"
 #include "elsewhere.c"
 #include "local_shell.c"
+#include "recording.c"
 
 /* A descriptor 0, 1 or 2 that the caller has closed would be taken by the socket, and then read as
  * if it were standard input. /dev/null takes its place: an input at its end, an output that takes
@@ -88,6 +89,9 @@ main(int argc, char **argv)
     set_handler(SIGINT, on_early_interrupt);
     look_at_terminal();
     parse_command_line(argc, argv, &request);
+    if (is_given(&request, OPTION_RECORD)) {
+        record(request.given[OPTION_RECORD]);
+    }
     terminal.is_raw = is_given(&request, OPTION_RAW);
     terminal.has_colours = terminal.has_colours && !is_given(&request, OPTION_NO_COLOR);
     terminal.is_quiet = is_given(&request, OPTION_QUIET);

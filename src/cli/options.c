@@ -28,6 +28,7 @@ enum option_name {
     OPTION_QUIET,
     OPTION_RAW,
     OPTION_NO_COLOR,
+    OPTION_RECORD,
     OPTION_VERSION,
     OPTION_CODE,
     OPTION_FILE,
@@ -117,6 +118,8 @@ static const struct known_option {
                     "Let control characters from the process through to the terminal."},
     [OPTION_NO_COLOR] = {NO_GROUP, NULL, "no-color", NULL,
                          "No colours, as where NO_COLOR is set."},
+    [OPTION_RECORD] = {NO_GROUP, NULL, "record", "FILE",
+                       "Keep what is seen in this new FILE, for asciinema to play."},
     [OPTION_VERSION] = {NO_GROUP, NULL, "version", NULL, "show the version and exit"},
     [OPTION_CODE] = {ACTION_GROUP, "c", NULL, "CODE",
                      "Run CODE in the process, print its output only, and exit with its "
@@ -653,8 +656,10 @@ parse_command_line(int argc, char **argv, struct request *request)
         fail(STATUS_USAGE, "argument --locals: only with --stacks, and not with --brief");
     }
     if (is_given(request, OPTION_YES) && !is_given(request, OPTION_FROZEN) &&
-        !is_given(request, OPTION_LOCALS) && !is_given(request, OPTION_ATTACH)) {
-        fail(STATUS_USAGE, "argument --yes: only with --frozen, --locals or --attach");
+        !is_given(request, OPTION_LOCALS) && !is_given(request, OPTION_MEMORY) &&
+        !is_given(request, OPTION_ATTACH)) {
+        fail(STATUS_USAGE,
+             "argument --yes: only with --frozen, --locals, --memory or --attach");
     }
     parse_targets(request);
 }

@@ -27,6 +27,7 @@ enum {
 struct output {
     int fd;
     bool is_terminal;
+    struct buffer *kept;      /* where it goes instead; or NULL */
     struct buffer unfinished; /* a character of which the rest is still to come */
 };
 
@@ -42,6 +43,10 @@ write_output(struct output *output, const char *bytes, size_t count)
 {
     OWNED_BUFFER shown = {.data = NULL};
 
+    if (output->kept != NULL) {
+        append(output->kept, bytes, count);
+        return;
+    }
     if (!output->is_terminal) {
         write_all(output->fd, bytes, count);
         return;
@@ -360,6 +365,10 @@ conclude(struct answer *answer, const struct task *task)
             label_of(task->target).text);
         return STATUS_NO_CONNECTION;
     }
+    if (answer->is_refusal && answer->out.kept != NULL) {
+        append(answer->out.kept, answer->bytes.data, answer->bytes.length);
+        return STATUS_NO_CONNECTION;
+    }
     if (answer->is_refusal) {
         show_lines(STDERR_FILENO, NULL, &answer->bytes, true);
         return STATUS_NO_CONNECTION;
@@ -374,10 +383,11 @@ conclude(struct answer *answer, const struct task *task)
 
 /* Runs the code, with our standard streams as its own. Standard input is read when the code asks
  * for it and not before: what it does not want is left to others, as in a loop of a shell that
- * reads its lines from there. */
+ * reads its lines from there. kept: where its output goes, or a refusal, instead of being shown; or
+ * NULL. */
 static enum exit_status
 run_code(int server, const struct request *request, const struct target *target,
-         bool *answered)
+         bool *answered, struct buffer *kept)
 {
     struct task task = {.server = server,
                         .target = target,
@@ -388,6 +398,7 @@ run_code(int server, const struct request *request, const struct target *target,
                             .err = open_output(STDERR_FILENO)};
     struct input input = {.is_over = false};
 
+    answer.out.kept = kept;
     build_request(request, &input.unsent);
     if (task.awaited != NULL && task.deadline > now_s() + STACKS_PATIENCE_S) {
         task.deadline = now_s() + STACKS_PATIENCE_S;

@@ -42,7 +42,8 @@ static struct editor {
     EditLine *el;
     History *history;
     const struct target *target;
-    int server;
+    int server; /* -1: the prompt is our own, which has */
+    void (*complete_locally)(const char *start, struct buffer *matches);
     bool is_begun;          /* the terminal and its signals are ours */
     bool is_waiting;        /* somebody reads there, nothing was sent since */
     bool is_typing;         /* libedit shows a line */

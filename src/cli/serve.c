@@ -7,6 +7,7 @@
 #include "editor.c"
 #include "stacks.c"
 #include "attach/attach.c"
+#include "memory.c"
 
 /* What a copy serves begins when it is told to: behind open_frozen() the process may be too big. */
 static int
@@ -38,6 +39,14 @@ hold_console(const struct request *request, struct target *target)
     if (open_editor()) {
         return converse(open_channel(request, target, channel), target);
     }
+#else
+    if (is_interactive() && !terminal.is_quiet) {
+        (void)fprintf(stderr,
+                      "%s: built without libedit: no line editing, history, "
+                      "completion or colours here; with libedit-dev (Debian's "
+                      "name for it) make builds it anew\n",
+                      program);
+    }
 #endif
     return relay_session(open_channel(request, target, channel), target);
 }
@@ -56,11 +65,14 @@ serve(const struct request *request, const struct target *asked, bool *answered)
         }
         attach(request, target.pid);
     }
+    if (is_given(request, OPTION_MEMORY)) {
+        return compare_memory(request, &target, answered);
+    }
     if (request->action == ACTION_RUN) {
         int server = is_given(request, OPTION_FROZEN)
                          ? open_frozen(request, &target, "frozen-exec")
                          : open_connection(request, &target, "exec");
-        return run_code(server, request, &target, answered);
+        return run_code(server, request, &target, answered, NULL);
     }
     if (is_look(request)) {
         static const char *const channels[][2] = {

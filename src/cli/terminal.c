@@ -32,6 +32,7 @@ static struct terminal {
     bool has_colours; /* wanted, too: no NO_COLOR in the environment */
     bool is_quiet;    /* --quiet: no remarks of our own */
     bool is_raw;      /* --raw: control sequences are sent as they come */
+    bool is_recorded; /* it is a recorder's, and there is no shell in this session */
     bool is_in_traceback; /* the last line that was painted */
 } terminal;
 

@@ -5,7 +5,7 @@
  *    4712 R  99.5    26.4M    4     12  worker holds the GIL in loads at /srv/shop/basket.py:12
  *
  * What it costs them. The kernel is asked each time: of that a process notices nothing. For its
- * stacks and tasks the process is asked as --json asks, which takes its own time. So no look is
+ * stacks, and how many tasks it has, the process is asked, which takes its own time. So no look is
  * repeated before SHARE times as long has passed as it took: with a thousand threads, too, looks
  * are less than 1 % of a core, they only come less often. A look that took long because Python did
  * not answer was no work, so there it is STUCK_PAUSE_S at most.
@@ -93,7 +93,7 @@ static void
 begin_look(struct watched *process)
 {
     struct look *look = &process->look;
-    const char *channel = look->seen > 0 ? "json-again" : "json";
+    const char *channel = look->seen > 0 ? "watch-again" : "watch";
 
     if (look->fd >= 0 || look->is_old || now_s() < look->next) {
         return;
@@ -238,24 +238,15 @@ is_running(struct json head)
     return is_same_json(find_member(head, "\"state\": "), (struct json){"running", 7});
 }
 
-/* How many tasks and greenlets there are, whose lines follow those of the threads. */
+/* How many tasks and greenlets there are. */
 static struct text
 tasks_text(const struct look *look)
 {
-    struct thread thread;
-    long count = 0;
-
-    for (size_t at = 0; next_thread(&look->last, &at, &thread);) {
-        count += kind_of(thread.head)[0] != '\0';
-    }
-    return count > 0 ? print("%ld", count) : print("-");
-}
-
-/* The same, until the tasks begin. */
-static bool
-next_real_thread(const struct buffer *document, size_t *at, struct thread *thread)
-{
-    return next_thread(document, at, thread) && kind_of(thread->head)[0] == '\0';
+    struct json all = {text_of(&look->last), look->last.length};
+    struct json count = find_member(all, "\"task_count\": ");
+    return count.bytes == NULL || count.bytes[0] == '0'
+               ? print("-")
+               : print("%.*s", (int)count.length, count.bytes);
 }
 
 /* The thread that tells most of a process: who holds the GIL, else who runs, else the main one,
@@ -267,7 +258,7 @@ find_telling_thread(const struct buffer *document, struct thread *found)
     struct thread thread;
     int best = 0;
 
-    for (size_t at = 0; next_real_thread(document, &at, &thread);) {
+    for (size_t at = 0; next_thread(document, &at, &thread);) {
         struct json id = find_member(thread.head, "\"native_id\": ");
         int weight = is_true(thread.head, "\"holds_gil\": ") ? 4
                      : is_running(thread.head)               ? 3
@@ -365,7 +356,7 @@ count_threads(const struct buffer *stacks)
     struct thread thread;
     size_t count = 0;
 
-    for (size_t at = 0; next_real_thread(stacks, &at, &thread); count++) {
+    for (size_t at = 0; next_thread(stacks, &at, &thread); count++) {
     }
     return count;
 }
@@ -379,7 +370,7 @@ fill_threads(struct watched *process, double seconds, struct row *rows, size_t c
     struct thread thread;
     size_t at = 0;
 
-    for (size_t i = 0; i < count && next_real_thread(stacks, &at, &thread); i++) {
+    for (size_t i = 0; i < count && next_thread(stacks, &at, &thread); i++) {
         struct json id = find_member(thread.head, "\"native_id\": ");
         pid_t tid = id.bytes != NULL ? (pid_t)strtol(id.bytes, NULL, 10) : 0;
         double used = read_usage(process->target.pid, tid);

@@ -396,10 +396,36 @@ log_left_paths(void)
     }
 }
 
+/* Has a descriptor to spare for the next client, if there is one to be had. */
+static void
+hold_door_spare(void)
+{
+    if (kept_number(&manhole.door_spare) < 0) {
+        keep_fd(&manhole.door_spare, socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    }
+}
+
+/* Accepts a client. An application that leaks descriptors is one that somebody wants to look into:
+ * the spare one makes room for one client. Returns its descriptor, or -1 with errno. */
+DETACHED static int
+accept_next(int listen_fd, union address *address, socklen_t *size)
+{
+    const socklen_t space = *size;
+    hold_door_spare();
+    int fd = accept4(listen_fd, &address->any, size, SOCK_CLOEXEC);
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+        close_kept(&manhole.door_spare);
+        *size = space;
+        fd = accept4(listen_fd, &address->any, size, SOCK_CLOEXEC);
+    }
+    return fd;
+}
+
 /* Closes the doors of the options. Clients that are in stay. */
 static void
 close_doors(void)
 {
+    close_kept(&manhole.door_spare);
     remove_paths();
     log_left_paths();
     for (size_t i = 0; i < MAX_OWN_DOORS; i++) {
@@ -420,6 +446,7 @@ close_given_doors(void)
 static void
 forget_doors(void)
 {
+    close_kept(&manhole.door_spare);
     for (size_t i = 0; i < MAX_DOORS; i++) {
         atomic_store(&manhole.doors[i].binding, false);
         atomic_store(&manhole.doors[i].bound, false);
@@ -486,7 +513,10 @@ open_doors(void)
     for (size_t i = 0; get_endpoint(&manhole.options, i, &endpoint); i++) {
         opened += see_to_door(&manhole.doors[i], &endpoint);
     }
-    if (!is_open()) {
+    if (is_open()) {
+        hold_door_spare();
+    }
+    else {
         unwatch_death_signals();
     }
     return opened;

@@ -396,7 +396,7 @@ accept_guest(int listen_fd)
 {
     union address address = {.any.sa_family = AF_UNSPEC};
     socklen_t size = sizeof(address);
-    int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC);
+    int fd = accept_next(listen_fd, &address, &size);
     struct card card = fd < 0 ? (struct card){"", ""} : read_card(&address.un, size);
     struct peer peer = {0};
     if (strcmp(card.channel, "interrupt") != 0) {

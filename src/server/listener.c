@@ -16,7 +16,8 @@
  *
  * What an application may do to us. It may close every descriptor: poll() returns at once for those
  * (POLLNVAL), and they are opened anew (recover_descriptors()). It may use up all descriptors: then
- * accept() is tried again after ACCEPT_PAUSE_MS, and said once.
+ * one client gets the spare one, and for another accept() is tried again after ACCEPT_PAUSE_MS, and
+ * said once.
  *
  * The calling card. A client may bind its socket to an abstract name before it connects,
  * manhole-cli/ID/CHANNEL, and the kernel hands it to us with the connection. ID is the same for all
@@ -33,6 +34,8 @@
  *              client with this ID, a line each. No word on any error.
  *   stacks     sends the stacks alone; from a frozen copy when Python does not answer.
  *   json       the same as a JSON document.
+ *   watch, watch-again
+ *              the same with the number of tasks alone; but for the first time the log is silent.
  *   frozen, frozen-terminal, frozen-exec
  *              the console and exec in a frozen copy of the process. Sends "frozen" and a newline
  *              first, for the client to know. A console begins with a byte of the client's.
@@ -281,10 +284,11 @@ static const struct channel channels[] = {
      .serve = serve_frozen,
      .serve_copy = serve_locals_json},
     {.name = "json", .aside = true, .serve = serve_json, .report = report_json},
-    {.name = "json-again", /* by who watches, after a first "json" */
+    {.name = "watch", .aside = true, .serve = serve_watch, .report = report_json},
+    {.name = "watch-again",
      .aside = true,
      .unlogged = true,
-     .serve = serve_json,
+     .serve = serve_watch,
      .report = report_json},
     {.name = "stacks", .aside = true, .serve = serve_stacks, .report = report_stacks},
     {.name = "tasks",
@@ -338,7 +342,7 @@ accept_client(const struct door *door)
     if (given) { /* a process that shares it may have had it block again */
         (void)fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
     }
-    int fd = accept4(listen_fd, &address.any, &size, SOCK_CLOEXEC); /* owned */
+    int fd = accept_next(listen_fd, &address, &size); /* owned */
     if (fd < 0) {
         return is_passing(errno) ? 0 : -1;
     }

@@ -11,8 +11,8 @@
  * but its converters do not know whose value they have, and its errors do not say which options
  * there are.
  *
- * To add an option: a field in struct options, a row here, one in manhole.h, one in
- * docs/options.rst.
+ * To add an option: a field in struct options, a row here, one in manhole.h, manhole.pyi and
+ * docs/options.rst each.
  */
 #ifndef MANHOLE_SERVER_OPTIONS_C
 #define MANHOLE_SERVER_OPTIONS_C

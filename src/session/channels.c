@@ -376,18 +376,34 @@ serve_stacks(struct session *session, PyObject *locals)
     serve_look(session, &form);
 }
 
-/* The same as JSON, for programs. To list many tasks takes time, and is no hang. */
+/* To read many tasks takes time, and is no hang. */
+ATTACHED static void
+serve_document(struct session *session, const struct form *form)
+{
+    if (may_have_tasks() && settle_report_attached(session)) {
+        close_session(session);
+    }
+    else {
+        serve_look(session, form);
+    }
+}
+
+/* The same as JSON, for programs. */
 ATTACHED static void
 serve_json(struct session *session, PyObject *locals)
 {
     static const struct form form = {.append = append_json, .add_tasks = add_all_tasks};
     (void)locals;
-    if (may_have_tasks() && settle_report_attached(session)) {
-        close_session(session);
-    }
-    else {
-        serve_look(session, &form);
-    }
+    serve_document(session, &form);
+}
+
+/* The same for who asks every few seconds: of tasks only how many there are. */
+ATTACHED static void
+serve_watch(struct session *session, PyObject *locals)
+{
+    static const struct form form = {.append = append_json, .add_tasks = add_task_count};
+    (void)locals;
+    serve_document(session, &form);
 }
 
 /* In a frozen copy: the stacks with the variables of each frame. */

@@ -45,6 +45,8 @@
 enum {
     /* At once. */
     MAX_COPIES = 2,
+    CLAIM_ATTEMPTS = 20,
+    CLAIM_PAUSE_MS = 50,
 };
 
 /* The first bytes that a client gets of such a channel. */
@@ -226,6 +228,20 @@ claim_copy(struct session *session)
     return count < MAX_COPIES;
 }
 
+/* One whose client has just left takes a moment to go. Returns false when there are enough. */
+MAY_ATTACH static bool
+await_claim(struct session *session, bool attached)
+{
+    bool claimed = claim_copy(session);
+    for (int i = 0; !claimed && i < CLAIM_ATTEMPTS; i++) {
+        PyThreadState *tstate = attached ? detach() : NULL;
+        (void)poll(NULL, 0, CLAIM_PAUSE_MS);
+        reattach(tstate);
+        claimed = claim_copy(session);
+    }
+    return claimed;
+}
+
 static void
 give_up_copy(struct session *session)
 {
@@ -255,7 +271,8 @@ serve_by_copy(struct session *session, bool attached)
                                 .note = note_copy,
                                 .live = live_as_copy,
                                 .argument = &purpose};
-    enum freeze_result result = claim_copy(session) ? freeze(&freezing) : FREEZE_TOO_MANY;
+    enum freeze_result result =
+        await_claim(session, attached) ? freeze(&freezing) : FREEZE_TOO_MANY;
     int error = errno;
     if (attached && freezing.tstate == NULL) { /* there was no first copy */
         freezing.tstate = detach();

@@ -560,6 +560,15 @@ static const char tasks_program[] =
     "        rest = sum(len(same) for words, same in rows[MAX_PLACES:])\n"
     "        yield f'{rest} more at {len(rows) - MAX_PLACES} other places'\n"
     "\n"
+    /* How many there are, as a member of a document. */
+    "def count():\n"
+    "    names, kinds, _ = find_kinds()\n"
+    "    found = itertools.chain(all_tasks(names, kinds), all_trio_tasks(), "
+    "all_greenlets())\n"
+    "    text = f'\"task_count\": {sum(1 for one in found)}'\n"
+    "    known.clear()\n"
+    "    return text\n"
+    "\n"
     /* Of all that there is: where it waits. Of as many as can be read in time. */
     "def summary(seconds):\n"
     "    until = time.monotonic() + seconds\n"
@@ -730,6 +739,15 @@ add_task_summary(struct stacks *stacks)
         OWNED PyObject *limit =
             PyFloat_FromDouble(seconds < SUMMARY_S ? seconds : SUMMARY_S);
         add_to_stacks(stacks, limit == NULL ? NULL : look_at_tasks("summary", limit));
+    }
+}
+
+/* Adds how many there are, as a member of the document. Never raises. */
+ATTACHED static void
+add_task_count(struct stacks *stacks)
+{
+    if (may_have_tasks()) {
+        add_to_stacks(stacks, look_at_tasks("count", NULL));
     }
 }
 

@@ -37,6 +37,10 @@ libc = ctypes.PyDLL(None)
 ready()
 while True: libc.usleep(2000000 * 60)
 '''
+ALLOCATES = '''def allocate():
+    while True: [bytes(i * 97 % 5000) for i in range(1000)]
+threads(8, allocate); ready()
+while True: time.sleep(1)'''
 KINDS = {
     'sleeps': 'ready()\nwhile True: time.sleep(1)',
     '8 threads compute': 'threads(8); ready()\nbusy()',
@@ -60,6 +64,19 @@ uvloop.install(); asyncio.run(main())''',
 def one():
     while True: gevent.sleep(0.001)
 jobs = [gevent.spawn(one) for _ in range(50)]; ready(); gevent.joinall(jobs)''',
+    '2 GB': 'blocks = [b"x" * 2**20 for _ in range(2048)]; ready()\nwhile True: time.sleep(1)',
+    'little address space': '''import resource
+size = int(open('/proc/self/statm').read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**28,) * 2); ready()
+while True: time.sleep(1)''',
+    'no free descriptors': '''import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1024)); taken = []
+try:
+    while True: taken.append(os.dup(1))
+except OSError: ready()
+while True: time.sleep(1)''',
+    'jemalloc': ALLOCATES,
+    'tcmalloc': ALLOCATES,
     'stuck in C': STUCK,
     'stuck in C beside 8 threads': 'threads(8)' + STUCK,
     'stuck in a loop of C': 'ready()\nwhile True: sum(iter(int, 1))',
@@ -68,13 +85,25 @@ jobs = [gevent.spawn(one) for _ in range(50)]; ready(); gevent.joinall(jobs)''',
 ready()
 while True: sum(map(len, map(bytes, itertools.repeat(5000))))''',
 }
+# The kinds that have another allocator, and its library.
+LIBRARIES = {'jemalloc': 'libjemalloc.so.2', 'tcmalloc': 'libtcmalloc_minimal.so.4'}
 UNSOUND_WHILE_STUCK = [kind for kind in KINDS if kind.startswith('stuck')]
 
 
 def start(kind):
+    library = LIBRARIES.get(kind)
     app = subprocess.Popen([sys.executable, '-c', f'BUILD = {BUILD!r}\n' + PREFIX + KINDS[kind]],
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
-    return app if app.stdout.readline() == b'ready\n' else None
+                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+                           env={**os.environ, 'LD_PRELOAD': library, 'PYTHONMALLOC': 'malloc'}
+                           if library else None)
+    is_there = app.stdout.readline() == b'ready\n'
+    if is_there and library:
+        with open(f'/proc/{app.pid}/maps') as maps:
+            is_there = library in maps.read()
+    if not is_there:
+        app.kill()
+        app.wait()
+    return app if is_there else None
 
 
 def copy(app):

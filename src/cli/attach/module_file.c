@@ -119,8 +119,8 @@ search_folder(const struct image *image, const char *folder, const char *python,
               struct buffer *module, struct buffer *others)
 {
     static const char *const places[] = {"manhole*.so", "*/manhole*.so",
-                                         "../*/manhole*.so",
-                                         "../lib*/python3*/*-packages/manhole*.so"};
+                                         "../*/manhole*.so", "manhole/*.so",
+                                         "../lib*/python3*/*-packages/manhole/*.so"};
     bool is_found = false;
 
     for (size_t i = 0; i < sizeof(places) / sizeof(places[0]) && !is_found; i++) {
