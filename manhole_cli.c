@@ -36,6 +36,7 @@
  *   screen, block, completion, editor    the console at a terminal, where libedit is
  *   jobs, run                            what --memory and the like run there; that, -c and -f
  *   stacks, brief                        --stacks and --tasks; --brief
+ *   attach/                              into a process that has no manhole
  *   memory                               the two looks of --memory
  *   serve, processes, many, elsewhere    one process; which there are; several; over there
  *   top                                  what they do, again and again
@@ -73,15 +74,18 @@
 #include "src/cli/run.c"
 #include "src/cli/stacks.c"
 #include "src/cli/brief.c"
-#include "src/cli/attach/x86_64.c"
 #include "src/cli/attach/maps.c"
 #include "src/cli/attach/elf.c"
+#include "src/cli/attach/x86_64.c"
 #include "src/cli/attach/rights.c"
+#include "src/cli/attach/module_file.c"
+#include "src/cli/attach/remote.c"
 #include "src/cli/attach/tracee.c"
 #include "src/cli/attach/carrier.c"
-#include "src/cli/attach/module_file.c"
 #include "src/cli/attach/inject.c"
 #include "src/cli/attach/outside.c"
+#include "src/cli/attach/told.c"
+#include "src/cli/attach/attach.c"
 #include "src/cli/memory.c"
 #include "src/cli/serve.c"
 #include "src/cli/processes.c"

@@ -41,7 +41,8 @@ def ready(pid=os.getpid()):
     struct.pack_into("Q", page, 24, pid)
 """
 TAIL = """
-sys.exit(7 if struct.unpack_from("Q", page, 8)[0] == 0 else 1)
+if __name__ == "__main__":
+    sys.exit(7 if struct.unpack_from("Q", page, 8)[0] == 0 else 1)
 """
 
 KINDS = {
@@ -132,6 +133,26 @@ while not is_over():
     check(os.read(reader, 1) == b"x", "pipe")
     turn()
 """,
+    "gevent": """
+import gevent.monkey
+gevent.monkey.patch_all()
+import gevent.queue
+queue = gevent.queue.Queue()
+def ask():
+    while not is_over():
+        time.sleep(0.02)
+        queue.put("bread")
+    queue.put("")
+def answer():
+    while not is_over():
+        before = time.monotonic()
+        gevent.sleep(0.02)
+        check(time.monotonic() - before > 0.0195, "early")
+        check(queue.get() in ("bread", ""), "queue")
+        turn()
+ready()
+gevent.joinall([gevent.spawn(ask), gevent.spawn(answer)], raise_error=True)
+""",
     "gunicorn": """
 import gunicorn.app.base
 class App(gunicorn.app.base.BaseApplication):
@@ -163,6 +184,66 @@ try:
     App().run()
 except SystemExit as exit:
     check(exit.code in (0, None), "gunicorn")
+""",
+    "celery": """
+import celery, celery.signals, logging, warnings
+warnings.simplefilter("ignore")  # of running as root
+sys.__stderr__ = open(os.devnull, "w")  # "Warm shutdown"
+logging.disable(logging.CRITICAL)
+app = celery.Celery("kind", broker="memory://")
+app.conf.update(worker_hijack_root_logger=False, worker_send_task_events=False)
+@app.task(ignore_result=True)
+def add_up(n):
+    check(sum(range(n)) == n * (n - 1) // 2, "task")
+    turn()
+@celery.signals.worker_process_init.connect
+def begin(**_):
+    ready(os.getpid())
+@celery.signals.worker_ready.connect
+def work(**_):
+    def send():
+        while not is_over():
+            add_up.delay(1000)
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=send).start()
+try:
+    app.worker_main(["-q", "worker", "--pool=prefork", "--concurrency=1", "--without-gossip",
+                     "--without-mingle", "--without-heartbeat", "--loglevel=CRITICAL"])
+except SystemExit as exit:
+    check(exit.code in (0, None), "celery")
+""",
+    "uwsgi": """
+import subprocess
+socket_path = sys.argv[1] + ".sock"
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Length", "5000")])
+    return [b"x" * 5000]
+def ask():
+    import socket
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(socket_path)
+        client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        with client.makefile("rb") as file:
+            return file.read().count(b"x")
+def begin():
+    def work():
+        while not is_over():
+            check(ask() == 5000, "answer")
+            turn()
+    ready(os.getpid())
+    threading.Thread(target=work, daemon=True).start()
+if __name__ == "__main__":
+    server = subprocess.Popen(["uwsgi", "--plugin", "python3", "--http-socket", socket_path,
+                               "--wsgi-file", __file__, "--master", "--processes", "2",
+                               "--enable-threads", "--disable-logging", "--logto", os.devnull,
+                               "--die-on-term", "--pyargv", sys.argv[1]])
+    while not is_over() and server.poll() is None: time.sleep(0.02)
+    server.terminate()
+    check(server.wait() == 0, "uwsgi")
+else:
+    import uwsgi
+    uwsgi.post_fork_hook = lambda: uwsgi.worker_id() == 1 and begin()
 """,
     "import": """
 import importlib
@@ -240,6 +321,10 @@ while not is_over():
     turn()
 """,
 }
+KINDS["container"] = KINDS["sleep"]
+# Namespaces of its own for users, mounts and processes, and a /tmp of its own.
+CONTAINER = ["unshare", "-U", "-r", "-m", "-p", "-f", "--kill-child", "--mount-proc", "sh", "-c"]
+CONTAINER += ['mount -t tmpfs none /tmp && exec "$@"', "sh"]
 # Loaded into the client: notes from PTRACE_INTERRUPT to PTRACE_DETACH, in microseconds.
 HELD = r"""
 #include <dlfcn.h>
@@ -307,6 +392,11 @@ def status_of(pid, task):
         return {}
 
 
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read()
+
+
 def look(pid, kind):
     """What is not as it was."""
     for task in os.listdir(f"/proc/{pid}/task"):
@@ -315,8 +405,25 @@ def look(pid, kind):
             yield f"thread {task} is held"
         if status and int(status["SigBlk"], 16) and "anhole" not in status["Name"]:
             yield f"thread {task} has signals blocked"
-    if kind in NO_CHILDREN and open(f"/proc/{pid}/task/{pid}/children").read():
+    if kind in NO_CHILDREN and children_of(pid):
         yield "children"
+
+
+def end(process):
+    process.kill()
+    process.wait()
+
+
+def ask_client(options, pid, kind):
+    """Returns why it was refused, what went wrong, and for how long it held a thread, in ms."""
+    client = [options.build + "/manhole-cli", "--attach", str(pid)]
+    client += ["--stacks"] if options.stacks else ["-c", "print(6 * 7)"]
+    environment = dict(os.environ, LD_PRELOAD=options.held)
+    done = subprocess.run(client, capture_output=True, text=True, timeout=60, env=environment)
+    wanted = kind + "_kind.py" if options.stacks else "42\n"
+    wrong = [] if done.returncode or wanted in done.stdout else [f"answered {done.stdout!r}"]
+    said, _, held = done.stderr.partition("HELD ")
+    return said.strip() if done.returncode else "", wrong, int(held or 0) / 1e3
 
 
 def run_once(options, kind, folder):
@@ -328,20 +435,19 @@ def run_once(options, kind, folder):
     with open(program, "w") as file:
         file.write(HEAD + KINDS[kind] + TAIL)
     errors = open(os.path.join(folder, "errors"), "w+")
-    process = subprocess.Popen([options.python, program, page], stderr=errors)
+    within = CONTAINER if kind == "container" else []
+    process = subprocess.Popen([*within, options.python, program, page], stderr=errors)
     wait_for(lambda: word(page, 24) or process.poll() is not None)
     pid = word(page, 24)
     if pid == 0:
+        end(process)
         return None
+    if within:
+        pid = int(children_of(process.pid))
     time.sleep(random.random() * 0.1)
-    client = [options.build + "/manhole-cli", "--attach", str(pid)]
-    client += ["--stacks"] if options.stacks else ["-c", "print(6 * 7)"]
     begun = time.monotonic()
-    environment = dict(os.environ, LD_PRELOAD=options.held)
-    done = subprocess.run(client, capture_output=True, text=True, timeout=60, env=environment)
+    refused, harmed, held = options.ask(options, pid, kind)
     took = (time.monotonic() - begun) * 1e3
-    wanted = kind + "_kind.py" if options.stacks else "42\n"
-    harmed = [] if done.returncode or wanted in done.stdout else [f"answered {done.stdout!r}"]
     for _ in range(100):
         seen = list(look(pid, kind))
         if not seen:
@@ -356,8 +462,7 @@ def run_once(options, kind, folder):
         status = process.wait(30)
     except subprocess.TimeoutExpired:
         status = "it hangs"
-        process.kill()
-        process.wait()
+        end(process)
     if status != 7:
         harmed.append(f"status {status}")
     errors.seek(0)
@@ -366,8 +471,7 @@ def run_once(options, kind, folder):
     if os.path.exists(f"/tmp/manhole-{pid}"):
         os.unlink(f"/tmp/manhole-{pid}")
         harmed.append("socket left")
-    said, _, held = done.stderr.partition("HELD ")
-    return took, int(held or 0) / 1e3, said.strip() if done.returncode else "", harmed
+    return took, held, refused, harmed
 
 
 def summary(times):
@@ -379,7 +483,7 @@ def summary(times):
 def run_kind(options, kind):
     times, helds, refused, harmed = [], [], [], []
     for _ in range(options.runs):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
             outcome = run_once(options, kind, folder)
         if outcome is None:
             break
@@ -409,6 +513,7 @@ def main():
     parser.add_argument("python")
     parser.add_argument("kinds", nargs="*", default=[])
     options = parser.parse_args()
+    options.ask = ask_client
     with tempfile.TemporaryDirectory() as folder:
         options.held = os.path.join(folder, "held.so")
         compiler = ["cc", "-shared", "-fPIC", "-w", "-D_GNU_SOURCE", "-xc", "-", "-o", options.held]

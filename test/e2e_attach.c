@@ -34,27 +34,46 @@ require_attaching(void)
     }
 }
 
+/* Becomes the one tracer that a process can have; it goes on. */
 static void
-require_ptrace(const struct process *app)
+begin_trace(const struct process *app)
 {
     if (ptrace(PTRACE_SEIZE, app->pid, NULL, NULL) < 0) {
         skip_test("ptrace is not allowed here: %s", strerror(errno));
     }
+}
+
+static void
+end_trace(const struct process *app)
+{
     assert_int_equal(ptrace(PTRACE_INTERRUPT, app->pid, NULL, NULL), 0);
     assert_int_equal(waitpid(app->pid, NULL, __WALL), app->pid);
     assert_int_equal(ptrace(PTRACE_DETACH, app->pid, NULL, NULL), 0);
 }
 
-/* A process that has not been told of manhole, not even by a path. */
+static void
+require_ptrace(const struct process *app)
+{
+    begin_trace(app);
+    end_trace(app);
+}
+
+/* A process that has not been told of manhole, not even by a path, with one more variable. */
 static struct process *
-start_unprepared(const char *program)
+start_unprepared_with(const char *program, const char *variable)
 {
     struct process *app;
     require_attaching();
-    app = start_target(program, .env = LIST("PYTHONPATH", "PYTHONMANHOLE"));
+    app = start_target(program, .env = LIST("PYTHONPATH", "PYTHONMANHOLE", variable));
     wait_until_ready(app);
     require_ptrace(app);
     return app;
+}
+
+static struct process *
+start_unprepared(const char *program)
+{
+    return start_unprepared_with(program, NULL);
 }
 
 static const char *
@@ -71,6 +90,12 @@ status_of(pid_t pid, const char *name)
     const char *line = strstr(status, name);
     assert_non_null(line);
     return format_text("%.*s", (int)strcspn(line, "\n"), line);
+}
+
+static bool
+is_zombie(void *argument)
+{
+    return strstr(status_of(*(pid_t *)argument, "State:"), "Z (zombie)") != NULL;
 }
 
 /* Whether anything of it is left in the process but the mapped file. */
@@ -215,7 +240,8 @@ assert_refused(const struct process *app, const char *option, const char *reason
 static void
 refusals_name_what_is_missing_and_touch_nothing(void)
 {
-    struct process *app = start_unprepared(COUNTING);
+    struct process *app =
+        start_unprepared_with(COUNTING, "PYTHON_DISABLE_REMOTE_DEBUG=1");
     const char *nothing =
         write_file("module.so", "This manhole is for CPython 2.7, glibc (1)");
     assert_refused(app, format_text("--module=%s", nothing),
@@ -229,18 +255,15 @@ refusals_name_what_is_missing_and_touch_nothing(void)
     assert_refused(app, format_text("--module=%s", test_path("cut.so")),
                    "is for nothing known here, but");
     assert_refused(app, "--attach=no_such_option=1", "no_such_option");
-    assert_int_equal(ptrace(PTRACE_SEIZE, app->pid, NULL, NULL), 0);
+    begin_trace(app);
     assert_refused(app, "--raw", format_text("is traced by process %d", (int)getpid()));
-    assert_int_equal(ptrace(PTRACE_INTERRUPT, app->pid, NULL, NULL), 0);
-    assert_int_equal(waitpid(app->pid, NULL, __WALL), app->pid);
-    assert_int_equal(ptrace(PTRACE_DETACH, app->pid, NULL, NULL), 0);
+    end_trace(app);
     send_signal(app, SIGSTOP);
     assert_refused(app, "--raw", format_text("'kill -CONT %d'", (int)app->pid));
     send_signal(app, SIGCONT);
     assert_unharmed(app);
 }
 
-/* Nothing stays of a file that says it fits, and that the loader does not take. */
 /* What a filter would say is told to nobody: it might kill. */
 static void
 filter_of_a_process_is_tried_only_when_told_to(void)
@@ -265,6 +288,7 @@ filter_of_a_process_is_tried_only_when_told_to(void)
     assert_unharmed(app);
 }
 
+/* Nothing stays of a file that says it fits, and that the loader does not take. */
 static void
 module_that_cannot_be_loaded_leaves_no_descriptor(void)
 {
@@ -351,6 +375,22 @@ application_installs_its_own_in_place_of_one_on_loan(void)
     assert_string_equal(app->text[ERR].data, "");
 }
 
+static void
+process_without_its_main_thread_is_told_from_a_dead_one(void)
+{
+    struct process *app = start_target("import ctypes, os, sys, threading\n"
+                                       "def work():\n"
+                                       "    sys.stdin.read()\n"
+                                       "    os._exit(7)\n"
+                                       "threading.Thread(target=work).start()\n" READY
+                                       "ctypes.CDLL(None).pthread_exit(None)\n");
+    wait_until_ready(app);
+    wait_until(is_zombie, &app->pid, "the main thread has ended", DEADLINE);
+    assert_refused(app, "--raw", "has ended; the others run on");
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+}
+
 /* Whoever made the handler's frame return: here not the C library. */
 static void
 thread_in_a_handler_is_not_lent(void)
@@ -396,6 +436,144 @@ strange_file_names_do_no_harm_to_a_look(void)
     assert_unharmed(app);
 }
 
+/* ---- Several ----------------------------------------------------------------------- */
+
+/* A master with two workers, and a child that is no Python. */
+#define FAMILY                                                                           \
+  "import os, select, subprocess, sys\n"                                                 \
+  "other = subprocess.Popen(['sleep', '1000'])\n"                                        \
+  "workers = [os.fork()]\n"                                                              \
+  "if workers[0]: workers.append(os.fork())\n"                                           \
+  "def wait_for_end(): select.select([0], [], [])\n"                                     \
+  "if 0 in workers:\n"                                                                   \
+  "    wait_for_end()\n"                                                                 \
+  "    os._exit(7)\n"                                                                    \
+  "print(*workers)\n" READY "wait_for_end()\n"                                           \
+  "other.kill()\n"                                                                       \
+  "other.wait()\n"                                                                       \
+  "for each in workers: assert os.waitpid(each, 0)[1] == 7 << 8\n"                       \
+  "sys.exit(7)\n"
+
+/* Code in all that run Python: one has a manhole already, one is stopped, and says so. */
+static void
+code_runs_in_a_master_and_its_workers(void)
+{
+    struct process *app = start_unprepared(FAMILY);
+    const char *cli = build_path("manhole-cli");
+    const char *const *const asked = LIST(cli, "--attach", "--children", number(app->pid),
+                                          "-c", "import os; print('I am', os.getpid())");
+    const char *out;
+    const char *err;
+    int workers[2];
+    assert_int_equal(sscanf(text_of(app, OUT), "%d %d", &workers[0], &workers[1]), 2);
+    assert_int_equal(
+        run_command(LIST(cli, "--attach", "--keep", number(app->pid), "-c", "pass"), NULL,
+                    NULL, NULL),
+        0);
+    assert_int_equal(run_command(asked, NULL, &out, &err), 0);
+    assert_string_equal(err, "manhole-cli: 3 of 3 answered\n");
+    assert_contains(out, format_text("%d: I am %d\n", (int)app->pid, (int)app->pid));
+    assert_contains(out, format_text("%d: I am %d\n", workers[0], workers[0]));
+    assert_contains(out, format_text("%d: I am %d\n", workers[1], workers[1]));
+    assert_int_equal(kill(workers[0], SIGSTOP), 0);
+    assert_int_equal(run_command(asked, NULL, &out, &err), 5);
+    assert_contains(err, format_text("'kill -CONT %d'", workers[0]));
+    assert_contains(err, "manhole-cli: 2 of 3 answered\n");
+    assert_contains(out, format_text("%d: I am %d\n", workers[1], workers[1]));
+    assert_int_equal(kill(workers[0], SIGCONT), 0);
+    for (int i = 0; i < 2; i++) {
+        wait_until(has_no_manhole, &workers[i], "the manhole is released", DEADLINE);
+    }
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+    assert_string_equal(app->text[ERR].data, "");
+}
+
+/* In the order of their numbers, each under a title; nothing stays in any. */
+static void
+stacks_of_a_master_and_its_workers_come_from_outside(void)
+{
+    struct process *app = start_unprepared(FAMILY);
+    const char *cli = build_path("manhole-cli");
+    const char *out;
+    const char *err;
+    int workers[2];
+    assert_int_equal(sscanf(text_of(app, OUT), "%d %d", &workers[0], &workers[1]), 2);
+    assert_int_equal(
+        run_command(LIST(cli, "--attach", "--stacks", "--children", number(app->pid)),
+                    NULL, &out, &err),
+        0);
+    assert_string_equal(err, "manhole-cli: 3 of 3 answered\n");
+    assert_matches(out, format_text("^==> %d .* <==$", (int)app->pid));
+    out = strstr(out, format_text("==> %d ", workers[0]));
+    assert_non_null(out);
+    assert_contains(out, format_text("==> %d ", workers[1]));
+    assert_int_equal(
+        run_command(LIST(cli, "--attach", "--brief", "--children", number(app->pid)),
+                    NULL, &out, NULL),
+        0);
+    assert_contains(out, "3 x in wait_for_end at ");
+    assert_int_equal(count_threads(app->pid) + count_threads(workers[0]), 2);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+    assert_string_equal(app->text[ERR].data, "");
+}
+
+/* ---- CPython's own way ------------------------------------------------------------- */
+
+static void
+require_remote(void)
+{
+    if (!is_python_from(14)) {
+        skip_test("from CPython 3.14 on");
+    }
+}
+
+/* Where ptrace() is taken, the main thread loads the manhole, which stays. */
+static void
+traced_process_is_asked_by_its_main_thread(void)
+{
+    require_remote();
+    struct process *app = start_unprepared(COUNTING);
+    const char *cli = build_path("manhole-cli");
+    const char *out;
+    const char *err;
+    begin_trace(app);
+    assert_int_equal(run_command(LIST(cli, "--attach", number(app->pid), "--stacks"),
+                                 NULL, &out, &err),
+                     0);
+    assert_contains(err, "its main thread is asked instead (PEP 768)\n");
+    assert_contains(out, ", in <module>\n");
+    assert_int_equal(count_threads(app->pid), 1);
+    assert_int_equal(run_command(LIST(cli, "--attach=locals={'bread': '3\"'}",
+                                      number(app->pid), "-c", "print(bread)"),
+                                 NULL, &out, &err),
+                     0);
+    assert_string_equal(out, "3\"\n");
+    assert_contains(err,
+                    format_text("stays until 'manhole-cli --detach %d'", (int)app->pid));
+    end_trace(app);
+    assert_int_equal(
+        run_command(LIST(cli, "--detach", number(app->pid)), NULL, NULL, NULL), 0);
+    wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
+    assert_unharmed(app);
+}
+
+/* What is asked of a main thread that does not come round is taken back. */
+static void
+main_thread_that_waits_is_not_asked_for_good(void)
+{
+    require_remote();
+    struct process *app =
+        start_unprepared("import select, sys\n" READY "select.select([0], [], [])\n"
+                         "sys.exit(7)\n");
+    wait_until_asleep(app->pid);
+    begin_trace(app);
+    assert_refused(app, "-t0.2", "has not come back to Python code within 0.2 s");
+    end_trace(app);
+    assert_unharmed(app);
+}
+
 /* ---- A client that is killed ------------------------------------------------------- */
 
 /* Whether a tracee is at the beginning of ptrace() or of what writes into the process. */
@@ -417,7 +595,7 @@ is_at_step(pid_t tid)
 
 /* What happens at the n-th such step of a client, before that is done. */
 struct disturbance {
-    long nth; /* 0: at each */
+    long nth; /* 0: at nearly each */
     pid_t
         whom; /* 0: the client itself; another one that was stopped goes on a while later */
     int signal;
@@ -429,21 +607,27 @@ static int
 disturb_client(const struct disturbance *disturbance, const char *const argv[],
                long *steps)
 {
-    enum { A_WHILE = 50 }; /* system calls of the client's */
+    enum {
+        A_WHILE = 50, /* system calls of the client's */
+        MERCY = 7,    /* with a signal at the stop itself it might come to no fit place */
+    };
+    const char *errors_path = test_path("errors");
     const pid_t client = fork();
     const long options = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE;
     char *const *arguments;
     pid_t tid = client;
     pid_t whom = disturbance->whom != 0 ? disturbance->whom : client;
+    const bool goes_on_later = disturbance->signal != SIGKILL;
     long calls = 0;
     int status = 0;
     *steps = 0;
     assert_true(client >= 0);
     if (client == 0) {
         int null = open("/dev/null", O_RDWR);
+        int errors = open(errors_path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
         (void)dup2(null, 0);
         (void)dup2(null, 1);
-        (void)dup2(null, 2);
+        (void)dup2(errors, 2);
         (void)setpgid(0, 0);
         (void)ptrace(PTRACE_TRACEME, 0, NULL, NULL);
         memcpy(&arguments, &argv, sizeof(arguments)); /* which execv() only reads */
@@ -457,15 +641,16 @@ disturb_client(const struct disturbance *disturbance, const char *const argv[],
         bool is_signal = number != (SIGTRAP | 0x80) && number != SIGTRAP &&
                          number != SIGSTOP; /* as a new thread's first stop */
         if (number == (SIGTRAP | 0x80) && is_at_step(tid) &&
-            (++*steps == disturbance->nth || disturbance->nth == 0)) {
+            (++*steps == disturbance->nth ||
+             (disturbance->nth == 0 && *steps % MERCY != 0))) {
             (void)kill(whom, disturbance->signal);
         }
         calls += *steps >= disturbance->nth;
-        if (whom != client && calls % A_WHILE == 0) {
+        if (goes_on_later && calls % A_WHILE == 0) {
             (void)kill(whom, SIGCONT);
         }
         (void)ptrace(PTRACE_SYSCALL, tid, NULL, is_signal ? (long)number : 0L);
-        tid = waitpid(-client, &status, __WALL | (whom == client ? 0 : WNOHANG));
+        tid = waitpid(-client, &status, __WALL | (goes_on_later ? WNOHANG : 0));
         for (int idle = 1; tid == 0; idle++) {
             (void)usleep(100);
             if (idle % 1000 == 0) { /* it waits for who is stopped */
@@ -558,6 +743,72 @@ client_that_is_killed_at_any_step_of_a_look_does_no_harm(void)
     assert_string_equal(app->text[ERR].data, "");
 }
 
+/* ---- A process that is killed ------------------------------------------------------ */
+
+/* Forks a child for each line, and takes the exit status of all that comes of it: where a child has
+ * died, what it leaves is ours. */
+#define NURSERY                                                                          \
+  "import ctypes, os, sys, time\n"                                                       \
+  "ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n" /* PR_SET_CHILD_SUBREAPER */               \
+      READY "for line in sys.stdin:\n"                                                   \
+  "    child = os.fork()\n"                                                              \
+  "    while child == 0: time.sleep(0.002)\n"                                            \
+  "    print(child, 'begins')\n"                                                         \
+  "    while True:\n"                                                                    \
+  "        try: os.wait()\n"                                                             \
+  "        except ChildProcessError: break\n"                                            \
+  "    print('ends')\n"                                                                  \
+  "sys.exit(7)\n"
+
+/* At each step of a client. It says so and ends, unless a copy has told all by then; neither a copy
+ * nor a socket is left. */
+static void
+assert_death_at_any_step_is_told(const char *const words[])
+{
+    struct process *app = start_unprepared(NURSERY);
+    struct disturbance death = {.signal = SIGKILL};
+    bool was_killed = true;
+    while (was_killed) {
+        long steps;
+        int status;
+        write_stdin(app, "\n");
+        const char *line = wait_for_text(app, OUT, " begins\n", DEADLINE);
+        death.whom = (pid_t)strtol(line, NULL, 10);
+        death.nth++;
+        status = disturb_client(
+            &death, LIST(words[0], words[1], words[2], words[3], number(death.whom)),
+            &steps);
+        was_killed = steps >= death.nth;
+        assert_true(WIFEXITED(status));
+        assert_true(was_killed || WEXITSTATUS(status) == 0);
+        if (WEXITSTATUS(status) != 0) {
+            assert_matches(read_file(test_path("errors")), " (has ended|is not there)");
+        }
+        (void)kill(death.whom, SIGKILL);
+        wait_for_text(app, OUT, "ends\n", DEADLINE);
+        if (strstr(read_file(test_path("errors")), " has ended meanwhile") != NULL) {
+            assert_false(path_exists(socket_path_of(death.whom)));
+        }
+        (void)unlink(socket_path_of(death.whom)); /* of one that was connected to */
+    }
+    assert_in_range(death.nth, 20, 1000);
+    assert_unharmed(app);
+}
+
+static void
+process_that_is_killed_at_any_step_is_told(void)
+{
+    assert_death_at_any_step_is_told(
+        LIST(build_path("manhole-cli"), "-c", "pass", "--attach"));
+}
+
+static void
+process_that_is_killed_at_any_step_of_a_look_is_told(void)
+{
+    assert_death_at_any_step_is_told(
+        LIST(build_path("manhole-cli"), "--stacks", "--raw", "--attach"));
+}
+
 /* One that is a fault's cannot be blocked in the thread that is lent, for it might be ours. */
 static void
 signal_of_a_fault_that_is_sent_at_any_step_arrives(void)
@@ -618,10 +869,17 @@ main(void)
         TEST(module_of_another_user_is_not_taken),
         TEST(manhole_that_was_installed_meanwhile_stays),
         TEST(application_installs_its_own_in_place_of_one_on_loan),
+        TEST(process_without_its_main_thread_is_told_from_a_dead_one),
         TEST(thread_in_a_handler_is_not_lent),
         TEST(strange_file_names_do_no_harm_to_a_look),
+        TEST(code_runs_in_a_master_and_its_workers),
+        TEST(stacks_of_a_master_and_its_workers_come_from_outside),
+        TEST(traced_process_is_asked_by_its_main_thread),
+        TEST(main_thread_that_waits_is_not_asked_for_good),
         TEST(client_that_is_killed_at_any_step_does_no_harm),
         TEST(client_that_is_killed_at_any_step_of_a_look_does_no_harm),
+        TEST(process_that_is_killed_at_any_step_is_told),
+        TEST(process_that_is_killed_at_any_step_of_a_look_is_told),
         TEST(signal_of_a_fault_that_is_sent_at_any_step_arrives),
         TEST(process_that_is_stopped_meanwhile_goes_on),
     };

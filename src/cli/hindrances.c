@@ -49,6 +49,7 @@ is_frozen(pid_t pid)
 static bool
 say_hindrance(pid_t pid)
 {
+    enum { THREADS = 20 };
     const int number = (int)pid;
 
     switch (process_state(pid)) {
@@ -66,9 +67,13 @@ say_hindrance(pid_t pid)
         return true;
     case 'Z':
     case 'X':
-        say_error("process %d has ended and waits for its parent to notice; there is "
+        say_error(
+            strtol(read_stat(pid, THREADS).text, NULL, 10) > 1
+                ? "the main thread of process %d has ended; the others run on, but "
+                  "the kernel shows nothing of such a process"
+                : "process %d has ended and waits for its parent to notice; there is "
                   "nothing to look into",
-                  number);
+            number);
         return true;
     default:
         if (is_frozen(pid)) {

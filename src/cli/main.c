@@ -32,14 +32,15 @@ keep_standard_descriptors(void)
 static enum exit_status
 serve_selected(const struct request *request)
 {
-    struct processes processes = find_processes();
+    bool attaches = is_given(request, OPTION_ATTACH);
+    struct processes processes = find_processes(attaches);
     bool answered = false;
 
     select_processes(&processes, request);
     if (processes.count == 0 && is_selection(request)) {
-        fail(STATUS_NO_CONNECTION,
-             "none of the processes that are meant has a manhole for you; "
-             "see manhole-cli --list");
+        fail(STATUS_NO_CONNECTION, "none of the processes that are meant %s",
+             attaches ? "runs Python, or is yours"
+                      : "has a manhole for you; see manhole-cli --list");
     }
     OWNED struct target *targets = allocate(processes.count, sizeof(*targets));
     for (size_t i = 0; i < processes.count; i++) {

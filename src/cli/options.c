@@ -166,7 +166,8 @@ static const struct known_option {
     [OPTION_CLEAN] = {ACTION_GROUP, NULL, "clean", NULL,
                       "Remove sockets of yours that nobody serves any more."},
     [OPTION_ALL] = {NO_GROUP, NULL, "all", NULL,
-                    "Instead of PID: all processes of yours that have a manhole."},
+                    "Instead of PID: all processes of yours that have a manhole; with "
+                    "--attach that run Python."},
     [OPTION_CHILDREN] =
         {NO_GROUP, NULL, "children", "PID",
          "Of these, PID and all that come from it: a master with its workers."},

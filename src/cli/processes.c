@@ -84,14 +84,16 @@ add_process(struct processes *processes, const struct process *process)
     processes->list[processes->count++] = *process;
 }
 
-/* Adds the process if it has a manhole. */
+/* Adds the process if it has a manhole, or where all Pythons are wanted, maps a file of Python's.
+ * */
 static void
-consider_process(struct processes *processes, pid_t pid)
+consider_process(struct processes *processes, pid_t pid, bool wants_all)
 {
     struct process process = {.target = target_of(pid), .is_alive = true};
 
     process.advert = read_advert(pid);
-    if ((is_socket(process.target.path) || process.advert.is_there) &&
+    if ((is_socket(process.target.path) || process.advert.is_there ||
+         (wants_all && process.advert.python > 0)) &&
         find_uid(pid, &process.uid)) {
         (void)find_listening_socket(&process.target);
         find_command(pid, &process.command);
@@ -135,9 +137,10 @@ sort_processes(struct processes *processes)
     }
 }
 
-/* All that can be seen from here, of all users. */
+/* All that can be seen from here, of all users; with wants_all also those that run Python and have
+ * no manhole. */
 static struct processes
-find_processes(void)
+find_processes(bool wants_all)
 {
     struct processes processes = {.list = NULL};
     OWNED_FOLDER numbers = opendir("/proc");
@@ -145,7 +148,7 @@ find_processes(void)
     pid_t pid = 0;
 
     while (next_number(numbers, "", &pid)) {
-        consider_process(&processes, pid);
+        consider_process(&processes, pid, wants_all);
     }
     while (next_number(sockets, "manhole-", &pid)) {
         consider_socket(&processes, pid);
@@ -307,7 +310,7 @@ print_processes(const struct processes *processes, bool is_numbered)
 static enum exit_status
 list_processes(void)
 {
-    struct processes processes = find_processes();
+    struct processes processes = find_processes(false);
 
     ask_all(&processes);
     print_processes(&processes, false);
@@ -335,7 +338,7 @@ is_dead(const struct target *target)
 static enum exit_status
 clean_sockets(void)
 {
-    struct processes processes = find_processes();
+    struct processes processes = find_processes(false);
     enum exit_status status = STATUS_OK;
 
     ask_all(&processes);

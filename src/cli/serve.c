@@ -6,8 +6,8 @@
 
 #include "editor.c"
 #include "stacks.c"
+#include "attach/attach.c"
 #include "memory.c"
-#include "attach/outside.c"
 
 /* What a copy serves begins when it is told to: behind open_frozen() the process may be too big. */
 static int
@@ -59,8 +59,9 @@ serve(const struct request *request, const struct target *asked, bool *answered)
 
     if (wants_attaching(request, &target)) {
         if (request->action == ACTION_STACKS) {
+            show_stacks_from_outside(request, target.pid);
             *answered = true;
-            return show_stacks_from_outside(request, target.pid);
+            return STATUS_OK;
         }
         attach(request, target.pid);
     }

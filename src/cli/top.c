@@ -563,7 +563,7 @@ find_named(struct view *view)
 static void
 find_selected(struct view *view)
 {
-    struct processes processes = find_processes();
+    struct processes processes = find_processes(false);
 
     for (size_t i = 0; i < view->count; i++) {
         view->list[i]->is_meant = false;

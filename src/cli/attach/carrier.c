@@ -25,16 +25,13 @@
 #if HAS_ATTACH
 
 enum {
-    HOLD_TRIES = 20,        /* for any thread to stop */
     TRIED_AT_ONCE = 16,     /* threads in a round */
-    STOP_PATIENCE_MS = 20,  /* for a thread to stop */
-    LENDING_PATIENCE_S = 3, /* for one that may be lent */
     LONG_WAIT_MS = 100,     /* for no allocator's lock */
     STACK_LOOK = 256 * 1024 /* bytes in which a handler would show */
 };
 
 /* How a thread is to be tried; the main thread comes before others of its kind. */
-enum rank { WAITS, WAITS_IN_EPOLL = 2, WAITS_FOR_LOCK = 4, RUNS = 6, UNFIT = 8 };
+enum rank { WAITS, WAITS_IN_EPOLL = 2, MAY_HAVE_LOCK = 4, RUNS = 6, UNFIT = 8 };
 
 struct candidate {
     pid_t tid;
@@ -117,7 +114,30 @@ static bool
 is_mutex_wait(long number, uint64_t operation, uint64_t value)
 {
     return number == SYS_futex && (operation & (uint64_t)FUTEX_CMD_MASK) == FUTEX_WAIT &&
-           value == 2;
+           (uint32_t)value == 2;
+}
+
+/* Whether musl's dlopen() makes it, with a lock that pthread_create() wants. */
+static bool
+is_load(const struct image *image, long number)
+{
+    return image->is_musl &&
+           (number == SYS_open || number == SYS_read || number == SYS_fcntl);
+}
+
+/* Ranks a thread by the system call that it is in. */
+static int
+rank_call(const struct image *image, long number, const uint64_t arguments[3])
+{
+    if (!is_harmless(number) ||
+        (is_futex(number) && is_library_lock(image, arguments[0]))) {
+        return UNFIT;
+    }
+    if (is_mutex_wait(number, arguments[1], arguments[2]) || is_load(image, number)) {
+        return MAY_HAVE_LOCK;
+    }
+    /* epoll may see EINTR */
+    return number == SYS_epoll_wait || number == SYS_epoll_pwait ? WAITS_IN_EPOLL : WAITS;
 }
 
 /* ---- In which order they are tried ------------------------------------------------- */
@@ -126,28 +146,17 @@ is_mutex_wait(long number, uint64_t operation, uint64_t value)
 static struct candidate
 rank_thread(const struct image *image, pid_t tid)
 {
-    struct candidate candidate = {.tid = tid, .rank = UNFIT};
+    struct candidate candidate = {.tid = tid, .rank = RUNS};
     OWNED_BUFFER content = {.data = NULL};
-    unsigned long arguments[3] = {0};
+    uint64_t arguments[3] = {0};
     long number = -1;
 
     (void)read_proc(image->pid, print("task/%d/syscall", (int)tid).text, &content);
-    /* NOLINTNEXTLINE(cert-err34-c): the kernel writes no number that is too great */
-    (void)sscanf(text_of(&content), "%ld %lx %lx %lx", &number, &arguments[0],
-                 &arguments[1], &arguments[2]);
-    if (strncmp(text_of(&content), "running", 7) == 0) {
-        candidate.rank = RUNS;
-    }
-    else if (!is_harmless(number) ||
-             (is_futex(number) && is_library_lock(image, arguments[0]))) {
-        candidate.rank = UNFIT;
-    }
-    else if (is_mutex_wait(number, arguments[1], arguments[2])) {
-        candidate.rank = WAITS_FOR_LOCK;
-    }
-    else {
-        bool is_epoll = number == SYS_epoll_wait || number == SYS_epoll_pwait;
-        candidate.rank = is_epoll ? WAITS_IN_EPOLL : WAITS; /* the former may see EINTR */
+    if (strncmp(text_of(&content), "running", 7) != 0) {
+        /* NOLINTNEXTLINE(cert-err34-c): the kernel writes no number that is too great */
+        (void)sscanf(text_of(&content), "%ld %" SCNx64 " %" SCNx64 " %" SCNx64, &number,
+                     &arguments[0], &arguments[1], &arguments[2]);
+        candidate.rank = rank_call(image, number, arguments);
     }
     candidate.rank += tid != image->pid;
     return candidate;
@@ -179,14 +188,25 @@ list_candidates(const struct image *image, size_t *count)
         }
         list[(*count)++] = rank_thread(image, tid);
     }
-    if (*count == 0) {
-        fail(STATUS_CUT, "process %d has ended", (int)image->pid);
+    if (*count == 0 || has_ended(image->pid)) {
+        fail_ended(image->pid);
     }
     qsort(list, *count, sizeof(*list), compare_candidates);
     return list;
 }
 
 /* ---- Whether a stopped thread may be lent ------------------------------------------ */
+
+static const struct mapping *
+mapping_at(const struct image *image, uint64_t address)
+{
+    for (size_t i = 0; i < image->mapping_count; i++) {
+        if (address >= image->mappings[i].start && address < image->mappings[i].end) {
+            return &image->mappings[i];
+        }
+    }
+    return NULL;
+}
 
 /* Whether a handler's frame is on its stack. The stack may have grown since. */
 static bool
@@ -274,103 +294,79 @@ may_be_lent(struct image *image, const struct lent *lent)
 {
     const struct cpu *cpu = &lent->was;
     const struct object *object = object_at(image, program_counter(cpu));
-    const long number = call_number(cpu);
-    const uint64_t first = call_argument(cpu, 0);
+    const uint64_t arguments[] = {call_argument(cpu, 0), call_argument(cpu, 1),
+                                  call_argument(cpu, 2)};
+    const bool is_in_library = object != NULL && (object->is_libc || object->has_malloc);
+    const int rank = call_number(cpu) < 0 ? (is_in_library ? UNFIT : RUNS)
+                                          : rank_call(image, call_number(cpu), arguments);
 
-    if ((object != NULL && object->is_loader) || is_in_sequence(lent)) {
-        return false;
-    }
-    if (number < 0) {
-        if (object != NULL && (object->is_libc || object->has_malloc)) {
-            return false;
-        }
-    }
-    else if (!is_harmless(number) ||
-             (is_futex(number) && is_library_lock(image, first)) ||
-             (is_mutex_wait(number, call_argument(cpu, 1),
-                            (uint32_t)call_argument(cpu, 2)) &&
-              !sleeps_long(image->pid, lent->tid))) {
-        return false;
-    }
-    return !is_in_handler(image, lent->tid, stack_pointer(cpu));
+    return (object == NULL || !object->is_loader) && rank < UNFIT &&
+           (rank != MAY_HAVE_LOCK || sleeps_long(image->pid, lent->tid)) &&
+           !is_in_handler(image, lent->tid, stack_pointer(cpu));
 }
 
-/* Holds that thread if it may be lent. Else it is let go as it was. */
+/* Holds that thread, if fits() says so or is NULL; else it is let go as it was. None is held in a
+ * restartable sequence. */
 static bool
-try_to_lend(struct image *image, pid_t tid, struct lent *lent)
+hold_thread(struct image *image, pid_t tid, struct lent *lent,
+            bool (*fits)(struct image *image, const struct lent *lent))
 {
     *lent = (struct lent){.tid = tid, .image = image};
-    if (!stop_thread(image->pid, tid, STOP_PATIENCE_MS)) {
+    if (!stop_thread(image->pid, tid)) {
         return false;
     }
     if (!keep_thread(lent)) {
         let_go(tid);
         return false;
     }
-    if (may_be_lent(image, lent)) {
-        return true;
+    if (is_in_sequence(lent) || (fits != NULL && !fits(image, lent))) {
+        restore(lent);
+        return false;
     }
-    restore(lent);
-    return false;
+    return true;
 }
 
-/* For a moment of no fixed length, lest we always come at the same place of a loop. */
-static void
-doze(void)
-{
-    struct timespec now;
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    (void)nanosleep(&(struct timespec){.tv_nsec = 200000 + now.tv_nsec % 1000000}, NULL);
-}
-
-/* Holds a thread that may be lent; false when none came to such a place in time. Those that look
- * unfit are tried once in a while, for /proc may be behind. */
+/* Holds a thread that may be lent, if any of a round is at such a place. Those that look unfit are
+ * tried once in a while, for /proc may be behind. */
 static bool
-lend_thread(struct image *image, struct lent *lent)
+lend_thread(struct image *image, unsigned round, struct lent *lent)
 {
-    const double deadline = now_s() + LENDING_PATIENCE_S;
+    size_t count = 0;
+    OWNED struct candidate *list = list_candidates(image, &count);
 
-    for (unsigned round = 1; now_s() < deadline; round++) {
-        size_t count = 0;
-        OWNED struct candidate *list = list_candidates(image, &count);
-        for (size_t i = 0; i < count && i < TRIED_AT_ONCE; i++) {
-            bool is_tried = list[i].rank < UNFIT || round % 8 == 0;
-            if (is_tried && try_to_lend(image, list[i].tid, lent)) {
-                settle();
-                return true;
-            }
-        }
-        settle();
-        doze();
-    }
-    return false;
-}
-
-/* Holds any thread but one in a restartable sequence, for system calls alone; who waits comes
- * before who would notice. */
-static bool
-hold_any_thread(struct image *image, struct lent *lent)
-{
-    for (size_t round = 0; round < HOLD_TRIES; round++) {
-        size_t count = 0;
-        OWNED struct candidate *list = list_candidates(image, &count);
-        pid_t tid = list[round % count].tid;
-        *lent = (struct lent){.tid = tid, .image = image};
-        if (!stop_thread(image->pid, tid, STOP_PATIENCE_MS)) {
-            continue;
-        }
-        if (!keep_thread(lent)) {
-            let_go(tid);
-            continue;
-        }
-        if (!is_in_sequence(lent)) {
-            settle();
+    for (size_t i = 0; i < count && i < TRIED_AT_ONCE; i++) {
+        bool is_tried = list[i].rank < UNFIT || round % 8 == 7;
+        if (is_tried && hold_thread(image, list[i].tid, lent, may_be_lent)) {
             return true;
         }
-        restore(lent);
     }
     return false;
+}
+
+/* Holds any thread, for system calls alone: in each round another one, who waits before who would
+ * notice. */
+static bool
+hold_any_thread(struct image *image, unsigned round, struct lent *lent)
+{
+    size_t count = 0;
+    OWNED struct candidate *list = list_candidates(image, &count);
+
+    return hold_thread(image, list[round % count].tid, lent, NULL);
+}
+
+/* Has any thread make a system call. False where none was held. */
+static bool
+call_in_any_thread(struct image *image, unsigned round, long number,
+                   const uint64_t arguments[6], long *result)
+{
+    static struct lent lent;
+
+    if (!hold_any_thread(image, round, &lent)) {
+        return false;
+    }
+    *result = call_kernel(&lent, number, arguments);
+    put_back(&lent);
+    return true;
 }
 
 #endif /* HAS_ATTACH */

@@ -2,7 +2,7 @@
  *
  * All is read from the process's memory, not from files: what is mapped may have been deleted or
  * replaced, or be in a file system that only the process sees. An object's program headers lead to
- * its dynamic section, that to its symbols and to one of two hash tables, by which a name is found
+ * its dynamic section, that to its symbols and to a hash table, GNU's, by which a name is found
  * with a few reads. Only what is exported is looked for, so stripped objects do as well.
  *
  * Of a few it is known what they are. A thread must not be lent while it is in an object that has
@@ -14,22 +14,20 @@
 #include "maps.c"
 #include <elf.h>
 
-#if HAS_ATTACH
+#if HAS_IMAGES
 
 struct object {
     const char *path;
+    uint16_t machine;
     uint64_t base;  /* where its file's first byte is mapped */
     uint64_t shift; /* what to add to the addresses in it */
     uint64_t end;   /* of all that it has mapped */
     uint64_t symbols;
     uint64_t names;
-    uint64_t gnu_hash; /* 0: it has the other table */
-    uint64_t hash;
-    uint64_t versions; /* 0: its symbols have none */
+    uint64_t gnu_hash;
     bool is_libc;
     bool is_loader; /* glibc's; musl's is its C library, too */
     bool has_malloc;
-    bool has_python;
 };
 
 enum { MOST_SEGMENTS = 32, SEGMENT_ALIGNMENT = 4096 };
@@ -52,12 +50,6 @@ note_table(struct object *object, const Elf64_Dyn *entry)
         break;
     case DT_GNU_HASH:
         object->gnu_hash = address;
-        break;
-    case DT_HASH:
-        object->hash = address;
-        break;
-    case DT_VERSYM:
-        object->versions = address;
         break;
     default:
         break;
@@ -92,6 +84,7 @@ read_object(pid_t pid, struct object *object)
               header.e_phnum * sizeof(*segments))) {
         return false;
     }
+    object->machine = header.e_machine;
     for (size_t i = 0; i < header.e_phnum; i++) {
         if (segments[i].p_type != PT_LOAD) {
             continue;
@@ -114,120 +107,62 @@ read_object(pid_t pid, struct object *object)
 
 /* ---- Symbols ----------------------------------------------------------------------- */
 
-/* What looks for a symbol in an object. */
-struct search {
-    pid_t pid;
-    const struct object *object;
-    const char *name;
-    uint64_t found; /* 0: nothing yet */
-};
-
-/* Takes the symbol of this number, if it has the name. Of several versions the default one wins,
- * which is the one without the bit that hides it. */
-static void
-try_symbol(struct search *search, uint32_t number)
+/* Whether the symbol of this number has that name and is defined; notes its address. */
+static bool
+is_symbol(pid_t pid, const struct object *object, uint32_t number, const char *wanted,
+          uint64_t *address)
 {
-    enum { HIDDEN_VERSION = 0x8000 };
-    const struct object *object = search->object;
     Elf64_Sym symbol;
     char name[64];
-    size_t size = strlen(search->name) + 1;
-    uint16_t version = 0;
+    size_t size = strlen(wanted) + 1;
 
     if (size > sizeof(name) ||
-        !peek(search->pid, object->symbols + number * sizeof(symbol), &symbol,
-              sizeof(symbol)) ||
+        !peek(pid, object->symbols + number * sizeof(symbol), &symbol, sizeof(symbol)) ||
         symbol.st_shndx == SHN_UNDEF || symbol.st_value == 0 ||
         ELF64_ST_TYPE(symbol.st_info) == STT_TLS ||
-        !peek(search->pid, object->names + symbol.st_name, name, size) ||
-        memcmp(name, search->name, size) != 0) {
-        return;
+        !peek(pid, object->names + symbol.st_name, name, size) ||
+        memcmp(name, wanted, size) != 0) {
+        return false;
     }
-    if (object->versions != 0) {
-        (void)peek(search->pid, object->versions + 2UL * number, &version, 2);
-    }
-    if (search->found == 0 || (version & HIDDEN_VERSION) == 0) {
-        search->found = object->shift + symbol.st_value;
-    }
+    *address = object->shift + symbol.st_value;
+    return true;
 }
 
-/* The newer table: a filter, which is skipped, buckets, and chains whose last entry is odd. */
-static void
-search_gnu_hash(struct search *search)
+/* The address of what an object exports by that name; 0: nothing. Of the C library's functions that
+ * we call all versions are alike. The table is a filter, which is skipped, buckets, and chains
+ * whose last entry is odd. */
+static uint64_t
+find_in(pid_t pid, const struct object *object, const char *name)
 {
-    const uint64_t table = search->object->gnu_hash;
+    const uint64_t table = object->gnu_hash;
     struct {
         uint32_t buckets, first, filter_size, shift;
     } head;
     uint32_t hash = 5381;
     uint32_t number = 0;
     uint32_t value = 0;
+    uint64_t found = 0;
 
-    for (const char *c = search->name; *c != '\0'; c++) {
+    for (const char *c = name; *c != '\0'; c++) {
         hash = hash * 33 + (unsigned char)*c;
     }
-    if (!peek(search->pid, table, &head, sizeof(head)) || head.buckets == 0) {
-        return;
+    if (table == 0 || !peek(pid, table, &head, sizeof(head)) || head.buckets == 0) {
+        return 0;
     }
     uint64_t buckets = table + sizeof(head) + 8UL * head.filter_size;
     uint64_t chains = buckets + 4UL * head.buckets;
-    if (!peek(search->pid, buckets + 4UL * (hash % head.buckets), &number, 4) ||
+    if (!peek(pid, buckets + 4UL * (hash % head.buckets), &number, 4) ||
         number < head.first) {
-        return;
+        return 0;
     }
-    for (; peek(search->pid, chains + 4UL * (number - head.first), &value, 4); number++) {
+    for (; found == 0 && (value & 1) == 0 &&
+           peek(pid, chains + 4UL * (number - head.first), &value, 4);
+         number++) {
         if ((value | 1) == (hash | 1)) {
-            try_symbol(search, number);
-        }
-        if ((value & 1) != 0) {
-            return;
+            (void)is_symbol(pid, object, number, name, &found);
         }
     }
-}
-
-/* The older table: buckets, and chains that end with 0. */
-static void
-search_hash(struct search *search)
-{
-    const uint64_t table = search->object->hash;
-    struct {
-        uint32_t buckets, symbols;
-    } head;
-    uint32_t hash = 0;
-    uint32_t number = 0;
-
-    for (const char *c = search->name; *c != '\0'; c++) {
-        hash = (hash << 4) + (unsigned char)*c;
-        hash ^= (hash & 0xf0000000) >> 24;
-        hash &= 0x0fffffff;
-    }
-    if (!peek(search->pid, table, &head, sizeof(head)) || head.buckets == 0 ||
-        !peek(search->pid, table + sizeof(head) + 4UL * (hash % head.buckets), &number,
-              4)) {
-        return;
-    }
-    for (uint32_t left = head.symbols; number != 0 && left > 0; left--) {
-        try_symbol(search, number);
-        if (!peek(search->pid, table + sizeof(head) + 4UL * (head.buckets + number),
-                  &number, 4)) {
-            return;
-        }
-    }
-}
-
-/* The address of what an object exports by that name; 0: nothing. */
-static uint64_t
-find_in(pid_t pid, const struct object *object, const char *name)
-{
-    struct search search = {.pid = pid, .object = object, .name = name};
-
-    if (object->gnu_hash != 0) {
-        search_gnu_hash(&search);
-    }
-    else if (object->hash != 0) {
-        search_hash(&search);
-    }
-    return search.found;
+    return found;
 }
 
 /* ---- Which objects there are ------------------------------------------------------- */
@@ -260,6 +195,32 @@ object_at(const struct image *image, uint64_t address)
     return NULL;
 }
 
+/* The address of what any object exports by that name; with is_libcs of the C library's alone. */
+static uint64_t
+find_symbol(const struct image *image, const char *name, bool is_libcs)
+{
+    uint64_t address = 0;
+
+    for (size_t i = 0; i < image->object_count && address == 0; i++) {
+        if (image->objects[i].is_libc || !is_libcs) {
+            address = find_in(image->pid, &image->objects[i], name);
+        }
+    }
+    return address;
+}
+
+static uint64_t
+find_libc(const struct image *image, const char *name)
+{
+    return find_symbol(image, name, true);
+}
+
+static uint64_t
+find_python(const struct image *image, const char *name)
+{
+    return find_symbol(image, name, false);
+}
+
 /* Finds the objects among the mappings. */
 static void
 read_objects(struct image *image)
@@ -281,61 +242,14 @@ read_objects(struct image *image)
         }
         object.is_loader = is_called(object.path, loaders);
         object.is_libc = object.is_loader || is_called(object.path, libraries);
-        object.has_malloc = find_in(pid, &object, "malloc") != 0;
-        object.has_python = find_in(pid, &object, "Py_FatalError") != 0;
+        object.has_malloc = (object.gnu_hash == 0 && !is_vdso) || /* for all we know */
+                            find_in(pid, &object, "malloc") != 0;
+        image->machine = object.machine;
         image->objects[image->object_count++] = object;
     }
+    image->is_musl = find_libc(image, "gnu_get_libc_version") == 0;
 }
 
-static uint64_t
-find_libc(const struct image *image, const char *name)
-{
-    uint64_t address = 0;
-
-    for (size_t i = 0; i < image->object_count && address == 0; i++) {
-        if (image->objects[i].is_libc) {
-            address = find_in(image->pid, &image->objects[i], name);
-        }
-    }
-    return address;
-}
-
-static uint64_t
-find_python(const struct image *image, const char *name)
-{
-    uint64_t address = 0;
-
-    for (size_t i = 0; i < image->object_count && address == 0; i++) {
-        if (image->objects[i].has_python) {
-            address = find_in(image->pid, &image->objects[i], name);
-        }
-    }
-    return address;
-}
-
-/* Where these bytes are in what an object has to be executed; 0: nowhere. */
-static uint64_t
-find_code(const struct image *image, const struct object *object, const void *bytes,
-          size_t count)
-{
-    for (size_t i = 0; i < image->mapping_count; i++) {
-        const struct mapping *mapping = &image->mappings[i];
-        size_t size = (size_t)(mapping->end - mapping->start);
-        if (!mapping->is_executable || mapping->start < object->base ||
-            mapping->start >= object->end) {
-            continue;
-        }
-        OWNED char *code = allocate(size, 1);
-        const char *at = peek(image->pid, mapping->start, code, size)
-                             ? memmem(code, size, bytes, count)
-                             : NULL;
-        if (at != NULL) {
-            return mapping->start + (uint64_t)(at - code);
-        }
-    }
-    return 0;
-}
-
-#endif /* HAS_ATTACH */
+#endif /* HAS_IMAGES */
 
 #endif /* MANHOLE_CLI_ATTACH_ELF_C */

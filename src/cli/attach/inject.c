@@ -80,8 +80,6 @@ enum {
     THREAD_STACK_SIZE = 8 * 1024 * 1024, /* as the module's own for Python have */
 };
 
-static const char entry_name[] = "manhole_attached";
-
 /* What is done to one process. */
 struct attaching {
     const struct request *request;
@@ -121,9 +119,7 @@ find_functions(struct attaching *attaching)
                  (int)image->pid, rows[i].name);
         }
     }
-    for (size_t i = 0; i < image->object_count && errand->entry == 0; i++) {
-        errand->entry = find_in(image->pid, &image->objects[i], entry_name);
-    }
+    errand->entry = find_python(image, entry_name);
 }
 
 /* Puts the errand together. */
@@ -132,27 +128,19 @@ prepare_errand(struct attaching *attaching)
 {
     struct errand *errand = &attaching->errand;
     const struct request *request = attaching->request;
-    struct text python = describe_python(&attaching->image);
     const char *arguments = request->given[OPTION_ATTACH];
 
-    if (python.text[0] == '\0') {
-        fail(STATUS_NO_CONNECTION,
-             "process %d runs a Python before 3.9, and manhole wants 3.9 or newer",
-             (int)attaching->image.pid);
-    }
     if (strlen(arguments) >= sizeof(errand->order.options)) {
         fail(STATUS_USAGE, "argument %s: more than %zu bytes of options",
              name_of(OPTION_ATTACH).text, sizeof(errand->order.options) - 1);
     }
     find_functions(attaching);
     if (errand->entry == 0) {
-        find_module(request, attaching->image.pid, python.text, &attaching->module);
+        find_module(request, &attaching->image, &attaching->module);
     }
     errand->stack_size = THREAD_STACK_SIZE;
-    (void)snprintf(errand->path, sizeof(errand->path), "manhole");
     (void)snprintf(errand->name, sizeof(errand->name), "%s", entry_name);
     errand->order.keeps = is_given(request, OPTION_KEEP);
-    errand->order.fd = -1;
     (void)snprintf(errand->order.options, sizeof(errand->order.options), "%s", arguments);
 }
 
@@ -194,15 +182,7 @@ make_file(const struct attaching *attaching, const struct lent *lent)
     }
     struct text path = proc_path(attaching->image.pid, print("fd/%ld", fd).text);
     OWNED_FD file = open(path.text, O_WRONLY | O_CLOEXEC);
-    size_t written = 0;
-    while (file >= 0 && written < module->length) {
-        ssize_t count = write(file, module->data + written, module->length - written);
-        if (count <= 0) {
-            break;
-        }
-        written += (size_t)count;
-    }
-    if (written < module->length) {
+    if (file < 0 || !fill_file(file, module->data, module->length)) {
         int error = errno;
         (void)call_kernel(lent, SYS_close, ARGUMENTS((uint64_t)fd));
         return -error;
@@ -249,8 +229,11 @@ static long
 run_errand(struct attaching *attaching, struct lent *lent)
 {
     struct errand *errand = &attaching->errand;
-    long result = make_memory(attaching, lent);
 
+    errand->order.fd = -1;
+    (void)snprintf(errand->path, sizeof(errand->path), "manhole");
+    attaching->memory = 0;
+    long result = make_memory(attaching, lent);
     if (result == 0 && attaching->module.length > 0) {
         if (!poke(lent->tid, attaching->memory, errand, sizeof(*errand))) {
             return EFAULT;
@@ -265,10 +248,11 @@ run_errand(struct attaching *attaching, struct lent *lent)
     return fill_memory(attaching, lent) ? make_thread(attaching, lent) : EFAULT;
 }
 
-/* It has not come back in time. Where it waits for a lock it is taken back. Elsewhere in the C
- * library, frozen say, or short of memory, it may have a lock, so it goes home by itself. */
-static void
-call_back(struct lent *lent)
+/* It has not come back in time. Where it waits for a lock it is taken back, and held. Elsewhere in
+ * the C library, frozen say, or short of memory, it may have a lock, so it goes home by itself, and
+ * needs what was made. Returns whether it is held. */
+static bool
+regain_thread(const struct lent *lent)
 {
     struct cpu cpu = lent->was;
     bool is_called_out = lent->frame != lent->scratch + UNDER_FRAME;
@@ -278,41 +262,47 @@ call_back(struct lent *lent)
     if (is_called_out && status > 0 && status >> 16 == STOPPED_AS_ASKED &&
         read_cpu(lent->tid, &cpu) && call_number(&cpu) != SYS_futex) {
         let_go(lent->tid);
-        return;
+        return false;
     }
-    restore(lent);
+    return true;
+}
+
+/* Takes away what was made, by the held thread. */
+static void
+clean_up(const struct attaching *attaching, struct lent *lent)
+{
+    const int32_t fd = attaching->errand.order.fd;
+
+    (void)place_frame_on_stack(lent);
+    if (fd >= 0) {
+        (void)call_kernel(lent, SYS_close, ARGUMENTS((uint64_t)fd));
+    }
+    if (attaching->memory != 0) {
+        (void)call_kernel(lent, SYS_munmap, ARGUMENTS(attaching->memory, MEMORY_SIZE));
+    }
 }
 
 /* Holds a thread for that, and puts it back, whatever comes of it. What was made is taken away when
- * there is no thread that would. */
-static void *
-borrow_thread(void *argument)
+ * there is no thread that would. One that waited in vain for a lock may be lent at another moment.
+ * */
+static bool
+borrow_thread(void *argument, unsigned round)
 {
     static struct lent lent;
     struct attaching *attaching = argument;
 
-    if (!lend_thread(&attaching->image, &lent)) {
-        fail(STATUS_NO_CONNECTION,
-             "no thread of process %d came to a place where it may be lent, within %d s; "
-             "try again",
-             (int)attaching->image.pid, LENDING_PATIENCE_S);
+    if (!lend_thread(&attaching->image, round, &lent)) {
+        return false;
     }
     attaching->error = run_errand(attaching, &lent);
-    if (attaching->error == LOST) {
-        call_back(&lent);
-        return NULL;
+    if (attaching->error == LOST && !regain_thread(&lent)) {
+        return true;
     }
-    if (attaching->error != 0 && attaching->errand.order.fd >= 0) {
-        (void)call_kernel(&lent, SYS_close,
-                          ARGUMENTS((uint64_t)attaching->errand.order.fd));
+    if (attaching->error != 0) {
+        clean_up(attaching, &lent);
     }
-    if (attaching->error != 0 && attaching->memory != 0) {
-        (void)place_frame_on_stack(&lent);
-        (void)call_kernel(&lent, SYS_munmap, ARGUMENTS(attaching->memory, MEMORY_SIZE));
-    }
-    (void)run_to_rest(lent.tid);
-    restore(&lent);
-    return NULL;
+    put_back(&lent);
+    return attaching->error != LOST || has_ended(attaching->image.pid);
 }
 
 /* ---- Afterwards -------------------------------------------------------------------- */
@@ -321,9 +311,7 @@ borrow_thread(void *argument)
 static _Noreturn void
 fail_errand(pid_t pid, long error)
 {
-    if (has_ended(pid)) {
-        fail(STATUS_CUT, "process %d has ended meanwhile", (int)pid);
-    }
+    check_life(pid);
     if (error == LOST) {
         fail(STATUS_NO_CONNECTION,
              "process %d makes no thread: it waits for a lock that is not let go, or for "
@@ -380,18 +368,14 @@ wait_on(const struct attaching *attaching, double waited, bool *is_told)
 
 /* Has a thread unmap our memory. Not where the loader has said no, for then the new thread is still
  * on its way out of there. */
-static void *
-unmap_memory(void *argument)
+static bool
+unmap_memory(void *argument, unsigned round)
 {
-    static struct lent lent;
     struct attaching *attaching = argument;
+    long result = 0;
 
-    if (hold_any_thread(&attaching->image, &lent)) {
-        (void)call_kernel(&lent, SYS_munmap, ARGUMENTS(attaching->memory, MEMORY_SIZE));
-        (void)run_to_rest(lent.tid);
-        restore(&lent);
-    }
-    return NULL;
+    return call_in_any_thread(&attaching->image, round, SYS_munmap,
+                              ARGUMENTS(attaching->memory, MEMORY_SIZE), &result);
 }
 
 /* Returns when the new thread is done with the order, which is read. */
@@ -403,7 +387,7 @@ await_thread(const struct attaching *attaching, struct order *order)
 
     for (;;) {
         if (!peek(attaching->image.pid, order_at(attaching), order, sizeof(*order))) {
-            fail(STATUS_CUT, "process %d has ended meanwhile", (int)attaching->image.pid);
+            fail_ended(attaching->image.pid);
         }
         if (order->state >= ORDER_FAILED) {
             order->error[sizeof(order->error) - 1] = '\0';
@@ -415,21 +399,28 @@ await_thread(const struct attaching *attaching, struct order *order)
 
 /* Gives the process a manhole, or ends the program. */
 static void
-attach(const struct request *request, pid_t pid)
+inject(const struct request *request, const struct image *image)
 {
     static struct attaching attaching;
+    const pid_t pid = image->pid;
     struct order order;
 
     attaching.request = request;
-    look_at_process(&attaching.image, request, pid);
+    attaching.image = *image;
+    find_gadgets(image);
     prepare_errand(&attaching);
-    trace(borrow_thread, &attaching);
+    if (!trace(borrow_thread, &attaching) && attaching.error == 0) {
+        fail(STATUS_NO_CONNECTION,
+             "no thread of process %d came to a place where it may be lent, within %d s; "
+             "try again",
+             (int)pid, LENDING_PATIENCE_S);
+    }
     if (attaching.error != 0) {
         fail_errand(pid, attaching.error);
     }
     await_thread(&attaching, &order);
     if (order.state != ORDER_NOT_LOADED) {
-        trace(unmap_memory, &attaching);
+        (void)trace(unmap_memory, &attaching);
     }
     if (order.state != ORDER_DONE) {
         fail(STATUS_NO_CONNECTION, "process %d takes no manhole: %s", (int)pid,
@@ -437,33 +428,6 @@ attach(const struct request *request, pid_t pid)
     }
 }
 
-#else
-
-static _Noreturn void
-attach(const struct request *request, pid_t pid)
-{
-    (void)request;
-    fail(STATUS_NO_CONNECTION,
-         "cannot attach to process %d: this is for x86-64 alone so far", (int)pid);
-}
-
 #endif /* HAS_ATTACH */
-
-/* Whether a manhole is to be put in: there is none yet, open or closed, or it would go and is to
- * stay. */
-static bool
-wants_attaching(const struct request *request, const struct target *target)
-{
-    if (!is_given(request, OPTION_ATTACH)) {
-        return false;
-    }
-    if (target->by_path || target->pid == 0) {
-        fail(STATUS_USAGE,
-             "argument %s: wants the PID of a process, not the path of a socket",
-             name_of(OPTION_ATTACH).text);
-    }
-    struct advert advert = read_advert(target->pid);
-    return !advert.is_there || (advert.is_temporary && is_given(request, OPTION_KEEP));
-}
 
 #endif /* MANHOLE_CLI_ATTACH_INJECT_C */

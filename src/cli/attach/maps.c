@@ -3,17 +3,23 @@
  * An image is what we know of that process: its mappings, and the ELF objects in them (elf.c). It
  * is read once, before anybody is stopped. Memory is read by process_vm_readv(), which needs no
  * stop; only code, which may not be written to, goes in through /proc/PID/mem. Both want the right
- * that ptrace wants, so the first look also tells whether we have it (rights.c).
+ * that ptrace wants, so the first look also tells whether we have it (rights.c). All of this is for
+ * any processor of 64 bits, for such a process.
  */
 #ifndef MANHOLE_CLI_ATTACH_MAPS_C
 #define MANHOLE_CLI_ATTACH_MAPS_C
 
 #include "../target.c"
-#include "x86_64.c"
 #include <inttypes.h>
 #include <sys/uio.h>
 
-#if HAS_ATTACH
+#ifdef __LP64__
+#  define HAS_IMAGES 1
+#else
+#  define HAS_IMAGES 0
+#endif
+
+#if HAS_IMAGES
 
 struct mapping {
     uint64_t start;
@@ -30,6 +36,8 @@ struct image {
     size_t mapping_count;
     struct object *objects;
     size_t object_count;
+    bool is_musl;
+    uint16_t machine; /* the kind of processor, as in the head of an object */
 };
 
 /* Whether all of it could be read. A pid of a thread does as well, and so does that of a copy. */
@@ -52,14 +60,6 @@ poke(pid_t pid, uint64_t address, const void *from, size_t size)
     memcpy(&local.iov_base, &from, sizeof(from)); /* only read, though the type says no */
     memcpy(&remote.iov_base, &address, sizeof(address));
     return process_vm_writev(pid, &local, 1, &remote, 1, 0) == (ssize_t)size;
-}
-
-/* Also where it may only be executed. */
-static bool
-poke_code(pid_t pid, uint64_t address, const void *from, size_t size)
-{
-    OWNED_FD memory = open(proc_path(pid, "mem").text, O_RDWR | O_CLOEXEC);
-    return memory >= 0 && pwrite(memory, from, size, (off_t)address) == (ssize_t)size;
 }
 
 /* A line of /proc/PID/maps: "7f00-7f10 r-xp 00001000 08:01 4711    /lib/libc.so.6". The path, which
@@ -104,17 +104,6 @@ read_mappings(struct image *image)
     return true;
 }
 
-static const struct mapping *
-mapping_at(const struct image *image, uint64_t address)
-{
-    for (size_t i = 0; i < image->mapping_count; i++) {
-        if (address >= image->mappings[i].start && address < image->mappings[i].end) {
-            return &image->mappings[i];
-        }
-    }
-    return NULL;
-}
-
-#endif /* HAS_ATTACH */
+#endif /* HAS_IMAGES */
 
 #endif /* MANHOLE_CLI_ATTACH_MAPS_C */

@@ -2,8 +2,8 @@
  *
  * Each module has a text in it that says what it was built for, as "CPython 3.11, glibc"; what the
  * process runs is told by what its libpython exports, for there need be no file with a telling
- * name. Both have to be the same, and the file of our own kind of processor: all that is known
- * before the process is touched. What else may be missing, a newer C library say, the loader tells.
+ * name. Both have to be the same, and the kind of processor: all that is known before the process
+ * is touched. What else may be missing, a newer C library say, the loader tells.
  *
  * Without --module FILE it is looked for where make leaves it and where make install and pip put
  * it, seen from this program: in its folder, in a folder beside that, in the packages of each
@@ -14,9 +14,8 @@
 
 #include "../options.c"
 #include "elf.c"
-#include "x86_64.c"
 
-#if HAS_ATTACH
+#if HAS_IMAGES
 
 /* As src/attached.c has it; what follows ends at " (". */
 static const char built_for[] = "This manhole is for ";
@@ -27,7 +26,6 @@ describe_python(const struct image *image)
 {
     uint64_t version_at = find_python(image, "Py_Version");
     unsigned long version = 0;
-    bool is_musl = false;
     bool has_no_gil = find_python(image, "PyUnstable_Module_SetGIL") != 0;
 
     if (version_at == 0) { /* is there from 3.11 on */
@@ -41,11 +39,22 @@ describe_python(const struct image *image)
     if (version == 0) {
         return print("%s", "");
     }
-    for (size_t i = 0; i < image->object_count; i++) {
-        is_musl = is_musl || is_called(image->objects[i].path, "ld-musl libc.musl");
-    }
     return print("CPython %lu.%lu%s, %s", version >> 24 & 0xff, version >> 16 & 0xff,
-                 has_no_gil ? "t" : "", is_musl ? "musl" : "glibc");
+                 has_no_gil ? "t" : "", image->is_musl ? "musl" : "glibc");
+}
+
+/* Writes all of it, to a file of the process's, or returns false, with errno. */
+static bool
+fill_file(int file, const char *bytes, size_t count)
+{
+    for (size_t written = 0; written < count;) {
+        ssize_t more = write(file, bytes + written, count - written);
+        if (more <= 0) {
+            return false;
+        }
+        written += (size_t)more;
+    }
+    return true;
 }
 
 /* Whether all that the loader maps is in the file. Of one that was cut off it would touch what is
@@ -71,7 +80,7 @@ is_whole(const struct buffer *module, const Elf64_Ehdr *header)
 /* Reads a module's file, and tells what it was built for, in the same words; "" when it is none, is
  * of another processor, or not whole. */
 static struct text
-read_module(int file, struct buffer *module)
+read_module(int file, uint16_t machine, struct buffer *module)
 {
     Elf64_Ehdr header = {.e_machine = EM_NONE};
 
@@ -81,7 +90,7 @@ read_module(int file, struct buffer *module)
     }
     memcpy(&header, module->data, sizeof(header));
     const char *text = memmem(module->data, module->length, built_for, strlen(built_for));
-    if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_machine != MACHINE ||
+    if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_machine != machine ||
         text == NULL || !is_whole(module, &header)) {
         return print("%s", "");
     }
@@ -106,8 +115,8 @@ is_trusted(int file, const char *folder)
 
 /* Looks for one in the folder and around it, reads it, and notes what else is there. */
 static bool
-search_folder(const char *folder, const char *python, struct buffer *module,
-              struct buffer *others)
+search_folder(const struct image *image, const char *folder, const char *python,
+              struct buffer *module, struct buffer *others)
 {
     static const char *const places[] = {"manhole*.so", "*/manhole*.so",
                                          "../*/manhole*.so", "manhole/*.so",
@@ -121,7 +130,7 @@ search_folder(const char *folder, const char *python, struct buffer *module,
         for (size_t j = 0; j < found.gl_pathc && !is_found; j++) {
             const char *path = found.gl_pathv[j];
             OWNED_FD file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-            struct text what = read_module(file, module);
+            struct text what = read_module(file, image->machine, module);
             bool fits = strcmp(what.text, python) == 0;
             is_found = fits && is_trusted(file, folder);
             if (!is_found && what.text[0] != '\0' && others->length < QUOTED_SIZE / 2) {
@@ -134,26 +143,36 @@ search_folder(const char *folder, const char *python, struct buffer *module,
     return is_found;
 }
 
+/* By this the module is called, and by whether a process exports it one knows that it has that. */
+static const char entry_name[] = "manhole_attached";
+
 /* Reads the module for what the process runs; ends the program without one. */
 static void
-find_module(const struct request *request, pid_t pid, const char *python,
+find_module(const struct request *request, const struct image *image,
             struct buffer *module)
 {
+    const struct text runs = describe_python(image);
+    const char *python = runs.text;
     const char *given = request->given[OPTION_MODULE];
     char folder[PATH_MAX] = "";
     struct stat status;
     OWNED_BUFFER others = {.data = NULL};
 
+    if (python[0] == '\0') {
+        fail(STATUS_NO_CONNECTION,
+             "process %d runs a Python before 3.9, and manhole wants 3.9 or newer",
+             (int)image->pid);
+    }
     if (given != NULL && stat(given, &status) < 0) {
         fail(STATUS_TROUBLE, "cannot read the module %s: %m", quote(given).text);
     }
     if (given != NULL && !S_ISDIR(status.st_mode)) {
         OWNED_FD file = open(given, O_RDONLY | O_CLOEXEC);
-        struct text what = read_module(file, module);
+        struct text what = read_module(file, image->machine, module);
         if (strcmp(what.text, python) != 0) {
             fail(STATUS_TROUBLE, "the module %s is for %s, but process %d runs %s",
                  quote(given).text,
-                 what.text[0] != '\0' ? what.text : "nothing known here", (int)pid,
+                 what.text[0] != '\0' ? what.text : "nothing known here", (int)image->pid,
                  python);
         }
         return;
@@ -164,15 +183,15 @@ find_module(const struct request *request, pid_t pid, const char *python,
     else if (readlink("/proc/self/exe", folder, sizeof(folder) - 1) > 0) {
         *strrchr(folder, '/') = '\0';
     }
-    if (!search_folder(folder, python, module, &others)) {
+    if (!search_folder(image, folder, python, module, &others)) {
         fail(STATUS_TROUBLE,
              "process %d runs %s, and there is no module for that in or beside %s%s; "
              "build one with 'make PYTHON=...' of that Python, and name it with --module "
              "FILE",
-             (int)pid, python, quote(folder).text, text_of(&others));
+             (int)image->pid, python, quote(folder).text, text_of(&others));
     }
 }
 
-#endif /* HAS_ATTACH */
+#endif /* HAS_IMAGES */
 
 #endif /* MANHOLE_CLI_ATTACH_MODULE_FILE_C */

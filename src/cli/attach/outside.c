@@ -18,9 +18,7 @@
 #ifndef MANHOLE_CLI_ATTACH_OUTSIDE_C
 #define MANHOLE_CLI_ATTACH_OUTSIDE_C
 
-#include "../stacks.c"
 #include "carrier.c"
-#include "inject.c"
 
 #if HAS_ATTACH
 
@@ -71,22 +69,17 @@ clone_thread(struct lent *lent, struct copy *copy)
     return result;
 }
 
-/* Makes a copy and holds it; 0 or an errno. */
+/* Has the held thread make a copy, and holds that; 0 or an errno. */
 static int
-make_copy(struct image *image, struct copy *copy)
+make_copy(struct lent *lent, struct copy *copy)
 {
-    static struct lent lent;
+    long pid = clone_thread(lent, copy);
 
-    if (!hold_any_thread(image, &lent)) {
-        return EBUSY;
-    }
-    long pid = clone_thread(&lent, copy);
-    (void)run_to_rest(lent.tid);
-    restore(&lent);
+    put_back(lent);
     if (pid == LOST || is_error(pid)) {
         return pid == LOST ? ESRCH : (int)-pid;
     }
-    copy->lent = lent;
+    copy->lent = *lent;
     copy->lent.tid = (pid_t)pid;
     (void)await_status(copy->lent.tid, REMOTE_PATIENCE_MS);
     (void)ptrace(PTRACE_SETOPTIONS, copy->lent.tid, NULL,
@@ -94,27 +87,14 @@ make_copy(struct image *image, struct copy *copy)
     return 0;
 }
 
-/* Ends it, and has a thread of the process take its exit status: by its number, for without one
- * wait4() would take that of a child of the application's. */
 static void
-end_copy(struct image *image, const struct copy *copy)
+kill_copy(const struct copy *copy)
 {
-    static struct lent lent;
     int status = 0;
-    long buried = 0;
 
     (void)kill(copy->lent.tid, SIGKILL);
     while (waitpid(copy->lent.tid, &status, __WALL) == copy->lent.tid &&
            WIFSTOPPED(status)) {
-    }
-    for (int i = 0; i < HOLD_TRIES && buried == 0 && copy->inner > 0; i++) {
-        if (hold_any_thread(image, &lent)) {
-            buried = call_kernel(&lent, SYS_wait4,
-                                 ARGUMENTS((uint64_t)copy->inner, 0, __WALL | WNOHANG));
-            (void)run_to_rest(lent.tid);
-            restore(&lent);
-        }
-        doze();
     }
 }
 
@@ -230,256 +210,96 @@ run_fatal_error(const struct lent *lent, uint64_t memory)
 /* What is asked of a process, and what came of it. */
 struct outside_look {
     struct image image;
+    struct copy copy;
     struct buffer answer;
     int result; /* 0: it is the answer; an errno: there can be no copy; -1: the copies died */
 };
 
-/* Has one copy tell. Returns that result; -1: another one may tell more. */
-static int
-ask_copy(struct image *image, struct buffer *answer)
+/* Whether the copy has told all; then that is the answer. */
+static bool
+has_told(const struct lent *copy, struct buffer *answer)
 {
-    static struct copy copy;
-    int error = make_copy(image, &copy);
-
-    if (error != 0) {
-        return error;
-    }
-    long memory = call_kernel(&copy.lent, SYS_mmap,
+    long memory = call_kernel(copy, SYS_mmap,
                               ARGUMENTS(0, COPY_MEMORY, PROT_READ | PROT_WRITE,
                                         MAP_PRIVATE | MAP_ANONYMOUS, (uint64_t)-1));
-    bool is_whole = false;
-    if (memory != LOST && !is_error(memory)) {
-        OWNED_FD file = redirect_copy(&copy.lent, (uint64_t)memory);
-        is_whole = file >= 0 && confine_copy(&copy.lent, (uint64_t)memory) &&
-                   run_fatal_error(&copy.lent, (uint64_t)memory);
-        is_whole = is_whole && lseek(file, 0, SEEK_SET) == 0 && read_all(file, answer) &&
-                   strstr(text_of(answer), "most recent call first") != NULL;
+
+    if (memory == LOST || is_error(memory)) {
+        return false;
     }
-    end_copy(image, &copy);
-    return is_whole ? 0 : -1;
+    OWNED_FD file = redirect_copy(copy, (uint64_t)memory);
+    return file >= 0 && confine_copy(copy, (uint64_t)memory) &&
+           run_fatal_error(copy, (uint64_t)memory) && lseek(file, 0, SEEK_SET) == 0 &&
+           read_all(file, answer) &&
+           strstr(text_of(answer), "most recent call first") != NULL;
 }
 
-static void *
-ask_copies(void *argument)
+/* Makes a copy and asks it. */
+static bool
+ask_copy(void *argument, unsigned round)
 {
+    static struct lent lent;
     struct outside_look *look = argument;
 
-    for (int i = 0; i < COPY_TRIES && look->result < 0; i++) {
-        empty(&look->answer);
-        look->result = ask_copy(&look->image, &look->answer);
-    }
-    return NULL;
-}
-
-/* ---- Showing it -------------------------------------------------------------------- */
-
-/* A frame, as faulthandler writes it: "  File "PATH", line 7 in FUNCTION", what is not plain
- * escaped with backslashes. */
-struct shown_frame {
-    const char *path;
-    int path_length;
-    long line;
-    const char *function;
-    int function_length;
-};
-
-/* False for "  <no Python frame>", and for the "  ..." behind the hundredth one. */
-static bool
-parse_frame(const char *line, struct shown_frame *frame)
-{
-    static const char start[] = "  File \"";
-    const char *end = strchr(line, '\n');
-
-    if (strncmp(line, start, strlen(start)) != 0) {
+    if (!hold_any_thread(&look->image, round, &lent)) {
         return false;
     }
-    const char *path = line + strlen(start);
-    const char *number = memmem(path, (size_t)(end - path), "\", line ", 8);
-    if (number == NULL) {
-        return false;
+    look->result = make_copy(&lent, &look->copy);
+    if (look->result == 0) {
+        look->result = has_told(&look->copy.lent, &look->answer) ? 0 : -1;
+        kill_copy(&look->copy);
     }
-    char *behind = NULL;
-    frame->path = path;
-    frame->path_length = (int)(number - path);
-    frame->line = strtol(number + 8, &behind, 10);
-    behind += strncmp(behind, " in ", 4) == 0 ? 4 : 0;
-    frame->function = behind;
-    frame->function_length = (int)(end - behind);
     return true;
 }
 
-/* A line of the source, without what indents it; as the process sees the file. What is none, a
- * pipe say, is not waited for. */
-static void
-append_source(struct buffer *out, pid_t pid, const struct shown_frame *frame)
+/* Has a thread of the process take the dead copy's exit status: by its number, for without one
+ * wait4() would take that of a child of the application's. */
+static bool
+bury_copy(void *argument, unsigned round)
 {
-    OWNED_BUFFER source = {.data = NULL};
-    struct text start = frame->path[0] == '/' ? root_of(pid) : proc_path(pid, "cwd/");
-    struct text path = print("%s%.*s", start.text, frame->path_length, frame->path);
-    struct stat status;
-    size_t at = 0;
-    size_t length = 0;
+    struct outside_look *look = argument;
+    long buried = 0;
 
-    if (stat(path.text, &status) == 0 && S_ISREG(status.st_mode)) {
-        (void)read_file(path.text, &source);
-    }
-    for (long i = 1; i < frame->line && (length = next_line(&source, at, true)) > 0;
-         i++) {
-        at += length;
-    }
-    length = next_line(&source, at, true);
-    if (length > 0) {
-        const char *line = source.data + at;
-        size_t indent = strspn(line, " \t");
-        size_t end = strcspn(line, "\r\n");
-        append(out, line + indent, end > indent ? end - indent : 0);
-    }
+    return look->copy.inner <= 0 ||
+           (call_in_any_thread(&look->image, round, SYS_wait4,
+                               ARGUMENTS((uint64_t)look->copy.inner, 0, __WALL | WNOHANG),
+                               &buried) &&
+            buried != 0);
 }
 
-/* A JSON string of what faulthandler has written, in which all is plain but these two. */
+/* Asks copies, until one has told all. */
 static void
-append_json_word(struct buffer *out, const char *text, size_t length)
+ask_copies(struct outside_look *look)
 {
-    append_text(out, "\"");
-    for (size_t i = 0; i < length; i++) {
-        unsigned char c = (unsigned char)text[i];
-        if (c < ' ' || c >= 0x7f) {
-            append_format(out, "\\u%04x", c < ' ' ? c : 0xfffdU);
-            continue;
+    look->result = -1;
+    for (int i = 0; i < COPY_TRIES && look->result < 0; i++) {
+        empty(&look->answer);
+        look->copy.inner = 0;
+        if (!trace(ask_copy, look)) {
+            look->result = EBUSY;
         }
-        append(out, "\\", c == '"' || c == '\\');
-        append(out, &text[i], 1);
+        (void)trace(bury_copy, look);
     }
-    append_text(out, "\"");
 }
 
+/* Has copies tell all stacks, or ends the program. */
 static void
-append_frame(struct buffer *out, pid_t pid, const char *line, bool is_json)
+look_from_outside(const struct image *image, struct buffer *answer)
 {
-    struct shown_frame frame;
-    OWNED_BUFFER source = {.data = NULL};
+    static struct outside_look look;
 
-    if (!parse_frame(line, &frame)) {
-        append_format(out, "%.*s\n", is_json ? 0 : (int)strcspn(line, "\n"), line);
-        return;
-    }
-    append_source(&source, pid, &frame);
-    if (!is_json) {
-        append_format(out, "File: \"%.*s\", line %ld, in %.*s\n", frame.path_length,
-                      frame.path, frame.line, frame.function_length, frame.function);
-        append_format(out, source.length > 0 ? "  %s\n" : "%s", text_of(&source));
-        return;
-    }
-    append_text(out, ends_with(out, "[") ? "\n{\"file\": " : ",\n{\"file\": ");
-    append_json_word(out, frame.path, (size_t)frame.path_length);
-    append_format(out, ", \"line\": %ld, \"function\": ", frame.line);
-    append_json_word(out, frame.function, (size_t)frame.function_length);
-    append_text(out, ", \"qualname\": null, \"source\": ");
-    if (source.length > 0) {
-        append_json_word(out, source.data, source.length);
-    }
-    else {
-        append_text(out, "null");
-    }
-    append_text(out, "}");
-}
-
-/* The thread that begins with this line, "Thread 0x7f (most recent call first):", and its frames up
- * to an empty line, in our order: the outermost first. */
-static void
-append_outside_thread(struct buffer *out, pid_t pid, const char *line, bool is_json)
-{
-    const char *frames = strchr(line, '\n') + 1;
-    const char *end = strstr(frames, "\n\n");
-    unsigned long ident = strtoul(strstr(line, "0x"), NULL, 16);
-
-    end = end != NULL ? end : frames + strlen(frames) - 1; /* at its last newline */
-    if (is_json) {
-        append_format(out,
-                      "{\"id\": %lu, \"native_id\": null, \"state\": null, \"waits_in\": "
-                      "null, \"holds_gil\": null, "
-                      "\"daemon\": null, \"name\": null, \"frames\": [",
-                      ident);
-    }
-    else {
-        append_format(out, "\n######### ProcessID=%d, ThreadID=%lu #########\n", (int)pid,
-                      ident);
-    }
-    for (const char *at = end; at > frames;) {
-        const char *last = memrchr(frames, '\n', (size_t)(at - frames));
-        const char *start = last != NULL ? last + 1 : frames;
-        append_frame(out, pid, start, is_json);
-        at = start - 1;
-    }
-    append_text(out, is_json ? "]}" : "");
-}
-
-/* The next line that begins a thread, from the beginning of a line on; NULL: there is none. */
-static const char *
-next_outside_thread(const char *line)
-{
-    while (strncmp(line, "Thread 0x", 9) != 0 &&
-           strncmp(line, "Current thread 0x", 17) != 0) {
-        const char *end = strchr(line, '\n');
-        if (end == NULL) {
-            return NULL;
-        }
-        line = end + 1;
-    }
-    return line;
-}
-
-/* All threads, as the module's own dump has them. */
-static void
-format_stacks(struct buffer *out, pid_t pid, const struct buffer *answer, bool is_json)
-{
-    const char *at = next_outside_thread(text_of(answer));
-    bool is_first = true;
-
-    if (is_json) {
-        append_format(out,
-                      "{\"pid\": %d, \"python\": null, \"version\": 1, \"source\": "
-                      "\"frozen copy\", "
-                      "\"threads\": [",
-                      (int)pid);
-    }
-    for (; at != NULL; at = next_outside_thread(strchr(at, '\n') + 1)) {
-        append_text(out, !is_json ? "" : is_first ? "\n" : ",\n");
-        append_outside_thread(out, pid, at, is_json);
-        is_first = false;
-    }
-    append_text(out, is_json ? "]}\n" : END_OF_DUMP "\n\n");
-}
-
-/* Prints the stacks of a process that has no manhole. */
-static enum exit_status
-show_stacks_from_outside(const struct request *request, pid_t pid)
-{
-    static struct outside_look look = {.result = -1};
-    OWNED_BUFFER shown = {.data = NULL};
-    bool is_json = is_given(request, OPTION_JSON) || is_given(request, OPTION_BRIEF);
-
-    look_at_process(&look.image, request, pid);
-    trace(ask_copies, &look);
+    find_gadgets(image);
+    look.image = *image;
+    ask_copies(&look);
     if (look.result != 0) {
+        check_life(image->pid);
         errno = look.result;
         fail(STATUS_NO_CONNECTION,
              look.result > 0
                  ? "cannot make a copy of process %d: %m"
                  : "the copies of process %d died before they had told their stacks",
-             (int)pid);
+             (int)image->pid);
     }
-    format_stacks(&shown, pid, &look.answer, is_json);
-    show_lines(STDOUT_FILENO, NULL, &shown, true);
-    return STATUS_OK;
-}
-
-#else
-
-static _Noreturn enum exit_status
-show_stacks_from_outside(const struct request *request, pid_t pid)
-{
-    attach(request, pid);
+    *answer = look.answer;
 }
 
 #endif /* HAS_ATTACH */

@@ -12,9 +12,10 @@
 
 #include "../hindrances.c"
 #include "../options.c"
-#include "maps.c"
+#include "elf.c"
+#include "x86_64.c"
 
-#if HAS_ATTACH
+#if HAS_IMAGES
 
 enum {
     CAPABILITY_PTRACE = 19, /* CAP_SYS_PTRACE, whose header musl has not */
@@ -29,18 +30,57 @@ may_trace_all(void)
            0;
 }
 
-/* Who holds the process: a process can have one tracer. */
-static _Noreturn void
-fail_traced(pid_t pid, long tracer)
+/* Why ptrace() does not do for a process, although its memory may be read; "" for no reason. */
+static struct text
+find_obstacle(pid_t pid)
 {
+#  if !HAS_ATTACH
+    return print("process %d: by ptrace() this is for x86-64 alone so far", (int)pid);
+#  else
+    long tracer = strtol(read_status(pid, "TracerPid").text, NULL, 10);
     OWNED_BUFFER name = {.data = NULL};
 
-    (void)read_proc((pid_t)tracer, "comm", &name);
-    fail(STATUS_NO_CONNECTION,
-         "process %d is traced by process %ld (%.*s), and can have one tracer; end that, "
-         "then "
-         "try again",
-         (int)pid, tracer, (int)strcspn(text_of(&name), "\n"), text_of(&name));
+    if (tracer != 0) {
+        (void)read_proc((pid_t)tracer, "comm", &name);
+        return print(
+            "process %d is traced by process %ld (%.*s), and can have one tracer; "
+            "end that, then try again",
+            (int)pid, tracer, (int)strcspn(text_of(&name), "\n"), text_of(&name));
+    }
+    if (strstr(read_status(pid, "x86_Thread_features").text, "shstk") != NULL) {
+        return print(
+            "process %d has a shadow stack, behind which no thread of it can be lent",
+            (int)pid);
+    }
+    /* Nobody traces this program, which is another error. */
+    if (ptrace(PTRACE_CONT, getpid(), NULL, NULL) < 0 && errno != ESRCH) {
+        return print(
+            "ptrace() is forbidden here: %m; in a container by its seccomp profile");
+    }
+    return print("%s", "");
+#  endif
+}
+
+/* The process has ended under our hands. Nobody serves a socket that it may have made by then. */
+static _Noreturn void
+fail_ended(pid_t pid)
+{
+    (void)unlink(target_of(pid).path);
+    fail(STATUS_CUT, "process %d has ended meanwhile", (int)pid);
+}
+
+/* Something has gone wrong with it. Ends the program if that is why, which shows a moment later. */
+static void
+check_life(pid_t pid)
+{
+    enum { LOOKS = 50 };
+
+    for (int i = 0; i < LOOKS; i++) {
+        if (has_ended(pid)) {
+            fail_ended(pid);
+        }
+        (void)poll(NULL, 0, 1);
+    }
 }
 
 /* Yama's setting, or -1 where the kernel has none. */
@@ -60,14 +100,14 @@ fail_denied(pid_t pid, int error)
 {
     const long scope = ptrace_scope();
     const int number = (int)pid;
-    long tracer = strtol(read_status(pid, "TracerPid").text, NULL, 10);
+    const struct text obstacle = find_obstacle(pid);
     uid_t uid = 0;
 
-    if (tracer != 0) {
-        fail_traced(pid, tracer);
-    }
     if (say_owner(pid)) {
         leave(STATUS_NO_CONNECTION);
+    }
+    if (obstacle.text[0] != '\0') {
+        fail(STATUS_NO_CONNECTION, "%s", obstacle.text);
     }
     errno = error;
     if (scope == 3) {
@@ -121,22 +161,12 @@ count_filters(pid_t pid)
 static void
 check_process(const struct request *request, pid_t pid)
 {
-    long tracer = strtol(read_status(pid, "TracerPid").text, NULL, 10);
-
-    if (tracer != 0) {
-        fail_traced(pid, tracer);
-    }
     if (say_hindrance(pid)) {
         leave(STATUS_NO_CONNECTION);
     }
     if (strtol(read_status(pid, "CoreDumping").text, NULL, 10) != 0) {
         fail(STATUS_NO_CONNECTION,
              "process %d has crashed, and its core is being written", (int)pid);
-    }
-    if (strstr(read_status(pid, "x86_Thread_features").text, "shstk") != NULL) {
-        fail(STATUS_NO_CONNECTION,
-             "process %d has a shadow stack, behind which no thread of it can be lent",
-             (int)pid);
     }
     if (strtol(read_status(pid, "Seccomp").text, NULL, 10) == 1) {
         fail(STATUS_NO_CONNECTION,
@@ -153,6 +183,31 @@ check_process(const struct request *request, pid_t pid)
     }
 }
 
-#endif /* HAS_ATTACH */
+/* Reads what is mapped, and ends the program where that tells that this is not for us. */
+static void
+look_at_process(struct image *image, const struct request *request, pid_t pid)
+{
+    char byte = 0;
+
+    image->pid = pid;
+    check_process(request, pid);
+    if (!read_mappings(image)) {
+        fail_denied(pid, errno);
+    }
+    if (image->mapping_count == 0) {
+        fail(STATUS_NO_CONNECTION, "process %d is a thread of the kernel's", (int)pid);
+    }
+    if (!peek(pid, image->mappings[0].start, &byte, 1) && errno == EPERM) {
+        fail_denied(pid, errno);
+    }
+    read_objects(image);
+    if (find_python(image, "Py_FatalError") == 0) {
+        check_life(pid);
+        fail(STATUS_NO_CONNECTION, "process %d runs no CPython of this kind of processor",
+             (int)pid);
+    }
+}
+
+#endif /* HAS_IMAGES */
 
 #endif /* MANHOLE_CLI_ATTACH_RIGHTS_C */

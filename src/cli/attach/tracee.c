@@ -29,6 +29,8 @@
 enum {
     STOPPED_AS_ASKED = 128, /* PTRACE_EVENT_STOP */
     AT_SYSCALL = SIGTRAP | 0x80,
+    STOP_PATIENCE_MS = 20,     /* for a thread to stop */
+    LENDING_PATIENCE_S = 3,    /* for one that may be lent */
     REMOTE_PATIENCE_MS = 2000, /* for what takes microseconds */
     UNDER_FRAME = 1024,
     SCRATCH_SIZE = FRAME_SIZE + UNDER_FRAME,
@@ -50,6 +52,37 @@ enum stop {
     STOP_GONE = -2, /* there is no such thread any more */
 };
 
+/* Where these bytes are in what an object has to be executed; 0: nowhere. */
+static uint64_t
+find_code(const struct image *image, const struct object *object, const void *bytes,
+          size_t count)
+{
+    for (size_t i = 0; i < image->mapping_count; i++) {
+        const struct mapping *mapping = &image->mappings[i];
+        size_t size = (size_t)(mapping->end - mapping->start);
+        if (!mapping->is_executable || mapping->start < object->base ||
+            mapping->start >= object->end) {
+            continue;
+        }
+        OWNED char *code = allocate(size, 1);
+        const char *at = peek(image->pid, mapping->start, code, size)
+                             ? memmem(code, size, bytes, count)
+                             : NULL;
+        if (at != NULL) {
+            return mapping->start + (uint64_t)(at - code);
+        }
+    }
+    return 0;
+}
+
+/* Also where it may only be executed. */
+static bool
+poke_code(pid_t pid, uint64_t address, const void *from, size_t size)
+{
+    OWNED_FD memory = open(proc_path(pid, "mem").text, O_RDWR | O_CLOEXEC);
+    return memory >= 0 && pwrite(memory, from, size, (off_t)address) == (ssize_t)size;
+}
+
 /* In the C library: "make a system call", and "return from a handler". */
 struct gadgets {
     uint64_t call;
@@ -58,8 +91,8 @@ struct gadgets {
 
 static struct gadgets gadgets;
 
-/* Whether both are there. */
-static bool
+/* Ends the program where they are not both there. */
+static void
 find_gadgets(const struct image *image)
 {
     for (size_t i = 0; i < image->object_count; i++) {
@@ -71,38 +104,12 @@ find_gadgets(const struct image *image)
             gadgets.back = find_code(image, object, return_code, sizeof(return_code));
         }
     }
-    return gadgets.call != 0 && gadgets.back != 0;
-}
-
-/* ---- Before anybody is stopped ------------------------------------------------ */
-
-/* Reads what is mapped, and ends the program where that tells that this is not for us. */
-static void
-look_at_process(struct image *image, const struct request *request, pid_t pid)
-{
-    char byte = 0;
-
-    image->pid = pid;
-    check_process(request, pid);
-    if (!read_mappings(image)) {
-        fail_denied(pid, errno);
-    }
-    if (image->mapping_count == 0) {
-        fail(STATUS_NO_CONNECTION, "process %d is a thread of the kernel's", (int)pid);
-    }
-    if (!peek(pid, image->mappings[0].start, &byte, 1) && errno == EPERM) {
-        fail_denied(pid, errno);
-    }
-    read_objects(image);
-    if (find_python(image, "Py_FatalError") == 0) {
-        fail(STATUS_NO_CONNECTION, "process %d runs no CPython of this kind of processor",
-             (int)pid);
-    }
-    if (!find_gadgets(image)) {
+    if (gadgets.call == 0 || gadgets.back == 0) {
+        check_life(image->pid);
         fail(STATUS_NO_CONNECTION,
              "process %d has a C library that is neither glibc nor musl as they are "
              "known here",
-             (int)pid);
+             (int)image->pid);
     }
 }
 
@@ -151,11 +158,13 @@ await_stop(pid_t tid, int patience_ms)
             errno = EBUSY; /* by SIGSTOP, with all others of the process */
             return WSTOPSIG(status) == SIGTRAP;
         }
+        /* Any stop takes the place of the one that was asked for. Asked for anew before it goes on,
+         * that comes before another signal. */
+        (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
         if (ptrace(PTRACE_CONT, tid, NULL, event != 0 ? 0L : (long)WSTOPSIG(status)) <
             0) {
             return false;
         }
-        (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
     }
 }
 
@@ -165,46 +174,12 @@ let_go(pid_t tid)
     (void)ptrace(PTRACE_DETACH, tid, NULL, NULL);
 }
 
-/* Threads that are asked to stop and have not yet: in the kernel's deepest sleep, or waiting for
- * vfork()'s child. The stop will come and hold them until we see to it. */
-static struct {
-    pid_t tids[64];
-    size_t count;
-} unsettled;
-
-/* Forgets that thread, and returns whether it was one. */
+/* Seizes and stops a thread. False when it is gone, or does not stop just now, being in the
+ * kernel's deepest sleep, or waiting for vfork()'s child: then the end of trace() lets go of it. */
 static bool
-was_unsettled(pid_t tid)
+stop_thread(pid_t pid, pid_t tid)
 {
-    for (size_t i = 0; i < unsettled.count; i++) {
-        if (unsettled.tids[i] == tid) {
-            unsettled.tids[i] = unsettled.tids[--unsettled.count];
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Lets those go that have come to their stop. The end of trace() lets go of the rest. */
-static void
-settle(void)
-{
-    for (size_t i = unsettled.count; i-- > 0;) {
-        if (await_stop(unsettled.tids[i], 0) || errno != EAGAIN) {
-            let_go(unsettled.tids[i]);
-            unsettled.tids[i] = unsettled.tids[--unsettled.count];
-        }
-    }
-}
-
-/* Seizes and stops a thread. False when it is gone, or does not stop just now. */
-static bool
-stop_thread(pid_t pid, pid_t tid, int patience_ms)
-{
-    bool is_ours = was_unsettled(tid);
-
-    if (!is_ours &&
-        ptrace(PTRACE_SEIZE, tid, NULL, (unsigned long)PTRACE_O_TRACESYSGOOD) < 0) {
+    if (ptrace(PTRACE_SEIZE, tid, NULL, (unsigned long)PTRACE_O_TRACESYSGOOD) < 0) {
         int error = errno;
         if (error != ESRCH &&
             !has_ended(tid)) { /* EPERM for one that has just ended, too */
@@ -212,19 +187,12 @@ stop_thread(pid_t pid, pid_t tid, int patience_ms)
         }
         return false;
     }
-    if (!is_ours) {
-        (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
-    }
-    if (await_stop(tid, patience_ms)) {
-        return true;
-    }
-    if (errno == EAGAIN && unsettled.count < sizeof(unsettled.tids) / sizeof(pid_t)) {
-        unsettled.tids[unsettled.count++] = tid;
-    }
-    else {
+    (void)ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
+    if (!await_stop(tid, STOP_PATIENCE_MS)) {
         let_go(tid);
+        return false;
     }
-    return false;
+    return true;
 }
 
 /* ---- Keeping, and putting back ----------------------------------------------------- */
@@ -334,6 +302,14 @@ run_to_rest(pid_t tid)
     return status > 0 && status >> 16 == STOPPED_AS_ASKED;
 }
 
+/* After system calls of ours. */
+static void
+put_back(struct lent *lent)
+{
+    (void)run_to_rest(lent->tid);
+    restore(lent);
+}
+
 /* Blocks all signals but those of a fault of ours. */
 static void
 block_signals(pid_t tid)
@@ -384,27 +360,72 @@ is_error(long result)
     return result < 0 && result >= -4095;
 }
 
-/* Calls work in a thread of its own, with all signals blocked: nothing but SIGKILL is to end us
- * while a thread is held. When a tracer ends, and to the kernel each thread is one, it lets go of
- * all that it has seized: so no thread stays held that was asked to stop and has not stopped yet.
- * */
-static void
-trace(void *(*work)(void *), void *argument)
+/* What is done while threads of the process may be held. round counts from 0. Returns false where
+ * no thread came to do it with: it is tried again then. */
+typedef bool traced_work(void *argument, unsigned round);
+
+/* One round of it. */
+struct trace {
+    traced_work *work;
+    void *argument;
+    unsigned round;
+    bool is_done;
+    pid_t tid; /* of the tracer */
+};
+
+static void *
+trace_once(void *argument)
 {
+    struct trace *trace = argument;
+
+    trace->tid = (pid_t)syscall(SYS_gettid);
+    trace->is_done = trace->work(trace->argument, trace->round);
+    return NULL;
+}
+
+/* For a moment of no fixed length, lest we always come at the same place of a loop. */
+static void
+doze(void)
+{
+    struct timespec now;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    (void)nanosleep(&(struct timespec){.tv_nsec = 200000 + now.tv_nsec % 1000000}, NULL);
+}
+
+/* Calls work until it is done, or for some seconds, and returns whether it was. Each round has a
+ * thread of its own, with all signals blocked: nothing but SIGKILL is to end us while a thread is
+ * held. When a tracer ends, and to the kernel each thread is one, it lets go of all that it has
+ * seized: so no thread stays held that was asked to stop and has not stopped yet. That is done when
+ * the kernel knows the tracer no more, a moment after pthread_join(). */
+static bool
+trace(traced_work *work, void *argument)
+{
+    const double deadline = now_s() + LENDING_PATIENCE_S;
+    struct trace trace = {.work = work, .argument = argument};
     sigset_t all;
     sigset_t before;
-    pthread_t tracer;
 
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&tracer, NULL, work, argument);
-    if (error != 0) {
-        errno = error;
-        fail(STATUS_TROUBLE, "cannot start a thread: %m");
-    }
-    (void)pthread_join(tracer, NULL);
-    unsettled.count = 0;
+    do {
+        pthread_t tracer;
+        int error = pthread_create(&tracer, NULL, trace_once, &trace);
+        if (error != 0) {
+            errno = error;
+            fail(STATUS_TROUBLE, "cannot start a thread: %m");
+        }
+        (void)pthread_join(tracer, NULL);
+        while (syscall(SYS_tgkill, getpid(), trace.tid, 0) == 0) {
+            (void)sched_yield();
+        }
+        trace.round++;
+        if (!trace.is_done) {
+            doze();
+        }
+    } while (!trace.is_done && now_s() < deadline);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return trace.is_done;
 }
 
 #endif /* HAS_ATTACH */

@@ -32,7 +32,6 @@
 #  include <sys/user.h>
 
 enum {
-    MACHINE = EM_X86_64,
     RED_ZONE = 128,          /* below the stack pointer, in use all the same */
     XSTATE_SIZE = 16 * 1024, /* more than any processor has */
     FRAME_SIZE = 17 * 1024,  /* of a signal frame at most */
