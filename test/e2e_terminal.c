@@ -1521,6 +1521,22 @@ recording_of_a_client_that_was_killed_can_be_played(void)
     assert_contains(play(path), "ManholeConsole");
 }
 
+/* The end of its input is the client's end, who had the terminal raw, and set it back. */
+static void
+recorded_client_leaves_the_terminal_to_a_pager(void)
+{
+    struct process *app = start_target(TARGET(""));
+    wait_until_ready(app);
+    struct process *pager = start_process(
+            .argv = LIST(
+                "sh", "-c",
+                format_text("exec 3<&0; %s --record %s --stacks %d | { stty -icanon "
+                            "<&3; cat >/dev/null; stty -a <&3; echo over; }",
+                            build_path("manhole-cli"), test_path("cast"), (int)app->pid)),
+            .terminal = true);
+    assert_contains(wait_for_text(pager, OUT, "over", DEADLINE), "-icanon");
+}
+
 /* ======================================================================================
  * Top
  * ======================================================================================
@@ -1742,6 +1758,7 @@ main(void)
         TEST(recording_is_a_new_file),
         TEST(session_goes_on_when_its_recording_cannot),
         TEST(recording_of_a_client_that_was_killed_can_be_played),
+        TEST(recorded_client_leaves_the_terminal_to_a_pager),
         TEST(top_shows_a_view_in_place_of_the_last_one),
         TEST(dumb_terminal_gets_no_escape_sequence),
         TEST(ten_megabytes_without_a_newline_are_shown),

@@ -90,7 +90,9 @@ main(int argc, char **argv)
     look_at_terminal();
     parse_command_line(argc, argv, &request);
     if (is_given(&request, OPTION_RECORD)) {
-        record(request.given[OPTION_RECORD]);
+        record(request.given[OPTION_RECORD], terminal.is_shown_on ||
+                                                 request.action == ACTION_CONSOLE ||
+                                                 is_elsewhere(&request));
     }
     terminal.is_raw = is_given(&request, OPTION_RAW);
     terminal.has_colours = terminal.has_colours && !is_given(&request, OPTION_NO_COLOR);

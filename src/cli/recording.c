@@ -53,6 +53,7 @@ static struct recorder {
     struct termios settings; /* that it had */
     struct winsize size;
     struct stream streams[STREAMS];
+    bool has_keyboard;  /* what is typed there is for the client */
     struct buffer keys; /* on their way to the pseudo-terminal */
     bool are_keys_over;
     pid_t client;
@@ -186,7 +187,7 @@ hold_outer_terminal(bool is_held)
 {
     struct termios raw = recorder.settings;
 
-    if (terminal.is_typed_on) {
+    if (recorder.has_keyboard) {
         cfmakeraw(&raw);
         (void)tcsetattr(recorder.terminal, TCSADRAIN,
                         is_held ? &raw : &recorder.settings);
@@ -311,7 +312,7 @@ static bool
 copy_some(bool waits)
 {
     bool has_keys = recorder.keys.length > 0;
-    bool reads_keys = terminal.is_typed_on && !recorder.are_keys_over && !has_keys;
+    bool reads_keys = recorder.has_keyboard && !recorder.are_keys_over && !has_keys;
     struct pollfd fds[KEYS + 1] = {
         [KEYS] = {.fd = reads_keys ? terminal.input : -1, .events = POLLIN}};
     bool has_any = false;
@@ -446,7 +447,7 @@ open_streams(int ends[3])
     int pseudo_terminal = open_pseudo_terminal();
     int fds[2] = {-1, -1};
 
-    ends[STDIN_FILENO] = terminal.is_typed_on ? pseudo_terminal : STDIN_FILENO;
+    ends[STDIN_FILENO] = recorder.has_keyboard ? pseudo_terminal : STDIN_FILENO;
     for (int fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) {
         struct stream *stream = &recorder.streams[fd];
         *stream = (struct stream){.from = -1, .to = fd, .is_plain = true};
@@ -461,15 +462,17 @@ open_streams(int ends[3])
     }
 }
 
-/* Returns in the client alone, which is a child from here on. */
+/* Returns in the client alone, which is a child from here on. Where nobody types, the terminal is
+ * left to a pager that the output goes to: that has it raw itself, and sets it back as it was. */
 static void
-record(const char *path)
+record(const char *path, bool is_typed)
 {
     const pid_t parent = getpid();
     int ends[3];
 
-    open_recording(path);
+    recorder.has_keyboard = is_typed && terminal.is_typed_on;
     open_streams(ends);
+    open_recording(path);
     recorder.client = fork();
     if (recorder.client < 0) {
         fail(STATUS_TROUBLE, "cannot start a process to record: %m");
