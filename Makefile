@@ -389,12 +389,12 @@ known = site.getsitepackages() + [site.getusersitepackages()]
 under = [path for path in known if path.startswith(prefix + "/lib")]
 under += [s.get_path("platlib", "posix_prefix", {"base": prefix, "platbase": prefix})]
 own = [s.get_path("platlib"), s.get_path("scripts"), s.get_path("data") + "/share"]
-print(*([under[0], prefix + "/bin", prefix + "/share"] if prefix else own))
+print(([under[0], prefix + "/bin", prefix + "/share"] if prefix else own)[int(sys.argv[2])])
 endef
-DIRECTORIES = $(shell $(PYTHON) -c '$(subst $(NEWLINE),;,$(ASK_DIRECTORIES))' '$(PREFIX)')
-PACKAGES = $(DESTDIR)$(word 1,$(DIRECTORIES))
-PROGRAMS = $(DESTDIR)$(word 2,$(DIRECTORIES))
-SHARE = $(DESTDIR)$(word 3,$(DIRECTORIES))
+directory = $(shell $(PYTHON) -c '$(subst $(NEWLINE),;,$(ASK_DIRECTORIES))' '$(PREFIX)' $(1))
+PACKAGES = $(DESTDIR)$(call directory,0)
+PROGRAMS = $(DESTDIR)$(call directory,1)
+SHARE = $(DESTDIR)$(call directory,2)
 MANUAL = $(SHARE)/man/man1/manhole-cli.1
 BASH_COMPLETION = $(SHARE)/bash-completion/completions/manhole-cli
 ZSH_COMPLETION = $(SHARE)/zsh/site-functions/_manhole-cli

@@ -33,7 +33,7 @@ rm -rf "$root" "$work/debian"
 "${MAKE:-make}" --no-print-directory install PYTHON="$PYTHON" PREFIX=/usr DESTDIR="$root" \
     BUILD_ROOT="$work/build" CFLAGS="$CFLAGS" CPPFLAGS="$(dpkg-buildflags --get CPPFLAGS)" \
     LDFLAGS="$(dpkg-buildflags --get LDFLAGS) -Wl,-z,now"
-mapfile -t programs < <(find "$root" -name '*.so' -o -path '*/bin/*')
+mapfile -t programs < <(find "$root/usr" -name '*.so' -o -path "$root/usr/bin/*")
 strip --remove-section=.comment --remove-section=.note "${programs[@]}"
 mkdir -p "$root/usr/share/zsh/vendor-completions" "$documents" "$root/DEBIAN"
 mv "$root"/usr/share/zsh/site-functions/* "$root/usr/share/zsh/vendor-completions"

@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def make_wheel(folder):
 def install(work, data, options):
     """The files by their names in the wheel, and the platform that they are for."""
     root = work + "/root/wheel"
-    make = ["make", "install", "PYTHON=" + sys.executable, f"DESTDIR={work}/root", "PREFIX=/wheel"]
+    make = ["make", "install", "PYTHON=" + shlex.quote(sys.executable), f"DESTDIR={work}/root", "PREFIX=/wheel"]
     subprocess.run([*make, f"BUILD_ROOT={work}/build", *options], check=True)
     contents, programs = {}, []
     for folder, _, files in os.walk(root):

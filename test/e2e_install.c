@@ -110,11 +110,11 @@ static void
 install_under_destdir_and_prefix_puts_a_package_there(void)
 {
     const char *root = test_path("root");
-    run_make("install", python(), "/opt/tools", root);
+    run_make("install", python(), "/opt/my tools", root);
     const char *files = installed_files(root);
-    assert_matches(files, "^\\./opt/tools/bin/manhole-cli$");
-    assert_matches(files,
-                   "^\\./opt/tools/lib/python3\\.[0-9]+t?/site-packages/manhole\\.pth$");
+    assert_matches(files, "^\\./opt/my tools/bin/manhole-cli$");
+    assert_matches(
+        files, "^\\./opt/my tools/lib/python3\\.[0-9]+t?/site-packages/manhole\\.pth$");
     assert_matches(files, "/site-packages/manhole/__init__\\.cpython-.*\\.so$");
     assert_contains(files, "/site-packages/manhole/__init__.pyi\n");
     assert_contains(files, "/site-packages/manhole/__main__.py\n");

@@ -314,6 +314,8 @@ static const char memory_program[] =
     "if is_first:\n"
     "    print(ascii((measure(), collections_made, stall, types, traced and "
     "by_line(traced))))\n"
+    /* In the process itself it would stay until the next collection, and the second count it. */
+    "    del traced\n"
     "else:\n"
     "    first = eval(before.partition('\\n')[2])\n"
     "    show_sizes(first[0], sizes)\n"
