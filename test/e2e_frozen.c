@@ -183,6 +183,18 @@ code_in_a_copy_has_its_arguments_and_its_status(void)
     assert_string_equal(out, "['a', 'b'] typed\n");
 }
 
+/* Both look up the state of the thread by a thread-local variable. */
+static void
+copy_traces_memory_and_is_called_back_by_c(void)
+{
+    struct process *app = start_app("import tracemalloc; tracemalloc.start()\n" APP);
+    assert_string_equal(run_frozen(app,
+                                   "import ctypes, tracemalloc\n"
+                                   "print(ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 7)(),"
+                                   " tracemalloc.is_tracing())"),
+                        "7 True\n");
+}
+
 static void
 frames_of_a_copy_are_debugged_and_errors_say_what_it_is(void)
 {
@@ -579,6 +591,7 @@ main(void)
         TEST(console_says_whose_copy_it_is),
         TEST(frames_of_a_copy_are_debugged_and_errors_say_what_it_is),
         TEST(code_in_a_copy_has_its_arguments_and_its_status),
+        TEST(copy_traces_memory_and_is_called_back_by_c),
         TEST(list_grows_in_a_copy_behind_a_filter_of_the_process),
         TEST(copy_reaches_no_file_no_process_and_no_memory_of_others),
         TEST(shared_memory_does_not_grow_by_being_copied),

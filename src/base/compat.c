@@ -676,6 +676,32 @@ find_oldest_thread(PyInterpreterState *interpreter)
     return oldest;
 }
 
+/* Notes a state as the thread's where it has none. */
+#  if PY_VERSION_HEX < 0x030b0000
+#    define NOTE_STATE _PyThreadState_Init
+#  else
+#    define NOTE_STATE _PyThreadState_SetCurrent /* of 3.11 alone */
+#  endif
+#  if PY_VERSION_HEX < 0x030c0000
+PyAPI_FUNC(void) NOTE_STATE(PyThreadState *tstate);
+#  endif
+
+/* Attaches a thread of a copy that was forked by another. Python finds a thread's state by a
+ * thread-local variable, which it has made anew at that fork, for that other alone. Without this
+ * one it takes the state that make_python_anew() deletes: tracemalloc and what C calls back crash.
+ */
+ATTACHES static void
+reattach_forked(PyThreadState *tstate)
+{
+#  if PY_VERSION_HEX >= 0x030c0000
+    tstate->_status.bound_gilstate = 0; /* so it is bound again */
+    PyEval_RestoreThread(tstate);
+#  else
+    PyEval_RestoreThread(tstate);
+    NOTE_STATE(tstate);
+#  endif
+}
+
 /* Makes Python one of this process, in which there is no thread but the calling one. It would
  * delete the states of all others, and with them what their frames are made of: 3.15 dies of
  * looking at them then. So they are taken out of its list meanwhile. Its head is not to be had, so

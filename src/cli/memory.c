@@ -12,7 +12,7 @@
 #define MANHOLE_CLI_MEMORY_C
 
 #include "run.c"
-#include "attach/outside.c"
+#include "attach/attach.c"
 
 /* A look at the process itself or at a copy, as its argument says. kept: as run_code() has it. */
 static enum exit_status

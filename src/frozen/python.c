@@ -132,7 +132,7 @@ become_main_thread(PyThreadState *main_thread, void *stack)
     if (main_thread != PyThreadState_Get()) {
         (void)PyEval_SaveThread();
         become_thread(main_thread);
-        PyEval_RestoreThread(main_thread);
+        reattach_forked(main_thread);
         if (!set_stack(main_thread, stack, COPY_STACK_SIZE)) {
             end_copy(EXIT_NO_STACK);
         }
