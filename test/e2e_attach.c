@@ -454,6 +454,16 @@ strange_file_names_do_no_harm_to_a_look(void)
   "for each in workers: assert os.waitpid(each, 0)[1] == 7 << 8\n"                       \
   "sys.exit(7)\n"
 
+/* FAMILY's, which it has printed. */
+static void
+read_workers(struct process *app, int workers[2])
+{
+    char *behind = NULL;
+    workers[0] = (int)strtol(text_of(app, OUT), &behind, 10);
+    workers[1] = (int)strtol(behind, NULL, 10);
+    assert_true(workers[0] > 0 && workers[1] > 0);
+}
+
 /* Code in all that run Python: one has a manhole already, one is stopped, and says so. */
 static void
 code_runs_in_a_master_and_its_workers(void)
@@ -465,7 +475,7 @@ code_runs_in_a_master_and_its_workers(void)
     const char *out;
     const char *err;
     int workers[2];
-    assert_int_equal(sscanf(text_of(app, OUT), "%d %d", &workers[0], &workers[1]), 2);
+    read_workers(app, workers);
     assert_int_equal(
         run_command(LIST(cli, "--attach", "--keep", number(app->pid), "-c", "pass"), NULL,
                     NULL, NULL),
@@ -498,7 +508,7 @@ stacks_of_a_master_and_its_workers_come_from_outside(void)
     const char *out;
     const char *err;
     int workers[2];
-    assert_int_equal(sscanf(text_of(app, OUT), "%d %d", &workers[0], &workers[1]), 2);
+    read_workers(app, workers);
     assert_int_equal(
         run_command(LIST(cli, "--attach", "--stacks", "--children", number(app->pid)),
                     NULL, &out, &err),

@@ -630,10 +630,12 @@ add_fork_hook(void)
         {"after_in_child", "_after_fork_in_child"},
     };
     OWNED PyObject *keywords = PyDict_New();
+    if (keywords == NULL) {
+        return -1;
+    }
     for (size_t i = 0; i < Py_ARRAY_LENGTH(hooks); i++) {
         OWNED PyObject *hook = PyObject_GetAttrString(manhole.module, hooks[i].name);
-        if (keywords == NULL || hook == NULL ||
-            PyDict_SetItemString(keywords, hooks[i].when, hook) < 0) {
+        if (hook == NULL || PyDict_SetItemString(keywords, hooks[i].when, hook) < 0) {
             return -1;
         }
     }

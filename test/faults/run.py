@@ -57,7 +57,7 @@ from scenarios import COMMANDS, FILES, FRESH, LASTING, NEW
 # What says, in the log or to a client, that something went wrong.
 COMPLAINT = re.compile(
     r"[Ee]rror|SystemExit|WARNING|[Ff]ailure|Cannot|cannot|Can't|Turned|manhole: (?!Python has)"
-    r"|without|skipped|not shown|No frozen copy|told of no thread|no memory|left behind"
+    r"|\[Errno|without|skipped|not shown|No frozen copy|told of no thread|no memory|left behind"
 )
 # And that does when the fault was that the other side had gone.
 GOODBYE = re.compile(r"disconnected|DONE")
