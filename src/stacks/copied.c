@@ -255,17 +255,15 @@ describe_line(struct stacks *stacks, size_t index)
 
 /* ---- All of it ----------------------------------------------------------------------- */
 
-/* A thread that has no frames and is a session's: it waits for the interpreter that is stuck, or
- * for its client before 3.15. One with frames is the application's, which serves a client of
- * oneshot. */
+/* A session's thread at its prompt, or on its way there: it waits for the interpreter that is stuck,
+ * or for its client. */
 static bool
-is_waiting_session(const struct thread_stack *thread)
+is_waiting_session(unsigned long ident)
 {
-    for (size_t i = 0; thread->count == 0 && i < atomic_load(&manhole.sessions_end);
-         i++) {
+    for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         const struct session *session = &manhole.sessions[i];
-        if (atomic_load(&session->fd.number) >= 0 &&
-            session->run.ident == thread->ident && !atomic_load(&session->run.running)) {
+        if (atomic_load(&session->fd.number) >= 0 && session->run.ident == ident &&
+            !atomic_load(&session->run.running)) {
             return true;
         }
     }
@@ -290,7 +288,7 @@ read_copy(struct stacks *stacks)
 
     for (size_t i = 0; i < stacks->thread_count; i++) {
         struct thread_stack *thread = &stacks->threads[i];
-        thread->is_shown = thread->is_shown && !is_waiting_session(thread);
+        thread->is_shown = thread->is_shown && !is_waiting_session(thread->ident);
         if (!HAS_GIL) {
             thread->holds_gil = ANSWER_UNKNOWN;
         }
