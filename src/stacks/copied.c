@@ -255,8 +255,8 @@ describe_line(struct stacks *stacks, size_t index)
 
 /* ---- All of it ----------------------------------------------------------------------- */
 
-/* A session's thread at its prompt, or on its way there: it waits for the interpreter that is stuck,
- * or for its client. */
+/* A session's thread at its prompt, or on its way there: it waits for the interpreter that is
+ * stuck, or for its client. */
 static bool
 is_waiting_session(unsigned long ident)
 {
