@@ -819,7 +819,8 @@ process_that_is_killed_at_any_step_of_a_look_is_told(void)
         LIST(build_path("manhole-cli"), "--stacks", "--raw", "--attach"));
 }
 
-/* One that is a fault's cannot be blocked in the thread that is lent, for it might be ours. */
+/* One that is a fault's cannot be blocked in the thread that is lent, for it might be ours. Amidst
+ * so many the client may find no place to come in; then the next one does. */
 static void
 signal_of_a_fault_that_is_sent_at_any_step_arrives(void)
 {
@@ -831,15 +832,15 @@ signal_of_a_fault_that_is_sent_at_any_step_arrives(void)
         "sys.exit(7 if hits else 8)\n");
     const struct disturbance fault = {.whom = app->pid, .signal = SIGSEGV};
     const char *cli = build_path("manhole-cli");
+    enum { REFUSED = 5 << 8 };
+    const char *const *const look = LIST(cli, "--attach", "--stacks", number(app->pid));
+    const char *const *const run = LIST(cli, "--attach", number(app->pid), "-c", "pass");
     long steps;
-    assert_int_equal(disturb_client(&fault,
-                                    LIST(cli, "--attach", "--stacks", number(app->pid)),
-                                    &steps),
-                     0);
-    assert_int_equal(disturb_client(&fault,
-                                    LIST(cli, "--attach", number(app->pid), "-c", "pass"),
-                                    &steps),
-                     0);
+    int status = disturb_client(&fault, look, &steps);
+    assert_true(status == 0 || status == REFUSED);
+    status = disturb_client(&fault, run, &steps);
+    assert_true(status == 0 || status == REFUSED);
+    assert_int_equal(run_command(run, NULL, NULL, NULL), 0);
     wait_until(has_no_manhole, &app->pid, "the manhole is released", DEADLINE);
     assert_unharmed(app);
 }
