@@ -97,7 +97,7 @@ show(const char *const argv[])
 }
 
 static void
-stop(const struct server *server)
+stop_server(const struct server *server)
 {
     send_signal(server->master, SIGTERM);
     assert_int_equal(wait_for_exit(server->master, DEADLINE), 0);
@@ -129,7 +129,7 @@ stacks_of_gunicorn_and_its_workers_come_although_one_is_stuck(void)
     expect_socket_left(socket_path_of((pid_t)strtol(stuck, NULL, 10)));
     assert_int_equal(kill((pid_t)strtol(stuck, NULL, 10), SIGKILL), 0);
     wait_until(are_all_up, &server, "all workers answer", DEADLINE);
-    stop(&server);
+    stop_server(&server);
 }
 
 static void
@@ -144,7 +144,7 @@ request_of_gunicorn_that_hangs_is_found_with_what_it_has(void)
                    "in serve\n  time\\.sleep\\(0\\.01\\)\n +order = \\{'milk': 3\\}$");
     (void)write_file("go-on", "");
     assert_contains(client_read_until_eof(client), "hello");
-    stop(&server);
+    stop_server(&server);
 }
 
 static void
@@ -163,7 +163,7 @@ log_levels_memory_and_report_of_gunicorn_are_one_command_each(void)
     seen = show(CLI(first, "--report"));
     assert_contains(seen, format_text("unix %s\n", server.door));
     assert_matches(seen, "^  gunicorn [0-9.]+$");
-    stop(&server);
+    stop_server(&server);
 }
 
 static void
@@ -189,7 +189,7 @@ worker_of_gunicorn_without_a_manhole_is_attached_to(void)
     (void)write_file("go-on", "");
     assert_contains(client_read_until_eof(client), "hello");
     wait_for_no_path(socket_path_of((pid_t)strtol(slow, NULL, 10)), DEADLINE);
-    stop(&server);
+    stop_server(&server);
 }
 
 int
