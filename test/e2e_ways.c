@@ -371,8 +371,10 @@ process_that_the_signal_ended_is_told(void)
 {
     const char *err = NULL;
     struct process *app = start_app(
-        "import os, signal\n"
-        "signal.signal(signal.SIGUSR1, lambda *args: os._exit(7))\n" READY STAY);
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *args: os._exit(7))\n" READY
+        /* no call that waits for good: Python might be just before it as the signal comes */
+        "while True: time.sleep(0.01)\n");
     struct process *cli = start_process(.argv = CLI("-1", "-t60", number(app->pid)));
     assert_int_equal(run_process(cli, NULL, NULL, &err), 5);
     assert_int_equal(wait_for_exit(app, DEADLINE), 7);
