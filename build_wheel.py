@@ -74,8 +74,8 @@ def make_wheel(folder):
 
 def install(work, data, options):
     """The files by their names in the wheel, and the platform that they are for."""
-    root = work + "/root/wheel"
-    make = ["make", "install", "PYTHON=" + shlex.quote(sys.executable), f"DESTDIR={work}/root", "PREFIX=/wheel"]
+    root = work + "/image/wheel"
+    make = ["make", "install", "PYTHON=" + shlex.quote(sys.executable), f"DESTDIR={work}/image", "PREFIX=/wheel"]
     subprocess.run([*make, f"BUILD_ROOT={work}/build", *options], check=True)
     contents, programs = {}, []
     for folder, _, files in os.walk(root):

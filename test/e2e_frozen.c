@@ -37,19 +37,6 @@
   "    print(goods, flush=True)\n"                                                       \
   "serve('milk')\n" STAY
 
-/* Skips the test where no copy runs Python. */
-static void
-require_copies(void)
-{
-#if !defined(__x86_64__) || !defined(__GLIBC__)
-    skip_test("copies are made on x86-64 with glibc alone");
-#endif
-    require_gil();
-    if (is_wrapped() || is_sanitized()) {
-        skip_test("a sanitizer's or valgrind's memory is not forked by itself");
-    }
-}
-
 static struct process *
 start_app(const char *program)
 {

@@ -178,13 +178,7 @@ memory_of_a_process_that_is_stuck_is_counted_in_copies(void)
 {
     const char *out = NULL;
     const char *err = NULL;
-#if !defined(__x86_64__) || !defined(__GLIBC__)
-    skip_test("copies are made on x86-64 with glibc alone");
-#endif
-    require_gil();
-    if (is_wrapped() || is_sanitized()) {
-        skip_test("a sanitizer's or valgrind's memory is not forked by itself");
-    }
+    require_copies();
     struct process *app = start_target(INSTALL(
         "hang_timeout=0.1") "import ctypes\n" READY "ctypes.PyDLL(None).getchar()\n");
     wait_until_ready(app);

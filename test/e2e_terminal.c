@@ -853,6 +853,20 @@ ctrl_c_drops_a_block_being_typed(void)
     see("\n2\n>>>");
 }
 
+/* Of a client below a shell: Ctrl-Z, what the terminal is then, fg, and the rest of the line. */
+static void
+stop_amidst_a_line(void)
+{
+    type("40 + ");
+    see(">>> 40 \\+");
+    press("C-z");
+    see("Stopped.*(\n.*)?\nshell:");
+    enter("stty -a | grep -c \" icanon\"; fg");
+    see("\n1\n(.*\n)*>>> 40 \\+");
+    enter("2");
+    see("\n42\n>>>");
+}
+
 static void
 ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back(void)
 {
@@ -863,14 +877,7 @@ ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back(void)
     see("shell:");
     enter(format_text("TERM=screen %s %d", build_path("manhole-cli"), (int)app->pid));
     see(">>>");
-    type("40 + ");
-    see(">>> 40 \\+"); /* as above */
-    press("C-z");
-    see("Stopped.*(\n.*)?\nshell:");
-    enter("stty -a | grep -c \" icanon\"; fg");
-    see("\n1\n(.*\n)*>>> 40 \\+");
-    enter("2");
-    see("\n42\n>>>");
+    stop_amidst_a_line();
 }
 
 static void
@@ -1431,14 +1438,7 @@ recording_goes_on_after_ctrl_z(void)
     enter(format_text("TERM=screen %s --record %s %d", build_path("manhole-cli"), path,
                       (int)app->pid));
     see(">>>");
-    type("40 + ");
-    see(">>> 40 \\+");
-    press("C-z");
-    see("Stopped.*(\n.*)?\nshell:");
-    enter("stty -a | grep -c \" icanon\"; fg");
-    see("\n1\n(.*\n)*>>> 40 \\+");
-    enter("2");
-    see("\n42\n>>>");
+    stop_amidst_a_line();
     press("C-d");
     see("now exiting.*\nshell:");
     const char *shown = play(path);

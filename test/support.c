@@ -671,6 +671,18 @@ require_gil(void)
     }
 }
 
+void
+require_copies(void)
+{
+#if !defined(__x86_64__) || !defined(__GLIBC__)
+    skip_test("copies are made on x86-64 with glibc alone");
+#endif
+    require_gil();
+    if (is_wrapped() || is_sanitized()) {
+        skip_test("a sanitizer's or valgrind's memory is not forked by itself");
+    }
+}
+
 bool
 is_python_from(int minor)
 {

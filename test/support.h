@@ -180,6 +180,8 @@ const char *link_flags(void);
  * are at frozen copies. require_gil() skips the test. */
 bool has_gil(void);
 void require_gil(void);
+/* Skips the test where no frozen copy runs Python. */
+void require_copies(void);
 bool is_python_from(int minor); /* CPython 3.MINOR or newer */
 const char *debian_python(void);
 
