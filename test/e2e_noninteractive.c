@@ -404,6 +404,27 @@ interrupt_ends_the_code_with_130(void)
     assert_contains(text_of(cli, ERR), "KeyboardInterrupt");
 }
 
+/* The client says that it is late only where one is on its way. */
+static void
+interrupt_ends_code_that_python_has_not_begun_yet(void)
+{
+    struct process *app = NULL;
+    const char *pid =
+        start_app(INSTALL("") "import ctypes\n"
+                              "byte = ctypes.create_string_buffer(1)\n" READY
+                              "ctypes.PyDLL(None).read(0, byte, 1)\n" STAY,
+                  &app);
+    wait_until_asleep(app->pid);
+    struct process *cli = start_process(.argv = CLI(pid, "-c", "while True: pass"));
+    wait_for_text(app, ERR, "Accepted connection", DEADLINE);
+    wait_until_asleep(cli->pid);
+    send_signal(cli, SIGINT);
+    wait_for_text(cli, ERR, "KeyboardInterrupt comes when the call returns", DEADLINE);
+    write_stdin(app, "x");
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
+    assert_contains(text_of(cli, ERR), "\nKeyboardInterrupt\n");
+}
+
 static void
 server_that_knows_no_code_is_told(void)
 {
@@ -765,6 +786,7 @@ main(void)
         TEST(console_that_its_ending_process_waits_for_is_a_success),
         TEST(output_that_nobody_wants_ends_it_with_141),
         TEST(interrupt_ends_the_code_with_130),
+        TEST(interrupt_ends_code_that_python_has_not_begun_yet),
         TEST(server_that_knows_no_code_is_told),
         TEST(stacks_are_the_dump_alone),
         TEST(stacks_of_a_stuck_process_are_those_of_its_copy),

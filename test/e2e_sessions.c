@@ -362,6 +362,93 @@ interrupt_with_nothing_to_interrupt_is_answered(void)
     assert_answers(client);
 }
 
+/* Keeps the GIL from one byte on its stdin to the next. */
+#define HOLDS_GIL_AT_TIMES                                                               \
+  INSTALL("")                                                                            \
+  "import ctypes, os\n"                                                                  \
+  "library = ctypes.PyDLL(None)\n"                                                       \
+  "byte = ctypes.create_string_buffer(1)\n"                                              \
+  "def hold(): library.write(1, b'holds\\n', 6); library.read(0, byte, 1)\n" READY       \
+  "while os.read(0, 1): hold()\n"
+
+static struct process *
+start_holding_gil_at_times(void)
+{
+    struct process *app = start_target(HOLDS_GIL_AT_TIMES);
+    wait_until_ready(app);
+    return app;
+}
+
+static void
+hold_gil(struct process *app)
+{
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "holds\n", DEADLINE);
+    wait_until_asleep(app->pid);
+}
+
+static void
+interrupt_of_what_has_not_begun_is_kept(void)
+{
+    static const struct {
+        const char *block; /* before it; or NULL */
+        const char *typed;
+    } rows[] = {
+        {NULL, "exec('while True: pass')\n"},
+        {"if True:\n", "    pass\n"},
+        {NULL, "\2beginning of a paste"},
+        {"def f():\n", "\6beginning of one anew"},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+        struct process *app = start_holding_gil_at_times();
+        struct client *client = connect_as(
+            path_of(app), format_text("manhole-cli/%s/terminal", own_id((int)i)));
+        client_wait_for(client, ">>> \2");
+        if (rows[i].block != NULL) {
+            client_send(client, rows[i].block);
+            client_wait_for(client, "... \2");
+        }
+        hold_gil(app);
+        client_send(client, rows[i].typed);
+        assert_string_equal(ask_for_interrupt(app, own_id((int)i)), "interrupted\n");
+        write_stdin(app, "x");
+        client_wait_for(client, "KeyboardInterrupt\n");
+        client_wait_for(client, ">>> \2");
+        client_send(client, "6 * 7\n");
+        client_wait_for(client, "42\n");
+    }
+}
+
+/* Sends a program as manhole-cli does. */
+static void
+send_program(struct client *client, const char *source)
+{
+    const char *text = format_text("<string>%c-c%c%s", 0, 0, source);
+    size_t length = sizeof("<string>") + sizeof("-c") + strlen(source);
+    const unsigned char head[4] = {0, 0, (unsigned char)(length >> 8),
+                                   (unsigned char)length};
+    client_send_bytes(client, head, sizeof(head));
+    client_send_bytes(client, text, length);
+}
+
+static void
+interrupt_before_the_program_has_come_is_kept(void)
+{
+    static const char *const channels[] = {"exec", "frozen-exec"};
+    for (size_t i = 0; i < sizeof(channels) / sizeof(*channels); i++) {
+        struct process *app = start_ready(TARGET(""));
+        struct client *client = connect_as(
+            path_of(app), format_text("manhole-cli/%s/%s", own_id(1), channels[i]));
+        if (i > 0) {
+            require_copies();
+            client_wait_for(client, "frozen\n");
+        }
+        assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+        send_program(client, "while True: pass");
+        client_wait_for(client, "KeyboardInterrupt\n");
+    }
+}
+
 static void
 interrupt_is_no_session(void)
 {
@@ -1011,6 +1098,8 @@ main(void)
         TEST(interrupt_ends_the_statement_alone),
         TEST(interrupt_reaches_the_client_that_asked),
         TEST(interrupt_with_nothing_to_interrupt_is_answered),
+        TEST(interrupt_of_what_has_not_begun_is_kept),
+        TEST(interrupt_before_the_program_has_come_is_kept),
         TEST(interrupt_is_no_session),
         TEST(interrupt_is_not_logged),
         TEST(interrupt_reaches_a_statement_that_prints_to_nobody),

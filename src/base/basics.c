@@ -189,6 +189,16 @@ format_seconds(double seconds)
     return formatted;
 }
 
+/* For the calling thread. */
+static void
+set_blocked(int signum, bool blocked)
+{
+    sigset_t set;
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, signum);
+    (void)pthread_sigmask(blocked ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+}
+
 /* Starts a thread with the sigmask option's signals blocked from its first instruction.
  * thread NULL: detached. Returns 0, or an errno value. */
 static int

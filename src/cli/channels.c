@@ -143,6 +143,15 @@ interrupt_session(const struct target *target)
     return SESSION_LEFT;
 }
 
+/* Whether the server has said something, or has closed: an idle session may have a prompt that is
+ * on its way to us, and a Ctrl-C is for who asks by that. */
+static bool
+has_news(int server)
+{
+    struct pollfd fd = {.fd = server, .events = POLLIN};
+    return poll(&fd, 1, 0) == 1;
+}
+
 /* ---- Waiting for the session ------------------------------------------------------- */
 
 /* As poll_with_signals(). Remarks that a Ctrl-C is late; and says once, when not a byte has come

@@ -62,6 +62,14 @@ send_typed(const char *bytes, size_t count)
     (void)send_some(editor.server, &editor.unsent);
 }
 
+/* Whether Ctrl-C is a key for who reads: the console in a block, input() or Pdb. */
+static bool
+is_key_wanted(void)
+{
+    bool is_in_block = editor.asked > 0 && ends_with(&editor.line, continuation);
+    return is_in_block || (editor.is_waiting && editor.asked == 0);
+}
+
 /* Ctrl-C drops what is being typed, and interrupts who reads, or what the process runs. A console
  * that takes no keys forgets the block of which it has the first lines when there is a NUL, for no
  * source has one. */
@@ -73,8 +81,8 @@ handle_interrupt(void)
     bool has_text = editor.is_typing &&
                     (editor.is_pasting || line->lastchar > line->buffer ||
                      block->above.length > block->settled || block->below.length > 0);
-    bool is_in_block = editor.asked > 0 && ends_with(&editor.line, continuation);
-    bool is_asked = is_in_block || (editor.is_waiting && editor.asked == 0);
+    bool is_asked = is_key_wanted();
+    enum interruption outcome = SESSION_IDLE;
 
     if (has_text || is_asked) {
         show_whole_block();
@@ -82,14 +90,18 @@ handle_interrupt(void)
         editor.way_out = LINE_CANCELLED;
     }
     forget_block();
+    if (!is_asked && editor.server >= 0) {
+        outcome = interrupt_session(editor.target);
+        if (outcome == SESSION_IDLE && has_news(editor.server)) {
+            receive_output();
+        }
+        is_asked = outcome == SESSION_IDLE && is_key_wanted();
+    }
     if (is_asked) {
         const char key[] = {KEY_INTERRUPT};
         send_typed(marks.are_put ? key : "\0\n", marks.are_put ? 1 : 2);
-        return;
     }
-    enum interruption outcome =
-        editor.server < 0 ? SESSION_IDLE : interrupt_session(editor.target);
-    if (outcome == SESSION_LEFT) {
+    else if (outcome == SESSION_LEFT) {
         editor.way_out = LEFT;
     }
     else if (!has_text && outcome == SESSION_IDLE) {

@@ -57,6 +57,7 @@ read_stdin(struct relay *relay, bool is_hung_up)
         return;
     }
     append(&relay->typed, bytes, (size_t)count);
+    marks.is_asked = marks.is_asked && memchr(bytes, '\n', (size_t)count) == NULL;
     remember_typed(&relay->lines, bytes, (size_t)count);
 }
 
@@ -196,7 +197,13 @@ may_go_on(const struct target *target, struct relay *relay)
     }
     enum interruption outcome =
         terminal.is_typed_on ? interrupt_session(target) : SESSION_LEFT;
-    if (outcome == SESSION_IDLE) {
+    if (outcome == SESSION_IDLE && has_news(relay->server)) {
+        read_server(relay);
+    }
+    if (outcome == SESSION_IDLE && marks.is_asked) {
+        press_key(relay, KEY_INTERRUPT);
+    }
+    else if (outcome == SESSION_IDLE) {
         remark(nothing_is_running);
     }
     return outcome != SESSION_LEFT;

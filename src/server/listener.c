@@ -237,7 +237,7 @@ answer_interrupt(int fd, const struct card *card)
         bool meant = session->hang.watched && strcmp(session->card, card->id) == 0;
         unlock(&session->out_lock);
         if (meant && session->channel->serve != serve_completion) {
-            int times = interrupt_session(session);
+            int times = interrupt_session(session, true);
             answer = answers[times < 2 ? times : 2];
         }
     }
@@ -544,7 +544,7 @@ look_after(struct session *session)
     }
     if (session->gone_ms != 0 && session->gone_ms + GONE_CHECK_MS <= now_ms) {
         session->gone_ms = now_ms;
-        (void)interrupt_session(session);
+        (void)interrupt_session(session, false);
     }
 }
 
@@ -578,7 +578,7 @@ serve_events(struct session *session, short events)
     }
     if ((events & (POLLHUP | POLLERR | POLLNVAL)) != 0 && is_gone(session)) {
         session->gone_ms = monotonic_ms();
-        (void)interrupt_session(session);
+        (void)interrupt_session(session, false);
     }
 }
 

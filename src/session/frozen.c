@@ -92,6 +92,7 @@ forget_all_but(struct session *own)
     }
     own->outbox = (struct outbox){0};
     own->hang = (struct hang_watch){0};
+    own->run.due = false; /* the process sends a signal */
     own->helpers = 0;
     own->copy = 0;
     manhole.has_listener = false;
@@ -129,6 +130,7 @@ live_as_copy(void *argument, struct board *board)
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     (void)import_needed_modules(session, NULL);
     PyErr_Clear();
+    set_blocked(SIGINT, true);
     wait_on_board(board);
 
     session->outbox.unsent = report; /* goes out ahead of all else */
@@ -256,6 +258,9 @@ note_copy(void *argument, pid_t copy)
     struct session *session = ((const struct purpose *)argument)->session;
     lock_leaf(&session->out_lock);
     session->copy = copy;
+    if (session->run.due) {
+        (void)kill(copy, SIGINT);
+    }
     unlock(&session->out_lock);
     log_line("A frozen copy, PID:%ld, serves the client of %s", (long)copy,
              describe_peer(&session->peer).text);

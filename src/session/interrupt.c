@@ -12,6 +12,10 @@
  *   end_running(); `running` says so. All else there, reading, sending, putting things back, must
  *   not be torn, and is left alone: the client is told "idle".
  *
+ *   Not too early. What a client has sent may be on the way still when its Ctrl-C comes, in its
+ *   socket or with a session that waits for the GIL. The interrupt is `due` then: what begins next
+ *   gets it, or who waits for the client next, as if Ctrl-C had been typed there (take_due).
+ *
  *   By whom. An interrupt is CPython's own PyThreadState_SetAsyncExc(), and takes the interpreter.
  *   Who asks for it may not wait for that, so an interrupter, one at a time, attaches and does it
  *   (strike). In C that does not return to Python the exception waits, like a signal's.
@@ -117,11 +121,8 @@ DETACHED static void
 let_waits_be_ended(void)
 {
     const int signum = atomic_load(&manhole.wait_ending_signal);
-    sigset_t set;
     if (signum != 0) {
-        (void)sigemptyset(&set);
-        (void)sigaddset(&set, signum);
-        (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+        set_blocked(signum, false);
     }
 }
 
@@ -200,17 +201,40 @@ interrupter_main(void *argument)
     return NULL;
 }
 
-/* Interrupts what the session runs. Returns how often it has been; 0: nothing runs. */
-DETACHED static int
-interrupt_session(struct session *session)
+/* Of a client at a terminal: whether there is something in its socket. */
+static bool
+has_unread(struct session *session)
 {
-    bool running = atomic_load(&session->run.running);
+    int unread = 0;
+    return session->channel->marked &&
+           ioctl(kept_number(&session->fd), FIONREAD, &unread) == 0 && unread > 0;
+}
+
+/* Whether such a client, or one with a program, has sent what has not begun. In this order: what is
+ * no longer in the socket is known to be read. */
+static bool
+has_unbegun(struct session *session)
+{
+    return has_unread(session) || atomic_load(&session->run.unbegun);
+}
+
+/* Interrupts what the session runs, or also what it is about to. Returns how often that has been;
+ * 0: there is nothing. */
+DETACHED static int
+interrupt_session(struct session *session, bool also_unbegun)
+{
     lock_leaf(&session->out_lock);
+    bool running = atomic_load(&session->run.running);
     if (session->copy >
         0) { /* there it is for the signal's handler to say what it means */
         running = kill(session->copy, SIGINT) == 0;
         unlock(&session->out_lock);
         return running ? atomic_fetch_add(&session->run.interrupts, 1) + 1 : 0;
+    }
+    bool due = !running && also_unbegun && has_unbegun(session);
+    if (due && !session->run.due) {
+        session->run.due = true;
+        atomic_store(&session->run.interrupts, 0);
     }
     bool send = running && !session->run.interrupted;
     session->run.interrupted = session->run.interrupted || send;
@@ -220,7 +244,7 @@ interrupt_session(struct session *session)
         session->run.interrupted = false;
         unlock(&session->out_lock);
     }
-    return running ? atomic_fetch_add(&session->run.interrupts, 1) + 1 : 0;
+    return running || due ? atomic_fetch_add(&session->run.interrupts, 1) + 1 : 0;
 }
 
 /* Body of a guard, for a session that no listener looks after, a oneshot's or one that outlives
@@ -237,7 +261,7 @@ guard_main(void *argument)
     while (!session->over) {
         struct timespec again = {0};
         unlock(&session->out_lock);
-        (void)interrupt_session(session);
+        (void)interrupt_session(session, false);
         lock_leaf(&session->out_lock);
         (void)clock_gettime(CLOCK_MONOTONIC, &again);
         again.tv_sec += GONE_CHECK_MS / 1000;
@@ -295,14 +319,31 @@ leave_forked_child(void)
     _exit(0);
 }
 
+/* The session is about to run something, or else to read what its client sends, which may be there.
+ * In a frozen copy, where a Ctrl-C is a signal, that gets through from now on. Returns whether it
+ * is interrupted before. */
+static bool
+take_due(struct session *session, bool runs)
+{
+    lock_leaf(&session->out_lock);
+    bool due = session->run.due && (runs || !has_unread(session));
+    session->run.due = session->run.due && !due;
+    atomic_store(runs ? &session->run.running : &session->run.unbegun, runs);
+    unlock(&session->out_lock);
+    if (frozen.original != 0) {
+        set_blocked(SIGINT, false);
+    }
+    return due;
+}
+
 /* Between these two the session runs what its client sent: it may be interrupted. */
 ATTACHED static void
 begin_running(struct session *session)
 {
-    atomic_store(&session->run.running, true);
+    bool due = take_due(session, true);
     bool taken_back = atomic_load(&session->run.taken_back);
-    atomic_store(&session->run.interrupts, taken_back);
-    if (taken_back) {
+    atomic_store(&session->run.interrupts, due || taken_back);
+    if (due || taken_back) {
         strike(session, PyExc_KeyboardInterrupt);
     }
 }

@@ -82,7 +82,7 @@ make_session(void)
 static void
 reset_session(struct session *session)
 {
-    session->run = (struct running){0};
+    session->run = (struct running){.unbegun = session->channel->framed};
     session->outbox = (struct outbox){0};
     session->hang = (struct hang_watch){0};
     session->guarded = false;

@@ -274,7 +274,7 @@ pass_interrupt(struct session *session, struct telnet *telnet)
 {
     telnet->interrupted = false;
     atomic_store(&session->run.taken_back, true);
-    (void)interrupt_session(session);
+    (void)interrupt_session(session, false);
     for (int ms = 0; ms < INTERRUPT_PATIENCE_MS && is_being_interrupted(session); ms++) {
         (void)poll(NULL, 0, 1);
     }
