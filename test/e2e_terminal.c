@@ -829,6 +829,32 @@ ctrl_c_interrupts_the_statement_and_the_session_goes_on(void)
     see("\n2\n>>>");
 }
 
+/* "^C" is shown for what it interrupts. */
+static void
+ctrl_c_interrupts_a_statement_that_python_has_not_begun_yet(void)
+{
+    require_editor();
+    struct process *app = start_target(
+        INSTALL("") "import ctypes, os\n"
+                    "library = ctypes.PyDLL(None)\n"
+                    "byte = ctypes.create_string_buffer(1)\n" READY "os.read(0, 1)\n"
+                    "library.write(1, b'holds\\n', 6)\n"
+                    "library.read(0, byte, 1)\n" STAY);
+    wait_until_ready(app);
+    struct process *cli = start_at_terminal(app, LIST("TERM=dumb"), NULL);
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "holds\n", DEADLINE);
+    wait_until_asleep(app->pid);
+    write_stdin(cli, "exec('while True: pass')\r");
+    wait_for_text(cli, OUT, "pass')\r\n", DEADLINE);
+    write_stdin(cli, "\003");
+    wait_for_text(cli, OUT, "^C", DEADLINE);
+    write_stdin(app, "x");
+    wait_for_text(cli, OUT, "KeyboardInterrupt", DEADLINE);
+    wait_for_text(cli, OUT, ">>> ", DEADLINE);
+    leave_by_ctrl_d(cli);
+}
+
 static void
 ctrl_c_drops_the_line_being_typed(void)
 {
@@ -1745,6 +1771,7 @@ main(void)
         TEST(ctrl_d_ends_the_reader_alone),
         TEST(ctrl_c_is_for_the_reader),
         TEST(ctrl_c_interrupts_the_statement_and_the_session_goes_on),
+        TEST(ctrl_c_interrupts_a_statement_that_python_has_not_begun_yet),
         TEST(ctrl_c_drops_the_line_being_typed),
         TEST(ctrl_c_drops_a_block_being_typed),
         TEST(ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back),
