@@ -251,7 +251,7 @@ names = ["json", "decimal", "_decimal", "ctypes", "csv", "fractions", "email.mes
 ready()
 while not is_over():
     for name in names:
-        for each in [each for each in sys.modules if each == name or each.startswith(name + ".")]:
+        for each in [each for each in list(sys.modules) if each == name or each.startswith(name + ".")]:
             del sys.modules[each]
         importlib.import_module(name)
     turn()
@@ -266,6 +266,8 @@ while not is_over():
     turn()
 """,
     "fork": """
+import warnings
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # 3.12: it has threads
 ready()
 while not is_over():
     child = os.fork()

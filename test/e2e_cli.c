@@ -347,6 +347,10 @@ static const struct mistake {
     MEANS("unrecognized arguments: -1x", "-1x", "1"),
     MEANS("unrecognized arguments: -1=3", "-1=3", "1"),
     MEANS("unrecognized arguments: --stacks=3", "--stacks=3", "1"),
+    MEANS("argument --attach: not with --list, --clean or top", "--attach", "--list"),
+    MEANS("argument --attach: not with --list, --clean or top", "--attach", "top"),
+    MEANS("argument --keep: only with --attach", "--keep", "1"),
+    MEANS("argument --module: only with --attach", "--module", "m.so", "--detach", "1"),
 };
 
 static void

@@ -594,6 +594,58 @@ take_command(struct request *request)
     }
 }
 
+/* What an option stands with. */
+#define BIT(number) (UINT64_C(1) << (number))
+_Static_assert(OPTIONS <= 64, "a bit for each");
+static const struct companions {
+    enum option_name option;
+    uint64_t actions; /* a bit for each: of which one is asked for, */
+    uint64_t one_of;  /* options: of which one is given, if there are any here, */
+    uint64_t none_of; /* and none of these */
+    const char *error;
+} companions[] = {
+    {OPTION_BRIEF, BIT(ACTION_STACKS), 0, BIT(OPTION_JSON),
+     "only with --stacks, and not with --json"},
+    {OPTION_JSON, BIT(ACTION_STACKS) | BIT(ACTION_TASKS) | BIT(ACTION_GREENLETS), 0, 0,
+     "only with --stacks, --tasks or --greenlets"},
+    {OPTION_FROZEN, BIT(ACTION_RUN) | BIT(ACTION_CONSOLE), 0, 0,
+     "only with a console, -c or -f"},
+    {OPTION_LOCALS, BIT(ACTION_STACKS), 0, BIT(OPTION_BRIEF),
+     "only with --stacks, and not with --brief"},
+    {OPTION_YES, UINT64_MAX,
+     BIT(OPTION_FROZEN) | BIT(OPTION_LOCALS) | BIT(OPTION_MEMORY) | BIT(OPTION_ATTACH), 0,
+     "only with --frozen, --locals, --memory or --attach"},
+    {OPTION_ATTACH, ~(BIT(ACTION_LIST) | BIT(ACTION_CLEAN) | BIT(ACTION_TOP)), 0, 0,
+     "not with --list, --clean or top"},
+    {OPTION_KEEP, UINT64_MAX, BIT(OPTION_ATTACH), 0, "only with --attach"},
+    {OPTION_MODULE, UINT64_MAX, BIT(OPTION_ATTACH), 0, "only with --attach"},
+};
+
+static bool
+is_any_given(const struct request *request, uint64_t bits)
+{
+    for (int i = 0; i < OPTIONS; i++) {
+        if ((bits & BIT(i)) != 0 && is_given(request, (enum option_name)i)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void
+check_companions(const struct request *request)
+{
+    for (size_t i = 0; i < sizeof(companions) / sizeof(companions[0]); i++) {
+        const struct companions *row = &companions[i];
+        bool is_right = (row->actions & BIT(request->action)) != 0 &&
+                        (row->one_of == 0 || is_any_given(request, row->one_of)) &&
+                        !is_any_given(request, row->none_of);
+        if (is_given(request, row->option) && !is_right) {
+            fail(STATUS_USAGE, "argument %s: %s", name_of(row->option).text, row->error);
+        }
+    }
+}
+
 /* Finds what the PIDs mean. */
 static void
 parse_targets(struct request *request)
@@ -640,27 +692,7 @@ parse_command_line(int argc, char **argv, struct request *request)
     if (request->pids > 0 && is_given(request, OPTION_ALL)) {
         fail(STATUS_USAGE, "argument --all: not allowed with argument PID");
     }
-    if (is_given(request, OPTION_BRIEF) &&
-        (action != ACTION_STACKS || is_given(request, OPTION_JSON))) {
-        fail(STATUS_USAGE, "argument --brief: only with --stacks, and not with --json");
-    }
-    if (is_given(request, OPTION_JSON) && !is_look(request)) {
-        fail(STATUS_USAGE, "argument --json: only with --stacks, --tasks or --greenlets");
-    }
-    if (is_given(request, OPTION_FROZEN) && action != ACTION_RUN &&
-        action != ACTION_CONSOLE) {
-        fail(STATUS_USAGE, "argument --frozen: only with a console, -c or -f");
-    }
-    if (is_given(request, OPTION_LOCALS) &&
-        (action != ACTION_STACKS || is_given(request, OPTION_BRIEF))) {
-        fail(STATUS_USAGE, "argument --locals: only with --stacks, and not with --brief");
-    }
-    if (is_given(request, OPTION_YES) && !is_given(request, OPTION_FROZEN) &&
-        !is_given(request, OPTION_LOCALS) && !is_given(request, OPTION_MEMORY) &&
-        !is_given(request, OPTION_ATTACH)) {
-        fail(STATUS_USAGE,
-             "argument --yes: only with --frozen, --locals, --memory or --attach");
-    }
+    check_companions(request);
     parse_targets(request);
 }
 
