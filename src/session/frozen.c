@@ -130,7 +130,7 @@ live_as_copy(void *argument, struct board *board)
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     (void)import_needed_modules(session, NULL);
     PyErr_Clear();
-    set_blocked(SIGINT, true);
+    set_blocked(SIGINT, !channel.aside); /* until what the client sends runs */
     wait_on_board(board);
 
     session->outbox.unsent = report; /* goes out ahead of all else */
