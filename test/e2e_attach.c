@@ -569,17 +569,38 @@ traced_process_is_asked_by_its_main_thread(void)
     assert_unharmed(app);
 }
 
+/* Ends with 7, or another status when its main thread has loaded the module. */
+#define WAITING                                                                          \
+  "import select, sys\n" READY "select.select([0], [], [])\n"                            \
+  "sys.exit(7 + ('manhole' in sys.modules))\n"
+
 /* What is asked of a main thread that does not come round is taken back. */
 static void
 main_thread_that_waits_is_not_asked_for_good(void)
 {
     require_remote();
-    struct process *app =
-        start_unprepared("import select, sys\n" READY "select.select([0], [], [])\n"
-                         "sys.exit(7)\n");
+    struct process *app = start_unprepared(WAITING);
     wait_until_asleep(app->pid);
     begin_trace(app);
     assert_refused(app, "-t0.2", "has not come back to Python code within 0.2 s");
+    end_trace(app);
+    assert_unharmed(app);
+}
+
+static void
+ctrl_c_takes_back_what_a_main_thread_is_asked(void)
+{
+    require_remote();
+    struct process *app = start_unprepared(WAITING);
+    wait_until_asleep(app->pid);
+    begin_trace(app);
+    struct process *cli =
+        start_process(.argv = LIST(build_path("manhole-cli"), "--attach", "-t60",
+                                   number(app->pid), "-c", "pass"));
+    wait_for_text(cli, ERR, "its main thread is asked instead (PEP 768)\n", DEADLINE);
+    wait_until_asleep(cli->pid);
+    send_signal(cli, SIGINT);
+    assert_int_equal(wait_for_exit(cli, DEADLINE), 130);
     end_trace(app);
     assert_unharmed(app);
 }
@@ -887,6 +908,7 @@ main(void)
         TEST(stacks_of_a_master_and_its_workers_come_from_outside),
         TEST(traced_process_is_asked_by_its_main_thread),
         TEST(main_thread_that_waits_is_not_asked_for_good),
+        TEST(ctrl_c_takes_back_what_a_main_thread_is_asked),
         TEST(client_that_is_killed_at_any_step_does_no_harm),
         TEST(client_that_is_killed_at_any_step_of_a_look_does_no_harm),
         TEST(process_that_is_killed_at_any_step_is_told),
