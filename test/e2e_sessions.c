@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 enum {
@@ -396,8 +398,8 @@ interrupt_of_what_has_not_begun_is_kept(void)
     } rows[] = {
         {NULL, "exec('while True: pass')\n"},
         {"if True:\n", "    pass\n"},
-        {NULL, "\2beginning of a paste"},
-        {"def f():\n", "\6beginning of one anew"},
+        {NULL, "\2exec('while True: pass')\5"},
+        {"def f():\n", "\6exec('while True: pass')\5"},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
         struct process *app = start_holding_gil_at_times();
@@ -417,6 +419,58 @@ interrupt_of_what_has_not_begun_is_kept(void)
         client_send(client, "6 * 7\n");
         client_wait_for(client, "42\n");
     }
+}
+
+static bool
+has_all_been_read(void *client)
+{
+    int unread = 0;
+    return ioctl(((struct client *)client)->fd, SIOCOUTQ, &unread) == 0 && unread == 0;
+}
+
+static void
+interrupt_tears_no_text_that_comes_in_pieces(void)
+{
+    static const struct {
+        const char *beginning;
+        const char *end;
+    } rows[] = {
+        {"\2torn = 1\n", "torn = 2\n\5"},
+        {"torn = 1; 1 +", "1; torn = 2\n"},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+        struct process *app = start_holding_gil_at_times();
+        struct client *client = connect_as(
+            path_of(app), format_text("manhole-cli/%s/terminal", own_id((int)i)));
+        client_wait_for(client, ">>> \2");
+        hold_gil(app);
+        client_send(client, rows[i].beginning);
+        assert_string_equal(ask_for_interrupt(app, own_id((int)i)), "interrupted\n");
+        write_stdin(app, "x");
+        wait_until(has_all_been_read, client, "the beginning is read", DEADLINE);
+        client_send(client, rows[i].end);
+        client_wait_for(client, "KeyboardInterrupt\n");
+        client_wait_for(client, ">>> \2");
+        client_send(client, "torn\n");
+        client_wait_for(client, "NameError");
+    }
+}
+
+static void
+interrupt_at_the_first_prompt_of_a_copy_is_not_left_for_a_line(void)
+{
+    require_copies();
+    struct process *app = start_ready(TARGET(""));
+    struct client *client = connect_as(
+        path_of(app), format_text("manhole-cli/%s/frozen-terminal", own_id(1)));
+    client_wait_for(client, "frozen\n");
+    client_send(client, "x");
+    client_wait_for(client, "copy>>> \2");
+    assert_string_equal(ask_for_interrupt(app, own_id(1)), "interrupted\n");
+    client_wait_for(client, "KeyboardInterrupt\n");
+    client_wait_for(client, "copy>>> \2");
+    client_send(client, "6 * 7\n");
+    assert_not_contains(client_wait_for(client, "42\n"), "KeyboardInterrupt");
 }
 
 /* Sends a program as manhole-cli does. */
@@ -1099,6 +1153,8 @@ main(void)
         TEST(interrupt_reaches_the_client_that_asked),
         TEST(interrupt_with_nothing_to_interrupt_is_answered),
         TEST(interrupt_of_what_has_not_begun_is_kept),
+        TEST(interrupt_tears_no_text_that_comes_in_pieces),
+        TEST(interrupt_at_the_first_prompt_of_a_copy_is_not_left_for_a_line),
         TEST(interrupt_before_the_program_has_come_is_kept),
         TEST(interrupt_is_no_session),
         TEST(interrupt_is_not_logged),

@@ -879,6 +879,17 @@ ctrl_c_drops_a_block_being_typed(void)
     see("\n2\n>>>");
 }
 
+static void
+prompt_after_ctrl_c_stands_once(void)
+{
+    require_copies();
+    (void)open_console(TARGET(""), "--frozen");
+    press("C-c");
+    see("KeyboardInterrupt\ncopy>>>$");
+    press("C-c");
+    see("KeyboardInterrupt\n\\^C\nKeyboardInterrupt\ncopy>>>$");
+}
+
 /* Of a client below a shell: Ctrl-Z, what the terminal is then, fg, and the rest of the line. */
 static void
 stop_amidst_a_line(void)
@@ -1774,6 +1785,7 @@ main(void)
         TEST(ctrl_c_interrupts_a_statement_that_python_has_not_begun_yet),
         TEST(ctrl_c_drops_the_line_being_typed),
         TEST(ctrl_c_drops_a_block_being_typed),
+        TEST(prompt_after_ctrl_c_stands_once),
         TEST(ctrl_z_gives_the_shell_its_terminal_and_fg_takes_it_back),
         TEST(sigterm_restores_the_terminal),
         TEST(tab_completes_a_name_and_an_attribute),

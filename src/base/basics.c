@@ -189,7 +189,7 @@ format_seconds(double seconds)
     return formatted;
 }
 
-/* For the calling thread. */
+/* Has a signal wait, or come, in the calling thread. */
 static void
 set_blocked(int signum, bool blocked)
 {

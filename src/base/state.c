@@ -192,11 +192,12 @@ struct running {
     _Atomic bool stricken;   /* an interrupt was raised in that, and may come late */
     _Atomic int interrupts;  /* that it has got */
     _Atomic bool taken_back; /* a Ctrl-C of telnet's is still to be read */
-    _Atomic bool unbegun;    /* a part of what the client sent is read, and has not run */
+    _Atomic bool unbegun;    /* something was read since it last waited for the client */
     bool interrupted;        /* under out_lock: an interrupter is on its way */
     bool due;                /* under out_lock: an interrupt of what has not begun */
     bool has_console;        /* the std streams are this client's in its thread */
     bool one_act;            /* the line that runs is over once it shows its value */
+    bool is_cut;             /* what was read last ends within a line */
     bool asked_for_input;    /* see ask_for_input() */
     bool says_it_reads;      /* the client knows that it waits */
     bool takes_paste;        /* it reads for the console, */

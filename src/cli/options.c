@@ -599,26 +599,36 @@ take_command(struct request *request)
 _Static_assert(OPTIONS <= 64, "a bit for each");
 static const struct companions {
     enum option_name option;
-    uint64_t actions; /* a bit for each: of which one is asked for, */
-    uint64_t one_of;  /* options: of which one is given, if there are any here, */
+    uint64_t actions; /* a bit for each: one of these, if there are any here, */
+    uint64_t one_of;  /* one of these options, if there are any here, */
     uint64_t none_of; /* and none of these */
     const char *error;
 } companions[] = {
-    {OPTION_BRIEF, BIT(ACTION_STACKS), 0, BIT(OPTION_JSON),
-     "only with --stacks, and not with --json"},
-    {OPTION_JSON, BIT(ACTION_STACKS) | BIT(ACTION_TASKS) | BIT(ACTION_GREENLETS), 0, 0,
-     "only with --stacks, --tasks or --greenlets"},
-    {OPTION_FROZEN, BIT(ACTION_RUN) | BIT(ACTION_CONSOLE), 0, 0,
-     "only with a console, -c or -f"},
-    {OPTION_LOCALS, BIT(ACTION_STACKS), 0, BIT(OPTION_BRIEF),
-     "only with --stacks, and not with --brief"},
-    {OPTION_YES, UINT64_MAX,
-     BIT(OPTION_FROZEN) | BIT(OPTION_LOCALS) | BIT(OPTION_MEMORY) | BIT(OPTION_ATTACH), 0,
-     "only with --frozen, --locals, --memory or --attach"},
-    {OPTION_ATTACH, ~(BIT(ACTION_LIST) | BIT(ACTION_CLEAN) | BIT(ACTION_TOP)), 0, 0,
-     "not with --list, --clean or top"},
-    {OPTION_KEEP, UINT64_MAX, BIT(OPTION_ATTACH), 0, "only with --attach"},
-    {OPTION_MODULE, UINT64_MAX, BIT(OPTION_ATTACH), 0, "only with --attach"},
+    {.option = OPTION_BRIEF,
+     .actions = BIT(ACTION_STACKS),
+     .none_of = BIT(OPTION_JSON),
+     .error = "only with --stacks, and not with --json"},
+    {.option = OPTION_JSON,
+     .actions = BIT(ACTION_STACKS) | BIT(ACTION_TASKS) | BIT(ACTION_GREENLETS),
+     .error = "only with --stacks, --tasks or --greenlets"},
+    {.option = OPTION_FROZEN,
+     .actions = BIT(ACTION_RUN) | BIT(ACTION_CONSOLE),
+     .error = "only with a console, -c or -f"},
+    {.option = OPTION_LOCALS,
+     .actions = BIT(ACTION_STACKS),
+     .none_of = BIT(OPTION_BRIEF),
+     .error = "only with --stacks, and not with --brief"},
+    {.option = OPTION_YES,
+     .one_of = BIT(OPTION_FROZEN) | BIT(OPTION_LOCALS) | BIT(OPTION_MEMORY) |
+               BIT(OPTION_ATTACH),
+     .error = "only with --frozen, --locals, --memory or --attach"},
+    {.option = OPTION_ATTACH,
+     .actions = ~(BIT(ACTION_LIST) | BIT(ACTION_CLEAN) | BIT(ACTION_TOP)),
+     .error = "not with --list, --clean or top"},
+    {.option = OPTION_KEEP, .one_of = BIT(OPTION_ATTACH), .error = "only with --attach"},
+    {.option = OPTION_MODULE,
+     .one_of = BIT(OPTION_ATTACH),
+     .error = "only with --attach"},
 };
 
 static bool
@@ -637,9 +647,10 @@ check_companions(const struct request *request)
 {
     for (size_t i = 0; i < sizeof(companions) / sizeof(companions[0]); i++) {
         const struct companions *row = &companions[i];
-        bool is_right = (row->actions & BIT(request->action)) != 0 &&
-                        (row->one_of == 0 || is_any_given(request, row->one_of)) &&
-                        !is_any_given(request, row->none_of);
+        bool is_right =
+            (row->actions == 0 || (row->actions & BIT(request->action)) != 0) &&
+            (row->one_of == 0 || is_any_given(request, row->one_of)) &&
+            !is_any_given(request, row->none_of);
         if (is_given(request, row->option) && !is_right) {
             fail(STATUS_USAGE, "argument %s: %s", name_of(row->option).text, row->error);
         }

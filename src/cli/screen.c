@@ -151,19 +151,6 @@ end_block(void)
     editor.block.indented = 0;
 }
 
-/* Somebody reads. What does not go on with a block ends it. */
-static void
-begin_waiting(const char *prompt)
-{
-    if (strcmp(prompt, continuation) != 0) {
-        end_block();
-    }
-    shorten(&editor.line);
-    append_text(&editor.line, prompt);
-    editor.asked = strlen(prompt);
-    editor.is_waiting = editor.is_stale = true;
-}
-
 /* What is written next is the session's again, behind what other threads have. */
 static void
 end_waiting(void)
@@ -184,6 +171,20 @@ withdraw_prompt(void)
         append(&editor.line, "", 0);
         end_waiting();
     }
+}
+
+/* Somebody reads. What does not go on with a block ends it. */
+static void
+begin_waiting(const char *prompt)
+{
+    if (strcmp(prompt, continuation) != 0) {
+        end_block();
+    }
+    withdraw_prompt(); /* of one that did not say that it has read */
+    shorten(&editor.line);
+    append_text(&editor.line, prompt);
+    editor.asked = strlen(prompt);
+    editor.is_waiting = editor.is_stale = true;
 }
 
 /* A byte from the server: output, or a part of a mark. */

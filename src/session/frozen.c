@@ -92,7 +92,7 @@ forget_all_but(struct session *own)
     }
     own->outbox = (struct outbox){0};
     own->hang = (struct hang_watch){0};
-    own->run.due = false; /* the process sends a signal */
+    own->run.due = false; /* it comes as a signal, see note_copy() */
     own->helpers = 0;
     own->copy = 0;
     manhole.has_listener = false;

@@ -139,7 +139,7 @@ send_read_mark(struct session *session)
 
 /* Sends what waits for that, then waits for what the client sends: detached but once, for a process
  * whose threads compute gives the GIL back after some time only. Returns how many bytes there are,
- * 0 at the end, or -1 with errno, ECANCELED for a Ctrl-C that is due. While they wait for Python to
+ * 0 at the end, or -1 with errno. While they wait for Python to
  * take them the session has not answered. */
 ATTACHED static ssize_t
 receive_typed(struct session *session, char *bytes, size_t size)
@@ -148,9 +148,6 @@ receive_typed(struct session *session, char *bytes, size_t size)
     struct pollfd client = {.fd = input_fd(session), .events = POLLIN};
     int error = send_unsent_detached(session);
     ssize_t got = -1;
-    if (error == 0 && take_due(session, false)) {
-        error = ECANCELED;
-    }
     while (error == 0 && got < 0) {
         got = receive_up_to_key(session, client.fd, bytes, size);
         error = got < 0 ? errno : 0;
@@ -158,6 +155,7 @@ receive_typed(struct session *session, char *bytes, size_t size)
             error = poll(&client, 1, -1) < 0 ? errno : 0;
         }
     }
+    session->run.is_cut = got > 0 && !is_key(session, bytes[0]) && bytes[got - 1] != '\n';
     if (got > 0 && session->channel->marked && !session->run.pasting) {
         send_read_mark(session);
     }
@@ -176,6 +174,10 @@ ATTACHED static ssize_t
 await_typed(struct session *session, char *bytes, size_t size)
 {
     ssize_t got = -1;
+    if (check_interrupts(session) < 0) {
+        session->run.says_it_reads = false;
+        return -1;
+    }
     if (session->channel->marked && !session->run.says_it_reads &&
         !session->run.pasting) {
         session->run.says_it_reads = true;
@@ -188,10 +190,7 @@ await_typed(struct session *session, char *bytes, size_t size)
     do {
         got = receive_typed(session, bytes, size);
     } while (got < 0 && errno == EINTR && PyErr_CheckSignals() == 0);
-    if (got < 0 && errno == ECANCELED) {
-        PyErr_SetNone(PyExc_KeyboardInterrupt);
-    }
-    else if (got < 0 && !PyErr_Occurred()) {
+    if (got < 0 && !PyErr_Occurred()) {
         PyErr_SetFromErrno(PyExc_OSError);
     }
     session->run.says_it_reads = session->run.says_it_reads && got >= 0;

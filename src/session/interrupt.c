@@ -14,7 +14,8 @@
  *
  *   Not too early. What a client has sent may be on the way still when its Ctrl-C comes, in its
  *   socket or with a session that waits for the GIL. The interrupt is `due` then: what begins next
- *   gets it, or who waits for the client next, as if Ctrl-C had been typed there (take_due).
+ *   gets it, or who waits for the client next, as if Ctrl-C had been typed there. Of running and
+ *   due there is one at most, both change under out_lock.
  *
  *   By whom. An interrupt is CPython's own PyThreadState_SetAsyncExc(), and takes the interpreter.
  *   Who asks for it may not wait for that, so an interrupter, one at a time, attaches and does it
@@ -210,8 +211,8 @@ has_unread(struct session *session)
            ioctl(kept_number(&session->fd), FIONREAD, &unread) == 0 && unread > 0;
 }
 
-/* Whether such a client, or one with a program, has sent what has not begun. In this order: what is
- * no longer in the socket is known to be read. */
+/* Whether such a client, or one with a program, has sent what has not begun. In this order, for
+ * receive_up_to_key() says that it reads before it takes anything out of the socket. */
 static bool
 has_unbegun(struct session *session)
 {
@@ -225,8 +226,8 @@ interrupt_session(struct session *session, bool also_unbegun)
 {
     lock_leaf(&session->out_lock);
     bool running = atomic_load(&session->run.running);
-    if (session->copy >
-        0) { /* there it is for the signal's handler to say what it means */
+    /* In a copy it is for the signal's handler to say what it means. */
+    if (session->copy > 0) {
         running = kill(session->copy, SIGINT) == 0;
         unlock(&session->out_lock);
         return running ? atomic_fetch_add(&session->run.interrupts, 1) + 1 : 0;
@@ -319,33 +320,57 @@ leave_forked_child(void)
     _exit(0);
 }
 
-/* The session is about to run something, or else to read what its client sends, which may be there.
- * In a frozen copy, where a Ctrl-C is a signal, that gets through from now on. Returns whether it
- * is interrupted before. */
+/* Under out_lock. */
 static bool
-take_due(struct session *session, bool runs)
+take_due(struct session *session)
 {
-    lock_leaf(&session->out_lock);
-    bool due = session->run.due && (runs || !has_unread(session));
-    session->run.due = session->run.due && !due;
-    atomic_store(runs ? &session->run.running : &session->run.unbegun, runs);
-    unlock(&session->out_lock);
+    bool due = session->run.due;
+    session->run.due = false;
+    return due;
+}
+
+/* In a frozen copy, where a Ctrl-C is a signal: what the client sends may be interrupted now. */
+static void
+let_interrupts_in(void)
+{
     if (frozen.original != 0) {
         set_blocked(SIGINT, false);
     }
-    return due;
+}
+
+/* The session is about to wait for its client. Returns 0, or -1 with KeyboardInterrupt: not in the
+ * middle of a text, nor when there is more of it, which gets that when it begins. */
+ATTACHED static int
+check_interrupts(struct session *session)
+{
+    if (session->run.pasting || session->run.is_cut || has_unread(session)) {
+        return 0;
+    }
+    lock_leaf(&session->out_lock);
+    bool due = take_due(session);
+    atomic_store(&session->run.unbegun, false);
+    unlock(&session->out_lock);
+    let_interrupts_in();
+    if (due) {
+        PyErr_SetNone(PyExc_KeyboardInterrupt);
+    }
+    return due ? -1 : PyErr_CheckSignals();
 }
 
 /* Between these two the session runs what its client sent: it may be interrupted. */
 ATTACHED static void
 begin_running(struct session *session)
 {
-    bool due = take_due(session, true);
+    lock_leaf(&session->out_lock);
+    bool due = take_due(session);
+    atomic_store(&session->run.running, true);
+    unlock(&session->out_lock);
     bool taken_back = atomic_load(&session->run.taken_back);
     atomic_store(&session->run.interrupts, due || taken_back);
     if (due || taken_back) {
         strike(session, PyExc_KeyboardInterrupt);
     }
+    let_interrupts_in();
 }
 
 /* Behind this the session's own code runs undisturbed. In a child that a statement has forked it

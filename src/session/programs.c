@@ -299,6 +299,7 @@ run_program(struct session *session, PyObject *file)
         Py_XDECREF(PyEval_EvalCode(code, session->run.names, session->run.names));
     }
     PyObject *raised = take_exception(); /* new, handed to the caller */
+    atomic_store(&session->run.unbegun, false);
     end_running(session);
     return raised;
 }

@@ -82,7 +82,7 @@ make_session(void)
 static void
 reset_session(struct session *session)
 {
-    session->run = (struct running){.unbegun = session->channel->framed};
+    session->run = (struct running){0};
     session->outbox = (struct outbox){0};
     session->hang = (struct hang_watch){0};
     session->guarded = false;
@@ -132,6 +132,7 @@ claim_session(int fd, const struct peer *peer, const struct channel *channel)
         session->locals = NULL;
         session->gone_ms = 0;
         reset_session(session);
+        atomic_store(&session->run.unbegun, channel->framed);
         keep_fd(&session->fd, fd);
     }
     unlock(&table_lock);
