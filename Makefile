@@ -211,7 +211,7 @@ $(BUILD)/config.h: force
 	@mkdir -p $(@D)
 	@echo "$$CONFIG" | cmp -s - $@ || echo "$$CONFIG" >$@
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/bench/*.d $(BUILD)/faults/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/bench/*.d)
 
 test-programs: all $(INSTALLED_STARTUP) $(TESTS) $(EXAMPLE)
 
@@ -365,17 +365,18 @@ doctest: check-python ## type what the documents show, and compare what comes
 FAULTS_BUILD := $(BUILD)/faults
 FAULTS_CFLAGS := -std=c11 -pthread -fPIC -include test/faults/faults.h $(COUNTERS) $(CPPFLAGS) \
     $(CFLAGS)
-FAULTS_NEEDS := test/faults/faults.c test/faults/faults.h $(BUILD)/config.h
+# All of src, for of two sources in one command the compiler tells what the last one includes.
+FAULTS_NEEDS := test/faults/faults.c test/faults/faults.h $(BUILD)/config.h $(sort $(shell find src -name '*.[ch]'))
 FAULTY := $(FAULTS_BUILD)/manhole$(EXT_SUFFIX) $(FAULTS_BUILD)/manhole-cli
 
 $(FAULTS_BUILD)/manhole$(EXT_SUFFIX): manhole.c $(FAULTS_NEEDS)
 	@mkdir -p $(@D)
 	$(CC) $(FAULTS_CFLAGS) -DFAULTS_PYTHON $(CANONICAL) -isystem $(PYTHON_INCLUDE) \
-	    $(DEPENDENCIES) -shared $(LDFLAGS) -o $@ manhole.c test/faults/faults.c -lm
+	    -shared $(LDFLAGS) -o $@ manhole.c test/faults/faults.c -lm
 
 $(FAULTS_BUILD)/manhole-cli: manhole_cli.c $(FAULTS_NEEDS)
 	@mkdir -p $(@D)
-	$(CC) $(FAULTS_CFLAGS) $(CLI_CFLAGS) $(DEPENDENCIES) \
+	$(CC) $(FAULTS_CFLAGS) $(CLI_CFLAGS) \
 	    $(LDFLAGS) -o $@ manhole_cli.c test/faults/faults.c $(LIBEDIT)
 
 faults: check-python $(FAULTY) ## run with each call failed, one at a time (30 minutes), or FAULTS=900 of them
