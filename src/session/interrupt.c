@@ -14,8 +14,8 @@
  *
  *   Not too early. What a client has sent may be on the way still when its Ctrl-C comes, in its
  *   socket or with a session that waits for the GIL. The interrupt is `due` then: what begins next
- *   gets it, or who waits for the client next, as if Ctrl-C had been typed there. Of running and
- *   due there is one at most, both change under out_lock.
+ *   gets it, or who waits for the client next, as if Ctrl-C had been typed there. It becomes due,
+ *   and is taken, under out_lock, as running is set: nothing runs beside what is due.
  *
  *   By whom. An interrupt is CPython's own PyThreadState_SetAsyncExc(), and takes the interpreter.
  *   Who asks for it may not wait for that, so an interrupter, one at a time, attaches and does it
