@@ -841,7 +841,7 @@ ctrl_c_interrupts_a_statement_that_python_has_not_begun_yet(void)
                     "library.write(1, b'holds\\n', 6)\n"
                     "library.read(0, byte, 1)\n" STAY);
     wait_until_ready(app);
-    struct process *cli = start_at_terminal(app, LIST("TERM=dumb"), NULL);
+    struct process *cli = start_at_terminal(app, LIST("TERM=xterm"), NULL);
     write_stdin(app, "x");
     wait_for_text(app, OUT, "holds\n", DEADLINE);
     wait_until_asleep(app->pid);
