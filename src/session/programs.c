@@ -7,8 +7,7 @@
  * __main__ in a namespace of its own, with the client's streams, and sys.argv is what the client
  * has given. What the client gets is in frames, so stdout, stderr and the exit status are apart;
  * the last is the status, and a connection that ends without one says that the process was gone
- * first. Nothing is imported for it but when it ends with a traceback: each module would be a dozen
- * turns at the GIL, in a process whose threads compute.
+ * first.
  *
  * How sys.argv is the program's own. What a program imports, argparse above all, reads sys.argv by
  * itself, so a namespace with another sys in it is not enough; and the application, which may start
@@ -341,9 +340,6 @@ run_to_the_end(struct session *session)
         return -1;
     }
     OWNED PyObject *raised = run_program(session, file);
-    if (raised != NULL && !PyErr_GivenExceptionMatches(raised, PyExc_SystemExit)) {
-        (void)import_needed_modules(session, ""); /* for its traceback */
-    }
     if (raised != NULL && end_program(session, raised, &status) < 0) {
         return -1;
     }
@@ -355,6 +351,7 @@ run_to_the_end(struct session *session)
 ATTACHED static void
 converse_by_program(struct session *session, PyObject *locals)
 {
+    (void)import_needed_modules(session, "");
     OWNED PyObject *arguments = make_arguments(session);
     if (arguments == NULL) {
         return;
