@@ -248,9 +248,18 @@ run_errand(struct attaching *attaching, struct lent *lent)
     return fill_memory(attaching, lent) ? make_thread(attaching, lent) : EFAULT;
 }
 
-/* It has not come back in time. Where it waits for a lock it is taken back, and held. Elsewhere in
- * the C library, frozen say, or short of memory, it may have a lock, so it goes home by itself, and
- * needs what was made. Returns whether it is held. */
+/* Whether it waits for the first lock that pthread_create() wants. musl's second one is that of the
+ * list of threads. The kernel opens that when a thread ends, so it is no private futex. */
+static bool
+waits_without_lock(const struct cpu *cpu)
+{
+    return call_number(cpu) == SYS_futex &&
+           (call_argument(cpu, 1) & FUTEX_PRIVATE_FLAG) != 0;
+}
+
+/* It has not come back in time. Where it waits for its first lock it is taken back, and held.
+ * Elsewhere in the C library, frozen say, or short of memory, it may have a lock, so it goes home
+ * by itself, and needs what was made. Returns whether it is held. */
 static bool
 regain_thread(const struct lent *lent)
 {
@@ -259,8 +268,11 @@ regain_thread(const struct lent *lent)
 
     (void)ptrace(PTRACE_INTERRUPT, lent->tid, NULL, NULL);
     int status = await_status(lent->tid, REMOTE_PATIENCE_MS);
-    if (is_called_out && status > 0 && status >> 16 == STOPPED_AS_ASKED &&
-        read_cpu(lent->tid, &cpu) && call_number(&cpu) != SYS_futex) {
+    /* One that waited in a system call stops at the end of that first. */
+    bool is_stopped = status > 0 && (status >> 16 == STOPPED_AS_ASKED ||
+                                     WSTOPSIG(status) == AT_SYSCALL);
+    if (is_called_out && is_stopped && read_cpu(lent->tid, &cpu) &&
+        !waits_without_lock(&cpu)) {
         let_go(lent->tid);
         return false;
     }
