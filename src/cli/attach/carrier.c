@@ -117,6 +117,15 @@ is_mutex_wait(long number, uint64_t operation, uint64_t value)
            (uint32_t)value == 2;
 }
 
+/* Whether it wakes another thread, so waits for nothing. A thread of musl's that ends wakes who
+ * joins it when it has left the list of threads, and has that list's lock to its end. Another one
+ * that it makes then is in no list, so takes its own end for that of the process: exit(). */
+static bool
+is_wake(long number, uint64_t operation)
+{
+    return number == SYS_futex && (operation & (uint64_t)FUTEX_CMD_MASK) == FUTEX_WAKE;
+}
+
 /* Whether musl's dlopen() makes it, with a lock that pthread_create() wants. */
 static bool
 is_load(const struct image *image, long number)
@@ -129,7 +138,7 @@ is_load(const struct image *image, long number)
 static int
 rank_call(const struct image *image, long number, const uint64_t arguments[3])
 {
-    if (!is_harmless(number) ||
+    if (!is_harmless(number) || is_wake(number, arguments[1]) ||
         (is_futex(number) && is_library_lock(image, arguments[0]))) {
         return UNFIT;
     }
