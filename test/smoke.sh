@@ -33,6 +33,18 @@ forked.set()
 time.sleep(600)
 END
 
+# It has no manhole.
+cat >"$folder/stranger.py" <<'END'
+import os, sys, time
+def wait_for(path):
+    open("begun", "w").close()
+    while not os.path.exists(path): time.sleep(0.01)
+os.chdir(os.path.dirname(os.path.abspath(__file__)))
+wait_for("over")
+sys.exit(7)
+END
+rm -f "$folder"/begun "$folder"/over
+
 start() { # HOW...: leaves pid
     "$@" &
     pid=$!
@@ -73,12 +85,21 @@ check "deep recursion fits" '^199$' ask "$server" \
     'deep = lambda n: n and max(sorted([n - 1], key=deep)); print(deep(200))'
 if [ $# -gt 0 ]; then
     # qemu-user knows no clone() without a signal to the parent, which a frozen copy is.
-    skipped=2
+    skipped=5
     echo "skipped: stacks of a stuck process, with the names of its threads: no frozen copy under qemu"
+    echo "skipped: what needs --attach, for qemu-user knows no ptrace()"
 else
     start "$python" "$seen/target.py" hangs
     check "stacks of a stuck process" ', in stuck$' "${cli[@]}" --stacks "$pid"
     check "with the names of its threads" '^Thread: Arbeit ü, ' "${cli[@]}" --stacks "$pid"
+    start "$python" "$seen/stranger.py"
+    while [ ! -e "$folder/begun" ] && [ -e "/proc/$pid" ]; do sleep 0.1; done
+    check "stacks of a process without a manhole" ', in wait_for$' "${cli[@]}" --attach --stacks "$pid"
+    check "which is given one" '^42$' \
+        "${cli[@]}" --attach --module "$seen/manhole.so" -c 'print(6 * 7)' "$pid"
+    touch "$folder/over"
+    wait "$pid"
+    check "and ends as it would have" '^7$' echo $?
 fi
 
 echo "$passed passed, $failed failed, $skipped skipped"
