@@ -342,6 +342,8 @@ def judge(looks, names):
 
 
 def main():
+    # What a shell has put into the background ignores it, and so would the clients.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("python", help="a Python that has gunicorn")
     parser.add_argument("modules", help="the folder of its module manhole")

@@ -622,6 +622,8 @@ def do_runs(kinds, runs, folder, orders, tally):
 
 
 def main():
+    # What a shell has put into the background ignores it, and so would the clients.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--most", type=int)
