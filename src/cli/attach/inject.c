@@ -75,7 +75,7 @@ CHECK_OFFSET(order.error, 320);
 enum {
     MEMORY_SIZE = 256 * 1024,
     FRAME_AT = 64 * 1024,
-    CODE_AT = MEMORY_SIZE - 4096, /* a page that may be executed */
+    CODE_AT = MEMORY_SIZE - 64 * 1024, /* a page that may be executed, of any size */
     STACK_TOP = CODE_AT,
     THREAD_STACK_SIZE = 8 * 1024 * 1024, /* as the module's own for Python have */
 };
@@ -210,8 +210,7 @@ make_thread(const struct attaching *attaching, const struct lent *lent)
     struct cpu cpu = lent->was;
 
     prepare_call(&cpu, code, attaching->memory + STACK_TOP, attaching->memory, 0,
-                 lent->frame +
-                     sizeof(uint64_t)); /* as when its first word is taken off */
+                 lent->frame);
     if (!write_regs(lent->tid, &cpu)) {
         return LOST;
     }
