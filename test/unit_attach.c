@@ -450,6 +450,12 @@ a_call_of_ours_ends_at_home(void **state)
     (void)close(ends[1]);
 }
 
+static _Noreturn void
+leave_copy(void)
+{
+    _exit(42);
+}
+
 static void
 a_copy_without_us_leaves(void **state)
 {
@@ -459,12 +465,12 @@ a_copy_without_us_leaves(void **state)
 
     (void)state;
     make_home(&home);
-    size_t size = make_birth(&home, (uint64_t)_exit, (uint64_t)birth, birth);
+    size_t size = make_birth(&home, (uint64_t)leave_copy, (uint64_t)birth, birth);
     assert_in_range(size, 8, UNDER_FRAME);
     call_and_go_home(&home, SYS_clone, ARGUMENTS(SIGCHLD, (uint64_t)birth));
     assert_is_home(&home);
     assert_in_range(wait(&status), 1, INT_MAX);
-    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 42);
 }
 
 /* ---- The code that goes over --------------------------------------------------------------- */
@@ -794,6 +800,29 @@ a_wait_for_a_time_is_gone_on_with(void **state)
 }
 
 static void
+plain_vectors_come_back_by_themselves(void **state)
+{
+    struct cpu home;
+
+    (void)state;
+    make_home(&home);
+    home.sve_size = 0;
+    return_to_frame(lay_frame(&home, FRAME_AT));
+    assert_memory_equal(&seen.vectors, &home.vectors, sizeof(home.vectors));
+}
+
+static void
+a_jump_of_ours_is_no_branch_that_bti_would_refuse(void **state)
+{
+    enum { BRANCHED = 0xc00, CARRY = 1 << 29 };
+    struct cpu cpu = {.regs = {.pstate = BRANCHED | CARRY}};
+
+    (void)state;
+    prepare_call(&cpu, 0, 0, 0, 0, 0);
+    assert_int_equal(cpu.regs.pstate, CARRY);
+}
+
+static void
 what_a_frame_cannot_hold_makes_none(void **state)
 {
     static unsigned char bytes[FRAME_SIZE];
@@ -826,6 +855,8 @@ main(void)
 #  ifdef __aarch64__
         cmocka_unit_test(a_call_is_told_by_the_instruction),
         cmocka_unit_test(a_wait_for_a_time_is_gone_on_with),
+        cmocka_unit_test(plain_vectors_come_back_by_themselves),
+        cmocka_unit_test(a_jump_of_ours_is_no_branch_that_bti_would_refuse),
         cmocka_unit_test(what_a_frame_cannot_hold_makes_none),
 #  endif
     };
