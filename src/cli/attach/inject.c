@@ -196,8 +196,7 @@ fill_memory(const struct attaching *attaching, struct lent *lent)
 {
     return poke(lent->tid, attaching->memory, &attaching->errand,
                 sizeof(attaching->errand)) &&
-           poke_code(attaching->image.pid, attaching->memory + CODE_AT, sent_code,
-                     sent_size) &&
+           poke_code(lent->tid, attaching->memory + CODE_AT, sent_code, sent_size) &&
            place_frame(lent, attaching->memory + FRAME_AT);
 }
 
