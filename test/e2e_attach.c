@@ -2,7 +2,7 @@
  *
  * What is attached to counts on meanwhile, and has to go on as if nothing had been: same signal
  * masks, nobody's tracee, no children, nothing on standard error, its own exit status. Where ptrace
- * is not allowed, or for another processor than x86-64, all of these are skipped.
+ * is not allowed, or for another processor than x86-64 and arm64, all of these are skipped.
  */
 #include "support.h"
 
@@ -25,8 +25,8 @@
 static void
 require_attaching(void)
 {
-#if !defined(__x86_64__)
-    skip_test("--attach is for x86-64");
+#if !defined(__x86_64__) && !defined(__aarch64__)
+    skip_test("--attach is for x86-64 and arm64");
 #endif
     if (is_sanitized() || is_wrapped()) {
         skip_test("a sanitizer's library cannot be loaded later, and valgrind has its "

@@ -1,5 +1,5 @@
-/* arm64: what cpu.c tells of, for this processor. It has been compiled, and unit-tested under an
- * emulator that has no ptrace(); it has not run on hardware yet.
+/* arm64: what cpu.c tells of, for this processor. It has run in an emulated machine (qemu-system),
+ * with Linux 6.1 and 7.2, pages of 4 and of 16 KB, vectors of 64 bytes; on hardware it has not.
  *
  * Here the kernel undoes an interrupted system call before the stop: the thread stands at the
  * instruction, "svc", with its first argument back, and no number is told any more. So the number
