@@ -420,6 +420,7 @@ inject(const struct request *request, const struct image *image)
     find_gadgets(image);
     prepare_errand(&attaching);
     if (!trace(borrow_thread, &attaching) && attaching.error == 0) {
+        check_frames(pid);
         fail(STATUS_NO_CONNECTION,
              "no thread of process %d came to a place where it may be lent, within %d s; "
              "try again",

@@ -294,6 +294,7 @@ look_from_outside(const struct image *image, struct buffer *answer)
     ask_copies(&look);
     if (look.result != 0) {
         check_life(image->pid);
+        check_frames(image->pid);
         errno = look.result;
         fail(STATUS_NO_CONNECTION,
              look.result > 0

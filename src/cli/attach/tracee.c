@@ -193,6 +193,8 @@ stop_thread(pid_t pid, pid_t tid)
 
 /* ---- Keeping, and putting back ----------------------------------------------------- */
 
+static pid_t too_large; /* a thread of which there is no frame; 0: none was seen */
+
 /* Puts the way home there. */
 static bool
 place_frame(struct lent *lent, uint64_t address)
@@ -200,11 +202,25 @@ place_frame(struct lent *lent, uint64_t address)
     unsigned char bytes[FRAME_SIZE];
     size_t size = make_frame(&lent->was, lent->mask, gadgets.back, address, bytes);
 
+    too_large = size == 0 ? lent->tid : too_large;
     if (size == 0 || !poke(lent->tid, address, bytes, size)) {
         return false;
     }
     lent->frame = address;
     return true;
+}
+
+/* No thread came. Ends the program if that may be why. */
+static void
+check_frames(pid_t pid)
+{
+    if (too_large != 0) {
+        fail(
+            STATUS_NO_CONNECTION,
+            "thread %d of process %d has more in its processor's registers than a signal "
+            "frame of ours can hold (SME, long vectors), so it is not held; try again",
+            (int)too_large, (int)pid);
+    }
 }
 
 static bool
