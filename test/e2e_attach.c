@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -619,9 +620,8 @@ is_at_step(pid_t tid)
     const long size = (long)sizeof(info);
     return ptrace(0x420e /* PTRACE_GET_SYSCALL_INFO */, tid, size, info) > 0 &&
            info[0].op == 1 &&
-           (info[0].number == 101 /* ptrace */ ||
-            info[0].number == 311 /* process_vm_writev */ ||
-            info[0].number == 18 /* pwrite64 */);
+           (info[0].number == SYS_ptrace || info[0].number == SYS_process_vm_writev ||
+            info[0].number == SYS_pwrite64);
 }
 
 /* What happens at the n-th such step of a client, before that is done. */
