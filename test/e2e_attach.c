@@ -2,7 +2,7 @@
  *
  * What is attached to counts on meanwhile, and has to go on as if nothing had been: same signal
  * masks, nobody's tracee, no children, nothing on standard error, its own exit status. Where ptrace
- * is not allowed, or for another processor than x86-64, all of these are skipped.
+ * is not allowed, or for another processor than x86-64 and arm64, all of these are skipped.
  */
 #include "support.h"
 
@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,8 +26,8 @@
 static void
 require_attaching(void)
 {
-#if !defined(__x86_64__)
-    skip_test("--attach is for x86-64");
+#if !defined(__x86_64__) && !defined(__aarch64__)
+    skip_test("--attach is for x86-64 and arm64");
 #endif
     if (is_sanitized() || is_wrapped()) {
         skip_test("a sanitizer's library cannot be loaded later, and valgrind has its "
@@ -619,9 +620,8 @@ is_at_step(pid_t tid)
     const long size = (long)sizeof(info);
     return ptrace(0x420e /* PTRACE_GET_SYSCALL_INFO */, tid, size, info) > 0 &&
            info[0].op == 1 &&
-           (info[0].number == 101 /* ptrace */ ||
-            info[0].number == 311 /* process_vm_writev */ ||
-            info[0].number == 18 /* pwrite64 */);
+           (info[0].number == SYS_ptrace || info[0].number == SYS_process_vm_writev ||
+            info[0].number == SYS_pwrite64);
 }
 
 /* What happens at the n-th such step of a client, before that is done. */

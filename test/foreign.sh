@@ -53,9 +53,9 @@ make_arm64_root() {
     need mmdebstrap
     need_root
     # Unpacked, for this machine cannot run what would install it.
-    "${as_root[@]}" rm -rf "$1.part"
+    "${as_root[@]}" rm -rf "$1" "$1.part"
     "${as_root[@]}" mmdebstrap --quiet --mode=root --variant=extract --architectures=arm64 \
-        --include=python3,libpython3-dev,libc6-dev bookworm "$1.part" &&
+        --include=python3,libpython3-dev,libc6-dev,libcmocka-dev bookworm "$1.part" &&
         "${as_root[@]}" mkdir -p "$1.part/proc" && "${as_root[@]}" mv "$1.part" "$1"
 }
 
@@ -63,17 +63,20 @@ arm64() {
     local root=$folder/root
     static=()
     need aarch64-linux-gnu-gcc
-    if [ ! -d "$root" ]; then
+    if [ ! -e "$root/usr/include/cmocka.h" ]; then
         make_arm64_root "$root" || end 0 0 1 "skipped: no Debian for arm64 can be had here"
     fi
     make_compiler <<<"#!/bin/sh
 exec aarch64-linux-gnu-gcc --sysroot='$root' \"\$@\""
     compile "$folder/cc" "$(echo "$root"/usr/include/python3.*)"
+    "$folder/cc" "${flags[@]}" -Werror -D_GNU_SOURCE -o "$folder/unit_attach" \
+        "$sources/test/unit_attach.c" -lcmocka ||
+        end 0 1 0 "the test of --attach does not compile for $target"
     [ "$1" = test ] || return
     need qemu-aarch64-static
     need_root
     "${as_root[@]}" install -D -t "$root/smoke" "$folder/manhole.so" "$folder/manhole-cli" \
-        "$(command -v qemu-aarch64-static)"
+        "$folder/unit_attach" "$(command -v qemu-aarch64-static)"
     # shellcheck disable=SC2016 # the inner shell's
     exec "${as_root[@]}" unshare --mount --pid --fork --kill-child bash -c \
         'mount -t proc proc "$1/proc" && exec "$2" "$1/smoke" /smoke /usr/bin/python3 \

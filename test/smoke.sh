@@ -4,7 +4,7 @@
 # The last line: N passed, N failed, N skipped.
 #
 # usage: smoke.sh FOLDER SEEN PYTHON [RUNNER...]
-#   FOLDER  has manhole.so and manhole-cli
+#   FOLDER  has manhole.so and manhole-cli, and with a RUNNER unit_attach
 #   SEEN    what it is called by PYTHON
 #   RUNNER  what runs all of them: chroot, an emulator
 set -u
@@ -83,11 +83,16 @@ targets+=("$child")
 check "a forked child has its own" "^$server\$" ask "$child" 'import os; print(os.getppid())'
 check "deep recursion fits" '^199$' ask "$server" \
     'deep = lambda n: n and max(sorted([n - 1], key=deep)); print(deep(200))'
+passes() { # COMMAND...
+    "$@" && echo "all of it passed"
+}
+
 if [ $# -gt 0 ]; then
+    check "--attach: frames, and the code that is sent" '^all of it passed$' passes "$@" "$seen/unit_attach"
     # qemu-user knows no clone() without a signal to the parent, which a frozen copy is.
     skipped=5
     echo "skipped: stacks of a stuck process, with the names of its threads: no frozen copy under qemu"
-    echo "skipped: what needs --attach, for qemu-user knows no ptrace()"
+    echo "skipped: all else of --attach, for qemu-user knows no ptrace()"
 else
     start "$python" "$seen/target.py" hangs
     check "stacks of a stuck process" ', in stuck$' "${cli[@]}" --stacks "$pid"

@@ -1,9 +1,8 @@
 /* Attach: into a process that has no manhole, or a look at it from outside, by the way that is
  * open.
  *
- *   ptrace()   x86-64: a thread that is made there (inject.c), a copy that tells (outside.c). It
- *   needs
- *              nothing of the process's Python.
+ *   ptrace()   a thread that is made there (inject.c), a copy that tells (outside.c). It needs
+ *              nothing of the process's Python, but to know the processor (cpu.c).
  *   PEP 768    where that does not do: what the main thread runs (remote.c), CPython 3.14 and
  *              newer.
  *

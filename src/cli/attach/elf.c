@@ -26,6 +26,7 @@ struct object {
     uint64_t names;
     uint64_t gnu_hash;
     bool is_libc;
+    bool is_vdso;   /* the kernel's */
     bool is_loader; /* glibc's; musl's is its C library, too */
     bool has_malloc;
 };
@@ -235,15 +236,16 @@ read_objects(struct image *image)
     for (size_t i = 0; i < image->mapping_count; i++) {
         const struct mapping *mapping = &image->mappings[i];
         struct object object = {.path = mapping->path, .base = mapping->start};
-        bool is_vdso = strcmp(mapping->path, "[vdso]") == 0;
-        if (!mapping->is_readable || (mapping->path[0] != '/' && !is_vdso) ||
+        object.is_vdso = strcmp(mapping->path, "[vdso]") == 0;
+        if (!mapping->is_readable || (mapping->path[0] != '/' && !object.is_vdso) ||
             object_at(image, mapping->start) != NULL || !read_object(pid, &object)) {
             continue;
         }
         object.is_loader = is_called(object.path, loaders);
         object.is_libc = object.is_loader || is_called(object.path, libraries);
-        object.has_malloc = (object.gnu_hash == 0 && !is_vdso) || /* for all we know */
-                            find_in(pid, &object, "malloc") != 0;
+        object.has_malloc =
+            (object.gnu_hash == 0 && !object.is_vdso) || /* for all we know */
+            find_in(pid, &object, "malloc") != 0;
         image->machine = object.machine;
         image->objects[image->object_count++] = object;
     }

@@ -75,7 +75,7 @@ CHECK_OFFSET(order.error, 320);
 enum {
     MEMORY_SIZE = 256 * 1024,
     FRAME_AT = 64 * 1024,
-    CODE_AT = MEMORY_SIZE - 4096, /* a page that may be executed */
+    CODE_AT = MEMORY_SIZE - 64 * 1024, /* a page that may be executed, of any size */
     STACK_TOP = CODE_AT,
     THREAD_STACK_SIZE = 8 * 1024 * 1024, /* as the module's own for Python have */
 };
@@ -196,8 +196,7 @@ fill_memory(const struct attaching *attaching, struct lent *lent)
 {
     return poke(lent->tid, attaching->memory, &attaching->errand,
                 sizeof(attaching->errand)) &&
-           poke_code(attaching->image.pid, attaching->memory + CODE_AT, sent_code,
-                     sent_size) &&
+           poke_code(lent->tid, attaching->memory + CODE_AT, sent_code, sent_size) &&
            place_frame(lent, attaching->memory + FRAME_AT);
 }
 
@@ -210,8 +209,7 @@ make_thread(const struct attaching *attaching, const struct lent *lent)
     struct cpu cpu = lent->was;
 
     prepare_call(&cpu, code, attaching->memory + STACK_TOP, attaching->memory, 0,
-                 lent->frame +
-                     sizeof(uint64_t)); /* as when its first word is taken off */
+                 lent->frame);
     if (!write_regs(lent->tid, &cpu)) {
         return LOST;
     }
@@ -422,6 +420,7 @@ inject(const struct request *request, const struct image *image)
     find_gadgets(image);
     prepare_errand(&attaching);
     if (!trace(borrow_thread, &attaching) && attaching.error == 0) {
+        check_frames(pid);
         fail(STATUS_NO_CONNECTION,
              "no thread of process %d came to a place where it may be lent, within %d s; "
              "try again",

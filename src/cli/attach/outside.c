@@ -49,11 +49,13 @@ clone_thread(struct lent *lent, struct copy *copy)
 {
     const uint64_t leave_at = find_libc(lent->image, "_exit");
     enum { END_OF_SYSCALL = 2 }; /* such a number is told at other stops */
+    unsigned char birth[UNDER_FRAME];
+    const size_t size = make_birth(&lent->was, leave_at, lent->scratch, birth);
     unsigned long born = 0;
 
     (void)ptrace(PTRACE_SETOPTIONS, lent->tid, NULL,
                  (unsigned long)(PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE));
-    if (!poke(lent->tid, lent->scratch, &leave_at, sizeof(leave_at))) {
+    if (!poke(lent->tid, lent->scratch, birth, size)) {
         return -EFAULT;
     }
     long result = call_kernel(lent, SYS_clone, ARGUMENTS(0, lent->scratch));
@@ -292,6 +294,7 @@ look_from_outside(const struct image *image, struct buffer *answer)
     ask_copies(&look);
     if (look.result != 0) {
         check_life(image->pid);
+        check_frames(image->pid);
         errno = look.result;
         fail(STATUS_NO_CONNECTION,
              look.result > 0

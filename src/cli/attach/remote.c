@@ -1,5 +1,5 @@
 /* Remote: CPython's own way in, from 3.14 on (PEP 768), for where ptrace() does not do: a process
- * can have one tracer, may have a shadow stack, and run on another processor than x86-64.
+ * can have one tracer, may have a shadow stack, and run on a processor that cpu.c does not know.
  *
  * The path of a script and a flag are written into the main thread's state. When that thread comes
  * to a safe point, between two instructions of Python's, it runs the script, which loads the module

@@ -12,6 +12,7 @@
 
 #include "../hindrances.c"
 #include "../options.c"
+#include "arm64.c"
 #include "elf.c"
 #include "x86_64.c"
 
@@ -35,7 +36,8 @@ static struct text
 find_obstacle(pid_t pid)
 {
 #  if !HAS_ATTACH
-    return print("process %d: by ptrace() this is for x86-64 alone so far", (int)pid);
+    return print("process %d: by ptrace() this is for x86-64 and arm64 alone so far",
+                 (int)pid);
 #  else
     long tracer = strtol(read_status(pid, "TracerPid").text, NULL, 10);
     OWNED_BUFFER name = {.data = NULL};
@@ -47,7 +49,7 @@ find_obstacle(pid_t pid)
             "end that, then try again",
             (int)pid, tracer, (int)strcspn(text_of(&name), "\n"), text_of(&name));
     }
-    if (strstr(read_status(pid, "x86_Thread_features").text, "shstk") != NULL) {
+    if (has_shadow_stack(pid)) {
         return print(
             "process %d has a shadow stack, behind which no thread of it can be lent",
             (int)pid);

@@ -3,7 +3,7 @@
  * A thread is seized, which does not stop it, and then interrupted, which sends it no signal. While
  * it is held:
  *   - what it was is kept: registers, vectors, signal mask. restore() puts that back, and lets go.
- *   - a signal frame with all that lies on its stack, below what it uses (x86_64.c), or later in
+ *   - a signal frame with all that lies on its stack, below what it uses (cpu.c), or later in
  *     memory of ours. Whatever it runs for us returns there. So a client that is killed, which
  *     lets the kernel detach from all its tracees, leaves a thread that finishes what it does,
  *     goes home by rt_sigreturn, and is as it was. This holds between any two steps here.
@@ -19,6 +19,7 @@
 #define MANHOLE_CLI_ATTACH_TRACEE_C
 
 #include "../signals.c"
+#include "arm64.c"
 #include "elf.c"
 #include "rights.c"
 #include "x86_64.c"
@@ -32,7 +33,6 @@ enum {
     STOP_PATIENCE_MS = 20,     /* for a thread to stop */
     LENDING_PATIENCE_S = 3,    /* for one that may be lent */
     REMOTE_PATIENCE_MS = 2000, /* for what takes microseconds */
-    UNDER_FRAME = 1024,
     SCRATCH_SIZE = FRAME_SIZE + UNDER_FRAME,
 };
 
@@ -41,9 +41,10 @@ struct lent {
     pid_t tid;
     const struct image *image;
     struct cpu was;
-    uint64_t mask;    /* of signals, as it was */
-    uint64_t frame;   /* where the way home lies */
-    uint64_t scratch; /* below its stack: the frame at first, and under that a word */
+    uint64_t mask;  /* of signals, as it was */
+    uint64_t frame; /* where the way home lies */
+    uint64_t
+        scratch; /* below its stack: the frame at first, and under that UNDER_FRAME */
     unsigned char below[SCRATCH_SIZE]; /* what was there */
 };
 
@@ -83,15 +84,10 @@ poke_code(pid_t pid, uint64_t address, const void *from, size_t size)
     return memory >= 0 && pwrite(memory, from, size, (off_t)address) == (ssize_t)size;
 }
 
-/* In the C library: "make a system call", and "return from a handler". */
-struct gadgets {
-    uint64_t call;
-    uint64_t back;
-};
-
 static struct gadgets gadgets;
 
-/* Ends the program where they are not both there. */
+/* Finds them in the C library; from a handler glibc on arm64 returns by the vdso. Ends the program
+ * where they are not both there. */
 static void
 find_gadgets(const struct image *image)
 {
@@ -100,7 +96,7 @@ find_gadgets(const struct image *image)
         if (object->is_libc && gadgets.call == 0) {
             gadgets.call = find_code(image, object, syscall_code, sizeof(syscall_code));
         }
-        if (object->is_libc && gadgets.back == 0) {
+        if ((object->is_libc || object->is_vdso) && gadgets.back == 0) {
             gadgets.back = find_code(image, object, return_code, sizeof(return_code));
         }
     }
@@ -197,6 +193,8 @@ stop_thread(pid_t pid, pid_t tid)
 
 /* ---- Keeping, and putting back ----------------------------------------------------- */
 
+static pid_t too_large; /* a thread of which there is no frame; 0: none was seen */
+
 /* Puts the way home there. */
 static bool
 place_frame(struct lent *lent, uint64_t address)
@@ -204,11 +202,25 @@ place_frame(struct lent *lent, uint64_t address)
     unsigned char bytes[FRAME_SIZE];
     size_t size = make_frame(&lent->was, lent->mask, gadgets.back, address, bytes);
 
+    too_large = size == 0 ? lent->tid : too_large;
     if (size == 0 || !poke(lent->tid, address, bytes, size)) {
         return false;
     }
     lent->frame = address;
     return true;
+}
+
+/* No thread came. Ends the program if that may be why. */
+static void
+check_frames(pid_t pid)
+{
+    if (too_large != 0) {
+        fail(
+            STATUS_NO_CONNECTION,
+            "thread %d of process %d has more in its processor's registers than a signal "
+            "frame of ours can hold (SME, long vectors), so it is not held; try again",
+            (int)too_large, (int)pid);
+    }
 }
 
 static bool
@@ -235,7 +247,7 @@ keep_thread(struct lent *lent)
 static void
 restore(struct lent *lent)
 {
-    rewind_epoll(&lent->was);
+    settle_call(&lent->was);
     (void)ptrace(PTRACE_SETSIGMASK, lent->tid, sizeof(lent->mask), &lent->mask);
     if (write_cpu(lent->tid, &lent->was)) {
         (void)poke(lent->tid, lent->scratch, lent->below, sizeof(lent->below));
@@ -340,7 +352,7 @@ call_kernel(const struct lent *lent, long number, const uint64_t arguments[6])
 {
     struct cpu cpu = lent->was;
 
-    prepare_syscall(&cpu, gadgets.call, lent->frame, number, arguments);
+    prepare_syscall(&cpu, &gadgets, lent->frame, number, arguments);
     if (!write_regs(lent->tid, &cpu)) {
         return LOST;
     }

@@ -1,28 +1,15 @@
-/* x86-64: what of attaching depends on the processor, and nothing else does.
+/* x86-64: what cpu.c tells of, for this processor.
  *
- *   struct cpu      a stopped thread's registers, vectors too, as ptrace gives and takes them
- *   make_frame()    a signal frame: rt_sigreturn makes the thread of it that struct cpu describes
- *   sent_code       what we have a thread of the process run, see inject.c
- *
- * The frame is how a thread comes back without us. Whatever it runs for us ends in rt_sigreturn at
- * that frame, which gives it back its registers and its signal mask in one step; so one whose
- * client is killed goes home by itself. When it was in a system call the frame does what the
- * kernel would have done: begin it anew, or say EINTR where the kernel cannot either.
- *
- * To add an architecture: a file with these functions, and its turn in HAS_ATTACH below.
+ * A stop leaves an interrupted system call as it has ended: the number beside the registers, the
+ * result one that only a debugger sees, from which the kernel goes on when the thread does. So what
+ * is put back as it was is begun anew by the kernel; in the frame we undo it.
  */
 #ifndef MANHOLE_CLI_ATTACH_X86_64_C
 #define MANHOLE_CLI_ATTACH_X86_64_C
 
-#include "../base.h"
+#include "cpu.c"
 
-#if defined(__x86_64__) && defined(__LP64__)
-#  define HAS_ATTACH 1
-#else
-#  define HAS_ATTACH 0
-#endif
-
-#if HAS_ATTACH
+#if HAS_ATTACH && defined(__x86_64__)
 
 #  include <cpuid.h>
 #  include <elf.h>
@@ -35,6 +22,7 @@ enum {
     RED_ZONE = 128,          /* below the stack pointer, in use all the same */
     XSTATE_SIZE = 16 * 1024, /* more than any processor has */
     FRAME_SIZE = 17 * 1024,  /* of a signal frame at most */
+    UNDER_FRAME = 1024,      /* room for what make_birth() fills in */
 };
 
 struct cpu {
@@ -111,7 +99,7 @@ call_result(const struct cpu *cpu)
 /* The kernel does not begin epoll_wait() anew behind a stop. Where it waits without a timeout that
  * is done as the kernel does it: back to the instruction, with the number in its register. */
 static void
-rewind_epoll(struct cpu *cpu)
+settle_call(struct cpu *cpu)
 {
     struct user_regs_struct *regs = &cpu->regs;
     bool is_epoll =
@@ -124,15 +112,15 @@ rewind_epoll(struct cpu *cpu)
     }
 }
 
-/* Has the thread make a system call, at an address with syscall_code. */
+/* Has the thread make a system call, and then return to where the frame says, its first word. */
 static void
-prepare_syscall(struct cpu *cpu, uint64_t code, uint64_t stack, long number,
-                const uint64_t arguments[6])
+prepare_syscall(struct cpu *cpu, const struct gadgets *gadgets, uint64_t frame,
+                long number, const uint64_t arguments[6])
 {
     struct user_regs_struct *regs = &cpu->regs;
 
-    regs->rip = code;
-    regs->rsp = stack;
+    regs->rip = gadgets->call;
+    regs->rsp = frame;
     regs->rax = (uint64_t)number;
     regs->orig_rax = (uint64_t)-1; /* the call that was interrupted is none of ours */
     regs->rdi = arguments[0];
@@ -143,8 +131,8 @@ prepare_syscall(struct cpu *cpu, uint64_t code, uint64_t stack, long number,
     regs->r9 = arguments[5];
 }
 
-/* Has the thread call a function as C does, the stack free below an aligned address. What is left
- * in rbx and r12 is for sent_code. */
+/* Has the thread call a function as C does, the stack free below an aligned address. The frame is
+ * for sent_code, with its first word taken off, as by a return. */
 static void
 prepare_call(struct cpu *cpu, uint64_t function, uint64_t stack, uint64_t first,
              uint64_t second, uint64_t frame)
@@ -157,7 +145,7 @@ prepare_call(struct cpu *cpu, uint64_t function, uint64_t stack, uint64_t first,
     regs->orig_rax = (uint64_t)-1;
     regs->rdi = first;
     regs->rsi = second;
-    regs->r12 = frame;
+    regs->r12 = frame + sizeof(uint64_t);
     regs->eflags &= ~(uint64_t)DIRECTION;
 }
 
@@ -226,10 +214,6 @@ make_fpstate(const struct cpu *cpu, unsigned char *bytes)
     memcpy(bytes + size, &end, sizeof(end));
     return size + sizeof(end);
 }
-
-/* How the kernel ends a system call that a signal or a stop has interrupted; only a debugger sees
- * that. The names are the kernel's, less ERESTART. */
-enum syscall_restart { SYS = 512, NOINTR = 513, NOHAND = 514, RESTART_BLOCK = 516 };
 
 /* Whether the call that has ended so is made once more, whatever comes. */
 static bool
@@ -301,35 +285,21 @@ make_frame(const struct cpu *cpu, uint64_t mask, uint64_t return_to, uint64_t ad
     return size == 0 ? 0 : at + size;
 }
 
+/* Fills bytes, UNDER_FRAME of them, with what a copy finds at its stack's end, that address: it is
+ * to leave as soon as it runs. */
+static size_t
+make_birth(const struct cpu *cpu, uint64_t leave_at, uint64_t address,
+           unsigned char *bytes)
+{
+    (void)cpu;
+    (void)address;
+    memcpy(bytes, &leave_at, sizeof(leave_at));
+    return sizeof(leave_at);
+}
+
 /* ---- The code that goes over ------------------------------------------------------- */
 
-/* Offsets in struct errand, which inject.c checks. */
-#  define ERRAND_ENTRY "0"
-#  define ERRAND_DLOPEN "8"
-#  define ERRAND_DLSYM "16"
-#  define ERRAND_DLERROR "24"
-#  define ERRAND_ATTR_INIT "32"
-#  define ERRAND_SET_DETACHED "40"
-#  define ERRAND_SET_STACK_SIZE "48"
-#  define ERRAND_CREATE "56"
-#  define ERRAND_STACK_SIZE "64"
-#  define ERRAND_THREAD "72"
-#  define ERRAND_ATTRIBUTES "80"
-#  define ERRAND_PATH "208"
-#  define ERRAND_NAME "272"
-#  define ERRAND_ORDER "304"
-#  define ERRAND_STATE "304"
-#  define ERRAND_FD "316"
-#  define ERRAND_ERROR "320"
-#  define ERRAND_ERROR_ROOM "511"
-
-/* Two pieces, of which neither knows where it lies, both given the errand's address:
- *
- *   sent_code    run by the lent thread, r12 the frame. Makes a thread, detached (musl notes its
- *                id only when it runs already) and with a stack of its own size (musl's is small).
- *                getpid() is the sign that it is done, the result in r13; then home.
- *   sent_thread  run by the new thread. Loads the module, unless its entry is known, and jumps
- *                there, so that nothing returns to code that the module unmaps. */
+/* The frame is in r12, the result in r13. */
 __asm__(".pushsection .rodata\n"
         ".balign 16\n"
         "sent_code:\n"
@@ -407,9 +377,6 @@ __asm__(".pushsection .rodata\n"
         "sent_size: .long sent_end - sent_code\n"
         "sent_sign_at: .long sent_sign - sent_code\n"
         ".popsection\n");
-extern const unsigned char sent_code[] __attribute__((visibility("hidden")));
-extern const uint32_t sent_size __attribute__((visibility("hidden")));
-extern const uint32_t sent_sign_at __attribute__((visibility("hidden")));
 
 /* Whether the thread stands behind the sign, in code that was sent to that address. */
 static bool
@@ -422,6 +389,13 @@ static int
 errand_result(const struct cpu *cpu)
 {
     return (int)cpu->regs.r13;
+}
+
+/* Whether a process has one, to which a frame of ours would be a lie. */
+static bool
+has_shadow_stack(pid_t pid)
+{
+    return strstr(read_status(pid, "x86_Thread_features").text, "shstk") != NULL;
 }
 
 #endif /* HAS_ATTACH */
