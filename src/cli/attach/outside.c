@@ -68,7 +68,8 @@ clone_thread(struct lent *lent, struct copy *copy)
         copy->inner = is_back ? (pid_t)call_result(&cpu) : 0;
         result = (long)born;
     }
-    return result;
+    /* On arm64 the result is the first argument, 0, until the call has ended. */
+    return is_born || result == LOST || is_error(result) ? result : -ESRCH;
 }
 
 /* Has the held thread make a copy, and holds that; 0 or an errno. */
