@@ -73,6 +73,10 @@ type_in() { # PID LINE
     echo "$2" | "${cli[@]}" "$1"
 }
 
+passes() { # COMMAND...
+    "$@" && echo "all of it passed"
+}
+
 start "$@" "$python" "$seen/target.py" serves
 server=$pid
 check "it is installed and runs code" '^42$' ask "$server" 'print(6 * 7)'
@@ -83,9 +87,6 @@ targets+=("$child")
 check "a forked child has its own" "^$server\$" ask "$child" 'import os; print(os.getppid())'
 check "deep recursion fits" '^199$' ask "$server" \
     'deep = lambda n: n and max(sorted([n - 1], key=deep)); print(deep(200))'
-passes() { # COMMAND...
-    "$@" && echo "all of it passed"
-}
 
 if [ $# -gt 0 ]; then
     check "--attach: frames, and the code that is sent" '^all of it passed$' passes "$@" "$seen/unit_attach"

@@ -139,8 +139,8 @@ send_read_mark(struct session *session)
 
 /* Sends what waits for that, then waits for what the client sends: detached but once, for a process
  * whose threads compute gives the GIL back after some time only. Returns how many bytes there are,
- * 0 at the end, or -1 with errno. While they wait for Python to
- * take them the session has not answered. */
+ * 0 at the end, or -1 with errno. While they wait for Python to take them the session has not
+ * answered. */
 ATTACHED static ssize_t
 receive_typed(struct session *session, char *bytes, size_t size)
 {

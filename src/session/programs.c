@@ -298,8 +298,8 @@ run_program(struct session *session, PyObject *file)
     if (code != NULL) {
         Py_XDECREF(PyEval_EvalCode(code, session->run.names, session->run.names));
     }
-    PyObject *raised = take_exception(); /* new, handed to the caller */
-    atomic_store(&session->run.unbegun, false);
+    PyObject *raised = take_exception();        /* new, handed to the caller */
+    atomic_store(&session->run.unbegun, false); /* a Ctrl-C is too late from here */
     end_running(session);
     return raised;
 }

@@ -205,13 +205,6 @@ call_result(const struct cpu *cpu)
     return (long)cpu->regs.regs[0];
 }
 
-/* Whether the call that has ended so is made once more, whatever comes. */
-static bool
-is_begun_anew(const struct cpu *cpu)
-{
-    return call_result(cpu) == -NOINTR;
-}
-
 /* Whether a thread stands before a call that it was in, and that goes on for what was left of its
  * timeout: the kernel has noted that. Other timeouts are moments, or the kernel has written into
  * them what was left. */

@@ -362,7 +362,7 @@ call_kernel(const struct lent *lent, long number, const uint64_t arguments[6])
         is_back = run_to_syscall(lent->tid);            /* to its beginning */
         is_back = is_back && run_to_syscall(lent->tid); /* and to its end */
         is_back = is_back && read_cpu(lent->tid, &cpu);
-    } while (is_back && is_begun_anew(&cpu));
+    } while (is_back && call_result(&cpu) == -NOINTR);
     return is_back ? call_result(&cpu) : LOST;
 }
 

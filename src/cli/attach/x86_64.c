@@ -215,13 +215,6 @@ make_fpstate(const struct cpu *cpu, unsigned char *bytes)
     return size + sizeof(end);
 }
 
-/* Whether the call that has ended so is made once more, whatever comes. */
-static bool
-is_begun_anew(const struct cpu *cpu)
-{
-    return call_result(cpu) == -NOINTR;
-}
-
 /* Where the thread goes on: at a system call that the kernel would begin anew, or behind one. */
 static void
 resume_call(const struct cpu *cpu, uint64_t *counter, uint64_t *result)
