@@ -820,7 +820,7 @@ program_of_a_vanished_client_is_interrupted(void)
     struct client *client = start_program(app, "import os\ntry:\n"
                                                "    print('up')\n    while True: pass\n"
                                                "finally: os.write(1, b'interrupted\\n')");
-    client_wait_for(client, "up");
+    client_wait_for(client, "up\n");
     client_close(client);
     wait_for_text(app, OUT, "interrupted\n", DEADLINE);
     assert_string_equal(run_program(app, "print(1)").out, "1\n");
