@@ -295,6 +295,13 @@ static const struct {
      "assert shown(make('<made>')) == '  made'\n"
      "del linecache.cache['<made>']\n"
      "assert shown(make('<made>')) is None\n"},
+    {"linecache, two lines of no file",
+     "linecache.cache['<made>'] = 4, None, ['one\\n', 'two\\n'], '<made>'\n"
+     "inner, outer = make('<made>'), make('<made>', 2)\n"
+     "outer.__globals__['dump'] = inner\n"
+     "assert shown(outer) == '  two'\n"
+     "assert outer().split(', in show\\n')[2].split('\\n')[0] == '  one'\n"
+     "del linecache.cache['<made>']\n"},
     {"a name relative to sys.path", "os.mkdir('folder')\n"
                                     "write('folder/rel.py', b'along the path\\n')\n"
                                     "sys.path.append(os.path.abspath('folder'))\n"
@@ -397,25 +404,30 @@ file_that_is_newer_than_the_process_is_told(void **state)
         "os.unlink('new.py')\n");
 }
 
-/* Applications replace linecache's functions; some fail. */
-/* Also where more was read before: what is given back is what was taken. */
+/* A program may put there what it likes: a frame's line is one line. */
 ATTACHED static void
-lines_of_linecache_are_pages_of_their_own(void **state)
+line_of_linecache_ends_with_its_newline(void **state)
 {
     struct source source = {.path = NULL};
-    PyObject *lines = Py_BuildValue("[ss]", "one\n", "two\n");
+    PyObject *lines = Py_BuildValue("[sss]", "one\n", "two\ntoo\n", "three");
     (void)state;
-    source.size = (size_t)1 << 20;
-    source.bytes = map_pages(source.size);
+    for (long number = 1; number <= 4; number++) {
+        want_line(&source, number);
+    }
     take_lines(&source, lines);
-    assert_int_equal(source.length, 8);
-    assert_int_equal(source.size, 9);
-    assert_int_equal((uintptr_t)source.bytes % 4096, 0);
-    assert_memory_equal(source_line(&source, 2).bytes, "two", 3);
+    for (size_t i = 0; i < 3; i++) {
+        static const char *const wanted[] = {"one", "two", "three"};
+        const struct slice line = source_line(&source, (long)i + 1);
+        assert_int_equal(line.length, strlen(wanted[i]));
+        assert_memory_equal(line.bytes, wanted[i], line.length);
+    }
+    assert_int_equal(source_line(&source, 4).length, 0);
     forget_lines(&source);
+    free(source.lines);
     Py_DECREF(lines);
 }
 
+/* Applications replace linecache's functions; some fail. */
 ATTACHED static void
 linecache_may_do_what_it_likes(void **state)
 {
@@ -504,7 +516,7 @@ main(void)
         cmocka_unit_test(line_in_utf8_is_found_without_any_module),
         cmocka_unit_test(dead_file_system_keeps_no_client_from_its_dump),
         cmocka_unit_test(file_that_is_newer_than_the_process_is_told),
-        cmocka_unit_test(lines_of_linecache_are_pages_of_their_own),
+        cmocka_unit_test(line_of_linecache_ends_with_its_newline),
         cmocka_unit_test(linecache_may_do_what_it_likes),
         cmocka_unit_test(every_frame_of_a_deep_stack_is_shown),
         cmocka_unit_test(interpreter_without_current_frames_is_an_error),

@@ -364,9 +364,9 @@ only_files_of_a_sensible_size_are_read(void **state)
         struct sources sources = {0};
         struct source *source = add_source(&sources, "file");
         assert_non_null(source);
+        want_line(source, 1);
         puts_it[i]("file");
         load_source(source);
-        assert_int_equal(source->line_count, 0);
         assert_int_equal(source_line(source, 1).length, 0);
         free_sources(&sources);
         (void)remove("file");
@@ -381,12 +381,70 @@ source_is_read_once_a_dump(void **state)
     for (int i = 0; i < 2; i++) {
         struct slice line;
         write_text("file", i == 0 ? "before\n" : "after!\n");
-        assert_non_null(add_source(&sources, "file"));
+        want_line(add_source(&sources, "file"), 1);
         (void)read_sources(&sources);
         line = source_line(&sources.files[0], 1);
         assert_memory_equal(line.bytes, "before", 6);
     }
     free_sources(&sources);
+    assert_int_equal(unlink("file"), 0);
+}
+
+static void
+line_that_is_wanted_later_is_read_too(void **state)
+{
+    struct sources sources = {0};
+    (void)state;
+    write_text("file", "one\ntwo\nthree\n");
+    for (long number = 3; number > 0; number--) {
+        want_line(add_source(&sources, "file"), number);
+        (void)read_sources(&sources);
+        assert_true(sources.files[0].loaded);
+    }
+    assert_memory_equal(source_line(&sources.files[0], 1).bytes, "one", 3);
+    assert_memory_equal(source_line(&sources.files[0], 2).bytes, "two", 3);
+    assert_memory_equal(source_line(&sources.files[0], 3).bytes, "three", 5);
+    free_sources(&sources);
+    assert_int_equal(unlink("file"), 0);
+}
+
+/* What stands where one piece of a file ends and the next begins. */
+static const struct {
+    const char *text;
+    const char *second; /* of its lines */
+    bool is_for_python;
+} at_ends_of_pieces[] = {
+    {"\nsecond\nthird", "second", false}, {"\r\nsecond\r\nthird", "second", false},
+    {"\rsecond\nthird", "third", true}, /* as the file system has it */
+    {"\nsecond\r", "second", true},       {"\n\nthird", "", false},
+};
+
+static void
+line_is_whole_wherever_a_piece_ends(void **state)
+{
+    static char text[PIECE_SIZE + 40];
+    (void)state;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(at_ends_of_pieces); i++) {
+        const size_t length = strlen(at_ends_of_pieces[i].text);
+        for (size_t before = 0; before <= length; before++) {
+            struct sources sources = {0};
+            struct slice line = {NULL, 0};
+            const size_t first = PIECE_SIZE - before;
+            memset(text, 'x', first);
+            memcpy(text + first, at_ends_of_pieces[i].text, length + 1);
+            write_text("file", text);
+            want_line(add_source(&sources, "file"), 1);
+            want_line(&sources.files[0], 2);
+            assert_int_equal(read_sources(&sources), at_ends_of_pieces[i].is_for_python);
+            line = source_line(&sources.files[0], 2);
+            assert_int_equal(line.length, strlen(at_ends_of_pieces[i].second));
+            assert_memory_equal(line.bytes, at_ends_of_pieces[i].second, line.length);
+            if (!at_ends_of_pieces[i].is_for_python) {
+                assert_int_equal(source_line(&sources.files[0], 1).length, first);
+            }
+            free_sources(&sources);
+        }
+    }
     assert_int_equal(unlink("file"), 0);
 }
 
@@ -1219,6 +1277,8 @@ main(void)
         cmocka_unit_test(number_of_the_next_line_is_not_this_ones),
         cmocka_unit_test(only_files_of_a_sensible_size_are_read),
         cmocka_unit_test(source_is_read_once_a_dump),
+        cmocka_unit_test(line_that_is_wanted_later_is_read_too),
+        cmocka_unit_test(line_is_whole_wherever_a_piece_ends),
         cmocka_unit_test(each_of_many_files_is_itself),
         cmocka_unit_test(stacks_are_told_outermost_first),
         cmocka_unit_test(head_of_the_list_is_told_once),

@@ -355,8 +355,7 @@ look_at_copy(struct stacks *stacks)
     else {
         read_copy(stacks);
         read_kernel_states(stacks);
-        (void)read_sources(&stacks->sources);
-        stacks->sources.settled = stacks->sources.count; /* Python is not asked */
+        (void)read_sources(&stacks->sources); /* Python is not asked */
     }
     note_copy_result(stacks, result, error);
 }

@@ -283,25 +283,22 @@ is_module_of(PyObject *globals, PyObject *filename)
     return same;
 }
 
-/* Takes lines as linecache has them, with their newlines. Never raises. */
+/* Takes what is wanted of a list as linecache has it, whose lines end with a newline. Never
+ * raises. */
 ATTACHED static void
 take_lines(struct source *source, PyObject *lines)
 {
-    OWNED PyObject *empty = PyUnicode_FromString("");
-    OWNED PyObject *whole =
-        empty != NULL && PyList_Check(lines) ? PyUnicode_Join(empty, lines) : NULL;
-    PyErr_Clear();
-    struct text text = copy_str(whole);
-
+    const Py_ssize_t count = PyList_Check(lines) ? PyList_GET_SIZE(lines) : 0;
     forget_lines(source);
-    source->size = text.length + 1;
-    source->bytes = text.bytes == NULL ? NULL : map_pages(source->size);
-    if (source->bytes != NULL) {
-        memcpy(source->bytes, text.bytes, text.length);
-        source->length = text.length;
+    for (size_t i = 0; i < source->line_count; i++) {
+        struct source_line *wanted = &source->lines[i];
+        if (wanted->number <= count) {
+            wanted->text = copy_str(PyList_GET_ITEM(lines, wanted->number - 1));
+        }
+        if (wanted->text.bytes != NULL) {
+            wanted->text.length = strcspn(wanted->text.bytes, "\n");
+        }
     }
-    free_text(&text);
-    index_lines(source);
 }
 
 /* Takes what linecache has of no file: what was typed, a doctest's, what attrs has made. It is
@@ -362,7 +359,7 @@ describe_position(struct stacks *stacks, size_t index)
     }
 
     PyCodeObject *code = position->key.code; /* borrowed */
-    const size_t source_count = stacks->sources.count;
+    const size_t file_count = stacks->sources.count;
     struct text path = copy_str(code->co_filename);
     if (path.failed) {
         stacks->failed = true;
@@ -375,9 +372,14 @@ describe_position(struct stacks *stacks, size_t index)
     OWNED PyObject *qualname = find_attribute((PyObject *)code, "co_qualname"); /* 3.11 */
     stacks->positions[index].qualname = copy_str(qualname);
 
-    if (stacks->sources.count > source_count) { /* the first one in this file */
-        struct source *source = &stacks->sources.files[source_count];
+    if (!stacks->positions[index].has_file) {
+        return;
+    }
+    struct source *source = &stacks->sources.files[stacks->positions[index].source];
+    if (stacks->sources.count > file_count) { /* the first one in this file */
         source->position = index;
+    }
+    if (!source->loaded) {
         take_kept_lines(source, code->co_filename);
     }
 }
@@ -430,17 +432,17 @@ detach_with_sources(struct stacks *stacks)
     struct sources *sources = &stacks->sources;
     PyThreadState *tstate = detach();
     read_kernel_states(stacks);
-    if (read_sources(sources)) {
+    if (read_sources(sources) && !stacks->is_frozen) {
         reattach(tstate);
-        for (size_t i = sources->settled; i < sources->count; i++) {
+        for (size_t i = 0; i < sources->count; i++) {
             struct source *source = &sources->files[i];
             if (source->python_is_asked) {
+                source->python_is_asked = false;
                 ask_linecache(source, &stacks->positions[source->position]);
             }
         }
         tstate = detach();
     }
-    sources->settled = sources->count;
     return tstate;
 }
 

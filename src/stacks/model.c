@@ -227,6 +227,7 @@ describe_as(struct stacks *stacks, size_t index, const char *path, struct text f
         return;
     }
     position->source = (size_t)(source - stacks->sources.files);
+    want_line(source, line);
 }
 
 /* A frame as it is shown. */

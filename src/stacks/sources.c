@@ -4,8 +4,9 @@
  *
  * A frame is easier to recognize by its line than by its number, but Python may be stuck, and
  * linecache with it; and what a thread does is told before it goes on. So the files are read here,
- * each once a dump, and their lines counted. Where that is not what Python sees (another encoding,
- * a lone CR, no such file) and Python answers, linecache is asked: see the room look.
+ * each once a dump and up to the last line that a frame is at; those lines alone are kept. Where
+ * that is not what Python sees (another encoding, a lone CR, no such file) and Python answers,
+ * linecache is asked: see the room look.
  *
  * A name can be anything: a FIFO, a terminal, a file of gigabytes. Only regular files are read, up
  * to MAX_SOURCE, and opened so that it neither waits nor becomes the controlling terminal.
@@ -32,6 +33,8 @@
 enum {
     /* Bytes of a source file that lines are read from. */
     MAX_SOURCE = 4 * 1024 * 1024,
+    /* So many at a time. */
+    PIECE_SIZE = 16 * 1024,
     /* Until all files are read, which is 1 ms as a rule. Those behind one that cannot be read go
      * without their lines, too. Not hang_timeout, which may be 0. */
     SOURCES_PATIENCE_S = 1,
@@ -87,14 +90,18 @@ with_room(void *array, size_t count, size_t *capacity, size_t size)
 
 /* ---- Files --------------------------------------------------------------------------- */
 
+/* A line that some frame is at. */
+struct source_line {
+    long number;
+    struct text text; /* owned, with the blanks around it */
+};
+
 struct source {
-    char *path;  /* owned */
-    char *bytes; /* owned pages, of size bytes; NULL: not to be had */
-    size_t size;
-    size_t length;
-    struct slice *lines; /* owned pages; may be NULL */
+    char *path;                /* owned */
+    struct source_line *lines; /* owned: those that are wanted, by number */
     size_t line_count;
-    bool loaded;          /* or tried to */
+    size_t line_capacity;
+    bool loaded;          /* what is wanted, or tried to */
     bool is_newer;        /* than the process */
     bool is_special;      /* no regular file: to read it may never end */
     bool python_is_asked; /* linecache may have what the file system has not */
@@ -106,27 +113,7 @@ struct sources {
     struct source *files; /* owned */
     size_t count;
     size_t capacity;
-    size_t settled; /* so many need not be looked for any more */
 };
-
-/* Memory that goes back to the system at once. Of malloc()'s, what many clients take at the same
- * time stayed with the process: 20 MB of a gunicorn worker's, after a hundred of them. NULL: there
- * is none. */
-static void *
-map_pages(size_t size)
-{
-    void *pages =
-        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return pages == MAP_FAILED ? NULL : pages;
-}
-
-static void
-unmap_pages(void *pages /* or NULL */, size_t size)
-{
-    if (pages != NULL) {
-        (void)munmap(pages, size);
-    }
-}
 
 /* When the process began, in seconds of the wall clock; 0: not known. */
 static _Atomic int64_t process_began_s;
@@ -164,68 +151,6 @@ is_newer_than_process(const struct stat *file)
     return began_s != 0 && file->st_mtim.tv_sec > began_s + CLOCK_SLACK_S;
 }
 
-/* Reads a regular file of a reasonable size whole. */
-DETACHED static void
-read_file(struct source *source)
-{
-    struct stat status = {0};
-    OWNED_FD int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0 || fstat(fd, &status) < 0) {
-        return;
-    }
-    source->is_special = !S_ISREG(status.st_mode);
-    source->is_newer = !source->is_special && is_newer_than_process(&status);
-    if (source->is_special || status.st_size > MAX_SOURCE) {
-        return;
-    }
-
-    source->size = (size_t)status.st_size + 1;
-    source->bytes = map_pages(source->size);
-    while (source->bytes != NULL && source->length < (size_t)status.st_size) {
-        ssize_t got = read(fd, source->bytes + source->length,
-                           (size_t)status.st_size - source->length);
-        if (got <= 0) {
-            break;
-        }
-        source->length += (size_t)got;
-    }
-}
-
-/* Finds the lines. */
-static void
-index_lines(struct source *source)
-{
-    static const char mark[] =
-        "\xef\xbb\xbf"; /* of UTF-8; some editors begin a file with it */
-    struct slice rest = {source->bytes, source->bytes == NULL ? 0 : source->length};
-    struct slice line = {NULL, 0};
-    size_t count = 0;
-    if (starts_with(&rest, mark)) {
-        rest.bytes += sizeof(mark) - 1;
-        rest.length -= sizeof(mark) - 1;
-    }
-    for (struct slice each = rest; next_line(&each, &line); count++) {
-    }
-
-    if (count > 0) {
-        source->lines = map_pages(count * sizeof(*source->lines));
-    }
-    while (source->lines != NULL && next_line(&rest, &line)) {
-        source->lines[source->line_count++] = line;
-    }
-}
-
-static void
-forget_lines(struct source *source)
-{
-    unmap_pages(source->bytes, source->size);
-    unmap_pages(source->lines, source->line_count * sizeof(*source->lines));
-    source->bytes = NULL;
-    source->length = 0;
-    source->lines = NULL;
-    source->line_count = 0;
-}
-
 /* Returns the entry of this file, a new one if there is none yet; NULL when there is no memory. It
  * stays where it is until the next is added. */
 static struct source *
@@ -253,29 +178,40 @@ add_source(struct sources *sources, const char *path)
     return source;
 }
 
+/* Has a line read, too; without memory it is not. */
 static void
-free_sources(struct sources *sources)
+want_line(struct source *source, long number)
 {
-    for (size_t i = 0; i < sources->count; i++) {
-        forget_lines(&sources->files[i]);
-        free(sources->files[i].path);
+    size_t i = source->line_count;
+    while (i > 0 && source->lines[i - 1].number > number) {
+        i--;
     }
-    free(sources->files);
-    *sources = (struct sources){0};
+    if (number < 1 || (i > 0 && source->lines[i - 1].number == number)) {
+        return;
+    }
+
+    struct source_line *lines = with_room(source->lines, source->line_count,
+                                          &source->line_capacity, sizeof(*lines));
+    if (lines != NULL) {
+        source->lines = lines;
+        memmove(&lines[i + 1], &lines[i], (source->line_count - i) * sizeof(*lines));
+        lines[i] = (struct source_line){.number = number};
+        source->line_count++;
+        source->loaded = false;
+    }
 }
 
-/* ---- Lines --------------------------------------------------------------------------- */
-
-/* The number-th line of a source, without blanks around it; empty when there is none. */
+/* A wanted line without blanks around it; empty when there is none. */
 static struct slice
 source_line(const struct source *source, long number)
 {
     struct slice line = {NULL, 0};
-    if (number < 1 || (unsigned long)number > source->line_count) {
-        return line;
+    for (size_t i = 0; i < source->line_count; i++) {
+        if (source->lines[i].number == number) {
+            line =
+                (struct slice){source->lines[i].text.bytes, source->lines[i].text.length};
+        }
     }
-
-    line = source->lines[number - 1];
     while (line.length > 0 && strchr(" \t\r\f", line.bytes[line.length - 1]) != NULL) {
         line.length--;
     }
@@ -285,6 +221,28 @@ source_line(const struct source *source, long number)
     }
     return line;
 }
+
+static void
+forget_lines(struct source *source)
+{
+    for (size_t i = 0; i < source->line_count; i++) {
+        free_text(&source->lines[i].text);
+    }
+}
+
+static void
+free_sources(struct sources *sources)
+{
+    for (size_t i = 0; i < sources->count; i++) {
+        forget_lines(&sources->files[i]);
+        free(sources->files[i].lines);
+        free(sources->files[i].path);
+    }
+    free(sources->files);
+    *sources = (struct sources){0};
+}
+
+/* ---- Reading ------------------------------------------------------------------------- */
 
 /* Whether a line names an encoding other than UTF-8, as PEP 263 has it: `coding[:=]\s*([-\w.]+)` in
  * a comment. */
@@ -312,27 +270,97 @@ names_other_encoding(struct slice line)
     return false;
 }
 
-/* Whether what was read is what Python sees: in UTF-8, and no line ends with a lone CR. */
-static bool
-is_as_python_reads_it(const struct source *source)
-{
-    const char *rest = source->bytes;
-    size_t length = source->length;
-    const char *cr = NULL;
-    for (size_t i = 0; i < source->line_count && i < 2; i++) {
-        if (names_other_encoding(source->lines[i])) {
-            return false;
-        }
-    }
+/* How far a file is read. */
+struct scan {
+    long number;      /* of the line that comes next, or goes on */
+    size_t next;      /* index of the first wanted line that is not whole */
+    bool is_after_cr; /* which may be half a line's end */
+    bool
+        is_for_python; /* in another encoding, or with a lone CR, which ends a line for Python */
+};
 
-    while (length > 0 && (cr = memchr(rest, '\r', length)) != NULL) {
-        length -= (size_t)(cr + 1 - rest);
-        rest = cr + 1;
-        if (length == 0 || *rest != '\n') {
-            return false;
-        }
+/* Looks at how a file begins. Returns what of it is before the first line: UTF-8's mark, with which
+ * some editors begin one. */
+static size_t
+scan_beginning(struct scan *scan, struct slice rest)
+{
+    static const char mark[] = "\xef\xbb\xbf";
+    struct slice line = {NULL, 0};
+    const size_t skipped = starts_with(&rest, mark) ? sizeof(mark) - 1 : 0;
+    for (int i = 0; i < 2 && next_line(&rest, &line); i++) {
+        scan->is_for_python = scan->is_for_python || names_other_encoding(line);
     }
-    return true;
+    return skipped;
+}
+
+/* Whether there is a CR that ends no CR LF. */
+static bool
+has_lone_cr(struct scan *scan, struct slice piece)
+{
+    const char *const end = piece.bytes + piece.length;
+    const char *cr = memchr(piece.bytes, '\r', piece.length);
+    bool is_lone = scan->is_after_cr && piece.bytes[0] != '\n';
+    scan->is_after_cr = piece.bytes[piece.length - 1] == '\r';
+    while (cr != NULL && cr + 1 < end && !is_lone) {
+        is_lone = cr[1] != '\n';
+        cr = memchr(cr + 1, '\r', (size_t)(end - cr) - 1);
+    }
+    return is_lone;
+}
+
+/* Takes the wanted lines out of the next piece of a file. */
+static void
+scan_piece(struct source *source, struct scan *scan, struct slice piece)
+{
+    while (piece.length > 0 && scan->next < source->line_count) {
+        struct source_line *wanted = &source->lines[scan->next];
+        const char *newline = memchr(piece.bytes, '\n', piece.length);
+        const size_t length =
+            newline == NULL ? piece.length : (size_t)(newline - piece.bytes);
+        if (scan->number == wanted->number) {
+            append_bytes(&wanted->text, piece.bytes, length);
+            scan->next += newline != NULL;
+        }
+        scan->number += newline != NULL;
+        piece.bytes += length + (newline != NULL);
+        piece.length -= length + (newline != NULL);
+    }
+}
+
+/* Reads a file up to the last line that is wanted. Returns whether Python would see other lines. */
+DETACHED static bool
+scan_file(struct source *source, int fd)
+{
+    char bytes[PIECE_SIZE];
+    struct scan scan = {.number = 1};
+    ssize_t got = read(fd, bytes, sizeof(bytes));
+    size_t skipped =
+        got > 0 ? scan_beginning(&scan, (struct slice){bytes, (size_t)got}) : 0;
+    while (got > 0) {
+        struct slice piece = {bytes, (size_t)got};
+        scan.is_for_python = scan.is_for_python || has_lone_cr(&scan, piece);
+        piece.bytes += skipped;
+        piece.length -= skipped;
+        skipped = 0;
+        scan_piece(source, &scan, piece);
+        got = scan.next < source->line_count ? read(fd, bytes, sizeof(bytes)) : -1;
+    }
+    return scan.is_for_python || (got == 0 && scan.is_after_cr);
+}
+
+/* Reads what is wanted of a regular file of a reasonable size. */
+DETACHED static void
+load_source(struct source *source)
+{
+    struct stat status = {0};
+    OWNED_FD int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    const bool is_open = fd >= 0 && fstat(fd, &status) == 0;
+    source->is_special = is_open && !S_ISREG(status.st_mode);
+    source->is_newer = is_open && !source->is_special && is_newer_than_process(&status);
+    forget_lines(source);
+    source->python_is_asked = !is_open || status.st_size > MAX_SOURCE
+                                  ? !source->is_special
+                                  : !source->is_special && scan_file(source, fd);
 }
 
 /* What is called <string> is in no file. */
@@ -343,29 +371,20 @@ is_in_file(const struct source *source)
     return source->path[0] != '<' || source->path[length - 1] != '>';
 }
 
-DETACHED static void
-load_source(struct source *source)
-{
-    source->loaded = true;
-    read_file(source);
-    index_lines(source);
-    source->python_is_asked =
-        source->bytes == NULL ? !source->is_special : !is_as_python_reads_it(source);
-}
-
 static bool
 is_to_be_read(const struct source *source)
 {
     return !source->loaded && is_in_file(source);
 }
 
-/* Reads the files that have come since, whatever that takes. */
+/* Reads what is wanted, whatever that takes. */
 DETACHED static void
 load_sources(struct sources *sources)
 {
-    for (size_t i = sources->settled; i < sources->count; i++) {
+    for (size_t i = 0; i < sources->count; i++) {
         if (is_to_be_read(&sources->files[i])) {
             load_source(&sources->files[i]);
+            sources->files[i].loaded = true;
         }
     }
 }
@@ -380,7 +399,7 @@ static _Atomic pid_t stuck_reader_of;
 struct reading {
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t news;
-    struct sources sources; /* those that are loaded are whole */
+    struct sources sources; /* those that are not loaded are the reader's, without it */
     bool is_done;
     bool is_abandoned; /* nobody waits for it any more */
 };
@@ -402,10 +421,9 @@ reading_main(void *argument)
     const size_t count = reading->sources.count;
     bool is_abandoned = false;
     for (size_t i = 0; i < count && !is_abandoned; i++) {
-        struct source source = {.path = reading->sources.files[i].path};
-        load_source(&source); /* may return never */
+        load_source(&reading->sources.files[i]); /* may return never */
         lock_leaf(&reading->lock);
-        reading->sources.files[i] = source;
+        reading->sources.files[i].loaded = true;
         is_abandoned = reading->is_abandoned;
         unlock(&reading->lock);
     }
@@ -422,7 +440,17 @@ reading_main(void *argument)
     return NULL;
 }
 
-/* Sends out a thread for the files that have come since. Returns NULL where there is no memory, or
+/* Adds a file, as yet without its lines. */
+static void
+add_wanted(struct sources *sources, const struct source *wanted)
+{
+    struct source *source = add_source(sources, wanted->path);
+    for (size_t i = 0; i < wanted->line_count && source != NULL; i++) {
+        want_line(source, wanted->lines[i].number);
+    }
+}
+
+/* Sends out a thread for what is to be read. Returns NULL where there is no memory, or
  * no thread. */
 static struct reading *
 begin_reading(const struct sources *sources, pthread_t *thread)
@@ -439,9 +467,9 @@ begin_reading(const struct sources *sources, pthread_t *thread)
     (void)pthread_cond_init(&reading->news, &timed);
     (void)pthread_condattr_destroy(&timed);
 
-    for (size_t i = sources->settled; i < sources->count; i++) {
+    for (size_t i = 0; i < sources->count; i++) {
         if (is_to_be_read(&sources->files[i])) {
-            (void)add_source(&reading->sources, sources->files[i].path);
+            add_wanted(&reading->sources, &sources->files[i]);
         }
     }
     if (start_thread(thread, reading_main, reading, SMALL_STACK_SIZE) != 0) {
@@ -459,11 +487,12 @@ take_files(struct sources *sources, struct reading *reading)
         struct source *theirs = &reading->sources.files[i];
         struct source *ours = theirs->loaded ? add_source(sources, theirs->path) : NULL;
         if (ours != NULL) {
-            const struct source mine = *ours; /* it has no lines */
+            const struct source mine = *ours;
             *ours = *theirs;
+            *theirs = mine;
+            theirs->path = ours->path;
             ours->path = mine.path;
             ours->position = mine.position;
-            *theirs = (struct source){.path = theirs->path};
         }
     }
 }
@@ -498,14 +527,13 @@ end_reading(struct sources *sources, struct reading *reading, pthread_t thread)
     }
 }
 
-/* Reads the files that have come since, as far as that is soon done, or there is no thread to be
- * had; none while an earlier reader is stuck. Returns whether Python would have other lines for
- * some. */
+/* Reads what is wanted, as far as that is soon done, or there is no thread to be had; nothing while
+ * an earlier reader is stuck. Returns whether Python would have other lines for some. */
 DETACHED static bool
 read_sources(struct sources *sources)
 {
     bool is_any_left = false;
-    for (size_t i = sources->settled; i < sources->count; i++) {
+    for (size_t i = 0; i < sources->count; i++) {
         is_any_left = is_any_left || is_to_be_read(&sources->files[i]);
     }
     if (is_any_left && atomic_load(&stuck_reader_of) != getpid()) {
@@ -520,7 +548,7 @@ read_sources(struct sources *sources)
     }
 
     bool is_python_asked = false;
-    for (size_t i = sources->settled; i < sources->count; i++) {
+    for (size_t i = 0; i < sources->count; i++) {
         is_python_asked = is_python_asked || sources->files[i].python_is_asked;
     }
     return is_python_asked;
