@@ -200,7 +200,7 @@ try_copied_threads(void)
     append_bytes(&copied.copy, whole, sizeof(whole));
     if (!copied.copy.failed) {
         read_copy(&copied);
-        (void)read_sources(&copied.sources);
+        (void)end_reading(&copied.sources, begin_reading(&copied.sources));
         append_dump(&text, &copied);
     }
     reattach(tstate);

@@ -216,7 +216,7 @@ read_as_copy(const char *stacks, const char *facts)
     append_bytes(&read.copy, "", 1);
     read_copy(&read);
     read_kernel_states(&read);
-    (void)read_sources(&read.sources);
+    (void)end_reading(&read.sources, begin_reading(&read.sources));
     return read;
 }
 
@@ -382,7 +382,7 @@ source_is_read_once_a_dump(void **state)
         struct slice line;
         write_text("file", i == 0 ? "before\n" : "after!\n");
         want_line(add_source(&sources, "file"), 1);
-        (void)read_sources(&sources);
+        (void)end_reading(&sources, begin_reading(&sources));
         line = source_line(&sources.files[0], 1);
         assert_memory_equal(line.bytes, "before", 6);
     }
@@ -398,7 +398,7 @@ line_that_is_wanted_later_is_read_too(void **state)
     write_text("file", "one\ntwo\nthree\n");
     for (long number = 3; number > 0; number--) {
         want_line(add_source(&sources, "file"), number);
-        (void)read_sources(&sources);
+        (void)end_reading(&sources, begin_reading(&sources));
         assert_true(sources.files[0].loaded);
     }
     assert_memory_equal(source_line(&sources.files[0], 1).bytes, "one", 3);
@@ -435,7 +435,8 @@ line_is_whole_wherever_a_piece_ends(void **state)
             write_text("file", text);
             want_line(add_source(&sources, "file"), 1);
             want_line(&sources.files[0], 2);
-            assert_int_equal(read_sources(&sources), at_ends_of_pieces[i].is_for_python);
+            assert_int_equal(end_reading(&sources, begin_reading(&sources)),
+                             at_ends_of_pieces[i].is_for_python);
             line = source_line(&sources.files[0], 2);
             assert_int_equal(line.length, strlen(at_ends_of_pieces[i].second));
             assert_memory_equal(line.bytes, at_ends_of_pieces[i].second, line.length);

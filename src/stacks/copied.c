@@ -354,8 +354,9 @@ look_at_copy(struct stacks *stacks)
     }
     else {
         read_copy(stacks);
+        struct reading *reading = begin_reading(&stacks->sources);
         read_kernel_states(stacks);
-        (void)read_sources(&stacks->sources); /* Python is not asked */
+        (void)end_reading(&stacks->sources, reading); /* Python is not asked */
     }
     note_copy_result(stacks, result, error);
 }

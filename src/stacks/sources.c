@@ -377,6 +377,16 @@ is_to_be_read(const struct source *source)
     return !source->loaded && is_in_file(source);
 }
 
+static bool
+is_any_to_be_read(const struct sources *sources)
+{
+    size_t i = 0;
+    while (i < sources->count && !is_to_be_read(&sources->files[i])) {
+        i++;
+    }
+    return i < sources->count;
+}
+
 /* Reads what is wanted, whatever that takes. */
 DETACHED static void
 load_sources(struct sources *sources)
@@ -397,6 +407,7 @@ static _Atomic pid_t stuck_reader_of;
 
 /* Files that a thread of its own reads. Whoever is the last to need it frees it. */
 struct reading {
+    pthread_t thread;
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t news;
     struct sources sources; /* those that are not loaded are the reader's, without it */
@@ -450,10 +461,9 @@ add_wanted(struct sources *sources, const struct source *wanted)
     }
 }
 
-/* Sends out a thread for what is to be read. Returns NULL where there is no memory, or
- * no thread. */
+/* Returns NULL without memory. */
 static struct reading *
-begin_reading(const struct sources *sources, pthread_t *thread)
+make_reading(const struct sources *sources)
 {
     struct reading *reading =
         calloc(1, sizeof(*reading)); /* owned, handed to the caller */
@@ -466,15 +476,30 @@ begin_reading(const struct sources *sources, pthread_t *thread)
     (void)pthread_mutex_init(&reading->lock, NULL);
     (void)pthread_cond_init(&reading->news, &timed);
     (void)pthread_condattr_destroy(&timed);
-
     for (size_t i = 0; i < sources->count; i++) {
         if (is_to_be_read(&sources->files[i])) {
             add_wanted(&reading->sources, &sources->files[i]);
         }
     }
-    if (start_thread(thread, reading_main, reading, SMALL_STACK_SIZE) != 0) {
-        free_reading(reading);
+    return reading;
+}
+
+/* Sends out a thread for what is wanted; none while an earlier one is stuck. Where there is none to
+ * be had the files are read here. Returns what end_reading() takes. */
+DETACHED static struct reading *
+begin_reading(struct sources *sources)
+{
+    if (!is_any_to_be_read(sources) || atomic_load(&stuck_reader_of) == getpid()) {
         return NULL;
+    }
+    struct reading *reading = make_reading(sources); /* owned, handed to the caller */
+    if (reading != NULL &&
+        start_thread(&reading->thread, reading_main, reading, SMALL_STACK_SIZE) != 0) {
+        free_reading(reading);
+        reading = NULL;
+    }
+    if (reading == NULL) {
+        load_sources(sources);
     }
     return reading;
 }
@@ -499,8 +524,9 @@ take_files(struct sources *sources, struct reading *reading)
 
 /* Waits for who reads, but not for long. */
 DETACHED static void
-end_reading(struct sources *sources, struct reading *reading, pthread_t thread)
+await_reader(struct sources *sources, struct reading *reading)
 {
+    const pthread_t thread = reading->thread;
     struct timespec deadline;
     (void)clock_gettime(CLOCK_MONOTONIC, &deadline);
     deadline.tv_sec += SOURCES_PATIENCE_S;
@@ -517,9 +543,8 @@ end_reading(struct sources *sources, struct reading *reading, pthread_t thread)
     }
     unlock(&reading->lock);
 
-    if (is_done) {
-        (void)pthread_join(thread,
-                           NULL); /* it is not to be among the threads that are told */
+    if (is_done) { /* it is not to be among the threads that are told */
+        (void)pthread_join(thread, NULL);
         free_reading(reading);
     }
     else {
@@ -527,31 +552,18 @@ end_reading(struct sources *sources, struct reading *reading, pthread_t thread)
     }
 }
 
-/* Reads what is wanted, as far as that is soon done, or there is no thread to be had; nothing while
- * an earlier reader is stuck. Returns whether Python would have other lines for some. */
+/* Soon ends what begin_reading() began. Returns whether Python would have other lines for some. */
 DETACHED static bool
-read_sources(struct sources *sources)
+end_reading(struct sources *sources, struct reading *reading /* or NULL */)
 {
-    bool is_any_left = false;
+    bool python_is_asked = false;
+    if (reading != NULL) {
+        await_reader(sources, reading);
+    }
     for (size_t i = 0; i < sources->count; i++) {
-        is_any_left = is_any_left || is_to_be_read(&sources->files[i]);
+        python_is_asked = python_is_asked || sources->files[i].python_is_asked;
     }
-    if (is_any_left && atomic_load(&stuck_reader_of) != getpid()) {
-        pthread_t thread;
-        struct reading *reading = begin_reading(sources, &thread);
-        if (reading != NULL) {
-            end_reading(sources, reading, thread);
-        }
-        else {
-            load_sources(sources);
-        }
-    }
-
-    bool is_python_asked = false;
-    for (size_t i = 0; i < sources->count; i++) {
-        is_python_asked = is_python_asked || sources->files[i].python_is_asked;
-    }
-    return is_python_asked;
+    return python_is_asked;
 }
 
 #endif /* MANHOLE_STACKS_SOURCES_C */

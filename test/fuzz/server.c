@@ -407,7 +407,7 @@ fuzz_snapshot(const char *bytes, size_t length)
     struct text dump = {0};
     (void)file_with(source_file, sizeof(source_file) - 1);
     read_copy(&stacks);
-    (void)read_sources(&stacks.sources);
+    (void)end_reading(&stacks.sources, begin_reading(&stacks.sources));
     check_stacks(&stacks);
     append_json(&json, &stacks);
     MUST(is_true(ask("is_snapshot", "(y#)", json.bytes, (Py_ssize_t)json.length)));
