@@ -155,7 +155,25 @@ py_dump(PyObject *self, PyObject *unused)
     return result;
 }
 
+/* Two stacks of one look; returns nothing of them. */
+ATTACHED static PyObject *
+py_look_twice(PyObject *self, PyObject *unused)
+{
+    struct stacks stacks = {.is_frozen = false};
+    struct text text = {0};
+    (void)self;
+    (void)unused;
+    assert_int_equal(open_stacks(&stacks), 0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(append_stack_of(&text, &stacks, PyThread_get_thread_ident()), 0);
+    }
+    close_stacks(&stacks);
+    free_text(&text);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef dump_method = {"dump", py_dump, METH_NOARGS, NULL};
+static PyMethodDef look_twice_method = {"look_twice", py_look_twice, METH_NOARGS, NULL};
 
 ATTACHED static void
 give_dump_to_main(void)
@@ -279,6 +297,20 @@ static const struct {
                                 "assert shown(show) == '  before'\n"
                                 "write('a.py', b'after\\n')\n"
                                 "assert shown(show) == '  after'\n"},
+    {"two files in another encoding",
+     "write('a.py', b'# coding: latin-1\\n\\xe9\\n')\n"
+     "write('b.py', b'# coding: latin-1\\n\\n\\xe8\\n')\n"
+     "inner, outer = make(os.path.abspath('a.py'), 2), make(os.path.abspath('b.py'), 3)\n"
+     "outer.__globals__['dump'] = inner\n"
+     "assert shown(outer) == '  \\xe8'\n"
+     "assert outer().split(', in show\\n')[2].split('\\n')[0] == '  \\xe9'\n"
+     "os.unlink('b.py')\n"},
+    {"linecache, which has less of it",
+     "import linecache\n"
+     "getlines, linecache.getlines = linecache.getlines, lambda name: []\n"
+     "write('a.py', b'one\\rtwo\\n')\n"
+     "assert shown(make(os.path.abspath('a.py'))) is None\n"
+     "linecache.getlines = getlines\n"},
     {"no file", "assert shown(make('/nonexistent/a.py')) is None\n"},
     {"a FIFO, which nobody writes",
      "os.unlink('a.py'); os.mkfifo('a.py')\n"
@@ -455,6 +487,30 @@ linecache_may_do_what_it_likes(void **state)
         "vars(linecache).update(kept)\n");
 }
 
+ATTACHED static void
+linecache_is_asked_once_a_look(void **state)
+{
+    PyObject *function = NULL;
+    (void)state;
+    SKIP_WITHOUT_GIL();
+    give_dump_to_main();
+    run(stacked_program);
+    function = PyCFunction_New(&look_twice_method, NULL);
+    assert_int_equal(
+        PyObject_SetAttrString(PyImport_AddModule("__main__"), "look_twice", function),
+        0);
+    Py_DECREF(function);
+    run("import linecache\n"
+        "asked = []\n"
+        "getlines = linecache.getlines\n"
+        "linecache.getlines = lambda name: asked.append(name) or []\n"
+        "show = make('/nonexistent/a.py')\n"
+        "show.__globals__['dump'] = look_twice\n"
+        "show()\n"
+        "linecache.getlines = getlines\n"
+        "assert asked.count('/nonexistent/a.py') == 1, asked\n");
+}
+
 /* ---- All of it ---------------------------------------------------------------------------- */
 
 ATTACHED static void
@@ -518,6 +574,7 @@ main(void)
         cmocka_unit_test(file_that_is_newer_than_the_process_is_told),
         cmocka_unit_test(line_of_linecache_ends_with_its_newline),
         cmocka_unit_test(linecache_may_do_what_it_likes),
+        cmocka_unit_test(linecache_is_asked_once_a_look),
         cmocka_unit_test(every_frame_of_a_deep_stack_is_shown),
         cmocka_unit_test(interpreter_without_current_frames_is_an_error),
         cmocka_unit_test(dump_leaves_the_collector_and_all_references_as_they_were),

@@ -351,6 +351,14 @@ put_nothing(const char *name)
     (void)name;
 }
 
+static void
+assert_line(const struct source *source, long number, const char *wanted)
+{
+    const struct slice line = source_line(source, number);
+    assert_int_equal(line.length, strlen(wanted));
+    assert_memory_equal(line.bytes, wanted, line.length);
+}
+
 /* A file name in a dump can be anything. */
 static void
 only_files_of_a_sensible_size_are_read(void **state)
@@ -363,14 +371,31 @@ only_files_of_a_sensible_size_are_read(void **state)
     for (size_t i = 0; i < Py_ARRAY_LENGTH(puts_it); i++) {
         struct sources sources = {0};
         struct source *source = add_source(&sources, "file");
-        assert_non_null(source);
         want_line(source, 1);
         puts_it[i]("file");
         load_source(source);
-        assert_int_equal(source_line(source, 1).length, 0);
+        assert_line(source, 1, "");
         free_sources(&sources);
         (void)remove("file");
     }
+}
+
+static void
+nothing_is_taken_out_of_a_fifo(void **state)
+{
+    struct sources sources = {0};
+    char left[8];
+    int fd = -1;
+    (void)state;
+    put_fifo("file");
+    fd = open("file", O_RDWR | O_NONBLOCK);
+    assert_int_equal(write(fd, "line\n", 5), 5);
+    want_line(add_source(&sources, "file"), 1);
+    load_source(&sources.files[0]);
+    assert_int_equal(read(fd, left, sizeof(left)), 5);
+    assert_int_equal(close(fd), 0);
+    free_sources(&sources);
+    assert_int_equal(unlink("file"), 0);
 }
 
 static void
@@ -379,12 +404,10 @@ source_is_read_once_a_dump(void **state)
     struct sources sources = {0};
     (void)state;
     for (int i = 0; i < 2; i++) {
-        struct slice line;
         write_text("file", i == 0 ? "before\n" : "after!\n");
         want_line(add_source(&sources, "file"), 1);
         (void)end_reading(&sources, begin_reading(&sources));
-        line = source_line(&sources.files[0], 1);
-        assert_memory_equal(line.bytes, "before", 6);
+        assert_line(&sources.files[0], 1, "before");
     }
     free_sources(&sources);
     assert_int_equal(unlink("file"), 0);
@@ -401,9 +424,10 @@ line_that_is_wanted_later_is_read_too(void **state)
         (void)end_reading(&sources, begin_reading(&sources));
         assert_true(sources.files[0].loaded);
     }
-    assert_memory_equal(source_line(&sources.files[0], 1).bytes, "one", 3);
-    assert_memory_equal(source_line(&sources.files[0], 2).bytes, "two", 3);
-    assert_memory_equal(source_line(&sources.files[0], 3).bytes, "three", 5);
+    load_source(&sources.files[0]); /* as where there is no thread */
+    assert_line(&sources.files[0], 1, "one");
+    assert_line(&sources.files[0], 2, "two");
+    assert_line(&sources.files[0], 3, "three");
     free_sources(&sources);
     assert_int_equal(unlink("file"), 0);
 }
@@ -428,7 +452,6 @@ line_is_whole_wherever_a_piece_ends(void **state)
         const size_t length = strlen(at_ends_of_pieces[i].text);
         for (size_t before = 0; before <= length; before++) {
             struct sources sources = {0};
-            struct slice line = {NULL, 0};
             const size_t first = PIECE_SIZE - before;
             memset(text, 'x', first);
             memcpy(text + first, at_ends_of_pieces[i].text, length + 1);
@@ -437,9 +460,7 @@ line_is_whole_wherever_a_piece_ends(void **state)
             want_line(&sources.files[0], 2);
             assert_int_equal(end_reading(&sources, begin_reading(&sources)),
                              at_ends_of_pieces[i].is_for_python);
-            line = source_line(&sources.files[0], 2);
-            assert_int_equal(line.length, strlen(at_ends_of_pieces[i].second));
-            assert_memory_equal(line.bytes, at_ends_of_pieces[i].second, line.length);
+            assert_line(&sources.files[0], 2, at_ends_of_pieces[i].second);
             if (!at_ends_of_pieces[i].is_for_python) {
                 assert_int_equal(source_line(&sources.files[0], 1).length, first);
             }
@@ -1277,6 +1298,7 @@ main(void)
         cmocka_unit_test(frame_is_told_in_our_words_with_its_source),
         cmocka_unit_test(number_of_the_next_line_is_not_this_ones),
         cmocka_unit_test(only_files_of_a_sensible_size_are_read),
+        cmocka_unit_test(nothing_is_taken_out_of_a_fifo),
         cmocka_unit_test(source_is_read_once_a_dump),
         cmocka_unit_test(line_that_is_wanted_later_is_read_too),
         cmocka_unit_test(line_is_whole_wherever_a_piece_ends),

@@ -205,12 +205,18 @@ want_line(struct source *source, long number)
 static struct slice
 source_line(const struct source *source, long number)
 {
+    static const char mark[] =
+        "\xef\xbb\xbf"; /* of UTF-8; some editors begin a file with it */
     struct slice line = {NULL, 0};
     for (size_t i = 0; i < source->line_count; i++) {
         if (source->lines[i].number == number) {
             line =
                 (struct slice){source->lines[i].text.bytes, source->lines[i].text.length};
         }
+    }
+    if (number == 1 && starts_with(&line, mark)) {
+        line.bytes += sizeof(mark) - 1;
+        line.length -= sizeof(mark) - 1;
     }
     while (line.length > 0 && strchr(" \t\r\f", line.bytes[line.length - 1]) != NULL) {
         line.length--;
@@ -279,18 +285,16 @@ struct scan {
         is_for_python; /* in another encoding, or with a lone CR, which ends a line for Python */
 };
 
-/* Looks at how a file begins. Returns what of it is before the first line: UTF-8's mark, with which
- * some editors begin one. */
-static size_t
-scan_beginning(struct scan *scan, struct slice rest)
+/* Whether one of the first two lines names another encoding. */
+static bool
+begins_with_other_encoding(struct slice rest)
 {
-    static const char mark[] = "\xef\xbb\xbf";
     struct slice line = {NULL, 0};
-    const size_t skipped = starts_with(&rest, mark) ? sizeof(mark) - 1 : 0;
+    bool is_named = false;
     for (int i = 0; i < 2 && next_line(&rest, &line); i++) {
-        scan->is_for_python = scan->is_for_python || names_other_encoding(line);
+        is_named = is_named || names_other_encoding(line);
     }
-    return skipped;
+    return is_named;
 }
 
 /* Whether there is a CR that ends no CR LF. */
@@ -334,14 +338,11 @@ scan_file(struct source *source, int fd)
     char bytes[PIECE_SIZE];
     struct scan scan = {.number = 1};
     ssize_t got = read(fd, bytes, sizeof(bytes));
-    size_t skipped =
-        got > 0 ? scan_beginning(&scan, (struct slice){bytes, (size_t)got}) : 0;
+    scan.is_for_python =
+        got > 0 && begins_with_other_encoding((struct slice){bytes, (size_t)got});
     while (got > 0) {
-        struct slice piece = {bytes, (size_t)got};
+        const struct slice piece = {bytes, (size_t)got};
         scan.is_for_python = scan.is_for_python || has_lone_cr(&scan, piece);
-        piece.bytes += skipped;
-        piece.length -= skipped;
-        skipped = 0;
         scan_piece(source, &scan, piece);
         got = scan.next < source->line_count ? read(fd, bytes, sizeof(bytes)) : -1;
     }
