@@ -85,18 +85,18 @@ WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-pr
 OUR_CFLAGS := -std=c11 -pthread $(WARNINGS) $(if $(WERROR),-Werror)
 OUR_LDFLAGS := -pthread
 ifneq ($(SANITIZE),)
-SUFFIX := $(if $(findstring thread,$(SANITIZE)),-tsan,-asan)
+FLAVOUR := $(if $(findstring thread,$(SANITIZE)),tsan,asan)
 OUR_CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
 OUR_LDFLAGS += -fsanitize=$(SANITIZE)
 MODULE_CFLAGS = $(if $(findstring thread,$(SANITIZE)),-include test/tsan.h)
 # With the C++ runtime, for asan asks at its start who throws exceptions: greenlet will.
-PRELOAD := $(shell $(CC) -print-file-name=lib$(SUFFIX:-%=%).so):$(shell \
+PRELOAD := $(shell $(CC) -print-file-name=lib$(FLAVOUR).so):$(shell \
     $(CC) -print-file-name=libstdc++.so.6)
 endif
 # Its counters lie in a file that all processes map, so that those of one that is killed, and of a
 # frozen copy, count as well.
 ifneq ($(COVERAGE),)
-SUFFIX := -coverage
+FLAVOUR := coverage
 CC := clang
 COUNTERS := -fprofile-instr-generate -fcoverage-mapping -mllvm -runtime-counter-relocation
 OUR_CFLAGS += $(COUNTERS)
@@ -111,9 +111,10 @@ VERSION := $(shell sed -n 's/^.define MANHOLE_VERSION //p' manhole.h)
 TEST_CFLAGS := -D_GNU_SOURCE -I. -Wno-deprecated-declarations
 DEPENDENCIES = -MMD -MP -MF $@.d -MT $@
 
-# ---- What is built, in a folder for each Python and sanitizer -----------------------------
+# ---- What is built, in a folder for each Python -------------------------------------------
 
-BUILD := $(BUILD_ROOT)/$(or $(TAG),none)$(SUFFIX)
+# Those of a sanitizer lie apart: a process that --attach gives such a module would be ended by it.
+BUILD := $(BUILD_ROOT)/$(addsuffix /,$(FLAVOUR))$(or $(TAG),none)
 MODULE := $(BUILD)/manhole$(EXT_SUFFIX)
 INSTALLED_STARTUP := $(BUILD)/user/$(USER_SITE)/$(STARTUP)
 UNIT_TESTS := $(patsubst test/%.c,$(BUILD)/%,$(sort $(wildcard test/unit_*.c)))
@@ -202,7 +203,7 @@ define CONFIG
 #define TEST_INCLUDE "$(PYTHON_INCLUDE)"
 #define TEST_LIBPYTHON "$(LIBPYTHON)"
 #define TEST_DEBIAN_PYTHON "$(DEBIAN_PYTHON)"
-#define TEST_DEBIAN_TAG "$(DEBIAN_TAG)$(SUFFIX)"
+#define TEST_DEBIAN_TAG "$(DEBIAN_TAG)"
 #define TEST_PRELOAD "$(PRELOAD)"
 endef
 export CONFIG

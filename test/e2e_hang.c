@@ -719,6 +719,7 @@ limit_of_threads_is_told(void)
 static void
 limit_of_threads_is_told_to_who_asks_for_tasks(void)
 {
+    require_gil();
     const char *err = NULL;
     struct process *app = start_limited(1);
     int status = run_command(

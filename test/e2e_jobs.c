@@ -90,6 +90,7 @@ log_level_of_a_logger_or_level_that_is_not_there_changes_nothing(void)
 static void
 report_has_threads_and_files_but_no_secret(void)
 {
+    require_gil();
     const char *out = NULL;
     const char *file = write_file("stock.txt", "bread\n");
     const char *program = format_text(

@@ -401,6 +401,7 @@ interrupt_of_what_has_not_begun_is_kept(void)
         {NULL, "\2exec('while True: pass')\5"},
         {"def f():\n", "\6exec('while True: pass')\5"},
     };
+    require_gil();
     for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
         struct process *app = start_holding_gil_at_times();
         struct client *client = connect_as(

@@ -917,7 +917,10 @@ backdoor_may_come_after_an_install_of_any_kind(void)
     for (size_t i = 0; i < sizeof(arguments) / sizeof(*arguments); i++) {
         struct process *app =
             start_target(format_text(INSTALL("%s") NEITHER READY STAY, arguments[i]));
-        struct client *client = client_at_prompt(backdoor_port(app));
+        int port = backdoor_port(app);
+        struct client *client = NULL;
+        wait_until_ready(app);
+        client = client_at_prompt(port);
         assert_string_equal(client_ask(client, "6 * 7"), "42\n");
     }
 }
@@ -1029,6 +1032,7 @@ console_leaves_an_underscore_of_the_program_alone(void)
 {
     struct process *app = start_target("_ = 'theirs'\n" NEITHER READY STAY);
     int port = backdoor_port(app);
+    wait_until_ready(app);
     struct client *client = client_at_prompt(port);
     assert_string_equal(client_ask(client, "6 * 7"), "42\n");
     assert_string_equal(client_ask(client, "_ + 1"), "43\n");

@@ -1385,6 +1385,7 @@ await_leaves_the_loop_running(void)
 static void
 await_does_not_outlive_its_loop(void)
 {
+    require_gil();
     (void)open_console("import asyncio\n"
                        "async def stop():\n"
                        "    asyncio.get_running_loop().stop()\n"
@@ -1400,6 +1401,7 @@ await_does_not_outlive_its_loop(void)
 static void
 await_asks_in_which_of_several_loops(void)
 {
+    require_gil();
     (void)open_console(LOOPS("['one', 'two']"), "");
     enter("len(loop())");
     see("^3\n>>>$");

@@ -43,6 +43,7 @@ start_service(const char *program)
 static void
 top_of_processes_has_for_each_its_tasks_and_where_it_is(void)
 {
+    require_gil();
     const char *out = NULL;
     struct process *service = start_service(SERVICE(""));
     struct process *other = start_service(TARGET(""));

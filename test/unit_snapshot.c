@@ -561,6 +561,7 @@ thread_of_another_interpreter_says_so(void **state)
     struct text json = {0};
     const char *end = NULL;
     (void)state;
+    SKIP_WITHOUT_GIL();
     assert_threads(stacks, "@ 1 0 1 MainThread\n",
                    HEADER(1) "Thread: MainThread, holds the GIL\nFile: \"a\", line 1, in "
                              "f\n" HEADER(1) "Thread: MainThread, of interpreter 7, "
@@ -591,6 +592,7 @@ static void
 facts_of_a_thread_stand_under_its_header(void **state)
 {
     (void)state;
+    SKIP_WITHOUT_GIL();
     assert_threads("Thread 0x1 (most recent call first):\n  one\n"
                    "Thread 0x2 (most recent call first):\n  two\n"
                    "Thread 0x3 (most recent call first):\n  three\n"
@@ -606,6 +608,7 @@ static void
 same_stack_is_told_once_under_all_its_headers(void **state)
 {
     (void)state;
+    SKIP_WITHOUT_GIL();
     assert_threads("Thread 0x1 (most recent call first):\n  one\n  two\n\n"
                    "Thread 0x2 (most recent call first):\n  one\n\n"
                    "Thread 0x3 (most recent call first):\n  one\n  two\n\n"
