@@ -80,7 +80,7 @@ with_room(void *array, size_t count, size_t *capacity, size_t size)
     if (count < *capacity) {
         return array;
     }
-    size_t more = *capacity == 0 ? 64 : *capacity * 2;
+    size_t more = *capacity == 0 ? 8 : *capacity * 2;
     void *grown = realloc(array, more * size);
     if (grown != NULL) {
         *capacity = more;
@@ -205,13 +205,13 @@ want_line(struct source *source, long number)
 static struct slice
 source_line(const struct source *source, long number)
 {
-    static const char mark[] =
-        "\xef\xbb\xbf"; /* of UTF-8; some editors begin a file with it */
+    /* Of UTF-8; some editors begin a file with it. */
+    static const char mark[] = "\xef\xbb\xbf";
     struct slice line = {NULL, 0};
     for (size_t i = 0; i < source->line_count; i++) {
+        const struct text *text = &source->lines[i].text;
         if (source->lines[i].number == number) {
-            line =
-                (struct slice){source->lines[i].text.bytes, source->lines[i].text.length};
+            line = (struct slice){text->bytes, text->length};
         }
     }
     if (number == 1 && starts_with(&line, mark)) {
@@ -281,8 +281,8 @@ struct scan {
     long number;      /* of the line that comes next, or goes on */
     size_t next;      /* index of the first wanted line that is not whole */
     bool is_after_cr; /* which may be half a line's end */
-    bool
-        is_for_python; /* in another encoding, or with a lone CR, which ends a line for Python */
+    /* In another encoding, or with a lone CR, which ends a line for Python. */
+    bool is_for_python;
 };
 
 /* Whether one of the first two lines names another encoding. */
@@ -356,12 +356,12 @@ load_source(struct source *source)
     struct stat status = {0};
     OWNED_FD int fd = open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     const bool is_open = fd >= 0 && fstat(fd, &status) == 0;
-    source->is_special = is_open && !S_ISREG(status.st_mode);
-    source->is_newer = is_open && !source->is_special && is_newer_than_process(&status);
+    const bool is_regular = is_open && S_ISREG(status.st_mode);
+    const bool is_read = is_regular && status.st_size <= MAX_SOURCE;
     forget_lines(source);
-    source->python_is_asked = !is_open || status.st_size > MAX_SOURCE
-                                  ? !source->is_special
-                                  : !source->is_special && scan_file(source, fd);
+    source->is_special = is_open && !is_regular;
+    source->is_newer = is_regular && is_newer_than_process(&status);
+    source->python_is_asked = is_read ? scan_file(source, fd) : !source->is_special;
 }
 
 /* What is called <string> is in no file. */
@@ -466,8 +466,7 @@ add_wanted(struct sources *sources, const struct source *wanted)
 static struct reading *
 make_reading(const struct sources *sources)
 {
-    struct reading *reading =
-        calloc(1, sizeof(*reading)); /* owned, handed to the caller */
+    struct reading *reading = calloc(1, sizeof(*reading)); /* owned, for the caller */
     if (reading == NULL) {
         return NULL;
     }
