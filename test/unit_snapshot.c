@@ -398,6 +398,40 @@ nothing_is_taken_out_of_a_fifo(void **state)
     assert_int_equal(unlink("file"), 0);
 }
 
+/* Those of /proc have no size, and to read some of them takes out what is there, or never ends. */
+static void
+nothing_is_taken_out_of_a_file_without_a_size(void **state)
+{
+    struct sources sources = {0};
+    (void)state;
+    want_line(add_source(&sources, "/proc/self/stat"), 1);
+    load_source(&sources.files[0]);
+    assert_line(&sources.files[0], 1, "");
+    free_sources(&sources);
+}
+
+/* There may be one descriptor for all that a look reads. */
+static void
+files_are_opened_when_it_is_their_turn(void **state)
+{
+    struct sources sources = {0};
+    struct reading *reading = NULL;
+    int fifo = -1;
+    (void)state;
+    put_fifo("file");
+    want_line(add_source(&sources, "file"), 1);
+    reading = begin_reading(&sources);
+    (void)poll(NULL, 0, 50); /* it has the time to be wrong */
+    errno = 0;
+    fifo = open("file", O_WRONLY | O_NONBLOCK);
+    assert_int_equal(errno, ENXIO); /* nobody has opened it */
+    assert_int_equal(fifo, -1);
+    (void)end_reading(&sources, reading);
+    assert_true(sources.files[0].loaded);
+    free_sources(&sources);
+    assert_int_equal(unlink("file"), 0);
+}
+
 static void
 source_is_read_once_a_dump(void **state)
 {
@@ -458,6 +492,7 @@ line_is_whole_wherever_a_piece_ends(void **state)
             write_text("file", text);
             want_line(add_source(&sources, "file"), 1);
             want_line(&sources.files[0], 2);
+            sources.files[0].position = 1; /* Python has it */
             assert_int_equal(end_reading(&sources, begin_reading(&sources)),
                              at_ends_of_pieces[i].is_for_python);
             assert_line(&sources.files[0], 2, at_ends_of_pieces[i].second);
@@ -1302,6 +1337,8 @@ main(void)
         cmocka_unit_test(number_of_the_next_line_is_not_this_ones),
         cmocka_unit_test(only_files_of_a_sensible_size_are_read),
         cmocka_unit_test(nothing_is_taken_out_of_a_fifo),
+        cmocka_unit_test(nothing_is_taken_out_of_a_file_without_a_size),
+        cmocka_unit_test(files_are_opened_when_it_is_their_turn),
         cmocka_unit_test(source_is_read_once_a_dump),
         cmocka_unit_test(line_that_is_wanted_later_is_read_too),
         cmocka_unit_test(line_is_whole_wherever_a_piece_ends),

@@ -356,7 +356,7 @@ look_at_copy(struct stacks *stacks)
         read_copy(stacks);
         struct reading *reading = begin_reading(&stacks->sources);
         read_kernel_states(stacks);
-        (void)end_reading(&stacks->sources, reading); /* Python is not asked */
+        (void)end_reading(&stacks->sources, reading);
     }
     note_copy_result(stacks, result, error);
 }

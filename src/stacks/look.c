@@ -359,7 +359,6 @@ describe_position(struct stacks *stacks, size_t index)
     }
 
     PyCodeObject *code = position->key.code; /* borrowed */
-    const size_t file_count = stacks->sources.count;
     struct text path = copy_str(code->co_filename);
     if (path.failed) {
         stacks->failed = true;
@@ -376,9 +375,7 @@ describe_position(struct stacks *stacks, size_t index)
         return;
     }
     struct source *source = &stacks->sources.files[stacks->positions[index].source];
-    if (stacks->sources.count > file_count) { /* the first one in this file */
-        source->position = index;
-    }
+    source->position = index + 1;
     if (!source->loaded) {
         take_kept_lines(source, code->co_filename);
     }
@@ -433,13 +430,13 @@ detach_with_sources(struct stacks *stacks)
     PyThreadState *tstate = detach();
     struct reading *reading = begin_reading(sources); /* beside what comes next */
     read_kernel_states(stacks);
-    if (end_reading(sources, reading) && !stacks->is_frozen) {
+    if (end_reading(sources, reading)) {
         reattach(tstate);
         for (size_t i = 0; i < sources->count; i++) {
             struct source *source = &sources->files[i];
-            if (source->python_is_asked) {
+            if (source->python_is_asked && source->position != 0) {
                 source->python_is_asked = false;
-                ask_linecache(source, &stacks->positions[source->position]);
+                ask_linecache(source, &stacks->positions[source->position - 1]);
             }
         }
         tstate = detach();

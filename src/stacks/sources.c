@@ -1,10 +1,10 @@
 /* Sources: lines of source files, read without Python.
  * Runs on:  any native thread, DETACHED where files are read.
- * Touches:  the source files that frames name, read whole; a thread of its own for a while.
+ * Touches:  the source files that frames name, read; a thread of its own for a while.
  *
  * A frame is easier to recognize by its line than by its number, but Python may be stuck, and
  * linecache with it; and what a thread does is told before it goes on. So the files are read here,
- * each once a dump and up to the last line that a frame is at; those lines alone are kept. Where
+ * once a dump and up to the last line that a frame is at; those lines alone are kept. Where
  * that is not what Python sees (another encoding, a lone CR, no such file) and Python answers,
  * linecache is asked: see the room look.
  *
@@ -105,10 +105,10 @@ struct source {
     bool is_newer;        /* than the process */
     bool is_special;      /* no regular file: to read it may never end */
     bool python_is_asked; /* linecache may have what the file system has not */
-    size_t position;      /* index of a code position in this file, the first one seen */
+    size_t position; /* index + 1 of a code position in this file; 0: Python has none */
 };
 
-/* Source files, each read once a dump. */
+/* Source files. One is read again when more lines of it are wanted. */
 struct sources {
     struct source *files; /* owned */
     size_t count;
@@ -210,7 +210,7 @@ source_line(const struct source *source, long number)
     struct slice line = {NULL, 0};
     for (size_t i = 0; i < source->line_count; i++) {
         const struct text *text = &source->lines[i].text;
-        if (source->lines[i].number == number) {
+        if (source->lines[i].number == number && !text->failed) {
             line = (struct slice){text->bytes, text->length};
         }
     }
@@ -331,20 +331,25 @@ scan_piece(struct source *source, struct scan *scan, struct slice piece)
     }
 }
 
-/* Reads a file up to the last line that is wanted. Returns whether Python would see other lines. */
+/* Reads a file up to the last line that is wanted, and no more than its size: those of /proc have
+ * none, and some no end. Returns whether Python would see other lines. */
 DETACHED static bool
-scan_file(struct source *source, int fd)
+scan_file(struct source *source, int fd, size_t size)
 {
     char bytes[PIECE_SIZE];
     struct scan scan = {.number = 1};
-    ssize_t got = read(fd, bytes, sizeof(bytes));
-    scan.is_for_python =
-        got > 0 && begins_with_other_encoding((struct slice){bytes, (size_t)got});
-    while (got > 0) {
-        const struct slice piece = {bytes, (size_t)got};
-        scan.is_for_python = scan.is_for_python || has_lone_cr(&scan, piece);
-        scan_piece(source, &scan, piece);
-        got = scan.next < source->line_count ? read(fd, bytes, sizeof(bytes)) : -1;
+    size_t done = 0;
+    ssize_t got = 1;
+    while (scan.next < source->line_count && got > 0) {
+        const size_t left = size - done;
+        got = read(fd, bytes, left < sizeof(bytes) ? left : sizeof(bytes));
+        if (got > 0) {
+            const struct slice piece = {bytes, (size_t)got};
+            scan.is_for_python = scan.is_for_python || has_lone_cr(&scan, piece) ||
+                                 (done == 0 && begins_with_other_encoding(piece));
+            scan_piece(source, &scan, piece);
+            done += piece.length;
+        }
     }
     return scan.is_for_python || (got == 0 && scan.is_after_cr);
 }
@@ -361,7 +366,8 @@ load_source(struct source *source)
     forget_lines(source);
     source->is_special = is_open && !is_regular;
     source->is_newer = is_regular && is_newer_than_process(&status);
-    source->python_is_asked = is_read ? scan_file(source, fd) : !source->is_special;
+    source->python_is_asked =
+        is_read ? scan_file(source, fd, (size_t)status.st_size) : !source->is_special;
 }
 
 /* What is called <string> is in no file. */
@@ -409,6 +415,8 @@ static _Atomic pid_t stuck_reader_of;
 /* Files that a thread of its own reads. Whoever is the last to need it frees it. */
 struct reading {
     pthread_t thread;
+    bool is_threaded;     /* else no thread was to be had */
+    sem_t may_open;       /* there may be a single descriptor for all that is read */
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t news;
     struct sources sources; /* those that are not loaded are the reader's, without it */
@@ -420,6 +428,7 @@ static void
 free_reading(struct reading *reading)
 {
     free_sources(&reading->sources);
+    (void)sem_destroy(&reading->may_open);
     (void)pthread_cond_destroy(&reading->news);
     (void)pthread_mutex_destroy(&reading->lock);
     free(reading);
@@ -432,6 +441,8 @@ reading_main(void *argument)
     struct reading *reading = argument;
     const size_t count = reading->sources.count;
     bool is_abandoned = false;
+    while (sem_wait(&reading->may_open) < 0) { /* a signal came */
+    }
     for (size_t i = 0; i < count && !is_abandoned; i++) {
         load_source(&reading->sources.files[i]); /* may return never */
         lock_leaf(&reading->lock);
@@ -476,6 +487,7 @@ make_reading(const struct sources *sources)
     (void)pthread_mutex_init(&reading->lock, NULL);
     (void)pthread_cond_init(&reading->news, &timed);
     (void)pthread_condattr_destroy(&timed);
+    (void)sem_init(&reading->may_open, 0, 0);
     for (size_t i = 0; i < sources->count; i++) {
         if (is_to_be_read(&sources->files[i])) {
             add_wanted(&reading->sources, &sources->files[i]);
@@ -484,22 +496,18 @@ make_reading(const struct sources *sources)
     return reading;
 }
 
-/* Sends out a thread for what is wanted; none while an earlier one is stuck. Where there is none to
- * be had the files are read here. Returns what end_reading() takes. */
-DETACHED static struct reading *
-begin_reading(struct sources *sources)
+/* Sends out a thread for what is wanted, which opens nothing as yet; none while an earlier one is
+ * stuck. Returns what end_reading() takes. */
+static struct reading *
+begin_reading(const struct sources *sources)
 {
-    if (!is_any_to_be_read(sources) || atomic_load(&stuck_reader_of) == getpid()) {
-        return NULL;
+    struct reading *reading = NULL; /* owned, for the caller */
+    if (is_any_to_be_read(sources) && atomic_load(&stuck_reader_of) != getpid()) {
+        reading = make_reading(sources);
     }
-    struct reading *reading = make_reading(sources); /* owned, handed to the caller */
-    if (reading != NULL &&
-        start_thread(&reading->thread, reading_main, reading, SMALL_STACK_SIZE) != 0) {
-        free_reading(reading);
-        reading = NULL;
-    }
-    if (reading == NULL) {
-        load_sources(sources);
+    if (reading != NULL) {
+        reading->is_threaded =
+            start_thread(&reading->thread, reading_main, reading, SMALL_STACK_SIZE) == 0;
     }
     return reading;
 }
@@ -522,7 +530,7 @@ take_files(struct sources *sources, struct reading *reading)
     }
 }
 
-/* Waits for who reads, but not for long. */
+/* Has the thread read, and waits for it, but not for long. */
 DETACHED static void
 await_reader(struct sources *sources, struct reading *reading)
 {
@@ -530,6 +538,7 @@ await_reader(struct sources *sources, struct reading *reading)
     struct timespec deadline;
     (void)clock_gettime(CLOCK_MONOTONIC, &deadline);
     deadline.tv_sec += SOURCES_PATIENCE_S;
+    (void)sem_post(&reading->may_open);
     lock_leaf(&reading->lock);
     while (!reading->is_done &&
            pthread_cond_timedwait(&reading->news, &reading->lock, &deadline) == 0) {
@@ -537,9 +546,8 @@ await_reader(struct sources *sources, struct reading *reading)
     take_files(sources, reading);
     const bool is_done = reading->is_done;
     reading->is_abandoned = !is_done;
-    if (!is_done) {
-        atomic_store(&stuck_reader_of,
-                     getpid()); /* under the lock: before it can be over */
+    if (!is_done) { /* under the lock: before it can be over */
+        atomic_store(&stuck_reader_of, getpid());
     }
     unlock(&reading->lock);
 
@@ -552,18 +560,24 @@ await_reader(struct sources *sources, struct reading *reading)
     }
 }
 
-/* Soon ends what begin_reading() began. Returns whether Python would have other lines for some. */
+/* Reads what begin_reading() was given, as far as that is soon done, or there is no thread. Returns
+ * whether Python is to be asked for other lines of some. */
 DETACHED static bool
 end_reading(struct sources *sources, struct reading *reading /* or NULL */)
 {
-    bool python_is_asked = false;
-    if (reading != NULL) {
+    bool is_asked = false;
+    if (reading != NULL && reading->is_threaded) {
         await_reader(sources, reading);
     }
-    for (size_t i = 0; i < sources->count; i++) {
-        python_is_asked = python_is_asked || sources->files[i].python_is_asked;
+    else if (reading != NULL) {
+        free_reading(reading);
+        load_sources(sources);
     }
-    return python_is_asked;
+    for (size_t i = 0; i < sources->count; i++) {
+        const struct source *source = &sources->files[i];
+        is_asked = is_asked || (source->python_is_asked && source->position != 0);
+    }
+    return is_asked;
 }
 
 #endif /* MANHOLE_STACKS_SOURCES_C */
