@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 
 static atomic_bool is_dead; /* the file system that a file called `dead` is on */
@@ -416,18 +417,31 @@ files_are_opened_when_it_is_their_turn(void **state)
 {
     struct sources sources = {0};
     struct reading *reading = NULL;
-    int fifo = -1;
+    struct pollfd opened = {.fd = inotify_init1(IN_CLOEXEC), .events = POLLIN};
     (void)state;
-    put_fifo("file");
+    write_text("file", "one\n");
+    assert_true(inotify_add_watch(opened.fd, "file", IN_OPEN) >= 0);
     want_line(add_source(&sources, "file"), 1);
     reading = begin_reading(&sources);
-    (void)poll(NULL, 0, 50); /* it has the time to be wrong */
-    errno = 0;
-    fifo = open("file", O_WRONLY | O_NONBLOCK);
-    assert_int_equal(errno, ENXIO); /* nobody has opened it */
-    assert_int_equal(fifo, -1);
+    assert_int_equal(poll(&opened, 1, 50), 0);
     (void)end_reading(&sources, reading);
-    assert_true(sources.files[0].loaded);
+    assert_int_equal(poll(&opened, 1, 0), 1);
+    free_sources(&sources);
+    assert_int_equal(close(opened.fd), 0);
+    assert_int_equal(unlink("file"), 0);
+}
+
+static void
+without_a_thread_files_are_read_all_the_same(void **state)
+{
+    struct sources sources = {0};
+    (void)state;
+    write_text("file", "one\rtwo\n");
+    want_line(add_source(&sources, "file"), 1);
+    /* Python has other lines, but of no frame that it knows. */
+    assert_false(end_reading(&sources, make_reading(&sources)));
+    assert_true(sources.files[0].python_is_asked);
+    assert_line(&sources.files[0], 1, "one\rtwo");
     free_sources(&sources);
     assert_int_equal(unlink("file"), 0);
 }
@@ -1339,6 +1353,7 @@ main(void)
         cmocka_unit_test(nothing_is_taken_out_of_a_fifo),
         cmocka_unit_test(nothing_is_taken_out_of_a_file_without_a_size),
         cmocka_unit_test(files_are_opened_when_it_is_their_turn),
+        cmocka_unit_test(without_a_thread_files_are_read_all_the_same),
         cmocka_unit_test(source_is_read_once_a_dump),
         cmocka_unit_test(line_that_is_wanted_later_is_read_too),
         cmocka_unit_test(line_is_whole_wherever_a_piece_ends),
