@@ -20,7 +20,8 @@
 /* Sleeps in short turns with its own signal handler, and counts them, until its stdin is closed. */
 #define COUNTING                                                                         \
   "import os, select, sys, threading\n"                                                  \
-  "turns = 0\n" READY "while not select.select([0], [], [], 0.002)[0]: turns += 1\n"     \
+  "turns = 0\nwhile not select.select([0], [], [], 0.002)[0]:"                           \
+  " turns += 1 if turns else print('ready', flush=True) or 1\n"                          \
   "sys.exit(7)\n"
 
 static void
