@@ -95,6 +95,33 @@ manhole_is_released_and_installed_again(void)
     assert_files_unharmed();
 }
 
+static bool
+has_one_listener_and_no_session(void *argument)
+{
+    return count_threads(((const struct process *)argument)->pid) == 2;
+}
+
+/* It sleeps where nothing can wake it but the client that it watches. */
+static void
+listener_that_was_given_up_ends_when_it_wakes(void)
+{
+    struct process *app =
+        start_target(INSTALL("") "import os\nos.read(0, 1)\n" CLOSE_ALL //
+                                 "m = manhole.install(strict=False)\n" READY
+                                 "os.read(0, 1)\nm.release()\n"
+                                 "manhole.install()\nprint('again')\n" STAY);
+    wait_for_path(socket_path_of(app->pid), DEADLINE);
+    struct client *client = client_at_prompt(app);
+    write_stdin(app, "x");
+    wait_until_ready(app);
+    client_close(client);
+    wait_until(has_one_listener_and_no_session, app, "the first listener ends", DEADLINE);
+    write_stdin(app, "x");
+    wait_for_text(app, OUT, "again\n", DEADLINE);
+    assert_string_equal(client_ask(client_at_prompt(app), "6 * 7"), "42\n");
+    assert_files_unharmed();
+}
+
 static void
 frozen_copy_is_made_all_the_same(void)
 {
@@ -198,6 +225,7 @@ main(void)
         TEST(signal_opens_the_socket_all_the_same),
         TEST(exit_does_not_wait_for_a_listener_that_hears_nothing),
         TEST(manhole_is_released_and_installed_again),
+        TEST(listener_that_was_given_up_ends_when_it_wakes),
         TEST(frozen_copy_is_made_all_the_same),
         TEST(sockets_of_the_application_s_are_never_a_client_s),
         TEST(daemon_has_a_manhole),

@@ -319,7 +319,7 @@ static struct manhole {
     pthread_t listener;
     sem_t wake;               /* it sleeps on this while it has no descriptor to watch, */
     struct kept_fd wake_bell; /* else on this; each order goes to both */
-    _Atomic bool polling;     /* it does the latter */
+    _Atomic unsigned turn;    /* which listener it is, and what it does: enum turn */
     _Atomic int64_t
         wakes_at_ms; /* monotonic: then it looks at all sessions again; -1: who knows */
     struct kept_fd news_bell; /* rings when a session ends, or the listener has started */

@@ -93,7 +93,7 @@ has_nobody_inside(void)
 static bool
 is_listener_deaf(void)
 {
-    return is_lost(&manhole.wake_bell) && atomic_load(&manhole.polling);
+    return is_lost(&manhole.wake_bell) && listeners_turn() == TURN_POLLING;
 }
 
 static bool
@@ -108,7 +108,9 @@ start_listener(void)
 {
     int error = open_bells() < 0 ? errno : 0;
     atomic_store(&manhole.started, false);
-    atomic_store(&manhole.polling, false);
+    atomic_store(&manhole.turn,
+                 atomic_load(&manhole.turn) / NEXT_LISTENER * NEXT_LISTENER +
+                     NEXT_LISTENER);
     atomic_store(&manhole.wakes_at_ms, -1);
     /* One to open may have come in a child's first instant; one to stop was another listener's. */
     (void)atomic_fetch_and(&manhole.orders, (unsigned)ORDER_OPEN);
@@ -134,6 +136,22 @@ forget_listener(void)
     close_kept(&manhole.news_bell);
 }
 
+/* Waits until the listener is over, or gives it up. */
+DETACHED static void
+await_listener(void)
+{
+    const unsigned listener = atomic_load(&manhole.turn) / NEXT_LISTENER * NEXT_LISTENER;
+    while (is_lost(&manhole.wake_bell) && listeners_turn() != TURN_OVER) {
+        if (take_turn(listener, TURN_POLLING, TURN_GIVEN_UP)) {
+            (void)pthread_detach(manhole.listener);
+            close_doors();
+            return;
+        }
+        (void)poll(NULL, 0, 1); /* it may be about to sleep, or to find out */
+    }
+    (void)pthread_join(manhole.listener, NULL);
+}
+
 /* Sessions that the listener has watched get guards instead. */
 ATTACHED static void
 stop_listener(void)
@@ -144,13 +162,7 @@ stop_listener(void)
     }
     tell_listener(ORDER_STOP);
     PyThreadState *tstate = detach();
-    if (is_listener_deaf()) {
-        (void)pthread_detach(manhole.listener);
-        close_doors();
-    }
-    else {
-        (void)pthread_join(manhole.listener, NULL);
-    }
+    await_listener();
     if (!manhole.closing) {
         send_guards();
     }

@@ -15,9 +15,9 @@
  * bell.
  *
  * What an application may do to us. It may close every descriptor: poll() returns at once for those
- * (POLLNVAL), and they are opened anew (recover_descriptors()). It may use up all descriptors: then
- * one client gets the spare one, and for another accept() is tried again after ACCEPT_PAUSE_MS, and
- * said once.
+ * (POLLNVAL), and they are opened anew (recover_descriptors()); one that was asleep is given up,
+ * see enum turn. It may use up all descriptors: then one client gets the spare one, and for another
+ * accept() is tried again after ACCEPT_PAUSE_MS, and said once.
  *
  * The calling card. A client may bind its socket to an abstract name before it connects,
  * manhole-cli/ID/CHANNEL, and the kernel hands it to us with the connection. ID is the same for all
@@ -367,7 +367,33 @@ accept_client(const struct door *door)
 }
 
 /* What the listener knows from one turn of its loop to the next, and what it waits for in one. */
+/* What a listener does; each has a number of its own above these bits. One that sleeps in poll()
+ * while the application closes the bell cannot be woken: it is given up, and another takes its
+ * place. Should it wake after all, by a client that leaves, it touches nothing and ends. */
+enum turn {
+    TURN_AWAKE, /* its number alone */
+    TURN_POLLING,
+    TURN_GIVEN_UP,
+    TURN_OVER,
+    NEXT_LISTENER,
+};
+
+static enum turn
+listeners_turn(void)
+{
+    return (enum turn)(atomic_load(&manhole.turn) % NEXT_LISTENER);
+}
+
+/* Returns false when the listener was not as it is said to have been. */
+static bool
+take_turn(unsigned listener, enum turn before, enum turn after)
+{
+    unsigned turn = listener + before;
+    return atomic_compare_exchange_strong(&manhole.turn, &turn, listener + after);
+}
+
 struct watch {
+    unsigned listener;       /* whose it is */
     bool accept_fails;       /* said once, until it works again */
     int64_t accept_again_ms; /* monotonic; 0: at once */
     struct pollfd fds[1 + MAX_DOORS + MAX_SESSIONS];
@@ -550,7 +576,8 @@ look_after(struct session *session)
 
 /* Sleeps until there is something to do. With nothing to watch but the bell it sleeps on the
  * semaphore, which an application that closes all descriptors cannot close: activate_on still
- * works. Returns how many descriptors have something. */
+ * works. Returns how many descriptors have something; a negative number, too, when it is given
+ * up. */
 DETACHED static int
 wait_for_events(struct watch *watch)
 {
@@ -560,9 +587,11 @@ wait_for_events(struct watch *watch)
         return -1;
     }
     atomic_store(&manhole.wakes_at_ms, watch->wake_ms);
-    atomic_store(&manhole.polling, true);
+    (void)take_turn(watch->listener, TURN_AWAKE, TURN_POLLING);
     int ready = poll(watch->fds, watch->count, ms_until(watch->wake_ms));
-    atomic_store(&manhole.polling, false);
+    if (!take_turn(watch->listener, TURN_POLLING, TURN_AWAKE)) {
+        return -1;
+    }
     if (watch->fds[0].revents != 0) {
         silence_bell(&manhole.wake_bell);
     }
@@ -729,20 +758,22 @@ name_listener(void)
 DETACHED static void *
 listener_main(void *unused)
 {
-    struct watch watch = {.accept_again_ms = 0};
+    struct watch watch = {.listener = atomic_load(&manhole.turn)};
     (void)unused;
     name_listener();
     delay_binding();
     if (opens_at_once(&manhole.options)) {
         tell_listener(ORDER_OPEN);
     }
-    while (recover_descriptors() && (obey_orders() & ORDER_STOP) == 0) {
+    while (atomic_load(&manhole.turn) == watch.listener && recover_descriptors() &&
+           (obey_orders() & ORDER_STOP) == 0) {
         if (!atomic_exchange(&manhole.started, true)) {
             ring_bell(&manhole.news_bell);
         }
         send_courier();
         watch_descriptors(&watch);
     }
+    (void)take_turn(watch.listener, TURN_AWAKE, TURN_OVER);
     return NULL;
 }
 
