@@ -87,9 +87,10 @@ install_as_ordered(const char *options)
     OWNED PyObject *module = get_module();
     OWNED PyObject *text = PyUnicode_FromFormat(
         "**{**dict(verbose=False, patch_fork=False), **dict(%s)}", options);
+    is_ordered = true;
     OWNED PyObject *result =
         module == NULL || text == NULL ? NULL : eval_install(module, text);
-    manhole.replaceable = manhole.replaceable || result != NULL;
+    is_ordered = false;
     return result == NULL ? -1 : 0;
 }
 

@@ -352,6 +352,27 @@ manhole_that_was_installed_meanwhile_stays(void)
     assert_int_equal(wait_for_exit(app, DEADLINE), 7);
 }
 
+/* It comes when the other has its socket, but has not come back. */
+static void
+application_installs_its_own_in_place_of_one_that_is_just_being_installed(void)
+{
+    struct process *app;
+    require_attaching();
+    app = start_target("import os, select, sys, manhole\n"
+                       "path = '/tmp/manhole-%d' % os.getpid()\n" READY
+                       "while not os.path.exists(path): pass\n"
+                       "manhole.install(verbose=False)\n"
+                       "select.select([0], [], [])\n"
+                       "sys.exit(7)\n");
+    wait_until_ready(app);
+    require_ptrace(app);
+    (void)run_command(
+        LIST(build_path("manhole-cli"), "--attach", number(app->pid), "-c", "print(5)"),
+        NULL, NULL, NULL); /* its connection may be cut */
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+}
+
 /* An install() of the application's own finds one on loan, takes its place, and stays. */
 static void
 application_installs_its_own_in_place_of_one_on_loan(void)
@@ -902,6 +923,7 @@ main(void)
         TEST(module_of_another_user_is_not_taken),
         TEST(manhole_that_was_installed_meanwhile_stays),
         TEST(application_installs_its_own_in_place_of_one_on_loan),
+        TEST(application_installs_its_own_in_place_of_one_that_is_just_being_installed),
         TEST(process_without_its_main_thread_is_told_from_a_dead_one),
         TEST(thread_in_a_handler_is_not_lent),
         TEST(strange_file_names_do_no_harm_to_a_look),

@@ -158,6 +158,10 @@ wait_for_listener(void)
     return late < 0 ? -1 : 0;
 }
 
+/* Of a thread that installs by order of a client's: what it installs is not the application's. From
+ * the first moment, for an install() of that may come at the next. */
+static _Thread_local bool is_ordered;
+
 /* Takes over what options owns. Returns 0, or -1 with an exception and nothing installed. */
 ATTACHED static int
 install_locked(PyObject *module, struct options *options)
@@ -188,7 +192,8 @@ install_locked(PyObject *module, struct options *options)
         return -1;
     }
     manhole.installed = true;
-    manhole.replaceable = wants_listener(&manhole.options) && !manhole.has_listener;
+    manhole.replaceable =
+        is_ordered || (wants_listener(&manhole.options) && !manhole.has_listener);
     return 0;
 }
 
