@@ -197,6 +197,7 @@ json_tells_threads_with_their_frames(void)
 {
     require_gil();
     struct process *app = start_ready(INSTALL("") ODD_FILE READY STAY);
+    wait_until_asleep(app->pid);
     const char *seen = look_at_json(
         connect_wishing(app, "json"),
         "odd = threads['t \\\" \\\\udcff']\n"
