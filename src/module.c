@@ -264,6 +264,17 @@ py_install_from_environment(PyObject *module, PyObject *unused)
     return Py_NewRef(Py_None);
 }
 
+/* For manhole-cli --attach, where the process's main thread is asked: what that installs is not the
+ * application's. */
+ATTACHED static PyObject *
+py_install_by_order(PyObject *module, PyObject *arguments, PyObject *keywords)
+{
+    is_ordered = true;
+    PyObject *result = install(module, arguments, keywords); /* new, or NULL */
+    is_ordered = false;
+    return result;
+}
+
 /* For manhole-cli --detach, which has not got install()'s object. */
 ATTACHED static PyObject *
 py_release(PyObject *module, PyObject *unused)
@@ -292,6 +303,8 @@ static PyMethodDef module_methods[] = {
      handle_connection_commands_doc},
     {"_install_from_environment", py_install_from_environment, METH_NOARGS,
      install_from_environment_doc},
+    {"_install_by_order", (PyCFunction)(void (*)(void))py_install_by_order,
+     METH_VARARGS | METH_KEYWORDS, NULL},
     {"_release", py_release, METH_NOARGS, NULL},
     {"_displayhook", py_displayhook, METH_O, NULL},
     {"_exit", py_exit, METH_VARARGS, NULL},

@@ -352,23 +352,32 @@ manhole_that_was_installed_meanwhile_stays(void)
     assert_int_equal(wait_for_exit(app, DEADLINE), 7);
 }
 
-/* It comes when the other has its socket, but has not come back. */
+/* It comes while the other has not come back: that tells a log of the application's. */
 static void
 application_installs_its_own_in_place_of_one_that_is_just_being_installed(void)
 {
     struct process *app;
+    const char *out;
     require_attaching();
-    app = start_target("import os, select, sys, manhole\n"
-                       "path = '/tmp/manhole-%d' % os.getpid()\n" READY
-                       "while not os.path.exists(path): pass\n"
+    app = start_target("import select, sys, threading, manhole\n"
+                       "told, installed = threading.Event(), threading.Event()\n"
+                       "class Log:\n"
+                       "    def write(self, text): told.set(); installed.wait()\n"
+                       "    def flush(self): pass\n"
+                       "log = Log()\n" READY "told.wait()\n"
                        "manhole.install(verbose=False)\n"
+                       "installed.set()\n"
                        "select.select([0], [], [])\n"
                        "sys.exit(7)\n");
     wait_until_ready(app);
     require_ptrace(app);
-    (void)run_command(
-        LIST(build_path("manhole-cli"), "--attach", number(app->pid), "-c", "print(5)"),
-        NULL, NULL, NULL); /* its connection may be cut */
+    assert_int_equal(run_command(LIST(build_path("manhole-cli"),
+                                      "--attach=verbose=True, "
+                                      "verbose_destination=__import__('__main__').log",
+                                      number(app->pid), "-c", "print(5)"),
+                                 NULL, &out, NULL),
+                     0);
+    assert_string_equal(out, "5\n");
     close_stdin(app);
     assert_int_equal(wait_for_exit(app, DEADLINE), 7);
 }

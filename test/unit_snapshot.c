@@ -216,8 +216,7 @@ read_as_copy(const char *stacks, const char *facts)
     append_string(&read.copy, facts);
     append_bytes(&read.copy, "", 1);
     read_copy(&read);
-    read_kernel_states(&read);
-    (void)end_reading(&read.sources, begin_reading(&read.sources));
+    (void)read_beside_python(&read);
     return read;
 }
 

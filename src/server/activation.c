@@ -108,9 +108,7 @@ start_listener(void)
 {
     int error = open_bells() < 0 ? errno : 0;
     atomic_store(&manhole.started, false);
-    atomic_store(&manhole.turn,
-                 atomic_load(&manhole.turn) / NEXT_LISTENER * NEXT_LISTENER +
-                     NEXT_LISTENER);
+    atomic_store(&manhole.turn, latest_listener() + NEXT_LISTENER);
     atomic_store(&manhole.wakes_at_ms, -1);
     /* One to open may have come in a child's first instant; one to stop was another listener's. */
     (void)atomic_fetch_and(&manhole.orders, (unsigned)ORDER_OPEN);
@@ -140,7 +138,7 @@ forget_listener(void)
 DETACHED static void
 await_listener(void)
 {
-    const unsigned listener = atomic_load(&manhole.turn) / NEXT_LISTENER * NEXT_LISTENER;
+    const unsigned listener = latest_listener();
     while (is_lost(&manhole.wake_bell) && listeners_turn() != TURN_OVER) {
         if (take_turn(listener, TURN_POLLING, TURN_GIVEN_UP)) {
             (void)pthread_detach(manhole.listener);

@@ -384,6 +384,12 @@ listeners_turn(void)
     return (enum turn)(atomic_load(&manhole.turn) % NEXT_LISTENER);
 }
 
+static unsigned
+latest_listener(void)
+{
+    return atomic_load(&manhole.turn) / NEXT_LISTENER * NEXT_LISTENER;
+}
+
 /* Returns false when the listener was not as it is said to have been. */
 static bool
 take_turn(unsigned listener, enum turn before, enum turn after)

@@ -354,9 +354,7 @@ look_at_copy(struct stacks *stacks)
     }
     else {
         read_copy(stacks);
-        struct reading *reading = begin_reading(&stacks->sources);
-        read_kernel_states(stacks);
-        (void)end_reading(&stacks->sources, reading);
+        (void)read_beside_python(stacks);
     }
     note_copy_result(stacks, result, error);
 }

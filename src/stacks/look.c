@@ -428,9 +428,7 @@ detach_with_sources(struct stacks *stacks)
 {
     struct sources *sources = &stacks->sources;
     PyThreadState *tstate = detach();
-    struct reading *reading = begin_reading(sources); /* beside what comes next */
-    read_kernel_states(stacks);
-    if (end_reading(sources, reading)) {
+    if (read_beside_python(stacks)) {
         reattach(tstate);
         for (size_t i = 0; i < sources->count; i++) {
             struct source *source = &sources->files[i];

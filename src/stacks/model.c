@@ -1,5 +1,6 @@
 /* Model: the stacks of a process: threads, their frames, and what is known of each.
- * Runs on:  any thread. Only memory; nothing here waits or fails otherwise than for want of it.
+ * Runs on:  any thread. Only memory, but for read_beside_python(), DETACHED; nothing here fails
+ *           otherwise than for want of it.
  *
  * There are two ways to fill it, and whoever writes it need not know which it was:
  *
@@ -147,6 +148,16 @@ read_kernel_states(struct stacks *stacks)
                                  : read_kernel_state(thread->native_id);
         }
     }
+}
+
+/* Reads what Python need not be asked for: what the threads do, and lines of source. Returns whether
+ * it is to be asked for other lines. */
+DETACHED static bool
+read_beside_python(struct stacks *stacks)
+{
+    struct reading *reading = begin_reading(&stacks->sources);
+    read_kernel_states(stacks);
+    return end_reading(&stacks->sources, reading);
 }
 
 /* The row of a key. Code objects lie 16 bytes apart at least, so their last bits tell nothing. */

@@ -3,7 +3,7 @@
  *
  * The path of a script and a flag are written into the main thread's state. When that thread comes
  * to a safe point, between two instructions of Python's, it runs the script, which loads the module
- * and calls install() as an application does, or writes all stacks into a file. Where the fields
+ * and installs, as any client's order, or writes all stacks into a file. Where the fields
  * are the runtime tells in a table that it begins with. To write there takes the right of ptrace().
  *
  *    /tmp/manhole-attach-XXXXXX/   of the process's own /tmp, and its user's
@@ -13,7 +13,8 @@
  * The limits are the way's own. A main thread that sleeps, waits, or is stuck in C never comes to
  * that point, so what was asked is taken back after some seconds, and nothing stays pending. While
  * the flag is set by a read and a write the thread may do the same unseen, as with
- * sys.remote_exec(). And such a manhole is the process's for good: nobody but --detach closes it.
+ * sys.remote_exec(). And such a manhole stays: but for --detach, and an install() of the
+ * application's own, which takes its place, nobody closes it.
  */
 #ifndef MANHOLE_CLI_ATTACH_REMOTE_C
 #define MANHOLE_CLI_ATTACH_REMOTE_C
@@ -321,7 +322,8 @@ attach_remotely(const struct request *request, const struct image *image,
         "        with open(folder + 'options') as file:\n"
         "            options = eval(f'dict({file.read()})', {**vars(manhole), 'manhole': "
         "manhole})\n"
-        "        manhole.install(**{'verbose': False, 'patch_fork': False, **options})\n"
+        "        install = getattr(manhole, '_install_by_order', manhole.install)\n"
+        "        install(**{'verbose': False, 'patch_fork': False, **options})\n"
         "        said = ''\n"
         "    except BaseException as error:\n"
         "        said = f'{type(error).__name__}: {error}'\n"
