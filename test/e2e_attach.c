@@ -601,6 +601,26 @@ traced_process_is_asked_by_its_main_thread(void)
     assert_unharmed(app);
 }
 
+static void
+application_installs_its_own_in_place_of_one_that_it_was_asked_for(void)
+{
+    require_remote();
+    struct process *app = start_target(
+        "import select, sys\n" READY
+        "while 'manhole' not in sys.modules: select.select([], [], [], 0.002)\n"
+        "sys.modules['manhole'].install(verbose=False)\n"
+        "select.select([0], [], [])\n"
+        "sys.exit(7)\n");
+    wait_until_ready(app);
+    begin_trace(app);
+    (void)run_command(
+        LIST(build_path("manhole-cli"), "--attach", number(app->pid), "-c", "print(5)"),
+        NULL, NULL, NULL); /* its connection may be cut */
+    end_trace(app);
+    close_stdin(app);
+    assert_int_equal(wait_for_exit(app, DEADLINE), 7);
+}
+
 /* Ends with 7, or another status when its main thread has loaded the module. */
 #define WAITING                                                                          \
   "import select, sys\n" READY "select.select([0], [], [])\n"                            \
@@ -939,6 +959,7 @@ main(void)
         TEST(code_runs_in_a_master_and_its_workers),
         TEST(stacks_of_a_master_and_its_workers_come_from_outside),
         TEST(traced_process_is_asked_by_its_main_thread),
+        TEST(application_installs_its_own_in_place_of_one_that_it_was_asked_for),
         TEST(main_thread_that_waits_is_not_asked_for_good),
         TEST(ctrl_c_takes_back_what_a_main_thread_is_asked),
         TEST(client_that_is_killed_at_any_step_does_no_harm),
