@@ -150,8 +150,8 @@ read_kernel_states(struct stacks *stacks)
     }
 }
 
-/* Reads what Python need not be asked for: what the threads do, and lines of source. Returns whether
- * it is to be asked for other lines. */
+/* Reads what Python need not be asked for: what the threads do, and lines of source. Returns
+ * whether it is to be asked for other lines. */
 DETACHED static bool
 read_beside_python(struct stacks *stacks)
 {
