@@ -357,6 +357,8 @@ static void
 application_installs_its_own_in_place_of_one_that_is_just_being_installed(void)
 {
     struct process *app;
+    const char *slowly = "--attach=verbose=True, "
+                         "verbose_destination=__import__('__main__').log";
     const char *out;
     require_attaching();
     app = start_target("import select, sys, threading, manhole\n"
@@ -371,10 +373,8 @@ application_installs_its_own_in_place_of_one_that_is_just_being_installed(void)
                        "sys.exit(7)\n");
     wait_until_ready(app);
     require_ptrace(app);
-    assert_int_equal(run_command(LIST(build_path("manhole-cli"),
-                                      "--attach=verbose=True, "
-                                      "verbose_destination=__import__('__main__').log",
-                                      number(app->pid), "-c", "print(5)"),
+    assert_int_equal(run_command(LIST(build_path("manhole-cli"), slowly, number(app->pid),
+                                      "-c", "print(5)"),
                                  NULL, &out, NULL),
                      0);
     assert_string_equal(out, "5\n");
