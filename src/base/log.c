@@ -14,6 +14,9 @@
  * called by others: at the end of install(), release() and the process, for a oneshot and what else
  * serves its client in a thread of the application's, and when a session ends that has outlived
  * the listener. One thread at a time delivers, so the lines keep their order.
+ *
+ * A frozen copy has no destination of its own. It leaves its lines on a page that it shares with
+ * the process (relay_log), and there the thread that stays with it passes them on (pass_lines_on).
  */
 #ifndef MANHOLE_BASE_LOG_C
 #define MANHOLE_BASE_LOG_C
@@ -26,6 +29,8 @@
 enum {
     /* Log lines that wait for a Python object to take them. */
     LOG_QUEUE_LENGTH = 256,
+    /* Bytes of them that a frozen copy may leave between two looks. */
+    LOG_PAGE_SIZE = 1 << 16,
 };
 
 struct log_entry {
@@ -41,10 +46,19 @@ struct log_queue {
     bool delivering; /* a thread is at it, and takes along what comes meanwhile */
 };
 
+/* Whole lines of a frozen copy, which the process has not taken yet. The numbers of bytes that were
+ * ever left, and taken, go round. */
+struct log_page {
+    _Atomic uint32_t left;  /* by the copy alone */
+    _Atomic uint32_t taken; /* by the process alone */
+    char bytes[LOG_PAGE_SIZE];
+};
+
 /* All under log_lock. */
 static struct {
     bool enabled;
-    PyObject *object;  /* owned, has write(str); NULL: lines go to the descriptor */
+    struct log_page *page; /* in a frozen copy: they go there */
+    PyObject *object;      /* owned, has write(str); NULL: lines go to the descriptor */
     struct kept_fd fd; /* nothing is written to what the application has there since */
     struct log_queue queue;
 } logger = {.fd.number = -1};
@@ -82,23 +96,55 @@ queue_log_line(const char *line, size_t length)
     logger.queue.length++;
 }
 
-/* Where a line goes now. */
-enum log_target { LOG_NOWHERE, LOG_FD, LOG_OBJECT };
+/* In a frozen copy, under log_lock. */
+static void
+leave_line(const char *line, size_t length)
+{
+    struct log_page *page = logger.page;
+    const uint32_t left = atomic_load(&page->left);
+    if (length <= LOG_PAGE_SIZE - (left - atomic_load(&page->taken))) {
+        for (size_t i = 0; i < length; i++) {
+            page->bytes[(left + i) % LOG_PAGE_SIZE] = line[i];
+        }
+        atomic_store(&page->left, left + (uint32_t)length);
+    }
+}
 
-/* Queues a line for the object, if it is to go there. */
+/* Where a line goes now. */
+enum log_target { LOG_NOWHERE, LOG_FD, LOG_OBJECT, LOG_PAGE };
+
+/* Queues a line for the object, or leaves it on the page, if it is to go there. */
 static enum log_target
 target_line(const char *line /* NULL: only look */, size_t length)
 {
     enum log_target target = LOG_NOWHERE;
     lock_leaf(&log_lock);
     if (logger.enabled) {
-        target = logger.object == NULL ? LOG_FD : LOG_OBJECT;
+        target = logger.page != NULL     ? LOG_PAGE
+                 : logger.object != NULL ? LOG_OBJECT
+                                         : LOG_FD;
     }
     if (target == LOG_OBJECT && line != NULL) {
         queue_log_line(line, length);
     }
+    if (target == LOG_PAGE && line != NULL) {
+        leave_line(line, length);
+    }
     unlock(&log_lock);
     return target;
+}
+
+/* Sends a whole line on its way. */
+static void
+send_line(const char *line, size_t length)
+{
+    enum log_target target = target_line(line, length);
+    if (target == LOG_FD) {
+        write_log_fd(line, length);
+    }
+    if (target == LOG_OBJECT && atomic_load(&manhole.started)) {
+        wake_listener(); /* in its first turn it looks by itself */
+    }
 }
 
 /* Says one thing, in a line without its newline. */
@@ -122,14 +168,28 @@ log_line(const char *format, ...)
     length = strlen(line);
     line[length++] = '\n';
     line[length] = '\0';
+    send_line(line, length);
+}
 
-    enum log_target target = target_line(line, length);
-    if (target == LOG_FD) {
-        write_log_fd(line, length);
+/* In the process: passes on what a copy has logged. The page is no better than who has the copy:
+ * whatever it says, this reads bytes of the page, and ends. */
+static void
+pass_lines_on(struct log_page *page)
+{
+    char line[LOG_LINE_SIZE];
+    size_t length = 0;
+    const uint32_t left = atomic_load(&page->left);
+    uint32_t taken = atomic_load(&page->taken);
+    for (int i = 0; i < LOG_PAGE_SIZE && taken != left; i++) {
+        line[length++] = page->bytes[taken++ % LOG_PAGE_SIZE];
+        if (line[length - 1] == '\n' || length == sizeof(line) - 1) {
+            line[length - 1] = '\n';
+            line[length] = '\0';
+            send_line(line, length);
+            length = 0;
+        }
     }
-    if (target == LOG_OBJECT && atomic_load(&manhole.started)) {
-        wake_listener(); /* in its first turn it looks by itself */
-    }
+    atomic_store(&page->taken, left);
 }
 
 /* Becomes the one thread that delivers, so that the lines keep their order. */
@@ -245,6 +305,15 @@ configure_log(const struct destination *destination)
         entry = next;
     }
     Py_XDECREF(previous);
+}
+
+/* In a frozen copy: its lines go to this page, if the process has a log. */
+static void
+relay_log(struct log_page *page)
+{
+    lock_leaf(&log_lock);
+    logger.page = page;
+    unlock(&log_lock);
 }
 
 /* In a child: the parent delivers them. */

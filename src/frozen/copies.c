@@ -1,6 +1,6 @@
 /* Copies: how the process makes frozen copies that run Python, looks after them, and ends them.
  * Runs on:  the thread that makes one, and stays with it to its end: a copy dies with it.
- * Touches:  one process for each copy, two mappings while it is made.
+ * Touches:  one process for each copy, and a mapping; another while it is made.
  *
  * A copy is made by clone() without a flag: nothing is shared, its end is no SIGCHLD, waitpid()
  * sees it with __WALL alone, and no handlers of fork() run. freeze() makes one after the other
@@ -66,10 +66,11 @@ enum {
 /* That a copy may do nothing for. Unit tests have less. */
 static int64_t copy_idle_ms = 600 * INT64_C(1000);
 
-/* The page that a copy shares with the process. */
+/* What a copy shares with the process. */
 struct board {
     _Atomic bool is_ready; /* the copy's word: it has Python, */
     _Atomic bool may_live; /* and the process's: it knows whom to interrupt */
+    struct log_page log;
 };
 
 /* What a copy is made of: memory of the thread that makes it, which the copy has at the same
@@ -80,7 +81,7 @@ struct freezing {
     PyThreadState *tstate; /* its state while it is not */
     int client_fd;
     char *stack;
-    struct board *board;
+    struct board *board;                      /* there as long as the copy */
     void (*note)(void *argument, pid_t copy); /* in the process: it has begun */
     void (*live)(void *argument, struct board *board);
     void *argument;
@@ -165,12 +166,11 @@ judge_end(int status)
 MAY_ATTACH static enum freeze_result
 try_to_freeze(struct freezing *freezing)
 {
-    enum { BOARD_SIZE = 4096 };
     enum freeze_result result = FREEZE_REFUSED;
     int status = 0;
     pid_t copy = -1;
-    freezing->board =
-        mmap(NULL, BOARD_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    freezing->board = mmap(NULL, sizeof(struct board), PROT_READ | PROT_WRITE,
+                           MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     freezing->stack = mmap(NULL, COPY_STACK_SIZE, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (freezing->board != MAP_FAILED && freezing->stack != MAP_FAILED) {
@@ -179,6 +179,9 @@ try_to_freeze(struct freezing *freezing)
     int error = errno;
 
     freezing->tstate = freezing->attached ? detach() : NULL;
+    if (freezing->board != MAP_FAILED) { /* no child's, nor another copy's */
+        (void)madvise(freezing->board, sizeof(struct board), MADV_DONTFORK);
+    }
     if (copy > 0 && await_copy(copy, freezing->board, &status)) {
         freezing->note(freezing->argument, copy);
         atomic_store(&freezing->board->may_live, true);
@@ -190,8 +193,8 @@ try_to_freeze(struct freezing *freezing)
     if (freezing->stack != MAP_FAILED) {
         (void)munmap(freezing->stack, COPY_STACK_SIZE);
     }
-    if (freezing->board != MAP_FAILED) {
-        (void)munmap(freezing->board, BOARD_SIZE);
+    if (result != FREEZE_DONE && freezing->board != MAP_FAILED) {
+        (void)munmap(freezing->board, sizeof(struct board));
     }
     errno = error;
     return result;
@@ -246,9 +249,10 @@ reap_frozen(struct session *session, int *status)
     return ended;
 }
 
-/* Stays with the copy that serves the session until its end. Returns why it ended. */
+/* Stays with the copy that serves the session until its end. Takes the board over. Returns why the
+ * copy ended. */
 DETACHED static enum copy_end
-watch_copy(struct session *session)
+watch_copy(struct session *session, struct board *board)
 {
     const pid_t copy = session->copy;
     enum copy_end end = END_BY_ITSELF;
@@ -256,6 +260,7 @@ watch_copy(struct session *session)
     int64_t busy_ms = monotonic_ms();
     int status = 0;
     while (!reap_frozen(session, &status)) {
+        pass_lines_on(&board->log);
         if (end == END_BY_ITSELF) {
             const uint64_t now = count_waits(copy);
             busy_ms = now == 0 || now != waits ? monotonic_ms() : busy_ms;
@@ -272,6 +277,8 @@ watch_copy(struct session *session)
             (void)kill(copy, SIGKILL); /* the number is its own until it is reaped */
         }
     }
+    pass_lines_on(&board->log);
+    (void)munmap(board, sizeof(*board));
     return WIFEXITED(status) ? END_BY_ITSELF : end == END_BY_ITSELF ? END_KILLED : end;
 }
 

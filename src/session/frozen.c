@@ -81,7 +81,7 @@ struct purpose {
 
 /* All but its own client is the process's, and goes on there. */
 ATTACHED static void
-forget_all_but(struct session *own)
+forget_all_but(struct session *own, struct board *board)
 {
     for (size_t i = 0; i < atomic_load(&manhole.sessions_end); i++) {
         struct session *session = &manhole.sessions[i];
@@ -96,7 +96,7 @@ forget_all_but(struct session *own)
     own->helpers = 0;
     own->copy = 0;
     manhole.has_listener = false;
-    configure_log(NULL);
+    relay_log(&board->log);
 }
 
 /* What stands above its first prompt. */
@@ -126,7 +126,7 @@ live_as_copy(void *argument, struct board *board)
         channel.report(&report, session);
     }
     note_what_it_is(purpose->is_stuck);
-    forget_all_but(session);
+    forget_all_but(session, board);
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     (void)import_needed_modules(session, NULL);
     PyErr_Clear();
@@ -284,7 +284,7 @@ serve_by_copy(struct session *session, bool attached)
     }
     errno = error;
     if (result == FREEZE_DONE) {
-        tell_end(session, watch_copy(session));
+        tell_end(session, watch_copy(session, freezing.board));
     }
     else {
         refuse_copy(session, result, attached);
