@@ -122,6 +122,23 @@ copy_comes_while_python_is_stuck_and_harms_nothing(void)
     assert_string_equal(run_frozen(app, "print(1)"), "1\n");
 }
 
+/* As the thread of a session does that gets the GIL just when Python was given up. */
+static void
+main_thread_is_meant_where_one_without_a_frame_has_the_gil(void)
+{
+    struct process *app = start_app(
+        INSTALL("hang_timeout=0.3") "import _thread, ctypes\n"
+                                    "byte = ctypes.create_string_buffer(1)\n"
+                                    "def serve(request):\n"
+                                    "    read = ctypes.PyDLL(None).read\n"
+                                    "    " READY
+                                    "    _thread.start_new_thread(read, (0, byte, 1))\n"
+                                    "    while not byte.raw.strip(b'\\0'): pass\n"
+                                    "serve('milk')\n" STAY);
+    assert_string_equal(run_frozen(app, "print(frame().request)"), "milk\n");
+    write_stdin(app, "x");
+}
+
 static void
 copy_is_offered_when_a_statement_cannot_begin(void)
 {
@@ -555,6 +572,24 @@ older_manhole_gets_not_a_byte(void)
     wait_for_text(server, OUT, "got b''\n", DEADLINE);
 }
 
+/* Who did what is found there afterwards, as with a prompt in the process itself. */
+static void
+log_has_what_is_run_in_a_copy(void)
+{
+    struct process *apps[] = {start_app(APP), start_app(STUCK_APP)};
+    for (size_t i = 0; i < 2; i++) {
+        (void)run_frozen(apps[i], "goods = 'in a program'");
+        wait_for_text(apps[i], ERR, ": \"goods = 'in a program'\"\n", DEADLINE);
+        struct process *console = start_frozen_console(apps[i]);
+        const char *copy = format_text("Manhole[%d:", (int)find_copy(apps[i]));
+        write_stdin(console, "goods = 'typed'\n");
+        wait_for_text(apps[i], ERR, copy, DEADLINE);
+        wait_for_text(apps[i], ERR, ": \"goods = 'typed'\"\n", DEADLINE);
+        write_stdin(console, "exit()\n");
+        wait_for_text(apps[i], ERR, "The frozen copy has ended\n", DEADLINE);
+    }
+}
+
 static void
 frozen_stands_with_a_console_or_code_alone(void)
 {
@@ -574,6 +609,7 @@ main(void)
     static const struct test_case tests[] = {
         TEST(copy_shows_frames_and_keeps_what_is_done_to_itself),
         TEST(copy_comes_while_python_is_stuck_and_harms_nothing),
+        TEST(main_thread_is_meant_where_one_without_a_frame_has_the_gil),
         TEST(copy_is_offered_when_a_statement_cannot_begin),
         TEST(console_says_whose_copy_it_is),
         TEST(frames_of_a_copy_are_debugged_and_errors_say_what_it_is),
@@ -598,6 +634,7 @@ main(void)
         TEST(process_with_subinterpreters_is_refused),
         TEST(shell_of_commands_gives_no_copy),
         TEST(older_manhole_gets_not_a_byte),
+        TEST(log_has_what_is_run_in_a_copy),
         TEST(frozen_stands_with_a_console_or_code_alone),
     };
     return RUN_TESTS(tests);

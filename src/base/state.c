@@ -387,7 +387,7 @@ static struct {
 /* Set in a frozen copy that has Python, and nowhere else: see src/frozen/. */
 static struct {
     pid_t original;       /* the process that it is a copy of; 0: this is no copy */
-    unsigned long holder; /* who had the GIL while Python did not answer; 0: nobody */
+    unsigned long holder; /* whose code had the GIL when Python was stuck; 0: none */
     PyObject *ident;      /* owned, of the thread that it has taken over, */
     PyObject *frame;      /* owned, and where that was */
     PyObject *meant; /* owned, the ident of the thread that is meant without a word */

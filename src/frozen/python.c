@@ -141,6 +141,14 @@ become_main_thread(PyThreadState *main_thread, void *stack)
     }
 }
 
+/* Whether the thread runs Python's code. A session's that has got the GIL just now does not. */
+ATTACHED static bool
+has_frame(PyThreadState *tstate)
+{
+    OWNED PyObject *frame = (PyObject *)PyThreadState_GetFrame(tstate);
+    return frame != NULL;
+}
+
 /* Makes the calling thread, of a copy, one that runs Python, attached. */
 ATTACHES static void
 become_python(pid_t original, bool is_attached_now, void *stack)
@@ -166,11 +174,12 @@ become_python(pid_t original, bool is_attached_now, void *stack)
         end_copy(EXIT_NO_STACK);
     }
     PyErr_Clear();
+    const unsigned long holder = is_attached_now || !has_frame(own) ? 0 : own->thread_id;
     fork_python(own);
     if (is_attached_now || SIGNALS_NEED_MAIN_THREAD) {
         become_main_thread(main_thread, stack);
     }
-    settle_in(original, is_attached_now ? 0 : own->thread_id, main_thread->thread_id);
+    settle_in(original, holder, main_thread->thread_id);
 }
 
 #endif /* CAN_FREEZE */
