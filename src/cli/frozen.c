@@ -11,9 +11,9 @@
 #include "channels.c"
 
 enum {
-    FROZEN_LARGE_MB = 4096, /* resident, from where on we ask */
-    FROZEN_MS_PER_GB = 25,  /* that a process stands still: measured at 2 GB */
-    HELLO_PATIENCE_MS = 2000,
+    FROZEN_LARGE_MB = 4096,    /* resident, from where on we ask */
+    FROZEN_MS_PER_GB = 25,     /* that a process stands still: measured at 2 GB */
+    HELLO_PATIENCE_MS = 10000, /* a machine may be that busy */
 };
 
 static const char frozen_hello[] = "frozen\n";
@@ -61,7 +61,12 @@ try_frozen(const struct request *request, struct target *target, const char *cha
 {
     OWNED_BUFFER line = {.data = NULL};
     int server = open_connection(request, target, channel);
+    struct pollfd answer = {.fd = server, .events = POLLIN};
 
+    if (poll(&answer, 1, FIRST_BYTE_PATIENCE_MS) == 0 &&
+        say_hindrance(server_pid(server))) {
+        leave(STATUS_NO_CONNECTION);
+    }
     bool is_line = read_hello(server, &line);
     if (is_line && strcmp(text_of(&line), frozen_hello) == 0) {
         check_size(request, target, server);
@@ -69,9 +74,6 @@ try_frozen(const struct request *request, struct target *target, const char *cha
     }
     if (is_line && strncmp(text_of(&line), "manhole: ", 9) == 0) {
         show_lines(STDERR_FILENO, NULL, &line, true);
-        leave(STATUS_NO_CONNECTION);
-    }
-    if (say_hindrance(server_pid(server))) {
         leave(STATUS_NO_CONNECTION);
     }
     (void)close(server);

@@ -119,6 +119,16 @@ def facts(app):
         return len(os.listdir(f'/proc/{app.pid}/fd')), children.read()
 
 
+def settled(app):
+    """What it has when that has been the same for a second: the copy and its session have gone."""
+    before, since = facts(app), time.monotonic()
+    while time.monotonic() < since + 1:
+        time.sleep(0.1)
+        if facts(app) != before:
+            before, since = facts(app), time.monotonic()
+    return before
+
+
 def is_unharmed(app, kind, before):
     for _ in range(50):         # the last copy and its session go a moment after their client
         if app.poll() is not None:
@@ -141,12 +151,7 @@ def run(kind, count):
         return 'left out'
     tries, slowest, why = [0, 0, 0, 0], 0, set()
     copy(app)
-    before = None
-    for _ in range(50):
-        before, last = facts(app), before
-        if before == last:
-            break
-        time.sleep(0.1)
+    before = settled(app)
     for _ in range(count):
         for attempt in range(3):
             came, seconds, error = copy(app)
