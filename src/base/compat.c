@@ -706,7 +706,8 @@ reattach_forked(PyThreadState *tstate)
  * delete the states of all others, and with them what their frames are made of: 3.15 dies of
  * looking at them then. So they are taken out of its list meanwhile. Its head is not to be had, so
  * a new state is made for that, which is what it deletes. From 3.13 on it gives the import lock
- * back, and has to have it for that. Returns false without memory. */
+ * back, and has to have it for that. What the kernel calls the thread stays as it was in the
+ * process, whose stacks are shown. Returns false without memory. */
 ATTACHED static bool
 make_python_anew(PyThreadState *own)
 {
@@ -726,7 +727,13 @@ make_python_anew(PyThreadState *own)
     PyObject *imp = PyDict_GetItemString(PyImport_GetModuleDict(), "_imp"); /* borrowed */
     Py_XDECREF(imp == NULL ? NULL : PyObject_CallMethod(imp, "acquire_lock", NULL));
 #  endif
+#  if PY_VERSION_HEX >= 0x030b0000
+    const unsigned long native_id = own->native_thread_id;
     PyOS_AfterFork_Child();
+    own->native_thread_id = native_id;
+#  else
+    PyOS_AfterFork_Child();
+#  endif
 
     own->next = before == NULL ? behind : first;
     if (before != NULL) {

@@ -89,6 +89,8 @@ fork_python(PyThreadState *own)
         end_copy(EXIT_NO_MEMORY);
     }
     if (threads != NULL) {
+        PyDict_Clear(
+            active); /* of a thread that it did not know it has made the main one */
         (void)PyDict_Update(active, threads);
     }
     PyErr_Clear();

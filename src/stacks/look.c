@@ -100,8 +100,11 @@ show_taken_over(PyObject *frames)
     if (frozen.ident == NULL) {
         return 0;
     }
-    return frozen.frame == NULL ? PyDict_DelItem(frames, frozen.ident)
-                                : PyDict_SetItem(frames, frozen.ident, frozen.frame);
+    if (frozen.frame != NULL) {
+        return PyDict_SetItem(frames, frozen.ident, frozen.frame);
+    }
+    const int is_there = PyDict_Contains(frames, frozen.ident); /* if Python runs, here */
+    return is_there == 1 ? PyDict_DelItem(frames, frozen.ident) : is_there;
 }
 
 /* The topmost frame of each thread, by ident; of other interpreters too, where that is safe.
