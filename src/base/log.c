@@ -31,6 +31,7 @@ enum {
     LOG_QUEUE_LENGTH = 256,
     /* Bytes of them that a frozen copy may leave between two looks. */
     LOG_PAGE_SIZE = 1 << 16,
+    LOG_PAGE_PATIENCE_MS = 1000, /* until there is room */
 };
 
 struct log_entry {
@@ -96,22 +97,24 @@ queue_log_line(const char *line, size_t length)
     logger.queue.length++;
 }
 
-/* In a frozen copy, under log_lock. */
-static void
+/* In a frozen copy, under log_lock. Returns false while there is no room. */
+static bool
 leave_line(const char *line, size_t length)
 {
     struct log_page *page = logger.page;
     const uint32_t left = atomic_load(&page->left);
-    if (length <= LOG_PAGE_SIZE - (left - atomic_load(&page->taken))) {
-        for (size_t i = 0; i < length; i++) {
-            page->bytes[(left + i) % LOG_PAGE_SIZE] = line[i];
-        }
-        atomic_store(&page->left, left + (uint32_t)length);
+    if (length > LOG_PAGE_SIZE - (left - atomic_load(&page->taken))) {
+        return false;
     }
+    for (size_t i = 0; i < length; i++) {
+        page->bytes[(left + i) % LOG_PAGE_SIZE] = line[i];
+    }
+    atomic_store(&page->left, left + (uint32_t)length);
+    return true;
 }
 
 /* Where a line goes now. */
-enum log_target { LOG_NOWHERE, LOG_FD, LOG_OBJECT, LOG_PAGE };
+enum log_target { LOG_NOWHERE, LOG_FD, LOG_OBJECT, LOG_PAGE, LOG_FULL_PAGE };
 
 /* Queues a line for the object, or leaves it on the page, if it is to go there. */
 static enum log_target
@@ -127,18 +130,23 @@ target_line(const char *line /* NULL: only look */, size_t length)
     if (target == LOG_OBJECT && line != NULL) {
         queue_log_line(line, length);
     }
-    if (target == LOG_PAGE && line != NULL) {
-        leave_line(line, length);
+    if (target == LOG_PAGE && line != NULL && !leave_line(line, length)) {
+        target = LOG_FULL_PAGE;
     }
     unlock(&log_lock);
     return target;
 }
 
-/* Sends a whole line on its way. */
+/* Sends a whole line on its way. A copy waits for room: it keeps nobody up, and what is run there
+ * is not to go by unseen. */
 static void
 send_line(const char *line, size_t length)
 {
     enum log_target target = target_line(line, length);
+    for (int ms = 0; target == LOG_FULL_PAGE && ms < LOG_PAGE_PATIENCE_MS; ms++) {
+        (void)poll(NULL, 0, 1);
+        target = target_line(line, length);
+    }
     if (target == LOG_FD) {
         write_log_fd(line, length);
     }
@@ -171,6 +179,8 @@ log_line(const char *format, ...)
     send_line(line, length);
 }
 
+#if CAN_FREEZE
+
 /* In the process: passes on what a copy has logged. The page is no better than who has the copy:
  * whatever it says, this reads bytes of the page, and ends. */
 static void
@@ -191,6 +201,8 @@ pass_lines_on(struct log_page *page)
     }
     atomic_store(&page->taken, left);
 }
+
+#endif /* CAN_FREEZE */
 
 /* Becomes the one thread that delivers, so that the lines keep their order. */
 static bool
@@ -307,6 +319,8 @@ configure_log(const struct destination *destination)
     Py_XDECREF(previous);
 }
 
+#if CAN_FREEZE
+
 /* In a frozen copy: its lines go to this page, if the process has a log. */
 static void
 relay_log(struct log_page *page)
@@ -315,6 +329,8 @@ relay_log(struct log_page *page)
     logger.page = page;
     unlock(&log_lock);
 }
+
+#endif /* CAN_FREEZE */
 
 /* In a child: the parent delivers them. */
 static void

@@ -57,10 +57,11 @@ enum copy_end {
 
 enum {
     COPY_ATTEMPTS = 40,
-    COPY_LOOK_MS = 2,        /* between two looks at one that is being made, */
-    COPY_PATIENCE_MS = 300,  /* which sleeps, */
-    COPY_TIMEOUT_MS = 20000, /* or does not, but gets nowhere */
-    COPY_WATCH_MS = 100,     /* between two looks at one that lives */
+    COPY_LOOK_MS = 2,          /* between two looks at one that is being made, */
+    COPY_PATIENCE_MS = 300,    /* which sleeps, */
+    COPY_TIMEOUT_MS = 20000,   /* or does not, but gets nowhere */
+    COPY_WATCH_MS = 100,       /* between two looks at one that lives */
+    COPY_FAREWELL_LOOKS = 100, /* for one whose client has left to end by itself */
 };
 
 /* That a copy may do nothing for. Unit tests have less. */
@@ -259,6 +260,7 @@ watch_copy(struct session *session, struct board *board)
     uint64_t waits = 0;
     int64_t busy_ms = monotonic_ms();
     int status = 0;
+    int farewell = 0;
     while (!reap_frozen(session, &status)) {
         pass_lines_on(&board->log);
         if (end == END_BY_ITSELF) {
@@ -272,9 +274,10 @@ watch_copy(struct session *session, struct board *board)
                                                           : END_BY_ITSELF;
         }
         else {
-            (void)poll(NULL, 0,
-                       COPY_LOOK_MS);  /* one that has hung up is on its way out */
-            (void)kill(copy, SIGKILL); /* the number is its own until it is reaped */
+            (void)poll(NULL, 0, COPY_LOOK_MS);
+            if (end != END_OF_CLIENT || farewell++ >= COPY_FAREWELL_LOOKS) {
+                (void)kill(copy, SIGKILL); /* the number is its own until it is reaped */
+            }
         }
     }
     pass_lines_on(&board->log);
