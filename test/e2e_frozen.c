@@ -135,7 +135,35 @@ main_thread_is_meant_where_one_without_a_frame_has_the_gil(void)
                                     "    _thread.start_new_thread(read, (0, byte, 1))\n"
                                     "    while not byte.raw.strip(b'\\0'): pass\n"
                                     "serve('milk')\n" STAY);
+    const char *out = NULL;
     assert_string_equal(run_frozen(app, "print(frame().request)"), "milk\n");
+    assert_int_equal(
+        run_command(CLI("--stacks", "--locals", pid_of(app)), NULL, &out, NULL), 0);
+    assert_contains(out, "request = 'milk'");
+    write_stdin(app, "x");
+}
+
+/* Python takes who is there after a fork for the main thread. */
+static void
+thread_that_threading_does_not_know_is_not_the_main_one(void)
+{
+    const char *out = NULL;
+    struct process *app = start_app(INSTALL(
+        "hang_timeout=0.3") "import _thread, ctypes\n"
+                            "byte = ctypes.create_string_buffer(1)\n"
+                            "def work(job):\n"
+                            "    ctypes.PyDLL(None).read(0, byte, 1)\n"
+                            "def serve(request):\n"
+                            "    " READY "    _thread.start_new_thread(work, ('bake',))\n"
+                            "    while not byte.raw.strip(b'\\0'): pass\n"
+                            "serve('milk')\n" STAY);
+    assert_string_equal(
+        run_frozen(app, "print(frame().job, frame('MainThread').request)"),
+        "bake milk\n");
+    assert_int_equal(
+        run_command(CLI("--stacks", "--locals", pid_of(app)), NULL, &out, NULL), 0);
+    assert_contains(out, format_text("\nThread: MainThread, TID %d,", (int)app->pid));
+    assert_null(strstr(out, "gone"));
     write_stdin(app, "x");
 }
 
@@ -246,11 +274,12 @@ copy_reaches_no_file_no_process_and_no_memory_of_others(void)
         INSTALL("") "import mmap, os, tempfile\n"
                     "file = open('written', 'w+b'); file.write(b'kept'); file.flush()\n"
                     "shared = mmap.mmap(file.fileno(), 4)\n"
+                    "seen = mmap.mmap(file.fileno(), 4, access=mmap.ACCESS_READ)\n"
                     "ours = mmap.mmap(-1, 4); ours[:] = b'kept'\n" EVALUATE);
     assert_string_equal(
         run_frozen(
             app,
-            "import __main__ as m, os, signal, socket\n"
+            "import __main__ as m, mmap, os, signal, socket\n"
             "def fails(call, *arguments):\n"
             "    try: call(*arguments)\n"
             "    except OSError as error: return error.errno in (1, 9, 22, 88)\n"
@@ -258,6 +287,7 @@ copy_reaches_no_file_no_process_and_no_memory_of_others(void)
             "m.file.write(b'lost'); m.file.flush(); os.write(m.file.fileno(), b'lost')\n"
             "print(all([fails(open, 'made', 'w'), fails(os.unlink, 'written'),\n"
             "           fails(os.truncate, 'written', 0), fails(os.mkdir, 'made'),\n"
+            "           fails(m.seen.madvise, mmap.MADV_REMOVE),\n"
             "           fails(os.kill, os.getppid(), signal.SIGTERM), fails(os.fork),\n"
             "           fails(socket.socket), fails(os.system, 'true') is not False,\n"
             "           fails(os.setuid, 0), fails(os.nice, 1)]))"),
@@ -278,14 +308,55 @@ shared_memory_does_not_grow_by_being_copied(void)
     struct process *app = start_app(INSTALL(
         "") "import mmap, os\n"
             "path = f'/dev/shm/manhole-test-{os.getpid()}'\n"
-            "fd = os.open(path, os.O_RDWR | os.O_CREAT); os.unlink(path)\n"
-            "size = 64 << 20; os.ftruncate(fd, size)\n"
-            "shared = mmap.mmap(fd, size); shared[size - 4:] = b'kept'\n" EVALUATE);
-    const char *before = evaluate(app, "os.fstat(fd).st_blocks");
+            "named = os.open(path, os.O_RDWR | os.O_CREAT); os.unlink(path)\n"
+            "fds = [named, os.memfd_create('memory')]\n"
+            "size = 64 << 20; shared = []\n"
+            "for fd in fds:\n"
+            "    os.ftruncate(fd, size); shared.append(mmap.mmap(fd, size))\n"
+            "    shared[-1][size - 4:] = b'kept'\n"
+            "def blocks(): return [os.fstat(fd).st_blocks for fd in fds]\n" EVALUATE);
+    const char *before = evaluate(app, "blocks()");
     assert_string_equal(run_frozen(app, "import __main__ as m\n"
-                                        "print(m.shared[:4], m.shared[m.size - 4:])"),
-                        "b'\\x00\\x00\\x00\\x00' b'kept'\n");
-    assert_string_equal(evaluate(app, "os.fstat(fd).st_blocks"), before);
+                                        "print(*[one[m.size - 8:] for one in m.shared])"),
+                        "b'\\x00\\x00\\x00\\x00kept' b'\\x00\\x00\\x00\\x00kept'\n");
+    assert_string_equal(evaluate(app, "blocks()"), before);
+}
+
+/* A mapping that is for reading, of a file that was opened for writing, too. */
+static void
+what_a_copy_shares_cannot_be_made_writable(void)
+{
+    enum { MSEAL = 462 };
+    if (syscall(MSEAL, 0, 0, 0) < 0) {
+        skip_test("this kernel does not seal mappings");
+    }
+    struct process *app = start_app(INSTALL(
+        "") "import mmap\n"
+            "file = open('written', 'w+b'); file.write(b'kept'); file.flush()\n"
+            "seen = mmap.mmap(file.fileno(), 4, access=mmap.ACCESS_READ)\n" READY STAY);
+    assert_string_equal(
+        run_frozen(app,
+                   "import __main__ as m, ctypes\n"
+                   "libc = ctypes.CDLL(None, use_errno=True)\n"
+                   "line = next(l for l in open('/proc/self/maps') if '/written' in l)\n"
+                   "at = ctypes.c_void_p(int(line.split('-')[0], 16))\n"
+                   "print(m.seen[:], libc.mprotect(at, 4096, 3), ctypes.get_errno())"),
+        "b'kept' -1 1\n");
+}
+
+/* The process's threads would not run until it ends, nor the one that ends it. */
+static void
+copy_of_a_process_in_real_time_is_none(void)
+{
+    struct process *app =
+        start_app("import os\n"
+                  "try: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))\n"
+                  "except PermissionError: pass\n" INSTALL("") EVALUATE);
+    if (strcmp(evaluate(app, "os.sched_getscheduler(0)"), "1") != 0) {
+        skip_test("no process can be one in real time here");
+    }
+    assert_string_equal(run_frozen(app, "import os; print(os.sched_getscheduler(0))"),
+                        "0\n");
 }
 
 /* An address whose lower half is 0, where a filter's first look would see none. */
@@ -341,6 +412,8 @@ process_sees_nothing_of_its_copies(void)
     run_frozen(app, "1");
     fds = count_fds(app->pid);
     struct process *console = start_frozen_console(app);
+    write_stdin(console, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)\n");
+    wait_for_text(console, OUT, "PermissionError", DEADLINE);
     assert_string_equal(evaluate(app, "(seen, wait())"), "([], 'none')");
     write_stdin(console, "exit()\n");
     assert_int_equal(wait_for_exit(console, DEADLINE), 0);
@@ -590,6 +663,33 @@ log_has_what_is_run_in_a_copy(void)
     }
 }
 
+enum { PASTED_LINES = 2000 };
+
+static bool
+are_all_logged(void *argument)
+{
+    const char *count = evaluate(argument, "open('log').read().count(\": 'line = \")");
+    return strcmp(count, format_text("%d", PASTED_LINES)) == 0;
+}
+
+/* More than there is room for between two looks of the process. */
+static void
+log_has_all_that_is_pasted_into_a_copy(void)
+{
+    struct process *app = start_app("import os\n" INSTALL(
+        "verbose_destination=os.open('log', os.O_CREAT | os.O_WRONLY)") EVALUATE);
+    char *lines = malloc(PASTED_LINES * 20);
+    size_t length = 0;
+    assert_non_null(lines);
+    for (int i = 0; i < PASTED_LINES; i++) {
+        length += (size_t)snprintf(lines + length, 20, "line = %d\n", i);
+    }
+    int status = run_command(FROZEN(pid_of(app)), lines, NULL, NULL);
+    free(lines);
+    assert_int_equal(status, 0);
+    wait_until(are_all_logged, app, "all lines are in the log", DEADLINE);
+}
+
 static void
 frozen_stands_with_a_console_or_code_alone(void)
 {
@@ -610,6 +710,7 @@ main(void)
         TEST(copy_shows_frames_and_keeps_what_is_done_to_itself),
         TEST(copy_comes_while_python_is_stuck_and_harms_nothing),
         TEST(main_thread_is_meant_where_one_without_a_frame_has_the_gil),
+        TEST(thread_that_threading_does_not_know_is_not_the_main_one),
         TEST(copy_is_offered_when_a_statement_cannot_begin),
         TEST(console_says_whose_copy_it_is),
         TEST(frames_of_a_copy_are_debugged_and_errors_say_what_it_is),
@@ -618,6 +719,8 @@ main(void)
         TEST(list_grows_in_a_copy_behind_a_filter_of_the_process),
         TEST(copy_reaches_no_file_no_process_and_no_memory_of_others),
         TEST(shared_memory_does_not_grow_by_being_copied),
+        TEST(what_a_copy_shares_cannot_be_made_writable),
+        TEST(copy_of_a_process_in_real_time_is_none),
         TEST(copy_sends_nothing_to_a_socket_by_its_name),
         TEST(terminal_that_a_copy_opens_does_not_become_its_own),
         TEST(process_sees_nothing_of_its_copies),
@@ -635,6 +738,7 @@ main(void)
         TEST(shell_of_commands_gives_no_copy),
         TEST(older_manhole_gets_not_a_byte),
         TEST(log_has_what_is_run_in_a_copy),
+        TEST(log_has_all_that_is_pasted_into_a_copy),
         TEST(frozen_stands_with_a_console_or_code_alone),
     };
     return RUN_TESTS(tests);

@@ -236,6 +236,28 @@ wait_is_sliced_for_signals(void **state)
     assert_int_equal(slice_of(0), 0);
 }
 
+#if CAN_FREEZE
+
+/* In a chroot, say, what a copy is given in the place of all that was open would be written to. */
+static void
+null_device_is_told_from_a_file_in_its_place(void **state)
+{
+    FILE *file = tmpfile();
+    int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    int zero_fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
+    (void)state;
+    assert_non_null(file);
+    assert_true(is_null_device(null_fd));
+    assert_false(is_null_device(zero_fd));
+    assert_false(is_null_device(fileno(file)));
+    assert_false(is_null_device(-1));
+    (void)close(null_fd);
+    (void)close(zero_fd);
+    (void)fclose(file);
+}
+
+#endif /* CAN_FREEZE */
+
 int
 main(void)
 {
@@ -252,6 +274,9 @@ main(void)
         cmocka_unit_test(seconds_are_milliseconds_for_poll),
         cmocka_unit_test(deadline_is_a_timeout_for_poll),
         cmocka_unit_test(wait_is_sliced_for_signals),
+#if CAN_FREEZE
+        cmocka_unit_test(null_device_is_told_from_a_file_in_its_place),
+#endif
     };
     return RUN_UNIT_TESTS(tests);
 }

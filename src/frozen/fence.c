@@ -10,18 +10,21 @@
  *
  *   Memory that others share with the process (multiprocessing's, a mapped file, SQLite's index of
  *   its log) is replaced by the copy's own, at the same addresses, with what was in it. Beyond
- *   SHARED_MOST it can be read only; what a device maps not even that.
+ *   SHARED_MOST it can be read only; what a device maps not even that. What stays shared is sealed:
+ *   nobody makes it writable, where the kernel knows that (6.10).
  *
  *   System calls. A seccomp filter lets through what is listed in allowed[], and nothing else: the
  *   rest fails with EPERM. Files are opened for reading only; no socket is made, no process, no
- *   signal sent but to itself, no lock taken on a file, nobody's rights changed. It is a list of
- *   what is let through, for the kernel has new calls each year.
+ *   signal sent, not to itself either, for a copy that stops is a SIGCHLD to the process; no lock
+ *   taken on a file, nobody's rights changed. It is a list of what is let through, for the kernel
+ *   has new calls each year.
  *
  *   Its end. It dies with the thread of the process that has made it, without a core, without a
  *   SIGCHLD; before anything else where memory is short; never by exit(), which would flush what
  *   the application has buffered.
  *
- * What is read is read: from a FIFO or a terminal that is opened by its name it is gone.
+ * What is read is read: from a FIFO, a terminal or, by /proc, a pipe of the process's own that is
+ * opened by its name it is gone. The CPU is shared, too, and what a cgroup or a user may have of it.
  */
 #ifndef MANHOLE_FROZEN_FENCE_C
 #define MANHOLE_FROZEN_FENCE_C
@@ -39,6 +42,7 @@
 #  include <sys/mman.h>
 #  include <sys/statfs.h>
 #  include <sys/sysinfo.h>
+#  include <sys/sysmacros.h>
 #  include <sys/uio.h>
 
 enum {
@@ -80,6 +84,15 @@ replace_listed(int list_fd, int null_fd, int client_fd)
     return length == 0;
 }
 
+/* Whether it is the kernel's: in a chroot, say, it may be a file, which would be written to. */
+COPY_ONLY static bool
+is_null_device(int fd)
+{
+    struct stat file;
+    return fstat(fd, &file) == 0 && S_ISCHR(file.st_mode) &&
+           file.st_rdev == makedev(1, 3);
+}
+
 /* The process may have no descriptor left: the bells make room, which are ours and of no use here.
  */
 COPY_ONLY static bool
@@ -89,8 +102,8 @@ replace_descriptors(int client_fd)
     (void)close(atomic_load(&manhole.news_bell.number));
     const int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     const int list_fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool replaced =
-        null_fd >= 0 && list_fd >= 0 && replace_listed(list_fd, null_fd, client_fd);
+    bool replaced = is_null_device(null_fd) && list_fd >= 0 &&
+                    replace_listed(list_fd, null_fd, client_fd);
     (void)close(list_fd);
     (void)close(null_fd);
     return replaced;
@@ -132,7 +145,8 @@ may_be_sparse(const char *path)
     struct statfs file_system;
     struct sysinfo memory;
     const bool is_memory =
-        strncmp(path, "/dev/zero", 9) == 0 ||
+        strncmp(path, "/dev/zero", 9) == 0 || strncmp(path, "/memfd:", 7) == 0 ||
+        strncmp(path, "/SYSV", 5) == 0 ||
         (strncmp(path, "/dev/shm/", 9) == 0 && statfs("/dev/shm", &file_system) == 0 &&
          file_system.f_type == TMPFS_MAGIC);
     return is_memory && sysinfo(&memory) == 0 && memory.freeswap == memory.totalswap;
@@ -160,6 +174,13 @@ copy_present(char *to, char *from, size_t size)
     return true;
 }
 
+/* What stays shared keeps its protection, until the copy's end. */
+COPY_ONLY static void
+seal_mapping(const char *begin, size_t size)
+{
+    (void)syscall(462 /* mseal */, begin, size, 0UL);
+}
+
 /* Makes one shared and writable mapping the copy's own. */
 COPY_ONLY static bool
 unshare_mapping(char *begin, size_t size, const char *path, size_t *copied)
@@ -168,7 +189,9 @@ unshare_mapping(char *begin, size_t size, const char *path, size_t *copied)
                            strncmp(path, "/dev/shm/", 9) != 0 &&
                            strncmp(path, "/dev/zero", 9) != 0;
     if (is_device || *copied + size > SHARED_MOST) {
-        return mprotect(begin, size, is_device ? PROT_NONE : PROT_READ) == 0;
+        bool is_protected = mprotect(begin, size, is_device ? PROT_NONE : PROT_READ) == 0;
+        seal_mapping(begin, size);
+        return is_protected;
     }
     *copied += size;
     char *fresh =
@@ -186,7 +209,11 @@ unshare_line(const char *line, const char *own_board, size_t *copied)
     char *at = NULL;
     char *begin = read_address(line, &at, 16);
     const char *end = read_address(at + 1, &at, 16);
-    if (at[2] != 'w' || at[4] != 's' || begin == own_board) {
+    if (at[4] != 's' || begin == own_board) {
+        return true;
+    }
+    if (at[2] != 'w') {
+        seal_mapping(begin, (size_t)(end - begin));
         return true;
     }
     const char *path = strchr(at, '/');
@@ -218,7 +245,7 @@ unshare_memory(const void *own_board)
         memmove(lines, line, length);
     }
     (void)close(fd);
-    return done && got == 0;
+    return done && got == 0 && length == 0; /* else there is a line that is too long */
 }
 
 /* ---- System calls -------------------------------------------------------------------- */
@@ -275,7 +302,6 @@ static const unsigned allowed[] = {
     SYS_munmap,
     SYS_mremap,
     SYS_mprotect,
-    SYS_madvise,
     SYS_brk,
     SYS_mincore,
     SYS_memfd_create,
@@ -334,7 +360,7 @@ static const unsigned allowed[] = {
     SYS_timerfd_create,
     SYS_timerfd_settime,
     SYS_timerfd_gettime,
-    /* signals to itself */
+    /* signals that come to it */
     SYS_rt_sigaction,
     SYS_rt_sigprocmask,
     SYS_rt_sigreturn,
@@ -358,7 +384,6 @@ static const unsigned allowed[] = {
     SYS_eventfd2,
     SYS_pipe,
     SYS_pipe2,
-    SYS_socketpair,
     /* the client; sendto() below. No sendmsg(), which may have an address. */
     SYS_recvfrom,
     SYS_recvmsg,
@@ -412,7 +437,6 @@ COPY_ONLY static void
 add_conditions(struct filter *filter)
 {
     const unsigned writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC;
-    const unsigned self = (unsigned)syscall(SYS_getpid);
     const struct condition conditions[] = {
         {SYS_openat, 2, HAS_NONE_OF, writes},
         {SYS_open, 1, HAS_NONE_OF, writes},
@@ -432,9 +456,15 @@ add_conditions(struct filter *filter)
         {SYS_prlimit64, 0, IS, 0},
         {SYS_prctl, 0, IS, PR_SET_NAME},
         {SYS_prctl, 0, IS, PR_GET_NAME},
-        {SYS_kill, 0, IS, self},
-        {SYS_tgkill, 0, IS, self},
-        {SYS_tgkill, 2, IS, 0}, /* whether it is there */
+        {SYS_tgkill, 2, IS, 0},           /* whether it is there */
+        {SYS_socketpair, 0, IS, AF_UNIX}, /* another may load its module */
+        /* Of what allocators ask for. Another way, MADV_REMOVE, empties a file that is mapped. */
+        {SYS_madvise, 2, IS, MADV_DONTNEED},
+        {SYS_madvise, 2, IS, MADV_FREE},
+        {SYS_madvise, 2, IS, MADV_HUGEPAGE},
+        {SYS_madvise, 2, IS, MADV_NOHUGEPAGE},
+        {SYS_madvise, 2, IS, 102 /* MADV_GUARD_INSTALL */},
+        {SYS_madvise, 2, IS, 103 /* MADV_GUARD_REMOVE */},
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(conditions); i++) {
         add_condition(filter, &conditions[i]);
@@ -532,12 +562,15 @@ fence_in(pid_t original, int client_fd, const void *own_board)
 {
     const struct rlimit no_core = {0};
     const struct rlimit cpu = {COPY_CPU_S, COPY_CPU_S};
+    const struct sched_param ordinary = {0};
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || syscall(SYS_getppid) != original) {
         return false;
     }
     (void)setrlimit(RLIMIT_CORE, &no_core);
     (void)setrlimit(RLIMIT_CPU, &cpu);
     leave_signals();
+    /* Beside one that computes in real time nothing of the process would run. */
+    (void)sched_setscheduler(0, SCHED_OTHER, &ordinary);
     (void)!nice(COPY_NICE);
     if (!replace_descriptors(client_fd)) { /* then there are some for the rest */
         return false;
