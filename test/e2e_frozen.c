@@ -678,7 +678,7 @@ log_has_all_that_is_pasted_into_a_copy(void)
 {
     struct process *app = start_app("import os\n" INSTALL(
         "verbose_destination=os.open('log', os.O_CREAT | os.O_WRONLY)") EVALUATE);
-    char *lines = malloc(PASTED_LINES * 20);
+    char *lines = malloc((size_t)PASTED_LINES * 20);
     size_t length = 0;
     assert_non_null(lines);
     for (int i = 0; i < PASTED_LINES; i++) {

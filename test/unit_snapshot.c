@@ -1165,6 +1165,8 @@ static enum copy_end
 watch_sleeping_child(void)
 {
     int ends[2];
+    struct board *board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE,
+                               MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     struct session session = {.copy = fork()};
     if (session.copy == 0) {
         (void)poll(NULL, 0, -1);
@@ -1173,7 +1175,7 @@ watch_sleeping_child(void)
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
     assert_int_equal(pthread_mutex_init(&session.out_lock, NULL), 0);
     keep_fd(&session.fd, ends[0]);
-    enum copy_end end = watch_copy(&session);
+    enum copy_end end = watch_copy(&session, board);
     (void)close(ends[0]);
     (void)close(ends[1]);
     assert_int_equal(session.copy, 0); /* it is reaped */

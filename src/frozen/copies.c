@@ -250,6 +250,29 @@ reap_frozen(struct session *session, int *status)
     return ended;
 }
 
+/* When a copy last did something. */
+struct activity {
+    uint64_t waits;
+    int64_t at_ms;
+};
+
+/* Looks for a while at a copy that lives. Returns why it is to end; END_BY_ITSELF: it is not. */
+DETACHED static enum copy_end
+check_on_copy(struct session *session, struct activity *activity)
+{
+    const uint64_t waits = count_waits(session->copy);
+    if (waits == 0 || waits != activity->waits) {
+        *activity = (struct activity){waits, monotonic_ms()};
+    }
+    if (has_client_left(kept_number(&session->fd), COPY_WATCH_MS)) {
+        return END_OF_CLIENT;
+    }
+    if (is_memory_low()) {
+        return END_NO_MEMORY;
+    }
+    return ms_until(activity->at_ms + copy_idle_ms) == 0 ? END_IDLE : END_BY_ITSELF;
+}
+
 /* Stays with the copy that serves the session until its end. Takes the board over. Returns why the
  * copy ended. */
 DETACHED static enum copy_end
@@ -257,27 +280,18 @@ watch_copy(struct session *session, struct board *board)
 {
     const pid_t copy = session->copy;
     enum copy_end end = END_BY_ITSELF;
-    uint64_t waits = 0;
-    int64_t busy_ms = monotonic_ms();
+    struct activity activity = {0, monotonic_ms()};
     int status = 0;
     int farewell = 0;
     while (!reap_frozen(session, &status)) {
         pass_lines_on(&board->log);
         if (end == END_BY_ITSELF) {
-            const uint64_t now = count_waits(copy);
-            busy_ms = now == 0 || now != waits ? monotonic_ms() : busy_ms;
-            waits = now;
-            end = has_client_left(kept_number(&session->fd), COPY_WATCH_MS)
-                      ? END_OF_CLIENT
-                  : is_memory_low()                       ? END_NO_MEMORY
-                  : ms_until(busy_ms + copy_idle_ms) == 0 ? END_IDLE
-                                                          : END_BY_ITSELF;
+            end = check_on_copy(session, &activity);
+            continue;
         }
-        else {
-            (void)poll(NULL, 0, COPY_LOOK_MS);
-            if (end != END_OF_CLIENT || farewell++ >= COPY_FAREWELL_LOOKS) {
-                (void)kill(copy, SIGKILL); /* the number is its own until it is reaped */
-            }
+        (void)poll(NULL, 0, COPY_LOOK_MS);
+        if (end != END_OF_CLIENT || farewell++ >= COPY_FAREWELL_LOOKS) {
+            (void)kill(copy, SIGKILL); /* the number is its own until it is reaped */
         }
     }
     pass_lines_on(&board->log);
