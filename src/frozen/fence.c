@@ -24,7 +24,7 @@
  *   the application has buffered.
  *
  * What is read is read: from a FIFO, a terminal or, by /proc, a pipe of the process's own that is
- * opened by its name it is gone. The CPU is shared, too, and what a cgroup or a user may have of it.
+ * opened by its name it is gone. The CPU is shared, too, and what a cgroup may have of it.
  */
 #ifndef MANHOLE_FROZEN_FENCE_C
 #define MANHOLE_FROZEN_FENCE_C
