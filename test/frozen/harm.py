@@ -8,6 +8,7 @@ is well and of one whose Python is stuck; then the application says what it has:
 Linux 6.10 mprotect() makes writable what is large and shared. CI does not run it.
 """
 import json
+import os
 import subprocess
 import sys
 
@@ -278,6 +279,7 @@ def main():
         app.stdin.close()
         app.kill()
         app.wait()
+        os.unlink(f'/tmp/manhole-{pid}')
     print('harmed:', harmed)
     return harmed > 0
 
