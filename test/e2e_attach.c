@@ -250,6 +250,12 @@ refusals_name_what_is_missing_and_touch_nothing(void)
                    "is for nothing known here, but");
     assert_refused(app, format_text("--module=%s", test_directory()),
                    "there is no module for");
+    const char *beside =
+        "mkdir -p a/empty a/beside && cp $0/manhole*.so a/beside/manhole.so";
+    assert_int_equal(
+        run_command(LIST("sh", "-c", beside, build_path("")), NULL, NULL, NULL), 0);
+    assert_refused(app, format_text("--module=%s", test_path("a/empty")),
+                   "there is no module for that in ");
     const char *cut = "head -c 4096 $0/manhole*.so >cut.so &&"
                       "grep -aho 'This manhole is for .* (' $0/manhole*.so >>cut.so";
     assert_int_equal(run_command(LIST("sh", "-c", cut, build_path("")), NULL, NULL, NULL),

@@ -35,7 +35,7 @@ def threads(count, target=busy):
 STUCK = '''
 libc = ctypes.PyDLL(None)
 ready()
-while True: libc.usleep(2000000 * 60)
+while True: libc.sleep(1 << 30)
 '''
 ALLOCATES = '''def allocate():
     while True: [bytes(i * 97 % 5000) for i in range(1000)]

@@ -7,7 +7,8 @@
  *
  * Without --module FILE it is looked for where make leaves it and where make install and pip put
  * it, seen from this program: in its folder, in a folder beside that, in the packages of each
- * Python under the same prefix. --module FOLDER: the same, from there.
+ * Python under the same prefix. --module FOLDER: there, and in the folders in it, and nowhere else:
+ * what lies beside a folder that somebody names is none of its builds.
  */
 #ifndef MANHOLE_CLI_ATTACH_MODULE_FILE_C
 #define MANHOLE_CLI_ATTACH_MODULE_FILE_C
@@ -113,20 +114,23 @@ is_trusted(int file, const char *folder)
             status.st_uid == home.st_uid);
 }
 
-/* Looks for one in the folder and around it, reads it, and notes what else is there. */
+/* Seen from a folder: what is in it, and around it. */
+static const char *const module_places[] = {"manhole*.so", "*/manhole*.so",
+                                            "manhole/*.so", "../*/manhole*.so",
+                                            "../lib*/python3*/*-packages/manhole/*.so"};
+enum { PLACES_WITHIN = 3, ALL_PLACES = 5 };
+
+/* Looks for one in so many places, reads it, and notes what else is there. */
 static bool
-search_folder(const struct image *image, const char *folder, const char *python,
-              struct buffer *module, struct buffer *others)
+search_folder(const struct image *image, const char *folder, size_t place_count,
+              const char *python, struct buffer *module, struct buffer *others)
 {
-    static const char *const places[] = {"manhole*.so", "*/manhole*.so",
-                                         "../*/manhole*.so", "manhole/*.so",
-                                         "../lib*/python3*/*-packages/manhole/*.so"};
     bool is_found = false;
 
-    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]) && !is_found; i++) {
+    for (size_t i = 0; i < place_count && !is_found; i++) {
         glob_t found = {.gl_pathc = 0};
         /* NOLINTNEXTLINE(concurrency-mt-unsafe): there is one thread */
-        (void)glob(print("%s/%s", folder, places[i]).text, 0, NULL, &found);
+        (void)glob(print("%s/%s", folder, module_places[i]).text, 0, NULL, &found);
         for (size_t j = 0; j < found.gl_pathc && !is_found; j++) {
             const char *path = found.gl_pathv[j];
             OWNED_FD file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
@@ -183,12 +187,13 @@ find_module(const struct request *request, const struct image *image,
     else if (readlink("/proc/self/exe", folder, sizeof(folder) - 1) > 0) {
         *strrchr(folder, '/') = '\0';
     }
-    if (!search_folder(image, folder, python, module, &others)) {
+    if (!search_folder(image, folder, given != NULL ? PLACES_WITHIN : ALL_PLACES, python,
+                       module, &others)) {
         fail(STATUS_TROUBLE,
-             "process %d runs %s, and there is no module for that in or beside %s%s; "
-             "build one with 'make PYTHON=...' of that Python, and name it with --module "
-             "FILE",
-             (int)image->pid, python, quote(folder).text, text_of(&others));
+             "process %d runs %s, and there is no module for that in%s %s%s; build one "
+             "with 'make PYTHON=...' of that Python, and name it with --module FILE",
+             (int)image->pid, python, given != NULL ? "" : " or beside",
+             quote(folder).text, text_of(&others));
     }
 }
 
