@@ -1224,6 +1224,27 @@ copy_is_not_made_for_a_client_that_has_left(void **state)
     (void)close(ends[0]);
 }
 
+/* As one that has answered just when its client had waited for too long: Python is there for it. */
+static void
+copy_without_python_is_not_made_where_nobody_has_the_gil(void **state)
+{
+    int ends[2];
+    struct freezing freezing = {.attached = false};
+    (void)state;
+    SKIP_UNDER_THREAD_SANITIZER();
+    SKIP_WITHOUT_GIL();
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    freezing.client_fd = ends[0];
+    manhole.interpreter = PyInterpreterState_Get();
+    PyThreadState *tstate = detach();
+    enum freeze_result result = freeze(&freezing);
+    reattach(tstate);
+    manhole.interpreter = NULL;
+    assert_int_equal(result, FREEZE_NO_HOLDER);
+    (void)close(ends[0]);
+    (void)close(ends[1]);
+}
+
 #endif /* CAN_FREEZE */
 
 static void
@@ -1386,6 +1407,7 @@ main(void)
         WITH_COPIES(copy_that_does_nothing_is_ended),
         WITH_COPIES(copy_is_not_made_and_does_not_stay_where_memory_is_short),
         WITH_COPIES(copy_is_not_made_for_a_client_that_has_left),
+        WITH_COPIES(copy_without_python_is_not_made_where_nobody_has_the_gil),
 #endif
         WITH_COPIES(without_descriptors_no_copy_is_made),
         WITH_COPIES(threads_are_known_by_name_and_native_id),

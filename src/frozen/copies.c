@@ -33,7 +33,8 @@
 /* What came of a copy that was to be made. */
 enum freeze_result {
     FREEZE_DONE,
-    FREEZE_DIED, /* each of them */
+    FREEZE_DIED,      /* each of them */
+    FREEZE_NO_HOLDER, /* nobody has the GIL: Python is not stuck, or not any more */
     FREEZE_SUBINTERPRETERS,
     FREEZE_NO_FENCE,
     FREEZE_NO_STACK,
@@ -57,6 +58,7 @@ enum copy_end {
 
 enum {
     COPY_ATTEMPTS = 40,
+    COPY_HOLDER_ATTEMPTS = 3,  /* in a row, while threads hand the GIL on */
     COPY_LOOK_MS = 2,          /* between two looks at one that is being made, */
     COPY_PATIENCE_MS = 300,    /* which sleeps, */
     COPY_TIMEOUT_MS = 20000,   /* or does not, but gets nowhere */
@@ -157,6 +159,8 @@ judge_end(int status)
         return FREEZE_NO_MEMORY;
     case EXIT_NO_STACK:
         return FREEZE_NO_STACK;
+    case EXIT_NO_HOLDER:
+        return FREEZE_NO_HOLDER;
     default:
         return FREEZE_DIED;
     }
@@ -217,13 +221,17 @@ freeze(struct freezing *freezing)
 {
     enum freeze_result result =
         is_memory_low() || is_memory_short() ? FREEZE_NO_MEMORY : FREEZE_DIED;
+    int free_in_a_row = 0;
     freezing->original = getpid();
-    for (int i = 0; result == FREEZE_DIED && i < COPY_ATTEMPTS; i++) {
+    for (int i = 0; (result == FREEZE_DIED || result == FREEZE_NO_HOLDER) &&
+                    free_in_a_row < COPY_HOLDER_ATTEMPTS && i < COPY_ATTEMPTS;
+         i++) {
         if (has_client_left(freezing->client_fd, i)) {
             return FREEZE_NO_CLIENT;
         }
         reattach(freezing->tstate);
         result = try_to_freeze(freezing);
+        free_in_a_row = result == FREEZE_NO_HOLDER ? free_in_a_row + 1 : 0;
     }
     return result;
 }

@@ -12,7 +12,9 @@
  *   the right back when that has ended. So if Python answers meanwhile, the session's own thread
  *   waits for the end of that, and finds that its client was told. Where others have found out
  *   before that Python does not answer, the session's thread is itself the freezer
- *   (lone_freezer_main).
+ *   (lone_freezer_main). A freezer that finds that nobody has the GIL leaves the client to Python
+ *   after all: the session's thread serves it as soon as it is in, and should that take too long
+ *   again, another freezer comes.
  *
  *   --tasks is served live, and by a copy where Python does not answer: serve_copy without
  *   serve_frozen.
@@ -266,8 +268,9 @@ note_copy(void *argument, pid_t copy)
              describe_peer(&session->peer).text);
 }
 
-/* Has a copy serve the client, from its making to its end. */
-MAY_ATTACH static void
+/* Has a copy serve the client, from its making to its end. Returns false when Python will serve it:
+ * then it was told nothing. */
+MAY_ATTACH static bool
 serve_by_copy(struct session *session, bool attached)
 {
     struct purpose purpose = {session, !attached};
@@ -286,19 +289,21 @@ serve_by_copy(struct session *session, bool attached)
     if (result == FREEZE_DONE) {
         tell_end(session, watch_copy(session, freezing.board));
     }
-    else {
+    else if (result != FREEZE_NO_HOLDER) {
         refuse_copy(session, result, attached);
     }
     give_up_copy(session);
     reattach(freezing.tstate);
+    return result != FREEZE_NO_HOLDER;
 }
 
 #else
 
-DETACHED static void
+DETACHED static bool
 serve_by_copy(struct session *session, bool attached)
 {
     refuse_copy(session, FREEZE_NOT_HERE, attached);
+    return true;
 }
 
 #endif /* CAN_FREEZE */
@@ -309,25 +314,32 @@ serve_frozen(struct session *session, PyObject *locals)
 {
     (void)locals;
     if (!settle_report_attached(session)) {
-        serve_by_copy(session, true);
+        (void)serve_by_copy(session, true);
     }
     close_session(session);
 }
 
-/* Serves a client that waits for Python, unless that has answered meanwhile. */
-DETACHED static void
+/* Serves a client that waits for Python, unless that has answered meanwhile. Returns false when
+ * Python is there for it. */
+DETACHED static bool
 serve_without_python(struct session *session)
 {
+    bool told = false;
     begin_sending(session);
-    bool due = is_report_due(session);
-    if (due) {
-        serve_by_copy(session, false);
-        note_told(session);
+    if (is_report_due(session)) {
+        told = serve_by_copy(session, false);
+        if (told) {
+            note_told(session);
+        }
+        else {
+            expect_answer(session); /* anew */
+        }
     }
     end_sending(session);
-    if (due) {
+    if (told) {
         hang_up(session);
     }
+    return told;
 }
 
 /* Body of a freezer: beside the session's own thread, which still waits for Python. */
@@ -335,7 +347,7 @@ DETACHED static void *
 freezer_main(void *argument)
 {
     struct session *session = argument;
-    serve_without_python(session);
+    (void)serve_without_python(session);
     helper_done(session);
     return NULL;
 }
@@ -345,13 +357,15 @@ DETACHED static void *
 lone_freezer_main(void *argument)
 {
     struct session *session = argument;
-    name_session_thread(session);
+    become_session_thread(session);
     if (session->channel->receive == NULL || session->channel->receive(session)) {
         lock_leaf(&session->out_lock);
         session->hang.state = HANG_REPORTED;
         session->hang.waiting_ms = 0; /* it does not */
         unlock(&session->out_lock);
-        serve_without_python(session);
+        if (!serve_without_python(session)) {
+            attend_to_client(session);
+        }
     }
     else {
         hang_up(session);

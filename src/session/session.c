@@ -338,33 +338,47 @@ name_session_thread(const struct session *session)
     (void)pthread_setname_np(pthread_self(), name);
 }
 
-/* Body of a session's thread. That it may not get in is beyond the checker. */
-DETACHED MAY_ATTACH static void *
-session_main(void *argument)
+/* What a session's thread does before anything else: it is seen, and interrupts reach it. */
+DETACHED static void
+become_session_thread(struct session *session)
 {
-    struct session *session = argument;
-    PyThreadState *tstate = NULL;
     name_session_thread(session);
     atomic_store(&session->run.ident, PyThread_get_thread_ident());
     let_waits_be_ended();
-    if (session->channel->receive == NULL || session->channel->receive(session)) {
-        note_waiting(session, monotonic_ms());
-        tstate = enter_interpreter();
-        note_waiting(session, 0);
+}
+
+/* Serves the client in Python, to its end. That it may not get in is beyond the checker. */
+DETACHED MAY_ATTACH static void
+attend_to_client(struct session *session)
+{
+    note_waiting(session, monotonic_ms());
+    PyThreadState *tstate = enter_interpreter();
+    note_waiting(session, 0);
+    if (tstate == NULL) {
+        hang_up(session);
+        return;
     }
-    if (tstate != NULL) {
-        /* In a frozen copy it would pass for one of the threads that were. */
-        const bool is_below =
-            PROFILER_NEEDS_FRAMES && session->channel->serve_copy == NULL;
-        (is_below ? serve_below_frame : serve_session)(session);
-        Py_CLEAR(session->run.raised);
-        if (is_open() && !session->channel->unlogged) {
-            log_waiting();
-        }
-        if (!atomic_load(&manhole.started)) {
-            deliver_log(); /* it has outlived the listener */
-        }
-        leave_interpreter(tstate);
+    /* In a frozen copy it would pass for one of the threads that were. */
+    const bool is_below = PROFILER_NEEDS_FRAMES && session->channel->serve_copy == NULL;
+    (is_below ? serve_below_frame : serve_session)(session);
+    Py_CLEAR(session->run.raised);
+    if (is_open() && !session->channel->unlogged) {
+        log_waiting();
+    }
+    if (!atomic_load(&manhole.started)) {
+        deliver_log(); /* it has outlived the listener */
+    }
+    leave_interpreter(tstate);
+}
+
+/* Body of a session's thread. */
+DETACHED static void *
+session_main(void *argument)
+{
+    struct session *session = argument;
+    become_session_thread(session);
+    if (session->channel->receive == NULL || session->channel->receive(session)) {
+        attend_to_client(session);
     }
     else {
         hang_up(session);
