@@ -1236,9 +1236,9 @@ copy_without_python_is_not_made_where_nobody_has_the_gil(void **state)
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
     freezing.client_fd = ends[0];
     manhole.interpreter = PyInterpreterState_Get();
-    PyThreadState *tstate = detach();
+    PyThreadState *tstate = PyEval_SaveThread();
     enum freeze_result result = freeze(&freezing);
-    reattach(tstate);
+    PyEval_RestoreThread(tstate);
     manhole.interpreter = NULL;
     assert_int_equal(result, FREEZE_NO_HOLDER);
     (void)close(ends[0]);
