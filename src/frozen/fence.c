@@ -250,14 +250,6 @@ unshare_memory(const void *own_board)
 
 /* ---- System calls -------------------------------------------------------------------- */
 
-/* A call that is let through where its argument is as it has to be. */
-struct condition {
-    unsigned call;
-    unsigned argument;
-    enum { IS, HAS_NONE_OF } test;
-    unsigned value; /* of its lower half */
-};
-
 /* Whatever the arguments. What stays in the copy, or tells it something. */
 static const unsigned allowed[] = {
     /* files and what was opened */
@@ -394,6 +386,46 @@ static const unsigned allowed[] = {
     SYS_getpeername,
 };
 
+/* A call that is let through where its argument is as it has to be. */
+struct condition {
+    unsigned call;
+    unsigned argument;
+    enum { IS, HAS_NONE_OF } test;
+    unsigned value; /* of its lower half */
+};
+
+enum { WRITES = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC };
+
+static const struct condition conditions[] = {
+    {SYS_openat, 2, HAS_NONE_OF, WRITES},
+    {SYS_open, 1, HAS_NONE_OF, WRITES},
+    {SYS_sendto, 5, IS, 0}, /* no address: what has no length is none */
+    {SYS_fcntl, 1, IS, F_DUPFD},
+    {SYS_fcntl, 1, IS, F_DUPFD_CLOEXEC},
+    {SYS_fcntl, 1, IS, F_GETFD},
+    {SYS_fcntl, 1, IS, F_SETFD},
+    {SYS_fcntl, 1, IS, F_GETFL},
+    {SYS_fcntl, 1, IS, F_SETFL},
+    {SYS_ioctl, 1, IS, FIONREAD},
+    {SYS_ioctl, 1, IS, FIONBIO},
+    {SYS_ioctl, 1, IS, FIOCLEX},
+    {SYS_ioctl, 1, IS, FIONCLEX},
+    {SYS_ioctl, 1, IS, TCGETS},
+    {SYS_ioctl, 1, IS, TIOCGWINSZ},
+    {SYS_prlimit64, 0, IS, 0},
+    {SYS_prctl, 0, IS, PR_SET_NAME},
+    {SYS_prctl, 0, IS, PR_GET_NAME},
+    {SYS_tgkill, 2, IS, 0},           /* whether it is there */
+    {SYS_socketpair, 0, IS, AF_UNIX}, /* another may load its module */
+    /* Of what allocators ask for. Another way, MADV_REMOVE, empties a file that is mapped. */
+    {SYS_madvise, 2, IS, MADV_DONTNEED},
+    {SYS_madvise, 2, IS, MADV_FREE},
+    {SYS_madvise, 2, IS, MADV_HUGEPAGE},
+    {SYS_madvise, 2, IS, MADV_NOHUGEPAGE},
+    {SYS_madvise, 2, IS, 102 /* MADV_GUARD_INSTALL */},
+    {SYS_madvise, 2, IS, 103 /* MADV_GUARD_REMOVE */},
+};
+
 /* The filter as it grows. */
 struct filter {
     unsigned short length;
@@ -436,36 +468,6 @@ add_condition(struct filter *filter, const struct condition *condition)
 COPY_ONLY static void
 add_conditions(struct filter *filter)
 {
-    const unsigned writes = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC;
-    const struct condition conditions[] = {
-        {SYS_openat, 2, HAS_NONE_OF, writes},
-        {SYS_open, 1, HAS_NONE_OF, writes},
-        {SYS_sendto, 5, IS, 0}, /* no address: what has no length is none */
-        {SYS_fcntl, 1, IS, F_DUPFD},
-        {SYS_fcntl, 1, IS, F_DUPFD_CLOEXEC},
-        {SYS_fcntl, 1, IS, F_GETFD},
-        {SYS_fcntl, 1, IS, F_SETFD},
-        {SYS_fcntl, 1, IS, F_GETFL},
-        {SYS_fcntl, 1, IS, F_SETFL},
-        {SYS_ioctl, 1, IS, FIONREAD},
-        {SYS_ioctl, 1, IS, FIONBIO},
-        {SYS_ioctl, 1, IS, FIOCLEX},
-        {SYS_ioctl, 1, IS, FIONCLEX},
-        {SYS_ioctl, 1, IS, TCGETS},
-        {SYS_ioctl, 1, IS, TIOCGWINSZ},
-        {SYS_prlimit64, 0, IS, 0},
-        {SYS_prctl, 0, IS, PR_SET_NAME},
-        {SYS_prctl, 0, IS, PR_GET_NAME},
-        {SYS_tgkill, 2, IS, 0},           /* whether it is there */
-        {SYS_socketpair, 0, IS, AF_UNIX}, /* another may load its module */
-        /* Of what allocators ask for. Another way, MADV_REMOVE, empties a file that is mapped. */
-        {SYS_madvise, 2, IS, MADV_DONTNEED},
-        {SYS_madvise, 2, IS, MADV_FREE},
-        {SYS_madvise, 2, IS, MADV_HUGEPAGE},
-        {SYS_madvise, 2, IS, MADV_NOHUGEPAGE},
-        {SYS_madvise, 2, IS, 102 /* MADV_GUARD_INSTALL */},
-        {SYS_madvise, 2, IS, 103 /* MADV_GUARD_REMOVE */},
-    };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(conditions); i++) {
         add_condition(filter, &conditions[i]);
     }
