@@ -114,6 +114,7 @@ find_functions(struct attaching *attaching)
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         *rows[i].address = find_libc(image, rows[i].name);
         if (*rows[i].address == 0) {
+            check_life(image->pid);
             fail(STATUS_NO_CONNECTION,
                  "process %d has no %s() in its C library, so it can load no module",
                  (int)image->pid, rows[i].name);

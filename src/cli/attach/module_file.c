@@ -15,6 +15,7 @@
 
 #include "../options.c"
 #include "elf.c"
+#include "rights.c"
 
 #if HAS_IMAGES
 
@@ -163,6 +164,7 @@ find_module(const struct request *request, const struct image *image,
     OWNED_BUFFER others = {.data = NULL};
 
     if (python[0] == '\0') {
+        check_life(image->pid);
         fail(STATUS_NO_CONNECTION,
              "process %d runs a Python before 3.9, and manhole wants 3.9 or newer",
              (int)image->pid);
@@ -174,6 +176,7 @@ find_module(const struct request *request, const struct image *image,
         OWNED_FD file = open(given, O_RDONLY | O_CLOEXEC);
         struct text what = read_module(file, image->machine, module);
         if (strcmp(what.text, python) != 0) {
+            check_life(image->pid);
             fail(STATUS_TROUBLE, "the module %s is for %s, but process %d runs %s",
                  quote(given).text,
                  what.text[0] != '\0' ? what.text : "nothing known here", (int)image->pid,
@@ -189,6 +192,7 @@ find_module(const struct request *request, const struct image *image,
     }
     if (!search_folder(image, folder, given != NULL ? PLACES_WITHIN : ALL_PLACES, python,
                        module, &others)) {
+        check_life(image->pid);
         fail(STATUS_TROUBLE,
              "process %d runs %s, and there is no module for that in%s %s%s; build one "
              "with 'make PYTHON=...' of that Python, and name it with --module FILE",
