@@ -346,7 +346,7 @@ what_a_copy_shares_cannot_be_made_writable(void)
 
 /* The process's threads would not run until it ends, nor the one that ends it. */
 static void
-copy_of_a_process_in_real_time_is_none(void)
+copy_of_a_real_time_process_is_an_ordinary_one(void)
 {
     struct process *app =
         start_app("import os\n"
@@ -357,6 +357,22 @@ copy_of_a_process_in_real_time_is_none(void)
     }
     assert_string_equal(run_frozen(app, "import os; print(os.sched_getscheduler(0))"),
                         "0\n");
+}
+
+/* The process's list of mappings has a line for which there is no room: what is behind it is not
+ * known, so it would stay shared. */
+static void
+copy_is_refused_whose_mappings_cannot_be_read(void)
+{
+    const char *err = NULL;
+    struct process *app = start_app(
+        INSTALL("") "import mmap, os\n"
+                    "here = os.getcwd()\n"
+                    "for _ in range(10): os.mkdir('\\n' * 250); os.chdir('\\n' * 250)\n"
+                    "file = open('written', 'w+b'); file.write(b'kept'); file.flush()\n"
+                    "shared = mmap.mmap(file.fileno(), 4); os.chdir(here)\n" READY STAY);
+    assert_int_equal(run_command(FROZEN(pid_of(app), "-c", "1"), NULL, NULL, &err), 5);
+    assert_contains(err, "without its fence it might do harm");
 }
 
 /* An address whose lower half is 0, where a filter's first look would see none. */
@@ -720,7 +736,8 @@ main(void)
         TEST(copy_reaches_no_file_no_process_and_no_memory_of_others),
         TEST(shared_memory_does_not_grow_by_being_copied),
         TEST(what_a_copy_shares_cannot_be_made_writable),
-        TEST(copy_of_a_process_in_real_time_is_none),
+        TEST(copy_of_a_real_time_process_is_an_ordinary_one),
+        TEST(copy_is_refused_whose_mappings_cannot_be_read),
         TEST(copy_sends_nothing_to_a_socket_by_its_name),
         TEST(terminal_that_a_copy_opens_does_not_become_its_own),
         TEST(process_sees_nothing_of_its_copies),

@@ -1,5 +1,5 @@
 /* Log: one line for each thing that happens, for the operator and for scripts.
- * Runs on:  every thread; log_line() never runs Python and never blocks.
+ * Runs on:  every thread; log_line() never runs Python, and blocks in a frozen copy alone.
  * Touches:  the verbose options, under log_lock; a Python destination, in deliver_log() alone.
  *
  * How it works. A line for a descriptor is written at once, in one piece, if the descriptor takes

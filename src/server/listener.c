@@ -366,7 +366,6 @@ accept_client(const struct door *door)
     return 0;
 }
 
-/* What the listener knows from one turn of its loop to the next, and what it waits for in one. */
 /* What a listener does; each has a number of its own above these bits. One that sleeps in poll()
  * while the application closes the bell cannot be woken: it is given up, and another takes its
  * place. Should it wake after all, by a client that leaves, it touches nothing and ends. */
@@ -398,6 +397,7 @@ take_turn(unsigned listener, enum turn before, enum turn after)
     return atomic_compare_exchange_strong(&manhole.turn, &turn, listener + after);
 }
 
+/* What the listener knows from one turn of its loop to the next, and what it waits for in one. */
 struct watch {
     unsigned listener;       /* whose it is */
     bool accept_fails;       /* said once, until it works again */

@@ -150,8 +150,9 @@ def run(kind, count):
     if app is None:
         return 'left out'
     tries, slowest, why = [0, 0, 0, 0], 0, set()
-    copy(app)
-    before = settled(app)
+    for _ in range(2):   # of a stuck process the first clients wait in line for Python, and go on so
+        copy(app)
+        before = settled(app)
     for _ in range(count):
         for attempt in range(3):
             came, seconds, error = copy(app)
